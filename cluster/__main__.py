@@ -1,0 +1,8 @@
+"""`python -m cluster`: what launch.sh hands over to."""
+
+import sys
+
+from cluster.command_line import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,151 @@
+"""One child process of the supervisor: its pipes, its log, its end.
+
+Its standard input stays open for as long as we live and want it: end of file there means that it is to go.
+Knows nothing of ranks or of the front door.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster.log_files import LineBuffer, ProcessLog
+from cluster.processes import ProcessIdentity, identify
+from config.rotating_file import RotatingFile
+
+READ_BYTES = 64 * 1024
+KILL_LIMIT_S = 10.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ChildPlan:
+    """What to start: `first_line` goes to its standard input, `descriptors` keep their numbers."""
+
+    name: str
+    command: Sequence[str]
+    folder: Path
+    environment: Mapping[str, str]
+    first_line: str = ""
+    descriptors: tuple[int, ...] = ()
+
+
+@dataclass
+class Child:
+    """A process that we started and that is ours to reap; made by `start_child` only."""
+
+    plan: ChildPlan
+    process: asyncio.subprocess.Process
+    identity: ProcessIdentity
+    started_unix: float
+    log: ProcessLog
+    _pumps: list[asyncio.Task[None]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.plan.name
+
+    @property
+    def exit_code(self) -> int | None:
+        """Negative for a signal, as in subprocess; None while it runs."""
+        return self.process.returncode
+
+    async def wait(self) -> int:
+        """Wait for its end and for the last of its output."""
+        code = await self.process.wait()
+        if self._pumps:
+            await asyncio.wait(self._pumps, timeout=1.0)
+        return code
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal, if it still runs."""
+        if self.exit_code is None:
+            self.identity.send(number)
+
+    def close_stdin(self) -> None:
+        """Tell it to go: end of file on its standard input."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+
+    async def end(self, grace_s: float) -> None:
+        """End of file, then SIGKILL after `grace_s`; it is gone and reaped when this returns."""
+        if self.exit_code is None:
+            self.close_stdin()
+            if not await self._ends_within(grace_s):
+                self.send(signal.SIGKILL)
+                if not await self._ends_within(KILL_LIMIT_S):
+                    logger.error("%s (pid %d) does not die", self.name, self.identity.pid)
+        self.close_stdin()
+        for pump in self._pumps:
+            pump.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+
+    async def _ends_within(self, limit_s: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self.wait()
+        return self.exit_code is not None
+
+
+async def start_child(plan: ChildPlan, file: RotatingFile, output: LineBuffer | None = None) -> Child:
+    """Start a process in a session of its own, so that Ctrl-C at a terminal reaches the supervisor alone.
+
+    Args:
+        file: takes its standard error, and its standard output where `output` is None.
+
+    Raises:
+        OSError: it cannot be started; the caller counts that as a failure.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *plan.command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=plan.folder,
+        env=dict(plan.environment),
+        pass_fds=plan.descriptors,
+        start_new_session=True,
+    )
+    now = time.time()
+    identity = identify(process.pid) or ProcessIdentity(process.pid, now)
+    child = Child(plan, process, identity, now, ProcessLog(file))
+    assert process.stdout
+    assert process.stderr
+    child._pumps = [
+        asyncio.create_task(_pump(process.stderr, child.log)),
+        asyncio.create_task(_pump(process.stdout, output or ProcessLog(file))),
+    ]
+    await _write_first_line(process, plan.first_line)
+    return child
+
+
+async def _write_first_line(process: asyncio.subprocess.Process, line: str) -> None:
+    assert process.stdin is not None
+    if line:
+        # A process that died already is noticed by its exit.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            process.stdin.write(line.encode() + b"\n")
+            await process.stdin.drain()
+
+
+async def _pump(stream: asyncio.StreamReader, lines: LineBuffer) -> None:
+    while data := await stream.read(READ_BYTES):
+        lines.feed(data)
+    lines.finish()
+
+
+def describe_exit(code: int) -> str:
+    """`exited with code 3`, `was killed by SIGKILL`."""
+    if code >= 0:
+        return f"exited with code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"

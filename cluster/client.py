@@ -1,0 +1,117 @@
+"""The front door from outside, as any client sees it: HTTP on its socket, server-sent events read as they
+come.
+
+Standard library only. Knows /generate, and nothing of how it is answered.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.errors import ClusterError
+from cluster.ports import host_to_dial
+from config import Settings
+
+# The front door answers a request that takes too long itself, a little before this.
+EXTRA_LIMIT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One streamed answer: its `done` event, and when its tokens came."""
+
+    result: dict[str, Any]
+    num_events: int
+    ttft_s: float
+    last_s: float
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the answer."""
+        return int(self.result.get("usage", {}).get("completion_tokens", self.num_events))
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Rate after the first token; 0 where there was only one."""
+        decode_s = self.last_s - self.ttft_s
+        return (self.num_tokens - 1) / decode_s if decode_s > 0 else 0.0
+
+
+def ask(
+    settings: Settings, address: tuple[str, int], body: Mapping[str, Any], on_text: Callable[[str], None]
+) -> Answer:
+    """Post to /generate with `stream` and hand on the text as it comes.
+
+    Raises:
+        ClusterError: what the front door refused with, or that it cannot be reached.
+    """
+    host, port = address
+    limit_s = settings.request_timeout + EXTRA_LIMIT_S
+    connection = http.client.HTTPConnection(host_to_dial(host), port, timeout=limit_s)
+    headers = {"content-type": "application/json", "accept": "text/event-stream"} | _make_authorization(
+        settings
+    )
+    try:
+        started_at = time.monotonic()
+        connection.request("POST", "/generate", json.dumps({**body, "stream": True}), headers)
+        response = connection.getresponse()
+        if response.status != 200:
+            raise ClusterError(f"the front door answered {response.status}: {_read_error(response.read())}")
+        return _follow(read_events(iter(response.readline, b"")), started_at, on_text)
+    except (OSError, http.client.HTTPException) as error:
+        raise ClusterError(f"no answer from {host}:{port}: {error!r}") from None
+    finally:
+        connection.close()
+
+
+def _follow(events: Iterator[tuple[str, Any]], started_at: float, on_text: Callable[[str], None]) -> Answer:
+    num_events, ttft_s, last_s = 0, 0.0, 0.0
+    for event, data in events:
+        if event == "token":
+            last_s = time.monotonic() - started_at
+            ttft_s = ttft_s or last_s
+            num_events += 1
+            on_text(str(data.get("text", "")))
+        elif event == "error":
+            raise ClusterError(f"the answer ended with an error: {data.get('error', data)}")
+        elif event == "done":
+            return Answer(data, num_events, ttft_s, last_s)
+    raise ClusterError("the stream ended without a last event: see ./launch.sh logs api")
+
+
+def read_events(lines: Iterator[bytes]) -> Iterator[tuple[str, Any]]:
+    """Server-sent events as (event, parsed data); comments are skipped."""
+    event, data = "message", ""
+    for raw in lines:
+        line = raw.decode("utf-8").rstrip("\r\n")
+        if not line and data:
+            yield event, json.loads(data)
+        if not line:
+            event, data = "message", ""
+        elif line.startswith("event:"):
+            event = line.removeprefix("event:").strip()
+        elif line.startswith("data:"):
+            data += line.removeprefix("data:").strip()
+
+
+def _make_authorization(settings: Settings) -> dict[str, str]:
+    """The first key of API_KEYS_FILE, where there is one."""
+    if settings.api_keys_file is None:
+        return {}
+    for line in settings.api_keys_file.read_text(encoding="utf-8").splitlines():
+        key = line.partition("#")[0].strip()
+        if key:
+            return {"authorization": f"Bearer {key}"}
+    return {}
+
+
+def _read_error(body: bytes) -> str:
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return body[:200].decode("utf-8", errors="replace")

@@ -1,0 +1,245 @@
+"""The command line: `./launch.sh COMMAND`. Parses, loads the settings, and calls the command's room.
+
+Imports only the standard library until a command runs, so that help works before anything is installed.
+
+Exit codes: 0 done or ready, 1 failed or degraded, 2 wrong flags or settings, 3 stopped (status), 130
+Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cluster.terminal import Terminal
+    from config import Settings
+
+PROGRAM = "./launch.sh"
+EXIT_WRONG_SETTINGS = 2
+EXIT_INTERRUPTED = 130
+EXIT_NO_READER = 141  # what a shell shows for SIGPIPE
+# Flags that stand for a setting.
+SETTING_FLAGS = {
+    "model": "MODEL_REPO",
+    "ranks": "LOCAL_RANKS",
+    "host": "API_HOST",
+    "port": "API_PORT",
+    "state_dir": "STATE_DIR",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; the exit code."""
+    parser = make_parser()
+    if not arguments or arguments[0] == "help":
+        parser.parse_args([*arguments[1:2], "--help"])
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command != "bench":
+        parser.error(f"{options.command} does not know {' '.join(rest)}")
+    options.rest = rest
+    try:
+        return run_command(options)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone, as in `logs | head`: Python's flush at the end must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_NO_READER
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """Run the command and print what it refuses with."""
+    from cluster.errors import ClusterError
+    from config import SettingsError
+
+    try:
+        run: Callable[[argparse.Namespace], int] = options.run
+        return run(options)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return EXIT_WRONG_SETTINGS
+    except ClusterError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser with every command."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="A ring of machines that serves one language model from a queue of files.",
+        epilog=f"{PROGRAM} COMMAND --help tells more. Settings: config/README.md, .env.example.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    settings = make_setting_flags()
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, parents=[settings])
+        command.set_defaults(run=run)
+        return command
+
+    add(
+        "demo",
+        _demo,
+        "two ranks and the built-in model on this machine: start, ask a question, leave it running",
+    )
+    start = add("start", _start, "start the service in the background and wait until it is ready")
+    start.add_argument(
+        "--foreground", action="store_true", help="stay here, log to this terminal, Ctrl-C stops"
+    )
+    add("stop", _stop, "finish what runs, then stop every process")
+    add("restart", _restart, "stop and start; flags of the running service stay, flags given here win")
+    status = add("status", _status, "show the running service; exit code 0 ready, 1 degraded, 3 stopped")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    status.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
+    _add_test(add("test", _test, "send one real prompt and prove that every rank took part in the answer"))
+    _add_logs(add("logs", _logs, "show the logs of all processes, merged by time"))
+    _add_config(
+        add("config", _config, "show the effective settings and where each comes from, or check them")
+    )
+    check = add("check", _check, "lint, types and tests of the project itself")
+    check.add_argument(
+        "--all", action="store_true", help="the long tests too; the result goes to docs/check-all.txt"
+    )
+    add("bench", _bench, "measure throughput and latency; all further flags go to python -m bench")
+    commands.add_parser("help", help="show this, or the help of a command")
+    return parser
+
+
+def make_setting_flags() -> argparse.ArgumentParser:
+    """The flags that every command takes: settings, above environment, .env and config.json."""
+    flags = argparse.ArgumentParser(add_help=False)
+    group = flags.add_argument_group("settings")
+    group.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting; may be repeated"
+    )
+    group.add_argument("--model", metavar="MODEL_REPO", help="Hub name, folder, or builtin:smollm2-135m")
+    group.add_argument("--ranks", metavar="N", help="LOCAL_RANKS: ranks on this machine")
+    group.add_argument("--host", metavar="HOST", help="API_HOST: where the API listens")
+    group.add_argument("--port", metavar="PORT", help="API_PORT: where the API listens")
+    group.add_argument("--state-dir", metavar="FOLDER", help="STATE_DIR: spool, logs and run files")
+    return flags
+
+
+def _add_test(command: argparse.ArgumentParser) -> None:
+    command.add_argument("prompt", nargs="?", help="the prompt to send")
+    command.add_argument("--max-tokens", type=int, metavar="N", help="length of the answer")
+
+
+def _add_logs(command: argparse.ArgumentParser) -> None:
+    command.add_argument("process", nargs="?", help="rank (all ranks), 0, 1, …, api or supervisor")
+    command.add_argument("-f", "--follow", action="store_true", help="go on as they grow, until Ctrl-C")
+    command.add_argument("-n", "--lines", type=int, default=200, metavar="N", help="how many (default: 200)")
+
+
+def _add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("action", choices=("show", "check"))
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def read_overrides(options: argparse.Namespace) -> dict[str, str]:
+    """The settings among the flags, by key."""
+    from config.show import parse_overrides
+
+    overrides = parse_overrides(options.set)
+    for flag, key in SETTING_FLAGS.items():
+        value = getattr(options, flag)
+        if value is not None:
+            overrides[key] = value
+    return overrides
+
+
+def _load(options: argparse.Namespace) -> tuple[Settings, dict[str, str], Terminal]:
+    from cluster.terminal import Terminal
+    from config import load_settings
+
+    overrides = read_overrides(options)
+    return load_settings(overrides), overrides, Terminal()
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from cluster.demo import add_demo_settings, run_demo
+    from cluster.terminal import Terminal
+    from config import load_settings
+
+    overrides = add_demo_settings(read_overrides(options))
+    return run_demo(load_settings(overrides), overrides, Terminal())
+
+
+def _start(options: argparse.Namespace) -> int:
+    from cluster.start import PREPARE, check_startable, prepare_model, start
+    from cluster.supervisor import run_supervisor
+
+    settings, overrides, terminal = _load(options)
+    if not options.foreground:
+        return start(settings, overrides, terminal)
+    check_startable(settings)
+    prepare_model(settings, overrides, PREPARE)
+    return run_supervisor(overrides)
+
+
+def _stop(options: argparse.Namespace) -> int:
+    from cluster.stop import stop
+
+    settings, _, terminal = _load(options)
+    return stop(settings, terminal)
+
+
+def _restart(options: argparse.Namespace) -> int:
+    from cluster.service import read_service
+    from cluster.start import restart
+    from config import load_settings
+
+    settings, overrides, terminal = _load(options)
+    running = read_service(settings)
+    kept = running.supervisor.get("overrides", {}) if running.holder else {}
+    overrides = {**kept, **overrides}
+    return restart(load_settings(overrides), overrides, terminal)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from cluster.status import show_status, watch_status
+
+    settings, _, terminal = _load(options)
+    if options.watch:
+        return watch_status(settings, terminal)
+    return show_status(settings, terminal, as_json=options.json)
+
+
+def _test(options: argparse.Namespace) -> int:
+    from cluster.trial import MAX_TOKENS, PROMPT, run_trial
+
+    settings, _, terminal = _load(options)
+    return run_trial(settings, terminal, options.prompt or PROMPT, options.max_tokens or MAX_TOKENS)
+
+
+def _logs(options: argparse.Namespace) -> int:
+    from cluster.log_view import show_logs
+
+    settings, _, terminal = _load(options)
+    return show_logs(settings, terminal, options.process, num_lines=options.lines, follow=options.follow)
+
+
+def _config(options: argparse.Namespace) -> int:
+    from config.show import main as show
+
+    flags = [word for key, value in read_overrides(options).items() for word in ("--set", f"{key}={value}")]
+    return show([options.action, *(["--json"] if options.json else []), *flags])
+
+
+def _check(options: argparse.Namespace) -> int:
+    from cluster.check import run_check
+    from cluster.terminal import Terminal
+
+    return run_check(Terminal(), with_long=options.all)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    os.chdir(Path(__file__).resolve().parent.parent)
+    os.environ.update(read_overrides(options))
+    os.execv(sys.executable, [sys.executable, "-m", "bench", *options.rest])

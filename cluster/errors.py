@@ -1,0 +1,25 @@
+"""What a command refuses with: one sentence for the person at the terminal, no traceback.
+
+ClusterError
+├── PortTaken       an address that we are to serve on belongs to somebody else
+├── AlreadyRunning  another supervisor holds the lock of this STATE_DIR
+└── StartFailed     the service did not become ready
+"""
+
+
+class ClusterError(Exception):
+    """A sentence for the person who typed the command; `exit_code` is what the command ends with."""
+
+    exit_code = 1
+
+
+class PortTaken(ClusterError):
+    """The address is in use."""
+
+
+class AlreadyRunning(ClusterError):
+    """Another supervisor holds the lock."""
+
+
+class StartFailed(ClusterError):
+    """The service did not become ready; the message is the reason."""

@@ -1,0 +1,62 @@
+"""What the processes print, cut into lines and put into STATE_DIR/logs by the supervisor.
+
+One file a process (`rank-0.log`, `api.log`, `supervisor.log`), rotated by size. A full disk costs log
+lines, not the service. Knows nothing of what the lines say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from pathlib import Path
+
+from config.rotating_file import RotatingFile
+
+MAX_LINE_BYTES = 64 * 1024
+NUM_LAST_LINES = 20
+
+
+def log_path(log_dir: Path, process: str) -> Path:
+    """Where the log of a process lies: `rank 0` → `rank-0.log`."""
+    return log_dir / f"{process.replace(' ', '-')}.log"
+
+
+class LineBuffer:
+    """Cuts a stream of bytes into whole lines; hands each on by `put_line`."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> None:
+        """Take what was read; an unfinished line waits for its end, unless it is too long."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self.put_line(line.decode("utf-8", errors="replace"))
+        if len(self._rest) > MAX_LINE_BYTES:
+            self.finish()
+
+    def finish(self) -> None:
+        """The stream has ended: what waits is a line."""
+        if self._rest:
+            self.put_line(self._rest.decode("utf-8", errors="replace"))
+            self._rest = b""
+
+    def put_line(self, line: str) -> None:
+        """Hand on one line without its newline."""
+        raise NotImplementedError
+
+
+class ProcessLog(LineBuffer):
+    """The log of one life of a process: into its file, with the last lines kept for the reason of its end."""
+
+    def __init__(self, file: RotatingFile) -> None:
+        super().__init__()
+        self._file = file
+        self.last_lines: deque[str] = deque(maxlen=NUM_LAST_LINES)
+
+    def put_line(self, line: str) -> None:
+        """Append to the file; the line is dropped where the disk refuses it."""
+        if line.strip():
+            self.last_lines.append(line)
+        with contextlib.suppress(OSError):
+            self._file.write_line(line)

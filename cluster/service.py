@@ -1,0 +1,92 @@
+"""What the commands know of a running service: its status files, and whether the supervisor behind them
+lives.
+
+Reads only. Knows nothing of how the service is started or stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster import ports
+from cluster.lock import read_holder
+from cluster.processes import ProcessIdentity, read_identity
+from cluster.state_file import RING_NAME, STATE_NAME
+from config import Settings
+from config.run_files import read_json
+
+STALE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Service:
+    """The service of one STATE_DIR as its files say at one moment; `holder` is the living supervisor."""
+
+    supervisor: dict[str, Any]
+    ring: dict[str, Any]
+    holder: ProcessIdentity | None
+
+    @property
+    def state(self) -> str:
+        """starting, ready, degraded, stopping, failed, stopped: the supervisor's word, and rank 0's."""
+        if self.holder is None:
+            return "stopped"
+        said = str(self.supervisor.get("state", "starting")) if self._is_of_holder else "starting"
+        return "degraded" if said == "ready" and self.trouble else said
+
+    @property
+    def trouble(self) -> str | None:
+        """Why a service whose processes all run is not ready all the same."""
+        if self.ring.get("epoch") != self.supervisor.get("epoch") or self.ring.get("phase") != "ready":
+            return (
+                f"rank 0 says {self.ring.get('phase', 'nothing')}: {self.ring.get('reason') or 'not ready'}"
+            )
+        silent_s = time.time() - float(self.ring.get("updated_unix", 0))
+        return f"rank 0 has not written its status for {silent_s:.0f} s" if silent_s > STALE_S else None
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is not ready."""
+        said = self.supervisor.get("reason")
+        return str(said) if said else (self.trouble if self.state == "degraded" else None)
+
+    @property
+    def exit_code(self) -> int:
+        """0 ready, 1 degraded, 3 stopped."""
+        return {"ready": 0, "stopped": 3}.get(self.state, 1)
+
+    @property
+    def api_address(self) -> tuple[str, int] | None:
+        """Where the front door of the running service listens."""
+        api = self.supervisor.get("api")
+        return (str(api["host"]), int(api["port"])) if api else None
+
+    @property
+    def url(self) -> str:
+        """The front door's address for a person."""
+        return ports.make_url(*self.api_address) if self.api_address else ""
+
+    @property
+    def processes(self) -> dict[str, ProcessIdentity]:
+        """Every process of the supervisor's last word, by name, alive or not."""
+        entries = self.supervisor.get("processes", [])
+        found = {str(entry.get("name")): read_identity(entry) for entry in entries}
+        return {name: identity for name, identity in found.items() if identity}
+
+    @property
+    def _is_of_holder(self) -> bool:
+        return self.holder is not None and self.supervisor.get("pid") == self.holder.pid
+
+
+def read_service(settings: Settings) -> Service:
+    """Read the files of the service in STATE_DIR."""
+    return read_service_at(settings.run_dir)
+
+
+def read_service_at(run_dir: Path) -> Service:
+    """The same for a run folder."""
+    holder = read_holder(run_dir)
+    return Service(read_json(run_dir / STATE_NAME) or {}, read_json(run_dir / RING_NAME) or {}, holder)

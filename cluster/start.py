@@ -1,0 +1,255 @@
+"""`start` and `restart`: prepare the model, launch the supervisor in the background, and show how it gets
+ready.
+
+Shows what the status files say; the work is the supervisor's. Knows nothing of ranks but their names.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from cluster import packages, ports
+from cluster.errors import ClusterError, StartFailed
+from cluster.log_files import log_path
+from cluster.processes import ProcessIdentity, identify
+from cluster.restart_policy import MAX_FAILURES
+from cluster.service import Service, read_service
+from cluster.stop import end_leftovers, stop
+from cluster.terminal import Terminal, format_duration, make_bar
+from config import Settings
+from config.checks import start_problems
+from config.errors import SettingsError
+from config.model_path import BUILTIN_PREFIX
+from config.rotating_file import RotatingFile
+
+ROOT = Path(__file__).resolve().parent.parent
+SUPERVISOR = (sys.executable, "-m", "cluster.supervisor")
+PREPARE = (sys.executable, "-m", "distributed.models.prepare")
+LOOK_INTERVAL_S = 0.1
+NUM_LOG_LINES = 15
+NUM_STEPS = 4
+
+
+class Steps:
+    """Numbers the steps of a start and tells how long each took."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self._number = 0
+        self._since = time.monotonic()
+
+    def done(self, name: str, detail: str) -> None:
+        """Print the step that has ended."""
+        self._number += 1
+        now = time.monotonic()
+        label = self._terminal.colored(f"{self._number}/{NUM_STEPS}", "dim")
+        self._terminal.line(f"{label} {name:<10} {detail}  ({format_duration(now - self._since)})")
+        self._since = now
+
+
+def start(
+    settings: Settings,
+    overrides: Mapping[str, str],
+    terminal: Terminal,
+    *,
+    supervisor: Sequence[str] = SUPERVISOR,
+    prepare: Sequence[str] = PREPARE,
+) -> int:
+    """Start the service and wait until it is ready; the exit code.
+
+    Raises:
+        StartFailed: with the reason; nothing of the service runs then.
+    """
+    check_startable(settings)
+    if (running := read_service(settings)).holder:
+        return join_running(settings, running, terminal)
+    end_leftovers(running)
+    host, port = settings.api_host, settings.api_port
+    if not ports.is_free(host, port):
+        raise ports.describe_taken(host, port)
+    steps = Steps(terminal)
+    prepare_model(settings, overrides, prepare)
+    steps.done("model", settings.model_repo)
+    process = launch_supervisor(settings, overrides, supervisor)
+    try:
+        follow(settings, process, terminal, steps)
+    except StartFailed as error:
+        other = read_service(settings).holder
+        if other and other.pid != process.pid:
+            return join_running(settings, read_service(settings), terminal)
+        show_last_lines(settings, terminal)
+        stop(settings, Terminal(), is_quiet=True)
+        raise error from None
+    return 0
+
+
+def restart(settings: Settings, overrides: Mapping[str, str], terminal: Terminal) -> int:
+    """Stop and start; the caller has put the flags of the running service among the overrides."""
+    check_startable(settings)
+    stop(settings, terminal)
+    return start(settings, overrides, terminal)
+
+
+def check_startable(settings: Settings) -> None:
+    """Raise SettingsError for settings that are well formed and cannot be served."""
+    if problems := start_problems(settings):
+        raise SettingsError(problems)
+
+
+def join_running(settings: Settings, running: Service, terminal: Terminal) -> int:
+    """Somebody else started it: wait until it is ready, and refuse where its settings are not ours."""
+    assert running.holder is not None
+    since = datetime.fromtimestamp(running.holder.start_time).strftime("%Y-%m-%d %H:%M:%S")
+    who = f"supervisor {running.holder.pid}, since {since}"
+    if others := list_differences(running.supervisor.get("settings"), settings.public()):
+        raise ClusterError(
+            f"already running ({who}) with other settings: {'; '.join(others)}. "
+            "./launch.sh restart applies yours"
+        )
+    follow(settings, running.holder, terminal, None)
+    terminal.line(f"Already running ({who}): ready at {read_service(settings).url}")
+    return 0
+
+
+def list_differences(theirs: Any, ours: Mapping[str, Any]) -> list[str]:
+    """Name each setting in which a running service differs from ours; none where it does not say yet."""
+    if not isinstance(theirs, dict):
+        return []
+    return [
+        f"{key} is {theirs.get(key)} there, {ours[key]} here" for key in ours if theirs.get(key) != ours[key]
+    ]
+
+
+def prepare_model(settings: Settings, overrides: Mapping[str, str], prepare: Sequence[str]) -> None:
+    """Make or fetch the model, in a process of its own that shows its progress on standard error."""
+    if settings.model_repo.startswith(BUILTIN_PREFIX):
+        packages.ensure_builtin()
+    ended = subprocess.run(
+        prepare, cwd=ROOT, env={**os.environ, **overrides}, stdout=subprocess.DEVNULL, check=False
+    )
+    if ended.returncode != 0:
+        raise StartFailed(
+            f"the model {settings.model_repo} could not be prepared (exit code {ended.returncode})"
+        )
+
+
+def launch_supervisor(
+    settings: Settings, overrides: Mapping[str, str], command: Sequence[str]
+) -> ProcessIdentity:
+    """Start the supervisor in a session of its own; it outlives us."""
+    path = log_path(settings.log_dir, "supervisor")
+    # Its standard error is the log: what even a crash of the interpreter is written to.
+    log = RotatingFile(path)
+    log.write_line(f"{datetime.now().isoformat(sep=' ', timespec='milliseconds')} INFO start: new supervisor")
+    log.close()
+    flags = [word for key, value in overrides.items() for word in ("--set", f"{key}={value}")]
+    with path.open("ab") as errors:
+        process = subprocess.Popen(
+            [*command, *flags],
+            stdin=subprocess.DEVNULL,
+            stdout=errors,
+            stderr=errors,
+            cwd=ROOT,
+            start_new_session=True,
+        )
+    identity = identify(process.pid)
+    assert identity is not None, "a child of ours is there until we reap it"
+    # Not ours to reap: init does when we are gone.
+    process.returncode = 0
+    return identity
+
+
+def follow(settings: Settings, supervisor: ProcessIdentity, terminal: Terminal, steps: Steps | None) -> None:
+    """Show what a supervisor says until the service is ready.
+
+    Raises:
+        StartFailed: it gave up, ended, or took longer than its own limits allow.
+    """
+    limit_s = (settings.connect_timeout + settings.load_timeout) * MAX_FAILURES + 60
+    deadline = time.monotonic() + limit_s
+    shown = _Shown(terminal, steps)
+    while time.monotonic() < deadline:
+        service = read_service(settings)
+        has_ended = supervisor.wait(LOOK_INTERVAL_S)
+        if service.supervisor.get("pid") == supervisor.pid:
+            shown.update(service)
+            if service.state == "ready":
+                shown.finish(service)
+                return
+            if service.supervisor.get("state") in ("failed", "stopping", "stopped"):
+                raise StartFailed(service.reason or "it was stopped while it started")
+        if has_ended:
+            raise StartFailed("the supervisor ended: see the last lines of its log")
+    raise StartFailed(f"not ready after {format_duration(limit_s)}")
+
+
+class _Shown:
+    """What of a start has been shown so far."""
+
+    def __init__(self, terminal: Terminal, steps: Steps | None) -> None:
+        self._terminal = terminal
+        self._steps = steps
+        self._phases: dict[str, str] = {}
+        self._num_restarts = 0
+        self._has_shown_processes = False
+
+    def update(self, service: Service) -> None:
+        """Show what is new."""
+        entries = service.supervisor.get("processes", [])
+        num_ranks = int(service.supervisor.get("settings", {}).get("LOCAL_RANKS", 0))
+        if self._steps and not self._has_shown_processes and len(entries) > num_ranks:
+            self._has_shown_processes = True
+            plural = "rank" if num_ranks == 1 else "ranks"
+            self._steps.done(
+                "processes", f"supervisor {service.supervisor['pid']}, {num_ranks} {plural}, front door"
+            )
+        num_restarts = int(service.supervisor.get("restarts", 0))
+        if num_restarts > self._num_restarts and service.reason:
+            self._num_restarts = num_restarts
+            self._terminal.line(self._terminal.colored(f"    {service.reason}; starting again", "yellow"))
+        ranks = [entry for entry in entries if str(entry.get("name", "")).startswith("rank ")]
+        self._terminal.live("    " + "   ".join(_describe_rank(entry) for entry in ranks))
+        if not self._terminal.is_live:
+            self._print_phases(ranks)
+
+    def finish(self, service: Service) -> None:
+        """Print the last two steps."""
+        if not self._steps:
+            return
+        num_ranks = int(service.ring.get("ring_size", 0))
+        self._steps.done(
+            "ring", f"epoch {service.ring['epoch']}, {num_ranks} of {num_ranks} ranks answered HELLO"
+        )
+        self._steps.done("ready", self._terminal.colored(service.url, "bold"))
+
+    def _print_phases(self, ranks: Sequence[Mapping[str, Any]]) -> None:
+        for entry in ranks:
+            name, state = str(entry["name"]), str(entry["state"])
+            if self._phases.get(name) != state:
+                self._phases[name] = state
+                self._terminal.line(f"    {name}: {state}")
+
+
+def _describe_rank(entry: Mapping[str, Any]) -> str:
+    state = str(entry["state"])
+    return f"{entry['name']} {make_bar(float(entry.get('progress', 0))) if state == 'loading' else state}"
+
+
+def show_last_lines(settings: Settings, terminal: Terminal) -> None:
+    """Print the end of the log of the process that failed."""
+    failed = read_service(settings).supervisor.get("failed_process") or "supervisor"
+    path = log_path(settings.log_dir, failed)
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-NUM_LOG_LINES:]
+    except OSError:
+        return
+    terminal.line(terminal.colored(f"The last lines of {path}:", "yellow"))
+    for line in lines:
+        terminal.line(f"    {line}")

@@ -1,0 +1,92 @@
+"""run/supervisor.json and what the supervisor writes into run/ring.json for ranks that can no longer do it.
+
+Makes the JSON from what it is given; the layout of supervisor.json stands in `make_state`, that of
+ring.json belongs to rank 0. Knows no processes beyond their entries.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster.child import Child
+from cluster.ring_life import Rank
+from config.run_files import read_json, write_json
+
+STATE_NAME = "supervisor.json"
+RING_NAME = "ring.json"
+
+
+@dataclass
+class SupervisorState:
+    """What the supervisor says; `state` is starting, ready, degraded, stopping, stopped or failed."""
+
+    pid: int
+    start_time: float
+    started_unix: float
+    api: dict[str, Any]  # {"host", "port"}
+    overrides: dict[str, str]
+    settings: dict[str, Any]
+    state: str = "starting"
+    reason: str | None = None
+    failed_process: str | None = None
+    epoch: int = 0
+    num_restarts: int = 0
+    processes: list[dict[str, Any]] = field(default_factory=list)
+
+
+def make_state(state: SupervisorState) -> dict[str, Any]:
+    """The text of supervisor.json."""
+    return {
+        "updated_unix": time.time(),
+        "pid": state.pid,
+        "start_time": state.start_time,
+        "started_unix": state.started_unix,
+        "state": state.state,
+        "reason": state.reason,
+        "failed_process": state.failed_process,
+        "epoch": state.epoch,
+        "restarts": state.num_restarts,
+        "api": state.api,
+        "overrides": state.overrides,
+        "settings": state.settings,
+        "processes": state.processes,
+    }
+
+
+def make_process_entry(child: Child, state: str) -> dict[str, Any]:
+    """One process in supervisor.json."""
+    return {
+        "name": child.name,
+        "pid": child.identity.pid,
+        "host": "localhost",
+        "state": state if child.exit_code is None else "exited",
+        "started_unix": child.started_unix,
+        "start_time": child.identity.start_time,
+        "exit": child.exit_code,
+    }
+
+
+def make_rank_entry(rank: Rank) -> dict[str, Any] | None:
+    """One rank in supervisor.json, with how far it has come; None before it was started."""
+    if rank.child is None:
+        return None
+    progress = {"progress": round(rank.progress, 3), "memory_bytes": rank.memory_bytes}
+    return make_process_entry(rank.child, rank.phase) | progress
+
+
+def last_epoch(run_dir: Path) -> int:
+    """The highest epoch that this STATE_DIR has seen."""
+    found = (read_json(run_dir / name) or {} for name in (STATE_NAME, RING_NAME))
+    return max((int(entry.get("epoch") or 0) for entry in found), default=0)
+
+
+def mark_ring_ended(run_dir: Path, epoch: int, phase: str, reason: str | None) -> None:
+    """Say in ring.json that its ring is gone; its ranks have ended, so nobody else writes it."""
+    ring = read_json(run_dir / RING_NAME) or {}
+    is_said = ring.get("epoch") == epoch and ring.get("phase") == "stopped" and phase == "stopped"
+    if not is_said:
+        ring |= {"updated_unix": time.time(), "epoch": epoch, "phase": phase, "reason": reason}
+        write_json(run_dir / RING_NAME, ring)

@@ -1,0 +1,191 @@
+"""What a setting is: its metadata, and the kinds of value that settings take.
+
+Every field of `Settings` is annotated with one `About` and with pydantic's bounds; README, examples,
+`config show` and the error messages are all made from these two, so that nothing is said twice. This file
+knows no key by name.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import annotated_types
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+from pydantic.fields import FieldInfo
+
+_PATH_TYPES = (Path, Path | None)
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What people are told about a setting.
+
+    `is_live`: a running service may take a new value; otherwise it takes a restart. `is_secret`: never shown.
+    `allowed`: only where the type and its bounds do not say it.
+    """
+
+    group: str
+    description: str
+    unit: str = ""
+    is_live: bool = False
+    is_secret: bool = False
+    allowed: str = ""
+
+
+def between(low: float, high: float) -> Any:
+    """Bound a number, both ends included."""
+    return Field(ge=low, le=high)
+
+
+def about(field: FieldInfo) -> About:
+    """Return the metadata of a setting's field."""
+    return next(item for item in field.metadata if isinstance(item, About))
+
+
+def is_setting(field: FieldInfo) -> bool:
+    """Tell a setting from the other fields of the class."""
+    return any(isinstance(item, About) for item in field.metadata)
+
+
+def allowed_values(field: FieldInfo) -> str:
+    """Say in words what a setting may be."""
+    said = about(field).allowed
+    if said:
+        return said
+    if get_origin(field.annotation) is Literal:
+        *others, last = get_args(field.annotation)
+        return f"{', '.join(others)} or {last}"
+    if field.annotation in _PATH_TYPES:
+        return "a path" if field.annotation is Path else "a path, or empty for none"
+    kind = "a whole number" if field.annotation is int else "a number"
+    low, high = _bounds(field)
+    return f"{kind} from {low} to {high}"
+
+
+def format_value(value: object) -> str:
+    """Write a value as it would stand in `.env`."""
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def json_value(value: object) -> str | int | float | None:
+    """Write a value as it would stand in `config.json`."""
+    if value is None or isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    return str(value)
+
+
+def _bounds(field: FieldInfo) -> tuple[str, str]:
+    low = next(item.ge for item in field.metadata if isinstance(item, annotated_types.Ge))
+    high = next(item.le for item in field.metadata if isinstance(item, annotated_types.Le))
+    return format_value(low), format_value(high)
+
+
+def _absolute(path: Path | None, info: ValidationInfo) -> Path | None:
+    if path is None:
+        return None
+    root: Path = info.data["root"]
+    return root / _expand_home(path)
+
+
+def _expand_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError("this home folder is not known") from error
+
+
+def _empty_is_none(value: object) -> object:
+    return None if value == "" else value
+
+
+def _not_empty(value: object) -> object:
+    if value == "":
+        raise ValueError("it is empty")
+    return value
+
+
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+HOST_NAME = re.compile(
+    r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?"
+)
+
+
+def _listening_host(value: str) -> str:
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        looks_like_an_address = re.fullmatch(r"[0-9.]+", value) is not None
+        if looks_like_an_address or HOST_NAME.fullmatch(value) is None:
+            raise ValueError("this is neither an address nor a host name") from None
+        return value
+
+
+def _ring_address(value: str) -> str:
+    address = ipaddress.IPv4Address(value)
+    if address.is_unspecified or address.is_multicast:
+        raise ValueError("the neighbours must be able to connect to it")
+    return str(address)
+
+
+def _cors_origins(value: str) -> str:
+    origins = split_list(value)
+    for origin in origins:
+        if origin != "*" and re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#,@]+", origin) is None:
+            raise ValueError(f"{origin!r} is not an origin")
+    if "*" in origins and len(origins) > 1:
+        raise ValueError("* stands alone")
+    return ",".join(origins)
+
+
+def _layer_split(value: str) -> str:
+    if value == "auto":
+        return value
+    parse_layer_counts(value)
+    return value.replace(" ", "")
+
+
+def split_list(value: str) -> tuple[str, ...]:
+    """Split a comma list, leaving out blanks."""
+    return tuple(word.strip() for word in value.split(",") if word.strip())
+
+
+def parse_layer_counts(value: str) -> tuple[int, ...]:
+    """Read `15,15`: the number of layers of rank 0, rank 1, and so on."""
+    words = [word.strip() for word in value.split(",")]
+    if not all(re.fullmatch(r"[0-9]{1,4}", word) and int(word) > 0 for word in words):
+        raise ValueError("this is not a list of whole numbers above zero")
+    return tuple(int(word) for word in words)
+
+
+def json_settings(values: Mapping[str, Any]) -> dict[str, str | int | float | None]:
+    """Turn effective values into what JSON can hold, by key."""
+    return {key: json_value(value) for key, value in values.items()}
+
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+AnyPath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_absolute)]
+OptionalPath = Annotated[Path | None, BeforeValidator(_empty_is_none), AfterValidator(_absolute)]
+ListeningHost = Annotated[str, AfterValidator(_listening_host)]
+RingAddress = Annotated[str, AfterValidator(_ring_address)]
+CorsOrigins = Annotated[str, AfterValidator(_cors_origins)]
+LayerSplit = Annotated[str, BeforeValidator(_lower), AfterValidator(_layer_split)]
+LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_upper)]
+Auto = Annotated[Literal["auto"], BeforeValidator(_lower)]

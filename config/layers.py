@@ -1,0 +1,108 @@
+"""Lays the sources over each other and words what is wrong with their values.
+
+The loader of `config.manager` is its only caller. It knows keys only as the fields it is given.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from config.errors import Problem
+from config.fields import about, allowed_values
+from config.sources import (
+    COMMAND_LINE,
+    DOTENV_NAME,
+    ENVIRONMENT,
+    JSON_NAME,
+    Entry,
+    Layer,
+    Origin,
+    read_dotenv,
+    read_json_settings,
+    read_mapping,
+)
+
+
+def collect(
+    root: Path, overrides: Mapping[str, str], environ: Mapping[str, str], fields: Mapping[str, FieldInfo]
+) -> tuple[dict[str, Entry], list[Problem]]:
+    """Return the winning entry of each key, and what is wrong with how the sources are written."""
+    known_environment = {key: value for key, value in environ.items() if key in fields}
+    layers = (
+        read_json_settings(root / JSON_NAME),
+        read_dotenv(root / DOTENV_NAME),
+        read_mapping(known_environment, ENVIRONMENT),
+        read_mapping(overrides, COMMAND_LINE),
+    )
+    entries: dict[str, Entry] = {}
+    problems: list[Problem] = []
+    for layer in layers:
+        problems += layer.problems
+        problems += _unknown_keys(layer, fields)
+        problems += _unprintable_values(layer, fields)
+        entries.update({key: entry for key, entry in layer.entries.items() if key in fields})
+    return entries, problems
+
+
+def validation_problems(
+    error: ValidationError, entries: Mapping[str, Entry], fields: Mapping[str, FieldInfo]
+) -> list[Problem]:
+    """Word pydantic's findings, one for each wrong key: the value, the reason and what is allowed."""
+    reasons: dict[str, str] = {}
+    for detail in error.errors(include_url=False, include_input=False):
+        key = str(detail["loc"][0]).upper()
+        cause = detail.get("ctx", {}).get("error") if detail["type"] == "value_error" else None
+        reasons[key] = reasons.get(key) or (str(cause) if cause is not None else "")
+    return [_wrong_value(key, reason, entries[key], fields[key]) for key, reason in reasons.items()]
+
+
+def unknown_key(key: str, known: Collection[str], origin: Origin) -> Problem:
+    """Word an unknown key, with the known key that is nearest to it; its value is not shown."""
+    near = difflib.get_close_matches(key.upper(), known, n=1)
+    if near:
+        advice = f"did you mean {near[0]}?"
+    else:
+        advice = (
+            "the keys are listed in config/README.md; other programs' variables belong into the environment"
+        )
+    return Problem(str(origin), f"{_printable(key)} is not a setting; {advice}", key)
+
+
+def _unknown_keys(layer: Layer, fields: Mapping[str, FieldInfo]) -> list[Problem]:
+    return [
+        unknown_key(key, fields, entry.origin) for key, entry in layer.entries.items() if key not in fields
+    ]
+
+
+def _unprintable_values(layer: Layer, fields: Mapping[str, FieldInfo]) -> list[Problem]:
+    return [
+        _wrong_value(key, "it holds a character that cannot be printed", entry, fields[key])
+        for key, entry in layer.entries.items()
+        if key in fields and entry.value is not None and not entry.value.isprintable()
+    ]
+
+
+def _wrong_value(key: str, reason: str, entry: Entry, field: FieldInfo) -> Problem:
+    if about(field).is_secret:
+        value = "(hidden)"
+    elif entry.value is None:
+        value = "null"
+    else:
+        value = _shortened(repr(entry.value))
+    because = f" ({reason})" if reason else ""
+    sentence = f"{key} = {value} is not allowed{because}; allowed: {allowed_values(field)}"
+    return Problem(str(entry.origin), sentence, key)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def _printable(key: str) -> str:
+    return key if re.fullmatch(r"[!-~]{1,120}", key) else _shortened(repr(key))

@@ -1,0 +1,108 @@
+"""Finds the folder of the model that MODEL_REPO names, without loading or fetching anything.
+
+MODEL_REPO is a Hugging Face Hub name, a folder, or `builtin:` and the name of a model that is made on this
+machine. This file knows where models lie and when their files are complete; it knows nothing of their
+contents and never imports MLX.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from config.errors import ModelNotReady
+
+BUILTIN_PREFIX = "builtin:"
+BUILTIN_MODELS = ("smollm2-135m",)
+WEIGHTS_INDEX = "model.safetensors.index.json"
+_HUB_NAME = re.compile(
+    r"(?!.*(--|\.\.))[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?(?<![.-])"
+)
+
+
+def check_model_repo(model_repo: str, root: Path) -> str:
+    """Return MODEL_REPO unchanged where it is well formed; raises ValueError with the reason."""
+    if model_repo.startswith(BUILTIN_PREFIX):
+        if model_repo.removeprefix(BUILTIN_PREFIX) not in BUILTIN_MODELS:
+            raise ValueError("there is no such built-in model")
+    elif not is_folder_name(model_repo, root) and _HUB_NAME.fullmatch(model_repo) is None:
+        raise ValueError("this is neither a folder nor a Hub name")
+    return model_repo
+
+
+def is_folder_name(model_repo: str, root: Path) -> bool:
+    """Tell a folder from a Hub name: written like a path, or a folder of that name is there."""
+    written_as_path = model_repo in (".", "..", "~") or model_repo.startswith(("/", "./", "../", "~/"))
+    return written_as_path or (model_repo != "" and _is_folder(root / model_repo))
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        # A name too long for the file system, a folder above that may not be looked into.
+        return False
+
+
+def locate_model(model_repo: str, *, root: Path, state_dir: Path, cache_dir: Path | None) -> Path:
+    """Return the model's folder.
+
+    A built-in model's folder and a folder named in MODEL_REPO are returned whether or not they are there (see
+    `is_complete`). Raises: ModelNotReady where a Hub model has not been downloaded, or not completely.
+    """
+    if model_repo.startswith(BUILTIN_PREFIX):
+        return state_dir / "models" / model_repo.removeprefix(BUILTIN_PREFIX)
+    if is_folder_name(model_repo, root):
+        return (root / Path(model_repo).expanduser()).resolve()
+    return _hub_snapshot(model_repo, cache_dir)
+
+
+def short_name(model_repo: str) -> str:
+    """Return the public name: what stands after the last slash or after `builtin:`."""
+    return Path(model_repo.removeprefix(BUILTIN_PREFIX)).expanduser().resolve().name
+
+
+def missing_files(folder: Path) -> tuple[str, ...]:
+    """Name the files that a model folder lacks: `config.json`, and the weights that its index lists."""
+    wanted = ["config.json"]
+    index = folder / WEIGHTS_INDEX
+    if index.is_file():
+        wanted += sorted(set(_weight_map(index).values()))
+    elif not any(folder.glob("*.safetensors")):
+        wanted.append("model.safetensors")
+    return tuple(name for name in wanted if not (folder / name).is_file())
+
+
+def is_complete(folder: Path) -> bool:
+    """Tell whether a model folder can be loaded."""
+    return not missing_files(folder)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {str(tensor): str(name) for tensor, name in found.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelNotReady(f"{index} is not an index of weights: {error}") from error
+
+
+def _hub_snapshot(model_repo: str, cache_dir: Path | None) -> Path:
+    # Imported here: it costs a quarter of a second, which a folder or a built-in model should not pay.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(model_repo, cache_dir=cache_dir, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError) as error:
+        raise ModelNotReady(
+            f"MODEL_REPO = {model_repo} is not on this machine yet; "
+            "`python -m distributed.models.prepare` downloads it"
+        ) from error
+    missing = missing_files(folder)
+    if missing:
+        raise ModelNotReady(
+            f"MODEL_REPO = {model_repo} is not completely downloaded: {missing[0]} is missing "
+            f"(in all {len(missing)}); `python -m distributed.models.prepare` goes on with it"
+        )
+    return folder

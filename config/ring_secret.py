@@ -1,0 +1,56 @@
+"""Reads the secret that all ranks of a ring share, and makes it once where none was chosen.
+
+The file holds one line of at least 32 characters, readable by its owner only. This file does not know how
+the ring proves that it has the secret.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from config.errors import Problem, SettingsError
+
+if TYPE_CHECKING:
+    from config.manager import Settings
+
+NUM_SECRET_BYTES = 32
+MIN_SECRET_LENGTH = 32
+
+
+def load_ring_secret(settings: Settings) -> str:
+    """Return the ring's secret; raises SettingsError if the file is missing, too short or open to others."""
+    path = settings.ring_secret_path
+    if settings.ring_secret_file is None and not path.exists():
+        _make_secret(path)
+    try:
+        mode = path.stat().st_mode
+        secret = path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        raise _refusal(settings, f"{path} cannot be read as a secret: {error}") from error
+    if mode & 0o077:
+        raise _refusal(settings, f"{path} can be read by others; make it private with: chmod 600 {path}")
+    if len(secret) < MIN_SECRET_LENGTH:
+        raise _refusal(settings, f"the secret in {path} is shorter than {MIN_SECRET_LENGTH} characters")
+    return secret
+
+
+def _make_secret(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(secrets.token_hex(NUM_SECRET_BYTES) + "\n")
+        # A link fails where the file is there already: of two makers at once, one secret counts.
+        os.link(temporary, path)
+    except FileExistsError:
+        return
+    finally:
+        Path(temporary).unlink()
+
+
+def _refusal(settings: Settings, sentence: str) -> SettingsError:
+    return SettingsError([Problem(str(settings.origin("RING_SECRET_FILE")), sentence, "RING_SECRET_FILE")])

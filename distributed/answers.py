@@ -1,0 +1,146 @@
+"""An answer in the making: one request's sequence, text, token log and times on rank 0.
+
+Knows the spool's messages and the clock; nothing of MLX, frames or the ring.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+from typing import Any
+
+from distributed.sampling_key import RowSampling
+from distributed.sequence import Sequence
+from distributed.text_stream import TextStream
+from spool import Claim, Request, Result, TokenLogWriter, TokenRecord, Usage
+from spool.messages import FinishReason
+
+
+@dataclass
+class RankShare:
+    """What one rank did for one answer; busy time of a microbatch is shared out evenly over its rows."""
+
+    num_frames: int = 0
+    busy_s: float = 0.0
+
+
+@dataclass(eq=False)
+class Answer:
+    """A claimed request and everything that is said about it until its result is written."""
+
+    claim: Claim
+    sequence: Sequence
+    stream: TextStream
+    log: TokenLogWriter
+    special_token_ids: frozenset[int]
+    num_ranks: int
+    text: str = ""
+    num_resumed_tokens: int = 0
+    claimed_unix: float = field(default_factory=time.time)
+    first_token_unix: float | None = None
+    shares: list[RankShare] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.shares = [RankShare() for _ in range(self.num_ranks)]
+        self._replay(self.log.resumed)
+
+    @property
+    def request(self) -> Request:
+        return self.claim.request
+
+    @property
+    def next_sampling(self) -> RowSampling:
+        """How the next token is drawn."""
+        params = self.request.params
+        return RowSampling(
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=params.top_k,
+            min_p=params.min_p,
+            seed=params.seed,
+            choice=params.choice,
+            index=self.sequence.num_answer_tokens,
+        )
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Return why the tokens so far end the answer, or None."""
+        if self.stream.is_stopped or self.sequence.ended_by == "stop":
+            return "stop"
+        return "length" if self.sequence.ended_by == "length" else None
+
+    def record(self, token_id: int) -> TokenRecord:
+        """Take the newest token, already in the sequence, into the text; return its line of the log."""
+        if self.first_token_unix is None:
+            self.first_token_unix = time.time()
+        text = self._take(token_id)
+        return TokenRecord(index=self.sequence.num_answer_tokens - 1, token_id=token_id, text=text)
+
+    def credit(self, busy_us: Items[int], num_rows: int) -> None:
+        """Add a microbatch's busy times, by rank."""
+        for share, us in zip(self.shares, busy_us, strict=True):
+            share.num_frames += 1
+            share.busy_s += us / 1e6 / num_rows
+
+    def result(self, finish_reason: FinishReason, first_layers: Items[tuple[int, int]]) -> Result:
+        """Build the final answer; `first_layers` is (first layer, number of layers) by rank."""
+        sequence, request = self.sequence, self.request
+        return Result(
+            id=request.id,
+            model=request.model,
+            text=self.text,
+            token_ids=tuple(sequence.token_ids[sequence.num_prompt_tokens :]),
+            finish_reason=finish_reason,
+            usage=Usage(sequence.num_prompt_tokens, sequence.num_answer_tokens, sequence.num_reused_tokens),
+            performance={**self.times(), "ranks": self._ranks(first_layers)},
+            error=None,
+            finished_unix=time.time(),
+        )
+
+    def times(self) -> dict[str, Any]:
+        """Return the request's times in seconds and its rates in tokens a second."""
+        now, created = time.time(), self.request.created_unix
+        first = self.first_token_unix or now
+        num_new = self.sequence.num_answer_tokens - self.num_resumed_tokens
+        num_prefilled = self.sequence.num_prompt_tokens - self.sequence.num_reused_tokens
+        return {
+            "queue_s": round(max(0.0, self.claimed_unix - created), 6),
+            "prefill_s": round(first - self.claimed_unix, 6),
+            "ttft_s": round(max(0.0, first - created), 6),
+            "prefill_tokens_per_s": _rate(num_prefilled, first - self.claimed_unix),
+            "decode_tokens_per_s": _rate(num_new - 1, now - first),
+            "total_s": round(max(0.0, now - created), 6),
+        }
+
+    def _replay(self, records: Items[TokenRecord]) -> None:
+        """Continue from the log of an earlier attempt."""
+        self.num_resumed_tokens = len(records)
+        for record in records:
+            self.sequence.token_ids.append(record.token_id)
+            self._take(record.token_id)
+
+    def _take(self, token_id: int) -> str:
+        text = "" if token_id in self.special_token_ids else self.stream.add(token_id)
+        if self.finish_reason is not None:
+            text += self.stream.finish()
+        self.text += text
+        return text
+
+    def _ranks(self, first_layers: Items[tuple[int, int]]) -> list[dict[str, Any]]:
+        total = sum(share.busy_s for share in self.shares) or 1.0
+        return [
+            {
+                "rank": rank,
+                "first_layer": first,
+                "num_layers": count,
+                "num_frames": share.num_frames,
+                "busy_s": round(share.busy_s, 6),
+                "busy_share": round(share.busy_s / total, 4),
+            }
+            for rank, (share, (first, count)) in enumerate(zip(self.shares, first_layers, strict=True))
+        ]
+
+
+def _rate(count: int, seconds: float) -> float:
+    return round(max(count, 0) / seconds, 3) if seconds > 0 else 0.0

@@ -1,0 +1,162 @@
+"""A model folder as data: its config.json and the headers of its safetensors files, no weights.
+
+A safetensors file is eight bytes of header length (little-endian), then a JSON header {tensor: {dtype, shape,
+data_offsets}}, then the data. Which file holds which tensor is found from model.safetensors.index.json, or,
+without one, from the headers themselves. Knows nothing of MLX, of stages, or of how a model runs.
+
+    ModelError                the folder cannot be served; the start stops with its sentence
+    |-- BadCheckpoint         missing, cut short or contradictory files
+    |-- UnsupportedModel      a model type or a feature of it that no provider serves
+    `-- DoesNotFit            (sharding.py) the ranks cannot hold it
+"""
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+INDEX_NAME = "model.safetensors.index.json"
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
+
+
+class ModelError(ValueError):
+    """A model folder that cannot be served."""
+
+
+class BadCheckpoint(ModelError):
+    """Files of the model are missing, cut short, or contradict each other."""
+
+
+class UnsupportedModel(ModelError):
+    """No provider serves this model type, or a feature this checkpoint uses."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor is and how large; dtype as safetensors names it (F32, BF16, U32, …)."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    num_bytes: int
+
+    @property
+    def num_values(self) -> int:
+        return math.prod(self.shape)
+
+
+def read_tensors(folder: Path) -> dict[str, TensorInfo]:
+    """Read where every tensor of the model is, from the header of every file.
+
+    Raises:
+        BadCheckpoint: a file is missing, cut short, or does not hold what the index says.
+    """
+    tensors: dict[str, TensorInfo] = {}
+    for file in weight_files(folder):
+        tensors |= read_header(folder / file)
+    missing = sorted(read_index(folder).keys() - tensors.keys())
+    if missing:
+        raise BadCheckpoint(
+            f"{folder}: {len(missing)} tensors of {INDEX_NAME} are in no file, first {missing[0]}"
+        )
+    return tensors
+
+
+def tensor_files(folder: Path) -> dict[str, str]:
+    """Return tensor name -> file name, from the index alone where there is one."""
+    return read_index(folder) or {name: info.file for name, info in read_tensors(folder).items()}
+
+
+def is_tied(config: dict[str, Any], names: Container[str]) -> bool:
+    """Say whether the head reuses the embeddings."""
+    return bool(config.get("tie_word_embeddings", "lm_head.weight" not in names))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read config.json; it must name a model_type and a number of layers."""
+    config = _read_json(folder / "config.json")
+    for key in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size"):
+        if key not in config:
+            raise BadCheckpoint(f"{folder / 'config.json'} has no {key}")
+    return config
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    """Return tensor name -> file name from the index; empty where there is none."""
+    path = folder / INDEX_NAME
+    if not path.is_file():
+        return {}
+    weight_map = _read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise BadCheckpoint(f"{path} has no weight_map")
+    return {str(name): _plain_name(path, str(file)) for name, file in weight_map.items()}
+
+
+def weight_files(folder: Path) -> list[str]:
+    """List the safetensors files that hold the model, those of the index or all model*.safetensors."""
+    files = sorted(set(read_index(folder).values())) or sorted(
+        p.name for p in folder.glob("model*.safetensors")
+    )
+    if not files:
+        raise BadCheckpoint(
+            f"{folder} holds no model*.safetensors: not a model folder, or not downloaded to its end"
+        )
+    return files
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """Read the tensors of one safetensors file from its header."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else MAX_HEADER_BYTES + 1
+            raw = file.read(length) if length <= MAX_HEADER_BYTES else b""
+        header = json.loads(raw)
+        header.pop("__metadata__", None)
+        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+        tensors = {name: _tensor_info(path.name, entry) for name, entry in header.items()}
+    except FileNotFoundError as error:
+        raise BadCheckpoint(f"{path} is missing: the model is not downloaded to its end") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadCheckpoint(f"{path} is not a safetensors file: {error}") from error
+    if size < 8 + length + end:
+        raise BadCheckpoint(f"{path} is cut short: {size} bytes of {8 + length + end}")
+    return tensors
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """Return the sha256 of the files' names and contents, as hex."""
+    digest = hashlib.sha256()
+    for path in paths:
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _tensor_info(file: str, entry: dict[str, Any]) -> TensorInfo:
+    start, end = (int(offset) for offset in entry["data_offsets"])
+    return TensorInfo(file, str(entry["dtype"]), tuple(int(n) for n in entry["shape"]), end - start)
+
+
+def _plain_name(path: Path, file: str) -> str:
+    if Path(file).name != file:
+        raise BadCheckpoint(f"{path} names {file!r}: weight files must lie in the model folder itself")
+    return file
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BadCheckpoint(f"{path} is missing: not a model folder, or not downloaded to its end") from error
+    except ValueError as error:
+        raise BadCheckpoint(f"{path} is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise BadCheckpoint(f"{path} is not a JSON object")
+    return data

@@ -1,0 +1,261 @@
+"""Rank 0's loop: schedule, send, wait, receive, sample, log.
+
+Knows the ring, its own stage, the scheduler and the intake; nothing of HTTP. It is the only place that
+decides anything. One selector waits for the ring, the doorbell and signals. The next microbatch is on its way
+before the last one's text is made and logged, so that other stages do not wait for files."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from distributed.answers import Answer
+from distributed.frame import Frame, Kind, StageStep, make_step_frame, parse_step
+from distributed.intake import CannotRun, Intake
+from distributed.lifeline import Lifeline
+from distributed.ring import MAX_UNREAD_BYTES, Ring, RingLost, clock_us
+from distributed.ring_status import RingStatus
+from distributed.sampling import sample
+from distributed.scheduler import Scheduler
+from distributed.sequence import Microbatch, Sequence
+from distributed.stage import Stage
+
+logger = logging.getLogger(__name__)
+
+STATUS_SECONDS = 1.0
+PING_SECONDS = 5.0
+SWEEP_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """Times in seconds."""
+
+    poll_interval_seconds: float
+    step_timeout_seconds: float
+    shutdown_timeout_seconds: float
+    retention_seconds: float
+
+
+class Engine:
+    """Serves the spool until it is told to stop."""
+
+    def __init__(
+        self,
+        ring: Ring,
+        stage: Stage,
+        scheduler: Scheduler,
+        intake: Intake,
+        status: RingStatus,
+        lifeline: Lifeline,
+        limits: EngineLimits,
+    ) -> None:
+        self._ring, self._stage, self._scheduler, self._intake = ring, stage, scheduler, intake
+        self._status, self._lifeline, self._limits = status, lifeline, limits
+        self._num_unread_bytes = 0
+        self._unread_bytes: dict[int, int] = {}
+        self._num_pings = 0
+        self._last_lap = self._next_scan = self._next_status = self._next_ping = self._next_sweep = (
+            time.monotonic()
+        )
+
+    def run(self, should_stop: Callable[[], bool], wakeup: int) -> None:
+        """Serve until `should_stop`, then finish what runs as far as the shutdown limit goes.
+
+        Args:
+            wakeup: a descriptor that becomes readable when a signal has arrived.
+        """
+        self._status.enter("ready")
+        self._lifeline.enter("ready", self._limits.step_timeout_seconds)
+        while not should_stop():
+            self.step(wakeup, takes_requests=True)
+        self._drain(wakeup)
+
+    def step(self, wakeup: int, *, takes_requests: bool) -> None:
+        """Take in, launch, wait, receive: one turn of the loop."""
+        now = time.monotonic()
+        self._lifeline.expect(self._limits.step_timeout_seconds, self._status.step)
+        if now >= self._next_scan:
+            self._next_scan = now + self._limits.poll_interval_seconds
+            self._scan(takes_requests)
+        self._launch()
+        self._tick(now)
+        bell = self._intake.bell.fileno()
+        ready = self._ring.wait(max(0.0, self._next_scan - now), (bell, wakeup))
+        if bell in ready:
+            self._intake.bell.drain()
+            self._next_scan = 0.0
+        if self._ring.is_readable():
+            self._receive()
+
+    def _drain(self, wakeup: int) -> None:
+        self._status.enter("draining")
+        self._lifeline.enter("draining", self._limits.step_timeout_seconds)
+        deadline = time.monotonic() + self._limits.shutdown_timeout_seconds
+        while self._scheduler.has_work and time.monotonic() < deadline:
+            self.step(wakeup, takes_requests=False)
+        if self._scheduler.has_work:
+            logger.warning(
+                "%d answers stay in the spool and go on at the next start", self._scheduler.num_open
+            )
+        self._intake.close()
+        self._ring.send(Frame(Kind.STOP, self._ring.epoch))
+        while self._receive_frame().kind is not Kind.STOP:
+            pass
+        self._status.enter("stopped")
+
+    def _scan(self, takes_requests: bool) -> None:
+        """Look at the spool: cancellations first, then as many requests as the tables have rows."""
+        for answer in self._intake.cancelled():
+            self._scheduler.finish(answer.sequence)
+            self._intake.end(answer, "cancelled")
+        if not takes_requests:
+            return
+        for answer in self._intake.claim(self._scheduler.max_open - self._scheduler.num_open):
+            if self._scheduler.can_ever_fit(answer.sequence):
+                self._scheduler.add(answer.sequence)
+            else:
+                self._intake.fail(answer, _does_not_fit(answer))
+
+    def _launch(self) -> None:
+        """Send microbatches until enough are in flight or nothing is ready."""
+        while self._num_unread_bytes < MAX_UNREAD_BYTES:
+            microbatch = self._scheduler.schedule()
+            if microbatch is None:
+                return
+            frame = _to_frame(microbatch, self._ring.epoch)
+            self._unread_bytes[microbatch.number] = frame.num_bytes
+            self._num_unread_bytes += frame.num_bytes
+            if len(self._scheduler.in_flight) == 1:
+                self._last_lap = time.monotonic()
+            self._ring.send(frame)
+
+    def _receive_frame(self) -> Frame:
+        """Receive one frame and, if it is a step, run it through the last stage."""
+        while not self._ring.is_readable():
+            self._ring.wait(self._limits.step_timeout_seconds)
+        return self._receive()
+
+    def _receive(self) -> Frame:
+        frame, hidden = self._ring.recv()
+        self._last_lap = time.monotonic()
+        self._status.last_lap_unix = time.time()
+        if frame.kind is Kind.STEP:
+            self._finish_step(frame, hidden)
+        elif frame.kind is Kind.HELLO:
+            self._num_pings -= 1
+        return frame
+
+    def _finish_step(self, frame: Frame, hidden: mx.array | None) -> None:
+        start_us = clock_us()
+        microbatch = self._scheduler.in_flight[0]
+        if frame.step != microbatch.number:
+            raise RingLost(f"step {frame.step} came back where {microbatch.number} was expected")
+        self._num_unread_bytes -= self._unread_bytes.pop(microbatch.number)
+        step, ids = parse_step(frame)
+        output = self._stage.run(step, mx.array(ids) if hidden is None else hidden)
+        tokens = self._sample(microbatch, step, output)
+        advanced = self._scheduler.postprocess(microbatch, tokens)
+        self._credit(microbatch, frame, clock_us() - start_us)
+        ended = [sequence for sequence in advanced if sequence.ended_by is not None]
+        for sequence in ended:
+            self._scheduler.finish(sequence)
+        self._launch()
+        self._publish(advanced)
+
+    def _sample(self, microbatch: Microbatch, step: StageStep, output: mx.array) -> dict[Sequence, int]:
+        """Draw a token for every row whose last known token was in this microbatch and that still runs."""
+        if not microbatch.wants_logits:
+            return {}
+        logits = self._stage.logits(step, output)
+        rows = [row.sequence for row in microbatch.rows if row.sequence is not None]
+        wanted = [i for i, sequence in enumerate(rows) if sequence.is_running]
+        if not wanted:
+            return {}
+        if len(wanted) < len(rows):
+            logits = logits[mx.array(wanted)]
+        sampling = [self._intake.answer_of(rows[i]).next_sampling for i in wanted]
+        return {rows[i]: token for i, token in zip(wanted, sample(logits, sampling), strict=True)}
+
+    def _credit(self, microbatch: Microbatch, frame: Frame, own_busy_us: int) -> None:
+        busy_us = [own_busy_us, *(frame.busy_us(rank) for rank in range(1, self._ring.size))]
+        self._status.busy.add(busy_us)
+        self._status.step = microbatch.number
+        running = [sequence for sequence in microbatch.sequences if sequence.is_running]
+        for sequence in running:
+            self._intake.answer_of(sequence).credit(busy_us, len(running))
+
+    def _publish(self, advanced: list[Sequence]) -> None:
+        """Log the new tokens, end what is at its end, wake the front doors."""
+        answers = [self._intake.answer_of(sequence) for sequence in advanced]
+        self._intake.log_tokens([(answer, answer.sequence.token_ids[-1]) for answer in answers])
+        for answer in answers:
+            reason = answer.finish_reason
+            if reason is not None:
+                if answer.sequence.is_running:  # a stop string, seen only in the text
+                    self._scheduler.finish(answer.sequence)
+                self._intake.end(answer, reason)
+        if answers:
+            self._intake.ring_doors()
+
+    def _tick(self, now: float) -> None:
+        """Publish status; when idle, prove by a lap that the ring is whole; give up on a lost lap."""
+        if self._scheduler.in_flight or self._num_pings:
+            if now - self._last_lap > self._limits.step_timeout_seconds:
+                raise RingLost(f"no frame came round in {self._limits.step_timeout_seconds:g} s")
+        elif now >= self._next_ping and now - self._last_lap > PING_SECONDS:
+            self._next_ping = now + PING_SECONDS
+            self._last_lap = now
+            self._num_pings += 1
+            self._ring.send(Frame(Kind.HELLO, self._ring.epoch))
+        if now >= self._next_sweep:
+            self._next_sweep = now + SWEEP_SECONDS
+            self._intake.sweep(self._limits.retention_seconds)
+        if now >= self._next_status:
+            self._next_status = now + STATUS_SECONDS
+            self._intake.retry_unwritten()
+            self._update_status()
+
+    def _update_status(self) -> None:
+        status, scheduler = self._status, self._scheduler
+        depth = self._intake.depth()
+        status.queue = {
+            "num_waiting": depth.num_waiting + len(scheduler.waiting),
+            "num_running": len(scheduler.running),
+            "oldest_wait_s": round(depth.oldest_wait_s, 3),
+        }
+        status.kv["num_tokens"] = scheduler.slots.num_kv_tokens
+        status.kv["num_kept_tokens"] = scheduler.slots.num_kept_tokens
+        status.tokens, status.requests = self._intake.tokens, self._intake.num_ended
+        status.publish()
+
+
+def _to_frame(microbatch: Microbatch, epoch: int) -> Frame:
+    rows, num_tokens = microbatch.rows, microbatch.num_tokens
+    ids = np.zeros((len(rows), num_tokens), np.int32)
+    for i, row in enumerate(rows):
+        ids[i, : len(row.token_ids)] = row.token_ids
+    step = StageStep(
+        table=microbatch.table,
+        slots=tuple(row.slot for row in rows),
+        offsets=tuple(row.offset for row in rows),
+        counts=tuple(len(row.token_ids) for row in rows),
+        num_tokens=num_tokens,
+        wants_logits=microbatch.wants_logits,
+        resets_table=microbatch.resets_table,
+    )
+    return make_step_frame(
+        step, ids, epoch=epoch, number=microbatch.number, microbatch=microbatch.number % 64
+    )
+
+
+def _does_not_fit(answer: Answer) -> CannotRun:
+    return CannotRun(
+        "context_length_exceeded",
+        f"{answer.sequence.max_total_tokens} tokens of KV do not fit into KV_CACHE_RESERVED_MEMORY_MB",
+    )

@@ -1,0 +1,261 @@
+"""The frame: what one rank sends to the next.
+
+Knows the wire format and nothing of sockets, models or requests. A frame is a block of int32, then hidden
+states.
+
+    message 1   256 int32   fields 0-15, start_us and busy_us of each rank at 16-47, up to 208 payload ints
+    message 2   int32       the rest of the payload, only where it is longer than 208
+    message 3   float       hidden states (rows, tokens, hidden size), only where FLAG_HIDDEN is set
+
+The payload of a STEP is `slots, offsets, counts` (rows ints each), then, towards the first stage only, the
+token ids (rows x tokens). The payload of HELLO is JSON bytes. The checksum is crc32 over message 1 (its own
+field zero) and the whole payload; hidden states are covered by TCP's alone. Integers and JSON only: nothing
+received is ever executed."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int32Array = NDArray[np.int32]
+
+MAGIC = 0x52494E47  # "RING"
+VERSION = 1
+MAX_RANKS = 16
+NUM_FIELDS = 16
+NUM_HEADER_INTS = NUM_FIELDS + 2 * MAX_RANKS
+NUM_BLOCK_INTS = 256
+NUM_INLINE_INTS = NUM_BLOCK_INTS - NUM_HEADER_INTS
+MAX_PAYLOAD_INTS = 1 << 22
+_CHECKSUM_FIELD = 12
+
+
+class FrameError(RuntimeError):
+    """A block that is not a sound frame of this ring and epoch; the ring must be rebuilt."""
+
+
+class Kind(IntEnum):
+    """What a frame asks of a stage."""
+
+    HELLO = 1  # settings and proof of the ring secret; one lap before loading, one after
+    STEP = 2  # run a microbatch
+    CACHE = 3  # forget the KV of tables
+    STOP = 4  # pass it on, then end
+
+
+FLAG_HIDDEN = 1  # hidden states follow
+FLAG_IDS = 2  # the payload ends with token ids
+FLAG_LOGITS = 4  # the last stage samples each row's last token
+FLAG_RESET = 8  # the table is empty before this step: drop its KV first
+FLAG_READY = 16  # HELLO only: the lap that comes back when every rank has loaded
+
+
+@dataclass(frozen=True)
+class StageStep:
+    """One microbatch as a stage sees it: the rows of one KV table that are stepped together.
+
+    `counts[i]` tokens of row i are real, the rest of its `num_tokens` columns is padding on the right; a row
+    of count 0 is a hole in the table, computed but never written."""
+
+    table: int
+    slots: tuple[int, ...]
+    offsets: tuple[int, ...]
+    counts: tuple[int, ...]
+    num_tokens: int
+    wants_logits: bool = True
+    resets_table: bool = False
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.slots)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame without its hidden states, which travel beside it as an MLX array."""
+
+    kind: Kind
+    epoch: int
+    step: int = 0
+    microbatch: int = 0
+    table: int = 0
+    num_rows: int = 0
+    num_tokens: int = 0
+    flags: int = 0
+    payload: Int32Array = field(default_factory=lambda: np.zeros(0, np.int32))
+    times: Int32Array = field(default_factory=lambda: np.zeros(2 * MAX_RANKS, np.int32))
+
+    @property
+    def has_hidden(self) -> bool:
+        return bool(self.flags & FLAG_HIDDEN)
+
+    @property
+    def has_ids(self) -> bool:
+        return bool(self.flags & FLAG_IDS)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of messages 1 and 2."""
+        return 4 * (NUM_BLOCK_INTS + max(0, self.payload.size - NUM_INLINE_INTS))
+
+    def with_times(self, rank: int, start_us: int, busy_us: int) -> Frame:
+        """Return a copy with `rank`'s start (its own clock, wrapping) and busy time in microseconds."""
+        times = self.times.copy()
+        times[2 * rank] = start_us & 0x7FFFFFFF
+        times[2 * rank + 1] = min(busy_us, 0x7FFFFFFF)
+        return replace(self, times=times)
+
+    def busy_us(self, rank: int) -> int:
+        return int(self.times[2 * rank + 1])
+
+    def start_us(self, rank: int) -> int:
+        return int(self.times[2 * rank])
+
+
+def make_step_frame(
+    step: StageStep, token_ids: Int32Array, *, epoch: int, number: int, microbatch: int
+) -> Frame:
+    """Build rank 0's frame to the first stage; `token_ids` is (rows, tokens) int32, padded on the right."""
+    assert token_ids.shape == (step.num_rows, step.num_tokens)
+    rows = np.array([step.slots, step.offsets, step.counts], dtype=np.int32)
+    return Frame(
+        kind=Kind.STEP,
+        epoch=epoch,
+        step=number,
+        microbatch=microbatch,
+        table=step.table,
+        num_rows=step.num_rows,
+        num_tokens=step.num_tokens,
+        flags=FLAG_IDS | (FLAG_LOGITS if step.wants_logits else 0) | (FLAG_RESET if step.resets_table else 0),
+        payload=np.concatenate([rows.ravel(), token_ids.ravel()]),
+    )
+
+
+def parse_step(frame: Frame) -> tuple[StageStep, Int32Array | None]:
+    """Read a STEP frame; the second value is the token ids (rows, tokens), None behind the first stage."""
+    rows = frame.num_rows
+    wanted = 3 * rows + (rows * frame.num_tokens if frame.has_ids else 0)
+    if frame.payload.size != wanted:
+        raise FrameError(f"step {frame.step}: {frame.payload.size} payload ints, {wanted} expected")
+    slots, offsets, counts = (tuple(part.tolist()) for part in frame.payload[: 3 * rows].reshape(3, rows))
+    step = StageStep(
+        table=frame.table,
+        slots=slots,
+        offsets=offsets,
+        counts=counts,
+        num_tokens=frame.num_tokens,
+        wants_logits=bool(frame.flags & FLAG_LOGITS),
+        resets_table=bool(frame.flags & FLAG_RESET),
+    )
+    ids = frame.payload[3 * rows :].reshape(rows, frame.num_tokens) if frame.has_ids else None
+    return step, ids
+
+
+def with_hidden(frame: Frame) -> Frame:
+    """Return the frame as a stage passes it on: without token ids, with hidden states behind it."""
+    return replace(
+        frame, flags=(frame.flags | FLAG_HIDDEN) & ~FLAG_IDS, payload=frame.payload[: 3 * frame.num_rows]
+    )
+
+
+def make_json_frame(kind: Kind, body: Any, *, epoch: int, flags: int = 0) -> Frame:
+    """Build a HELLO-like frame whose payload is JSON, its length in bytes in the first int."""
+    raw = json.dumps(body, separators=(",", ":")).encode()
+    padded = np.frombuffer(raw + b" " * (-len(raw) % 4), dtype="<i4").astype(np.int32)
+    return Frame(kind=kind, epoch=epoch, flags=flags, payload=padded)
+
+
+def parse_json(frame: Frame) -> Any:
+    """Read the JSON payload of a HELLO-like frame.
+
+    Raises:
+        FrameError: the payload is not JSON.
+    """
+    try:
+        return json.loads(frame.payload.astype("<i4").tobytes())
+    except ValueError as error:
+        raise FrameError(f"{frame.kind.name}: payload is not JSON") from error
+
+
+def encode(frame: Frame) -> tuple[Int32Array, Int32Array | None]:
+    """Return messages 1 and 2 (or None) of a frame."""
+    if frame.payload.size > MAX_PAYLOAD_INTS:
+        raise FrameError(f"payload of {frame.payload.size} ints is over the limit of {MAX_PAYLOAD_INTS}")
+    block = np.zeros(NUM_BLOCK_INTS, np.int32)
+    block[:12] = (
+        MAGIC,
+        VERSION,
+        frame.epoch,
+        frame.step & 0x7FFFFFFF,
+        frame.kind,
+        frame.microbatch,
+        frame.table,
+        frame.num_rows,
+        frame.num_tokens,
+        frame.flags,
+        frame.payload.size,
+        0,
+    )
+    block[NUM_FIELDS:NUM_HEADER_INTS] = frame.times
+    inline = min(frame.payload.size, NUM_INLINE_INTS)
+    block[NUM_HEADER_INTS : NUM_HEADER_INTS + inline] = frame.payload[:inline]
+    rest = frame.payload[inline:] if frame.payload.size > inline else None
+    block[_CHECKSUM_FIELD] = _checksum(block, rest)
+    return block, rest
+
+
+def num_rest_ints(block: Int32Array, *, epoch: int) -> int:
+    """Check message 1's fixed fields; return how many ints message 2 has (0: there is none).
+
+    Raises:
+        FrameError: wrong magic, version, epoch or sizes.
+    """
+    magic, version, got_epoch = (int(v) for v in block[:3])
+    if magic != MAGIC or version != VERSION:
+        raise FrameError(f"not a frame of this ring (magic {magic:#x}, version {version})")
+    if got_epoch != epoch:
+        raise FrameError(f"a frame of epoch {got_epoch} in epoch {epoch}")
+    size = int(block[10])
+    if not 0 <= size <= MAX_PAYLOAD_INTS:
+        raise FrameError(f"payload size {size} is out of range")
+    return max(0, size - NUM_INLINE_INTS)
+
+
+def decode(block: Int32Array, rest: Int32Array | None) -> Frame:
+    """Build the frame from messages 1 and 2.
+
+    Raises:
+        FrameError: the checksum or a field is wrong.
+    """
+    sent = int(block[_CHECKSUM_FIELD])
+    clean = block.copy()
+    clean[_CHECKSUM_FIELD] = 0
+    if _checksum(clean, rest) != sent:
+        raise FrameError("frame checksum does not match")
+    fields = [int(v) for v in block[:12]]
+    inline = block[NUM_HEADER_INTS : NUM_HEADER_INTS + min(fields[10], NUM_INLINE_INTS)]
+    return Frame(
+        kind=Kind(fields[4]),
+        epoch=fields[2],
+        step=fields[3],
+        microbatch=fields[5],
+        table=fields[6],
+        num_rows=fields[7],
+        num_tokens=fields[8],
+        flags=fields[9],
+        payload=inline.copy() if rest is None else np.concatenate([inline, rest]),
+        times=block[NUM_FIELDS:NUM_HEADER_INTS].copy(),
+    )
+
+
+def _checksum(block: Int32Array, rest: Int32Array | None) -> int:
+    value = zlib.crc32(block.tobytes())
+    if rest is not None:
+        value = zlib.crc32(rest.tobytes(), value)
+    return value - (1 << 32) if value >= 1 << 31 else value

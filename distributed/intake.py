@@ -1,0 +1,278 @@
+"""Rank 0's side of the spool: claims become answers, tokens go to their logs, ends become results.
+
+Knows the spool, the tokenizer and answers; nothing of MLX, frames or the ring. Results are written by one
+background thread, so that an fsync never delays a step; a crash before that is mended from the token log."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from distributed.answers import Answer
+from distributed.sequence import Sequence
+from distributed.text_stream import TextStream
+from spool import (
+    Claim,
+    Depth,
+    Doorbell,
+    LogHeader,
+    Request,
+    Result,
+    SpoolOwner,
+    SpoolUnavailable,
+    TokenRecord,
+    Usage,
+)
+from spool.messages import FinishReason
+
+logger = logging.getLogger(__name__)
+
+
+class Tokenizer(Protocol):
+    """What rank 0 needs of the model's tokenizer."""
+
+    hash: str
+
+    def encode_raw(self, text: str) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The loaded model as requests meet it."""
+
+    name: str
+    weights_hash: str
+    tokenizer: Tokenizer
+    detokenizer: Any  # mlx_lm StreamingDetokenizer
+    end_token_ids: frozenset[int]
+    special_token_ids: frozenset[int]
+    vocab_size: int
+    max_sequence_length: int
+
+
+class CannotRun(Exception):
+    """This request can never run here; becomes its result."""
+
+    def __init__(self, code: str, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.code, self.status = code, status
+
+
+class Intake:
+    """The open answers by request id, and the way from and to the spool."""
+
+    def __init__(
+        self, owner: SpoolOwner, bell: Doorbell, model: ModelFacts, layers: tuple[tuple[int, int], ...]
+    ) -> None:
+        """
+        Args:
+            layers: (first layer, number of layers) by rank, for the results.
+        """
+        self._owner, self.bell, self._model, self._layers = owner, bell, model, layers
+        self.answers: dict[str, Answer] = {}
+        self._by_sequence: dict[Sequence, Answer] = {}
+        self._unlogged: dict[str, list[TokenRecord]] = {}
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="results")
+        self._unwritten: deque[tuple[Claim, Result]] = deque()
+        self._has_trouble = False
+        self.num_ended: dict[str, int] = {"stop": 0, "length": 0, "cancelled": 0, "error": 0}
+        self.tokens = {"prompt_tokens": 0, "generation_tokens": 0, "cached_tokens": 0}
+
+    def answer_of(self, sequence: Sequence) -> Answer:
+        return self._by_sequence[sequence]
+
+    def claim(self, max_claims: int) -> list[Answer]:
+        """Claim waiting requests, oldest first; what cannot run or has ended already gets its result here."""
+        opened = []
+        for claim in self._claim(max_claims):
+            try:
+                answer = self._open(claim)
+            except CannotRun as error:
+                self._fail(claim, error)
+                continue
+            if answer.finish_reason is not None:
+                self.end(answer, answer.finish_reason)
+            else:
+                opened.append(answer)
+        return opened
+
+    def _claim(self, max_claims: int) -> list[Claim]:
+        try:
+            claims = self._owner.claim(max_claims) if max_claims > 0 else []
+        except SpoolUnavailable as error:
+            if not self._has_trouble:
+                logger.error("no requests can be claimed at present: %s", error)
+            self._has_trouble = True
+            return []
+        self._has_trouble = False
+        return claims
+
+    def cancelled(self) -> list[Answer]:
+        """Return the open answers that were cancelled; waiting requests end here at once."""
+        ids = self._owner.cancelled()
+        for request_id in ids - self.answers.keys():
+            for claim in self._owner.claim(1, only=[request_id]):
+                self._write(claim, _cancelled(claim.request))
+            self._owner.clear_cancel(request_id)
+        return [self.answers[request_id] for request_id in ids & self.answers.keys()]
+
+    def log_tokens(self, advanced: Iterable[tuple[Answer, int]]) -> None:
+        """Append each answer's newest token to its log. A full disk delays the log, never the answer."""
+        for answer, token_id in advanced:
+            records = [*self._unlogged.pop(answer.request.id, ()), answer.record(token_id)]
+            try:
+                answer.log.append(records)
+            except SpoolUnavailable as error:
+                self._unlogged[answer.request.id] = records
+                logger.error("request %s: token log not written: %s", answer.request.id, error)
+
+    def end(self, answer: Answer, finish_reason: FinishReason) -> None:
+        """Write the result and forget the answer."""
+        result = answer.result(finish_reason, self._layers)
+        answer.log.close()
+        self.answers.pop(answer.request.id, None)
+        self._by_sequence.pop(answer.sequence, None)
+        self._unlogged.pop(answer.request.id, None)
+        if finish_reason == "cancelled":
+            self._owner.clear_cancel(answer.request.id)
+        self._write(answer.claim, result)
+
+    def fail(self, answer: Answer, error: CannotRun) -> None:
+        """End an opened answer with an error."""
+        answer.log.close()
+        self.answers.pop(answer.request.id, None)
+        self._by_sequence.pop(answer.sequence, None)
+        self._fail(answer.claim, error)
+
+    def ring_doors(self) -> None:
+        """Wake every front door: there is something new to read."""
+        self._owner.ring_doors()
+
+    def depth(self) -> Depth:
+        """How much waits in the spool."""
+        return self._owner.spool.depth()
+
+    def retry_unwritten(self) -> None:
+        """Try again to write the results that the disk refused."""
+        for _ in range(len(self._unwritten)):
+            self._writer.submit(self._complete, *self._unwritten.popleft())
+
+    def sweep(self, retention_seconds: float) -> None:
+        """Remove results older than the retention, and leftovers, beside the steps."""
+        self._writer.submit(self._owner.sweep, time.time(), retention_seconds)
+
+    def close(self) -> None:
+        """Wait for the results under way; open answers stay in the spool for the next life."""
+        self._writer.shutdown(wait=True)
+        for answer in self.answers.values():
+            answer.log.close()
+
+    def _open(self, claim: Claim) -> Answer:
+        request, model = claim.request, self._model
+        if request.model != model.name:
+            raise CannotRun("model_changed", f"asked of model {request.model!r}, this is {model.name!r}", 409)
+        if request.deadline_unix is not None and time.time() > request.deadline_unix:
+            raise CannotRun("timeout", "the request's deadline passed before it could run", 504)
+        prompt = self._prompt_ids(request)
+        sequence = Sequence(
+            id=request.id,
+            token_ids=prompt,
+            num_prompt_tokens=len(prompt),
+            max_tokens=request.params.max_tokens,
+            end_token_ids=model.end_token_ids,
+            owner=request.owner,
+        )
+        if sequence.max_total_tokens > model.max_sequence_length:
+            raise CannotRun(
+                "context_length_exceeded",
+                f"prompt and answer may need {sequence.max_total_tokens} tokens, "
+                f"MAX_SEQUENCE_LENGTH is {model.max_sequence_length}",
+            )
+        header = LogHeader(model.name, model.weights_hash, model.tokenizer.hash)
+        log = self._owner.append_log(request.id, header=header)
+        if log.header is not None and log.header != header:
+            log.close()
+            raise CannotRun("model_changed", "the answer began with other weights or another tokenizer", 409)
+        stream = TextStream(model.detokenizer, request.params.stop)
+        answer = Answer(claim, sequence, stream, log, model.special_token_ids, len(self._layers))
+        self.answers[request.id] = self._by_sequence[sequence] = answer
+        return answer
+
+    def _prompt_ids(self, request: Request) -> list[int]:
+        tokenizer = self._model.tokenizer
+        if request.token_ids is not None and request.tokenizer_hash == tokenizer.hash:
+            ids = list(request.token_ids)
+        elif request.text is not None:
+            ids = tokenizer.encode_raw(request.text)
+        else:
+            raise CannotRun(
+                "model_changed", "the prompt was tokenized for another model and has no text", 409
+            )
+        if not ids or not all(0 <= token < self._model.vocab_size for token in ids):
+            raise CannotRun(
+                "invalid_prompt", "the prompt has no tokens, or ids beyond the model's vocabulary"
+            )
+        return ids
+
+    def _fail(self, claim: Claim, error: CannotRun) -> None:
+        failed = Result.failed(
+            claim.request.id,
+            model=claim.request.model,
+            code=error.code,
+            message=str(error),
+            status=error.status,
+            finished_unix=time.time(),
+        )
+        self._write(claim, failed)
+
+    def _write(self, claim: Claim, result: Result) -> None:
+        self.num_ended[result.finish_reason] += 1
+        self.tokens["prompt_tokens"] += result.usage.prompt_tokens
+        self.tokens["generation_tokens"] += result.usage.completion_tokens
+        self.tokens["cached_tokens"] += result.usage.cached_tokens
+        _log_request(claim, result)
+        self._writer.submit(self._complete, claim, result)
+
+    def _complete(self, claim: Claim, result: Result) -> None:
+        try:
+            self._owner.complete(claim, result)
+        except SpoolUnavailable as error:
+            logger.error("request %s: result not written yet: %s", result.id, error)
+            self._unwritten.append((claim, result))
+        else:
+            self._owner.ring_doors()
+
+
+def _cancelled(request: Request) -> Result:
+    """The result of a request that was cancelled before it ran."""
+    return Result(request.id, request.model, "", (), "cancelled", Usage(), {}, None, time.time())
+
+
+def _log_request(claim: Claim, result: Result) -> None:
+    """Write the one line a request; never any of its text."""
+    fields = {
+        "id": result.id,
+        "finish_reason": result.finish_reason if result.error is None else result.error["code"],
+        "prompt_tokens": result.usage.prompt_tokens,
+        "completion_tokens": result.usage.completion_tokens,
+        "cached_tokens": result.usage.cached_tokens,
+        "attempt": claim.attempt,
+        **{name: value for name, value in result.performance.items() if name != "ranks"},
+    }
+    logger.info(
+        "request %s: %s, %d + %d tokens (%d cached), queue %.3f s, first token %.3f s, %.1f tokens/s",
+        result.id,
+        fields["finish_reason"],
+        result.usage.prompt_tokens,
+        result.usage.completion_tokens,
+        result.usage.cached_tokens,
+        fields.get("queue_s", 0.0),
+        fields.get("ttft_s", 0.0),
+        fields.get("decode_tokens_per_s", 0.0),
+        extra={"fields": fields},
+    )

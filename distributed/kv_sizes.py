@@ -1,0 +1,23 @@
+"""The steps in which KV tables grow: one rule for the stages that allocate and for rank 0 that budgets.
+
+Pure numbers; knows neither MLX nor sequences.
+"""
+
+from __future__ import annotations
+
+
+def round_rows(num_rows: int) -> int:
+    """Return the rows a table of `num_rows` slots takes: the next power of two."""
+    return 1 << max(0, num_rows - 1).bit_length()
+
+
+def round_tokens(num_tokens: int) -> int:
+    """Return the tokens a row of `num_tokens` takes: powers of two from 64 to 512, then multiples of 512."""
+    if num_tokens > 512:
+        return -(-num_tokens // 512) * 512
+    return max(64, round_rows(num_tokens))
+
+
+def padded_tokens(num_rows: int, max_tokens: int) -> int:
+    """Return the tokens a table really holds memory for; padding counts."""
+    return round_rows(num_rows) * round_tokens(max_tokens) if num_rows else 0

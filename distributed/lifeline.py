@@ -1,0 +1,145 @@
+"""The thread beside a rank's main loop: heartbeats out, the supervisor's end of file in, and the watchdog.
+
+Knows no MLX and no ring. It runs while the main thread sits inside an evaluation, where Python signal
+handlers do not run. A phase has a limit: if the main thread makes no progress within it, the stacks of all
+threads go to the log and the process ends. A rank whose supervisor is gone ends at once, so that nothing is
+ever orphaned.
+
+    standard input    {"epoch": 3, "rank": 1, "hosts": ["127.0.0.1:5001", ...], "secret": "..."}, then its end
+    standard output   {"event": "heartbeat", "rank": 1, "phase": "ready", "step": 17, "progress": 1.0,
+                       "memory_bytes": ...}
+                      {"event": "refused", "rank": 1, "reason": "..."}
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import select
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+HEARTBEAT_SECONDS = 1.0
+EXIT_CLEAN, EXIT_REFUSED, EXIT_RING_LOST, EXIT_WATCHDOG, EXIT_SUPERVISOR_GONE = 0, 2, 3, 4, 5
+
+
+@dataclass(frozen=True)
+class RankStart:
+    """What the supervisor tells a rank on the first line of its standard input."""
+
+    epoch: int
+    rank: int
+    hosts: tuple[str, ...]
+    secret: str
+
+    @classmethod
+    def from_line(cls, line: str) -> RankStart:
+        """Read the line.
+
+        Raises:
+            ValueError: it is not the line that a supervisor sends.
+        """
+        body = json.loads(line)
+        try:
+            hosts = tuple(str(host) for host in body["hosts"])
+            return cls(int(body["epoch"]), int(body["rank"]), hosts, str(body["secret"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a start line: {error}") from error
+
+
+class Lifeline:
+    """Tells the supervisor how far this rank is; ends the process when it stalls or nobody is there."""
+
+    def __init__(self, rank: int, *, has_supervisor: bool) -> None:
+        self._rank = rank
+        self._has_supervisor = has_supervisor
+        self._phase = "connecting"
+        self._step = 0
+        self._progress = 0.0
+        self._deadline: float | None = None
+        self._limit = 0.0
+        self._process = psutil.Process()
+        self._write_lock = threading.Lock()
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="lifeline", daemon=True).start()
+
+    @property
+    def memory_bytes(self) -> int:
+        return int(self._process.memory_info().rss)
+
+    def enter(self, phase: str, limit_seconds: float | None) -> None:
+        """Begin a phase (connecting, loading, ready, draining) that must show progress within the limit."""
+        self._phase, self._progress = phase, 0.0
+        self.expect(limit_seconds)
+        self.beat()
+
+    def progress(self, share: float) -> None:
+        """Tell how much of a phase is done, 0 to 1; renews its limit."""
+        self._progress = share
+        self.expect(self._limit)
+
+    def expect(self, limit_seconds: float | None, step: int | None = None) -> None:
+        """The main thread will be back within the limit; None: it waits for others and is not stalled."""
+        self._limit = limit_seconds or 0.0
+        self._deadline = None if not limit_seconds else time.monotonic() + limit_seconds
+        if step is not None:
+            self._step = step
+
+    def refuse(self, reason: str) -> None:
+        """Tell the supervisor in one sentence why this rank will not start."""
+        self._write({"event": "refused", "rank": self._rank, "reason": reason})
+
+    def beat(self) -> None:
+        """Send a heartbeat now."""
+        self._write(
+            {
+                "event": "heartbeat",
+                "rank": self._rank,
+                "phase": self._phase,
+                "step": self._step,
+                "progress": round(self._progress, 3),
+                "memory_bytes": self.memory_bytes,
+            }
+        )
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if not self._has_supervisor:
+            return
+        try:
+            with self._write_lock:
+                sys.stdout.write(json.dumps(line) + "\n")
+                sys.stdout.flush()
+        except OSError:
+            os._exit(EXIT_SUPERVISOR_GONE)
+
+    def _run(self) -> None:
+        next_beat = time.monotonic()
+        while True:
+            wait_seconds = max(0.0, next_beat - time.monotonic())
+            if self._has_supervisor:
+                ready, _, _ = select.select([0], [], [], wait_seconds)
+                if ready and not os.read(0, 4096):
+                    os._exit(EXIT_SUPERVISOR_GONE)
+            else:
+                threading.Event().wait(wait_seconds)
+            if time.monotonic() >= next_beat:
+                next_beat = time.monotonic() + HEARTBEAT_SECONDS
+                self._check_deadline()
+                self.beat()
+
+    def _check_deadline(self) -> None:
+        deadline = self._deadline
+        if deadline is None or time.monotonic() < deadline:
+            return
+        message = f"rank {self._rank}: no progress in {self._phase} for {self._limit:g} s; ending\n"
+        sys.stderr.write(message)
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        sys.stderr.flush()
+        os._exit(EXIT_WATCHDOG)

@@ -1,0 +1,142 @@
+"""DeepSeek-V2 with the latent in the KV cache: kv_lora_rank + rope head values a token and layer.
+
+mlx-lm's own deepseek_v2 expands every token's latent to full keys and values before it caches them (8.9 times
+more for V2-Lite). Here the two halves of kv_b_proj are absorbed instead (DeepSeek-V2 paper, section 2.1.3;
+mlx_lm 0.32.2 models/deepseek_v3.py): with latent c, q_nope . (W_k c) = (W_k^T q_nope) . c, and sum p (W_v c)
+= W_v sum p c. So all heads share one key, the latent, which is also the value; the heads are folded into the
+rows of one product.
+
+kv_b_proj (H * (nope + v), rank) is split by rows per head, packed or not: groups lie along rank, so nothing
+is requantized. The rest of the model is mlx-lm's own.
+"""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models import deepseek_v2
+from mlx_lm.models.deepseek_v2 import DeepseekV2YarnRotaryEmbedding, ModelArgs, yarn_get_mscale
+from mlx_lm.models.mla import MultiLinear
+
+from distributed.models.general import GeneralProvider
+from distributed.models.weights import Weights
+
+_KV_B = ".self_attn.kv_b_proj."
+
+
+class DeepseekV2Provider(GeneralProvider):
+    """mlx-lm's deepseek_v2 with latent attention in each layer."""
+
+    def build(self, config: dict[str, Any]) -> Any:
+        """Build mlx-lm's model, lazily, with our attention; without rope_scaling, yarn by 1 is RoPE."""
+        args = ModelArgs.from_dict({**config, "rope_scaling": config.get("rope_scaling") or {"factor": 1.0}})
+        model = deepseek_v2.Model(args)
+        for layer in model.model.layers:
+            layer.self_attn = LatentAttention(args)
+        return model
+
+    def adapt(self, weights: Weights, config: dict[str, Any]) -> Weights:
+        """Split kv_b_proj (packed weight, scales and biases alike) into the absorbed halves of each head."""
+        num_heads, nope = config["num_attention_heads"], config["qk_nope_head_dim"]
+        adapted: Weights = {}
+        for name, array in weights.items():
+            if _KV_B not in name:
+                adapted[name] = array
+                continue
+            layer, leaf = name.split(_KV_B)
+            heads = array.reshape(num_heads, -1, array.shape[-1])
+            adapted[f"{layer}.self_attn.embed_q.{leaf}"] = mx.contiguous(heads[:, :nope])
+            adapted[f"{layer}.self_attn.unembed_out.{leaf}"] = mx.contiguous(heads[:, nope:])
+        return adapted
+
+
+class LatentAttention(nn.Module):
+    """Multi-head latent attention; caches (latent, rotated key), both (B, 1, S, _).
+
+    Letters: B rows, T new tokens, S cached tokens, H heads, R = kv_lora_rank.
+    """
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        self.num_heads = args.num_attention_heads
+        self.rank, self.rope_dim = args.kv_lora_rank, args.qk_rope_head_dim
+        self.nope_dim = args.qk_nope_head_dim
+        q_dim = self.nope_dim + self.rope_dim
+        if args.q_lora_rank is None:
+            self.q_proj = nn.Linear(args.hidden_size, self.num_heads * q_dim, bias=False)
+        else:
+            self.q_a_proj = nn.Linear(args.hidden_size, args.q_lora_rank, bias=args.attention_bias)
+            self.q_a_layernorm = nn.RMSNorm(args.q_lora_rank, eps=1e-6)
+            self.q_b_proj = nn.Linear(args.q_lora_rank, self.num_heads * q_dim, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(
+            args.hidden_size, self.rank + self.rope_dim, bias=args.attention_bias
+        )
+        self.kv_a_layernorm = nn.RMSNorm(self.rank, eps=1e-6)
+        self.embed_q = MultiLinear(self.rank, self.nope_dim, self.num_heads)  # used transposed
+        self.unembed_out = MultiLinear(self.rank, args.v_head_dim, self.num_heads)
+        self.o_proj = nn.Linear(self.num_heads * args.v_head_dim, args.hidden_size, bias=args.attention_bias)
+        self.scale = q_dim**-0.5 * _attention_mscale(args.rope_scaling) ** 2
+        self.rope = _make_rope(args)
+
+    def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+        """Attend from x (B, T, D) to the cache and to x itself.
+
+        Args:
+            mask: None (all may be seen), "causal", or bool (B, 1, T, S) where True may be seen.
+        """
+        B, T, _ = x.shape
+        q_latent, q_rope = self._queries(x)
+        latent, k_rope = mx.split(self.kv_a_proj_with_mqa(x), [self.rank], axis=-1)
+        latent = self.kv_a_layernorm(latent)[:, None]  # (B, 1, T, R)
+        offset = cache.offset if cache is not None else 0
+        q_rope, k_rope = self.rope(q_rope, offset), self.rope(k_rope[:, None], offset)
+        if cache is not None:
+            latent, k_rope = cache.update_and_fetch(latent, k_rope)
+        out = _attend(q_latent, q_rope * self.scale, latent, k_rope, mask)  # (B, H, T, R)
+        out = out.transpose(1, 0, 2, 3).reshape(self.num_heads, B * T, self.rank)
+        out = self.unembed_out(out).reshape(self.num_heads, B, T, -1)
+        return self.o_proj(out.transpose(1, 2, 0, 3).reshape(B, T, -1))
+
+    def _queries(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        """Return scaled queries against the latent (B, H, T, R) and unrotated ones (B, H, T, rope)."""
+        B, T, _ = x.shape
+        q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x))) if "q_a_proj" in self else self.q_proj(x)
+        q = q.reshape(B * T, self.num_heads, -1).transpose(1, 0, 2)
+        q_nope, q_rope = mx.split(q, [self.nope_dim], axis=-1)
+        # rows of all sequences in one product a head, so that the head's weights are read once
+        q_latent = self.embed_q(q_nope * self.scale, transpose=False)
+        return tuple(
+            part.reshape(self.num_heads, B, T, -1).transpose(1, 0, 2, 3) for part in (q_latent, q_rope)
+        )
+
+
+def _attend(q_latent: mx.array, q_rope: mx.array, latent: mx.array, k_rope: mx.array, mask: Any) -> mx.array:
+    """Return softmax(q_latent latent^T + q_rope k_rope^T) latent as (B, H, T, R), heads folded into rows."""
+    B, H, T, R = q_latent.shape
+    S = latent.shape[2]
+    q_latent, q_rope = (q.reshape(B, H * T, -1) for q in (q_latent, q_rope))
+    latent, k_rope = latent[:, 0], k_rope[:, 0]
+    scores = mx.addmm(q_rope @ k_rope.swapaxes(-1, -2), q_latent, latent.swapaxes(-1, -2))  # (B, H * T, S)
+    if isinstance(mask, str):
+        mask = mx.arange(S - T, S)[:, None] >= mx.arange(S)
+    if mask is not None:
+        # not -inf: a padding row that sees nothing must stay finite
+        scores = mx.where(mask, scores.reshape(B, H, T, S), mx.finfo(scores.dtype).min).reshape(B, H * T, S)
+    return (mx.softmax(scores, axis=-1, precise=True) @ latent).reshape(B, H, T, R)
+
+
+def _attention_mscale(rope_scaling: dict[str, Any]) -> float:
+    mscale_all_dim = rope_scaling.get("mscale_all_dim", 0)
+    return float(yarn_get_mscale(rope_scaling["factor"], mscale_all_dim)) if mscale_all_dim else 1.0
+
+
+def _make_rope(args: ModelArgs) -> nn.Module:
+    """Make the rotary embedding as mlx-lm's DeepseekV2Attention does (mlx_lm 0.32.2)."""
+    names = ("original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+    return DeepseekV2YarnRotaryEmbedding(
+        dim=args.qk_rope_head_dim,
+        max_position_embeddings=args.max_position_embeddings,
+        scaling_factor=args.rope_scaling["factor"],
+        base=args.rope_theta,
+        **{name: args.rope_scaling[name] for name in names if name in args.rope_scaling},
+    )

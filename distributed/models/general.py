@@ -1,0 +1,147 @@
+"""The general provider: cut any mlx-lm model whose inner model is embed -> layers -> norm into stages.
+
+The whole model is built lazily with its published class (its random initial weights are never evaluated),
+packed modules are set up, and the model is cut: other stages' layers are dropped, and where this stage does
+not own the embeddings or the norm an identity takes their place, so the layers run unchanged. Only then are
+this stage's tensors read. Which model types may be cut this way is decided by the allow-list in __init__.py,
+never by structure.
+"""
+
+import importlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from distributed.checkpoint import BadCheckpoint, UnsupportedModel
+from distributed.models.stage_model import Identity, StageModel
+from distributed.models.weights import (
+    Weights,
+    fill,
+    load_tensors,
+    materialize,
+    quantize_modules,
+)
+
+_LAYER = re.compile(r"model\.layers\.(\d+)\.(.*)")
+
+
+@dataclass(frozen=True)
+class StageCut:
+    """What one stage owns of a model."""
+
+    layers: range
+    is_first: bool
+    is_last: bool
+    is_tied: bool
+
+    @property
+    def has_own_head(self) -> bool:
+        """Whether the head's weights are held beside the inner model's (not shared with its embeddings)."""
+        return self.is_last and not (self.is_tied and self.is_first)
+
+    def local_name(self, name: str) -> str | None:
+        """Return where the stage keeps a tensor of the checkpoint; None if it is not this stage's."""
+        if match := _LAYER.fullmatch(name):
+            layer = int(match[1])
+            return f"inner.layers.{layer - self.layers.start}.{match[2]}" if layer in self.layers else None
+        place, _, rest = name.removeprefix("model.").partition(".")
+        if place == "embed_tokens" and self.is_first:
+            return f"inner.embed_tokens.{rest}"
+        if place == ("embed_tokens" if self.is_tied else "lm_head") and self.is_last:
+            return f"head.{rest}"
+        return f"inner.norm.{rest}" if place == "norm" and self.is_last else None
+
+
+class GeneralProvider:
+    """Cuts models of one type into stages; a family that needs more overrides `check`, `build` or `adapt`."""
+
+    def check(self, config: dict[str, Any]) -> None:
+        """Refuse features of the model type that a stage would get wrong.
+
+        Raises:
+            UnsupportedModel: naming the feature.
+        """
+        if "sliding_attention" in (config.get("layer_types") or ()):
+            raise UnsupportedModel("layers with sliding attention are not served yet")
+
+    def build(self, config: dict[str, Any]) -> Any:
+        """Build the whole model, lazily, with mlx-lm's own class."""
+        module = importlib.import_module(f"mlx_lm.models.{config['model_type']}")
+        return module.Model(module.ModelArgs.from_dict(config))
+
+    def adapt(self, weights: Weights, config: dict[str, Any]) -> Weights:
+        """Rename or reshape tensors from the checkpoint's form to the model's, lazily."""
+        return weights
+
+    def load(
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        layers: range,
+        *,
+        is_first: bool,
+        is_last: bool,
+        on_progress: Callable[[float], None] | None = None,
+        dequantize: bool = False,
+        dtype: Any = None,
+    ) -> StageModel:
+        """Load one stage; see models.load_stage."""
+        self.check(config)
+        try:
+            model = self.build(config)
+        except (TypeError, KeyError, ValueError) as error:
+            raise BadCheckpoint(f"{folder / 'config.json'} does not describe a model: {error}") from error
+        cut = StageCut(layers, is_first, is_last, is_tied="lm_head" not in model)
+        weights = load_tensors(folder, lambda name: cut.local_name(name) is not None)
+        weights = self.adapt(model.sanitize(weights), config)
+        quantize_modules(model, weights, config)
+        parts = _cut_parts(model, cut)
+        fill(parts, {cut.local_name(name) or name: array for name, array in weights.items()})
+        dtype = dtype or default_dtype(weights[f"model.layers.{layers.start}.input_layernorm.weight"])
+        del weights, model  # what they hold would stay in memory beside its cast or unpacked form
+        materialize(parts, dtype, dequantize=dequantize, on_progress=on_progress)
+        return _stage_model(parts, cut, config, dtype)
+
+
+def default_dtype(stored: mx.array) -> Any:
+    """Return the dtype to compute in: float32 without a GPU, else what a norm is stored in."""
+    return mx.float32 if mx.default_device() == mx.Device(mx.cpu) else stored.dtype
+
+
+def _cut_parts(model: Any, cut: StageCut) -> nn.Module:
+    """Return a module of `inner` (the cut inner model) and, where the stage has one of its own, `head`."""
+    parts = nn.Module()
+    parts.inner = model.model
+    if cut.has_own_head:
+        parts.head = parts.inner.embed_tokens if cut.is_tied else model.lm_head
+    parts.inner.layers = parts.inner.layers[cut.layers.start : cut.layers.stop]
+    if not cut.is_first:
+        parts.inner.embed_tokens = Identity()
+    if not cut.is_last:
+        parts.inner.norm = Identity()
+    return parts
+
+
+def _stage_model(parts: Any, cut: StageCut, config: dict[str, Any], dtype: Any) -> StageModel:
+    head = None
+    if cut.is_last:
+        module = parts.head if cut.has_own_head else parts.inner.embed_tokens
+        head = module.as_linear if cut.is_tied else module
+    return StageModel(
+        inner=parts.inner,
+        head=head,
+        layers=cut.layers,
+        is_first=cut.is_first,
+        is_last=cut.is_last,
+        num_layers_total=config["num_hidden_layers"],
+        hidden_size=config["hidden_size"],
+        vocab_size=config["vocab_size"],
+        dtype=dtype,
+        weights_bytes=sum(array.nbytes for _, array in tree_flatten(parts.parameters())),
+    )

@@ -1,0 +1,51 @@
+"""The part of a model that one rank runs: layers; on the first stage embeddings, on the last norm and head.
+last.
+
+Knows nothing of ranks, of what caches hold, or of files. Everything is lazy: nothing here evaluates.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+
+class Identity(nn.Module):
+    """Stands in the place of the embeddings or the norm on stages that do not own them."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return x
+
+
+@dataclass(frozen=True)
+class StageModel:
+    """One stage, ready to run; `inner` is mlx-lm's embed -> layers -> norm, cut to this stage."""
+
+    inner: Any
+    head: Callable[[mx.array], mx.array] | None  # (B, D) -> (B, V); only on the last stage
+    layers: range
+    is_first: bool
+    is_last: bool
+    num_layers_total: int
+    hidden_size: int
+    vocab_size: int
+    dtype: Any  # mx.Dtype of the hidden states
+    weights_bytes: int
+
+    def forward(self, x: mx.array, caches: list[Any]) -> mx.array:
+        """Run this stage's layers, one cache a layer.
+
+        Args:
+            x: ids (B, T) int32 on the first stage, hidden states (B, T, D) on the others.
+
+        Returns:
+            hidden states (B, T, D), after the final norm on the last stage.
+        """
+        return self.inner(x, caches)
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """Return the logits (B, V) of hidden states (B, D); last stage only."""
+        assert self.head is not None, "only the last stage has the head"
+        return self.head(hidden)

@@ -1,0 +1,312 @@
+"""One rank from start to end: join the ring, say HELLO, load, serve.
+
+Rank 0 reads the settings and owns the spool; the others take everything about the ring and the model from
+HELLO. Every wait in here is under a limit of the watchdog."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import psutil
+
+from config import Settings
+from distributed import handshake
+from distributed.engine import Engine, EngineLimits
+from distributed.frame import FLAG_READY, Frame, Kind, parse_step
+from distributed.handshake import RankInfo, RingPlan
+from distributed.intake import Intake, ModelFacts
+from distributed.lifeline import Lifeline, RankStart
+from distributed.ring import HiddenShape, LoopbackRing, MlxRing
+from distributed.ring_status import RingStatus
+from distributed.scheduler import Scheduler, SchedulerLimits
+from distributed.sharding import RankCapacity, plan_layers, read_shape, split_layers, weights_hash
+from distributed.slots import SlotLimits
+from distributed.stage import Stage
+from distributed.utils import broadcast_prompt, shard_and_load
+from distributed.worker import Worker, receive
+from spool import Spool, SpoolOwner
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parent.parent
+WARM_UP_TOKEN_IDS = (1, 2, 3, 4, 5, 6, 7, 8)
+# Share of free memory that unpacked weights may take on a machine without a GPU.
+MAX_DEQUANTIZED_SHARE = 0.6
+
+AnyRing = MlxRing | LoopbackRing
+
+
+def join_ring(start: RankStart, settings: Settings, lifeline: Lifeline) -> AnyRing:
+    """Connect to the neighbours; a ring of one has none."""
+    lifeline.enter("connecting", settings.connect_timeout)
+    if len(start.hosts) == 1:
+        return LoopbackRing(start.epoch)
+    return MlxRing(start.rank, list(start.hosts), start.epoch, settings.connect_timeout)
+
+
+def serve_worker(start: RankStart, settings: Settings, lifeline: Lifeline) -> None:
+    """Run a rank behind rank 0 until STOP.
+
+    Raises:
+        RingLost: the ring broke.
+        RefusedStart: HELLO does not fit.
+    """
+    ring = join_ring(start, settings, lifeline)
+    frame, _ = receive(ring, lifeline)
+    plan, answer = handshake.answer_hello(frame, ring, start.secret, handshake.hash_code(ROOT), weights_hash)
+    ring.send(answer)
+    lifeline.enter("loading", plan.load_timeout_seconds)
+    stage, load_s = _load_stage(ring, plan, lifeline)
+    worker = Worker(ring, stage, lifeline, plan.step_timeout_seconds)
+    worker.run(lambda: _describe(ring, plan, stage, lifeline, start, load_s))
+
+
+def serve_rank0(start: RankStart, settings: Settings, lifeline: Lifeline, owner: SpoolOwner) -> None:
+    """Run rank 0 until a signal asks it to stop.
+
+    Raises:
+        RingLost: the ring broke.
+        RefusedStart: a rank differs.
+    """
+    signals = _Signals()
+    folder = settings.model_dir
+    status = RingStatus(
+        settings.run_dir / "ring.json",
+        epoch=start.epoch,
+        ring_size=len(start.hosts),
+        model=settings.model_name,
+        settings=settings.public(),
+    )
+    status.enter("connecting")
+    ring = join_ring(start, settings, lifeline)
+    plan = _make_plan(settings, folder, ring)
+    _hello_lap(ring, plan, start.secret, settings, lifeline)
+    status.enter("loading")
+    lifeline.enter("loading", settings.load_timeout)
+    stage, load_s = _load_stage(ring, plan, lifeline)
+    own = _describe(ring, plan, stage, lifeline, start, load_s)
+    status.ranks = _ready_lap(ring, own, settings, lifeline)
+    _warm_up(ring, stage, settings, status)
+    scheduler = _make_scheduler(settings, status)
+    recovered = owner.recover()
+    if recovered:
+        logger.info("%d unfinished requests of an earlier life go on", len(recovered))
+    with owner.listen() as bell:
+        layers = tuple((info.first_layer, info.num_layers) for info in status.ranks)
+        facts = _model_facts(settings, folder, plan, stage)
+        intake = Intake(owner, bell, facts, layers)
+        limits = EngineLimits(
+            poll_interval_seconds=settings.poll_interval,
+            step_timeout_seconds=settings.step_timeout,
+            shutdown_timeout_seconds=settings.shutdown_timeout,
+            retention_seconds=settings.result_retention_hours * 3600,
+        )
+        engine = Engine(ring, stage, scheduler, intake, status, lifeline, limits)
+        logger.info("ready: %s on %d ranks, layers %s", settings.model_name, ring.size, list(plan.layers))
+        engine.run(signals.has_arrived, signals.descriptor)
+
+
+class _Signals:
+    """SIGTERM and SIGINT set a flag and wake the selector."""
+
+    def __init__(self) -> None:
+        self._arrived = False
+        receiver, sender = socket.socketpair()
+        for end in (receiver, sender):
+            end.setblocking(False)
+        self._ends = (receiver, sender)
+        signal.set_wakeup_fd(sender.fileno())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    @property
+    def descriptor(self) -> int:
+        return self._ends[0].fileno()
+
+    def has_arrived(self) -> bool:
+        return self._arrived
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self._arrived = True
+
+
+def open_spool(settings: Settings) -> SpoolOwner:
+    """Open the spool and take its lock.
+
+    Raises:
+        SpoolLocked, SpoolRefused, SpoolUnavailable: told to the user by server.py.
+    """
+    spool = Spool.open(
+        settings.spool_dir,
+        durability=settings.spool_durability,
+        max_depth=settings.max_queue_depth,
+        max_bytes=settings.max_queue_mb * 2**20,
+    )
+    owner = SpoolOwner(spool)
+    owner.acquire()
+    return owner
+
+
+def _make_plan(settings: Settings, folder: Path, ring: AnyRing) -> RingPlan:
+    dequantize = _should_dequantize(folder)
+    shape = read_shape(folder, dequantize=dequantize, float_bytes=None if has_gpu() else 4)
+    counts = settings.layer_counts
+    if counts is not None:
+        layers = split_layers(shape, counts)
+    else:
+        layers = plan_layers(shape, [RankCapacity(rank) for rank in range(ring.size)])
+    return RingPlan(
+        epoch=ring.epoch,
+        ring_size=ring.size,
+        code_hash=handshake.hash_code(ROOT),
+        weights_hash=weights_hash(folder),
+        model_folder=str(folder),
+        layers=tuple((part.start, part.stop) for part in layers),
+        dequantize=dequantize,
+        dtype=None,
+        step_timeout_seconds=settings.step_timeout,
+        load_timeout_seconds=settings.load_timeout,
+    )
+
+
+def has_gpu() -> bool:
+    return bool(mx.default_device().type == mx.DeviceType.gpu)
+
+
+def _should_dequantize(folder: Path) -> bool:
+    """Quantized products are slow on a CPU: unpack to float32 where that fits the machine."""
+    if has_gpu():
+        return False
+    shape = read_shape(folder, dequantize=True, float_bytes=4)
+    unpacked = sum(shape.layer_bytes) + shape.embed_bytes + shape.head_bytes
+    return unpacked <= MAX_DEQUANTIZED_SHARE * psutil.virtual_memory().available
+
+
+def _hello_lap(ring: AnyRing, plan: RingPlan, secret: str, settings: Settings, lifeline: Lifeline) -> None:
+    lifeline.expect(settings.connect_timeout)
+    if ring.size == 1:
+        return
+    ring.send(handshake.make_hello(plan, secret))
+    handshake.check_signatures(_next_frame(ring, lifeline, settings.connect_timeout), ring, secret)
+
+
+def _ready_lap(ring: AnyRing, own: RankInfo, settings: Settings, lifeline: Lifeline) -> tuple[RankInfo, ...]:
+    ring.send(handshake.make_ready(ring))
+    frame = _next_frame(ring, lifeline, settings.load_timeout)
+    assert frame.flags & FLAG_READY
+    return handshake.read_ready(frame, own, ring.size)
+
+
+def _next_frame(ring: AnyRing, lifeline: Lifeline, limit_seconds: float) -> Frame:
+    lifeline.expect(limit_seconds)
+    while not ring.is_readable():
+        ring.wait(limit_seconds)
+    return ring.recv()[0]
+
+
+def _load_stage(ring: AnyRing, plan: RingPlan, lifeline: Lifeline) -> tuple[Stage, float]:
+    """Load this rank's layers and run them once; returns the stage and the seconds it took."""
+    start = time.monotonic()
+    model = shard_and_load(
+        Path(plan.model_folder),
+        ring.rank,
+        ring.size,
+        layers=[plan.layers_of(rank) for rank in range(ring.size)],
+        dequantize=plan.dequantize,
+        dtype=plan.dtype,
+        on_progress=lifeline.progress,
+    )
+    stage = Stage(model)
+    stage.measure_kv()
+    ring.set_hidden_shape(HiddenShape(model.hidden_size, model.dtype))
+    return stage, time.monotonic() - start
+
+
+def _describe(
+    ring: AnyRing, plan: RingPlan, stage: Stage, lifeline: Lifeline, start: RankStart, load_s: float
+) -> RankInfo:
+    layers = plan.layers_of(ring.rank)
+    return RankInfo(
+        rank=ring.rank,
+        host=start.hosts[ring.rank].rpartition(":")[0] or platform.node(),
+        pid=psutil.Process().pid,
+        first_layer=layers.start,
+        num_layers=len(layers),
+        weights_bytes=stage.model.weights_bytes,
+        kv_bytes_per_token=stage.kv_bytes_per_token,
+        memory_bytes=lifeline.memory_bytes,
+        load_s=round(load_s, 3),
+        device="gpu" if has_gpu() else "cpu",
+    )
+
+
+def _warm_up(ring: AnyRing, stage: Stage, settings: Settings, status: RingStatus) -> None:
+    """Send a prompt round the whole ring, so that ready means real progress, then drop its KV everywhere."""
+    for _ in range(broadcast_prompt(ring, WARM_UP_TOKEN_IDS, max_chunk_tokens=settings.prefill_chunk_tokens)):
+        while not ring.is_readable():
+            ring.wait(settings.step_timeout)
+        frame, hidden = ring.recv()
+        step, ids = parse_step(frame)
+        output = stage.run(step, mx.array(ids) if hidden is None else hidden)
+        if step.wants_logits:
+            mx.eval(stage.logits(step, output))
+    stage.drop_tables()
+    ring.send(Frame(Kind.CACHE, ring.epoch))
+    while not ring.is_readable():
+        ring.wait(settings.step_timeout)
+    ring.recv()
+    status.last_lap_unix = time.time()
+
+
+def _make_scheduler(settings: Settings, status: RingStatus) -> Scheduler:
+    num_tables = len(status.ranks) if settings.microbatches == "auto" else int(settings.microbatches)
+    largest = max(info.kv_bytes_per_token for info in status.ranks)
+    max_kv_tokens = settings.kv_cache_reserved_memory_mb * 2**20 // max(1, largest)
+    status.kv["max_tokens"] = max_kv_tokens
+    slots = SlotLimits(
+        num_tables=num_tables,
+        max_rows=settings.max_rows_per_microbatch,
+        max_kv_tokens=max_kv_tokens,
+        max_kept_tokens=settings.kv_cache_max_size,
+    )
+    return Scheduler(
+        SchedulerLimits(max_in_flight=num_tables, max_chunk_tokens=settings.prefill_chunk_tokens, slots=slots)
+    )
+
+
+def _model_facts(settings: Settings, folder: Path, plan: RingPlan, stage: Stage) -> ModelFacts:
+    from mlx_lm import tokenizer_utils
+
+    from prompts.tokenizer import PromptTokenizer
+
+    wrapper = tokenizer_utils.load(folder, {"trust_remote_code": False})
+    return ModelFacts(
+        name=settings.model_name,
+        weights_hash=plan.weights_hash,
+        tokenizer=PromptTokenizer(folder),
+        detokenizer=wrapper.detokenizer,
+        end_token_ids=_end_token_ids(folder, wrapper),
+        special_token_ids=frozenset(wrapper.all_special_ids),
+        vocab_size=stage.model.vocab_size,
+        max_sequence_length=settings.max_sequence_length,
+    )
+
+
+def _end_token_ids(folder: Path, wrapper: Any) -> frozenset[int]:
+    """Return the ids that end an answer: the generation config's, else the config's, and the tokenizer's."""
+    ids: set[int] = {int(i) for i in (wrapper.eos_token_id,) if i is not None}
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        listed = json.loads(path.read_text("utf-8")).get("eos_token_id") if path.is_file() else None
+        if listed is not None:
+            ids.update(listed if isinstance(listed, list) else [listed])
+            break
+    return frozenset(ids)

@@ -1,0 +1,93 @@
+"""Sampling: from logits to token ids, each row with its own request's parameters and key. Runs on rank 0
+only.
+
+The draw of a token is a pure function of (seed, choice, index) and its distribution: the tokens stand in
+falling order of probability and one uniform number, made from that key, picks where their running sum passes
+it. So the same seed gives the same text whatever else runs, as far as float order allows: another batch size
+or split may round a probability differently, which matters when the uniform number falls within that
+rounding.
+
+Order of the filters: temperature, min_p, top_k, top_p, each over what the one before it leaves. Sorting a
+whole vocabulary costs more than a small model: only candidates above a falling cutoff are sorted, until they
+cover what the filters and the draw ask for; the last cutoff takes every token, so the result is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from distributed.sampling_key import RowSampling, uniform
+
+Float32Array = NDArray[np.float32]
+
+# Probabilities relative to the most likely token above which tokens become candidates, tried in turn.
+_CUTOFFS = (1e-2, 1e-4, 1e-7, 0.0)
+
+
+def sample(logits: mx.array, rows: Items[RowSampling]) -> list[int]:
+    """Draw one token id a row.
+
+    Args:
+        logits: (B, V) of any float type; evaluated here, together with the greedy rows' argmax.
+    """
+    greedy = mx.argmax(logits, axis=-1)
+    if all(row.is_greedy for row in rows):
+        return [int(token) for token in greedy.tolist()]
+    logits = logits.astype(mx.float32)
+    mx.eval(greedy, logits)
+    values, best = np.array(logits, copy=False), greedy.tolist()
+    return [
+        int(best[i]) if row.is_greedy else draw(values[i], int(best[i]), row) for i, row in enumerate(rows)
+    ]
+
+
+def draw(logits: Float32Array, best: int, row: RowSampling) -> int:
+    """Draw one token id from one row's logits (V,) float32 whose argmax is `best`."""
+    weights = logits - logits[best]
+    weights *= np.float32(1.0 / row.temperature)
+    np.exp(weights, out=weights)
+    if row.min_p:
+        token = _draw_above(weights, row.min_p, None, row)
+    else:
+        total = None if row.top_k else float(weights.sum())
+        tries = (_draw_above(weights, cutoff, total if cutoff else None, row) for cutoff in _cutoffs(row))
+        token = next(token for token in tries if token is not None)
+    assert token is not None
+    return token
+
+
+def _cutoffs(row: RowSampling) -> tuple[float, ...]:
+    return _CUTOFFS if row.top_p < 1.0 or row.top_k else _CUTOFFS[1:]
+
+
+def _draw_above(weights: Float32Array, cutoff: float, total: float | None, row: RowSampling) -> int | None:
+    """Draw among the tokens whose weight is at least `cutoff`; None if they do not cover the draw.
+
+    Args:
+        weights: (V,) float32, probabilities relative to the most likely token's.
+        total: the sum of all weights; None if nothing below the cutoff counts, or if top_k makes it needless.
+    """
+    candidates = np.flatnonzero(weights >= cutoff)
+    candidates = candidates[np.argsort(-weights[candidates], kind="stable")]
+    sums = np.cumsum(weights[candidates], dtype=np.float64)
+    num_kept = len(candidates)
+    if row.top_k:
+        if num_kept < row.top_k and cutoff and not row.min_p:
+            return None
+        num_kept = min(num_kept, row.top_k)
+        total = None
+    mass = float(sums[num_kept - 1]) if total is None else total
+    if row.top_p < 1.0:
+        if sums[num_kept - 1] < row.top_p * mass:
+            return None
+        num_kept = int(np.searchsorted(sums[:num_kept], row.top_p * mass)) + 1
+        mass = float(sums[num_kept - 1])
+    mark = uniform(row.seed, row.choice, row.index) * mass
+    return _pick(candidates[:num_kept], sums[:num_kept], mark) if mark < sums[num_kept - 1] else None
+
+
+def _pick(candidates: NDArray[np.intp], sums: NDArray[np.float64], mark: float) -> int:
+    return int(candidates[int(np.searchsorted(sums, mark, side="right"))])

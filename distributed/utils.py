@@ -1,0 +1,80 @@
+"""The public seam of the ring: a rank loads its own part of the model, a prompt goes round the ring.
+
+`shard_and_load` reads only the rank's own tensors, from only the files that hold them; its peak memory is
+what the rank keeps plus a passing share of one tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from distributed.frame import StageStep, make_step_frame
+from distributed.models import StageModel, load_stage
+from distributed.ring import Ring
+from distributed.sharding import RankCapacity, plan_layers, read_shape
+
+
+def shard_and_load(
+    folder: Path,
+    rank: int,
+    ring_size: int,
+    *,
+    layers: Sequence[range] | None = None,
+    dequantize: bool = False,
+    dtype: str | None = None,
+    on_progress: Callable[[float], None] | None = None,
+) -> StageModel:
+    """Load the layers of one rank of a ring; rank 0 has the last ones.
+
+    Args:
+        layers: every rank's layers, indexed by rank; None plans for equal ranks without memory limits.
+        dequantize: unpack quantized weights (faster on a CPU, where they fit).
+        dtype: float32, float16 or bfloat16; default float32 without a GPU, else as stored.
+        on_progress: called with the share that is loaded, 0 to 1.
+
+    Raises:
+        ModelError: the folder cannot be served, or has fewer layers than the ring has ranks.
+    """
+    assert 0 <= rank < ring_size
+    if layers is None:
+        layers = plan_layers(read_shape(folder), [RankCapacity(r) for r in range(ring_size)])
+    assert len(layers) == ring_size
+    return load_stage(
+        folder,
+        layers[rank],
+        is_first=rank == ring_size - 1,
+        is_last=rank == 0,
+        on_progress=on_progress,
+        dequantize=dequantize,
+        dtype=dtype,
+    )
+
+
+def broadcast_prompt(
+    ring: Ring, token_ids: Sequence[int], *, max_chunk_tokens: int, first_step: int = 1
+) -> int:
+    """Send a prompt round the ring in chunks, as rank 0; return how many frames will come back.
+
+    What travels where: the token ids go to rank N-1 only, which has the embeddings; it and every rank below
+    pass hidden states on to the next lower one, and each keeps the KV of its own layers. The last chunk asks
+    rank 0 for logits. No rank but the first stage ever sees an id, and none a text.
+
+    The prompt takes slot 0 of table 0, whose KV is dropped first: this is for a ring that serves nothing yet.
+    """
+    chunks = [token_ids[at : at + max_chunk_tokens] for at in range(0, len(token_ids), max_chunk_tokens)]
+    for number, chunk in enumerate(chunks):
+        step = StageStep(
+            table=0,
+            slots=(0,),
+            offsets=(number * max_chunk_tokens,),
+            counts=(len(chunk),),
+            num_tokens=len(chunk),
+            wants_logits=number == len(chunks) - 1,
+            resets_table=number == 0,
+        )
+        ids = np.array([chunk], np.int32)
+        ring.send(make_step_frame(step, ids, epoch=ring.epoch, number=first_step + number, microbatch=number))
+    return len(chunks)

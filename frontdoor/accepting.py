@@ -1,0 +1,185 @@
+"""From a checked body to an accepted request: model, limits, chat template, token count, seed, and the
+spool.
+
+Everything is refused here or not at all: what `accept` returns is in the spool and will end in exactly one
+result. One draft type serves every route; which JSON it came from is the adapters' business.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from frontdoor.errors import (
+    ContextLengthExceeded,
+    FrontDoorError,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    QueueFull,
+    RingDown,
+)
+from frontdoor.schemas import Message, SamplingFields
+from frontdoor.state import Caller, FrontDoor
+from prompts.tokenizer import MessagesRefused
+from spool import Request, SamplingParams, SpoolFull, SpoolUnavailable
+
+LONG_TEXT_BYTES = 8192  # about 2 ms of tokenizing; longer texts must not hold up other clients
+DEFAULT_TEMPERATURE = 0.0
+MAX_RANDOM_SEED = 2**53  # survives JSON readers that keep numbers as doubles
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A request before it is counted and accepted; `prompt` is text, messages, or token ids."""
+
+    prompt: str | tuple[int, ...] | Sequence[Message]
+    sampling: SamplingFields
+    max_tokens: int | None
+    prompt_field: str = "prompt"
+    max_tokens_field: str = "max_tokens"
+    is_raw: bool = True
+    priority: int = 5
+
+
+async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Request:
+    """Put the draft into the spool.
+
+    Raises:
+        FrontDoorError: refused; nothing was accepted.
+    """
+    check_model(front, draft.sampling.model)
+    failure = front.ring_status.failure()
+    if failure is not None:
+        raise RingDown(f"the ring is down: {failure}")
+    text, token_ids = await _tokens(front, draft)
+    request = Request(
+        id=caller.request_id,
+        params=_sampling_params(front, draft, num_prompt_tokens=len(token_ids)),
+        text=text,
+        token_ids=tuple(token_ids),
+        tokenizer_hash=front.tokenizer.hash,
+        model=front.model_name,
+        owner=caller.owner,
+        priority=draft.priority,
+        created_unix=time.time(),
+    )
+    await _submit(front, request)
+    log.debug("request %s accepted (X-Request-Id %s)", request.id, caller.http_id)
+    return request
+
+
+def check_model(front: FrontDoor, name: str | None) -> None:
+    """Accept the short and the full name of the model, and no name at all.
+
+    Raises:
+        ModelNotFound: another name.
+    """
+    served = front.model_name
+    if name is not None and name not in (served, front.settings.model_repo):
+        raise ModelNotFound(f"the model served here is {served!r}", param="model")
+
+
+async def _tokens(front: FrontDoor, draft: Draft) -> tuple[str | None, Sequence[int]]:
+    prompt = draft.prompt
+    if isinstance(prompt, tuple):
+        _check_token_ids(prompt, front.tokenizer.vocab_size, draft.prompt_field)
+        return None, prompt
+    num_bytes = _check_text_length(prompt, front.settings.max_prompt_len_bytes, draft.prompt_field)
+    if num_bytes > LONG_TEXT_BYTES:
+        loop = asyncio.get_running_loop()
+        text, token_ids = await loop.run_in_executor(front.workers, _encode, front, draft)
+    else:
+        text, token_ids = _encode(front, draft)
+    if not token_ids:
+        raise InvalidRequest("the prompt is empty", param=draft.prompt_field)
+    return text, token_ids
+
+
+def _encode(front: FrontDoor, draft: Draft) -> tuple[str, list[int]]:
+    tokenizer = front.tokenizer
+    if isinstance(draft.prompt, str):
+        if draft.is_raw or not tokenizer.has_chat_template:
+            return draft.prompt, tokenizer.encode_raw(draft.prompt)
+        turns = [{"role": "user", "content": draft.prompt}]
+    else:
+        turns = [message.for_template() for message in draft.prompt if isinstance(message, Message)]
+    try:
+        text = tokenizer.render(turns)
+    except MessagesRefused as error:
+        raise InvalidRequest(str(error), param=draft.prompt_field) from error
+    return text, tokenizer.encode_rendered(text)
+
+
+def _check_text_length(prompt: str | Sequence[Message], max_bytes: int, field: str) -> int:
+    texts = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
+    num_bytes = sum(len(text.encode()) for text in texts)
+    if num_bytes > max_bytes:
+        raise InvalidRequest(
+            f"the text has {num_bytes} bytes, more than MAX_PROMPT_LEN_BYTES={max_bytes}", param=field
+        )
+    return num_bytes
+
+
+def _check_token_ids(token_ids: Sequence[int], vocab_size: int, field: str) -> None:
+    if not token_ids:
+        raise InvalidRequest("the prompt is empty", param=field)
+    if min(token_ids) < 0 or max(token_ids) >= vocab_size:
+        raise InvalidRequest(f"token ids go from 0 to {vocab_size - 1}", param=field)
+
+
+def _sampling_params(front: FrontDoor, draft: Draft, *, num_prompt_tokens: int) -> SamplingParams:
+    sampling = draft.sampling
+    return SamplingParams(
+        max_tokens=_answer_budget(front, draft, num_prompt_tokens),
+        temperature=DEFAULT_TEMPERATURE if sampling.temperature is None else sampling.temperature,
+        top_p=1.0 if sampling.top_p is None else sampling.top_p,
+        top_k=sampling.top_k or 0,
+        min_p=sampling.min_p or 0.0,
+        stop=sampling.stop,
+        seed=secrets.randbelow(MAX_RANDOM_SEED) if sampling.seed is None else sampling.seed,
+    )
+
+
+def _answer_budget(front: FrontDoor, draft: Draft, num_prompt_tokens: int) -> int:
+    most = front.settings.max_sequence_length
+    room = most - num_prompt_tokens
+    if room < 1:
+        raise ContextLengthExceeded(
+            f"the prompt has {num_prompt_tokens} tokens; with at least one token of answer that is more than "
+            f"MAX_SEQUENCE_LENGTH={most}",
+            param=draft.prompt_field,
+        )
+    if draft.max_tokens is None:
+        return min(front.settings.default_max_tokens, room)
+    if draft.max_tokens > room:
+        raise InvalidRequest(
+            f"{draft.max_tokens_field} may be at most {room} here: the prompt has {num_prompt_tokens} tokens "
+            f"and MAX_SEQUENCE_LENGTH={most}",
+            param=draft.max_tokens_field,
+        )
+    return draft.max_tokens
+
+
+async def _submit(front: FrontDoor, request: Request) -> None:
+    try:
+        if (
+            front.settings.spool_durability == "power"
+        ):  # fsync takes milliseconds, sometimes a tenth of a second
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(front.workers, front.spool.submit, request)
+        else:
+            front.spool.submit(request)
+    except SpoolFull as error:
+        raise QueueFull(f"the queue is full: {error}") from error
+    except SpoolUnavailable as error:
+        raise _unavailable(error) from error
+
+
+def _unavailable(error: SpoolUnavailable) -> FrontDoorError:
+    code = "overloaded" if error.code == "spool_unavailable" else error.code
+    return Overloaded(f"the request cannot be taken now: {error}", status=error.status, code=code)

@@ -1,0 +1,124 @@
+"""Builds the FastAPI app from its parts: the front door, the layers around the routes, and the routes.
+
+    Edge (request id, Host, last resort) → CORS (where set) → Gate (Origin, keys) → routes → error handler
+
+Opens the spool and the tokenizer before the first request; knows nothing of sockets or of how it is served.
+"""
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from config import Settings
+from frontdoor import (
+    NAME,
+    VERSION,
+    generate,
+    health,
+    metrics,
+    openai_chat,
+    openai_completions,
+    openai_models,
+    page,
+    requests,
+)
+from frontdoor.auth import Gate, Keys
+from frontdoor.edge import Edge
+from frontdoor.errors import install_error_handler
+from frontdoor.leaving import Leavers
+from frontdoor.openapi import describe
+from frontdoor.ring_status import RingStatus
+from frontdoor.state import FrontDoor
+from frontdoor.waiting import Listener
+from prompts.tokenizer import PromptTokenizer
+from spool import Spool, SpoolError
+
+NUM_WORKERS = 8
+ROOMS = (page, health, metrics, generate, requests, openai_chat, openai_completions, openai_models)
+
+log = logging.getLogger(__name__)
+
+
+def make_app(settings: Settings) -> FastAPI:
+    """Build the app.
+
+    Raises:
+        KeysUnreadable, TokenizerUnusable, config.ModelNotReady, spool.SpoolRefused, spool.SpoolUnavailable:
+            the front door cannot start; the message says why.
+    """
+    keys = Keys.load(settings.api_keys_file)
+    front = make_front_door(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        front.start()
+        yield
+        front.stop()
+
+    app = FastAPI(
+        title=NAME,
+        version=VERSION,
+        docs_url=None,  # FastAPI's documentation pages load from a CDN
+        redoc_url=None,
+        lifespan=lifespan,
+        middleware=_layers(settings, keys),
+        redirect_slashes=False,
+    )
+    app.state.front_door = front
+    install_error_handler(app)
+    for room in ROOMS:
+        app.include_router(room.router)
+    description = describe(app)
+    app.openapi = lambda: description  # type: ignore[method-assign]
+    return app
+
+
+def make_front_door(settings: Settings) -> FrontDoor:
+    """Open what all requests share."""
+    spool = Spool.open(
+        settings.spool_dir,
+        durability=settings.spool_durability,
+        max_depth=settings.max_queue_depth,
+        max_bytes=settings.max_queue_mb * 2**20,
+    )
+
+    def cancel(request_id: str) -> None:
+        try:
+            spool.cancel(request_id)
+        except SpoolError as error:
+            log.warning("request %s, whose client left, cannot be cancelled: %s", request_id, error)
+
+    return FrontDoor(
+        settings=settings,
+        model_name=settings.model_name,
+        spool=spool,
+        tokenizer=PromptTokenizer(settings.model_dir),
+        listener=Listener(spool, poll_interval_seconds=settings.poll_interval),
+        leavers=Leavers(cancel, grace_seconds=settings.disconnect_grace_seconds),
+        ring_status=RingStatus(settings.run_dir),
+        workers=ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="front-door"),
+        started_unix=time.time(),
+    )
+
+
+def _layers(settings: Settings, keys: Keys) -> list[Middleware]:
+    origins = frozenset(origin.lower() for origin in settings.cors_origin_list)
+    layers = [Middleware(Edge, own_names=frozenset({settings.api_host.lower()}))]
+    if origins:
+        layers.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=list(settings.cors_origin_list),
+                allow_methods=["GET", "POST", "DELETE"],
+                allow_headers=["*"],
+                expose_headers=["X-Request-Id", "Location", "Retry-After"],
+            )
+        )
+    layers.append(Middleware(Gate, keys=keys, origins=origins))
+    return layers

@@ -1,0 +1,105 @@
+"""Who may ask: bearer keys from API_KEYS_FILE, and no web page of another site.
+
+Keys are kept and compared as SHA-256 digests only. The owner of a request is a short digest of its key, so
+that requests of different keys can be told apart without the key being written anywhere; without
+API_KEYS_FILE the owner is "".
+"""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from frontdoor.errors import ForbiddenOrigin, FrontDoorError, Unauthorized, error_response
+
+# What a load balancer, a browser's first visit and a newcomer need before they have a key.
+OPEN_PATHS = frozenset({"/", "/ui", "/health", "/livez", "/readyz"})
+OPEN_PREFIX = "/ui/"
+
+
+class KeysUnreadable(Exception):
+    """API_KEYS_FILE is missing, unreadable or empty; the start stops with the message."""
+
+
+class Keys:
+    """The digests of the keys that are let in; `None` lets everybody in."""
+
+    def __init__(self, keys: Iterable[str] | None) -> None:
+        self._digests = None if keys is None else frozenset(_digest(key) for key in keys)
+
+    @classmethod
+    def load(cls, path: Path | None) -> "Keys":
+        """Read one key a line; empty lines and lines that begin with # are skipped.
+
+        Raises:
+            KeysUnreadable: no key could be read (handled by the process that starts us).
+        """
+        if path is None:
+            return cls(None)
+        try:
+            lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise KeysUnreadable(f"API_KEYS_FILE: {error}") from error
+        keys = [line for line in lines if line and not line.startswith("#")]
+        if not keys:
+            raise KeysUnreadable(f"API_KEYS_FILE: {path} holds no key")
+        return cls(keys)
+
+    def owner(self, authorization: str | None) -> str:
+        """Return whose request this is.
+
+        Raises:
+            Unauthorized: keys are required and this is none of them.
+        """
+        if self._digests is None:
+            return ""
+        scheme, _, key = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            raise Unauthorized("a key is required: send the header Authorization: Bearer KEY")
+        digest = _digest(key.strip())
+        if digest not in self._digests:
+            raise Unauthorized("this key is not known here")
+        return digest[:16]
+
+
+class Gate:
+    """ASGI middleware; `scope["state"]["owner"]` is whose request this is."""
+
+    def __init__(self, app: ASGIApp, *, keys: Keys, origins: frozenset[str]) -> None:
+        self._app = app
+        self._keys = keys
+        self._origins = origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        try:
+            check_origin(headers.get("origin"), headers.get("host"), self._origins)
+            path = scope["path"]
+            is_open = path in OPEN_PATHS or path.startswith(OPEN_PREFIX)
+            scope["state"]["owner"] = "" if is_open else self._keys.owner(headers.get("authorization"))
+        except FrontDoorError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def check_origin(origin: str | None, host: str | None, allowed: frozenset[str]) -> None:
+    """Refuse a browser that asks on behalf of another site.
+
+    Raises:
+        ForbiddenOrigin: neither our own page nor a site in CORS_ORIGINS.
+    """
+    if origin is None or "*" in allowed or origin.lower() in allowed:
+        return
+    if host is not None and origin.lower().partition("://")[2] == host.lower():
+        return
+    raise ForbiddenOrigin("pages of this site may not use this server; CORS_ORIGINS lists those that may")
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()

@@ -1,0 +1,96 @@
+"""Reading a request's body: declared as JSON, within the size and time limits, and matching its schema.
+
+The body is refused before it is buffered when it says it is too large, and as soon as it turns out so when
+it does not say. Knows nothing of what the body asks for.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+
+from frontdoor.errors import BodyTooLarge, BodyTooSlow, InvalidRequest, UnsupportedMediaType
+
+BODY_TIMEOUT_SECONDS = 30.0
+MAX_NAMED_PROBLEMS = 3
+
+BodyModel = TypeVar("BodyModel", bound=BaseModel)
+
+
+async def read_json(http: Request, model: type[BodyModel], *, max_bytes: int) -> BodyModel:
+    """Read and check the body.
+
+    Raises:
+        InvalidRequest, UnsupportedMediaType, BodyTooLarge, BodyTooSlow: answered by the error handler.
+    """
+    _check_declared_type(http)
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
+            body = await _read_limited(http, max_bytes)
+    except TimeoutError as error:
+        raise BodyTooSlow(f"the body did not arrive within {BODY_TIMEOUT_SECONDS:g} s") from error
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise explain(error) from None
+
+
+def explain(error: ValidationError) -> InvalidRequest:
+    """Turn pydantic's findings into one sentence that names the fields; values are not repeated."""
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    named = [_sentence(problem) for problem in problems[:MAX_NAMED_PROBLEMS]]
+    if len(problems) > MAX_NAMED_PROBLEMS:
+        named.append(f"and {len(problems) - MAX_NAMED_PROBLEMS} more")
+    return InvalidRequest("; ".join(named), param=_path(problems[0]["loc"]) or None)
+
+
+def _check_declared_type(http: Request) -> None:
+    media_type = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMediaType("send the header Content-Type: application/json")
+    if http.headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnsupportedMediaType("a body with a Content-Encoding is not supported")
+
+
+async def _read_limited(http: Request, max_bytes: int) -> bytes:
+    declared = http.headers.get("content-length", "")
+    if declared.isdigit() and int(declared[:20]) > max_bytes:
+        raise _too_large(max_bytes)
+    body = bytearray()
+    async for chunk in http.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise _too_large(max_bytes)
+    return bytes(body)
+
+
+def _too_large(max_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is larger than MAX_BODY_BYTES={max_bytes}")
+
+
+def _sentence(problem: Any) -> str:
+    path = _path(problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown field {path!r}"
+    if problem["type"] == "missing":
+        return f"{path!r} is required"
+    if problem["type"] == "model_type":
+        return f"{path or 'the body'} must be a JSON object"
+    if not path:
+        return str(problem["msg"])
+    return f"{path!r}: {problem['msg']}"
+
+
+def _path(location: Sequence[int | str]) -> str:
+    path = ""
+    for step in location:
+        path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else step
+    return path[:200]  # an unknown field's name is the client's and may be long
+
+
+def json_body(schema: str) -> dict[str, Any]:
+    """Describe a route's body for the OpenAPI page; `schema` is the name of a body class."""
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    return {"requestBody": {"required": True, "content": content}}

@@ -1,0 +1,52 @@
+"""Server-sent events: how frames are written, and the answer that sends them as they come.
+
+Knows framing only; what stands in the frames is the adapters' business (generate, openai_chat,
+openai_completions).
+"""
+
+import json
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+COMMENT_SECONDS = 15.0
+
+
+def data_frame(data: str, *, event: str | None = None, event_id: int | None = None) -> bytes:
+    """Frame one event; `data` is one line (JSON without line breaks)."""
+    head = "" if event is None else f"event: {event}\n"
+    tail = "" if event_id is None else f"id: {event_id}\n"
+    return f"{head}{tail}data: {data}\n\n".encode()
+
+
+def comment_frame(text: str) -> bytes:
+    """Frame a comment, which every client ignores and every proxy counts as life."""
+    return f": {text}\n\n".encode()
+
+
+def to_json(value: Any) -> str:
+    """Write JSON on one line."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+class EventStream(Response):
+    """Sends frames one by one, as `frames` makes them; it is given the connection's receive channel."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, frames: Callable[[Receive], AsyncGenerator[bytes, None]]) -> None:
+        self.status_code = 200
+        self.background = None
+        self._frames = frames
+        # no-cache and X-Accel-Buffering keep proxies from holding tokens back
+        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with aclosing(self._frames(receive)) as frames:
+            async for frame in frames:
+                await send({"type": "http.response.body", "body": frame, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,111 @@
+"""POST /generate, this service's own API: one JSON answer, or server-sent events `token`, `done` and
+`error`.
+
+Adapts the body to a draft and the result to the answer; knows nothing of how either travels.
+"""
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from fastapi.responses import JSONResponse, Response
+
+from frontdoor.accepting import Draft, accept
+from frontdoor.answering import stream_answer, wait_for_result
+from frontdoor.bodies import json_body, read_json
+from frontdoor.errors import FrontDoorError, InvalidRequest
+from frontdoor.events import data_frame, to_json
+from frontdoor.schemas import GenerateBody
+from frontdoor.state import caller, front_door
+from spool import Request, Result, TokenRecord
+
+router = APIRouter()
+
+
+@router.post("/generate", openapi_extra=json_body("GenerateBody"))
+async def generate(http: HttpRequest) -> Response:
+    """Generate text."""
+    front = front_door(http)
+    body = await read_json(http, GenerateBody, max_bytes=front.settings.max_body_bytes)
+    request = await accept(front, draft_of(body), caller=caller(http))
+    if body.background:
+        return accepted_response(request)
+    if body.stream:
+        return stream_answer(front, request, NativeRenderer(request))
+    result = await wait_for_result(front, http, request)
+    return JSONResponse(answer(result, seed=request.params.seed))
+
+
+def draft_of(body: GenerateBody) -> Draft:
+    """Turn the body into a draft; a prompt gets the chat template unless it is raw.
+
+    Raises:
+        InvalidRequest: fields that exclude each other.
+    """
+    if (body.prompt is None) == (body.messages is None):
+        raise InvalidRequest("exactly one of 'prompt' and 'messages' is required", param="prompt")
+    if body.messages is not None and body.raw:
+        raise InvalidRequest("'raw' is for prompts: messages always get the chat template", param="raw")
+    if body.background and body.stream:
+        raise InvalidRequest("'background' and 'stream' exclude each other", param="background")
+    return Draft(
+        prompt=body.prompt if body.prompt is not None else body.messages or (),
+        prompt_field="prompt" if body.prompt is not None else "messages",
+        sampling=body,
+        max_tokens=body.max_tokens,
+        is_raw=body.raw,
+        priority=body.priority,
+    )
+
+
+def accepted_response(request: Request) -> JSONResponse:
+    """Answer a background request."""
+    url = f"/requests/{request.id}"
+    return JSONResponse({"id": request.id, "status_url": url}, status_code=202, headers={"Location": url})
+
+
+def answer(result: Result, *, seed: int | None = None) -> dict[str, Any]:
+    """Write a result as /generate answers it."""
+    usage = result.usage
+    answered: dict[str, Any] = {
+        "id": result.id,
+        "text": result.text,
+        "finish_reason": result.finish_reason,
+        "model": result.model,
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+            "cached_tokens": usage.cached_tokens,
+        },
+        "performance": result.performance,
+    }
+    if seed is not None:
+        answered["seed"] = seed
+    return answered
+
+
+class NativeRenderer:
+    """Writes events as `token`, `reset`, `done` and `error`; the id of a token event is the token's index."""
+
+    def __init__(self, request: Request) -> None:
+        self._seed = request.params.seed
+
+    def tokens(self, records: tuple[TokenRecord, ...]) -> bytes:
+        return b"".join(
+            data_frame(
+                to_json({"index": record.index, "token_id": record.token_id, "text": record.text}),
+                event="token",
+                event_id=record.index,
+            )
+            for record in records
+        )
+
+    def reset(self) -> bytes:
+        return data_frame("{}", event="reset")
+
+    def done(self, result: Result) -> bytes:
+        return data_frame(to_json(answer(result, seed=self._seed)), event="done")
+
+    def error(self, error: FrontDoorError) -> bytes:
+        return data_frame(to_json(error.body()), event="error")

@@ -1,0 +1,65 @@
+"""GET /livez, /readyz and /health: does this process answer, does the ring make progress, what is it made
+of.
+
+Never green while stuck: the verdict is ring_status's. Everything here is public, so no secrets and nothing
+of requests.
+"""
+
+import time
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from fastapi.responses import JSONResponse
+
+from frontdoor import VERSION
+from frontdoor.ring_status import Readiness
+from frontdoor.state import FrontDoor, front_door
+
+router = APIRouter()
+
+RING_MEMBERS = (
+    "phase", "reason", "epoch", "model", "ring_size", "step", "started_unix", "updated_unix", "last_lap_unix",
+    "ranks", "queue", "kv", "totals",
+)  # fmt: skip
+SUPERVISOR_MEMBERS = ("state", "reason", "restarts", "started_unix", "updated_unix")
+
+
+@router.get("/livez")
+async def livez(http: HttpRequest) -> dict[str, Any]:
+    """Tell that this process answers."""
+    return {"status": "alive", "version": VERSION, "uptime_s": _uptime_s(front_door(http))}
+
+
+@router.get("/readyz")
+async def readyz(http: HttpRequest) -> JSONResponse:
+    """Tell whether the ring makes progress."""
+    readiness = front_door(http).ring_status.readiness()
+    return _respond(readiness, {})
+
+
+@router.get("/health")
+async def health(http: HttpRequest) -> JSONResponse:
+    """Tell everything: the ring, its ranks, the queue and the effective settings."""
+    front = front_door(http)
+    ring, supervisor = front.ring_status.ring(), front.ring_status.supervisor()
+    details = {
+        "version": VERSION,
+        "model": front.model_name,
+        "uptime_s": _uptime_s(front),
+        "ring": {name: ring[name] for name in RING_MEMBERS if name in ring},
+        "supervisor": {name: supervisor[name] for name in SUPERVISOR_MEMBERS if name in supervisor},
+        "settings": front.settings.public(),
+    }
+    return _respond(front.ring_status.readiness(), details)
+
+
+def _respond(readiness: Readiness, details: dict[str, Any]) -> JSONResponse:
+    body = {"status": readiness.state, "reason": readiness.reason, **details}
+    if readiness.is_ready:
+        return JSONResponse(body)
+    return JSONResponse(body, status_code=503, headers={"Retry-After": "2"})
+
+
+def _uptime_s(front: FrontDoor) -> float:
+    return round(time.time() - front.started_unix, 3)

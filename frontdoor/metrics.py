@@ -1,0 +1,105 @@
+"""GET /metrics: Prometheus text, made from rank 0's status at the moment of the scrape.
+
+Names follow vLLM's suffixes under our own prefix. Knows the status files; counts nothing itself.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from fastapi.responses import Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from frontdoor import VERSION
+from frontdoor.ring_status import RingStatus
+from frontdoor.state import front_door
+
+router = APIRouter()
+
+
+@router.get("/metrics")
+async def metrics(http: HttpRequest) -> Response:
+    """Report to Prometheus."""
+    registry = CollectorRegistry()
+    registry.register(RingCollector(front_door(http).ring_status))
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+class RingCollector(Collector):
+    """Turns the status files into metric families."""
+
+    def __init__(self, status: RingStatus) -> None:
+        self._status = status
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield every family; a ring that has said nothing has only the ones about itself."""
+        ring, supervisor = self._status.ring(), self._status.supervisor()
+        is_ready = self._status.readiness().is_ready
+        yield _gauge("ring_ready", "Whether the ring makes progress.", float(is_ready))
+        yield _counter("ring_restarts", "Restarts of the ring.", supervisor.get("restarts"))
+        build = GaugeMetricFamily("ring_build_info", "What is running.", labels=["version", "model"])
+        build.add_metric([VERSION, str(ring.get("model", ""))], 1)
+        yield build
+        if ring:
+            yield from _of_queue(ring)
+            yield from _of_totals(_mapping(ring.get("totals")))
+            yield from _of_ranks(ring, is_ready=is_ready)
+
+
+def _of_queue(ring: Mapping[str, Any]) -> Iterator[Metric]:
+    queue, kv = _mapping(ring.get("queue")), _mapping(ring.get("kv"))
+    yield _gauge("ring_num_requests_running", "Requests being generated.", queue.get("num_running"))
+    yield _gauge("ring_num_requests_waiting", "Requests waiting in the spool.", queue.get("num_waiting"))
+    yield _gauge(
+        "ring_queue_oldest_seconds", "Age of the oldest waiting request.", queue.get("oldest_wait_s")
+    )
+    share = _number(kv.get("num_tokens")) / max(1.0, _number(kv.get("max_tokens")))
+    yield _gauge("ring_kv_cache_usage_perc", "Used share of the KV cache, 0 to 1.", share)
+
+
+def _of_totals(totals: Mapping[str, Any]) -> Iterator[Metric]:
+    yield _counter("ring_prompt_tokens", "Prompt tokens of finished prefills.", totals.get("prompt_tokens"))
+    yield _counter("ring_generation_tokens", "Tokens generated.", totals.get("generation_tokens"))
+    yield _counter(
+        "ring_prefix_cache_hits", "Prompt tokens found in the prefix cache.", totals.get("cached_tokens")
+    )
+    finished = CounterMetricFamily(
+        "ring_request_success", "Finished requests by reason.", labels=["finished_reason"]
+    )
+    for reason, count in _mapping(totals.get("requests")).items():
+        finished.add_metric([str(reason)], _number(count))
+    yield finished
+
+
+def _of_ranks(ring: Mapping[str, Any], *, is_ready: bool) -> Iterator[Metric]:
+    up = GaugeMetricFamily("ring_rank_up", "Whether the rank takes part.", labels=["rank", "host"])
+    busy = GaugeMetricFamily("ring_rank_busy_ratio", "Share of time at work, 0 to 1.", labels=["rank"])
+    layers = GaugeMetricFamily("ring_rank_layers", "Layers of the rank.", labels=["rank"])
+    memory = GaugeMetricFamily("ring_rank_memory_bytes", "Memory of the rank.", labels=["rank", "kind"])
+    for entry in ring.get("ranks") or []:
+        rank = str(entry.get("rank"))
+        up.add_metric([rank, str(entry.get("host", ""))], float(is_ready))
+        busy.add_metric([rank], _number(entry.get("busy_ratio")))
+        layers.add_metric([rank], _number(entry.get("num_layers")))
+        memory.add_metric([rank, "weights"], _number(entry.get("weights_bytes")))
+        memory.add_metric([rank, "process"], _number(entry.get("memory_bytes")))
+    yield from (up, busy, layers, memory)
+
+
+def _gauge(name: str, text: str, value: object) -> Metric:
+    return GaugeMetricFamily(name, text, value=_number(value))
+
+
+def _counter(name: str, text: str, value: object) -> Metric:
+    return CounterMetricFamily(name, text, value=_number(value))
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0

@@ -1,0 +1,22 @@
+"""The OpenAPI description: FastAPI's own, plus the bodies, which the routes read themselves.
+
+Knows the body classes and nothing of the routes.
+"""
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic.json_schema import models_json_schema
+
+from frontdoor.schemas import ChatBody, CompletionBody, GenerateBody
+
+REF_TEMPLATE = "#/components/schemas/{model}"
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """Return the description of an app with the schemas of its bodies."""
+    description = FastAPI.openapi(app)
+    bodies = [(body, "validation") for body in (GenerateBody, ChatBody, CompletionBody)]
+    _, definitions = models_json_schema(bodies, ref_template=REF_TEMPLATE)  # type: ignore[arg-type]
+    description.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+    return description

@@ -1,0 +1,64 @@
+"""What one front-door process shares between its HTTP requests, and how a route gets at it.
+
+Holds the parts and starts and stops them; knows nothing of bodies, answers or routes.
+"""
+
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from config import Settings
+from frontdoor.leaving import Leavers
+from frontdoor.ring_status import RingStatus
+from frontdoor.waiting import Listener
+from prompts.tokenizer import PromptTokenizer
+from spool import Spool
+
+
+@dataclass(frozen=True)
+class FrontDoor:
+    """The parts; `workers` are threads for what may block (fsync, long texts)."""
+
+    settings: Settings
+    model_name: str
+    spool: Spool
+    tokenizer: PromptTokenizer
+    listener: Listener
+    leavers: Leavers
+    ring_status: RingStatus
+    workers: ThreadPoolExecutor
+    started_unix: float
+
+    def start(self) -> None:
+        """Begin to listen; needs the running event loop."""
+        self.listener.start()
+
+    def stop(self) -> None:
+        """Stop listening; accepted requests stay in the spool and go on."""
+        self.leavers.stop()
+        self.listener.stop()
+        self.workers.shutdown(wait=False, cancel_futures=True)
+
+
+def front_door(http: Request) -> FrontDoor:
+    """Return the front door that serves this HTTP request."""
+    found = http.app.state.front_door
+    assert isinstance(found, FrontDoor)
+    return found
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks, and under which ids. `request_id` is new for each HTTP request, whatever the client sends."""
+
+    owner: str
+    http_id: str
+    request_id: str
+
+
+def caller(http: Request) -> Caller:
+    """Return what the outer layers found out about this HTTP request."""
+    made_here = http.state.request_id if http.state.is_request_id_new else uuid.uuid4().hex
+    return Caller(str(http.state.owner), str(http.state.request_id), str(made_here))

@@ -1,0 +1,145 @@
+"""Waiting for tokens and results: one doorbell for the whole process, one watch for each client that waits.
+
+A ring of the bell, or a rescan every poll interval while anybody waits, makes the listener look at the
+files of the watched requests; who has news is woken. With nobody waiting it does nothing at all. Knows
+files, not HTTP: what becomes of the news is the business of who holds the watch.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from frontdoor.errors import FrontDoorError
+from spool import Doorbell, LogCut, Result, Spool, SpoolError, TokenLogReader, TokenRecord, make_door_name
+
+log = logging.getLogger(__name__)
+
+
+class Watch:
+    """What one client knows of its request. `result` is final; `records` are tokens nobody has taken yet."""
+
+    def __init__(self, request_id: str, log_reader: TokenLogReader | None) -> None:
+        self.request_id = request_id
+        self.log_reader = log_reader
+        self.records: list[TokenRecord] = []
+        self.result: Result | None = None
+        self.failure: FrontDoorError | None = None
+        self.is_reset = False
+        self.is_client_gone = False
+        self._news = asyncio.Event()
+
+    async def news(self, timeout_seconds: float) -> bool:
+        """Wait until there is something to take; False when the time is over."""
+        if not self._news.is_set():
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    await self._news.wait()
+            except TimeoutError:
+                return False
+        self._news.clear()
+        return True
+
+    def take_records(self) -> list[TokenRecord]:
+        """Return the tokens that came since the last call."""
+        taken, self.records = self.records, []
+        return taken
+
+    def take_reset(self) -> bool:
+        """Tell whether the log began anew since the last call."""
+        was_reset, self.is_reset = self.is_reset, False
+        return was_reset
+
+    def client_gone(self) -> None:
+        """Wake the waiter, because nobody is left to tell."""
+        self.is_client_gone = True
+        self.wake()
+
+    def wake(self) -> None:
+        self._news.set()
+
+
+class Listener:
+    """The process's doorbell and all its watches."""
+
+    def __init__(self, spool: Spool, *, poll_interval_seconds: float) -> None:
+        self._spool = spool
+        self._poll_interval_seconds = poll_interval_seconds
+        self._watches: set[Watch] = set()
+        self._rescan: asyncio.TimerHandle | None = None
+        self._bell: Doorbell | None = None
+
+    def start(self) -> None:
+        """Begin to listen, in the running event loop."""
+        self._bell = self._spool.listen(make_door_name())
+        asyncio.get_running_loop().add_reader(self._bell.fileno(), self._on_bell)
+
+    def stop(self) -> None:
+        """Stop listening; watches that are left see nothing more."""
+        if self._bell is not None:
+            asyncio.get_running_loop().remove_reader(self._bell.fileno())
+            self._bell.close()
+            self._bell = None
+        self._stop_rescan()
+
+    @property
+    def is_rescanning(self) -> bool:
+        return self._rescan is not None
+
+    @contextmanager
+    def watch(self, request_id: str, *, with_tokens: bool) -> Iterator[Watch]:
+        """Follow one request; what is there already counts as news."""
+        watch = Watch(request_id, self._spool.open_log(request_id) if with_tokens else None)
+        self._watches.add(watch)
+        self._look_at(watch)
+        self._schedule_rescan()
+        try:
+            yield watch
+        finally:
+            self._watches.discard(watch)
+            if not self._watches:
+                self._stop_rescan()
+
+    def _on_bell(self) -> None:
+        assert self._bell is not None
+        self._bell.drain()
+        self._look()
+
+    def _look(self) -> None:
+        for watch in self._watches:
+            self._look_at(watch)
+
+    def _look_at(self, watch: Watch) -> None:
+        if watch.result is not None or watch.failure is not None:
+            return
+        try:
+            # The result first: all tokens are in the log before the result is there.
+            result = self._spool.read_result(watch.request_id)
+            if watch.log_reader is not None:
+                watch.records += watch.log_reader.read_new()
+            watch.result = result
+        except LogCut:
+            watch.records.clear()
+            watch.is_reset = True
+            watch.wake()
+            self._look_at(watch)
+        except SpoolError as error:
+            log.warning("cannot read the answer of request %s: %s", watch.request_id, error)
+            watch.failure = FrontDoorError("the answer cannot be read; the log has the details")
+        if watch.result is not None or watch.records or watch.failure is not None:
+            watch.wake()
+
+    def _schedule_rescan(self) -> None:
+        if self._rescan is None and self._watches and self._bell is not None:
+            loop = asyncio.get_running_loop()
+            self._rescan = loop.call_later(self._poll_interval_seconds, self._on_rescan)
+
+    def _stop_rescan(self) -> None:
+        if self._rescan is not None:
+            self._rescan.cancel()
+            self._rescan = None
+
+    def _on_rescan(self) -> None:
+        self._rescan = None
+        self._look()
+        self._schedule_rescan()

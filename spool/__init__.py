@@ -1,0 +1,62 @@
+"""The spool: a file queue that owns every accepted request, so that no process has to live for it to be
+answered.
+
+Front doors use `Spool` (submit, cancel, look up, follow tokens), rank 0 uses `SpoolOwner` (claim, complete,
+recover). Files: folder.py (where things lie, what may be a spool), names.py, messages.py (Request, Result),
+token_log.py, doorbell.py (waking), sweep.py (age), errors.py, fsio.py (every system call). It never imports
+MLX and knows no HTTP.
+"""
+
+from spool.doorbell import DOOR_PREFIX, RANK0, Doorbell, make_door_name, ring, ring_all
+from spool.errors import (
+    CorruptRequest,
+    LogCut,
+    SpoolError,
+    SpoolFull,
+    SpoolLocked,
+    SpoolRefused,
+    SpoolUnavailable,
+)
+from spool.fsio import FileSystem
+from spool.messages import FinishReason, Request, Result, SamplingParams, Usage
+from spool.names import EntryName, check_id, is_id
+from spool.owner import Claim, SpoolOwner
+from spool.spool import Depth, DiskLimits, Durability, Spool, State
+from spool.token_log import LogHeader, TokenLogReader, TokenLogWriter, TokenRecord, replay
+
+__all__ = [
+    "DOOR_PREFIX",
+    "RANK0",
+    "Claim",
+    "CorruptRequest",
+    "Depth",
+    "DiskLimits",
+    "Doorbell",
+    "Durability",
+    "EntryName",
+    "FileSystem",
+    "FinishReason",
+    "LogCut",
+    "LogHeader",
+    "Request",
+    "Result",
+    "SamplingParams",
+    "Spool",
+    "SpoolError",
+    "SpoolFull",
+    "SpoolLocked",
+    "SpoolOwner",
+    "SpoolRefused",
+    "SpoolUnavailable",
+    "State",
+    "TokenLogReader",
+    "TokenLogWriter",
+    "TokenRecord",
+    "Usage",
+    "check_id",
+    "is_id",
+    "make_door_name",
+    "replay",
+    "ring",
+    "ring_all",
+]

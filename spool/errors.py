@@ -1,0 +1,103 @@
+"""What can go wrong in the spool, as one small tree.
+
+SpoolError
+├── SpoolRefused      the folder cannot be a spool here (other version, network file system, not ours)
+├── SpoolLocked       another process owns it
+├── SpoolFull         over a limit of the queue: come back later
+├── SpoolUnavailable  the disk or the system said no; what was being done may be tried again
+├── CorruptRequest    a request or result file that is not what its checksum says
+└── LogCut            a token log lost tokens that a reader had already seen
+
+Each class has the HTTP status and the stable code that a front door answers with. It knows nothing of HTTP
+beyond that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
+_CODES = {
+    errno.ENOSPC: ("disk_full", 507),
+    errno.EDQUOT: ("disk_full", 507),
+    errno.EROFS: ("read_only", 503),
+    errno.EMFILE: ("too_many_files", 503),
+    errno.ENFILE: ("too_many_files", 503),
+    errno.EIO: ("disk_error", 503),
+    errno.EACCES: ("no_permission", 503),
+    errno.EPERM: ("no_permission", 503),
+}
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+@contextlib.contextmanager
+def system_trouble(doing: str) -> Iterator[None]:
+    """Tell the system's errors as SpoolUnavailable."""
+    try:
+        yield
+    except OSError as error:
+        raise SpoolUnavailable.from_os_error(doing, error) from error
+
+
+class SpoolError(Exception):
+    """The root of everything the spool raises on purpose."""
+
+    status = 500
+    code = "spool_error"
+
+
+class SpoolRefused(SpoolError):
+    """This folder cannot serve as a spool; the message says why and what to do. Ends the start."""
+
+    code = "spool_refused"
+
+
+class SpoolLocked(SpoolError):
+    """Another process owns the spool. Ends the start."""
+
+    code = "spool_locked"
+
+    def __init__(self, root: str, pid: int | None) -> None:
+        holder = f"process {pid}" if pid is not None else "another process"
+        super().__init__(f"the spool {root} is owned by {holder}; stop that one first")
+        self.pid = pid
+
+
+class SpoolFull(SpoolError):
+    """The queue is at its limit; the request was not accepted."""
+
+    status = 429
+    code = "queue_full"
+
+
+class SpoolUnavailable(SpoolError):
+    """The disk or the system refused; `code` says what, `status` is 507 for a full disk and 503 else."""
+
+    status = 503
+    code = "spool_unavailable"
+
+    def __init__(self, message: str, *, code: str = "spool_unavailable", status: int = 503) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+
+    @classmethod
+    def from_os_error(cls, doing: str, error: OSError) -> SpoolUnavailable:
+        """Name what was being done and what the system said, without any path a client may have caused."""
+        code, status = _CODES.get(error.errno or 0, ("spool_unavailable", 503))
+        reason = os.strerror(error.errno) if error.errno else type(error).__name__
+        return cls(f"cannot {doing}: {reason}", code=code, status=status)
+
+
+class CorruptRequest(SpoolError):
+    """A request or result file is damaged, foreign or of an unknown version."""
+
+    code = "corrupt"
+
+
+class LogCut(SpoolError):
+    """Tokens that this reader has given out are no longer in the log; it starts over from the first one."""
+
+    code = "reset"

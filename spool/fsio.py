@@ -1,0 +1,279 @@
+"""Every system call the spool makes, as small methods of one class.
+
+The spool, its token logs and its doorbells reach the disk only through a `FileSystem`, so that a simulated
+one (in which what was not synced may vanish) can stand in its place. It knows nothing of requests, names or
+folders' meaning; errors are the system's own `OSError`s. New files are 0600 and new folders 0700, whatever
+the umask allows more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+_MOUNT_LINE = re.compile(r"^.+? on (/.*) \((\w+)[,)]")  # what mount(8) prints on macOS
+_OCTAL = re.compile(r"\\([0-7]{3})")  # how /proc/self/mounts writes a space
+
+
+class NotPlainFile(Exception):
+    """What lies there is a folder, link, pipe or socket, may not be read, or is larger than allowed."""
+
+
+@dataclass(frozen=True)
+class DiskSpace:
+    """What is left to a plain user. num_free_files is None where the file system has no such limit."""
+
+    num_free_bytes: int
+    num_free_files: int | None
+
+
+@dataclass(frozen=True)
+class FileTail:
+    """The bytes of a file from an offset on, and which file they came from."""
+
+    inode: int
+    size: int
+    data: bytes
+
+
+class FileSystem:
+    """The real one. It has no state: one instance may be used by any number of threads."""
+
+    def make_folder(self, path: Path) -> None:
+        """Make one folder, 0700; one that is there already is left as it is."""
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+
+    def make_parents(self, path: Path) -> None:
+        """Make the folders above `path`, with the system's usual permissions."""
+        os.makedirs(path.parent, exist_ok=True)
+
+    def names(self, folder: Path) -> list[str]:
+        """List a folder in no order. A hint: names renamed meanwhile may be missing."""
+        return os.listdir(folder)
+
+    def stat(self, path: Path) -> os.stat_result:
+        """Describe what lies there, links not followed."""
+        return os.lstat(path)
+
+    def exists(self, path: Path) -> bool:
+        """Whether something lies there. Any other error than its absence is raised."""
+        try:
+            os.lstat(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def is_open_file_deleted(self, fd: int) -> bool:
+        """Whether the open file has lost its last name."""
+        return os.fstat(fd).st_nlink == 0
+
+    def write_new(self, path: Path, data: bytes, *, is_synced: bool) -> None:
+        """Write a file that must not exist yet; with `is_synced` it is on the disk when this returns."""
+        fd = os.open(path, _NEW, 0o600)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            if is_synced:
+                _sync(fd)
+        finally:
+            os.close(fd)
+
+    def read(self, path: Path, max_bytes: int) -> bytes:
+        """Read a plain file. Raises NotPlainFile for everything that is none, and FileNotFoundError."""
+        with self._open_plain(path) as (fd, info):
+            if info.st_size > max_bytes:
+                raise NotPlainFile(f"larger than {max_bytes} bytes")
+            return _read_all(fd, 0, info.st_size)
+
+    def read_from(self, path: Path, offset: int) -> FileTail:
+        """Read a plain file from an offset on; no bytes when it is shorter. Raises as `read` does."""
+        with self._open_plain(path) as (fd, info):
+            return FileTail(info.st_ino, info.st_size, _read_all(fd, offset, info.st_size - offset))
+
+    @contextlib.contextmanager
+    def _open_plain(self, path: Path) -> Iterator[tuple[int, os.stat_result]]:
+        try:
+            fd = os.open(path, _READ)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise _not_plain(path, error) from error
+        try:
+            info = os.fstat(fd)
+            if not stat.S_ISREG(info.st_mode):
+                raise NotPlainFile("not a plain file")
+            yield fd, info
+        finally:
+            os.close(fd)
+
+    def open_append(self, path: Path) -> int:
+        """Open a file for appending, made if it is not there. The caller closes the descriptor."""
+        return os.open(path, _APPEND, 0o600)
+
+    def append(self, fd: int, data: bytes) -> int:
+        """Append in one write(2); the number of bytes that went in may be less on a full disk."""
+        return os.write(fd, data)
+
+    def truncate(self, fd: int, num_bytes: int) -> None:
+        """Shorten an open file."""
+        os.ftruncate(fd, num_bytes)
+
+    def close(self, fd: int) -> None:
+        """Close a descriptor."""
+        os.close(fd)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Move within one file system, replacing a file that is there."""
+        os.rename(source, target)
+
+    def link(self, source: Path, target: Path) -> None:
+        """Give a file a second name. Raises FileExistsError when that name is taken."""
+        os.link(source, target)
+
+    def unlink(self, path: Path) -> bool:
+        """Remove a name; False when there was none."""
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def remove_tree(self, path: Path) -> None:
+        """Remove whatever lies there, links not followed."""
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return
+        except (IsADirectoryError, PermissionError):  # macOS says EPERM for a folder
+            shutil.rmtree(path)
+
+    def set_mode(self, path: Path, mode: int) -> None:
+        """Set permissions."""
+        os.chmod(path, mode)
+
+    def sync_folder(self, path: Path) -> None:
+        """Put a folder's names on the disk."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _sync(fd)
+        finally:
+            os.close(fd)
+
+    def disk_space(self, path: Path) -> DiskSpace:
+        """Ask how much is left where `path` lies."""
+        info = os.statvfs(path)
+        return DiskSpace(info.f_bavail * info.f_frsize, info.f_favail if info.f_files else None)
+
+    def try_lock(self, path: Path) -> int | None:
+        """Take an exclusive flock; the open descriptor holds it, None when someone else does."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def overwrite(self, fd: int, data: bytes) -> None:
+        """Replace the content of an open file; not atomic, for notes to people only."""
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, data, 0)
+
+    def real_path(self, path: Path) -> Path:
+        """Resolve links; parts that do not exist yet are kept."""
+        return Path(os.path.realpath(path))
+
+    def mounts(self) -> list[tuple[Path, str]]:
+        """List (mount point, file system type) of everything mounted, in mount order."""
+        if sys.platform == "darwin":
+            text = subprocess.run(
+                ["/sbin/mount"], capture_output=True, text=True, check=True, timeout=10
+            ).stdout
+            found = (_MOUNT_LINE.match(line) for line in text.splitlines())
+            return [(Path(match[1]), match[2]) for match in found if match]
+        fields = [line.split() for line in Path("/proc/self/mounts").read_text(errors="replace").splitlines()]
+        return [(Path(_OCTAL.sub(lambda m: chr(int(m[1], 8)), line[1])), line[2]) for line in fields]
+
+    def bind_bell(self, path: Path) -> socket.socket:
+        """Listen for datagrams at `path`, which must be free; never blocks."""
+        bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            bell.setblocking(False)
+            bell.bind(str(path))
+            os.chmod(path, 0o600)
+        except BaseException:
+            bell.close()
+            raise
+        return bell
+
+    def ring_bells(self, paths: list[Path]) -> list[OSError | None]:
+        """Send an empty datagram to each path without waiting; one entry a path: None or why it failed."""
+        outcomes: list[OSError | None] = []
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.setblocking(False)
+            for path in paths:
+                try:
+                    sender.sendto(b"", str(path))
+                    outcomes.append(None)
+                except OSError as error:
+                    outcomes.append(error)
+        return outcomes
+
+
+def _read_all(fd: int, offset: int, num_bytes: int) -> bytes:
+    parts: list[bytes] = []
+    while num_bytes > 0:
+        part = os.pread(fd, num_bytes, offset)
+        if not part:
+            break
+        parts.append(part)
+        offset += len(part)
+        num_bytes -= len(part)
+    return b"".join(parts)
+
+
+def _not_plain(path: Path, error: OSError) -> Exception:
+    """Tell a foreign thing (link, socket, unreadable file) from trouble that may pass."""
+    try:
+        is_plain = stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return error
+    if not is_plain:
+        return NotPlainFile("not a plain file")
+    return NotPlainFile("may not be read") if isinstance(error, PermissionError) else error
+
+
+def _sync(fd: int) -> None:
+    """Flush to the disk itself. Never tried again after an error: the kernel may have dropped the pages."""
+    if sys.platform == "darwin":
+        try:
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+            return
+        except OSError as error:
+            if error.errno not in _FULLSYNC_UNSUPPORTED:
+                raise
+    os.fsync(fd)
+
+
+if sys.platform == "darwin":
+    import errno
+
+    _FULLSYNC_UNSUPPORTED = {errno.ENOTSUP, errno.EINVAL, errno.ENOTTY}

@@ -1,0 +1,290 @@
+"""Spool: the file queue as a front door sees it. Submit, cancel and look up; any number of processes at once.
+
+A request is one file. It is accepted when it has been renamed into incoming/ (and, with durability "power",
+both are on the disk); from then on it ends in exactly one done/{id}.json, whatever dies. What rank 0 does
+with it (claim, complete, recover) is `SpoolOwner` in owner.py. This room knows nothing of HTTP, models or
+tokens.
+
+A look-up has no index to ask: it scans in the order done, active, incoming, and once more, because a
+request may be renamed ahead of the scan.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from spool.doorbell import RANK0, Doorbell, ring
+from spool.errors import CorruptRequest, SpoolFull, SpoolUnavailable
+from spool.folder import SpoolFolder, open_folder
+from spool.fsio import FileSystem, NotPlainFile
+from spool.messages import Request, Result
+from spool.names import EntryName, NameClock, check_id, is_entry_name
+from spool.token_log import TokenLogReader
+
+Durability = Literal["power", "process"]
+State = Literal["waiting", "active", "done"]
+MAX_REQUEST_BYTES = (
+    64 * 2**20
+)  # what a claim takes for a request at all; larger is refused before it is accepted
+MAX_RESULT_BYTES = 1 << 30
+_MIN_FREE_FILES = 64
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DiskLimits:
+    """What must be left on the disk for a request to be accepted, and what is set aside for results."""
+
+    min_free_bytes: int = 64 * 2**20
+    ballast_bytes: int = 2**20
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How much there is to do. num_bytes is of the waiting request files."""
+
+    num_waiting: int
+    num_active: int
+    num_bytes: int
+    oldest_wait_s: float = 0.0
+
+
+class Spool:
+    """One spool folder. Safe to use from several threads and processes; make it with `Spool.open`."""
+
+    def __init__(
+        self,
+        folder: SpoolFolder,
+        fs: FileSystem,
+        *,
+        is_synced: bool,
+        max_depth: int,
+        max_bytes: int,
+        disk: DiskLimits,
+    ) -> None:
+        self.folder = folder
+        self.fs = fs
+        self.is_synced = is_synced
+        self.max_depth = max_depth
+        self.max_bytes = max_bytes
+        self.disk = disk
+        self.clock = NameClock()
+        self._admission_lock = threading.Lock()
+        self._num_admitted = 0
+        self._num_admitted_bytes = 0
+        self._sizes: dict[str, int] = {}  # of waiting files, by name: a file never changes
+
+    @classmethod
+    def open(
+        cls,
+        root: Path,
+        *,
+        durability: Durability = "power",
+        max_depth: int = 1000,
+        max_bytes: int = 256 * 2**20,
+        disk: DiskLimits | None = None,
+        fs: FileSystem | None = None,
+    ) -> Spool:
+        """Open a spool, made if the folder is empty or absent.
+
+        Raises:
+            SpoolRefused: another version, a network or FAT file system, someone else's folder.
+            SpoolUnavailable: the disk said no.
+        """
+        if durability not in ("power", "process"):
+            raise ValueError("durability is power or process")
+        fs = fs or FileSystem()
+        is_synced = durability == "power"
+        folder = open_folder(Path(root), fs, is_synced=is_synced)
+        return cls(
+            folder,
+            fs,
+            is_synced=is_synced,
+            max_depth=max_depth,
+            max_bytes=max_bytes,
+            disk=disk or DiskLimits(),
+        )
+
+    def submit(self, request: Request) -> None:
+        """Accept a request: when this returns it will be answered, whatever dies. Wakes rank 0.
+
+        Raises:
+            SpoolFull: over the count or byte limit.
+            SpoolUnavailable: too little disk, or the disk or system said no. Nothing was accepted.
+        """
+        data = request.to_json()
+        with self._admission(len(data)):
+            self._publish(EntryName(request.priority, self.clock.next_ns(), request.id), data)
+        ring(self.folder.bell, RANK0, self.fs)
+
+    def cancel(self, id: str) -> bool:
+        """Ask for a request to be stopped. False when there is nothing to stop: unknown or done."""
+        if self.state(id) not in ("waiting", "active"):
+            return False
+        marker = self.folder.cancel / id
+        try:
+            with contextlib.suppress(FileExistsError):
+                self.fs.write_new(marker, b"", is_synced=False)
+            if self.fs.exists(self.folder.result(id)):
+                self.fs.unlink(marker)
+                return False
+        except OSError as error:
+            raise SpoolUnavailable.from_os_error("cancel a request", error) from error
+        ring(self.folder.bell, RANK0, self.fs)
+        return True
+
+    def state(self, id: str) -> State | None:
+        """Where a request is; None when it is unknown (or so old that its result was removed)."""
+        check_id(id)
+        for _ in range(2):
+            if self._has_result(id):
+                return "done"
+            if self._find(self.folder.active, id):
+                return "active"
+            if self._find(self.folder.incoming, id):
+                return "waiting"
+        return "done" if self._has_result(id) else None
+
+    def read_result(self, id: str) -> Result | None:
+        """The answer, or None while there is none. Raises CorruptRequest if the disk has damaged it."""
+        path = self.folder.result(check_id(id))
+        try:
+            result = Result.from_json(self.fs.read(path, MAX_RESULT_BYTES))
+        except FileNotFoundError:
+            return None
+        except NotPlainFile as error:
+            raise CorruptRequest(f"the result is {error}") from error
+        except OSError as error:
+            raise SpoolUnavailable.from_os_error("read a result", error) from error
+        if result.id != id:
+            raise CorruptRequest("the result is of another request")
+        return result
+
+    def open_log(self, id: str) -> TokenLogReader:
+        """Follow a request's tokens from the first on; the log need not be there yet."""
+        return TokenLogReader(self.folder.stream / check_id(id), self.fs)
+
+    def listen(self, name: str) -> Doorbell:
+        """Listen at a doorbell of this spool: `make_door_name()` for a front door."""
+        return Doorbell(self.folder.bell, name, self.fs)
+
+    def depth(self) -> Depth:
+        """Count what waits and what is worked on."""
+        with self._admission_lock:
+            sizes = self._measure_waiting()
+        num_active = sum(map(is_entry_name, self.names(self.folder.active)))
+        accepted_ns = [name.time_ns for name in map(EntryName.parse, sizes) if name is not None]
+        oldest_wait_s = max(0.0, (time.time_ns() - min(accepted_ns)) / 1e9) if accepted_ns else 0.0
+        return Depth(len(sizes), num_active, sum(sizes.values()), oldest_wait_s)
+
+    def position(self, id: str) -> int | None:
+        """How many requests will be claimed before this one; None when it does not wait."""
+        check_id(id)
+        waiting = sorted(filter(is_entry_name, self.names(self.folder.incoming)))
+        return next((place for place, name in enumerate(waiting) if id in name), None)
+
+    def names(self, folder: Path) -> list[str]:
+        """List one of the spool's folders. Raises SpoolUnavailable."""
+        try:
+            return self.fs.names(folder)
+        except OSError as error:
+            raise SpoolUnavailable.from_os_error(f"list {folder.name}/", error) from error
+
+    def _find(self, folder: Path, id: str) -> bool:
+        return any(id in name and is_entry_name(name) for name in self.names(folder))
+
+    def _has_result(self, id: str) -> bool:
+        try:
+            return self.fs.exists(self.folder.result(id))
+        except OSError as error:
+            raise SpoolUnavailable.from_os_error("look for a result", error) from error
+
+    @contextlib.contextmanager
+    def _admission(self, num_bytes: int) -> Iterator[None]:
+        """Hold a place in the queue for a file about to be published; other threads count it meanwhile.
+
+        Several processes may pass the limit by what they publish in the same moment.
+        """
+        with self._admission_lock:
+            self._check_admissible(num_bytes)
+            self._num_admitted += 1
+            self._num_admitted_bytes += num_bytes
+        try:
+            yield
+        finally:
+            with self._admission_lock:
+                self._num_admitted -= 1
+                self._num_admitted_bytes -= num_bytes
+
+    def _check_admissible(self, num_bytes: int) -> None:
+        if num_bytes > MAX_REQUEST_BYTES:
+            raise SpoolUnavailable(
+                "the request is too large for the spool", code="request_too_large", status=413
+            )
+        sizes = self._measure_waiting()
+        num_waiting = len(sizes) + self._num_admitted
+        if num_waiting >= self.max_depth:
+            raise SpoolFull(
+                f"the queue is full: {num_waiting} requests wait (MAX_QUEUE_DEPTH={self.max_depth})"
+            )
+        num_waiting_bytes = sum(sizes.values()) + self._num_admitted_bytes
+        if num_waiting_bytes + num_bytes > self.max_bytes:
+            limit_mb = self.max_bytes // 2**20
+            raise SpoolFull(f"the queue is full: {num_waiting_bytes} bytes wait (MAX_QUEUE_MB={limit_mb})")
+        self._check_disk(num_bytes + self._num_admitted_bytes)
+
+    def _check_disk(self, num_bytes: int) -> None:
+        try:
+            space = self.fs.disk_space(self.folder.root)
+            has_ballast = self.fs.exists(self.folder.ballast)
+        except OSError as error:
+            raise SpoolUnavailable.from_os_error("ask for disk space", error) from error
+        wanted = self.disk.min_free_bytes + num_bytes + (0 if has_ballast else self.disk.ballast_bytes)
+        if space.num_free_bytes < wanted:
+            free_mb, wanted_mb = space.num_free_bytes // 2**20, -(-wanted // 2**20)
+            message = f"the disk is nearly full: {free_mb} MiB free, {wanted_mb} MiB needed"
+            raise SpoolUnavailable(message, code="disk_full", status=507)
+        if space.num_free_files is not None and space.num_free_files < _MIN_FREE_FILES:
+            raise SpoolUnavailable("the disk is nearly out of files (inodes)", code="disk_full", status=507)
+
+    def _measure_waiting(self) -> dict[str, int]:
+        """Sizes of the waiting files; only new names are asked for. The admission lock is held."""
+        known: dict[str, int] = {}
+        for name in self.names(self.folder.incoming):
+            size = self._sizes.get(name)
+            if size is None and is_entry_name(name):
+                with contextlib.suppress(OSError):  # claimed meanwhile
+                    size = self.fs.stat(self.folder.incoming / name).st_size
+            if size is not None:
+                known[name] = size
+        self._sizes = known
+        return known
+
+    def _publish(self, name: EntryName, data: bytes) -> None:
+        """Make the request's file appear whole in incoming/, or not at all."""
+        temporary = self.folder.tmp / f"{os.getpid()}-{name.waiting}"
+        try:
+            self.fs.write_new(temporary, data, is_synced=self.is_synced)
+            self.fs.rename(temporary, self.folder.incoming / name.waiting)
+            if self.is_synced:
+                self.fs.sync_folder(self.folder.incoming)
+        except OSError as error:
+            self._withdraw(temporary, name)
+            raise SpoolUnavailable.from_os_error("accept a request", error) from error
+
+    def _withdraw(self, temporary: Path, name: EntryName) -> None:
+        """Undo a submit that failed half way. Where rank 0 was quicker, nobody waits for the answer."""
+        try:
+            is_unpublished = self.fs.unlink(temporary)
+            if not is_unpublished and not self.fs.unlink(self.folder.incoming / name.waiting):
+                self.cancel(name.id)
+        except (OSError, SpoolUnavailable) as error:
+            _log.warning("request %s was refused, but its file could not be removed: %s", name.id, error)

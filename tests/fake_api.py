@@ -1,0 +1,86 @@
+"""A front door without a model: answers GET /health and POST /generate on the socket that it is handed.
+
+FAKE_API=idle-rank leaves rank 1 out of the proof, refuse exits with 2. Exits at end of file on its standard
+input, unless FAKE_API=deaf.
+"""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from config.run_files import read_json
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Two routes."""
+
+    def do_GET(self) -> None:
+        """Say which process answers."""
+        self._respond("application/json", json.dumps({"pid": os.getpid()}))
+
+    def do_POST(self) -> None:
+        """Stream two tokens and the proof."""
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if not body["prompt"]:
+            self.send_error(400)
+            return
+        events = ["event: token\ndata: " + json.dumps({"text": text}) for text in ("Par", "is")]
+        events.append("event: done\ndata: " + json.dumps(make_result()))
+        self._respond("text/event-stream", ": hello\n\n" + "".join(event + "\n\n" for event in events))
+
+    def _respond(self, kind: str, text: str) -> None:
+        self.send_response(200)
+        self.send_header("content-type", kind)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Log nothing."""
+
+
+def make_result() -> dict[str, object]:
+    """A result in which each rank of ring.json took part."""
+    ring = read_json(Path(os.environ["STATE_DIR"]) / "run" / "ring.json") or {}
+    ranks = [
+        {**rank, "num_frames": 3, "busy_s": 0.5, "busy_share": 0.5}
+        for rank in ring["ranks"]
+        if os.environ.get("FAKE_API") != "idle-rank" or rank["rank"] != 1
+    ]
+    return {
+        "text": "Paris",
+        "finish_reason": "stop",
+        "usage": {"completion_tokens": 2},
+        "performance": {"ranks": ranks},
+    }
+
+
+def main() -> None:
+    """Serve until told to go."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True)
+    if os.environ.get("FAKE_API") == "refuse":
+        print("api: API_KEYS_FILE holds no key", file=sys.stderr)
+        sys.exit(2)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler, bind_and_activate=False)
+    server.socket.close()
+    server.socket = socket.socket(fileno=parser.parse_args().fd)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+    def watch() -> None:
+        sys.stdin.buffer.read()
+        if os.environ.get("FAKE_API") != "deaf":
+            os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
+    print("api: serving", file=sys.stderr, flush=True)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

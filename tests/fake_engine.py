@@ -1,0 +1,182 @@
+"""A rank 0 without a model: claims real requests from a real spool and answers them with words it makes up.
+
+The answer depends on the request alone: `answer_pieces` says what it will be. Words in the prompt steer it:
+[hold] waits for `release()` before the second token, [fail] ends in an error, [paced] leaves 5 ms between
+tokens.
+"""
+
+import selectors
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from config.run_files import write_json
+from spool import Claim, LogHeader, Request, Result, Spool, SpoolOwner, TokenLogWriter, TokenRecord, Usage
+
+MAX_PIECES = 40
+PACE_SECONDS = 0.005
+
+
+def answer_pieces(request: Request) -> tuple[list[str], str]:
+    """Return the pieces of the answer, one a token, and its finish reason."""
+    pieces = ["Grüße", ", ", "wörld", "! 🎉 "] + [f"n{index} " for index in range(MAX_PIECES)]
+    pieces = pieces[: min(request.params.max_tokens, MAX_PIECES)]
+    reason = "length" if request.params.max_tokens <= MAX_PIECES else "stop"
+    text = "".join(pieces)
+    ends = [at for at in (text.find(stop) for stop in request.params.stop) if at >= 0]
+    if not ends:
+        return pieces, reason
+    kept, room = [], min(ends)
+    for piece in pieces:
+        kept.append(piece[: max(room, 0)])
+        room -= len(piece)
+        if room <= 0:
+            break
+    return kept, "stop"
+
+
+@dataclass
+class Open:
+    """An answer under way."""
+
+    claim: Claim
+    log: TokenLogWriter
+    pieces: list[str]
+    reason: str
+    next_at: float = 0.0
+
+
+class FakeEngine:
+    """Use as a context manager; runs in a thread of its own."""
+
+    def __init__(self, spool: Spool, run_dir: Path) -> None:
+        self._owner = SpoolOwner(spool)
+        self._run_dir = run_dir
+        self._answers: list[Open] = []
+        self._released = threading.Event()
+        self._wake, self._woken = socket.socketpair()
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._run, name="fake engine", daemon=True)
+        self.claimed: list[Request] = []
+        self.accepted_unix: dict[str, float] = {}
+        self.claimed_unix: dict[str, float] = {}
+        self.token_unix: dict[str, list[float]] = {}
+
+    def __enter__(self) -> "FakeEngine":
+        self._owner.acquire()
+        self._owner.recover()
+        self._bell = self._owner.listen()
+        self.say("ready")
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_stopping = True
+        self._wake.send(b"x")
+        self._thread.join(timeout=10)
+        self._bell.close()
+        self._owner.close()
+        self._wake.close()
+        self._woken.close()
+
+    def release(self) -> None:
+        """Let held answers go on."""
+        self._released.set()
+        self._wake.send(b"x")
+
+    def say(self, phase: str, **members: Any) -> None:
+        """Write rank 0's status."""
+        now = time.time()
+        rank = {"rank": 0, "host": "127.0.0.1", "pid": 1, "first_layer": 0, "num_layers": 30}
+        rank |= {"weights_bytes": 10**8, "memory_bytes": 2 * 10**8, "busy_ratio": 0.5, "num_steps": 7}
+        totals = {"prompt_tokens": 11, "generation_tokens": 22, "cached_tokens": 3, "requests": {"stop": 4}}
+        status = {
+            "updated_unix": now,
+            "epoch": 1,
+            "phase": phase,
+            "reason": None,
+            "started_unix": now,
+            "model": "tiny",
+            "ring_size": 1,
+            "step": 7,
+            "last_lap_unix": now,
+            "ranks": [rank],
+            "queue": {"num_waiting": 0, "num_running": 0, "oldest_wait_s": 0.0},
+            "kv": {"max_tokens": 100, "num_tokens": 25},
+            "totals": totals,
+        }
+        write_json(self._run_dir / "ring.json", {**status, **members})
+
+    def _run(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._bell.fileno(), selectors.EVENT_READ)
+            selector.register(self._woken, selectors.EVENT_READ)
+            while not self._is_stopping:
+                for key, _ in selector.select(self._patience()):
+                    if key.fileobj is self._woken:
+                        self._woken.recv(16)
+                self._bell.drain()
+                self._take_in()
+                self._step()
+
+    def _patience(self) -> float | None:
+        ready = [answer.next_at for answer in self._answers if not self._is_held(answer)]
+        return max(0.0, min(ready) - time.monotonic()) if ready else None
+
+    def _take_in(self) -> None:
+        for claim in self._owner.claim(64):
+            self.accepted_unix[claim.request.id] = claim.name.time_ns / 1e9
+            self.claimed_unix[claim.request.id] = time.time()
+            self.claimed.append(claim.request)
+            pieces, reason = answer_pieces(claim.request)
+            log = self._owner.append_log(claim.request.id, LogHeader("tiny"))
+            self._answers.append(Open(claim, log, pieces, reason))
+        cancelled = self._owner.cancelled()
+        for answer in [a for a in self._answers if a.claim.request.id in cancelled]:
+            answer.reason, answer.pieces = "cancelled", answer.pieces[: answer.log.next_index]
+            self._end(answer)
+
+    def _step(self) -> None:
+        for answer in list(self._answers):
+            if self._is_held(answer) or answer.next_at > time.monotonic():
+                continue
+            index = answer.log.next_index
+            if "[fail]" in (answer.claim.request.text or "") and index == 1:
+                answer.reason = "error"
+            elif index < len(answer.pieces):
+                answer.log.append([TokenRecord(index, 100 + index, answer.pieces[index])])
+                self.token_unix.setdefault(answer.claim.request.id, []).append(time.time())
+                if "[paced]" in (answer.claim.request.text or ""):
+                    answer.next_at = time.monotonic() + PACE_SECONDS
+            if answer.reason == "error" or answer.log.next_index == len(answer.pieces):
+                self._end(answer)
+        if self._answers:
+            self._owner.ring_doors()
+
+    def _is_held(self, answer: Open) -> bool:
+        is_marked = "[hold]" in (answer.claim.request.text or "")
+        return is_marked and answer.log.next_index >= 1 and not self._released.is_set()
+
+    def _end(self, answer: Open) -> None:
+        request, num_tokens = answer.claim.request, answer.log.next_index
+        error = None
+        if answer.reason == "error":
+            error = {"code": "poison", "message": "it went wrong", "status": 500}
+        result = Result(
+            id=request.id,
+            model=request.model,
+            text="".join(answer.pieces[:num_tokens]),
+            token_ids=tuple(range(100, 100 + num_tokens)),
+            finish_reason=answer.reason,  # type: ignore[arg-type]
+            usage=Usage(len(request.token_ids or ()), num_tokens, 2),
+            performance={"queue_s": 0.001, "ttft_s": 0.002, "ranks": [{"rank": 0, "busy_s": 0.1}]},
+            error=error,
+            finished_unix=time.time(),
+        )
+        answer.log.close()
+        self._answers.remove(answer)
+        self._owner.complete(answer.claim, result)
+        self._owner.ring_doors()

@@ -1,0 +1,143 @@
+"""A rank without a model: speaks the supervisor's protocol over its pipes, and to the other ranks over TCP.
+
+Rank 0 connects to every other rank; a lost connection ends both sides (exit 3), STOP over it ends the ring
+(exit 0). FAKE_RANK says what goes wrong: `refuse:R` exits 2, `crash:R` dies while loading.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+from config.run_files import write_json
+
+HEARTBEAT_S = 0.1
+CONNECT_LIMIT_S = 20.0
+
+
+class FakeRank:
+    """One process of the pretended ring."""
+
+    def __init__(self, rank: int, order: dict[str, object]) -> None:
+        self.rank = rank
+        self.epoch = order["epoch"]
+        self.hosts = [str(host) for host in order["hosts"]]  # type: ignore[attr-defined]
+        self.phase = "connecting"
+        self.step = 0
+        self.neighbours: list[socket.socket] = []
+        self.trouble, _, who = os.environ.get("FAKE_RANK", "").partition(":")
+        self.is_troubled = who == str(rank)
+        self.is_stopping = False
+
+    def connect(self) -> None:
+        """Rank 0 dials all others, which each take one connection."""
+        address, port = self.hosts[self.rank].split(":")
+        if self.rank > 0:
+            with socket.create_server((address, int(port))) as server:
+                self.neighbours = [server.accept()[0]]
+            return
+        deadline = time.monotonic() + CONNECT_LIMIT_S
+        for host in self.hosts[1:]:
+            self.neighbours.append(self._dial(host, deadline))
+
+    def _dial(self, host: str, deadline: float) -> socket.socket:
+        address, port = host.split(":")
+        waiting = selectors.DefaultSelector()
+        while True:
+            try:
+                return socket.create_connection((address, int(port)), timeout=1.0)
+            except ConnectionRefusedError:
+                if time.monotonic() > deadline:
+                    raise
+                waiting.select(0.02)
+
+    def enter(self, phase: str) -> None:
+        """Say the phase at once."""
+        self.phase = phase
+        self.beat()
+
+    def beat(self) -> None:
+        """One heartbeat, and rank 0's status file."""
+        self.step += self.phase == "ready"
+        line = {
+            "event": "heartbeat",
+            "rank": self.rank,
+            "phase": self.phase,
+            "step": self.step,
+            "progress": 0.5,
+        }
+        print(json.dumps({**line, "memory_bytes": 1_000_000}), flush=True)
+        if self.rank == 0:
+            self._write_status()
+
+    def _write_status(self) -> None:
+        size = len(self.hosts)
+        ranks = [
+            {"rank": r, "first_layer": 2 * (size - 1 - r), "num_layers": 2, "busy_ratio": 0.5}
+            for r in range(size)
+        ]
+        status = {"updated_unix": time.time(), "epoch": self.epoch, "phase": self.phase, "ring_size": size}
+        run_dir = Path(os.environ["STATE_DIR"]) / "run"
+        write_json(run_dir / "ring.json", {**status, "reason": None, "model": "fake", "ranks": ranks})
+
+    def serve(self) -> int:
+        """Beat until a pipe, a neighbour or a signal ends it."""
+        selector = selectors.DefaultSelector()
+        selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
+        for neighbour in self.neighbours:
+            selector.register(neighbour, selectors.EVENT_READ)
+        while not self.is_stopping:
+            for key, _ in selector.select(HEARTBEAT_S):
+                if key.fd == sys.stdin.fileno():
+                    return 5
+                with contextlib.suppress(ConnectionResetError):
+                    if self.neighbours[0].recv(16) == b"STOP":
+                        return 0
+                print(f"rank {self.rank}: ring lost", file=sys.stderr)
+                return 3
+            self.beat()
+        self.enter("draining")
+        for neighbour in self.neighbours:
+            neighbour.sendall(b"STOP")
+        self.enter("stopped")
+        return 0
+
+    def run(self) -> int:
+        """The whole life; the exit code."""
+        self.enter("connecting")
+        if self.trouble == "refuse" and self.is_troubled:
+            print(f"rank {self.rank}: LAYER_SPLIT does not fit this model", file=sys.stderr)
+            return 2
+        self.connect()
+        self.enter("loading")
+        if self.trouble == "crash" and self.is_troubled:
+            print(f"rank {self.rank}: the weights are broken", file=sys.stderr)
+            return 1
+        self.enter("ready")
+        return self.serve()
+
+    def stop(self, *_: object) -> None:
+        """SIGTERM: rank 0 stops the ring, the others leave that to it."""
+        self.is_stopping = self.rank == 0
+
+
+def main() -> int:
+    """Read the order, live, exit."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rank", type=int, required=True)
+    # Unbuffered, or a selector would wait for bytes that are in Python's buffer already.
+    with open(0, "rb", buffering=0, closefd=False) as stdin:
+        order = json.loads(stdin.readline())
+    rank = FakeRank(parser.parse_args().rank, order)
+    signal.signal(signal.SIGTERM, rank.stop)
+    return rank.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,17 @@
+"""The real supervisor over the fake rank and the fake front door, with short limits."""
+
+import os
+import sys
+
+from cluster.supervisor import ROOT, Programs, parse_flags, run_supervisor
+
+PROGRAMS = Programs(
+    rank=(sys.executable, "-m", "tests.fake_rank"),
+    api=(sys.executable, "-m", "tests.fake_api"),
+    folder=ROOT,
+    heartbeat_limit_s=float(os.environ.get("FAKE_HEARTBEAT_LIMIT_S", "10")),
+    restart_delay_s=0.02,
+)
+
+if __name__ == "__main__":
+    sys.exit(run_supervisor(parse_flags(sys.argv[1:]), PROGRAMS))

@@ -1,0 +1,107 @@
+"""A whole front door for tests: the real app under uvicorn on a real port, a real spool, and the fake
+engine.
+
+The model is a folder with a tokenizer of one token a byte, so that a test can count tokens by hand.
+"""
+
+import json
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import uvicorn
+from fastapi import FastAPI
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from api import server_config
+from config import Settings, load_settings
+from frontdoor.app import make_app
+from spool import Spool
+from tests.fake_engine import FakeEngine
+
+TEMPLATE = (
+    "{% for message in messages %}<|start|>{{ message['role'] }}:{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant:{% endif %}"
+)
+NUM_TEMPLATE_TOKENS = len(":") + 2 + 1 + len("assistant:")  # around one message, without its role and content
+
+
+@dataclass(frozen=True)
+class Service:
+    """What a test talks to."""
+
+    url: str
+    settings: Settings
+    spool: Spool
+    engine: FakeEngine
+    http: httpx2.Client
+
+
+def make_model_folder(folder: Path, *, template: str | None = TEMPLATE) -> Path:
+    """Write a tokenizer of one token a byte, and nothing else of a model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={byte: index for index, byte in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [AddedToken(text, special=True, normalized=False) for text in ("<|start|>", "<|end|>")]
+    tokenizer.add_special_tokens(special)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|start|>", "eos_token": "<|end|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+def make_settings(folder: Path, overrides: Mapping[str, str] | None = None) -> Settings:
+    """Load settings for a service that lives in `folder`."""
+    ours = {
+        "MODEL_REPO": str(make_model_folder(folder / "tiny")),
+        "STATE_DIR": str(folder / "var"),
+        "SPOOL_DURABILITY": "process",
+        "MAX_SEQUENCE_LENGTH": "256",
+        "DEFAULT_MAX_TOKENS": "6",
+        "DISCONNECT_GRACE_SECONDS": "0",
+        **(overrides or {}),
+    }
+    return load_settings(ours, root=folder, environ={})
+
+
+@contextmanager
+def running_service(folder: Path, overrides: Mapping[str, str] | None = None) -> Iterator[Service]:
+    """Run engine and front door until the block ends."""
+    settings = make_settings(folder, overrides)
+    spool = Spool.open(settings.spool_dir, durability="process")
+    with (
+        FakeEngine(spool, settings.run_dir) as engine,
+        serving(settings) as url,
+        httpx2.Client(base_url=url) as http,
+    ):
+        yield Service(url, settings, spool, engine, http)
+
+
+@contextmanager
+def serving(settings: Settings) -> Iterator[str]:
+    """Run the front door alone; yields its address."""
+    with serving_app(make_app(settings), settings) as url:
+        yield url
+
+
+@contextmanager
+def serving_app(app: FastAPI, settings: Settings) -> Iterator[str]:
+    """Run an app on a free port of this machine."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(server_config(app, settings))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)
+        listening.close()

@@ -1,0 +1,73 @@
+"""Run stages in one process by handing hidden states on, and mlx-lm's own model beside them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import KVCache
+
+from distributed.frame import StageStep
+from distributed.kv_cache import KVTable
+from distributed.models import StageModel, load_stage
+
+
+class StageChain:
+    """The stages of one model, in order, with one KV table each."""
+
+    def __init__(self, stages: Sequence[StageModel]) -> None:
+        self.stages = stages
+        self.tables = [KVTable(len(stage.layers)) for stage in stages]
+
+    def run(self, rows: Sequence[Sequence[int]], slots: Sequence[int], offsets: Sequence[int]) -> mx.array:
+        """Run one microbatch, rows padded on the right; return logits (B, T, V)."""
+        counts = tuple(len(row) for row in rows)
+        num_tokens = max(counts)
+        step = StageStep(0, tuple(slots), tuple(offsets), counts, num_tokens)
+        x = mx.array([list(row) + [0] * (num_tokens - len(row)) for row in rows], dtype=mx.int32)
+        for stage, table in zip(self.stages, self.tables, strict=True):
+            x = stage.forward(x, table.begin(step))
+            mx.eval(x, table.arrays)
+        B, T, D = x.shape
+        return self.stages[-1].logits(x.reshape(B * T, D)).reshape(B, T, -1)
+
+    def prefill(self, ids: Sequence[int], slot: int = 0, chunk: int = 1 << 30) -> mx.array:
+        """Prefill one row in chunks; return its logits (T, V)."""
+        parts = [self.run([ids[i : i + chunk]], [slot], [i])[0] for i in range(0, len(ids), chunk)]
+        return mx.concatenate(parts)
+
+
+def load_chain(folder: Path, counts: Sequence[int], **kwargs: Any) -> StageChain:
+    """Load stages of `counts` layers, first layers first."""
+    ends = [sum(counts[: i + 1]) for i in range(len(counts))]
+    ranges = [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
+    return StageChain(
+        [load_stage(folder, r, is_first=r is ranges[0], is_last=r is ranges[-1], **kwargs) for r in ranges]
+    )
+
+
+def greedy_tokens(chain: StageChain, ids: Sequence[int], num_tokens: int, chunk: int = 1 << 30) -> list[int]:
+    """Generate greedily from one prompt."""
+    logits, out = chain.prefill(ids, chunk=chunk)[-1], []
+    for i in range(num_tokens):
+        out.append(int(mx.argmax(logits).item()))
+        logits = chain.run([out[-1:]], [0], [len(ids) + i])[0, 0]
+    return out
+
+
+def reference_logits(model: Any, ids: Sequence[int]) -> mx.array:
+    """Return mlx-lm's logits (T, V) of a prompt."""
+    return model(mx.array([list(ids)]), cache=[KVCache() for _ in model.layers])[0]
+
+
+def reference_tokens(model: Any, ids: Sequence[int], num_tokens: int) -> tuple[list[int], float]:
+    """Generate greedily with mlx-lm's model; return the tokens and the least gap of the two best logits."""
+    cache = [KVCache() for _ in model.layers]
+    x, out, gap = mx.array([list(ids)]), [], float("inf")
+    for _ in range(num_tokens):
+        logits = model(x, cache=cache)[0, -1]
+        second, best = mx.sort(logits)[-2:].tolist()
+        gap = min(gap, best - second)
+        out.append(int(mx.argmax(logits).item()))
+        x = mx.array([out[-1:]])
+    return out, gap

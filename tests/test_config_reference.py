@@ -1,0 +1,115 @@
+"""What is made from the Settings class, and the command that shows the effective settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from dotenv import dotenv_values
+
+from config import REPOSITORY_ROOT, Settings, load_settings
+from config.fields import allowed_values
+from config.reference import files, make_dotenv_example, make_json_example
+from config.show import main
+
+KEYS = Settings.all_keys()
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.name))
+def test_made_files_equal_what_the_class_says(path: Path) -> None:
+    """README and examples are made by `python -m config.reference --write`, and by nothing else."""
+    assert path.read_text(encoding="utf-8") == files()[path]
+
+
+def test_every_setting_is_told_about() -> None:
+    """Each key has a group, a sentence and words for what is allowed."""
+    for key in KEYS:
+        told = Settings.about(key)
+        assert told.group
+        assert told.description.endswith((".", "…"))
+        assert allowed_values(Settings.model_fields[key.lower()])
+
+
+def test_the_dotenv_example_holds_every_key_with_its_default(tmp_path: Path) -> None:
+    """Copied unchanged, the example changes nothing."""
+    (tmp_path / ".env").write_text(make_dotenv_example(), encoding="utf-8")
+    assert tuple(dotenv_values(tmp_path / ".env")) == KEYS
+    _assert_all_defaults(tmp_path, ".env:")
+
+
+def test_the_json_example_holds_every_key_with_its_default(tmp_path: Path) -> None:
+    """Copied unchanged, the example changes nothing."""
+    (tmp_path / "config.json").write_text(make_json_example(), encoding="utf-8")
+    assert tuple(json.loads(make_json_example())) == KEYS
+    _assert_all_defaults(tmp_path, "config.json:")
+
+
+def _assert_all_defaults(root: Path, source: str) -> None:
+    settings = load_settings(root=root, environ={})
+    defaults = Settings(root=root)
+    for key in KEYS:
+        assert settings.value(key) == defaults.value(key)
+        assert str(settings.origin(key)).startswith(source)
+
+
+def test_the_dotenv_example_shows_the_address_of_the_first_release() -> None:
+    """The first release listened on 192.168.5.1."""
+    assert "192.168.5.1" in (REPOSITORY_ROOT / ".env.example").read_text(encoding="utf-8")
+
+
+def test_show_prints_every_value_with_its_place_and_masks_secrets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line a key: name, effective value, where it was written."""
+    (tmp_path / ".env").write_text("\nAPI_KEYS_FILE=private.keys\nWORKER_HOSTS=mac2\n", encoding="utf-8")
+    assert main(["show", "--set", "API_PORT=9000"], root=tmp_path, environ={"LOCAL_RANKS": "2"}) == 0
+    rows = {line.split()[0]: line.split(maxsplit=2)[1:] for line in capsys.readouterr().out.splitlines()}
+    assert rows["API_PORT"] == ["9000", "command line"]
+    assert rows["LOCAL_RANKS"] == ["2", "environment"]
+    assert rows["WORKER_HOSTS"] == ["mac2", ".env:3"]
+    assert rows["API_KEYS_FILE"] == ["********", ".env:2"]
+    assert set(rows) == {"KEY", *KEYS}
+
+
+def test_show_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Programs get values with their own type, place and metadata."""
+    assert main(["show", "--json"], root=tmp_path, environ={"API_KEYS_FILE": "private.keys"}) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert tuple(shown) == KEYS
+    assert shown["API_PORT"]["value"] == 8100
+    assert shown["API_PORT"]["from"] == "default"
+    assert shown["API_PORT"]["change"] == "restart"
+    assert shown["API_KEYS_FILE"]["value"] == "********"
+
+
+def test_check_names_every_problem_and_exits_with_two(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Good settings exit with 0, wrong ones with 2 and one line each."""
+    assert main(["check"], root=tmp_path, environ={}) == 0
+    (tmp_path / ".env").write_text("API_PORT=x\nAPI_PROT=1\n", encoding="utf-8")
+    assert main(["check"], root=tmp_path, environ={}) == 2
+    errors = capsys.readouterr().err
+    assert ".env:1: API_PORT = 'x'" in errors
+    assert ".env:2: API_PROT is not a setting" in errors
+    assert main(["check", "--json"], root=tmp_path, environ={}) == 2
+    report = json.loads(capsys.readouterr().out)
+    assert [problem["key"] for problem in report["problems"]] == ["API_PROT", "API_PORT"]
+    assert main(["show"], root=tmp_path, environ={}) == 2
+
+
+def test_check_also_names_what_only_a_start_would_refuse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other hosts and missing key files are well formed, and still nothing could start."""
+    assert main(["check"], root=tmp_path, environ={"WORKER_HOSTS": "mac2", "API_KEYS_FILE": "missing"}) == 2
+    errors = capsys.readouterr().err
+    assert "WORKER_HOSTS" in errors
+    assert "API_KEYS_FILE names a file that cannot be read" in errors
+
+
+def test_a_word_that_is_no_override_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--set` takes KEY=VALUE and says so."""
+    assert main(["show", "--set", "API_PORT"], root=tmp_path, environ={}) == 2
+    assert "'API_PORT' is not KEY=VALUE" in capsys.readouterr().err

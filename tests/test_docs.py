@@ -1,0 +1,186 @@
+"""README, CHANGELOG and docs say what is there; the rooms import each other as docs/architecture.md draws."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.command_line import make_parser
+from config import REPOSITORY_ROOT as ROOT
+from config import Settings
+from config.fields import format_value
+
+ROOMS = ("config", "spool", "prompts", "frontdoor", "distributed", "cluster", "bench")
+ENTRY_POINTS = ("api", "server")
+TREE_ONLY_FOLDERS = ("tests", "docs", ".ci")
+DOCS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+MLX_PACKAGES = {"mlx", "mlx_lm"}
+# Room or entry point: which of our rooms it may import, besides itself.
+MAY_IMPORT = {
+    "config": set(),
+    "spool": {"config"},
+    "prompts": {"config"},
+    "frontdoor": {"config", "spool", "prompts"},
+    "distributed": {"config", "spool", "prompts"},
+    "cluster": {"config", "spool"},
+    "bench": {"config", "spool", "prompts", "cluster", "distributed"},
+    "api": {"config", "spool", "prompts", "frontdoor"},
+    "server": {"config", "spool", "distributed"},
+}
+WITHOUT_MLX = ("config", "spool", "prompts", "frontdoor", "cluster", "api")
+
+each_document = pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def headings(text: str) -> set[str]:
+    """Anchors of a page's headings, as code hosts make them."""
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@each_document
+def test_links_lead_to_files_and_headings_that_exist(path: Path) -> None:
+    """Every link that is no web address names a file, and after # a heading of it."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        linked = path.parent / name if name else path
+        assert linked.exists(), target
+        assert not anchor or anchor in headings(linked.read_text(encoding="utf-8")), target
+
+
+def commands_in(text: str) -> set[str]:
+    """What is written after ./launch.sh, in code and in running text."""
+    found = re.findall(r"\./launch\.sh ([^`\n]+)", text)
+    return {re.split(r"\s{2,}|\s+#|[.,:;)](?:\s|$)|\s─", words)[0] for words in found}
+
+
+@each_document
+def test_commands_exist_with_their_flags(path: Path) -> None:
+    """Every ./launch.sh command that is shown can be parsed."""
+    for words in commands_in(path.read_text(encoding="utf-8")):
+        if words.startswith(("with ", "COMMAND", "──")):
+            continue
+        options, rest = make_parser().parse_known_args(shlex.split(words))
+        assert not rest or options.command == "bench", words
+
+
+@each_document
+def test_settings_exist(path: Path) -> None:
+    """Every name in capitals with an underscore, in backticks, is a setting."""
+    text = path.read_text(encoding="utf-8")
+    named = set(re.findall(r"`([A-Z][A-Z0-9]*_[A-Z0-9_]+)(?:=[^`]*)?`", text))
+    assert named <= set(Settings.all_keys())
+
+
+def test_defaults_in_the_readme_are_those_of_the_class() -> None:
+    """The short table of settings repeats defaults, so they are compared."""
+    rows = re.findall(
+        r"^\| `([A-Z_]+)` \| `?([^`|]+?)`? \|", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert len(rows) > 10
+    for key, default in rows:
+        wanted = Settings.model_fields[key.lower()].default
+        assert default == (format_value(wanted) or "none"), key
+
+
+def tree_paths() -> list[str]:
+    """The paths of the README's file tree."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = text.partition("## What is where")[2].partition("```text\n")[2].partition("```")[0]
+    paths, room = [], ""
+    for line in tree.splitlines():
+        name = line.split()[0]
+        room = room if line.startswith(" ") else name
+        paths.append(room + name if line.startswith(" ") else name)
+    return paths
+
+
+def test_the_tree_names_every_room_and_nothing_that_is_not_there() -> None:
+    """Each top-level folder and file has its line, each line its file."""
+    paths = tree_paths()
+    for path in paths:
+        assert (ROOT / path).exists(), path
+        assert (ROOT / path).is_dir() == path.endswith("/"), path
+    assert {f"{name}/" for name in (*ROOMS, *TREE_ONLY_FOLDERS)} <= set(paths)
+    files = {path.name for path in ROOT.iterdir() if path.suffix in (".py", ".sh", ".txt", ".toml", ".md")}
+    assert files - {"README.md"} <= set(paths)
+
+
+def defined_names(path: Path) -> set[str]:
+    """Functions, classes and methods (Class.method) of a source file."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            parts = (part for part in node.body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef))
+            names |= {f"{node.name}.{part.name}" for part in parts}
+    return names
+
+
+@each_document
+def test_files_and_functions_that_are_named_exist(path: Path) -> None:
+    """`room/file.py` and `room/file.py: Class.method` in backticks are in the code."""
+    text = path.read_text(encoding="utf-8")
+    for name, function in re.findall(r"`((?:\w+/)+\w+\.py|api\.py|server\.py)(?:: ([\w.]+))?`", text):
+        assert (ROOT / name).is_file(), name
+        assert not function or function in defined_names(ROOT / name), f"{name}: {function}"
+
+
+def sources(room: str) -> list[Path]:
+    """The Python files of a room, or the one of an entry point."""
+    return [ROOT / f"{room}.py"] if room in ENTRY_POINTS else sorted((ROOT / room).rglob("*.py"))
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Every module that a file imports anywhere in it, type checking included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports name their room"
+            assert node.module is not None
+            yield node.module
+
+
+def imported_packages(room: str) -> set[str]:
+    """The packages that a room imports."""
+    return {module.partition(".")[0] for path in sources(room) for module in imported_modules(path)}
+
+
+@pytest.mark.parametrize("room", [*ROOMS, *ENTRY_POINTS])
+def test_rooms_import_in_one_direction(room: str) -> None:
+    """A room imports only the rooms below it, and nobody imports api or server."""
+    ours = imported_packages(room) & {*ROOMS, *ENTRY_POINTS, "tests"}
+    assert ours - {room} <= MAY_IMPORT[room]
+
+
+@pytest.mark.parametrize("room", WITHOUT_MLX)
+def test_rooms_without_mlx_import_none(room: str) -> None:
+    """Only distributed, and what runs ranks, imports MLX."""
+    assert not imported_packages(room) & MLX_PACKAGES
+
+
+@pytest.mark.parametrize("room", [*ROOMS, *ENTRY_POINTS, "tests"])
+def test_nothing_imports_pickle(room: str) -> None:
+    """What comes over a wire or from a file is never executed."""
+    assert not imported_packages(room) & {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve"}
+
+
+def test_no_file_names_a_place_of_one_machine() -> None:
+    """Absolute paths of whoever wrote a file mean nothing elsewhere."""
+    place = re.compile(r"(?<![\w.])/(?:work|root|Users|home)/")
+    folders = [ROOT / name for name in (*ROOMS, *TREE_ONLY_FOLDERS)]
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    files += [path for path in ROOT.iterdir() if path.is_file()]
+    texts = [
+        path for path in files if "__pycache__" not in path.parts and path.name not in (".env", "config.json")
+    ]
+    assert not [path for path in texts if place.search(path.read_text(encoding="utf-8", errors="replace"))]

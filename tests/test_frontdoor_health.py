@@ -1,0 +1,140 @@
+"""Liveness, readiness, the root, the page and the metrics."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config.run_files import write_json
+from frontdoor.ring_status import judge
+from tests.frontdoor_service import Service, running_service
+
+NOW = 1_000_000.0
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running_service(tmp_path_factory.mktemp("service")) as running:
+        yield running
+
+
+def ring(**members: Any) -> dict[str, Any]:
+    return {"phase": "ready", "updated_unix": NOW - 1, "last_lap_unix": NOW - 1, **members}
+
+
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [
+        ({}, "down"),
+        (ring(), "ready"),
+        (ring(last_lap_unix=NOW - 500), "ready"),  # idle: no lap is needed
+        (ring(last_lap_unix=NOW - 500, queue={"num_running": 1}), "stalled"),
+        (ring(last_lap_unix=None, queue={"num_running": 1}), "stalled"),
+        (ring(last_lap_unix=NOW - 5, queue={"num_running": 1}), "ready"),
+        (ring(updated_unix=NOW - 11), "down"),
+        (ring(updated_unix=NOW + 86_400), "down"),  # written before the clock was set back
+        (ring(phase="loading"), "loading"),
+        (ring(phase="connecting"), "connecting"),
+        (ring(phase="loading", updated_unix=NOW - 60), "down"),
+        (ring(phase="failed", reason="no memory", updated_unix=NOW - 60), "failed"),
+        (ring(phase="stopped", updated_unix=NOW - 60), "stopped"),
+        ({"phase": None, "updated_unix": "yesterday"}, "down"),
+    ],
+)
+def test_readiness_means_progress(status: dict[str, Any], state: str) -> None:
+    """Green only when rank 0 spoke in the last ten seconds, and made a lap in them if anything runs."""
+    readiness = judge(status, now_unix=NOW)
+    assert readiness.state == state
+    assert (readiness.reason is None) == readiness.is_ready
+
+
+def test_readyz_and_health_follow_the_ring(service: Service) -> None:
+    """503 with the reason while the ring is not ready; livez does not care."""
+    service.engine.say("ready")
+    assert service.http.get("/readyz").json() == {"status": "ready", "reason": None}
+    service.engine.say("loading", reason="rank 1 loads its layers")
+    for path in ("/readyz", "/health"):
+        answer = service.http.get(path)
+        assert answer.status_code == 503
+        assert answer.json()["status"] == "loading"
+        assert answer.json()["reason"] == "rank 1 loads its layers"
+        assert answer.headers["retry-after"]
+    assert service.http.get("/livez").json()["status"] == "alive"
+    service.engine.say("ready")
+    health = service.http.get("/health").json()
+    assert health["status"] == "ready"
+    assert health["ring"]["ranks"][0]["num_layers"] == 30
+    assert health["settings"]["MAX_SEQUENCE_LENGTH"] == 256
+    assert "API_KEYS_FILE" not in health["settings"]
+
+
+def test_a_ring_that_was_given_up_refuses_new_requests(tmp_path: Path) -> None:
+    """While it only loads, requests are accepted and wait; when the supervisor gave up they are refused."""
+    with running_service(tmp_path) as service:
+        service.engine.say("loading")
+        assert service.http.post("/generate", json={"prompt": "hi"}).status_code == 200
+        state = {"updated_unix": time.time(), "state": "failed", "reason": "rank 1 died five times"}
+        write_json(service.settings.run_dir / "supervisor.json", state)
+        answer = service.http.post("/generate", json={"prompt": "hi"})
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "ring_down"
+        assert "rank 1 died five times" in answer.json()["error"]["message"]
+        assert answer.headers["retry-after"]
+        assert service.http.get("/readyz").json()["status"] == "failed"
+        write_json(service.settings.run_dir / "supervisor.json", {**state, "state": "ready"})
+        assert service.http.post("/generate", json={"prompt": "hi"}).status_code == 200
+
+
+def test_the_root_introduces_the_service(service: Service) -> None:
+    """Name, version, model and endpoints for programs."""
+    found = service.http.get("/").json()
+    assert found.keys() == {"name", "version", "model", "endpoints"}
+    assert "POST /generate" in found["endpoints"]
+    assert "DELETE /requests/{request_id}" in found["endpoints"]
+
+
+def test_a_browser_gets_the_page(service: Service) -> None:
+    """The page, its style and its script come from here, and may load nothing from elsewhere."""
+    page = service.http.get("/", headers={"Accept": "text/html,application/xhtml+xml"})
+    assert page.headers["content-type"].startswith("text/html")
+    assert page.text == service.http.get("/ui").text
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    for name, media_type in (("page.css", "text/css"), ("page.js", "text/javascript")):
+        assert f"/ui/{name}" in page.text
+        part = service.http.get(f"/ui/{name}")
+        assert part.headers["content-type"].startswith(media_type)
+        assert "http://" not in part.text
+        assert "https://" not in part.text
+    for stranger in ("page.py", "..%2fapp.py", "index.htm"):
+        assert service.http.get(f"/ui/{stranger}").status_code == 404
+
+
+def test_metrics_report_the_ring(service: Service) -> None:
+    """Prometheus text with our prefix, vLLM's suffixes and the ring's own numbers."""
+    service.engine.say("ready")
+    answer = service.http.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    lines = set(answer.text.splitlines())
+    assert {
+        "ring_ready 1.0",
+        "ring_num_requests_running 0.0",
+        "ring_prompt_tokens_total 11.0",
+        "ring_generation_tokens_total 22.0",
+        'ring_request_success_total{finished_reason="stop"} 4.0',
+        "ring_kv_cache_usage_perc 0.25",
+        'ring_rank_up{host="127.0.0.1",rank="0"} 1.0',
+        'ring_rank_layers{rank="0"} 30.0',
+        'ring_rank_busy_ratio{rank="0"} 0.5',
+        'ring_rank_memory_bytes{kind="weights",rank="0"} 1e+08',
+    } <= lines
+
+
+def test_the_openapi_description_has_the_bodies(service: Service) -> None:
+    """Every reference in it leads somewhere."""
+    found = service.http.get("/openapi.json")
+    schemas = found.json()["components"]["schemas"]
+    assert {"GenerateBody", "ChatBody", "CompletionBody", "Message"} <= schemas.keys()
+    references = {part.split('"')[0] for part in found.text.split("#/components/schemas/")[1:]}
+    assert references <= schemas.keys()

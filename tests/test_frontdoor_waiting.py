@@ -1,0 +1,184 @@
+"""Doorbell, rescan and idleness of the front door, and more than one of them on a spool."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from frontdoor.leaving import Leavers
+from frontdoor.waiting import Listener
+from spool import Request, Result, SamplingParams, Spool, SpoolOwner, TokenRecord, Usage
+from tests.frontdoor_service import running_service, serving
+
+ID = "a" * 32
+LONG_POLL_SECONDS = 30.0
+
+
+@pytest.fixture
+def owner(tmp_path: Path) -> Iterator[SpoolOwner]:
+    spool = Spool.open(tmp_path / "spool", durability="process")
+    with SpoolOwner(spool) as owner:
+        owner.recover()
+        yield owner
+
+
+def submit(spool: Spool) -> None:
+    spool.submit(Request(ID, SamplingParams(max_tokens=2), "hi", None, None, "tiny"))
+
+
+def finish(owner: SpoolOwner) -> None:
+    claim = owner.claim(1)[0]
+    usage = Usage(1, 2, 0)
+    owner.complete(claim, Result(ID, "tiny", "ab", (1, 2), "length", usage, {}, None, time.time()))
+
+
+def test_news_arrive_by_the_bell_alone(owner: SpoolOwner) -> None:
+    """With a rescan only every half minute, a ring brings tokens and result at once."""
+
+    async def follow() -> None:
+        listener = Listener(owner.spool, poll_interval_seconds=LONG_POLL_SECONDS)
+        listener.start()
+        submit(owner.spool)
+        with listener.watch(ID, with_tokens=True) as watch, owner.append_log(ID) as log:
+            log.append([TokenRecord(0, 1, "a")])
+            owner.ring_doors()
+            assert await watch.news(5)
+            assert [record.text for record in watch.take_records()] == ["a"]
+            log.append([TokenRecord(1, 2, "b")])
+            finish(owner)
+            owner.ring_doors()
+            assert await watch.news(5)
+            assert [record.text for record in watch.take_records()] == ["b"]
+            assert watch.result is not None
+        listener.stop()
+
+    asyncio.run(follow())
+
+
+def test_a_lost_ring_costs_one_poll_interval(owner: SpoolOwner) -> None:
+    """Nobody rings; the rescan finds the result."""
+
+    async def follow() -> float:
+        listener = Listener(owner.spool, poll_interval_seconds=0.05)
+        listener.start()
+        submit(owner.spool)
+        with listener.watch(ID, with_tokens=False) as watch:
+            finish(owner)
+            started = time.monotonic()
+            assert await watch.news(5)
+            assert watch.result is not None
+        listener.stop()
+        return time.monotonic() - started
+
+    assert asyncio.run(follow()) < 1
+
+
+def test_what_is_there_already_counts_as_news(owner: SpoolOwner) -> None:
+    """A watch that begins after the end sees everything without any ring or rescan."""
+
+    async def follow() -> None:
+        listener = Listener(owner.spool, poll_interval_seconds=LONG_POLL_SECONDS)
+        listener.start()
+        submit(owner.spool)
+        with owner.append_log(ID) as log:
+            log.append([TokenRecord(0, 1, "a"), TokenRecord(1, 2, "b")])
+        finish(owner)
+        with listener.watch(ID, with_tokens=True) as watch:
+            assert await watch.news(0.01)
+            assert len(watch.take_records()) == 2
+            assert watch.result is not None
+        listener.stop()
+
+    asyncio.run(follow())
+
+
+def test_a_log_that_begins_anew_is_told(owner: SpoolOwner) -> None:
+    """Tokens that were shown and are gone: a reset, then the tokens of the new log."""
+
+    async def follow() -> None:
+        listener = Listener(owner.spool, poll_interval_seconds=LONG_POLL_SECONDS)
+        listener.start()
+        submit(owner.spool)
+        with listener.watch(ID, with_tokens=True) as watch:
+            with owner.append_log(ID) as log:
+                log.append([TokenRecord(0, 1, "a")])
+            owner.ring_doors()
+            assert await watch.news(5)
+            assert len(watch.take_records()) == 1
+            with owner.append_log("b" * 32) as log:
+                log.append([TokenRecord(0, 7, "z")])
+            (owner.spool.folder.stream / ("b" * 32)).rename(owner.spool.folder.stream / ID)
+            owner.ring_doors()
+            assert await watch.news(5)
+            assert watch.take_reset()
+            assert [record.text for record in watch.take_records()] == ["z"]
+        listener.stop()
+
+    asyncio.run(follow())
+
+
+def test_an_idle_listener_has_no_timer(owner: SpoolOwner) -> None:
+    """While nobody waits, nothing is scheduled and nothing is looked at."""
+
+    async def follow() -> list[bool]:
+        listener = Listener(owner.spool, poll_interval_seconds=0.01)
+        listener.start()
+        states = [listener.is_rescanning]
+        with listener.watch(ID, with_tokens=False):
+            states.append(listener.is_rescanning)
+        states.append(listener.is_rescanning)
+        listener.stop()
+        return states
+
+    assert asyncio.run(follow()) == [False, True, False]
+
+
+def test_a_leaver_who_comes_back_is_not_cancelled() -> None:
+    """Only the request whose client stayed away is cancelled."""
+    cancelled: list[str] = []
+
+    async def leave() -> None:
+        done = asyncio.Event()
+
+        def cancel(request_id: str) -> None:
+            cancelled.append(request_id)
+            done.set()
+
+        leavers = Leavers(cancel, grace_seconds=0.02)
+        leavers.left("a")
+        leavers.left("b")
+        leavers.came_back("a")
+        async with asyncio.timeout(5):
+            await done.wait()
+
+    asyncio.run(leave())
+    assert cancelled == ["b"]
+
+
+def test_two_front_doors_share_a_spool(tmp_path: Path) -> None:
+    """Each answers its own clients, and either finds the requests of the other."""
+    with (
+        running_service(tmp_path) as service,
+        serving(service.settings) as other,
+        httpx2.Client(base_url=other, timeout=30) as http,
+    ):
+        for _ in range(5):
+            mine = service.http.post("/generate", json={"prompt": "hi"}).json()
+            theirs = http.post("/generate", json={"prompt": "hi", "stream": True})
+            assert "event: done" in theirs.text
+            assert http.get(f"/requests/{mine['id']}").json()["text"] == mine["text"]
+
+
+def test_an_answer_survives_the_front_door_that_accepted_it(tmp_path: Path) -> None:
+    """A front door that is gone takes no request with it."""
+    with running_service(tmp_path, {"DISCONNECT_GRACE_SECONDS": "60"}) as service:
+        with serving(service.settings) as other, httpx2.Client(base_url=other, timeout=30) as http:
+            request_id = http.post("/generate", json={"prompt": "[hold]", "background": True}).json()["id"]
+        service.engine.release()
+        deadline = time.monotonic() + 10
+        while service.spool.state(request_id) != "done":
+            assert time.monotonic() < deadline
+        assert service.http.get(f"/requests/{request_id}").json()["finish_reason"] == "length"

@@ -1,0 +1,186 @@
+"""Requests and results survive the disk unchanged, or are refused."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spool import CorruptRequest, Request, Result, SamplingParams, Usage
+
+ID = "0123456789abcdef" * 2
+REQUEST = Request(
+    id=ID,
+    params=SamplingParams(max_tokens=8, stop=("\n",)),
+    text="What is the capital of France?",
+    token_ids=(1, 2, 3),
+    tokenizer_hash="abc",
+    model="tiny",
+    created_unix=1.5,
+)
+RESULT = Result(ID, "tiny", "Paris", (7,), "stop", Usage(3, 1, 0), {"queue_s": 0.1}, None, 2.5)
+
+ids = st.text("0123456789abcdef", min_size=32, max_size=32)
+any_text = st.text(st.characters(), max_size=30)
+floats = st.floats(allow_nan=False, allow_infinity=False)
+counts = st.integers(0, 2**40)
+token_ids = st.lists(st.integers(0, 200_000), max_size=20).map(tuple)
+sampling_params = st.builds(
+    SamplingParams,
+    max_tokens=counts,
+    temperature=floats,
+    top_p=floats,
+    top_k=counts,
+    min_p=floats,
+    stop=st.lists(any_text, max_size=3).map(tuple),
+    seed=st.integers(0, 2**64),
+    choice=counts,
+)
+requests = st.builds(
+    Request,
+    id=ids,
+    params=sampling_params,
+    text=any_text,
+    token_ids=st.none() | token_ids,
+    tokenizer_hash=st.none() | any_text,
+    model=any_text,
+    owner=any_text,
+    priority=st.integers(0, 9),
+    created_unix=floats,
+    deadline_unix=st.none() | floats,
+)
+results = st.builds(
+    Result,
+    id=ids,
+    model=any_text,
+    text=any_text,
+    token_ids=token_ids,
+    finish_reason=st.sampled_from(["stop", "length", "cancelled", "error"]),
+    usage=st.builds(Usage, counts, counts, counts),
+    performance=st.dictionaries(any_text, floats | counts | any_text, max_size=3),
+    error=st.none() | st.fixed_dictionaries({"code": any_text, "message": any_text, "status": counts}),
+    finished_unix=floats,
+)
+
+
+@given(requests)
+def test_request_comes_back_as_it_was(request: Request) -> None:
+    """Any request, lone surrogates in its text included, is the same after the disk."""
+    assert Request.from_json(request.to_json()) == request
+
+
+@given(results)
+def test_result_comes_back_as_it_was(result: Result) -> None:
+    """Any result is the same after the disk."""
+    assert Result.from_json(result.to_json()) == result
+
+
+@given(requests, st.data())
+def test_one_flipped_bit_is_noticed(request: Request, data: st.DataObject) -> None:
+    """A request with any one bit flipped is never taken for a request."""
+    content = bytearray(request.to_json())
+    at = data.draw(st.integers(0, len(content) - 1))
+    content[at] ^= 1 << data.draw(st.integers(0, 7))
+    with pytest.raises(CorruptRequest):
+        Request.from_json(bytes(content))
+
+
+@given(st.integers(0, len(REQUEST.to_json()) - 1))
+def test_truncated_file_is_noticed(num_bytes: int) -> None:
+    """A file cut at any byte is never taken for a request."""
+    with pytest.raises(CorruptRequest):
+        Request.from_json(REQUEST.to_json()[:num_bytes])
+
+
+@given(st.binary(max_size=200))
+def test_foreign_bytes_are_refused(content: bytes) -> None:
+    """Bytes of another origin are refused and nothing else happens."""
+    with pytest.raises(CorruptRequest):
+        Request.from_json(content)
+
+
+def _sealed(inner: bytes, version: int = 1, kind: str = "request") -> bytes:
+    return b'{"version":%d,"kind":"%s","crc32":"%08x","body":%s}\n' % (
+        version,
+        kind.encode(),
+        zlib.crc32(inner),
+        inner,
+    )
+
+
+def _body(**changes: Any) -> bytes:
+    body = json.loads(REQUEST.to_json())["body"] | changes
+    return json.dumps(body, separators=(",", ":")).encode()
+
+
+def test_file_is_plain_json() -> None:
+    """Any JSON reader can look into a file, and the seal is as described."""
+    assert json.loads(REQUEST.to_json())["body"]["text"] == REQUEST.text
+    assert Request.from_json(_sealed(_body())) == REQUEST
+
+
+def test_other_version_and_other_kind_are_refused() -> None:
+    """What a later release wrote is not guessed at, and a result is no request."""
+    with pytest.raises(CorruptRequest, match="version 2"):
+        Request.from_json(_sealed(_body(), version=2))
+    with pytest.raises(CorruptRequest):
+        Request.from_json(RESULT.to_json())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"surprise": 1},
+        {"id": "../../etc/passwd"},
+        {"id": ID.upper()},
+        {"id": ID + "\n"},
+        {"priority": 10},
+        {"priority": True},
+        {"priority": "5"},
+        {"text": None, "token_ids": None},
+        {"token_ids": [1, "2"]},
+        {"token_ids": [1.0]},
+        {"params": {"temperature": 0.5}},
+        {"params": {"max_tokens": 1, "stop": "x"}},
+        {"params": []},
+        {"created_unix": float("nan")},
+        {"created_unix": 10**400},
+    ],
+)
+def test_wrong_field_is_refused(change: dict[str, Any]) -> None:
+    """A whole file with a field that is unknown, missing or of another type is refused."""
+    with pytest.raises(CorruptRequest):
+        Request.from_json(_sealed(_body(**change)))
+
+
+@pytest.mark.parametrize("inner", [b"[" * 100_000, b"[]", b"nonsense", b'"\xff"', b"1" * 5000])
+def test_whole_file_with_a_hostile_body_is_refused(inner: bytes) -> None:
+    """A right checksum over nonsense is still refused, however deep or long."""
+    with pytest.raises(CorruptRequest):
+        Request.from_json(_sealed(inner))
+
+
+def test_field_added_by_a_later_release_may_be_absent() -> None:
+    """A missing field that has a default takes it."""
+    body = json.loads(_body())
+    del body["owner"], body["params"]["stop"]
+    request = Request.from_json(_sealed(json.dumps(body).encode()))
+    assert request == replace(REQUEST, params=replace(REQUEST.params, stop=()))
+
+
+def test_number_that_json_cannot_hold_is_refused_when_written() -> None:
+    """NaN never reaches the disk."""
+    with pytest.raises(ValueError, match="JSON"):
+        replace(REQUEST, params=SamplingParams(1, temperature=float("nan"))).to_json()
+
+
+def test_failed_result_has_code_message_and_status() -> None:
+    """An error is a result like any other."""
+    result = Result.failed(ID, model="m", code="corrupt", message="damaged", finished_unix=1.0)
+    assert result.finish_reason == "error"
+    assert result.error == {"code": "corrupt", "message": "damaged", "status": 500}

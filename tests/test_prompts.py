@@ -1,0 +1,114 @@
+"""The tokenizer and chat template: equal to transformers', safe, and hashed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prompts.tokenizer import MessagesRefused, PromptTokenizer, TokenizerUnusable, tokenizer_hash
+from tests.frontdoor_service import make_model_folder
+
+CHAT = [
+    {"role": "system", "content": "be\n  brief  "},
+    {"role": "user", "content": "<b>Grüße</b> & 🎉"},
+    {"role": "assistant", "content": ""},
+    {"role": "user", "content": "{{ 7 * 7 }} <|end|>"},
+]
+TEMPLATES = [
+    "{% for m in messages %}{{ m.role }}={{ m.content | trim }};{% endfor %}",
+    "{{ bos_token }}{% for m in messages %}\n  {% if m.role == 'system' %}\n{% continue %}\n  {% endif %}"
+    "{{ m | tojson }}{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}go{% endif %}",
+    "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
+    "{% generation %}{{ ns.n }}{{ m.content }}{% endgeneration %}{% endfor %}{{ tools }}{{ nothing }}",
+]
+
+
+def transformers_ids(folder: Path, chat: list[dict[str, str]]) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_token_ids_equal_those_of_transformers(tmp_path: Path, template: str) -> None:
+    """White space, JSON, loop controls, namespaces and the generation tag render alike."""
+    folder = make_model_folder(tmp_path, template=template)
+    tokenizer = PromptTokenizer(folder)
+    assert tokenizer.encode_rendered(tokenizer.render(CHAT)) == transformers_ids(folder, CHAT)
+
+
+def test_a_template_in_the_configuration_is_found(tmp_path: Path) -> None:
+    """Older model folders keep it in tokenizer_config.json, alone or in a list of named ones."""
+    make_model_folder(tmp_path, template=None)
+    for written in ("plain", [{"name": "tools", "template": "no"}, {"name": "default", "template": "plain"}]):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": written}))
+        assert PromptTokenizer(tmp_path).render(CHAT) == "plain"
+
+
+def test_raw_text_begins_with_the_bos_token_where_the_model_wants_it(tmp_path: Path) -> None:
+    """add_bos_token counts for plain text only, and never twice."""
+    make_model_folder(tmp_path)
+    without = PromptTokenizer(tmp_path).encode_raw("hi")
+    config = {"add_bos_token": True, "bos_token": {"content": "<|start|>", "lstrip": False}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = PromptTokenizer(tmp_path)
+    bos_id = tokenizer.encode_rendered("<|start|>")[0]
+    assert tokenizer.encode_raw("hi") == [bos_id, *without]
+    assert tokenizer.encode_raw("<|start|>hi") == [bos_id, *without]
+    assert tokenizer.encode_rendered("hi") == without
+
+
+def test_a_template_may_refuse(tmp_path: Path) -> None:
+    """What the template raises, and a model without a template, are refusals with a sentence."""
+    refusing = make_model_folder(tmp_path / "a", template="{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(MessagesRefused, match="roles must alternate"):
+        PromptTokenizer(refusing).render(CHAT)
+    plain = make_model_folder(tmp_path / "b", template=None)
+    assert not PromptTokenizer(plain).has_chat_template
+    with pytest.raises(MessagesRefused, match="no chat template"):
+        PromptTokenizer(plain).render(CHAT)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages.__class__.__mro__ }}",
+        "{{ ''.__class__.__base__.__subclasses__() }}",
+        "{{ messages.append({'role': 'user'}) }}",
+        "{{ raise_exception.__globals__.os }}",
+    ],
+)
+def test_a_template_cannot_reach_python(tmp_path: Path, template: str) -> None:
+    """Templates come from the Hub: they run in the sandbox."""
+    tokenizer = PromptTokenizer(make_model_folder(tmp_path, template=template))
+    with pytest.raises(MessagesRefused):
+        tokenizer.render(CHAT)
+
+
+def test_the_hash_covers_tokenizer_and_template(tmp_path: Path) -> None:
+    """It is the same without loading, and another one when either changes."""
+    first = make_model_folder(tmp_path / "a")
+    second = make_model_folder(tmp_path / "b", template="other")
+    assert PromptTokenizer(first).hash == tokenizer_hash(first)
+    assert tokenizer_hash(first) != tokenizer_hash(second)
+    (second / "chat_template.jinja").write_text((first / "chat_template.jinja").read_text())
+    assert tokenizer_hash(first) == tokenizer_hash(second)
+    with (second / "tokenizer.json").open("a") as file:
+        file.write("\n")
+    assert tokenizer_hash(first) != tokenizer_hash(second)
+
+
+def test_a_folder_without_a_usable_tokenizer_is_named(tmp_path: Path) -> None:
+    """Missing or broken files are one sentence for who starts the service."""
+    with pytest.raises(TokenizerUnusable, match="tokenizer"):
+        PromptTokenizer(tmp_path)
+    make_model_folder(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{% if %}")
+    with pytest.raises(TokenizerUnusable, match="cannot be read"):
+        PromptTokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(TokenizerUnusable, match="cannot be read"):
+        PromptTokenizer(tmp_path)

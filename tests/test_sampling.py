@@ -1,0 +1,92 @@
+"""Draws follow the filtered distribution exactly, and belong to their key alone."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from distributed.sampling import draw, sample
+from distributed.sampling_key import RowSampling, uniform
+
+
+def make_row(**changes: float) -> RowSampling:
+    values = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": 1, "choice": 0, "index": 0}
+    return RowSampling(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def expected(logits: NDArray[np.float32], row: RowSampling) -> NDArray[np.float64]:
+    """The filtered distribution by sorting everything in float64."""
+    weights = np.exp((logits.astype(np.float64) - logits.max()) / row.temperature)
+    weights[weights < row.min_p] = 0
+    order = np.argsort(-weights, kind="stable")
+    kept = np.zeros_like(weights)
+    if row.top_k:
+        order = order[: row.top_k]
+    sums = np.cumsum(weights[order])
+    num_kept = int(np.searchsorted(sums, row.top_p * sums[-1])) + 1 if row.top_p < 1 else len(order)
+    kept[order[:num_kept]] = weights[order[:num_kept]]
+    return np.asarray(kept / kept.sum())
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {},
+        {"top_p": 0.9},
+        {"top_k": 3},
+        {"min_p": 0.05},
+        {"top_k": 20, "top_p": 0.5},
+        {"min_p": 0.01, "top_p": 0.8, "top_k": 30},
+        {"temperature": 0.3},
+        {"temperature": 8.0, "top_p": 0.999},
+    ],
+)
+def test_draws_follow_the_filtered_distribution(filters: dict[str, float]) -> None:
+    """Over many keys the frequencies are those of a full sort; what a filter leaves out is never drawn."""
+    logits = (np.random.default_rng(3).standard_normal(500) * 2).astype(np.float32)
+    wanted = expected(logits, make_row(**filters))
+    counts = np.zeros(500)
+    num_draws = 4000
+    for index in range(num_draws):
+        counts[draw(logits, int(logits.argmax()), make_row(index=index, **filters))] += 1
+    assert counts[wanted == 0].sum() == 0
+    assert np.abs(counts / num_draws - wanted).max() < 0.03
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**40),
+    top_p=st.floats(0.01, 1.0),
+    top_k=st.integers(0, 60),
+    temperature=st.floats(0.05, 50.0),
+)
+def test_any_filter_finds_a_token(seed: int, top_p: float, top_k: int, temperature: float) -> None:
+    """No combination runs out of candidates."""
+    logits = np.random.default_rng(seed % 7).standard_normal(64).astype(np.float32)
+    row = make_row(seed=seed, top_p=top_p, top_k=top_k, temperature=temperature)
+    token = draw(logits, int(logits.argmax()), row)
+    assert expected(logits, row)[token] > 0
+
+
+def test_rows_are_drawn_each_by_its_own_rule() -> None:
+    """Greedy and sampled rows in one batch do not disturb each other."""
+    logits = mx.random.normal((4, 100), key=mx.random.key(0))
+    rows = [make_row(temperature=0.0), make_row(seed=9), make_row(top_k=1), make_row(seed=9, index=5)]
+    together = sample(logits, rows)
+    alone = [sample(logits[i : i + 1], [row])[0] for i, row in enumerate(rows)]
+    assert together == alone
+    assert together[0] == int(mx.argmax(logits[0]).item())
+    assert together[2] == int(mx.argmax(logits[2]).item())
+
+
+def test_the_key_is_spread_and_stable() -> None:
+    """The numbers fill [0, 1) evenly, differ by each part of the key, and never change between releases."""
+    numbers = np.array([uniform(1, 0, index) for index in range(4000)])
+    assert 0 <= numbers.min() < numbers.max() < 1
+    assert abs(numbers.mean() - 0.5) < 0.02
+    assert len({uniform(1, 0, 0), uniform(2, 0, 0), uniform(1, 1, 0), uniform(1, 0, 1)}) == 4
+    assert uniform(42, 0, 7) == uniform(42, 0, 7)

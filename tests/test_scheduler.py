@@ -1,0 +1,235 @@
+"""Scheduler and slots as data in, data out."""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distributed.kv_sizes import padded_tokens, round_rows, round_tokens
+from distributed.scheduler import Scheduler, SchedulerLimits
+from distributed.sequence import Microbatch, Sequence, Status
+from distributed.slots import SlotLimits
+
+
+def make_scheduler(
+    *, num_tables: int = 2, max_rows: int = 8, max_kv_tokens: int = 100_000, kept: int = 4096, chunk: int = 64
+) -> Scheduler:
+    slots = SlotLimits(
+        num_tables=num_tables, max_rows=max_rows, max_kv_tokens=max_kv_tokens, max_kept_tokens=kept
+    )
+    return Scheduler(SchedulerLimits(max_in_flight=num_tables, max_chunk_tokens=chunk, slots=slots))
+
+
+def make_sequence(name: str, num_prompt: int = 10, max_tokens: int = 4, first: int = 100) -> Sequence:
+    return Sequence(name, list(range(first, first + num_prompt)), num_prompt, max_tokens)
+
+
+def give_back(scheduler: Scheduler, microbatch: Microbatch, token: int = 7) -> list[Sequence]:
+    """Play the ring: every row whose tokens are all known gets a token; what is at its end is finished."""
+    sampled = (
+        {s: token for s in microbatch.sequences if s.is_running and s.num_unscheduled_tokens == 0}
+        if microbatch.wants_logits
+        else {}
+    )
+    advanced = scheduler.postprocess(microbatch, sampled)
+    for sequence in advanced:
+        if sequence.ended_by:
+            scheduler.finish(sequence)
+    return advanced
+
+
+def run_all(scheduler: Scheduler) -> list[Microbatch]:
+    log = []
+    for _ in range(10_000):
+        while microbatch := scheduler.schedule():
+            log.append(microbatch)
+        if not scheduler.in_flight:
+            return log
+        give_back(scheduler, scheduler.in_flight[0])
+    raise AssertionError("the scheduler does not come to an end")
+
+
+def test_a_prompt_goes_in_chunks_and_then_decodes_token_by_token() -> None:
+    """A prompt of 150 tokens takes three chunks of at most 64, only the last asks for logits."""
+    scheduler = make_scheduler(num_tables=1)
+    scheduler.add(make_sequence("a", num_prompt=150, max_tokens=3))
+    log = run_all(scheduler)
+    assert [(m.is_prefill, m.num_tokens, m.wants_logits) for m in log] == [
+        (True, 64, False),
+        (True, 64, False),
+        (True, 22, True),
+        (False, 1, True),
+        (False, 1, True),
+    ]
+    assert [m.rows[0].offset for m in log] == [0, 64, 128, 150, 151]
+
+
+def test_chunks_of_one_prompt_follow_each_other_without_waiting_for_the_lap() -> None:
+    """With two microbatches allowed, the second chunk leaves before the first is back."""
+    scheduler = make_scheduler()
+    scheduler.add(make_sequence("a", num_prompt=200))
+    first, second = scheduler.schedule(), scheduler.schedule()
+    assert first is not None and second is not None
+    assert (second.rows[0].offset, len(scheduler.in_flight)) == (64, 2)
+    assert scheduler.schedule() is None
+
+
+def test_sequences_spread_over_tables_so_that_microbatches_are_even() -> None:
+    """Eight like sequences fill two tables with four rows each."""
+    scheduler = make_scheduler()
+    for name in "abcdefgh":
+        scheduler.add(make_sequence(name))
+    scheduler.schedule()
+    assert [table.num_running for table in scheduler.slots.tables] == [4, 4]
+
+
+def test_short_prompts_share_a_chunk() -> None:
+    """Prompts of like length in one table go together as far as rows x columns fit the chunk."""
+    scheduler = make_scheduler(num_tables=1, chunk=64)
+    for name in "abcdef":
+        scheduler.add(make_sequence(name, num_prompt=12))
+    microbatch = scheduler.schedule()
+    assert microbatch is not None
+    assert len(microbatch.rows) == 5  # 5 x 12 = 60 tokens
+
+
+def test_decode_waits_for_at_most_one_chunk() -> None:
+    """While a long prompt comes in, between two steps of a running sequence there is one chunk, never two."""
+    scheduler = make_scheduler(num_tables=2, chunk=16)
+    for name in ("a", "b"):
+        scheduler.add(make_sequence(name, max_tokens=50))
+    for _ in range(6):
+        while scheduler.schedule():
+            pass
+        give_back(scheduler, scheduler.in_flight[0])
+    scheduler.add(make_sequence("long", num_prompt=400, first=1000))
+    order: list[str] = []
+    for _ in range(40):
+        while microbatch := scheduler.schedule():
+            order.append("chunk" if microbatch.is_prefill else f"decode {microbatch.table}")
+        give_back(scheduler, scheduler.in_flight[0])
+    assert "chunk" in order
+    for table in ("decode 0", "decode 1"):
+        steps = [i for i, what in enumerate(order) if what == table]
+        between = [order[a:b].count("chunk") for a, b in itertools.pairwise(steps)]
+        assert max(between) <= 1
+
+
+def test_rows_of_a_finished_sequence_in_flight_come_back_unused() -> None:
+    """A cancelled sequence gets no token from a step that was under way, its neighbour does."""
+    scheduler = make_scheduler(num_tables=1)
+    a, b = make_sequence("a"), make_sequence("b", first=500)
+    scheduler.add(a)
+    scheduler.add(b)
+    while scheduler.schedule():
+        pass
+    give_back(scheduler, scheduler.in_flight[0])
+    if not scheduler.in_flight:
+        scheduler.schedule()
+    while scheduler.in_flight[0].is_prefill:
+        give_back(scheduler, scheduler.in_flight[0])
+        scheduler.schedule()
+    microbatch = scheduler.in_flight[0]
+    assert {s.id for s in microbatch.sequences} == {"a", "b"}
+    scheduler.finish(a)
+    num_before = len(a.token_ids)
+    assert scheduler.postprocess(microbatch, {b: 7}) == [b]
+    assert len(a.token_ids) == num_before
+
+
+def test_a_follow_up_takes_the_slot_whose_tokens_it_begins_with() -> None:
+    """A conversation's second turn prefills only what is new; another owner's same prompt does not share."""
+    scheduler = make_scheduler(num_tables=1)
+    first = make_sequence("a", num_prompt=30, max_tokens=3)
+    scheduler.add(first)
+    run_all(scheduler)
+    follow_up = Sequence("b", [*first.token_ids, 1, 2, 3], len(first.token_ids) + 3, 2)
+    scheduler.add(follow_up)
+    microbatch = scheduler.schedule()
+    assert microbatch is not None
+    assert follow_up.num_reused_tokens == len(first.token_ids) - 1  # the last token's KV was never computed
+    assert microbatch.rows[0].offset == follow_up.num_reused_tokens
+    run_all(scheduler)
+    stranger = Sequence("c", list(first.token_ids), len(first.token_ids), 2, owner="other")
+    scheduler.add(stranger)
+    scheduler.schedule()
+    assert stranger.num_reused_tokens == 0
+
+
+def test_kept_tokens_never_exceed_their_limit() -> None:
+    """The oldest kept KV is forgotten first."""
+    scheduler = make_scheduler(num_tables=1, kept=50)
+    for index in range(4):
+        scheduler.add(make_sequence(f"s{index}", num_prompt=20, first=1000 * index))
+        run_all(scheduler)
+        assert scheduler.slots.num_kept_tokens <= 50
+
+
+def test_a_full_budget_makes_requests_wait_and_then_serves_them() -> None:
+    """With room for one row of 64 tokens, three sequences run one after the other."""
+    scheduler = make_scheduler(num_tables=2, max_kv_tokens=64, kept=0)
+    for name in "abc":
+        scheduler.add(make_sequence(name, num_prompt=20, max_tokens=2))
+    scheduler.schedule()
+    assert (len(scheduler.running), len(scheduler.waiting)) == (1, 2)
+    run_all(scheduler)
+    assert not scheduler.has_work
+
+
+def test_a_sequence_larger_than_the_budget_can_never_fit() -> None:
+    """It is to be refused at once."""
+    scheduler = make_scheduler(max_kv_tokens=128)
+    assert not scheduler.can_ever_fit(make_sequence("a", num_prompt=120, max_tokens=20))
+
+
+def cancel(scheduler: Scheduler, sequences: list[Sequence], indexes: set[int]) -> None:
+    for index, sequence in enumerate(sequences):
+        if index in indexes and sequence.status is not Status.FINISHED:
+            scheduler.finish(sequence)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    prompts=st.lists(st.tuples(st.integers(1, 200), st.integers(1, 12)), min_size=1, max_size=14),
+    num_tables=st.integers(1, 4),
+    max_rows=st.integers(1, 6),
+    max_kv_tokens=st.sampled_from([512, 2048, 50_000]),
+    cancelled=st.sets(st.integers(0, 13)),
+)
+def test_every_sequence_ends_and_no_token_is_stepped_twice(
+    prompts: list[tuple[int, int]], num_tables: int, max_rows: int, max_kv_tokens: int, cancelled: set[int]
+) -> None:
+    """Whatever the mix: each row starts where its KV ends, the budget holds, and all that fit finish."""
+    scheduler = make_scheduler(num_tables=num_tables, max_rows=max_rows, max_kv_tokens=max_kv_tokens)
+    sequences = [make_sequence(f"s{i}", n, m, first=1000 * i) for i, (n, m) in enumerate(prompts)]
+    sequences = [sequence for sequence in sequences if scheduler.can_ever_fit(sequence)]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    written: dict[str, int] = {}
+    for turn in range(5000):
+        while microbatch := scheduler.schedule():
+            assert len(scheduler.in_flight) <= num_tables
+            for row in microbatch.rows:
+                if row.sequence is not None:
+                    start = written.get(row.sequence.id, row.sequence.num_reused_tokens)
+                    assert row.offset == start
+                    written[row.sequence.id] = start + len(row.token_ids)
+            assert scheduler.slots.num_kv_tokens <= max_kv_tokens
+        if turn == 3:
+            cancel(scheduler, sequences, cancelled)
+        if not scheduler.in_flight:
+            break
+        give_back(scheduler, scheduler.in_flight[0])
+    assert not scheduler.has_work
+    for index, sequence in enumerate(sequences):
+        assert sequence.num_answer_tokens == sequence.max_tokens or index in cancelled
+
+
+@given(st.integers(1, 40), st.integers(1, 5000))
+def test_rounded_sizes_hold_what_they_round(num_rows: int, num_tokens: int) -> None:
+    """Rounding never shrinks, and the padded size is their product."""
+    assert round_rows(num_rows) >= num_rows
+    assert round_tokens(num_tokens) >= num_tokens
+    assert padded_tokens(num_rows, num_tokens) == round_rows(num_rows) * round_tokens(num_tokens)
