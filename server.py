@@ -69,7 +69,6 @@ def _serve(settings: Settings, rank: int | None) -> int:
         return EXIT_RING_LOST
     except (RefusedStart, ModelError, ConfigError, SpoolError) as error:
         logger.error("%s", error)
-        lifeline.refuse(str(error))
         return EXIT_REFUSED
     return EXIT_CLEAN
 

@@ -16,6 +16,7 @@ from typing import Any
 from cluster.errors import ClusterError
 from cluster.ports import host_to_dial
 from config import Settings
+from config.api_keys import read_api_keys
 
 # The front door answers a request that takes too long itself, a little before this.
 EXTRA_LIMIT_S = 10.0
@@ -101,13 +102,8 @@ def read_events(lines: Iterator[bytes]) -> Iterator[tuple[str, Any]]:
 
 def _make_authorization(settings: Settings) -> dict[str, str]:
     """The first key of API_KEYS_FILE, where there is one."""
-    if settings.api_keys_file is None:
-        return {}
-    for line in settings.api_keys_file.read_text(encoding="utf-8").splitlines():
-        key = line.partition("#")[0].strip()
-        if key:
-            return {"authorization": f"Bearer {key}"}
-    return {}
+    keys = read_api_keys(settings.api_keys_file) if settings.api_keys_file else []
+    return {"authorization": f"Bearer {keys[0]}"} if keys else {}
 
 
 def _read_error(body: bytes) -> str:

@@ -50,6 +50,8 @@ from config.show import parse_overrides
 
 ROOT = Path(__file__).resolve().parent.parent
 API_END_LIMIT_S = 5.0
+# Rank 0 drains for SHUTDOWN_TIMEOUT; then it puts back what still runs and sends STOP round.
+STOP_LAP_LIMIT_S = 5.0
 API_PROGRESS_S = 30.0
 
 logger = logging.getLogger("cluster.supervisor")
@@ -167,7 +169,7 @@ class Supervisor:
                 return failure.result()
             failure.cancel()
             await asyncio.gather(failure, return_exceptions=True)
-            is_clean = await life.drain(self._settings.shutdown_timeout)
+            is_clean = await life.drain(self._settings.shutdown_timeout + STOP_LAP_LIMIT_S)
             logger.info("epoch %d: %s", epoch, "drained" if is_clean else "ended")
             mark_ring_ended(self._settings.run_dir, epoch, "stopped", None)
             return None

@@ -153,7 +153,7 @@ class Settings(BaseSettings):
         About("State", "Finished answers can be fetched this long.", "hours", is_live=True),
     ] = 24.0
 
-    local_ranks: Annotated[int, between(1, 64), About("Ring", "Ranks on this machine.", "ranks")] = 1
+    local_ranks: Annotated[int, between(1, 16), About("Ring", "Ranks on this machine.", "ranks")] = 1
     worker_hosts: Annotated[
         str,
         About("Ring", "Further hosts of the ring; not served yet.", allowed="empty in this release"),

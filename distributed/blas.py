@@ -2,7 +2,8 @@
 
 The CPU wheel of MLX bundles the reference BLAS (2.4 GFLOP/s a core); another one loaded earlier with global
 symbols takes its place. Two are known: `mkl` from PyPI (x86-64 only; 700 MB installed and 300 MB of OpenMP
-runtime; Intel Simplified Software License, free to use and to redistribute, not open source) and the system's
+runtime; Intel Simplified Software License, its runtime under Intel's developer tools EULA: free to use and to
+redistribute, not open source) and the system's
 OpenBLAS (Debian package libopenblas0-pthread, about 40 MB; BSD licence). On macOS MLX uses Accelerate and
 Metal, and nothing is done here.
 

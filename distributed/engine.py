@@ -34,8 +34,9 @@ SWEEP_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class EngineLimits:
-    """Times in seconds."""
+    """Limits of the loop; `max_frame_bytes` is the largest frame that rank 0 ever sends."""
 
+    max_frame_bytes: int
     poll_interval_seconds: float
     step_timeout_seconds: float
     shutdown_timeout_seconds: float
@@ -124,7 +125,7 @@ class Engine:
 
     def _launch(self) -> None:
         """Send microbatches until enough are in flight or nothing is ready."""
-        while self._num_unread_bytes < MAX_UNREAD_BYTES:
+        while self._has_credit():
             microbatch = self._scheduler.schedule()
             if microbatch is None:
                 return
@@ -134,6 +135,12 @@ class Engine:
             if len(self._scheduler.in_flight) == 1:
                 self._last_lap = time.monotonic()
             self._ring.send(frame)
+
+    def _has_credit(self) -> bool:
+        """Whether the largest frame may leave: one always may, more only as far as nobody can block."""
+        if not self._scheduler.in_flight:
+            return True
+        return self._num_unread_bytes + self._limits.max_frame_bytes <= MAX_UNREAD_BYTES
 
     def _receive_frame(self) -> Frame:
         """Receive one frame and, if it is a step, run it through the last stage."""

@@ -137,6 +137,11 @@ def make_step_frame(
     )
 
 
+def max_step_bytes(max_rows: int, max_ids: int) -> int:
+    """Return the bytes of the largest step frame that rank 0 sends, with that many rows and token ids."""
+    return 4 * (NUM_BLOCK_INTS + max(0, 3 * max_rows + max_ids - NUM_INLINE_INTS))
+
+
 def parse_step(frame: Frame) -> tuple[StageStep, Int32Array | None]:
     """Read a STEP frame; the second value is the token ids (rows, tokens), None behind the first stage."""
     rows = frame.num_rows

@@ -167,10 +167,11 @@ class Intake:
         self._writer.submit(self._owner.sweep, time.time(), retention_seconds)
 
     def close(self) -> None:
-        """Wait for the results under way; open answers stay in the spool for the next life."""
+        """Wait for the results under way; put open answers back, to go on in the next life."""
         self._writer.shutdown(wait=True)
         for answer in self.answers.values():
             answer.log.close()
+            self._owner.put_back(answer.claim)
 
     def _open(self, claim: Claim) -> Answer:
         request, model = claim.request, self._model

@@ -8,7 +8,6 @@ ever orphaned.
     standard input    {"epoch": 3, "rank": 1, "hosts": ["127.0.0.1:5001", ...], "secret": "..."}, then its end
     standard output   {"event": "heartbeat", "rank": 1, "phase": "ready", "step": 17, "progress": 1.0,
                        "memory_bytes": ...}
-                      {"event": "refused", "rank": 1, "reason": "..."}
 """
 
 from __future__ import annotations
@@ -91,10 +90,6 @@ class Lifeline:
         self._deadline = None if not limit_seconds else time.monotonic() + limit_seconds
         if step is not None:
             self._step = step
-
-    def refuse(self, reason: str) -> None:
-        """Tell the supervisor in one sentence why this rank will not start."""
-        self._write({"event": "refused", "rank": self._rank, "reason": reason})
 
     def beat(self) -> None:
         """Send a heartbeat now."""

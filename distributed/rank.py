@@ -20,14 +20,22 @@ import psutil
 from config import Settings
 from distributed import handshake
 from distributed.engine import Engine, EngineLimits
-from distributed.frame import FLAG_READY, Frame, Kind, parse_step
+from distributed.frame import FLAG_READY, Frame, Kind, max_step_bytes, parse_step
 from distributed.handshake import RankInfo, RingPlan
 from distributed.intake import Intake, ModelFacts
 from distributed.lifeline import Lifeline, RankStart
 from distributed.ring import HiddenShape, LoopbackRing, MlxRing
 from distributed.ring_status import RingStatus
 from distributed.scheduler import Scheduler, SchedulerLimits
-from distributed.sharding import RankCapacity, plan_layers, read_shape, split_layers, weights_hash
+from distributed.sharding import (
+    DoesNotFit,
+    ModelShape,
+    RankCapacity,
+    plan_layers,
+    read_shape,
+    split_layers,
+    weights_hash,
+)
 from distributed.slots import SlotLimits
 from distributed.stage import Stage
 from distributed.utils import broadcast_prompt, shard_and_load
@@ -104,6 +112,10 @@ def serve_rank0(start: RankStart, settings: Settings, lifeline: Lifeline, owner:
         facts = _model_facts(settings, folder, plan, stage)
         intake = Intake(owner, bell, facts, layers)
         limits = EngineLimits(
+            max_frame_bytes=max_step_bytes(
+                settings.max_rows_per_microbatch,
+                max(settings.prefill_chunk_tokens, settings.max_rows_per_microbatch),
+            ),
             poll_interval_seconds=settings.poll_interval,
             step_timeout_seconds=settings.step_timeout,
             shutdown_timeout_seconds=settings.shutdown_timeout,
@@ -163,6 +175,7 @@ def _make_plan(settings: Settings, folder: Path, ring: AnyRing) -> RingPlan:
         layers = split_layers(shape, counts)
     else:
         layers = plan_layers(shape, [RankCapacity(rank) for rank in range(ring.size)])
+    _check_memory(shape, layers)
     return RingPlan(
         epoch=ring.epoch,
         ring_size=ring.size,
@@ -175,6 +188,23 @@ def _make_plan(settings: Settings, folder: Path, ring: AnyRing) -> RingPlan:
         step_timeout_seconds=settings.step_timeout,
         load_timeout_seconds=settings.load_timeout,
     )
+
+
+def _check_memory(shape: ModelShape, layers: tuple[range, ...]) -> None:
+    """All ranks are on this machine: refuse a model that its free memory cannot hold, before anything is read.
+
+    Raises:
+        DoesNotFit: with the numbers.
+    """
+    last = len(layers) - 1
+    needed = sum(
+        shape.stage_bytes(part, is_first=rank == last, is_last=rank == 0) for rank, part in enumerate(layers)
+    )
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise DoesNotFit(
+            f"the model's weights take {needed / 2**30:.1f} GiB, this machine has {available / 2**30:.1f} GiB free"
+        )
 
 
 def has_gpu() -> bool:

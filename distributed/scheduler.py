@@ -125,17 +125,17 @@ class Scheduler:
     def _chunk_rows(self, prefilling: list[Sequence]) -> list[Row]:
         """Return one chunk: the oldest prompt's next tokens; beside it, whole short prompts of its table."""
         first, budget = prefilling[0], self.limits.max_chunk_tokens
-        num_columns = min(first.num_unscheduled_tokens, budget)
-        rows = [_row(first, num_columns)]
-        if num_columns < first.num_unscheduled_tokens:
+        rows = [_row(first, min(first.num_unscheduled_tokens, budget))]
+        narrowest = widest = len(rows[0].token_ids)
+        if widest < first.num_unscheduled_tokens:
             return rows
         for sequence in prefilling[1:]:
             num_tokens = sequence.num_unscheduled_tokens
-            widest = max(num_columns, num_tokens)
-            is_alike = 2 * min(num_columns, num_tokens) >= widest  # at most half of a row is padding
-            if sequence.table == first.table and is_alike and (len(rows) + 1) * widest <= budget:
+            low, high = min(narrowest, num_tokens), max(widest, num_tokens)
+            is_alike = 2 * low >= high  # at most half of a row is padding
+            if sequence.table == first.table and is_alike and (len(rows) + 1) * high <= budget:
                 rows.append(_row(sequence, num_tokens))
-                num_columns = widest
+                narrowest, widest = low, high
         return rows
 
     def _launch(self, rows: list[Row], is_prefill: bool) -> Microbatch:

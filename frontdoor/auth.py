@@ -12,6 +12,7 @@ from pathlib import Path
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from config.api_keys import read_api_keys
 from frontdoor.errors import ForbiddenOrigin, FrontDoorError, Unauthorized, error_response
 
 # What a load balancer, a browser's first visit and a newcomer need before they have a key.
@@ -39,10 +40,9 @@ class Keys:
         if path is None:
             return cls(None)
         try:
-            lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+            keys = read_api_keys(path)
         except (OSError, UnicodeDecodeError) as error:
             raise KeysUnreadable(f"API_KEYS_FILE: {error}") from error
-        keys = [line for line in lines if line and not line.startswith("#")]
         if not keys:
             raise KeysUnreadable(f"API_KEYS_FILE: {path} holds no key")
         return cls(keys)

@@ -39,7 +39,9 @@ class RingCollector(Collector):
         ring, supervisor = self._status.ring(), self._status.supervisor()
         is_ready = self._status.readiness().is_ready
         yield _gauge("ring_ready", "Whether the ring makes progress.", float(is_ready))
-        yield _counter("ring_restarts", "Restarts of the ring.", supervisor.get("restarts"))
+        yield _counter(
+            "ring_restarts", "Restarts of the ring or of the front door.", supervisor.get("restarts")
+        )
         build = GaugeMetricFamily("ring_build_info", "What is running.", labels=["version", "model"])
         build.add_metric([VERSION, str(ring.get("model", ""))], 1)
         yield build
