@@ -1,0 +1,142 @@
+"""Are parallel answers mixed up? Each must equal its own solo greedy run, token by token.
+
+Greedy answers of different batch shapes may part where the two highest logits are closer than float order can
+tell: a first difference at such a step (a near tie: less than 1e-3 apart, by mlx-lm's own model in one
+process, over the prompt and the tokens up to there) is counted apart; any other is a mix-up or an error. The
+parallel answers are also held against that model itself, every token, so that two equal wrong answers show.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.contender import ROOT, BenchError
+from bench.dialects import Ask, Reply
+from bench.ground import Ground
+
+NEAR_TIE = 1e-3
+REFERENCE_LIMIT_S = 600.0
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Counts over all parallel answers."""
+
+    num_answers: int
+    num_equal: int
+    num_near_ties: int  # parted from their solo run at a near tie
+    mix_ups: tuple[str, ...]  # parted elsewhere: a sentence each
+    num_tokens: int
+    num_reference_near_ties: int  # tokens that are not the reference's choice, at a near tie
+    num_wrong_tokens: int  # tokens that the reference would not have chosen
+    largest_deficit: float  # the most that the reference holds a token for worse than its own
+
+    @property
+    def is_good(self) -> bool:
+        """Nothing is mixed up and nothing is wrong."""
+        return not self.mix_ups and self.num_wrong_tokens == 0
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        return [
+            f"{self.num_answers} parallel answers against their own solo greedy runs: {self.num_equal} equal "
+            f"token by token, {self.num_near_ties} equal up to a near tie (top two logits within "
+            f"{NEAR_TIE:g}), {len(self.mix_ups)} different",
+            f"{self.num_tokens} tokens against mlx-lm's model in one process: "
+            f"{self.num_tokens - self.num_reference_near_ties - self.num_wrong_tokens} its own choice, "
+            f"{self.num_reference_near_ties} at a near tie, {self.num_wrong_tokens} wrong "
+            f"(largest distance to its choice {self.largest_deficit:.2g})",
+            *self.mix_ups,
+        ]
+
+
+def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
+    """The step at which two answers part; None where they are equal."""
+    for step, (token, other_token) in enumerate(zip(one, other, strict=False)):
+        if token != other_token:
+            return step
+    return None if len(one) == len(other) else min(len(one), len(other))
+
+
+def judge(
+    parallel: Sequence[Sequence[int]],
+    solo: Sequence[Sequence[int]],
+    steps: Sequence[Sequence[dict[str, Any]]],
+) -> Agreement:
+    """Count; `steps` is what the reference says of each parallel answer's tokens. Pure."""
+    num_equal = num_near_ties = 0
+    mix_ups = []
+    for number, (one, other, told) in enumerate(zip(parallel, solo, steps, strict=True)):
+        step = first_difference(one, other)
+        if step is None:
+            num_equal += 1
+        elif step < len(told) and told[step]["gap"] < NEAR_TIE:
+            num_near_ties += 1
+        else:
+            gap = (
+                f"the top two logits are {told[step]['gap']:.3g} apart"
+                if step < len(told)
+                else "one has ended"
+            )
+            mix_ups.append(f"answer {number} parts from its solo run at token {step}, where {gap}")
+    deficits = [entry["deficit"] for told in steps for entry in told]
+    num_wrong = sum(deficit >= NEAR_TIE for deficit in deficits)
+    return Agreement(
+        num_answers=len(parallel),
+        num_equal=num_equal,
+        num_near_ties=num_near_ties,
+        mix_ups=tuple(mix_ups),
+        num_tokens=len(deficits),
+        num_reference_near_ties=sum(deficit > 0 for deficit in deficits) - num_wrong,
+        num_wrong_tokens=num_wrong,
+        largest_deficit=max(deficits, default=0.0),
+    )
+
+
+def check_agreement(
+    ground: Ground, asks: Sequence[Ask], parallel: Sequence[Reply], solo: Sequence[Reply]
+) -> Agreement:
+    """Hold answers against each other and against the reference, which runs in a process of its own.
+
+    Raises:
+        BenchError: an answer is missing, or the reference does not run.
+    """
+    for reply in (*parallel, *solo):
+        if reply.error is not None:
+            raise BenchError(f"no agreement to check, an answer is missing: {reply.error}")
+    encode = ground.make_encoder()
+    sequences = [
+        {"prompt_ids": encode(ask.prompt), "answer_ids": reply.token_ids}
+        for ask, reply in zip(asks, parallel, strict=True)
+    ]
+    for sequence, reply in zip(sequences, parallel, strict=True):
+        if len(sequence["prompt_ids"]) != reply.usage.get("prompt_tokens"):
+            raise BenchError("the front door made other tokens of a prompt than the bench")
+    steps = ask_reference(ground, sequences)
+    return judge([reply.token_ids for reply in parallel], [reply.token_ids for reply in solo], steps)
+
+
+def ask_reference(ground: Ground, sequences: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Run reference.py; what it says of each sequence's tokens."""
+    task = {"model": str(ground.model_folder), "blas": ground.blas, "threads": ground.num_blas_threads}
+    with tempfile.TemporaryDirectory(prefix="reference-", dir=ground.folder) as folder:
+        source, target = Path(folder) / "in.json", Path(folder) / "out.json"
+        source.write_text(json.dumps({**task, "sequences": list(sequences)}), encoding="utf-8")
+        command = [sys.executable, "-m", "bench.reference", str(source), str(target)]
+        try:
+            ended = subprocess.run(
+                command, cwd=ROOT, capture_output=True, text=True, timeout=REFERENCE_LIMIT_S, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise BenchError(f"the reference did not end in {REFERENCE_LIMIT_S:g} s") from None
+        if ended.returncode != 0:
+            raise BenchError(f"the reference failed: {ended.stderr[-2000:]}")
+        found: list[list[dict[str, Any]]] = json.loads(target.read_text(encoding="utf-8"))["sequences"]
+    return found

@@ -1,0 +1,187 @@
+"""The command line: `./launch.sh bench …`, which is `python -m bench …`.
+
+Imports only the standard library until a command runs, so that help works before anything is installed.
+Settings come from the environment, .env and config.json as for the service (launch.sh puts its flags into
+the environment); where neither MODEL_REPO nor LOCAL_RANKS is set, the built-in model on two ranks is used.
+
+Exit codes: 0 done, 1 something failed or was mixed up, 2 wrong flags, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bench.progress import Progress
+
+EXIT_INTERRUPTED = 130
+QUICK_CLIENTS, QUICK_ROUNDS = (1, 8, 32), 2
+FULL_CLIENTS, FULL_ROUNDS = (1, 2, 4, 8, 16, 32), 5
+COMPARE = "compare"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; the exit code."""
+    words = list(arguments)
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
+        words.insert(0, COMPARE)
+    options = make_parser().parse_args(words)
+    # SIGTERM ends a bench as Ctrl-C does: with everything stopped that it started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return run_command(options)
+    except KeyboardInterrupt:
+        print("broken off; everything that was started has been stopped", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """Run the command and print what it refuses with."""
+    from bench.contender import BenchError
+    from bench.progress import Progress
+
+    run = {
+        COMPARE: _compare,
+        "agreement": _agreement,
+        "overhead": _overhead,
+        "idle": _idle,
+        "load": _load,
+    }[options.command]
+    try:
+        return run(options, Progress())
+    except BenchError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser with every command."""
+    parser = argparse.ArgumentParser(
+        prog="./launch.sh bench",
+        description="Measure the service. Without a command: compare, with the flags given.",
+        epilog="bench COMMAND --help tells more. Raw data goes to STATE_DIR/bench.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--json", action="store_true", help="print the raw data instead of a table")
+        return command
+
+    _add_compare(add(COMPARE, "ours against mlx_lm.server --pipeline on the same ring, in one run"))
+    agreement = add("agreement", "check parallel answers against their solo runs and against mlx-lm's model")
+    _add_load_flags(agreement)
+    overhead = add("overhead", "what the file queue costs on an idle service, by SPOOL_DURABILITY")
+    _add_seed(overhead)
+    overhead.add_argument("--requests", type=_positive, default=60, metavar="N", help="each (default: 60)")
+    idle = add("idle", "CPU seconds of all processes of an idle service")
+    idle.add_argument("--seconds", type=_positive, default=30, metavar="N", help="how long (default: 30)")
+    _add_load(add("load", "load any server that runs already"))
+    return parser
+
+
+def _add_seed(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--seed", type=int, default=1, metavar="N", help="of the prompts (default: 1)")
+
+
+def _add_compare(command: argparse.ArgumentParser) -> None:
+    _add_seed(command)
+    command.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"clients {_join(QUICK_CLIENTS)} in {QUICK_ROUNDS} rounds, about 8 minutes; "
+        f"without it clients {_join(FULL_CLIENTS)} in {FULL_ROUNDS} rounds, about half an hour",
+    )
+    command.add_argument("--clients", type=_counts, metavar="N,N,…", help="how many ask at once")
+    command.add_argument("--rounds", type=_positive, metavar="N", help="ours and the peer in turn, so often")
+    command.add_argument("--tokens", type=_positive, default=64, metavar="N", help="an answer (default: 64)")
+    command.add_argument("--no-peer", action="store_true", help="ours alone")
+    command.add_argument("--no-agreement", action="store_true", help="do not check the answers for mix-ups")
+
+
+def _add_load_flags(command: argparse.ArgumentParser) -> None:
+    _add_seed(command)
+    command.add_argument("--clients", type=_positive, default=32, metavar="N", help="at once (default: 32)")
+    command.add_argument("--tokens", type=_positive, default=64, metavar="N", help="an answer (default: 64)")
+
+
+def _add_load(command: argparse.ArgumentParser) -> None:
+    _add_load_flags(command)
+    command.add_argument("url", help="http://HOST:PORT; the key, if any, is taken from OPENAI_API_KEY")
+    command.add_argument(
+        "--api", choices=("openai", "generate"), default="openai", help="/v1/chat/completions or /generate"
+    )
+    command.add_argument("--model", metavar="NAME", help="the model to name; none by default")
+    command.add_argument("--requests", type=_positive, metavar="N", help="in all (default: one a client)")
+    command.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default: 0")
+    command.add_argument("--top-p", type=float, default=1.0, metavar="P", help="default: 1")
+
+
+def _compare(options: argparse.Namespace, progress: Progress) -> int:
+    from bench.comparison import Plan, run_comparison
+
+    plan = Plan(
+        clients=options.clients or (QUICK_CLIENTS if options.quick else FULL_CLIENTS),
+        max_tokens=options.tokens,
+        num_rounds=options.rounds or (QUICK_ROUNDS if options.quick else FULL_ROUNDS),
+        seed=options.seed,
+        with_peer=not options.no_peer,
+        with_agreement=not options.no_agreement,
+    )
+    return run_comparison(plan, progress, as_json=options.json)
+
+
+def _agreement(options: argparse.Namespace, progress: Progress) -> int:
+    from bench.agreement_run import run_agreement
+
+    return run_agreement(options.clients, options.tokens, options.seed, progress, as_json=options.json)
+
+
+def _overhead(options: argparse.Namespace, progress: Progress) -> int:
+    from bench.overhead import run_overhead
+
+    return run_overhead(options.requests, options.seed, progress, as_json=options.json)
+
+
+def _idle(options: argparse.Namespace, progress: Progress) -> int:
+    from bench.idle import run_idle
+
+    return run_idle(options.seconds, progress, as_json=options.json)
+
+
+def _load(options: argparse.Namespace, progress: Progress) -> int:
+    from bench.single_load import LoadPlan, run_single_load
+
+    plan = LoadPlan(
+        url=options.url,
+        api=options.api,
+        model=options.model,
+        key=os.environ.get("OPENAI_API_KEY"),
+        num_clients=options.clients,
+        num_requests=options.requests or options.clients,
+        max_tokens=options.tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        seed=options.seed,
+    )
+    return run_single_load(plan, progress, as_json=options.json)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(sorted({_positive(part) for part in text.split(",")}))
+
+
+def _join(counts: Sequence[int]) -> str:
+    return ", ".join(map(str, counts))

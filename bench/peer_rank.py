@@ -1,0 +1,39 @@
+"""One rank of a peer: loads the fast BLAS first, then runs mlx_lm.server as its console script does.
+
+    python -m bench.peer_rank BLAS THREADS SERVER-FLAG …      with MLX_RANK and MLX_HOSTFILE set
+
+mlx_lm.server itself knows nothing of the BLAS that our ranks load; without this it would run at a tenth of
+the speed on Linux. End of file on standard input ends the process: a rank of MLX's ring spins on its core for
+ever when nobody stops it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+
+def main(arguments: list[str]) -> None:
+    """Run the rank; returns only when the server does."""
+    # Imported here, as everything that may bring MLX must come after the BLAS.
+    from distributed.blas import load_fast_blas
+
+    blas, num_threads, *flags = arguments
+    loaded = load_fast_blas(blas, int(num_threads))
+    print(f"BLAS: {loaded or 'as MLX brings it'}, {num_threads} threads", flush=True)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    from mlx_lm import server
+
+    sys.argv = ["mlx_lm.server", *flags]
+    server.main()
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(5)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

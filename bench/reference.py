@@ -1,0 +1,64 @@
+"""mlx-lm's own model in one process, over a prompt and an answer that is already known.
+
+    python -m bench.reference INPUT.json OUTPUT.json
+
+INPUT is {"model", "blas", "threads", "sequences": [{"prompt_ids", "answer_ids"}]}; OUTPUT is {"sequences":
+[[{"token_id", "gap", "deficit"} for each answer token]]}: the token with the highest logit at that step, its
+distance to the second highest, and its distance to the token of the answer (0 where that is the same one). A
+process of its own, because the rest of the bench stays free of MLX. Knows nothing of who gave the answers.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def main(arguments: list[str]) -> int:
+    """Read, compute, write."""
+    source, target = map(Path, arguments)
+    task = json.loads(source.read_text(encoding="utf-8"))
+    # Imported here, as everything that may bring MLX must come after the BLAS.
+    from distributed.blas import load_fast_blas
+
+    load_fast_blas(task["blas"], int(task["threads"]))
+    steps_of = load_reference(Path(task["model"]))
+    found = []
+    for number, sequence in enumerate(task["sequences"], start=1):
+        found.append(steps_of(sequence["prompt_ids"], sequence["answer_ids"]))
+        print(f"reference: {number} of {len(task['sequences'])}", file=sys.stderr, flush=True)
+    target.write_text(json.dumps({"sequences": found}), encoding="utf-8")
+    return 0
+
+
+def load_reference(folder: Path) -> Callable[[list[int], list[int]], list[dict[str, Any]]]:
+    """Load the whole model; the function tells each step of one answer."""
+    import mlx.core as mx
+    from mlx_lm.utils import load_model
+
+    model, _ = load_model(folder)
+    model.set_dtype(mx.float32)  # what ours runs in without a GPU; half precision has near ties of its own
+
+    def steps_of(prompt_ids: list[int], answer_ids: list[int]) -> list[dict[str, Any]]:
+        if not answer_ids:
+            return []
+        inputs = mx.array([prompt_ids + answer_ids[:-1]])  # (1, T)
+        logits = model(inputs)[0, len(prompt_ids) - 1 :].astype(mx.float32)  # (answer tokens, V)
+        top = mx.argmax(logits, axis=-1)
+        best = mx.max(logits, axis=-1)
+        second = mx.topk(logits, 2, axis=-1).min(axis=-1)
+        own = mx.take_along_axis(logits, mx.array(answer_ids)[:, None], axis=-1)[:, 0]
+        columns = (top.tolist(), (best - second).tolist(), (best - own).tolist())
+        return [
+            {"token_id": token_id, "gap": gap, "deficit": deficit}
+            for token_id, gap, deficit in zip(*columns, strict=True)
+        ]
+
+    return steps_of
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
