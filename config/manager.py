@@ -215,10 +215,14 @@ class Settings(BaseSettings):
         int, between(1, 1024), About("Engine", "Most sequences that step together.", "rows")
     ] = 32
     prefill_chunk_tokens: Annotated[
-        int,
-        between(1, 65_536),
-        About("Engine", "A long prompt is read in pieces of this size.", "tokens"),
-    ] = 256
+        Auto | Annotated[int, between(1, 65_536)],
+        About(
+            "Engine",
+            "A long prompt is read in pieces of this size.",
+            "tokens",
+            allowed="auto (512 on a GPU, 128 without), or a whole number from 1 to 65536",
+        ),
+    ] = "auto"
     kv_cache_max_size: Annotated[
         int, between(0, 100_000_000), About("Engine", "Tokens the prefix cache keeps.", "tokens")
     ] = 8192

@@ -201,14 +201,14 @@ class Engine:
         """Log the new tokens, end what is at its end, wake the front doors."""
         answers = [self._intake.answer_of(sequence) for sequence in advanced]
         self._intake.log_tokens([(answer, answer.sequence.token_ids[-1]) for answer in answers])
+        if answers:
+            self._intake.ring_doors()
         for answer in answers:
             reason = answer.finish_reason
             if reason is not None:
                 if answer.sequence.is_running:  # a stop string, seen only in the text
                     self._scheduler.finish(answer.sequence)
                 self._intake.end(answer, reason)
-        if answers:
-            self._intake.ring_doors()
 
     def _tick(self, now: float) -> None:
         """Publish status; when idle, prove by a lap that the ring is whole; give up on a lost lap."""
@@ -255,6 +255,7 @@ def _to_frame(microbatch: Microbatch, epoch: int) -> Frame:
         num_tokens=num_tokens,
         wants_logits=microbatch.wants_logits,
         resets_table=microbatch.resets_table,
+        copies=microbatch.copies,
     )
     return make_step_frame(
         step, ids, epoch=epoch, number=microbatch.number, microbatch=microbatch.number % 64

@@ -7,16 +7,16 @@ states.
     message 2   int32       the rest of the payload, only where it is longer than 208
     message 3   float       hidden states (rows, tokens, hidden size), only where FLAG_HIDDEN is set
 
-The payload of a STEP is `slots, offsets, counts` (rows ints each), then, towards the first stage only, the
-token ids (rows x tokens). The payload of HELLO is JSON bytes. The checksum is crc32 over message 1 (its own
-field zero) and the whole payload; hidden states are covered by TCP's alone. Integers and JSON only: nothing
-received is ever executed."""
+The payload of a STEP is `slots, offsets, counts` (rows ints each), then four ints a prefix copy, then, to
+the first stage only, the token ids (rows x tokens). The payload of HELLO is JSON bytes. The checksum is crc32
+over message 1 (its own field zero) and the whole payload; hidden states are covered by TCP's alone. Integers
+and JSON only: nothing received is ever executed."""
 
 from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
@@ -57,6 +57,16 @@ FLAG_READY = 16  # HELLO only: the lap that comes back when every rank has loade
 
 
 @dataclass(frozen=True)
+class PrefixCopy:
+    """Copy the KV of another row's first tokens into a row of this step's table, before the step."""
+
+    from_table: int
+    from_slot: int
+    to_slot: int
+    num_tokens: int
+
+
+@dataclass(frozen=True)
 class StageStep:
     """One microbatch as a stage sees it: the rows of one KV table that are stepped together.
 
@@ -70,6 +80,7 @@ class StageStep:
     num_tokens: int
     wants_logits: bool = True
     resets_table: bool = False
+    copies: tuple[PrefixCopy, ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -87,6 +98,7 @@ class Frame:
     table: int = 0
     num_rows: int = 0
     num_tokens: int = 0
+    num_copies: int = 0
     flags: int = 0
     payload: Int32Array = field(default_factory=lambda: np.zeros(0, np.int32))
     times: Int32Array = field(default_factory=lambda: np.zeros(2 * MAX_RANKS, np.int32))
@@ -124,6 +136,7 @@ def make_step_frame(
     """Build rank 0's frame to the first stage; `token_ids` is (rows, tokens) int32, padded on the right."""
     assert token_ids.shape == (step.num_rows, step.num_tokens)
     rows = np.array([step.slots, step.offsets, step.counts], dtype=np.int32)
+    copies = np.array([astuple(copy) for copy in step.copies], dtype=np.int32)
     return Frame(
         kind=Kind.STEP,
         epoch=epoch,
@@ -132,20 +145,21 @@ def make_step_frame(
         table=step.table,
         num_rows=step.num_rows,
         num_tokens=step.num_tokens,
+        num_copies=len(step.copies),
         flags=FLAG_IDS | (FLAG_LOGITS if step.wants_logits else 0) | (FLAG_RESET if step.resets_table else 0),
-        payload=np.concatenate([rows.ravel(), token_ids.ravel()]),
+        payload=np.concatenate([rows.ravel(), copies.ravel(), token_ids.ravel()]),
     )
 
 
 def max_step_bytes(max_rows: int, max_ids: int) -> int:
     """Return the bytes of the largest step frame that rank 0 sends, with that many rows and token ids."""
-    return 4 * (NUM_BLOCK_INTS + max(0, 3 * max_rows + max_ids - NUM_INLINE_INTS))
+    return 4 * (NUM_BLOCK_INTS + max(0, 7 * max_rows + max_ids - NUM_INLINE_INTS))
 
 
 def parse_step(frame: Frame) -> tuple[StageStep, Int32Array | None]:
     """Read a STEP frame; the second value is the token ids (rows, tokens), None behind the first stage."""
-    rows = frame.num_rows
-    wanted = 3 * rows + (rows * frame.num_tokens if frame.has_ids else 0)
+    rows, head = frame.num_rows, _num_head_ints(frame)
+    wanted = head + (rows * frame.num_tokens if frame.has_ids else 0)
     if frame.payload.size != wanted:
         raise FrameError(f"step {frame.step}: {frame.payload.size} payload ints, {wanted} expected")
     slots, offsets, counts = (tuple(part.tolist()) for part in frame.payload[: 3 * rows].reshape(3, rows))
@@ -157,16 +171,21 @@ def parse_step(frame: Frame) -> tuple[StageStep, Int32Array | None]:
         num_tokens=frame.num_tokens,
         wants_logits=bool(frame.flags & FLAG_LOGITS),
         resets_table=bool(frame.flags & FLAG_RESET),
+        copies=tuple(PrefixCopy(*part) for part in frame.payload[3 * rows : head].reshape(-1, 4).tolist()),
     )
-    ids = frame.payload[3 * rows :].reshape(rows, frame.num_tokens) if frame.has_ids else None
+    ids = frame.payload[head:].reshape(rows, frame.num_tokens) if frame.has_ids else None
     return step, ids
 
 
 def with_hidden(frame: Frame) -> Frame:
     """Return the frame as a stage passes it on: without token ids, with hidden states behind it."""
-    return replace(
-        frame, flags=(frame.flags | FLAG_HIDDEN) & ~FLAG_IDS, payload=frame.payload[: 3 * frame.num_rows]
-    )
+    head = frame.payload[: _num_head_ints(frame)]
+    return replace(frame, flags=(frame.flags | FLAG_HIDDEN) & ~FLAG_IDS, payload=head)
+
+
+def _num_head_ints(frame: Frame) -> int:
+    """Payload ints that every stage needs: rows and copies."""
+    return 3 * frame.num_rows + 4 * frame.num_copies
 
 
 def make_json_frame(kind: Kind, body: Any, *, epoch: int, flags: int = 0) -> Frame:
@@ -205,7 +224,7 @@ def encode(frame: Frame) -> tuple[Int32Array, Int32Array | None]:
         frame.num_tokens,
         frame.flags,
         frame.payload.size,
-        0,
+        frame.num_copies,
     )
     block[NUM_FIELDS:NUM_HEADER_INTS] = frame.times
     inline = min(frame.payload.size, NUM_INLINE_INTS)
@@ -253,6 +272,7 @@ def decode(block: Int32Array, rest: Int32Array | None) -> Frame:
         table=fields[6],
         num_rows=fields[7],
         num_tokens=fields[8],
+        num_copies=fields[11],
         flags=fields[9],
         payload=inline.copy() if rest is None else np.concatenate([inline, rest]),
         times=block[NUM_FIELDS:NUM_HEADER_INTS].copy(),

@@ -90,6 +90,21 @@ class LayerCache:
         self.values = self._write(self.values, values)
         return self._read(self.keys), self._read(self.values)
 
+    def read_prefix(self, slot: int, num_tokens: int) -> tuple[mx.array, mx.array]:
+        """Return a copy of the first tokens of a row, (H, T, D) each."""
+        assert self.keys is not None and self.values is not None, "a prefix of a row that was never written"
+        return mx.contiguous(self.keys[slot, :, :num_tokens]), mx.contiguous(
+            self.values[slot, :, :num_tokens]
+        )
+
+    def write_prefix(self, slot: int, keys: mx.array, values: mx.array) -> None:
+        """Write the first tokens of a row, (H, T, D)."""
+        rows, capacity = round_rows(slot + 1), round_tokens(keys.shape[1])
+        self.keys = _grown(self.keys, rows, capacity, keys[None])
+        self.values = _grown(self.values, rows, capacity, values[None])
+        self.keys[slot, :, : keys.shape[1]] = keys
+        self.values[slot, :, : keys.shape[1]] = values
+
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """Return None, "causal" or a bool array (B, 1, T, S).
 
@@ -106,8 +121,6 @@ class LayerCache:
     def _grow(self, keys: mx.array, values: mx.array) -> None:
         rows = round_rows(max(self.view.step.slots) + 1)
         capacity = round_tokens(self.view.num_kv_tokens)
-        if self.keys is not None:
-            rows, capacity = max(rows, self.keys.shape[0]), max(capacity, self.keys.shape[2])
         self.keys = _grown(self.keys, rows, capacity, keys)
         self.values = _grown(self.values, rows, capacity, values)
 
@@ -132,9 +145,11 @@ class LayerCache:
 
 
 def _grown(old: mx.array | None, rows: int, capacity: int, like: mx.array) -> mx.array:
+    """Return a buffer of at least these rows and tokens that begins with `old`; `like` is (.., H, .., D)."""
     _, heads, _, width = like.shape
     if old is None:
         return mx.zeros((rows, heads, capacity, width), dtype=like.dtype)
+    rows, capacity = max(rows, old.shape[0]), max(capacity, old.shape[2])
     if old.shape[0] == rows and old.shape[2] == capacity:
         return old
     new = mx.zeros((rows, heads, capacity, width), dtype=old.dtype)
@@ -154,6 +169,14 @@ class KVTable:
         for layer in self.layers:
             layer.begin(view)
         return self.layers
+
+    def copy_prefix(self, source: KVTable, from_slot: int, to_slot: int, num_tokens: int) -> None:
+        """Copy the first tokens of a row of `source`, which may be this table, into a row of this one."""
+        parts = [layer.read_prefix(from_slot, num_tokens) for layer in source.layers]
+        # Evaluated apart, so that writing into the same table needs no second copy of it.
+        mx.eval(parts)
+        for layer, (keys, values) in zip(self.layers, parts, strict=True):
+            layer.write_prefix(to_slot, keys, values)
 
     def reset(self) -> None:
         """Drop all rows and their memory."""

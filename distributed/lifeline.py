@@ -5,7 +5,10 @@ handlers do not run. A phase has a limit: if the main thread makes no progress w
 threads go to the log and the process ends. A rank whose supervisor is gone ends at once, so that nothing is
 ever orphaned.
 
-    standard input    {"epoch": 3, "rank": 1, "hosts": ["127.0.0.1:5001", ...], "secret": "..."}, then its end
+    standard input    {"epoch": 3, "rank": 1, "hosts": ["127.0.0.1:5001", ...], "secret": "...",
+                       "settings": {"LOG_LEVEL": "DEBUG", ...}}   first; what changed since this rank read its own
+                      {"event": "settings", "values": {...}}      later, at each edit of live settings; its end
+                                                                  means that the supervisor is gone
     standard output   {"event": "heartbeat", "rank": 1, "phase": "ready", "step": 17, "progress": 1.0,
                        "memory_bytes": ...}
 """
@@ -19,7 +22,8 @@ import select
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
@@ -36,6 +40,7 @@ class RankStart:
     rank: int
     hosts: tuple[str, ...]
     secret: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_line(cls, line: str) -> RankStart:
@@ -47,9 +52,42 @@ class RankStart:
         body = json.loads(line)
         try:
             hosts = tuple(str(host) for host in body["hosts"])
-            return cls(int(body["epoch"]), int(body["rank"]), hosts, str(body["secret"]))
+            settings = dict(body.get("settings", {}))
+            return cls(int(body["epoch"]), int(body["rank"]), hosts, str(body["secret"]), settings)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a start line: {error}") from error
+
+
+def read_first_line() -> str:
+    """Read standard input up to its first newline and not a byte further; "" where it ends before."""
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = os.read(0, 1)
+        if not byte:
+            return ""
+        line += byte
+    return line.decode("utf-8")
+
+
+class SettingsLines:
+    """Cuts what the supervisor sends into lines and hands on the values of each settings line."""
+
+    def __init__(self, on_settings: Callable[[dict[str, Any]], None]) -> None:
+        self._on_settings = on_settings
+        self._rest = b""
+
+    def feed(self, data: bytes) -> None:
+        """Take what was read; a line that is no settings line is skipped."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            try:
+                body = json.loads(line)
+                is_ours = body["event"] == "settings"
+                values = dict(body["values"])
+            except (ValueError, TypeError, KeyError):
+                continue
+            if is_ours:
+                self._on_settings(values)
 
 
 class Lifeline:
@@ -58,13 +96,18 @@ class Lifeline:
     def __init__(self, rank: int, *, has_supervisor: bool) -> None:
         self._rank = rank
         self._has_supervisor = has_supervisor
-        self._phase = "connecting"
+        self._phase = "starting"
         self._step = 0
         self._progress = 0.0
         self._deadline: float | None = None
         self._limit = 0.0
         self._process = psutil.Process()
         self._write_lock = threading.Lock()
+        self._listeners: list[Callable[[dict[str, Any]], None]] = []
+
+    def on_settings(self, listener: Callable[[dict[str, Any]], None]) -> None:
+        """Call `listener` with the new values, by key, when live settings change; in the lifeline's thread."""
+        self._listeners.append(listener)
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="lifeline", daemon=True).start()
@@ -74,7 +117,7 @@ class Lifeline:
         return int(self._process.memory_info().rss)
 
     def enter(self, phase: str, limit_seconds: float | None) -> None:
-        """Begin a phase (connecting, loading, ready, draining) that must show progress within the limit."""
+        """Begin a phase (starting, connecting, loading, ready, draining) that must show progress within the limit."""
         self._phase, self._progress = phase, 0.0
         self.expect(limit_seconds)
         self.beat()
@@ -116,18 +159,25 @@ class Lifeline:
 
     def _run(self) -> None:
         next_beat = time.monotonic()
+        lines = SettingsLines(self._tell_listeners)
         while True:
             wait_seconds = max(0.0, next_beat - time.monotonic())
             if self._has_supervisor:
                 ready, _, _ = select.select([0], [], [], wait_seconds)
-                if ready and not os.read(0, 4096):
+                data = os.read(0, 65536) if ready else b""
+                if ready and not data:
                     os._exit(EXIT_SUPERVISOR_GONE)
+                lines.feed(data)
             else:
                 threading.Event().wait(wait_seconds)
             if time.monotonic() >= next_beat:
                 next_beat = time.monotonic() + HEARTBEAT_SECONDS
                 self._check_deadline()
                 self.beat()
+
+    def _tell_listeners(self, values: dict[str, Any]) -> None:
+        for listener in self._listeners:
+            listener(values)
 
     def _check_deadline(self) -> None:
         deadline = self._deadline

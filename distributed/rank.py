@@ -48,6 +48,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WARM_UP_TOKEN_IDS = (1, 2, 3, 4, 5, 6, 7, 8)
 # Share of free memory that unpacked weights may take on a machine without a GPU.
 MAX_DEQUANTIZED_SHARE = 0.6
+GPU_CHUNK_TOKENS, CPU_CHUNK_TOKENS = 512, 128
 
 AnyRing = MlxRing | LoopbackRing
 
@@ -114,7 +115,7 @@ def serve_rank0(start: RankStart, settings: Settings, lifeline: Lifeline, owner:
         limits = EngineLimits(
             max_frame_bytes=max_step_bytes(
                 settings.max_rows_per_microbatch,
-                max(settings.prefill_chunk_tokens, settings.max_rows_per_microbatch),
+                max(_chunk_tokens(settings), settings.max_rows_per_microbatch),
             ),
             poll_interval_seconds=settings.poll_interval,
             step_timeout_seconds=settings.step_timeout,
@@ -190,8 +191,15 @@ def _make_plan(settings: Settings, folder: Path, ring: AnyRing) -> RingPlan:
     )
 
 
+def _chunk_tokens(settings: Settings) -> int:
+    """Return a prefill chunk's tokens: so few that decode rows wait little, enough to use the machine."""
+    if settings.prefill_chunk_tokens != "auto":
+        return int(settings.prefill_chunk_tokens)
+    return GPU_CHUNK_TOKENS if has_gpu() else CPU_CHUNK_TOKENS
+
+
 def _check_memory(shape: ModelShape, layers: tuple[range, ...]) -> None:
-    """All ranks are on this machine: refuse a model that its free memory cannot hold, before anything is read.
+    """All ranks are on this machine: refuse a model that its free memory cannot hold, before reading it.
 
     Raises:
         DoesNotFit: with the numbers.
@@ -203,7 +211,8 @@ def _check_memory(shape: ModelShape, layers: tuple[range, ...]) -> None:
     available = psutil.virtual_memory().available
     if needed > available:
         raise DoesNotFit(
-            f"the model's weights take {needed / 2**30:.1f} GiB, this machine has {available / 2**30:.1f} GiB free"
+            f"the model's weights take {needed / 2**30:.1f} GiB, "
+            f"this machine has {available / 2**30:.1f} GiB free"
         )
 
 
@@ -280,7 +289,7 @@ def _describe(
 
 def _warm_up(ring: AnyRing, stage: Stage, settings: Settings, status: RingStatus) -> None:
     """Send a prompt round the whole ring, so that ready means real progress, then drop its KV everywhere."""
-    for _ in range(broadcast_prompt(ring, WARM_UP_TOKEN_IDS, max_chunk_tokens=settings.prefill_chunk_tokens)):
+    for _ in range(broadcast_prompt(ring, WARM_UP_TOKEN_IDS, max_chunk_tokens=_chunk_tokens(settings))):
         while not ring.is_readable():
             ring.wait(settings.step_timeout)
         frame, hidden = ring.recv()
@@ -308,7 +317,7 @@ def _make_scheduler(settings: Settings, status: RingStatus) -> Scheduler:
         max_kept_tokens=settings.kv_cache_max_size,
     )
     return Scheduler(
-        SchedulerLimits(max_in_flight=num_tables, max_chunk_tokens=settings.prefill_chunk_tokens, slots=slots)
+        SchedulerLimits(max_in_flight=num_tables, max_chunk_tokens=_chunk_tokens(settings), slots=slots)
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from distributed.frame import PrefixCopy
 from distributed.sequence import Microbatch, Row, Sequence, Status
 from distributed.slots import SlotLimits, SlotTables
 
@@ -72,10 +73,10 @@ class Scheduler:
         self._admit()
         if len(self.in_flight) >= self.limits.max_in_flight:
             return None
-        rows, is_prefill = self._next_rows()
+        rows, copies, is_prefill = self._next_rows()
         if not rows:
             return None
-        return self._launch(rows, is_prefill)
+        return self._launch(rows, copies, is_prefill)
 
     def postprocess(self, microbatch: Microbatch, token_ids: dict[Sequence, int]) -> list[Sequence]:
         """Take back the oldest microbatch with its sampled tokens; return the sequences that got one.
@@ -102,17 +103,17 @@ class Scheduler:
             sequence.status = Status.RUNNING
             self.running.append(sequence)
 
-    def _next_rows(self) -> tuple[list[Row], bool]:
-        """Return the rows of whatever is ready and was served longest ago."""
+    def _next_rows(self) -> tuple[list[Row], list[PrefixCopy], bool]:
+        """Return the rows of whatever is ready and was served longest ago, and whether they are a chunk."""
         prefilling = [sequence for sequence in self.running if sequence.is_prefilling]
         decoding = self._decoding_by_table()
         turns = [(self._decode_served[table], False, table) for table in decoding]
         if prefilling:
             turns.append((self._prefill_served, True, -1))
         if not turns:
-            return [], False
+            return [], [], False
         _, is_prefill, table = min(turns)
-        return (self._chunk_rows(prefilling), True) if is_prefill else (decoding[table], False)
+        return (*self._chunk_rows(prefilling), True) if is_prefill else (decoding[table], [], False)
 
     def _decoding_by_table(self) -> dict[int, list[Row]]:
         busy = {microbatch.table for microbatch in self.in_flight if not microbatch.is_prefill}
@@ -122,23 +123,48 @@ class Scheduler:
                 rows.setdefault(sequence.table, []).append(_row(sequence, 1))
         return rows
 
-    def _chunk_rows(self, prefilling: list[Sequence]) -> list[Row]:
-        """Return one chunk: the oldest prompt's next tokens; beside it, whole short prompts of its table."""
+    def _chunk_rows(self, prefilling: list[Sequence]) -> tuple[list[Row], list[PrefixCopy]]:
+        """Return one chunk: the oldest prompt's next tokens; beside it, whole short prompts of its table.
+
+        A prompt that begins as another row does copies that row's KV and steps only the rest.
+        """
         first, budget = prefilling[0], self.limits.max_chunk_tokens
+        copies = self._start(first)
         rows = [_row(first, min(first.num_unscheduled_tokens, budget))]
         narrowest = widest = len(rows[0].token_ids)
         if widest < first.num_unscheduled_tokens:
-            return rows
+            return rows, copies
         for sequence in prefilling[1:]:
-            num_tokens = sequence.num_unscheduled_tokens
+            if (len(rows) + 1) * widest > budget:
+                break
+            if sequence.table != first.table:
+                continue
+            copy = self._find_copy(sequence)
+            num_tokens = len(sequence.token_ids) - (
+                copy.num_tokens if copy else sequence.num_scheduled_tokens
+            )
             low, high = min(narrowest, num_tokens), max(widest, num_tokens)
-            is_alike = 2 * low >= high  # at most half of a row is padding
-            if sequence.table == first.table and is_alike and (len(rows) + 1) * high <= budget:
+            # At most half of a row is padding.
+            if 2 * low >= high and (len(rows) + 1) * high <= budget:
+                copies += self._start(sequence, copy)
                 rows.append(_row(sequence, num_tokens))
                 narrowest, widest = low, high
-        return rows
+        return rows, copies
 
-    def _launch(self, rows: list[Row], is_prefill: bool) -> Microbatch:
+    def _find_copy(self, sequence: Sequence) -> PrefixCopy | None:
+        """Return a copy that saves tokens of a prompt of which nothing was stepped yet."""
+        is_new = sequence.num_scheduled_tokens == sequence.num_reused_tokens
+        return self.slots.find_prefix(sequence) if is_new else None
+
+    def _start(self, sequence: Sequence, copy: PrefixCopy | None = None) -> list[PrefixCopy]:
+        copy = copy or self._find_copy(sequence)
+        if copy is None:
+            return []
+        sequence.num_reused_tokens = copy.num_tokens
+        sequence.num_scheduled_tokens = sequence.num_cached_tokens = copy.num_tokens
+        return [copy]
+
+    def _launch(self, rows: list[Row], copies: list[PrefixCopy], is_prefill: bool) -> Microbatch:
         self._num_microbatches += 1
         number = rows[0].sequence.table if rows[0].sequence else 0
         if is_prefill:
@@ -158,6 +184,7 @@ class Scheduler:
             wants_logits=wants_logits,
             resets_table=table.needs_reset,
             is_prefill=is_prefill,
+            copies=tuple(copies),
         )
         table.needs_reset = False
         self.in_flight.append(microbatch)

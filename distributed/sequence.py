@@ -6,6 +6,8 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from enum import Enum
 
+from distributed.frame import PrefixCopy
+
 
 class Status(Enum):
     WAITING = "waiting"  # no slot yet
@@ -91,6 +93,7 @@ class Microbatch:
     wants_logits: bool
     resets_table: bool = False
     is_prefill: bool = False
+    copies: tuple[PrefixCopy, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -111,6 +114,13 @@ class Slot:
     kept_token_ids: Items[int] = ()
     owner: str = ""
     last_used: int = 0
+
+    @property
+    def written_token_ids(self) -> Items[int]:
+        """The tokens whose KV is in this row, or on its way into it."""
+        if self.sequence is None:
+            return self.kept_token_ids
+        return self.sequence.token_ids[: self.sequence.num_scheduled_tokens]
 
 
 @dataclass

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
+from distributed.frame import PrefixCopy
 from distributed.kv_sizes import padded_tokens
 from distributed.sequence import Sequence, Slot, Table
 
@@ -59,6 +60,25 @@ class SlotTables:
             return False
         self._occupy(sequence, *place)
         return True
+
+    def find_prefix(self, sequence: Sequence) -> PrefixCopy | None:
+        """Return where more of a sequence's first tokens lie than it has: any row of its owner.
+
+        What counts is what is written or on its way round the ring: frames are served in order, so the KV is
+        there before the copy.
+        """
+        best, best_num = None, sequence.num_scheduled_tokens + MIN_REUSED_TOKENS - 1
+        for number, table in enumerate(self.tables):
+            for index, slot in enumerate(table.slots):
+                if slot.owner != sequence.owner or slot.sequence is sequence:
+                    continue
+                num_matching = min(
+                    _common_prefix(slot.written_token_ids, sequence.token_ids), len(sequence.token_ids) - 1
+                )
+                if num_matching > best_num:
+                    best = PrefixCopy(number, index, sequence.slot, num_matching)
+                    best_num = num_matching
+        return best
 
     def release(self, sequence: Sequence) -> None:
         """Take the slot back; its cached tokens stay for reuse as far as the limit allows."""

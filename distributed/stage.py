@@ -37,6 +37,9 @@ class Stage:
         table = self._tables.setdefault(step.table, KVTable(len(self.model.layers)))
         if step.resets_table:
             table.reset()
+        for copy in step.copies:
+            source = self._tables[copy.from_table]
+            table.copy_prefix(source, copy.from_slot, copy.to_slot, copy.num_tokens)
         hidden = self.model.forward(inputs, table.begin(step))
         mx.eval(hidden, table.arrays)
         return hidden

@@ -67,6 +67,19 @@ def test_rows_join_decode_and_leave_without_touching_each_other() -> None:
     assert mirror.rows[1][:4] != mirror.rows[9][:4]
 
 
+def test_a_prefix_is_copied_between_rows_and_tables() -> None:
+    """The copy has its source's first tokens, the source stays; the table need not have the row yet."""
+    mirror, other = Mirror(), Mirror()
+    mirror.write(make_step({0: (0, 20)}, 20))
+    mirror.table.copy_prefix(mirror.table, 0, 5, 12)
+    mirror.rows[5] = mirror.rows[0][:12]
+    mirror.write(make_step({5: (12, 3)}, 3))
+    mirror.write(make_step({0: (20, 1), 5: (15, 1)}, 1))
+    other.table.copy_prefix(mirror.table, 5, 1, 10)
+    other.rows[1] = mirror.rows[5][:10]
+    other.write(make_step({1: (10, 70)}, 70))
+
+
 def test_a_hole_is_never_written() -> None:
     """Kept tokens of a finished sequence survive steps of their neighbours."""
     mirror = Mirror()

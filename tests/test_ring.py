@@ -65,6 +65,20 @@ def test_a_ring_answers_as_one_process_does(
         assert sum(rank["num_layers"] for rank in result.performance["ranks"]) == 4
 
 
+def test_shared_beginnings_change_no_token(deepseek: Path, tmp_path: Path) -> None:
+    """Prompts that share a long opening, at once and one after the other, give what each gives alone."""
+    opening = [(11 * j) % 250 for j in range(40)]
+    prompts = [[*opening, *(17 * i + j for j in range(4 + i))] for i in range(8)]
+    with RingService(tmp_path, deepseek, 2, prefill_chunk_tokens=64) as ring:
+        results = ring.ask(*(ring.request(prompt, max_tokens=10) for prompt in prompts))
+        again = ring.ask(ring.request(prompts[3], max_tokens=10))[0]
+    assert sum(result.usage.cached_tokens >= 40 for result in results) >= 5
+    assert again.usage.cached_tokens == len(prompts[3]) - 1
+    for prompt, result in zip([*prompts, prompts[3]], [*results, again], strict=True):
+        tokens, num_sure = greedy(deepseek, prompt, 10)
+        assert list(result.token_ids[:num_sure]) == tokens[:num_sure]
+
+
 def test_the_same_seed_gives_the_same_text_beside_others_and_alone(llama: Path, tmp_path: Path) -> None:
     """Sampling keys belong to requests: company changes nothing, another seed does."""
     with RingService(tmp_path, llama, 2) as ring:

@@ -7,6 +7,7 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distributed.frame import PrefixCopy
 from distributed.kv_sizes import padded_tokens, round_rows, round_tokens
 from distributed.scheduler import Scheduler, SchedulerLimits
 from distributed.sequence import Microbatch, Sequence, Status
@@ -156,6 +157,24 @@ def test_a_follow_up_takes_the_slot_whose_tokens_it_begins_with() -> None:
     scheduler.add(stranger)
     scheduler.schedule()
     assert stranger.num_reused_tokens == 0
+
+
+def test_prompts_that_begin_alike_step_the_shared_part_once() -> None:
+    """A prompt that comes while another runs copies the beginning that is on its way round the ring."""
+    scheduler = make_scheduler(num_tables=2, chunk=64)
+    opening = list(range(40))
+    scheduler.add(Sequence("a", [*opening, 100, 101], 42, 4))
+    first = scheduler.schedule()
+    assert first is not None
+    assert first.copies == ()
+    scheduler.add(Sequence("b", [*opening, 200, 201, 202], 43, 4))
+    scheduler.add(Sequence("c", [*opening, 300, 301], 42, 4, owner="other"))
+    second = scheduler.schedule()
+    assert second is not None
+    assert second.copies == (PrefixCopy(from_table=0, from_slot=0, to_slot=0, num_tokens=40),)
+    assert [(row.offset, len(row.token_ids)) for row in second.rows] == [(40, 3)]
+    log = run_all(scheduler)
+    assert all(not microbatch.copies for microbatch in log)  # another owner's prompt shares nothing
 
 
 def test_kept_tokens_never_exceed_their_limit() -> None:
