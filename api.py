@@ -2,33 +2,37 @@
 
     python api.py [--fd N]      N is a listening socket that the supervisor keeps: a restart refuses nobody;
                                 with it, the end of standard input ends the front door, too
+                                (frontdoor/supervised.py)
 
 Exit codes: 0 after SIGTERM or SIGINT, 2 when the settings or the model do not let it start (the reason is
 on stderr), 5 when the supervisor is gone.
 """
 
 import argparse
+import gc
 import logging
 import os
 import signal
 import socket
 import sys
-import threading
 from types import FrameType
 from typing import NoReturn
 
 import uvicorn
 
-from config import ConfigError, Settings, load_settings
+from config import ConfigError, Settings
 from config.limits import raise_descriptor_limits
+from config.live import load_inherited_settings
 from config.logs import configure_logging
 from frontdoor.app import make_app
 from frontdoor.auth import KeysUnreadable
+from frontdoor.binding import BindingRefused, check_binding, resolve
+from frontdoor.connections import Connection
+from frontdoor.supervised import SupervisedServer, follow_supervisor
 from prompts.tokenizer import TokenizerUnusable
 from spool import SpoolError
 
 KEEP_ALIVE_SECONDS = 75  # longer than the idle time of common proxies and clients, which then close first
-MAX_HEADER_BYTES = 64 * 1024
 DESCRIPTORS_KEPT_FREE = 128
 EXIT_SUPERVISOR_GONE = 5  # as a rank
 
@@ -39,31 +43,48 @@ def main() -> int:
     """Serve until told to stop."""
     arguments = parse_arguments()
     try:
-        settings = load_settings()
+        settings = load_inherited_settings()
         configure_logging(settings, process="api")
         shortfall = raise_descriptor_limits(settings)
         if shortfall is not None:
             log.warning("%s", shortfall)
+        listening = None if arguments.fd is None else socket.socket(fileno=arguments.fd)
+        check_who_may_connect(settings, listening)
         app = make_app(settings)
-    except (ConfigError, KeysUnreadable, TokenizerUnusable, SpoolError) as error:
+    except (ConfigError, BindingRefused, KeysUnreadable, TokenizerUnusable, SpoolError) as error:
         print(error, file=sys.stderr)
         return 2
     # uvicorn raises the signal that stopped it once more when it has shut down: that is a clean end.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit_cleanly)
-    server = uvicorn.Server(server_config(app, settings))
-    if arguments.fd is None:
-        server.run()
+    # What is there by now stays: no full collection has to go through it in the midst of streams.
+    gc.collect()
+    gc.freeze()
+    if listening is None:
+        uvicorn.Server(server_config(app, settings)).run()
     else:
-        threading.Thread(target=_end_with_supervisor, name="lifeline", daemon=True).start()
-        server.run(sockets=[socket.socket(fileno=arguments.fd)])
+        follow_supervisor(app, _end_with_supervisor)
+        # What replaces it serves already: its clients get the time that they are ready to wait.
+        config = server_config(app, settings, patience_s=settings.request_timeout)
+        SupervisedServer(config).run(sockets=[listening])
     return 0
 
 
+def check_who_may_connect(settings: Settings, listening: socket.socket | None) -> None:
+    """Refuse, or warn of, an address that others can reach while no key is asked for.
+
+    Raises:
+        BindingRefused: the message says why.
+    """
+    # A socket that we were given listens where it listens, whatever API_HOST says.
+    addresses = resolve(settings.api_host) if listening is None else [str(listening.getsockname()[0])]
+    warning = check_binding(addresses, has_keys=settings.api_keys_file is not None)
+    if warning is not None:
+        log.warning("%s", warning)
+
+
 def _end_with_supervisor() -> None:
-    """Wait for the end of standard input: whoever owns the socket is gone. The spool has all there is."""
-    while os.read(0, 4096):
-        pass
+    """Whoever owns the socket is gone. The spool has all there is."""
     log.error("the supervisor is gone; ending")
     os._exit(EXIT_SUPERVISOR_GONE)
 
@@ -81,24 +102,23 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def server_config(app: object, settings: Settings) -> uvicorn.Config:
-    """Say how uvicorn serves the app; its own log lines go where ours go."""
+def server_config(app: object, settings: Settings, *, patience_s: float | None = None) -> uvicorn.Config:
+    """Say how uvicorn serves the app, and how long it waits for clients at the end; it logs where we log."""
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
         host=settings.api_host,
         port=settings.api_port,
         loop="uvloop",
-        http="httptools",
+        http=Connection,
         ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=int(settings.shutdown_timeout),
+        timeout_graceful_shutdown=int(settings.shutdown_timeout if patience_s is None else patience_s) + 1,
         limit_concurrency=max(64, settings.file_descriptor_soft_limit - DESCRIPTORS_KEPT_FREE),
         backlog=1024,
-        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
     )
 
 

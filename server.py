@@ -1,22 +1,42 @@
 """Builds one rank of the ring and runs its loop. Thin: the work is in distributed/.
 
 Started by the supervisor as `server.py --rank R`, with a start line on standard input
-(distributed/lifeline.py). By hand, without --rank, it is a ring of one that serves the spool in STATE_DIR.
+(distributed/lifeline.py); `--spare` says that the line may be long in coming: what takes time to import is
+imported meanwhile with the lowest priority, and the spool is not touched before the line is there. By hand,
+without --rank, it is a ring of one that serves the spool in STATE_DIR.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import logging
 import os
 import resource
 import sys
+import threading
+from pathlib import Path
+from typing import Any
 
-from config import ConfigError, Settings, load_settings
+from pydantic import ValidationError
+
+from config import ConfigError, Settings
 from config.limits import raise_descriptor_limits
-from config.logs import configure_logging
+from config.live import load_inherited_settings, with_values
+from config.logs import configure_logging, set_level
 from distributed.blas import BlasNotFound, load_fast_blas
-from distributed.lifeline import EXIT_CLEAN, EXIT_REFUSED, EXIT_RING_LOST, Lifeline, RankStart
+from distributed.lifeline import (
+    EXIT_CLEAN,
+    EXIT_REFUSED,
+    EXIT_RING_LOST,
+    EXIT_SUPERVISOR_GONE,
+    Lifeline,
+    RankStart,
+    read_first_line,
+)
+
+LOWEST_PRIORITY = 19
 
 logger = logging.getLogger(__name__)
 
@@ -27,30 +47,45 @@ def main(arguments: list[str] | None = None) -> int:
         description="One rank of the ring. Users start it with ./launch.sh start."
     )
     parser.add_argument("--rank", type=int, help="this rank; the supervisor sends the rest on standard input")
-    rank = parser.parse_args(arguments).rank
+    parser.add_argument("--spare", action="store_true", help="import in the background and wait to be needed")
+    options = parser.parse_args(arguments)
     try:
-        settings = load_settings()
+        settings = load_inherited_settings()
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_REFUSED
-    configure_logging(settings, process=f"rank {rank or 0}")
+    configure_logging(settings, process=f"rank {options.rank or 0}")
     try:
-        return _serve(settings, rank)
+        return _serve(settings, options.rank, is_spare=options.spare)
     except BlasNotFound as error:
         logger.error("%s", error)
         return EXIT_REFUSED
 
 
-def _serve(settings: Settings, rank: int | None) -> int:
-    lifeline = Lifeline(rank or 0, has_supervisor=rank is not None)
-    start = _read_start(rank)
+def _serve(settings: Settings, rank: int | None, *, is_spare: bool) -> int:
     num_threads = (os.cpu_count() or 1) if settings.blas_threads == "auto" else int(settings.blas_threads)
     blas = load_fast_blas(settings.cpu_blas, num_threads)
+    imports = Imports(settings, is_spare=is_spare)
+    lifeline = Lifeline(rank or 0, has_supervisor=rank is not None)
+    start = None
+    if rank is not None:
+        line = read_first_line()
+        if not line:
+            logger.error("no start line: the supervisor is gone, or rank %d was not started by one", rank)
+            return EXIT_SUPERVISOR_GONE
+        try:
+            start = _check_start(line, rank)
+        except ValueError as error:
+            logger.error("rank %d was not started by a supervisor: %s", rank, error)
+            return EXIT_REFUSED
+        settings = _apply(settings, start.settings)
     logger.info("BLAS: %s, %d threads", blas or "as MLX brings it", num_threads)
+    lifeline.on_settings(lambda values: set_level(values.get("LOG_LEVEL")))
     lifeline.start()
-    if not _import_mlx_lm(settings):
-        return EXIT_REFUSED
+    return _run(start, settings, lifeline) if imports.finish() else EXIT_REFUSED
 
+
+def _run(start: RankStart | None, settings: Settings, lifeline: Lifeline) -> int:
     from distributed.checkpoint import ModelError
     from distributed.handshake import RefusedStart
     from distributed.rank import open_spool, serve_rank0, serve_worker
@@ -73,32 +108,80 @@ def _serve(settings: Settings, rank: int | None) -> int:
     return EXIT_CLEAN
 
 
-def _import_mlx_lm(settings: Settings) -> bool:
-    """Import mlx_lm, which sets this process's descriptor limits to 2048 and 4096 (mlx_lm 0.32.2 utils.py).
+class Imports:
+    """Imports mlx_lm and distributed.rank in a thread, while the main thread waits for its start line.
 
-    It fails where the hard limit is lower, and lowers a higher one for good: what is left is used and told.
+    A spare's thread has the lowest priority of the machine. MLX itself is imported before, by the main
+    thread: MLX's threads inherit the priority of the one that makes them.
     """
-    raise_descriptor_limits(settings)
+
+    def __init__(self, settings: Settings, *, is_spare: bool) -> None:
+        self._settings = settings
+        self._is_spare = is_spare
+        self._error: BaseException | None = None
+        mx = importlib.import_module("mlx.core")
+        mx.eval(mx.zeros(1) + 1)
+        self._thread = threading.Thread(target=self._run, name="imports", daemon=True)
+        self._thread.start()
+
+    def finish(self) -> bool:
+        """Wait for the end; False where mlx_lm cannot run here, which the log says then.
+
+        Raises whatever else the imports raised.
+        """
+        self._thread.join()
+        if isinstance(self._error, ValueError):
+            logger.error(
+                "mlx_lm needs a hard limit of 4096 open files, this process has %d: try `ulimit -Hn 4096`",
+                resource.getrlimit(resource.RLIMIT_NOFILE)[1],
+            )
+            return False
+        if self._error is not None:
+            raise self._error
+        message = raise_descriptor_limits(self._settings)
+        if message:
+            logger.warning("%s", message)
+        return True
+
+    def _run(self) -> None:
+        if self._is_spare and sys.platform == "linux":  # elsewhere it would be the whole process for ever
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+        try:
+            # mlx_lm sets this process's limits to 2048 and 4096 when it is imported (mlx_lm 0.32.2 utils.py).
+            # It fails where the hard limit is lower, and lowers a higher one for good: what is left is used.
+            raise_descriptor_limits(self._settings)
+            importlib.import_module("mlx_lm")
+            importlib.import_module("distributed.rank")
+            with contextlib.suppress(ConfigError, OSError):  # told when the model is loaded
+                _warm_up(self._settings.model_dir)
+        except BaseException as error:  # noqa: BLE001 - the main thread raises it
+            self._error = error
+
+
+def _warm_up(folder: Path) -> None:
+    """Import what the model in `folder` needs beyond that, and have its small files in the page cache."""
+    importlib.import_module("transformers.models.auto.tokenization_auto")
+    importlib.import_module("distributed.models.general")
+    for path in folder.glob("*.json"):
+        path.read_bytes()
+
+
+def _apply(settings: Settings, values: Any) -> Settings:
+    """The settings with what changed while this process was a spare."""
     try:
-        import mlx_lm  # noqa: F401
-    except ValueError:
-        logger.error(
-            "mlx_lm needs a hard limit of 4096 open files, this process has %d: try `ulimit -Hn 4096`",
-            resource.getrlimit(resource.RLIMIT_NOFILE)[1],
-        )
-        return False
-    message = raise_descriptor_limits(settings)
-    if message:
-        logger.warning("%s", message)
-    return True
+        changed = with_values(settings, values)
+    except ValidationError as error:
+        raise ValueError(f"settings of another release in the start line: {error}") from error
+    set_level(changed.log_level)
+    return changed
 
 
-def _read_start(rank: int | None) -> RankStart | None:
-    if rank is None:
-        return None
-    start = RankStart.from_line(sys.stdin.readline())
+def _check_start(line: str, rank: int) -> RankStart:
+    start = RankStart.from_line(line)
     if start.rank != rank:
-        raise SystemExit(f"started as rank {rank}, but the supervisor says rank {start.rank}")
+        raise ValueError(f"started as rank {rank}, but the start line says rank {start.rank}")
+    if rank >= len(start.hosts):
+        raise ValueError(f"there is no rank {rank} in a ring of {len(start.hosts)}")
     return start
 
 

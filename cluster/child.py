@@ -69,6 +69,10 @@ class Child:
         if self.exit_code is None:
             self.identity.send(number)
 
+    async def write_line(self, line: str) -> None:
+        """Send a line to its standard input; one that died already is noticed by its exit."""
+        await _write_line(self.process, line)
+
     def close_stdin(self) -> None:
         """Tell it to go: end of file on its standard input."""
         if self.process.stdin is not None:
@@ -122,17 +126,18 @@ async def start_child(plan: ChildPlan, file: RotatingFile, output: LineBuffer | 
         asyncio.create_task(_pump(process.stderr, child.log)),
         asyncio.create_task(_pump(process.stdout, output or ProcessLog(file))),
     ]
-    await _write_first_line(process, plan.first_line)
+    if plan.first_line:
+        await child.write_line(plan.first_line)
     return child
 
 
-async def _write_first_line(process: asyncio.subprocess.Process, line: str) -> None:
+async def _write_line(process: asyncio.subprocess.Process, line: str) -> None:
     assert process.stdin is not None
-    if line:
-        # A process that died already is noticed by its exit.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            process.stdin.write(line.encode() + b"\n")
-            await process.stdin.drain()
+    if process.stdin.is_closing():
+        return
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        process.stdin.write(line.encode() + b"\n")
+        await process.stdin.drain()
 
 
 async def _pump(stream: asyncio.StreamReader, lines: LineBuffer) -> None:

@@ -51,38 +51,47 @@ def ask(
     Raises:
         ClusterError: what the front door refused with, or that it cannot be reached.
     """
-    host, port = address
-    limit_s = settings.request_timeout + EXTRA_LIMIT_S
-    connection = http.client.HTTPConnection(host_to_dial(host), port, timeout=limit_s)
-    headers = {"content-type": "application/json", "accept": "text/event-stream"} | _make_authorization(
-        settings
-    )
-    try:
-        started_at = time.monotonic()
-        connection.request("POST", "/generate", json.dumps({**body, "stream": True}), headers)
-        response = connection.getresponse()
-        if response.status != 200:
-            raise ClusterError(f"the front door answered {response.status}: {_read_error(response.read())}")
-        return _follow(read_events(iter(response.readline, b"")), started_at, on_text)
-    except (OSError, http.client.HTTPException) as error:
-        raise ClusterError(f"no answer from {host}:{port}: {error!r}") from None
-    finally:
-        connection.close()
-
-
-def _follow(events: Iterator[tuple[str, Any]], started_at: float, on_text: Callable[[str], None]) -> Answer:
+    started_at = time.monotonic()
     num_events, ttft_s, last_s = 0, 0.0, 0.0
-    for event, data in events:
+    for event, data in stream(settings, address, body):
         if event == "token":
             last_s = time.monotonic() - started_at
             ttft_s = ttft_s or last_s
             num_events += 1
             on_text(str(data.get("text", "")))
-        elif event == "error":
-            raise ClusterError(f"the answer ended with an error: {data.get('error', data)}")
         elif event == "done":
             return Answer(data, num_events, ttft_s, last_s)
     raise ClusterError("the stream ended without a last event: see ./launch.sh logs api")
+
+
+def stream(
+    settings: Settings, address: tuple[str, int], body: Mapping[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Post to /generate with `stream`; the events as they come, to `done`.
+
+    Raises:
+        ClusterError: what the front door refused with, an error event, or that it cannot be reached.
+    """
+    host, port = address
+    limit_s = settings.request_timeout + EXTRA_LIMIT_S
+    connection = http.client.HTTPConnection(host_to_dial(host), port, timeout=limit_s)
+    headers = {"content-type": "application/json", "accept": "text/event-stream"}
+    try:
+        text = json.dumps({**body, "stream": True})
+        connection.request("POST", "/generate", text, headers | _make_authorization(settings))
+        response = connection.getresponse()
+        if response.status != 200:
+            raise ClusterError(f"the front door answered {response.status}: {_read_error(response.read())}")
+        for event, data in read_events(iter(response.readline, b"")):
+            if event == "error":
+                raise ClusterError(f"the answer ended with an error: {data.get('error', data)}")
+            yield event, data
+            if event == "done":
+                return
+    except (OSError, http.client.HTTPException) as error:
+        raise ClusterError(f"no answer from {host}:{port}: {error!r}") from None
+    finally:
+        connection.close()
 
 
 def read_events(lines: Iterator[bytes]) -> Iterator[tuple[str, Any]]:

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from config import Settings
 
 PROGRAM = "./launch.sh"
+DELEGATED = ("bench", "chaos")  # rooms with a command line of their own
 EXIT_WRONG_SETTINGS = 2
 EXIT_INTERRUPTED = 130
 EXIT_NO_READER = 141  # what a shell shows for SIGPIPE
+AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 # Flags that stand for a setting.
 SETTING_FLAGS = {
     "model": "MODEL_REPO",
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] == "help":
         parser.parse_args([*arguments[1:2], "--help"])
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command != "bench":
+    if rest and options.command not in DELEGATED:
         parser.error(f"{options.command} does not know {' '.join(rest)}")
     options.rest = rest
     try:
@@ -83,32 +85,57 @@ def make_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    add(
-        "demo",
-        _demo,
-        "two ranks and the built-in model on this machine: start, ask a question, leave it running",
-    )
-    start = add("start", _start, "start the service in the background and wait until it is ready")
-    start.add_argument(
-        "--foreground", action="store_true", help="stay here, log to this terminal, Ctrl-C stops"
-    )
+    _add_demo(add)
+    _add_start(add)
     add("stop", _stop, "finish what runs, then stop every process")
-    add("restart", _restart, "stop and start; flags of the running service stay, flags given here win")
+    add(
+        "restart",
+        _restart,
+        "new settings and code, and no request refused; flags of the running service stay, new ones win",
+    )
     status = add("status", _status, "show the running service; exit code 0 ready, 1 degraded, 3 stopped")
     status.add_argument("--json", action="store_true", help="print JSON")
     status.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
     _add_test(add("test", _test, "send one real prompt and prove that every rank took part in the answer"))
+    _add_submit(add("submit", _submit, "put the requests of a file into the queue, one JSON object a line"))
     _add_logs(add("logs", _logs, "show the logs of all processes, merged by time"))
     _add_config(
         add("config", _config, "show the effective settings and where each comes from, or check them")
     )
+    _add_tools(add)
+    commands.add_parser("help", help="show this, or the help of a command")
+    return parser
+
+
+def _add_demo(add: AddCommand) -> None:
+    demo = add(
+        "demo",
+        _demo,
+        "two ranks and the built-in model on this machine: start, ask a question, leave it running",
+    )
+    demo.add_argument(
+        "--kill", action="store_true", help="kill a rank in the middle of a story, and see it go on"
+    )
+
+
+def _add_start(add: AddCommand) -> None:
+    start = add("start", _start, "start the service in the background and wait until it is ready")
+    start.add_argument(
+        "--foreground", action="store_true", help="stay here, log to this terminal, Ctrl-C stops"
+    )
+
+
+def _add_tools(add: AddCommand) -> None:
     check = add("check", _check, "lint, types and tests of the project itself")
     check.add_argument(
         "--all", action="store_true", help="the long tests too; the result goes to docs/check-all.txt"
     )
-    add("bench", _bench, "measure throughput and latency; all further flags go to python -m bench")
-    commands.add_parser("help", help="show this, or the help of a command")
-    return parser
+    add("bench", _delegate, "measure throughput and latency; all further flags go to python -m bench")
+    add(
+        "chaos",
+        _delegate,
+        "kill a service of its own at random and prove that nothing is lost; flags go to python -m chaos",
+    )
 
 
 def make_setting_flags() -> argparse.ArgumentParser:
@@ -129,6 +156,11 @@ def make_setting_flags() -> argparse.ArgumentParser:
 def _add_test(command: argparse.ArgumentParser) -> None:
     command.add_argument("prompt", nargs="?", help="the prompt to send")
     command.add_argument("--max-tokens", type=int, metavar="N", help="length of the answer")
+
+
+def _add_submit(command: argparse.ArgumentParser) -> None:
+    command.add_argument("file", type=Path, help='{"prompt": …} a line, with max_tokens, seed, … if wanted')
+    command.add_argument("--wait", action="store_true", help="print the answers as they come")
 
 
 def _add_logs(command: argparse.ArgumentParser) -> None:
@@ -162,13 +194,21 @@ def _load(options: argparse.Namespace) -> tuple[Settings, dict[str, str], Termin
     return load_settings(overrides), overrides, Terminal()
 
 
+def _load_for_looking(options: argparse.Namespace) -> tuple[Settings, Terminal]:
+    """The same for commands that must work in spite of a bad edit."""
+    from cluster.terminal import Terminal
+    from config.live import load_for_looking
+
+    return load_for_looking(read_overrides(options)), Terminal()
+
+
 def _demo(options: argparse.Namespace) -> int:
     from cluster.demo import add_demo_settings, run_demo
     from cluster.terminal import Terminal
     from config import load_settings
 
     overrides = add_demo_settings(read_overrides(options))
-    return run_demo(load_settings(overrides), overrides, Terminal())
+    return run_demo(load_settings(overrides), overrides, Terminal(), with_kill=options.kill)
 
 
 def _start(options: argparse.Namespace) -> int:
@@ -186,13 +226,13 @@ def _start(options: argparse.Namespace) -> int:
 def _stop(options: argparse.Namespace) -> int:
     from cluster.stop import stop
 
-    settings, _, terminal = _load(options)
+    settings, terminal = _load_for_looking(options)
     return stop(settings, terminal)
 
 
 def _restart(options: argparse.Namespace) -> int:
+    from cluster.restart import restart
     from cluster.service import read_service
-    from cluster.start import restart
     from config import load_settings
 
     settings, overrides, terminal = _load(options)
@@ -205,7 +245,7 @@ def _restart(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     from cluster.status import show_status, watch_status
 
-    settings, _, terminal = _load(options)
+    settings, terminal = _load_for_looking(options)
     if options.watch:
         return watch_status(settings, terminal)
     return show_status(settings, terminal, as_json=options.json)
@@ -218,10 +258,17 @@ def _test(options: argparse.Namespace) -> int:
     return run_trial(settings, terminal, options.prompt or PROMPT, options.max_tokens or MAX_TOKENS)
 
 
+def _submit(options: argparse.Namespace) -> int:
+    from cluster.submit import submit_file
+
+    settings, _, terminal = _load(options)
+    return submit_file(settings, terminal, options.file, waits=options.wait)
+
+
 def _logs(options: argparse.Namespace) -> int:
     from cluster.log_view import show_logs
 
-    settings, _, terminal = _load(options)
+    settings, terminal = _load_for_looking(options)
     return show_logs(settings, terminal, options.process, num_lines=options.lines, follow=options.follow)
 
 
@@ -239,7 +286,12 @@ def _check(options: argparse.Namespace) -> int:
     return run_check(Terminal(), with_long=options.all)
 
 
-def _bench(options: argparse.Namespace) -> int:
+def _delegate(options: argparse.Namespace) -> int:
     os.chdir(Path(__file__).resolve().parent.parent)
+    words = list(options.rest)
+    if options.command == "chaos":  # its service is its own: these two are flags of chaos
+        for flag in ("model", "ranks"):
+            words += [f"--{flag}", getattr(options, flag)] if getattr(options, flag) else []
+            setattr(options, flag, None)
     os.environ.update(read_overrides(options))
-    os.execv(sys.executable, [sys.executable, "-m", "bench", *options.rest])
+    os.execv(sys.executable, [sys.executable, "-m", options.command, *words])

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cluster.client import ask
+from cluster.kill_demo import run_kill_demo
 from cluster.service import Service, read_service
 from cluster.start import start
 from cluster.terminal import Terminal
@@ -25,13 +26,19 @@ def add_demo_settings(overrides: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in DEMO_SETTINGS.items() if key.lower() not in is_set} | dict(overrides)
 
 
-def run_demo(settings: Settings, overrides: Mapping[str, str], terminal: Terminal) -> int:
-    """Start, ask, show; 0 if the answer came and every rank took part."""
+def run_demo(
+    settings: Settings, overrides: Mapping[str, str], terminal: Terminal, *, with_kill: bool = False
+) -> int:
+    """Start, ask, show; 0 if the answer came and every rank took part (or nothing was lost by a kill)."""
     code = start(settings, overrides, terminal)
     service = read_service(settings)
     if code != 0 or service.api_address is None:
         return code or 1
     terminal.line()
+    if with_kill:
+        code = run_kill_demo(settings, terminal)
+        _show_next(service, terminal)
+        return code
     terminal.line(terminal.colored(f"> {QUESTION}", "bold"))
     body = {"prompt": QUESTION, "max_tokens": MAX_TOKENS, "temperature": 0}
     answer = ask(settings, service.api_address, body, terminal.raw)

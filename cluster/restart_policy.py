@@ -8,23 +8,38 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MAX_FAILURES = 5
+MAX_KILLS = 50
 FIRST_DELAY_S = 0.5
 MAX_DELAY_S = 15.0
+NUM_KILLS_WITHOUT_DELAY = 10
+DELAY_AFTER_KILLS_S = 1.0
 
 
 @dataclass
 class RestartPolicy:
-    """Counts failures in a row without progress; the breaker opens at `max_failures`, or at a refusal."""
+    """Counts failures in a row without progress; the breaker opens at `max_failures`, or at a refusal.
+
+    A SIGKILL that somebody else sent says little of the process that died of it: such ends have a limit of
+    their own, for a machine that is out of memory.
+    """
 
     max_failures: int = MAX_FAILURES
     first_delay_s: float = FIRST_DELAY_S
     num_failures: int = 0
+    num_own_failures: int = 0
 
-    def after_failure(self, *, made_progress: bool, is_permanent: bool = False) -> float | None:
+    def after_failure(
+        self, *, made_progress: bool, is_permanent: bool = False, was_killed: bool = False
+    ) -> float | None:
         """Seconds to wait before the next start; None when the breaker opens."""
-        self.num_failures = 1 if made_progress else self.num_failures + 1
-        if is_permanent or self.num_failures >= self.max_failures:
+        if made_progress:
+            self.num_failures = self.num_own_failures = 0
+        self.num_failures += 1
+        self.num_own_failures += not was_killed
+        if is_permanent or self.num_own_failures >= self.max_failures or self.num_failures >= MAX_KILLS:
             return None
         if self.num_failures == 1:
             return 0.0
-        return min(MAX_DELAY_S, self.first_delay_s * 2.0 ** (self.num_failures - 2))
+        if not self.num_own_failures:
+            return 0.0 if self.num_failures <= NUM_KILLS_WITHOUT_DELAY else DELAY_AFTER_KILLS_S
+        return min(MAX_DELAY_S, self.first_delay_s * 2.0 ** min(self.num_failures - 2, 16))

@@ -77,6 +77,12 @@ class Service:
         return {name: identity for name, identity in found.items() if identity}
 
     @property
+    def helpers(self) -> list[ProcessIdentity]:
+        """Spares, and front doors that are being replaced."""
+        found = (read_identity(entry) for entry in self.supervisor.get("spares", []))
+        return [identity for identity in found if identity]
+
+    @property
     def _is_of_holder(self) -> bool:
         return self.holder is not None and self.supervisor.get("pid") == self.holder.pid
 

@@ -1,4 +1,4 @@
-"""`start` and `restart`: prepare the model, launch the supervisor in the background, and show how it gets
+"""`start`: prepare the model, launch the supervisor in the background, and show how it gets
 ready.
 
 Shows what the status files say; the work is the supervisor's. Knows nothing of ranks but their names.
@@ -88,13 +88,6 @@ def start(
         stop(settings, Terminal(), is_quiet=True)
         raise error from None
     return 0
-
-
-def restart(settings: Settings, overrides: Mapping[str, str], terminal: Terminal) -> int:
-    """Stop and start; the caller has put the flags of the running service among the overrides."""
-    check_startable(settings)
-    stop(settings, terminal)
-    return start(settings, overrides, terminal)
 
 
 def check_startable(settings: Settings) -> None:

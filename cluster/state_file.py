@@ -35,6 +35,13 @@ class SupervisorState:
     epoch: int = 0
     num_restarts: int = 0
     processes: list[dict[str, Any]] = field(default_factory=list)
+    spares: list[dict[str, Any]] = field(default_factory=list)
+    # What an edit of .env or config.json has changed that takes a restart, and why one was not taken.
+    needs_restart: list[str] = field(default_factory=list)
+    settings_error: str | None = None
+    # The last `restart` that this supervisor was asked for: {"id", "state": running|done|failed, "error"}.
+    restart: dict[str, Any] | None = None
+    code: str = ""
 
 
 def make_state(state: SupervisorState) -> dict[str, Any]:
@@ -53,6 +60,11 @@ def make_state(state: SupervisorState) -> dict[str, Any]:
         "overrides": state.overrides,
         "settings": state.settings,
         "processes": state.processes,
+        "spares": state.spares,
+        "needs_restart": state.needs_restart,
+        "settings_error": state.settings_error,
+        "restart": state.restart,
+        "code": state.code,
     }
 
 

@@ -77,6 +77,18 @@ def describe(service: Service, terminal: Terminal) -> list[str]:
         f"KV {kv.get('num_tokens', 0)} of {kv.get('max_tokens', 0)} tokens; "
         f"epoch {said.get('epoch', 0)}, restarts {said.get('restarts', 0)}"
     )
+    num_spares = sum(entry.get("state") == "spare" for entry in said.get("spares", []))
+    lines.append(f"spares: {num_spares} warm, for the next start of the ring")
+    return lines + _describe_settings(said, terminal)
+
+
+def _describe_settings(said: dict[str, Any], terminal: Terminal) -> list[str]:
+    """What an edit of the settings files has not come to."""
+    lines = []
+    if error := said.get("settings_error"):
+        lines.append(terminal.colored(f"settings: the edit is not taken: {error}", "red"))
+    if waiting := said.get("needs_restart"):
+        lines.append(terminal.colored(f"settings: needs a restart: {', '.join(waiting)}", "yellow"))
     return lines
 
 

@@ -71,7 +71,8 @@ def end_leftovers(service: Service) -> int:
     supervisor = read_identity(service.supervisor)
     if supervisor and supervisor.is_alive():
         return 0
-    alive = [identity for identity in service.processes.values() if identity.is_alive()]
+    ours = [*service.processes.values(), *service.helpers]
+    alive = [identity for identity in ours if identity.is_alive()]
     if left := end_all(alive, grace_s=KILL_GRACE_S):
         raise ClusterError(f"these processes do not die: {', '.join(str(one.pid) for one in left)}")
     return len(alive)

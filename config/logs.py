@@ -96,12 +96,20 @@ def configure_logging(settings: Settings, *, process: str) -> None:
     for handler in handlers:
         handler.setFormatter(formatter)
         root.addHandler(handler)
-    root.setLevel(settings.log_level)
+    set_level(settings.log_level)
+    logging.captureWarnings(True)
+
+
+def set_level(level: str | None) -> None:
+    """Write lines from this level on; None leaves it as it is."""
+    if level is None:
+        return
+    root = logging.getLogger()
+    root.setLevel(level)
     for name in CHATTY_LOGGERS:
         logging.getLogger(name).setLevel(
             max(root.level, logging.WARNING) if root.level > logging.DEBUG else root.level
         )
-    logging.captureWarnings(True)
 
 
 def _file_handler(settings: Settings) -> RotatingFileHandler:

@@ -96,6 +96,8 @@ class Answer:
             performance={**self.times(), "ranks": self._ranks(first_layers)},
             error=None,
             finished_unix=time.time(),
+            owner=request.owner,
+            seed=request.params.seed,
         )
 
     def times(self) -> dict[str, Any]:

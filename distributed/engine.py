@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -77,6 +78,16 @@ class Engine:
             self.step(wakeup, takes_requests=True)
         self._drain(wakeup)
 
+    def on_settings(self, values: Mapping[str, Any]) -> None:
+        """Take live settings over, by key; called on another thread, seen at the next turn of the loop."""
+        limits = self._limits
+        self._limits = replace(
+            limits,
+            poll_interval_seconds=float(values.get("POLL_INTERVAL", limits.poll_interval_seconds)),
+            retention_seconds=3600
+            * float(values.get("RESULT_RETENTION_HOURS", limits.retention_seconds / 3600)),
+        )
+
     def step(self, wakeup: int, *, takes_requests: bool) -> None:
         """Take in, launch, wait, receive: one turn of the loop."""
         now = time.monotonic()
@@ -129,6 +140,9 @@ class Engine:
             microbatch = self._scheduler.schedule()
             if microbatch is None:
                 return
+            for sequence in microbatch.sequences:
+                if sequence.is_suspect:
+                    self._intake.mark_solo(sequence)
             frame = _to_frame(microbatch, self._ring.epoch)
             self._unread_bytes[microbatch.number] = frame.num_bytes
             self._num_unread_bytes += frame.num_bytes

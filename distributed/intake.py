@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 from distributed.answers import Answer
 from distributed.sequence import Sequence
 from distributed.text_stream import TextStream
+from prompts.tokenizer import MessagesRefused
 from spool import (
     Claim,
     Depth,
@@ -39,6 +41,10 @@ class Tokenizer(Protocol):
     hash: str
 
     def encode_raw(self, text: str) -> list[int]: ...
+
+    def render(self, messages: Items[Mapping[str, Any]]) -> str: ...
+
+    def encode_rendered(self, text: str) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ class Intake:
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="results")
         self._unwritten: deque[tuple[Claim, Result]] = deque()
         self._has_trouble = False
+        self._solo: set[Answer] = set()
         self.num_ended: dict[str, int] = {"stop": 0, "length": 0, "cancelled": 0, "error": 0}
         self.tokens = {"prompt_tokens": 0, "generation_tokens": 0, "cached_tokens": 0}
 
@@ -121,6 +128,17 @@ class Intake:
             self._owner.clear_cancel(request_id)
         return [self.answers[request_id] for request_id in ids & self.answers.keys()]
 
+    def mark_solo(self, sequence: Sequence) -> None:
+        """Note in the spool that a suspect runs alone from its first step on: a crash counts against it."""
+        answer = self._by_sequence[sequence]
+        if answer in self._solo:
+            return
+        self._solo.add(answer)
+        try:
+            answer.claim = self._owner.mark_solo(answer.claim)
+        except SpoolUnavailable as error:
+            logger.error("request %s: not marked as running alone: %s", answer.request.id, error)
+
     def log_tokens(self, advanced: Iterable[tuple[Answer, int]]) -> None:
         """Append each answer's newest token to its log. A full disk delays the log, never the answer."""
         for answer, token_id in advanced:
@@ -135,8 +153,7 @@ class Intake:
         """Write the result and forget the answer."""
         result = answer.result(finish_reason, self._layers)
         answer.log.close()
-        self.answers.pop(answer.request.id, None)
-        self._by_sequence.pop(answer.sequence, None)
+        self._forget(answer)
         self._unlogged.pop(answer.request.id, None)
         if finish_reason == "cancelled":
             self._owner.clear_cancel(answer.request.id)
@@ -145,8 +162,7 @@ class Intake:
     def fail(self, answer: Answer, error: CannotRun) -> None:
         """End an opened answer with an error."""
         answer.log.close()
-        self.answers.pop(answer.request.id, None)
-        self._by_sequence.pop(answer.sequence, None)
+        self._forget(answer)
         self._fail(answer.claim, error)
 
     def ring_doors(self) -> None:
@@ -173,10 +189,19 @@ class Intake:
             answer.log.close()
             self._owner.put_back(answer.claim)
 
+    def _forget(self, answer: Answer) -> None:
+        self.answers.pop(answer.request.id, None)
+        self._by_sequence.pop(answer.sequence, None)
+        self._solo.discard(answer)
+
     def _open(self, claim: Claim) -> Answer:
         request, model = claim.request, self._model
         if request.model != model.name:
             raise CannotRun("model_changed", f"asked of model {request.model!r}, this is {model.name!r}", 409)
+        if claim.is_poison:
+            raise CannotRun(
+                "poison", "the ring went down each time this request ran alone: it is not tried again", 500
+            )
         if request.deadline_unix is not None and time.time() > request.deadline_unix:
             raise CannotRun("timeout", "the request's deadline passed before it could run", 504)
         prompt = self._prompt_ids(request)
@@ -187,6 +212,7 @@ class Intake:
             max_tokens=request.params.max_tokens,
             end_token_ids=model.end_token_ids,
             owner=request.owner,
+            is_suspect=claim.is_suspect,
         )
         if sequence.max_total_tokens > model.max_sequence_length:
             raise CannotRun(
@@ -208,6 +234,8 @@ class Intake:
         tokenizer = self._model.tokenizer
         if request.token_ids is not None and request.tokenizer_hash == tokenizer.hash:
             ids = list(request.token_ids)
+        elif request.text is not None and request.is_chat:
+            ids = self._chat_ids(request.text)
         elif request.text is not None:
             ids = tokenizer.encode_raw(request.text)
         else:
@@ -220,6 +248,14 @@ class Intake:
             )
         return ids
 
+    def _chat_ids(self, text: str) -> list[int]:
+        """Tokenize a prompt file's text as a user's message."""
+        tokenizer = self._model.tokenizer
+        try:
+            return tokenizer.encode_rendered(tokenizer.render([{"role": "user", "content": text}]))
+        except MessagesRefused as error:
+            raise CannotRun("invalid_prompt", str(error)) from error
+
     def _fail(self, claim: Claim, error: CannotRun) -> None:
         failed = Result.failed(
             claim.request.id,
@@ -228,6 +264,8 @@ class Intake:
             message=str(error),
             status=error.status,
             finished_unix=time.time(),
+            owner=claim.request.owner,
+            seed=claim.request.params.seed,
         )
         self._write(claim, failed)
 
@@ -251,7 +289,9 @@ class Intake:
 
 def _cancelled(request: Request) -> Result:
     """The result of a request that was cancelled before it ran."""
-    return Result(request.id, request.model, "", (), "cancelled", Usage(), {}, None, time.time())
+    return Result(
+        request.id, request.model, "", (), "cancelled", Usage(), {}, None, time.time(), request.owner
+    )
 
 
 def _log_request(claim: Claim, result: Result) -> None:

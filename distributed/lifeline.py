@@ -6,9 +6,9 @@ threads go to the log and the process ends. A rank whose supervisor is gone ends
 ever orphaned.
 
     standard input    {"epoch": 3, "rank": 1, "hosts": ["127.0.0.1:5001", ...], "secret": "...",
-                       "settings": {"LOG_LEVEL": "DEBUG", ...}}   first; what changed since this rank read its own
-                      {"event": "settings", "values": {...}}      later, at each edit of live settings; its end
-                                                                  means that the supervisor is gone
+                       "settings": {"LOG_LEVEL": "DEBUG", ...}}   first, with the live settings of now
+                      {"event": "settings", "values": {...}}      later, at each edit of live settings
+                      end of file                                 the supervisor is gone
     standard output   {"event": "heartbeat", "rank": 1, "phase": "ready", "step": 17, "progress": 1.0,
                        "memory_bytes": ...}
 """
@@ -27,6 +27,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
+
+from config.live import SettingsLines
 
 HEARTBEAT_SECONDS = 1.0
 EXIT_CLEAN, EXIT_REFUSED, EXIT_RING_LOST, EXIT_WATCHDOG, EXIT_SUPERVISOR_GONE = 0, 2, 3, 4, 5
@@ -69,27 +71,6 @@ def read_first_line() -> str:
     return line.decode("utf-8")
 
 
-class SettingsLines:
-    """Cuts what the supervisor sends into lines and hands on the values of each settings line."""
-
-    def __init__(self, on_settings: Callable[[dict[str, Any]], None]) -> None:
-        self._on_settings = on_settings
-        self._rest = b""
-
-    def feed(self, data: bytes) -> None:
-        """Take what was read; a line that is no settings line is skipped."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            try:
-                body = json.loads(line)
-                is_ours = body["event"] == "settings"
-                values = dict(body["values"])
-            except (ValueError, TypeError, KeyError):
-                continue
-            if is_ours:
-                self._on_settings(values)
-
-
 class Lifeline:
     """Tells the supervisor how far this rank is; ends the process when it stalls or nobody is there."""
 
@@ -106,7 +87,7 @@ class Lifeline:
         self._listeners: list[Callable[[dict[str, Any]], None]] = []
 
     def on_settings(self, listener: Callable[[dict[str, Any]], None]) -> None:
-        """Call `listener` with the new values, by key, when live settings change; in the lifeline's thread."""
+        """Call `listener` with new values of live settings, by key; in the lifeline's thread."""
         self._listeners.append(listener)
 
     def start(self) -> None:
@@ -117,7 +98,7 @@ class Lifeline:
         return int(self._process.memory_info().rss)
 
     def enter(self, phase: str, limit_seconds: float | None) -> None:
-        """Begin a phase (starting, connecting, loading, ready, draining) that must show progress within the limit."""
+        """Begin a phase (connecting, loading, ready, draining) that must show progress within the limit."""
         self._phase, self._progress = phase, 0.0
         self.expect(limit_seconds)
         self.beat()

@@ -16,6 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 import psutil
+from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from config import Settings
 from distributed import handshake
@@ -40,7 +41,7 @@ from distributed.slots import SlotLimits
 from distributed.stage import Stage
 from distributed.utils import broadcast_prompt, shard_and_load
 from distributed.worker import Worker, receive
-from spool import Spool, SpoolOwner
+from spool import HandDefaults, Spool, SpoolOwner
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +124,7 @@ def serve_rank0(start: RankStart, settings: Settings, lifeline: Lifeline, owner:
             retention_seconds=settings.result_retention_hours * 3600,
         )
         engine = Engine(ring, stage, scheduler, intake, status, lifeline, limits)
+        lifeline.on_settings(engine.on_settings)
         logger.info("ready: %s on %d ranks, layers %s", settings.model_name, ring.size, list(plan.layers))
         engine.run(signals.has_arrived, signals.descriptor)
 
@@ -163,7 +165,7 @@ def open_spool(settings: Settings) -> SpoolOwner:
         max_depth=settings.max_queue_depth,
         max_bytes=settings.max_queue_mb * 2**20,
     )
-    owner = SpoolOwner(spool)
+    owner = SpoolOwner(spool, HandDefaults(settings.model_name, settings.default_max_tokens))
     owner.acquire()
     return owner
 
@@ -254,6 +256,8 @@ def _next_frame(ring: AnyRing, lifeline: Lifeline, limit_seconds: float) -> Fram
 def _load_stage(ring: AnyRing, plan: RingPlan, lifeline: Lifeline) -> tuple[Stage, float]:
     """Load this rank's layers and run them once; returns the stage and the seconds it took."""
     start = time.monotonic()
+    # Metal keeps the weights in memory; elsewhere this does nothing (mlx_lm 0.32.2 utils.py).
+    maybe_set_recommended_wired_limit()
     model = shard_and_load(
         Path(plan.model_folder),
         ring.rank,

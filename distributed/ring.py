@@ -12,6 +12,7 @@ builds a new ring."""
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import select
@@ -119,9 +120,10 @@ class MlxRing:
         self._group = _init_group(rank, hosts, connect_timeout)
         self._send_stream, self._recv_stream = mx.new_stream(mx.cpu), mx.new_stream(mx.cpu)
         self._to, self._from = (rank - 1) % self.size, (rank + 1) % self.size
-        self._socket = _receiving_socket(rank, hosts)
+        self._socket, self._silent = _neighbour_sockets(rank, hosts)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._socket, selectors.EVENT_READ)
+        self._selector.register(self._silent, selectors.EVENT_READ)
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
         self._shape: HiddenShape | None = None
@@ -154,8 +156,14 @@ class MlxRing:
 
         Returns:
             The ready ones of `others`.
+
+        Raises:
+            RingLost: the neighbour that only listens to us has gone.
         """
-        return _ready(self._selector, others, timeout)
+        ready = _ready(self._selector, others, timeout)
+        if self._silent.fileno() in ready:
+            raise RingLost(f"the connection to rank {self._to} was lost")
+        return ready
 
     def recv(self) -> tuple[Frame, mx.array | None]:
         """Receive the frame that `wait` announced, with its hidden states.
@@ -210,6 +218,18 @@ def _ready(selector: selectors.BaseSelector, others: Iterable[int], timeout: flo
 
 
 def _init_group(rank: int, hosts: list[str], connect_timeout: float) -> Any:
+    """Make MLX's ring. It waits for ever for a neighbour, holding the interpreter's lock (mlx 0.32.4).
+
+    So no Python thread can watch it: faulthandler's own thread dumps the stacks and ends the process.
+    """
+    faulthandler.dump_traceback_later(connect_timeout, exit=True)
+    try:
+        return _make_group(rank, hosts, connect_timeout)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _make_group(rank: int, hosts: list[str], connect_timeout: float) -> Any:
     with tempfile.NamedTemporaryFile("w", suffix=".json", prefix="ring-hosts-") as hostfile:
         json.dump([[host] for host in hosts], hostfile)
         hostfile.flush()
@@ -225,8 +245,10 @@ def _init_group(rank: int, hosts: list[str], connect_timeout: float) -> Any:
     return group
 
 
-def _receiving_socket(rank: int, hosts: list[str]) -> socket.socket:
-    """Return a duplicate of the descriptor on which frames arrive; set keepalive on both neighbours' ones.
+def _neighbour_sockets(rank: int, hosts: list[str]) -> tuple[socket.socket, socket.socket]:
+    """Return duplicates of the descriptor on which frames arrive and of the other neighbour's; set keepalive.
+
+    Nothing ever arrives on the second one: when it is readable, that connection has ended.
 
     MLX hands out no descriptors. The one to the right neighbour has that rank's ring port as its peer port,
     the one from the left neighbour has our own ring port as its local port. `recv` from rank + 1 uses the
@@ -243,10 +265,9 @@ def _receiving_socket(rank: int, hosts: list[str]) -> socket.socket:
             candidate.close()
             continue
         _keep_alive(candidate)
-    found = left if len(hosts) == 2 else right
-    if found is None or left is None or right is None:
+    if left is None or right is None:
         raise RingLost("the ring's own connections were not found among this process's descriptors")
-    return found
+    return (left, right) if len(hosts) == 2 else (right, left)
 
 
 def _connected_sockets() -> list[socket.socket]:

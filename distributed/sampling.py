@@ -38,7 +38,7 @@ def sample(logits: mx.array, rows: Items[RowSampling]) -> list[int]:
         return [int(token) for token in greedy.tolist()]
     logits = logits.astype(mx.float32)
     mx.eval(greedy, logits)
-    values, best = np.array(logits, copy=False), greedy.tolist()
+    values, best = np.asarray(logits), greedy.tolist()
     return [
         int(best[i]) if row.is_greedy else draw(values[i], int(best[i]), row) for i, row in enumerate(rows)
     ]

@@ -1,8 +1,10 @@
 """The scheduler: which rows are stepped next. Pure Python: no MLX, no clock, no files.
 
-New, finished and cancelled sequences go in, microbatches come out. At most `max_in_flight` microbatches
-travel round the ring at once; at most one decode group a table. Ready work is served in turn (each table's
-decode group, one prefill chunk), so that a decode row never waits for more than one chunk."""
+New, finished and cancelled sequences go in, microbatches come out. A suspect, which may have brought down an
+earlier ring, steps alone until it has a new token; the others stay in their slots meanwhile. At most
+`max_in_flight` microbatches travel round the ring at once; at most one decode group a table. Ready work is
+served in turn (each table's decode group, one prefill chunk), so that a decode row never waits for more than
+one chunk."""
 
 from __future__ import annotations
 
@@ -93,6 +95,7 @@ class Scheduler:
             sequence.num_cached_tokens = row.offset + len(row.token_ids)
             if sequence in token_ids:
                 sequence.token_ids.append(token_ids[sequence])
+                sequence.is_suspect = False
                 advanced.append(sequence)
         return advanced
 
@@ -105,8 +108,9 @@ class Scheduler:
 
     def _next_rows(self) -> tuple[list[Row], list[PrefixCopy], bool]:
         """Return the rows of whatever is ready and was served longest ago, and whether they are a chunk."""
-        prefilling = [sequence for sequence in self.running if sequence.is_prefilling]
-        decoding = self._decoding_by_table()
+        runnable = self._runnable()
+        prefilling = [sequence for sequence in runnable if sequence.is_prefilling]
+        decoding = self._decoding_by_table(runnable)
         turns = [(self._decode_served[table], False, table) for table in decoding]
         if prefilling:
             turns.append((self._prefill_served, True, -1))
@@ -115,10 +119,18 @@ class Scheduler:
         _, is_prefill, table = min(turns)
         return (*self._chunk_rows(prefilling), True) if is_prefill else (decoding[table], [], False)
 
-    def _decoding_by_table(self) -> dict[int, list[Row]]:
+    def _runnable(self) -> list[Sequence]:
+        """Return who may step now: all that run, or one suspect when nobody else's rows are in flight."""
+        suspect = next((sequence for sequence in self.running if sequence.is_suspect), None)
+        if suspect is None:
+            return self.running
+        is_alone = all(microbatch.sequences == [suspect] for microbatch in self.in_flight)
+        return [suspect] if is_alone else []
+
+    def _decoding_by_table(self, runnable: list[Sequence]) -> dict[int, list[Row]]:
         busy = {microbatch.table for microbatch in self.in_flight if not microbatch.is_prefill}
         rows: dict[int, list[Row]] = {}
-        for sequence in self.running:
+        for sequence in runnable:
             if sequence.table not in busy and sequence.is_decoding:
                 rows.setdefault(sequence.table, []).append(_row(sequence, 1))
         return rows

@@ -28,6 +28,7 @@ class Sequence:
     max_tokens: int  # of the answer
     end_token_ids: frozenset[int] = frozenset()
     owner: str = ""
+    is_suspect: bool = False  # was running when a ring crashed: steps alone until its first new token
     status: Status = Status.WAITING
     table: int = -1
     slot: int = -1

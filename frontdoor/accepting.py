@@ -2,29 +2,35 @@
 spool.
 
 Everything is refused here or not at all: what `accept` returns is in the spool and will end in exactly one
-result. One draft type serves every route; which JSON it came from is the adapters' business.
+result. Under an Idempotency-Key that was used before it is the earlier request, with the seed that one drew.
+One draft type serves every route; which JSON it came from is the adapters' business.
 """
 
 import asyncio
+import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from frontdoor.errors import (
     ContextLengthExceeded,
     FrontDoorError,
+    IdempotencyConflict,
     InvalidRequest,
     ModelNotFound,
+    NotFound,
     Overloaded,
     QueueFull,
     RingDown,
 )
+from frontdoor.lookup import find
 from frontdoor.schemas import Message, SamplingFields
 from frontdoor.state import Caller, FrontDoor
 from prompts.tokenizer import MessagesRefused
-from spool import Request, SamplingParams, SpoolFull, SpoolUnavailable
+from spool import CorruptRequest, Request, SamplingParams, SpoolError, SpoolFull, SpoolUnavailable
 
 LONG_TEXT_BYTES = 8192  # about 2 ms of tokenizing; longer texts must not hold up other clients
 DEFAULT_TEMPERATURE = 0.0
@@ -46,8 +52,23 @@ class Draft:
     priority: int = 5
 
 
-async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Request:
-    """Put the draft into the spool.
+@dataclass(frozen=True)
+class Accepted:
+    """A request in the spool, as the HTTP request that waits for it knows it.
+
+    `is_asker`: its client asked for it, so that it is cancelled when that client stays away. `is_first`: this
+    very HTTP request put it into the spool.
+    """
+
+    id: str
+    seed: int | None
+    created_unix: float
+    is_asker: bool = True
+    is_first: bool = True
+
+
+async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
+    """Put the draft into the spool, or find the request that its Idempotency-Key belongs to.
 
     Raises:
         FrontDoorError: refused; nothing was accepted.
@@ -67,10 +88,40 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Request:
         owner=caller.owner,
         priority=draft.priority,
         created_unix=time.time(),
+        client_id=caller.http_id,
     )
-    await _submit(front, request)
+    key = caller.idempotency_key
+    submit = partial(front.spool.submit, request)
+    if key is not None:
+        submit = partial(submit, idempotency_key=key, body_hash=hash_body(draft.sampling))
+    request_id = await _submit(front, submit)
+    front.forecast.look()
+    if request_id != request.id:
+        return _earlier(front, request_id)
     log.debug("request %s accepted (X-Request-Id %s)", request.id, caller.http_id)
-    return request
+    return Accepted(request.id, request.params.seed, request.created_unix)
+
+
+def hash_body(body: SamplingFields) -> str:
+    """Hash what the client asked for, but not how it wants to be told.
+
+    What is resolved here (a seed that is drawn, a default length) is no part of it: an honest retry matches.
+    """
+    asked = body.model_dump_json(exclude={"stream", "stream_options", "background"})
+    return hashlib.sha256(f"{type(body).__name__} {asked}".encode()).hexdigest()
+
+
+def _earlier(front: FrontDoor, request_id: str) -> Accepted:
+    """Attach to the request that came first under this Idempotency-Key."""
+    try:
+        found = find(front.spool, request_id)
+    except SpoolUnavailable as error:
+        raise _unavailable(front, error) from error
+    except CorruptRequest as error:
+        raise FrontDoorError("the result of this Idempotency-Key's request is damaged") from error
+    if found is None:
+        raise NotFound("the request of this Idempotency-Key is older than RESULT_RETENTION_HOURS")
+    return Accepted(found.id, found.seed, found.created_unix, is_first=False)
 
 
 def check_model(front: FrontDoor, name: str | None) -> None:
@@ -165,21 +216,28 @@ def _answer_budget(front: FrontDoor, draft: Draft, num_prompt_tokens: int) -> in
     return draft.max_tokens
 
 
-async def _submit(front: FrontDoor, request: Request) -> None:
+async def _submit(front: FrontDoor, submit: Callable[[], str]) -> str:
     try:
-        if (
-            front.settings.spool_durability == "power"
-        ):  # fsync takes milliseconds, sometimes a tenth of a second
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(front.workers, front.spool.submit, request)
-        else:
-            front.spool.submit(request)
+        if front.settings.spool_durability == "process":
+            return submit()
+        # fsync takes milliseconds, sometimes a tenth of a second
+        return await asyncio.get_running_loop().run_in_executor(front.workers, submit)
     except SpoolFull as error:
-        raise QueueFull(f"the queue is full: {error}") from error
+        retry_seconds = front.forecast.retry_after_seconds()
+        raise QueueFull(f"the queue is full: {error}", retry_seconds=retry_seconds) from error
     except SpoolUnavailable as error:
-        raise _unavailable(error) from error
+        raise _unavailable(front, error) from error
+    except SpoolError as error:
+        if error.code == IdempotencyConflict.code:
+            raise IdempotencyConflict from error
+        raise FrontDoorError(f"the request cannot be taken: {error}") from error
 
 
-def _unavailable(error: SpoolUnavailable) -> FrontDoorError:
+def _unavailable(front: FrontDoor, error: SpoolUnavailable) -> FrontDoorError:
     code = "overloaded" if error.code == "spool_unavailable" else error.code
-    return Overloaded(f"the request cannot be taken now: {error}", status=error.status, code=code)
+    return Overloaded(
+        f"the request cannot be taken now: {error}",
+        status=error.status,
+        code=code,
+        retry_seconds=front.forecast.retry_after_seconds(),
+    )

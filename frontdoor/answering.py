@@ -6,33 +6,26 @@ starts the grace time; one that waits too long gets a time-out while its request
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext
 from typing import Protocol
 
 from fastapi import Request as HttpRequest
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
+from frontdoor.accepting import Accepted
 from frontdoor.errors import FrontDoorError, GenerationFailed, GenerationTimeout
-from frontdoor.events import COMMENT_SECONDS, EventStream, comment_frame
+from frontdoor.events import COMMENT_SECONDS, FIRST_COMMENT_SECONDS, EventStream, comment_frame
+from frontdoor.following import Event, Follower
 from frontdoor.state import FrontDoor
 from frontdoor.waiting import Watch
-from spool import Request, Result, TokenRecord
-
-
-@dataclass(frozen=True)
-class Event:
-    """One thing that a stream tells; exactly one member is set, none means that there is nothing new."""
-
-    records: tuple[TokenRecord, ...] = ()
-    is_reset: bool = False
-    result: Result | None = None
-    error: FrontDoorError | None = None
+from spool import Result, SpoolUnavailable, TokenRecord
 
 
 class Renderer(Protocol):
-    """Turns events into the frames of one API."""
+    """Turns events into the frames of one API. `ends_at_reset`: clients cannot take back what they saw."""
+
+    ends_at_reset: bool
 
     def tokens(self, records: tuple[TokenRecord, ...]) -> bytes: ...
 
@@ -43,73 +36,90 @@ class Renderer(Protocol):
     def error(self, error: FrontDoorError) -> bytes: ...
 
 
-async def wait_for_result(front: FrontDoor, http: HttpRequest, request: Request) -> Result:
+async def wait_for_result(front: FrontDoor, http: HttpRequest, accepted: Accepted) -> Result:
     """Wait for the answer.
 
     Raises:
         GenerationTimeout, GenerationFailed: instead of an answer.
         ClientDisconnect: nobody is left to answer.
     """
-    with front.listener.watch(request.id, with_tokens=False) as watch, _told_of_leaving(watch, http.receive):
+    async with _watching(front, accepted, http.receive, with_tokens=False) as watch:
         if not await watch.news(front.settings.request_timeout):
-            raise GenerationTimeout(request.id, front.settings.request_timeout)
+            raise GenerationTimeout(accepted.id, front.settings.request_timeout)
     if watch.failure is not None:
         raise watch.failure
     if watch.result is None:
-        front.leavers.left(request.id)
         raise ClientDisconnect
     if watch.result.error is not None:
         raise GenerationFailed(watch.result.error)
     return watch.result
 
 
-def stream_answer(front: FrontDoor, request: Request, renderer: Renderer) -> EventStream:
-    """Answer with server-sent events: a comment at once, then what the renderer makes of each event."""
+def stream_answer(front: FrontDoor, accepted: Accepted, renderer: Renderer, *, start: int = 0) -> EventStream:
+    """Answer with server-sent events: a comment at once, then what the renderer makes of each event.
+
+    Args:
+        start: the index of the first token to tell.
+    """
 
     async def frames(receive: Receive) -> AsyncGenerator[bytes, None]:
-        yield comment_frame(f"accepted {request.id}")
-        with front.listener.watch(request.id, with_tokens=True) as watch, _told_of_leaving(watch, receive):
-            async with aclosing(_events(watch, front.settings.request_timeout)) as events:
-                async for event in events:
-                    yield _render(front, request, renderer, event)
-        if watch.is_client_gone and watch.result is None:
-            front.leavers.left(request.id)
+        yield comment_frame(f"accepted {accepted.id}")
+        async with (
+            _watching(front, accepted, receive, with_tokens=True) as watch,
+            aclosing(_events(watch, front.settings.request_timeout, start)) as events,
+        ):
+            async for event in events:
+                yield _render(front, accepted.id, renderer, event)
+                if event.is_reset and renderer.ends_at_reset:
+                    return
 
     return EventStream(frames)
 
 
-async def _events(watch: Watch, timeout_seconds: float) -> AsyncGenerator[Event, None]:
+@asynccontextmanager
+async def _watching(
+    front: FrontDoor, accepted: Accepted, receive: Receive, *, with_tokens: bool
+) -> AsyncGenerator[Watch, None]:
+    """Follow a request while its client is there; then count its answer, or start the grace time."""
+    attached = nullcontext() if accepted.is_first else front.leavers.attached(accepted.id)
+    with (
+        attached,
+        front.listener.watch(accepted.id, with_tokens=with_tokens) as watch,
+        _told_of_leaving(watch, receive),
+    ):
+        yield watch
+    if watch.result is not None and accepted.is_first:
+        front.latencies.observe(watch.result)
+    if watch.result is None and watch.is_client_gone and accepted.is_asker:
+        front.leavers.left(accepted.id)
+
+
+async def _events(watch: Watch, timeout_seconds: float, start: int) -> AsyncGenerator[Event, None]:
     """Follow a watch to its end; the time-out counts from the last news, as a stream shows that it lives."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout_seconds
+    follower = Follower(start)
+    patience, deadline = FIRST_COMMENT_SECONDS, loop.time() + timeout_seconds
+    has_news = True  # what is there already
     while not watch.is_client_gone:
-        has_news = await watch.news(min(COMMENT_SECONDS, max(0.0, deadline - loop.time())))
-        if not has_news and loop.time() >= deadline:
+        if has_news:
+            was_reset, records = watch.take_reset(), watch.take_records()
+            for event in follower.take(records, was_reset=was_reset, result=watch.result):
+                yield event
+            if watch.failure is not None:
+                yield Event(error=watch.failure)
+            if watch.result is not None or watch.failure is not None:
+                return
+            deadline = loop.time() + timeout_seconds
+        elif loop.time() >= deadline:
             yield Event(error=GenerationTimeout(watch.request_id, timeout_seconds))
             return
-        if not has_news:
+        else:
             yield Event()
-            continue
-        deadline = loop.time() + timeout_seconds
-        if watch.take_reset():
-            yield Event(is_reset=True)
-        records = watch.take_records()
-        if records:
-            yield Event(records=tuple(records))
-        if watch.result is not None or watch.failure is not None:
-            yield _last_event(watch)
-            return
+            patience = COMMENT_SECONDS
+        has_news = await watch.news(min(patience, max(0.0, deadline - loop.time())))
 
 
-def _last_event(watch: Watch) -> Event:
-    if watch.result is None or watch.failure is not None:
-        return Event(error=watch.failure)
-    if watch.result.error is not None:
-        return Event(error=GenerationFailed(watch.result.error))
-    return Event(result=watch.result)
-
-
-def _render(front: FrontDoor, request: Request, renderer: Renderer, event: Event) -> bytes:
+def _render(front: FrontDoor, request_id: str, renderer: Renderer, event: Event) -> bytes:
     if event.records:
         return renderer.tokens(event.records)
     if event.result is not None:
@@ -118,8 +128,11 @@ def _render(front: FrontDoor, request: Request, renderer: Renderer, event: Event
         return renderer.error(event.error)
     if event.is_reset:
         return renderer.reset()
-    position = front.spool.position(request.id)
-    return comment_frame("working" if position is None else f"waiting, position {position}")
+    try:
+        place = front.forecast.place(request_id)
+    except SpoolUnavailable:
+        place = None
+    return comment_frame("working" if place is None else f"waiting, {place}")
 
 
 @contextmanager

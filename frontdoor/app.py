@@ -12,8 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
 
 from config import Settings
 from frontdoor import (
@@ -28,9 +30,12 @@ from frontdoor import (
     page,
     requests,
 )
+from frontdoor.attendance import Attendance
 from frontdoor.auth import Gate, Keys
 from frontdoor.edge import Edge
 from frontdoor.errors import install_error_handler
+from frontdoor.forecast import Forecast
+from frontdoor.latencies import Latencies
 from frontdoor.leaving import Leavers
 from frontdoor.openapi import describe
 from frontdoor.ring_status import RingStatus
@@ -76,7 +81,20 @@ def make_app(settings: Settings) -> FastAPI:
         app.include_router(room.router)
     description = describe(app)
     app.openapi = lambda: description  # type: ignore[method-assign]
+    app.router.routes[:0] = shortcuts()
     return app
+
+
+def shortcuts() -> list[Route]:
+    """Return plain routes to what takes requests in, to stand before FastAPI's own.
+
+    These endpoints read their bodies themselves: FastAPI's dependencies, of which they have none, cost
+    0.17 ms of the 1.2 ms from the socket to the spool (fastapi 0.165 routing.py: get_request_handler).
+    """
+    routes = (route for room in ROOMS for route in room.router.routes if isinstance(route, APIRoute))
+    return [
+        Route(route.path, route.endpoint, methods=["POST"]) for route in routes if route.methods == {"POST"}
+    ]
 
 
 def make_front_door(settings: Settings) -> FrontDoor:
@@ -87,6 +105,8 @@ def make_front_door(settings: Settings) -> FrontDoor:
         max_depth=settings.max_queue_depth,
         max_bytes=settings.max_queue_mb * 2**20,
     )
+
+    ring_status = RingStatus(settings.run_dir)
 
     def cancel(request_id: str) -> None:
         try:
@@ -100,8 +120,14 @@ def make_front_door(settings: Settings) -> FrontDoor:
         spool=spool,
         tokenizer=PromptTokenizer(settings.model_dir),
         listener=Listener(spool, poll_interval_seconds=settings.poll_interval),
-        leavers=Leavers(cancel, grace_seconds=settings.disconnect_grace_seconds),
-        ring_status=RingStatus(settings.run_dir),
+        leavers=Leavers(
+            cancel,
+            grace_seconds=settings.disconnect_grace_seconds,
+            attendance=Attendance(settings.run_dir / "attended"),
+        ),
+        ring_status=ring_status,
+        forecast=Forecast(spool, ring_status),
+        latencies=Latencies(),
         workers=ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="front-door"),
         started_unix=time.time(),
     )

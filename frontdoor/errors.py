@@ -8,13 +8,18 @@
     │   ├── NotFound                    404 not_found
     │   │   └── ModelNotFound           404 model_not_found
     │   ├── MethodNotAllowed            405 method_not_allowed
+    │   ├── BadHttp                     400 bad_http
     │   ├── BodyTooSlow                 408 body_too_slow
+    │   ├── HeadersTooSlow              408 headers_too_slow
+    │   ├── IdempotencyConflict         409 idempotency_conflict  (x-should-retry: false)
     │   ├── Cancelled                   410 cancelled
     │   ├── BodyTooLarge                413 body_too_large
-    │   └── UnsupportedMediaType        415 unsupported_media_type
+    │   ├── UnsupportedMediaType        415 unsupported_media_type
+    │   └── HeadersTooLarge             431 headers_too_large
     ├── QueueFull                       429 rate_limit_exceeded   (Retry-After)
     ├── GenerationFailed                status and code of the failed Result
     ├── Overloaded                      503 overloaded, 507 disk_full   (Retry-After)
+    │   └── TooManyConnections          503 overloaded            (Retry-After)
     ├── RingDown                        503 ring_down             (Retry-After)
     └── GenerationTimeout               504 timeout               (x-should-retry: false; the request goes on)
 
@@ -36,9 +41,9 @@ from starlette.exceptions import HTTPException
 _ASK_FOR_KEY = {"WWW-Authenticate": "Bearer"}
 _CLOSE = {"Connection": "close"}
 _CLOSE_FOR_GOOD = {"Connection": "close", "x-should-retry": "false"}
-_COME_BACK_SOON = {"Retry-After": "2"}
 _COME_BACK_LATER = {"Retry-After": "30"}
 _DO_NOT_RETRY = {"x-should-retry": "false"}
+SOON_SECONDS = 2
 
 log = logging.getLogger(__name__)
 
@@ -110,12 +115,47 @@ class MethodNotAllowed(InvalidRequest):
     code = "method_not_allowed"
 
 
+class BadHttp(InvalidRequest):
+    """What arrived cannot be read as HTTP."""
+
+    code = "bad_http"
+
+
 class BodyTooSlow(InvalidRequest):
     """The body did not arrive in time."""
 
     status = 408
     code = "body_too_slow"
     headers = _CLOSE_FOR_GOOD
+
+
+class HeadersTooSlow(InvalidRequest):
+    """The headers did not arrive in time."""
+
+    status = 408
+    code = "headers_too_slow"
+    headers = _CLOSE_FOR_GOOD
+
+
+class HeadersTooLarge(InvalidRequest):
+    """The headers are over their limit; the rest of them is not read."""
+
+    status = 431
+    code = "headers_too_large"
+
+
+class IdempotencyConflict(InvalidRequest):
+    """The Idempotency-Key belongs to a request that asked for something else."""
+
+    status = 409
+    code = "idempotency_conflict"
+    headers = _DO_NOT_RETRY  # clients retry a 409 by themselves
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this Idempotency-Key was used for a request that asked for something else",
+            param="Idempotency-Key",
+        )
 
 
 class Cancelled(InvalidRequest):
@@ -146,7 +186,10 @@ class QueueFull(FrontDoorError):
     status = 429
     code = "rate_limit_exceeded"
     type = "rate_limit_error"
-    headers = _COME_BACK_SOON
+
+    def __init__(self, message: str, *, retry_seconds: int = SOON_SECONDS) -> None:
+        super().__init__(message)
+        self.headers = {"Retry-After": str(retry_seconds)}
 
 
 class Overloaded(FrontDoorError):
@@ -154,12 +197,27 @@ class Overloaded(FrontDoorError):
 
     status = 503
     code = "overloaded"
-    headers = _COME_BACK_SOON
 
-    def __init__(self, message: str, *, status: int = 503, code: str = "overloaded") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 503,
+        code: str = "overloaded",
+        retry_seconds: int = SOON_SECONDS,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
+        self.headers = {"Retry-After": str(retry_seconds)}
+
+
+class TooManyConnections(Overloaded):
+    """This process serves as many connections as it may; no request was read."""
+
+    def __init__(self) -> None:
+        super().__init__("too many connections; come back in a moment")
+        self.headers = {**self.headers, **_CLOSE}
 
 
 class RingDown(FrontDoorError):

@@ -12,6 +12,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+FIRST_COMMENT_SECONDS = 1.0  # who waits this long wants to know its place
 COMMENT_SECONDS = 15.0
 
 

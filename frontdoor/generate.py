@@ -10,14 +10,14 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
-from frontdoor.accepting import Draft, accept
+from frontdoor.accepting import Accepted, Draft, accept
 from frontdoor.answering import stream_answer, wait_for_result
 from frontdoor.bodies import json_body, read_json
 from frontdoor.errors import FrontDoorError, InvalidRequest
 from frontdoor.events import data_frame, to_json
 from frontdoor.schemas import GenerateBody
-from frontdoor.state import caller, front_door
-from spool import Request, Result, TokenRecord
+from frontdoor.state import FrontDoor, caller, front_door
+from spool import Result, SpoolUnavailable, TokenRecord
 
 router = APIRouter()
 
@@ -27,13 +27,14 @@ async def generate(http: HttpRequest) -> Response:
     """Generate text."""
     front = front_door(http)
     body = await read_json(http, GenerateBody, max_bytes=front.settings.max_body_bytes)
-    request = await accept(front, draft_of(body), caller=caller(http))
+    accepted = await accept(front, draft_of(body), caller=caller(http))
     if body.background:
-        return accepted_response(request)
+        front.leavers.came_back(accepted.id)  # a retry that will not wait any more
+        return accepted_response(front, accepted)
     if body.stream:
-        return stream_answer(front, request, NativeRenderer(request))
-    result = await wait_for_result(front, http, request)
-    return JSONResponse(answer(result, seed=request.params.seed))
+        return stream_answer(front, accepted, NativeRenderer(accepted.seed))
+    result = await wait_for_result(front, http, accepted)
+    return JSONResponse(answer(result, seed=accepted.seed))
 
 
 def draft_of(body: GenerateBody) -> Draft:
@@ -58,10 +59,20 @@ def draft_of(body: GenerateBody) -> Draft:
     )
 
 
-def accepted_response(request: Request) -> JSONResponse:
-    """Answer a background request."""
-    url = f"/requests/{request.id}"
-    return JSONResponse({"id": request.id, "status_url": url}, status_code=202, headers={"Location": url})
+def accepted_response(front: FrontDoor, accepted: Accepted) -> JSONResponse:
+    """Answer a background request: where to look for it, and where it stands in the queue."""
+    url = f"/requests/{accepted.id}"
+    body: dict[str, Any] = {"id": accepted.id, "status_url": url, **describe_place(front, accepted.id)}
+    return JSONResponse(body, status_code=202, headers={"Location": url})
+
+
+def describe_place(front: FrontDoor, request_id: str) -> dict[str, Any]:
+    """Tell the position and the estimated wait; both null once the request does not wait any more."""
+    try:
+        place = front.forecast.place(request_id, is_exact=True)
+    except SpoolUnavailable:  # it is accepted all the same
+        place = None
+    return {"position": None, "estimated_wait_s": None} if place is None else dict(vars(place))
 
 
 def answer(result: Result, *, seed: int | None = None) -> dict[str, Any]:
@@ -80,6 +91,7 @@ def answer(result: Result, *, seed: int | None = None) -> dict[str, Any]:
         },
         "performance": result.performance,
     }
+    seed = result.seed if seed is None else seed
     if seed is not None:
         answered["seed"] = seed
     return answered
@@ -88,8 +100,10 @@ def answer(result: Result, *, seed: int | None = None) -> dict[str, Any]:
 class NativeRenderer:
     """Writes events as `token`, `reset`, `done` and `error`; the id of a token event is the token's index."""
 
-    def __init__(self, request: Request) -> None:
-        self._seed = request.params.seed
+    ends_at_reset = False
+
+    def __init__(self, seed: int | None) -> None:
+        self._seed = seed
 
     def tokens(self, records: tuple[TokenRecord, ...]) -> bytes:
         return b"".join(

@@ -1,8 +1,8 @@
 """GET /livez, /readyz and /health: does this process answer, does the ring make progress, what is it made
 of.
 
-Never green while stuck: the verdict is ring_status's. Everything here is public, so no secrets and nothing
-of requests.
+Never green while stuck: the verdict is ring_status's. Everything here is public, so no secrets, no places on
+this machine and nothing of requests.
 """
 
 import time
@@ -22,6 +22,7 @@ RING_MEMBERS = (
     "phase", "reason", "epoch", "model", "ring_size", "step", "started_unix", "updated_unix", "last_lap_unix",
     "ranks", "queue", "kv", "totals",
 )  # fmt: skip
+PLACES = frozenset({"STATE_DIR", "LOG_FILE", "MODEL_CACHE_DIR"})
 SUPERVISOR_MEMBERS = ("state", "reason", "restarts", "started_unix", "updated_unix")
 
 
@@ -49,9 +50,15 @@ async def health(http: HttpRequest) -> JSONResponse:
         "uptime_s": _uptime_s(front),
         "ring": {name: ring[name] for name in RING_MEMBERS if name in ring},
         "supervisor": {name: supervisor[name] for name in SUPERVISOR_MEMBERS if name in supervisor},
-        "settings": front.settings.public(),
+        "settings": public_settings(front),
     }
     return _respond(front.ring_status.readiness(), details)
+
+
+def public_settings(front: FrontDoor) -> dict[str, str | int | float | None]:
+    """Return the effective settings without secrets and without places on this machine."""
+    shown = {key: value for key, value in front.settings.public().items() if key not in PLACES}
+    return {**shown, "MODEL_REPO": front.public_model_repo}
 
 
 def _respond(readiness: Readiness, details: dict[str, Any]) -> JSONResponse:

@@ -1,25 +1,35 @@
 """Clients that went away: their requests are cancelled after a grace time, in which they may come back.
 
-Knows request ids and one call to make; knows nothing of connections.
+A client comes back by fetching its request, which takes the cancellation back for good, or by attaching to
+it, which puts it off for as long as somebody is attached, at this front door or at another. Only a request
+whose own client left is ever cancelled: one that was asked for in the background is not. Knows request ids
+and one call to make; knows nothing of connections.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from frontdoor.attendance import Attendance
 
 
 class Leavers:
     """Timers by request id. A process that ends leaves the requests alone: they go on and can be fetched."""
 
-    def __init__(self, cancel: Callable[[str], None], *, grace_seconds: float) -> None:
+    def __init__(
+        self, cancel: Callable[[str], None], *, grace_seconds: float, attendance: Attendance
+    ) -> None:
         self._cancel = cancel
         self._grace_seconds = grace_seconds
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._attendance = attendance
+        self._timers: dict[str, asyncio.TimerHandle | None] = {}  # None while somebody is attached
+        self._num_attached: Counter[str] = Counter()
 
     def left(self, request_id: str) -> None:
         """Cancel the request when the grace time is over."""
         self.came_back(request_id)
-        loop = asyncio.get_running_loop()
-        self._timers[request_id] = loop.call_later(self._grace_seconds, self._on_timer, request_id)
+        self._timers[request_id] = None if self._num_attached[request_id] else self._start(request_id)
 
     def came_back(self, request_id: str) -> None:
         """Forget that its client left."""
@@ -27,12 +37,38 @@ class Leavers:
         if timer is not None:
             timer.cancel()
 
+    @contextmanager
+    def attached(self, request_id: str) -> Iterator[None]:
+        """Keep the request from being cancelled until the block ends."""
+        timer = self._timers.get(request_id)
+        if timer is not None:
+            timer.cancel()
+            self._timers[request_id] = None
+        self._num_attached[request_id] += 1
+        try:
+            with self._attendance.attend(request_id):
+                yield
+        finally:
+            self._num_attached[request_id] -= 1
+            if not self._num_attached[request_id]:
+                del self._num_attached[request_id]
+                if request_id in self._timers:
+                    self._timers[request_id] = self._start(request_id)
+
     def stop(self) -> None:
         """Forget everything."""
         for timer in self._timers.values():
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
         self._timers.clear()
+        self._attendance.close()
+
+    def _start(self, request_id: str) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(self._grace_seconds, self._on_timer, request_id)
 
     def _on_timer(self, request_id: str) -> None:
+        if self._attendance.is_attended(request_id):
+            self._timers[request_id] = self._start(request_id)
+            return
         del self._timers[request_id]
         self._cancel(request_id)

@@ -1,4 +1,5 @@
-"""GET /metrics: Prometheus text, made from rank 0's status at the moment of the scrape.
+"""GET /metrics: Prometheus text, made from rank 0's status at the moment of the scrape, and the histograms of
+the answers that this process gave.
 
 Names follow vLLM's suffixes under our own prefix. Knows the status files; counts nothing itself.
 """
@@ -24,7 +25,9 @@ router = APIRouter()
 async def metrics(http: HttpRequest) -> Response:
     """Report to Prometheus."""
     registry = CollectorRegistry()
-    registry.register(RingCollector(front_door(http).ring_status))
+    front = front_door(http)
+    registry.register(RingCollector(front.ring_status))
+    registry.register(front.latencies)
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -32,18 +32,18 @@ async def chat_completions(http: HttpRequest) -> Response:
     front = front_door(http)
     body = await read_json(http, ChatBody, max_bytes=front.settings.max_body_bytes)
     check_stream_options(body)
-    request = await accept(front, draft_of(body), caller=caller(http))
+    accepted = await accept(front, draft_of(body), caller=caller(http))
     if body.stream:
-        head = envelope(front, request, prefix="chatcmpl", kind="chat.completion.chunk")
-        return stream_answer(front, request, ChatRenderer(head, with_usage=wants_usage(body)))
-    result = check_not_cancelled(await wait_for_result(front, http, request))
+        head = envelope(front, accepted, prefix="chatcmpl", kind="chat.completion.chunk")
+        return stream_answer(front, accepted, ChatRenderer(head, with_usage=wants_usage(body)))
+    result = check_not_cancelled(await wait_for_result(front, http, accepted))
     choice = {
         "index": 0,
         "message": {"role": "assistant", "content": result.text, "refusal": None},
         "logprobs": None,
         "finish_reason": result.finish_reason,
     }
-    head = envelope(front, request, prefix="chatcmpl", kind="chat.completion")
+    head = envelope(front, accepted, prefix="chatcmpl", kind="chat.completion")
     return JSONResponse({**head, "choices": [choice], "usage": usage_of(result)})
 
 

@@ -33,11 +33,11 @@ async def completions(http: HttpRequest) -> Response:
     body = await read_json(http, CompletionBody, max_bytes=front.settings.max_body_bytes)
     check_stream_options(body)
     draft = Draft(prompt=body.prompt, sampling=body, max_tokens=body.max_tokens)
-    request = await accept(front, draft, caller=caller(http))
-    head = envelope(front, request, prefix="cmpl", kind="text_completion")
+    accepted = await accept(front, draft, caller=caller(http))
+    head = envelope(front, accepted, prefix="cmpl", kind="text_completion")
     if body.stream:
-        return stream_answer(front, request, CompletionRenderer(head, with_usage=wants_usage(body)))
-    result = check_not_cancelled(await wait_for_result(front, http, request))
+        return stream_answer(front, accepted, CompletionRenderer(head, with_usage=wants_usage(body)))
+    result = check_not_cancelled(await wait_for_result(front, http, accepted))
     choice = completion_choice(result.text, result.finish_reason)
     return JSONResponse({**head, "choices": [choice], "usage": usage_of(result)})
 

@@ -30,6 +30,6 @@ def _model(front: FrontDoor) -> dict[str, Any]:
         "object": "model",
         "created": int(front.started_unix),
         "owned_by": "local",
-        "root": front.settings.model_repo,
+        "root": front.public_model_repo,
         "max_model_len": front.settings.max_sequence_length,
     }

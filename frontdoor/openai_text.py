@@ -7,11 +7,12 @@ of routes.
 
 from typing import Any
 
+from frontdoor.accepting import Accepted
 from frontdoor.errors import Cancelled, FrontDoorError, InvalidRequest
 from frontdoor.events import data_frame, to_json
 from frontdoor.schemas import OpenAIFields
 from frontdoor.state import FrontDoor
-from spool import Request, Result, TokenRecord
+from spool import Result, TokenRecord
 
 DONE_FRAME = data_frame("[DONE]")
 
@@ -27,12 +28,12 @@ def usage_of(result: Result) -> dict[str, Any]:
     }
 
 
-def envelope(front: FrontDoor, request: Request, *, prefix: str, kind: str) -> dict[str, Any]:
+def envelope(front: FrontDoor, accepted: Accepted, *, prefix: str, kind: str) -> dict[str, Any]:
     """Return the members that an answer or every chunk of a stream begins with."""
     return {
-        "id": f"{prefix}-{request.id}",
+        "id": f"{prefix}-{accepted.id}",
         "object": kind,
-        "created": int(request.created_unix),
+        "created": int(accepted.created_unix),
         "model": front.model_name,
         "system_fingerprint": f"fp_{front.tokenizer.hash[:12]}",
     }
@@ -51,6 +52,8 @@ def check_not_cancelled(result: Result) -> Result:
 
 class ChunkRenderer:
     """Writes events as OpenAI chunks; the subclass says what a choice looks like."""
+
+    ends_at_reset = True
 
     def __init__(self, head: dict[str, Any], *, with_usage: bool) -> None:
         # Where usage comes in a chunk of its own, all others say that they have none.

@@ -1,7 +1,8 @@
-"""GET and DELETE /requests/{id}: fetch or cancel a request that was accepted earlier, by any front door.
+"""GET and DELETE /requests/{id} and GET /requests/{id}/stream: fetch, cancel or follow a request that was
+accepted earlier, by any front door.
 
 Ids are checked by pattern before anything else sees them; an id as the OpenAI routes write it is understood
-as well.
+as well. With keys, only the key that asked finds the request.
 """
 
 import re
@@ -10,12 +11,16 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 
-from frontdoor.errors import FrontDoorError, NotFound, Overloaded
-from frontdoor.generate import answer
-from frontdoor.state import FrontDoor, front_door
-from spool import CorruptRequest, Result, SpoolUnavailable
+from frontdoor.accepting import Accepted
+from frontdoor.answering import stream_answer
+from frontdoor.errors import InvalidRequest, Overloaded
+from frontdoor.events import EventStream
+from frontdoor.generate import NativeRenderer, answer, describe_place
+from frontdoor.lookup import Found, find_owned
+from frontdoor.state import FrontDoor, front_door, owner_of
+from spool import SpoolUnavailable
 
-_ID = re.compile(r"(?:chatcmpl-|cmpl-)?([0-9a-f]{32})")
+_INDEX = re.compile(r"[0-9]{1,9}")
 
 router = APIRouter(prefix="/requests/{request_id}")
 
@@ -24,8 +29,8 @@ router = APIRouter(prefix="/requests/{request_id}")
 async def get_request(http: HttpRequest, request_id: str) -> dict[str, Any]:
     """Return the result, or the state of a request that has none yet."""
     front = front_door(http)
-    found = _checked_id(request_id)
-    front.leavers.came_back(found)
+    found = find_owned(front.spool, request_id, owner=owner_of(http))
+    front.leavers.came_back(found.id)
     return _describe(front, found)
 
 
@@ -33,47 +38,50 @@ async def get_request(http: HttpRequest, request_id: str) -> dict[str, Any]:
 async def cancel_request(http: HttpRequest, request_id: str) -> dict[str, Any]:
     """Cancel a request; one that is done stays as it is."""
     front = front_door(http)
-    found = _checked_id(request_id)
-    front.leavers.came_back(found)
+    found = find_owned(front.spool, request_id, owner=owner_of(http))
+    front.leavers.came_back(found.id)
     try:
-        is_cancelled = front.spool.cancel(found)
+        is_cancelled = front.spool.cancel(found.id)
     except SpoolUnavailable as error:
         raise Overloaded(f"the request cannot be cancelled now: {error}") from error
-    return {"cancelled": is_cancelled, **_describe(front, found)}
+    after = find_owned(front.spool, found.id, owner=owner_of(http))
+    if found.result is None and after.result is not None:  # rank 0 was quicker than our own look
+        is_cancelled = after.result.finish_reason == "cancelled"
+    return {"cancelled": is_cancelled, **_describe(front, after)}
 
 
-def _checked_id(text: str) -> str:
-    match = _ID.fullmatch(text)
-    if match is None:
-        raise _unknown()
-    return match[1]
+@router.get("/stream")
+async def stream_request(http: HttpRequest, request_id: str) -> EventStream:
+    """Follow a request from any token on: after the one in Last-Event-ID, else from ?from=N, else from 0."""
+    front = front_door(http)
+    start = first_index(http.headers.get("last-event-id"), http.query_params.get("from"))
+    found = find_owned(front.spool, request_id, owner=owner_of(http))
+    accepted = Accepted(found.id, found.seed, found.created_unix, is_asker=False, is_first=False)
+    return stream_answer(front, accepted, NativeRenderer(found.seed), start=start)
 
 
-def _describe(front: FrontDoor, request_id: str) -> dict[str, Any]:
-    try:
-        state = front.spool.state(request_id)
-        result = front.spool.read_result(request_id) if state == "done" else None
-        position = front.spool.position(request_id) if state == "waiting" else None
-    except SpoolUnavailable as error:
-        raise Overloaded(f"the request cannot be looked up now: {error}") from error
-    except CorruptRequest as error:
-        raise FrontDoorError("the result of this request is damaged") from error
-    if state is None:
-        raise _unknown()
-    if result is not None:
-        return _finished(result)
-    described: dict[str, Any] = {"id": request_id, "state": state}
-    if position is not None:
-        described["position"] = position
+def first_index(last_event_id: str | None, from_index: str | None) -> int:
+    """Return the index of the first token to tell. The header wins: a browser's re-connect keeps the URL.
+
+    Raises:
+        InvalidRequest: no index.
+    """
+    if last_event_id:
+        return _index(last_event_id, "Last-Event-ID") + 1
+    return 0 if from_index is None else _index(from_index, "from")
+
+
+def _index(text: str, name: str) -> int:
+    if _INDEX.fullmatch(text) is None:
+        raise InvalidRequest(f"{name} must be the index of a token", param=name)
+    return int(text)
+
+
+def _describe(front: FrontDoor, found: Found) -> dict[str, Any]:
+    if found.result is None:
+        place = describe_place(front, found.id) if found.state == "waiting" else {}
+        return {"id": found.id, "state": found.state, **place}
+    described = {"state": "done", **answer(found.result)}
+    if found.result.error is not None:
+        described["error"] = found.result.error
     return described
-
-
-def _finished(result: Result) -> dict[str, Any]:
-    described = {"state": "done", **answer(result)}
-    if result.error is not None:
-        described["error"] = result.error
-    return described
-
-
-def _unknown() -> NotFound:
-    return NotFound("no such request, or its result is older than RESULT_RETENTION_HOURS")

@@ -3,6 +3,7 @@
 Holds the parts and starts and stops them; knows nothing of bodies, answers or routes.
 """
 
+import re
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,11 +11,17 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from config import Settings
+from config.model_path import is_folder_name
+from frontdoor.errors import InvalidRequest
+from frontdoor.forecast import Forecast
+from frontdoor.latencies import Latencies
 from frontdoor.leaving import Leavers
 from frontdoor.ring_status import RingStatus
 from frontdoor.waiting import Listener
 from prompts.tokenizer import PromptTokenizer
 from spool import Spool
+
+_IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
 
 
 @dataclass(frozen=True)
@@ -28,8 +35,17 @@ class FrontDoor:
     listener: Listener
     leavers: Leavers
     ring_status: RingStatus
+    forecast: Forecast
+    latencies: Latencies
     workers: ThreadPoolExecutor
     started_unix: float
+
+    @property
+    def public_model_repo(self) -> str:
+        """MODEL_REPO for strangers: the name alone, where it is a folder of this machine."""
+        settings = self.settings
+        is_folder = is_folder_name(settings.model_repo, settings.root)
+        return self.model_name if is_folder else settings.model_repo
 
     def start(self) -> None:
         """Begin to listen; needs the running event loop."""
@@ -56,9 +72,24 @@ class Caller:
     owner: str
     http_id: str
     request_id: str
+    idempotency_key: str | None = None
 
 
 def caller(http: Request) -> Caller:
-    """Return what the outer layers found out about this HTTP request."""
+    """Return what the outer layers found out about this HTTP request, and its Idempotency-Key.
+
+    Raises:
+        InvalidRequest: the key is none.
+    """
+    key = http.headers.get("idempotency-key")
+    if key is not None and _IDEMPOTENCY_KEY.fullmatch(key) is None:
+        raise InvalidRequest(
+            "Idempotency-Key must have 1 to 255 visible ASCII characters", param="Idempotency-Key"
+        )
     made_here = http.state.request_id if http.state.is_request_id_new else uuid.uuid4().hex
-    return Caller(str(http.state.owner), str(http.state.request_id), str(made_here))
+    return Caller(str(http.state.owner), str(http.state.request_id), str(made_here), key)
+
+
+def owner_of(http: Request) -> str:
+    """Return whose HTTP request this is; "" where no keys are asked for."""
+    return str(http.state.owner)

@@ -3,13 +3,15 @@ answered.
 
 Front doors use `Spool` (submit, cancel, look up, follow tokens), rank 0 uses `SpoolOwner` (claim, complete,
 recover). Files: folder.py (where things lie, what may be a spool), names.py, messages.py (Request, Result),
-token_log.py, doorbell.py (waking), sweep.py (age), errors.py, fsio.py (every system call). It never imports
-MLX and knows no HTTP.
+idempotency.py, token_log.py, doorbell.py (waking); for the owner by_hand.py (prompt files), results.py,
+quarantine.py, sweep.py (age); errors.py, fsio.py (every system call). It never imports MLX and knows no HTTP.
 """
 
+from spool.by_hand import HandDefaults
 from spool.doorbell import DOOR_PREFIX, RANK0, Doorbell, make_door_name, ring, ring_all
 from spool.errors import (
     CorruptRequest,
+    IdempotencyConflict,
     LogCut,
     SpoolError,
     SpoolFull,
@@ -19,13 +21,14 @@ from spool.errors import (
 )
 from spool.fsio import FileSystem
 from spool.messages import FinishReason, Request, Result, SamplingParams, Usage
-from spool.names import EntryName, check_id, is_id
+from spool.names import MAX_SOLO_CRASHES, EntryName, check_id, is_id
 from spool.owner import Claim, SpoolOwner
 from spool.spool import Depth, DiskLimits, Durability, Spool, State
 from spool.token_log import LogHeader, TokenLogReader, TokenLogWriter, TokenRecord, replay
 
 __all__ = [
     "DOOR_PREFIX",
+    "MAX_SOLO_CRASHES",
     "RANK0",
     "Claim",
     "CorruptRequest",
@@ -36,6 +39,8 @@ __all__ = [
     "EntryName",
     "FileSystem",
     "FinishReason",
+    "HandDefaults",
+    "IdempotencyConflict",
     "LogCut",
     "LogHeader",
     "Request",

@@ -1,12 +1,13 @@
 """What can go wrong in the spool, as one small tree.
 
 SpoolError
-├── SpoolRefused      the folder cannot be a spool here (other version, network file system, not ours)
-├── SpoolLocked       another process owns it
-├── SpoolFull         over a limit of the queue: come back later
-├── SpoolUnavailable  the disk or the system said no; what was being done may be tried again
-├── CorruptRequest    a request or result file that is not what its checksum says
-└── LogCut            a token log lost tokens that a reader had already seen
+├── SpoolRefused         the folder cannot be a spool here (other version, network file system, not ours)
+├── SpoolLocked          another process owns it
+├── SpoolFull            over a limit of the queue: come back later
+├── IdempotencyConflict  the key was used for another request body
+├── SpoolUnavailable     the disk or the system said no; what was being done may be tried again
+├── CorruptRequest       a request or result file that is not what its checksum says
+└── LogCut               a token log lost tokens that a reader had already seen
 
 Each class has the HTTP status and the stable code that a front door answers with. It knows nothing of HTTP
 beyond that.
@@ -70,6 +71,13 @@ class SpoolFull(SpoolError):
 
     status = 429
     code = "queue_full"
+
+
+class IdempotencyConflict(SpoolError):
+    """The idempotency key stands for a request with another body; nothing was accepted."""
+
+    status = 409
+    code = "idempotency_conflict"
 
 
 class SpoolUnavailable(SpoolError):

@@ -98,6 +98,7 @@ def open_folder(root: Path, fs: FileSystem, *, is_synced: bool) -> SpoolFolder:
     try:
         folder = SpoolFolder(fs.real_path(root))
         _check_file_system(folder.root, fs)
+        new_parents = [path for path in folder.root.parents if not fs.exists(path)]
         fs.make_parents(folder.root)
         fs.make_folder(folder.root)
         _check_version(folder.root, fs, is_synced=is_synced)
@@ -105,7 +106,9 @@ def open_folder(root: Path, fs: FileSystem, *, is_synced: bool) -> SpoolFolder:
             fs.make_folder(path)
             _check_private(path, folder.root, fs)
         if is_synced:
-            fs.sync_folder(folder.root)
+            # A sync covers what is in a folder, not the folder's own name in the one above.
+            for path in (folder.root, folder.root.parent, *(path.parent for path in new_parents)):
+                fs.sync_folder(path)
     except OSError as error:
         raise SpoolUnavailable.from_os_error(f"open the spool {root}", error) from error
     return folder

@@ -71,7 +71,11 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Request:
-    """One question. text or token_ids is there; token_ids count only with the tokenizer_hash they are of."""
+    """One question. text or token_ids is there; token_ids count only with the tokenizer_hash they are of.
+
+    With is_chat, text is a user's message that rank 0 puts into the chat template; else it is final.
+    client_id is what the client calls the request (X-Request-Id), for logs only.
+    """
 
     id: str
     params: SamplingParams
@@ -83,6 +87,8 @@ class Request:
     priority: int = 5
     created_unix: float = 0.0
     deadline_unix: float | None = None
+    is_chat: bool = False
+    client_id: str = ""
 
     def __post_init__(self) -> None:
         check_id(self.id)
@@ -94,14 +100,14 @@ class Request:
     def to_json(self) -> bytes:
         """The file's content. Raises ValueError for a number that JSON cannot hold (NaN)."""
         token_ids = None if self.token_ids is None else list(self.token_ids)
-        return _seal("request", {**vars(self), "params": self.params.to_body(), "token_ids": token_ids})
+        return seal("request", {**vars(self), "params": self.params.to_body(), "token_ids": token_ids})
 
     @classmethod
     def from_json(cls, data: bytes) -> Request:
         """Read what `to_json` made. Raises CorruptRequest."""
         return _make(
             cls,
-            _unseal("request", data),
+            unseal("request", data),
             {
                 "id": _text,
                 "params": SamplingParams.from_body,
@@ -113,6 +119,8 @@ class Request:
                 "priority": _integer,
                 "created_unix": _number,
                 "deadline_unix": _number_or_none,
+                "is_chat": _flag,
+                "client_id": _text,
             },
         )
 
@@ -133,7 +141,10 @@ class Usage:
 
 @dataclass(frozen=True)
 class Result:
-    """The one end of a request. error is {"code", "message", "status"} with finish_reason "error"."""
+    """The one end of a request. error is {"code", "message", "status"} with finish_reason "error".
+
+    owner and seed are the request's, for who may fetch it and for running it again.
+    """
 
     id: str
     model: str
@@ -144,6 +155,8 @@ class Result:
     performance: dict[str, Any]
     error: dict[str, Any] | None
     finished_unix: float
+    owner: str = ""
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         check_id(self.id)
@@ -152,23 +165,32 @@ class Result:
 
     @classmethod
     def failed(
-        cls, id: str, *, model: str, code: str, message: str, status: int = 500, finished_unix: float
+        cls,
+        id: str,
+        *,
+        model: str,
+        code: str,
+        message: str,
+        status: int = 500,
+        finished_unix: float,
+        owner: str = "",
+        seed: int | None = None,
     ) -> Result:
         """An answer that is an error."""
         error = {"code": code, "message": message, "status": status}
-        return cls(id, model, "", (), "error", Usage(), {}, error, finished_unix)
+        return cls(id, model, "", (), "error", Usage(), {}, error, finished_unix, owner, seed)
 
     def to_json(self) -> bytes:
         """The file's content. Raises ValueError for a number that JSON cannot hold (NaN)."""
         body = {**vars(self), "token_ids": list(self.token_ids), "usage": vars(self.usage)}
-        return _seal("result", body)
+        return seal("result", body)
 
     @classmethod
     def from_json(cls, data: bytes) -> Result:
         """Read what `to_json` made. Raises CorruptRequest."""
         return _make(
             cls,
-            _unseal("result", data),
+            unseal("result", data),
             {
                 "id": _text,
                 "model": _text,
@@ -179,11 +201,14 @@ class Result:
                 "performance": _object,
                 "error": _error_or_none,
                 "finished_unix": _number,
+                "owner": _text,
+                "seed": _integer_or_none,
             },
         )
 
 
-def _seal(kind: str, body: dict[str, Any]) -> bytes:
+def seal(kind: str, body: dict[str, Any]) -> bytes:
+    """A file's content. Raises ValueError for a number that JSON cannot hold (NaN)."""
     inner = json.dumps(body, separators=(",", ":"), allow_nan=False).encode("ascii")
     return b'{"version":%d,"kind":"%s","crc32":"%08x","body":%s}\n' % (
         VERSION,
@@ -193,7 +218,8 @@ def _seal(kind: str, body: dict[str, Any]) -> bytes:
     )
 
 
-def _unseal(kind: str, data: bytes) -> dict[str, Any]:
+def unseal(kind: str, data: bytes) -> dict[str, Any]:
+    """The body of a file that `seal` made. Raises CorruptRequest."""
     match = _FILE.fullmatch(data)
     if match is None:
         raise CorruptRequest(f"not a {kind} file")
@@ -236,6 +262,14 @@ def _text_or_none(value: Any) -> str | None:
 
 def _integer(value: Any) -> int:
     return value if type(value) is int else _wrong("a whole number")
+
+
+def _integer_or_none(value: Any) -> int | None:
+    return None if value is None else _integer(value)
+
+
+def _flag(value: Any) -> bool:
+    return value if isinstance(value, bool) else _wrong("true or false")
 
 
 def _number(value: Any) -> float:

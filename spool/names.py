@@ -1,8 +1,13 @@
 """Names: request ids, the names of waiting and active files, and the clock that orders them.
 
-    incoming/{priority}-{time_ns:020d}-{id}.json             first attempt
-    incoming/{priority}-{time_ns:020d}-{id}.{attempt}.json   put back by a recovery; the next attempt's number
-    active/{priority}-{time_ns:020d}-{id}.{attempt}.json
+    incoming/{priority}-{time_ns:020d}-{id}.json                                          first attempt
+    incoming/{priority}-{time_ns:020d}-{id}.{attempt}[.s{crashes}].json                   put back
+    active/{priority}-{time_ns:020d}-{id}.{attempt}[.s{crashes}][.t{tokens}][.solo].json  claimed
+
+    .s{crashes}  a suspect: its owner died while it was active and it made no new token; how many of these
+                 deaths came while it ran alone
+    .t{tokens}   the tokens in its log when it was claimed (or marked solo), if any: "new" is what came since
+    .solo        it runs alone
 
 `time_ns` is max(last + 1, now) within a process, so a clock that jumps back reorders nothing that one
 process accepted. Sorting names as text sorts by priority, then time. It knows nothing of files' content.
@@ -17,7 +22,12 @@ from dataclasses import dataclass, replace
 
 MAX_ATTEMPT = 999_999
 _ID = re.compile(r"[0-9a-f]{32}")
-_NAME = re.compile(r"([0-9])-([0-9]{20})-([0-9a-f]{32})(?:\.([1-9][0-9]{0,5}))?\.json")
+_ID_START = len("5-") + 20 + len("-")
+MAX_SOLO_CRASHES = 3  # so many and the request is poison
+_NAME = re.compile(
+    r"([0-9])-([0-9]{20})-([0-9a-f]{32})"
+    r"(?:\.([1-9][0-9]{0,5}))?(?:\.s([0-9]))?(?:\.t([1-9][0-9]{0,8}))?(\.solo)?\.json"
+)
 
 
 def is_id(text: str) -> bool:
@@ -32,6 +42,11 @@ def check_id(text: str) -> str:
     return text
 
 
+def id_of(name: str) -> str:
+    """The id in a name that `is_entry_name`; much cheaper than `EntryName.parse`."""
+    return name[_ID_START : _ID_START + 32]
+
+
 def is_entry_name(name: str) -> bool:
     """Whether `EntryName.parse` would read it; much cheaper."""
     return _NAME.fullmatch(name) is not None
@@ -39,12 +54,20 @@ def is_entry_name(name: str) -> bool:
 
 @dataclass(frozen=True)
 class EntryName:
-    """The name of a request's file while it waits or is worked on. attempt counts claims, from 1."""
+    """The name of a request's file while it waits or is worked on.
+
+    attempt counts claims, from 1. num_tokens and is_solo are of an active file; num_solo_crashes is more than
+    0 for a suspect only.
+    """
 
     priority: int
     time_ns: int
     id: str
     attempt: int = 1
+    is_suspect: bool = False
+    num_solo_crashes: int = 0
+    num_tokens: int = 0
+    is_solo: bool = False
 
     @classmethod
     def parse(cls, name: str) -> EntryName | None:
@@ -52,25 +75,57 @@ class EntryName:
         match = _NAME.fullmatch(name)
         if match is None:
             return None
-        return cls(int(match[1]), int(match[2]), match[3], int(match[4] or 1))
+        return cls(
+            int(match[1]),
+            int(match[2]),
+            match[3],
+            attempt=int(match[4] or 1),
+            is_suspect=match[5] is not None,
+            num_solo_crashes=int(match[5] or 0),
+            num_tokens=int(match[6] or 0),
+            is_solo=match[7] is not None,
+        )
 
     @property
     def waiting(self) -> str:
         """The name in incoming/."""
-        return f"{self._stem}.json" if self.attempt == 1 else self.active
+        is_first = self.attempt == 1 and not self.is_suspect
+        return f"{self._stem}.json" if is_first else f"{self._stem}.{self.attempt}{self._suspicion}.json"
 
     @property
     def active(self) -> str:
         """The name in active/."""
-        return f"{self._stem}.{self.attempt}.json"
+        tokens = f".t{self.num_tokens}" if self.num_tokens else ""
+        solo = ".solo" if self.is_solo else ""
+        return f"{self._stem}.{self.attempt}{self._suspicion}{tokens}{solo}.json"
 
     @property
     def _stem(self) -> str:
         return f"{self.priority}-{self.time_ns:020d}-{self.id}"
 
-    def next_attempt(self) -> EntryName:
-        """The same request, to be claimed once more."""
-        return replace(self, attempt=min(self.attempt + 1, MAX_ATTEMPT))
+    @property
+    def _suspicion(self) -> str:
+        return f".s{self.num_solo_crashes}" if self.is_suspect else ""
+
+    def put_back(self, num_tokens: int) -> EntryName:
+        """The same request, waiting again; a new token clears it of suspicion. num_tokens: in its log now."""
+        back = replace(self, num_tokens=0, is_solo=False)
+        if num_tokens > self.num_tokens:
+            back = replace(back, is_suspect=False, num_solo_crashes=0)
+        return back
+
+    def after_crash(self, num_tokens: int, *, has_run: bool) -> EntryName:
+        """The same request, waiting for its next attempt after its owner died. num_tokens: in its log now.
+
+        Without a new token it is a suspect, if it was among those that ran; if it ran alone, the death
+        counts. A log that is shorter than it was tells of a power cut, which is no request's fault.
+        """
+        back = replace(self.put_back(num_tokens), attempt=min(self.attempt + 1, MAX_ATTEMPT))
+        if num_tokens > self.num_tokens or not has_run:
+            return back
+        is_proven = self.is_solo and num_tokens == self.num_tokens
+        num_solo_crashes = min(self.num_solo_crashes + is_proven, MAX_SOLO_CRASHES)
+        return replace(back, is_suspect=True, num_solo_crashes=num_solo_crashes)
 
 
 class NameClock:

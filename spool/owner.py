@@ -1,13 +1,19 @@
 """SpoolOwner: the spool as rank 0 sees it, the one process that holds its lock. Claim, complete, recover,
 sweep.
 
-    acquire ─ recover ─┬─ claim:     incoming/ → active/ (rename)
-                       ├─ complete:  tmp/ → done/ (link: never a second answer), then the claim is removed
-                       └─ put_back:  active/ → incoming/, the same attempt (drain)
+    acquire ─ recover ─┬─ claim:     a second name, in active/ (link); the one in incoming/ stays
+                       ├─ complete:  tmp/ → done/ (link: never a second answer), then both names are removed
+                       └─ put_back:  the name in active/ is removed, the attempt not counted (drain)
 
-Whatever dies in between, `recover` finds a request either answered (its claim is only cleaned up) or not
-(it goes back to incoming/ with the next attempt number). This room knows nothing of sequences, sampling or
-HTTP.
+The name in incoming/ is what was synced when the request was accepted, so a claim needs no sync: whatever a
+power cut leaves of active/, the request is still there. Whatever dies in between, `recover` finds a request
+either answered (its names are only cleaned up) or not (its name in incoming/ becomes that of the next
+attempt: link, sync, unlink).
+
+A request that may have brought its owner down is a suspect: it was active and made no new token. It should
+run alone (`mark_solo`) until it has one; what dies while it is alone counts against it and against nobody
+else, and a new token clears it. The counts are in the files' names (names.py), so they live as long as the
+request. This room knows nothing of sequences, sampling or HTTP.
 """
 
 from __future__ import annotations
@@ -17,17 +23,20 @@ import logging
 import os
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from spool.by_hand import HandDefaults, HandPrompts
 from spool.doorbell import DOOR_PREFIX, RANK0, Doorbell, ring_all
-from spool.errors import DISK_FULL, CorruptRequest, SpoolError, SpoolLocked, SpoolUnavailable, system_trouble
+from spool.errors import CorruptRequest, SpoolError, SpoolLocked, SpoolUnavailable, system_trouble
 from spool.fsio import NotPlainFile
 from spool.messages import Request, Result
-from spool.names import EntryName, check_id, is_entry_name, is_id
+from spool.names import MAX_SOLO_CRASHES, EntryName, check_id, is_entry_name, is_id
+from spool.quarantine import Quarantine
+from spool.results import ResultWriter, make_failed
 from spool.spool import MAX_REQUEST_BYTES, Spool
 from spool.sweep import sweep
-from spool.token_log import LogHeader, TokenLogWriter
+from spool.token_log import LogHeader, TokenLogWriter, read_log
 
 _MAX_NOTE_BYTES = 64
 _log = logging.getLogger(__name__)
@@ -35,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Claim:
-    """A request that is ours to answer. attempt counts claims, from 1; waited_s is since it was accepted."""
+    """A request that is ours to answer. waited_s is since it was accepted."""
 
     request: Request
     name: EntryName
@@ -43,21 +52,42 @@ class Claim:
 
     @property
     def attempt(self) -> int:
-        """Which try this is."""
+        """Which try this is: counts claims, from 1."""
         return self.name.attempt
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it was active in a life that crashed and made no new token since: it should run alone."""
+        return self.name.is_suspect
+
+    @property
+    def num_solo_crashes(self) -> int:
+        """How many lives in a row crashed while it ran alone, without a new token."""
+        return self.name.num_solo_crashes
+
+    @property
+    def is_poison(self) -> bool:
+        """Whether it has crashed alone so often that it must fail instead of running."""
+        return self.name.num_solo_crashes >= MAX_SOLO_CRASHES
 
 
 class SpoolOwner:
     """Holds the lock from `acquire` to `close`. Used by one thread."""
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: Spool, hand_defaults: HandDefaults | None = None) -> None:
+        """
+        Args:
+            hand_defaults: what prompt files dropped by hand need not say; without it they are quarantined.
+        """
         self.spool = spool
         self._fs = spool.fs
         self._folder = spool.folder
         self._lock_fd: int | None = None
         self._is_recovered = False
         self._claims: dict[str, Claim] = {}
-        self._immovable: set[Path] = set()  # foreign things that cannot even be moved: told once
+        self._results = ResultWriter(spool)
+        self._quarantine = Quarantine(spool)
+        self._by_hand = HandPrompts(spool, self._quarantine, hand_defaults)
 
     def acquire(self) -> None:
         """Take the lock. Raises SpoolLocked, which names the holder."""
@@ -68,12 +98,13 @@ class SpoolOwner:
             raise SpoolLocked(str(self._folder.root), self._read_number(self._folder.lock))
         with contextlib.suppress(OSError):  # a note to people: a full disk must not stop us here
             self._fs.overwrite(self._lock_fd, b"%d\n" % os.getpid())
-        self.restore_ballast()
+        self._results.restore_ballast()
 
     def close(self) -> None:
         """Give the lock back. What is claimed stays in active/ for the next owner's `recover`."""
         if self._lock_fd is not None:
-            self._fs.close(self._lock_fd)
+            with contextlib.suppress(OSError):  # the descriptor is gone all the same
+                self._fs.close(self._lock_fd)
             self._lock_fd = None
         self._is_recovered = False
         self._claims.clear()
@@ -90,20 +121,20 @@ class SpoolOwner:
         """Put back what an earlier owner left unanswered; the ids in order. Once, before the first claim."""
         assert self._lock_fd is not None, "recover without the lock"
         assert not self._claims, "recover with claims"
-        put_back: list[str] = []
-        for text in sorted(self.spool.names(self._folder.active)):
-            name = EntryName.parse(text)
-            if name is None:
-                self._quarantine(self._folder.active / text, "not a name of ours")
-            elif self._is_answered(name.id):
-                with system_trouble("recover a request"):
-                    self._sync_done()  # its owner may have died before it could
-                self._remove_claim(name)
-            else:
-                self._move("recover a request", self._folder.active / text, name.next_attempt())
-                put_back.append(name.id)
+        unanswered: list[EntryName] = []
+        with system_trouble("recover a request"):
+            self._results.sync()  # an earlier owner may have died before it could
+            for text in sorted(self.spool.names(self._folder.active)):
+                name = EntryName.parse(text)
+                if name is None or name.active != text:
+                    self._quarantine.take(self._folder.active / text, "not a name of ours")
+                elif self._is_answered(name.id):
+                    self._remove_claim(name)
+                else:
+                    unanswered.append(name)
+            self._requeue(_judge([(name, self._num_logged(name.id)) for name in unanswered]))
         self._is_recovered = True
-        return put_back
+        return [name.id for name in unanswered]
 
     def next_epoch(self) -> int:
         """Begin a new life of the ring: a number larger than all before it."""
@@ -155,19 +186,36 @@ class SpoolOwner:
         """
         if result.id != claim.request.id:
             raise ValueError("the result is of another request")
+        name = self._claims.get(result.id, claim).name
         with system_trouble("write a result"):
-            if not self._fs.exists(self._folder.active / claim.name.active):
+            if not self._fs.exists(self._folder.active / name.active):
                 message = "the request's file was deleted while it ran"
-                result = _failed(result.id, result.model, "lost", message)
-            is_first = self._publish_with_ballast(result)
-        self._remove_claim(claim.name)
+                result = make_failed(result.id, claim.request, "lost", message)
+            is_first = self._results.publish(result)
+        self._remove_claim(name)
         self._claims.pop(result.id, None)
         return is_first
 
     def put_back(self, claim: Claim) -> None:
         """Return a claim unanswered, the attempt not counted: for a drain. Its token log stays."""
-        self._move("put a request back", self._folder.active / claim.name.active, claim.name)
-        self._claims.pop(claim.request.id, None)
+        id = claim.request.id
+        name = self._claims.get(id, claim).name
+        with system_trouble("put a request back"):
+            self._requeue([(name, name.put_back(self._num_logged(id)))])
+        self._claims.pop(id, None)
+
+    def mark_solo(self, claim: Claim) -> Claim:
+        """Note that a suspect runs alone from here on; the claim as it is now (the old one works as well).
+
+        Until a new token is in its log, or it ended, nothing else may run: if the ring goes down meanwhile,
+        this request alone is held to have done it. Raises SpoolUnavailable.
+        """
+        name = self._claims[claim.request.id].name
+        solo = replace(name, is_solo=True, num_tokens=self._num_logged(name.id))
+        with system_trouble("mark a request"), contextlib.suppress(FileNotFoundError):
+            self._fs.rename(self._folder.active / name.active, self._folder.active / solo.active)
+        self._claims[name.id] = replace(claim, name=solo)
+        return self._claims[name.id]
 
     def cancelled(self) -> set[str]:
         """The ids that someone wants stopped, claimed or not."""
@@ -193,55 +241,39 @@ class SpoolOwner:
     def sweep(self, now: float, retention_seconds: float) -> int:
         """Remove what is older than the retention, and leftovers; how many. `now` is in Unix seconds."""
         assert self._is_recovered, "sweep before recover"
-        self.restore_ballast()
+        self._results.restore_ballast()
         return sweep(self.spool, now, retention_seconds)
 
-    def restore_ballast(self) -> None:
-        """Set space aside for results, if it is not and there is plenty."""
-        path, fresh, limits = self._folder.ballast, self._folder.tmp / "ballast", self.spool.disk
-        with contextlib.suppress(OSError):  # later: submit asks for this much more space meanwhile
-            space = self._fs.disk_space(self._folder.root)
-            if self._fs.exists(path) or space.num_free_bytes < limits.min_free_bytes + limits.ballast_bytes:
-                return
-            self._fs.unlink(fresh)
-            # Random bytes: neither compression nor sparse files may make them smaller than they look.
-            self._fs.write_new(fresh, os.urandom(limits.ballast_bytes), is_synced=True)
-            self._fs.rename(fresh, path)
-
     def _waiting(self) -> Iterator[EntryName]:
-        """The queue in order. What does not belong there is moved out of the way, once."""
+        """The queue in order. What else lies there is taken in or moved out of the way."""
         ours: list[str] = []
+        foreign: list[str] = []
         for text in self.spool.names(self._folder.incoming):
-            if is_entry_name(text):
-                ours.append(text)
+            (ours if is_entry_name(text) else foreign).append(text)
+        self._by_hand.take_in(foreign)
+        for text in sorted(ours):
+            name = EntryName.parse(text)
+            if name is not None and name.waiting == text:
+                yield name
             else:
-                self._take_in_foreign(text)
-        return filter(None, map(EntryName.parse, sorted(ours)))
-
-    def _take_in_foreign(self, text: str) -> None:
-        """Deal with a file that no front door wrote.
-
-        This is the place for prompt files dropped in by hand ("<anything>.json" with {"prompt": …}): make a
-        Request of one, publish it under a name of ours, then remove it. A file that is still being copied
-        must be waited for.
-        """
-        self._quarantine(self._folder.incoming / text, "not a name of ours")
+                self._quarantine.take(self._folder.incoming / text, "not a name of ours")
 
     def _take(self, name: EntryName) -> Claim | None:
-        """Claim one file; None when it is gone, answered, a duplicate or damaged."""
+        """Claim one file; None when it is ours already, gone, answered, a duplicate or damaged."""
         path = self._folder.incoming / name.waiting
+        if name.id in self._claims:  # this is its name, or a second one, that goes after its end
+            return None
         try:
-            if name.id in self._claims:
-                self._quarantine(path, "a second file of a request that is being worked on")
-                return None
-            if self._fs.exists(self._folder.result(name.id)):
-                self._sync_done()
+            if self._is_answered(name.id):
+                self._results.sync()
                 self._fs.unlink(path)
                 return None
             request = Request.from_json(self._fs.read(path, MAX_REQUEST_BYTES))
             if request.id != name.id:
                 raise CorruptRequest("the id in the file is not the one in its name")
-            self._fs.rename(path, self._folder.active / name.active)
+            name = replace(name, num_tokens=self._num_logged(name.id))
+            with contextlib.suppress(FileExistsError):  # could not be removed when it was answered
+                self._fs.link(path, self._folder.active / name.active)
         except FileNotFoundError:
             return None
         except (CorruptRequest, NotPlainFile) as error:
@@ -255,94 +287,60 @@ class SpoolOwner:
 
     def _fail_corrupt(self, name: EntryName, path: Path, reason: str) -> None:
         """Answer first, then move the file away: dying in between, the answer is found."""
-        if path in self._immovable:
+        if self._quarantine.is_immovable(path):
             return
         with system_trouble("write a result"):
-            self._publish_with_ballast(
-                _failed(name.id, "", "corrupt", "the request's file was damaged in the spool")
-            )
-        self._quarantine(path, reason)
+            message = "the request's file was damaged in the spool"
+            self._results.publish(make_failed(name.id, None, "corrupt", message))
+        self._quarantine.take(path, reason)
         self.clear_cancel(name.id)
-
-    def _quarantine(self, path: Path, reason: str) -> None:
-        """Move something into bad/ under a name that is free, as it is and whatever it is."""
-        if path in self._immovable:
-            return
-        stem = os.fsdecode(os.fsencode(path.name)[:180])
-        try:
-            self._fs.rename(path, self._folder.bad / f"{stem}.{self.spool.clock.next_ns()}")
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            self._immovable.add(path)
-            _log.error(
-                "%a in %s/ is foreign (%s) and cannot be moved: %s",
-                path.name,
-                path.parent.name,
-                reason,
-                error,
-            )
-            return
-        _log.warning("moved %a from %s/ to bad/: %s", path.name, path.parent.name, reason)
 
     def _is_answered(self, id: str) -> bool:
         """Whether a whole result is there. A damaged one is put aside, and the request runs again."""
         try:
             return self.spool.read_result(id) is not None
         except CorruptRequest as error:
-            self._quarantine(self._folder.result(id), str(error))
+            self._quarantine.take(self._folder.result(id), str(error))
             return False
 
-    def _move(self, doing: str, path: Path, name: EntryName) -> None:
+    def _num_logged(self, id: str) -> int:
+        """How many tokens a request has; none where its log cannot be read, which clears nobody."""
+        with contextlib.suppress(SpoolUnavailable):
+            return len(read_log(self._folder.stream / id, self._fs).records)
+        return 0
+
+    def _requeue(self, moves: list[tuple[EntryName, EntryName]]) -> None:
+        """Let claimed requests wait again under their new names, sure to stay before the old ones go."""
+        moves = [(name, back) for name, back in moves if self._has_waiting_name(name, back)]
+        if moves and self.spool.is_synced:
+            self._fs.sync_folder(self._folder.incoming)
+        for name, back in moves:
+            if name.waiting != back.waiting:
+                self._fs.unlink(self._folder.incoming / name.waiting)
+            self._fs.unlink(self._folder.active / name.active)
+        if moves and self.spool.is_synced:
+            with contextlib.suppress(OSError):  # a power cut might make a crash count once more, no worse
+                self._fs.sync_folder(self._folder.active)
+
+    def _has_waiting_name(self, name: EntryName, back: EntryName) -> bool:
+        """Make a claimed request's name in incoming/; False where someone deleted the file in active/."""
         try:
-            self._fs.rename(path, self._folder.incoming / name.waiting)
+            self._fs.link(self._folder.active / name.active, self._folder.incoming / back.waiting)
+        except FileExistsError:  # the name it never lost, or an owner died here before
+            return True
         except FileNotFoundError:
-            _log.warning("cannot %s: the file of %s is gone", doing, name.id)
-        except OSError as error:
-            raise SpoolUnavailable.from_os_error(doing, error) from error
+            _log.warning("the active file of request %s was deleted; it waits as it did", name.id)
+            return False
+        return True
 
     def _remove_claim(self, name: EntryName) -> None:
         """The answer is there: what is left of the request goes, now or at the next recovery."""
         try:
+            self._fs.unlink(self._folder.incoming / name.waiting)
             self._fs.unlink(self._folder.active / name.active)
         except OSError as error:
             _log.warning("the claim of %s could not be removed: %s", name.id, error)
         self.clear_cancel(name.id)
-
-    def _publish_with_ballast(self, result: Result) -> bool:
-        try:
-            return self._publish(result)
-        except OSError as error:
-            if error.errno not in DISK_FULL or not self._fs.unlink(self._folder.ballast):
-                raise
-            _log.warning("the disk is full: the ballast was released to write a result")
-            return self._publish(result)
-
-    def _publish(self, result: Result) -> bool:
-        """Link a finished file into done/; False when a result is there already."""
-        target = self._folder.result(result.id)
-        temporary = self._folder.tmp / f"{result.id}.result"
-        try:
-            self._fs.unlink(temporary)
-            self._fs.write_new(temporary, result.to_json(), is_synced=self.spool.is_synced)
-            is_first = self._link(temporary, target)
-            self._sync_done()
-        finally:
-            with contextlib.suppress(OSError):
-                self._fs.unlink(temporary)
-        return is_first
-
-    def _link(self, source: Path, target: Path) -> bool:
-        try:
-            self._fs.link(source, target)
-        except FileExistsError:
-            return False
-        return True
-
-    def _sync_done(self) -> None:
-        """Make results sure to stay, before the files of their requests go."""
-        if self.spool.is_synced:
-            self._fs.sync_folder(self._folder.done)
 
     def _read_number(self, path: Path) -> int | None:
         try:
@@ -351,5 +349,12 @@ class SpoolOwner:
             return None
 
 
-def _failed(id: str, model: str, code: str, message: str) -> Result:
-    return Result.failed(id, model=model, code=code, message=message, finished_unix=time.time())
+def _judge(entries: list[tuple[EntryName, int]]) -> list[tuple[EntryName, EntryName]]:
+    """How each request waits after a crash; entries are names with the tokens in their logs.
+
+    While one ran alone and had no new token, the others did not run. It comes last: a death half way
+    through the requeueing must still find it.
+    """
+    alone = [name for name, num_tokens in entries if name.is_solo and num_tokens <= name.num_tokens]
+    entries = sorted(entries, key=lambda entry: entry[0] in alone)
+    return [(name, name.after_crash(num, has_run=not alone or name in alone)) for name, num in entries]

@@ -1,12 +1,13 @@
 """Spool: the file queue as a front door sees it. Submit, cancel and look up; any number of processes at once.
 
-A request is one file. It is accepted when it has been renamed into incoming/ (and, with durability "power",
-both are on the disk); from then on it ends in exactly one done/{id}.json, whatever dies. What rank 0 does
-with it (claim, complete, recover) is `SpoolOwner` in owner.py. This room knows nothing of HTTP, models or
-tokens.
+A request is one file. It is accepted when it has been linked into incoming/ (and, with durability "power",
+both are on the disk); from then on it ends in exactly one done/{id}.json, whatever dies. Its name in
+incoming/ stays until then: it is the one that is sure to be on the disk. A second name in active/ says that
+rank 0 works on it. What rank 0 does with it (claim, complete, recover) is `SpoolOwner` in owner.py. This
+room knows nothing of HTTP, models or tokens.
 
 A look-up has no index to ask: it scans in the order done, active, incoming, and once more, because a
-request may be renamed ahead of the scan.
+request may move on ahead of the scan.
 """
 
 from __future__ import annotations
@@ -14,19 +15,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from spool.doorbell import RANK0, Doorbell, ring
-from spool.errors import CorruptRequest, SpoolFull, SpoolUnavailable
+from spool.errors import CorruptRequest, SpoolFull, SpoolUnavailable, system_trouble
 from spool.folder import SpoolFolder, open_folder
 from spool.fsio import FileSystem, NotPlainFile
+from spool.idempotency import KeyRecord, Keys, check_same, hash_body
 from spool.messages import Request, Result
-from spool.names import EntryName, NameClock, check_id, is_entry_name
+from spool.names import EntryName, NameClock, check_id, id_of, is_entry_name
 from spool.token_log import TokenLogReader
 
 Durability = Literal["power", "process"]
@@ -77,6 +80,7 @@ class Spool:
         self.max_bytes = max_bytes
         self.disk = disk
         self.clock = NameClock()
+        self._keys = Keys(folder, fs, is_synced=is_synced)
         self._admission_lock = threading.Lock()
         self._num_admitted = 0
         self._num_admitted_bytes = 0
@@ -113,17 +117,34 @@ class Spool:
             disk=disk or DiskLimits(),
         )
 
-    def submit(self, request: Request) -> None:
+    def submit(
+        self, request: Request, idempotency_key: str | None = None, *, body_hash: str | None = None
+    ) -> str:
         """Accept a request: when this returns it will be answered, whatever dies. Wakes rank 0.
+
+        Args:
+            idempotency_key: of the request's owner. Asked again under it, the first request is the one.
+            body_hash: of what the client sent; without it, of the request's fields but its seed.
+
+        Returns:
+            The id that counts: the request's, or that of the first one under this key.
 
         Raises:
             SpoolFull: over the count or byte limit.
-            SpoolUnavailable: too little disk, or the disk or system said no. Nothing was accepted.
+            IdempotencyConflict: the key was used with another body.
+            SpoolUnavailable: too little disk, or the disk or system said no. Nothing was accepted; with a
+                key, ask again to find out.
+            CorruptRequest: the disk damaged the record of the key.
         """
-        data = request.to_json()
-        with self._admission(len(data)):
-            self._publish(EntryName(request.priority, self.clock.next_ns(), request.id), data)
+        if idempotency_key is None:
+            name, data = EntryName(request.priority, self.clock.next_ns(), request.id), request.to_json()
+            with self._admission(len(data)):
+                self._publish(name, data, is_shared=False)
+        else:
+            path = self._keys.path(request.owner, idempotency_key)
+            name = self._submit_once(request, path, body_hash or hash_body(request))
         ring(self.folder.bell, RANK0, self.fs)
+        return name.id
 
     def cancel(self, id: str) -> bool:
         """Ask for a request to be stopped. False when there is nothing to stop: unknown or done."""
@@ -188,8 +209,14 @@ class Spool:
     def position(self, id: str) -> int | None:
         """How many requests will be claimed before this one; None when it does not wait."""
         check_id(id)
-        waiting = sorted(filter(is_entry_name, self.names(self.folder.incoming)))
+        waiting = sorted(self._waiting_names())
         return next((place for place, name in enumerate(waiting) if id in name), None)
+
+    def make_sure(self) -> None:
+        """Put on the disk what a process did that may have died before it could. Raises OSError."""
+        if self.is_synced:
+            for folder in (self.folder.idem, self.folder.incoming, self.folder.active, self.folder.done):
+                self.fs.sync_folder(folder)
 
     def names(self, folder: Path) -> list[str]:
         """List one of the spool's folders. Raises SpoolUnavailable."""
@@ -197,6 +224,12 @@ class Spool:
             return self.fs.names(folder)
         except OSError as error:
             raise SpoolUnavailable.from_os_error(f"list {folder.name}/", error) from error
+
+    def _waiting_names(self) -> list[str]:
+        """The files of requests that wait and that nobody works on."""
+        active = set(map(id_of, filter(is_entry_name, self.names(self.folder.active))))
+        names = filter(is_entry_name, self.names(self.folder.incoming))
+        return [name for name in names if id_of(name) not in active]
 
     def _find(self, folder: Path, id: str) -> bool:
         return any(id in name and is_entry_name(name) for name in self.names(folder))
@@ -258,9 +291,9 @@ class Spool:
     def _measure_waiting(self) -> dict[str, int]:
         """Sizes of the waiting files; only new names are asked for. The admission lock is held."""
         known: dict[str, int] = {}
-        for name in self.names(self.folder.incoming):
+        for name in self._waiting_names():
             size = self._sizes.get(name)
-            if size is None and is_entry_name(name):
+            if size is None:
                 with contextlib.suppress(OSError):  # claimed meanwhile
                     size = self.fs.stat(self.folder.incoming / name).st_size
             if size is not None:
@@ -268,23 +301,50 @@ class Spool:
         self._sizes = known
         return known
 
-    def _publish(self, name: EntryName, data: bytes) -> None:
-        """Make the request's file appear whole in incoming/, or not at all."""
-        temporary = self.folder.tmp / f"{os.getpid()}-{name.waiting}"
+    def _submit_once(self, request: Request, path: Path, body_hash: str) -> EntryName:
+        """Accept the first request under a key; the name of that one."""
+        with system_trouble("look up an idempotency key"):
+            record = self._keys.find(path)
+        if record is not None:
+            check_same(record, body_hash)
+            if self.state(record.id) is not None:
+                with system_trouble("accept a request"):
+                    self.make_sure()
+                return record.name
+        name = EntryName(request.priority, self.clock.next_ns(), request.id)
+        with self._admission(len(request.to_json())):
+            with system_trouble("write an idempotency key"):
+                record = self._keys.take(path, record or KeyRecord(name, body_hash))
+            check_same(record, body_hash)
+            first = replace(request, id=record.id)
+            self._publish(record.name, first.to_json(), is_shared=True)
+        return record.name
+
+    def _publish(self, name: EntryName, data: bytes, *, is_shared: bool) -> None:
+        """Make the request's file appear whole in incoming/, or not at all.
+
+        A shared name is that of a key: whoever links it first publishes for all, and nobody may take it
+        back, because another may have told its client already.
+        """
+        temporary = self.folder.tmp / f"{os.getpid()}-{secrets.token_hex(8)}"
         try:
             self.fs.write_new(temporary, data, is_synced=self.is_synced)
-            self.fs.rename(temporary, self.folder.incoming / name.waiting)
+            with contextlib.suppress(FileExistsError):
+                self.fs.link(temporary, self.folder.incoming / name.waiting)
             if self.is_synced:
                 self.fs.sync_folder(self.folder.incoming)
         except OSError as error:
-            self._withdraw(temporary, name)
+            if not is_shared:
+                self._withdraw(name)
             raise SpoolUnavailable.from_os_error("accept a request", error) from error
+        finally:
+            with contextlib.suppress(OSError):
+                self.fs.unlink(temporary)
 
-    def _withdraw(self, temporary: Path, name: EntryName) -> None:
+    def _withdraw(self, name: EntryName) -> None:
         """Undo a submit that failed half way. Where rank 0 was quicker, nobody waits for the answer."""
         try:
-            is_unpublished = self.fs.unlink(temporary)
-            if not is_unpublished and not self.fs.unlink(self.folder.incoming / name.waiting):
-                self.cancel(name.id)
+            self.fs.unlink(self.folder.incoming / name.waiting)
+            self.cancel(name.id)
         except (OSError, SpoolUnavailable) as error:
             _log.warning("request %s was refused, but its file could not be removed: %s", name.id, error)

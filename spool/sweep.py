@@ -1,8 +1,8 @@
 """Housekeeping: what may go from the spool, by age. Only rank 0 sweeps, between steps.
 
-A result and its token log go when the result is older than the retention, the log first. What still waits
-or is worked on is never touched, nor is anything young. Ages are by the files' own times, against the `now`
-that the caller believes in.
+A result and its token log go when the result is older than the retention, the log first, and with them the
+idempotency key they had. What still waits or is worked on is never touched, nor is anything young. Ages are
+by the files' own times, against the `now` that the caller believes in.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from spool.names import EntryName, is_id
+from spool.errors import CorruptRequest, system_trouble
+from spool.idempotency import Keys
+from spool.names import id_of, is_entry_name, is_id
 from spool.spool import Spool
 
 STALE_SECONDS = 3600.0  # nothing is being written for that long
@@ -19,47 +21,71 @@ _log = logging.getLogger(__name__)
 
 
 def sweep(spool: Spool, now: float, retention_seconds: float) -> int:
-    """Remove old results with their logs, stale temporary files, markers of no request, old quarantine."""
-    folder = spool.folder
-    entries = [
-        EntryName.parse(name) for part in (folder.active, folder.incoming) for name in spool.names(part)
-    ]
-    living = {entry.id for entry in entries if entry is not None}
+    """Remove what is old: results with their logs and keys, leftovers, quarantine; how many."""
+    with system_trouble("sweep"):
+        # A request whose end was swept must not come back when a power cut undoes the removal of its names.
+        spool.make_sure()
+    folder, broom = spool.folder, _Broom(spool, now, retention_seconds)
+    return (
+        _remove_each(spool, folder.done, broom.remove_result)
+        + _remove_each(spool, folder.stream, broom.remove_log)
+        + _remove_each(spool, folder.idem, broom.remove_key)
+        + _remove_each(spool, folder.cancel, broom.remove_marker)
+        + _remove_each(spool, folder.tmp, broom.remove_temporary)
+        + _remove_each(spool, folder.bad, broom.remove_bad)
+    )
 
-    def is_old(path: Path, seconds: float) -> bool:
-        return now - spool.fs.stat(path).st_mtime > seconds
 
-    def remove_result(path: Path) -> bool:
+class _Broom:
+    """What may go of each folder; each method removes a path, or returns False where it has to stay."""
+
+    def __init__(self, spool: Spool, now: float, retention_seconds: float) -> None:
+        self._fs = spool.fs
+        self._folder = spool.folder
+        self._keys = Keys(spool.folder, spool.fs, is_synced=spool.is_synced)
+        self._now = now
+        self._retention_seconds = retention_seconds
+        names = [name for part in (self._folder.active, self._folder.incoming) for name in spool.names(part)]
+        self._living = set(map(id_of, filter(is_entry_name, names)))
+
+    def remove_result(self, path: Path) -> bool:
         id = path.name.removesuffix(".json")
-        if id in living or not is_old(path, retention_seconds):
+        if id in self._living or not self._is_old(path, self._retention_seconds):
             return False
         if is_id(id):
-            spool.fs.unlink(folder.stream / id)
-        return spool.fs.unlink(path)
+            self._fs.unlink(self._folder.stream / id)
+        return self._fs.unlink(path)
 
-    def remove_log(path: Path) -> bool:
-        has_owner = path.name in living or spool.fs.exists(folder.result(path.name))
-        return not has_owner and is_old(path, retention_seconds) and spool.fs.unlink(path)
+    def remove_log(self, path: Path) -> bool:
+        is_old = self._is_old(path, self._retention_seconds)
+        return is_old and not self._has_owner(path.name) and self._fs.unlink(path)
 
-    def remove_marker(path: Path) -> bool:
-        return path.name not in living and is_old(path, STALE_SECONDS) and spool.fs.unlink(path)
-
-    def remove_temporary(path: Path) -> bool:
-        return is_old(path, STALE_SECONDS) and spool.fs.unlink(path)
-
-    def remove_bad(path: Path) -> bool:
-        if not is_old(path, retention_seconds):
+    def remove_key(self, path: Path) -> bool:
+        if not self._is_old(path, self._retention_seconds):
             return False
-        spool.fs.remove_tree(path)
+        try:
+            record = self._keys.find(path)
+        except CorruptRequest:
+            record = None
+        return not (record and self._has_owner(record.id)) and self._fs.unlink(path)
+
+    def remove_marker(self, path: Path) -> bool:
+        return path.name not in self._living and self.remove_temporary(path)
+
+    def remove_temporary(self, path: Path) -> bool:
+        return self._is_old(path, STALE_SECONDS) and self._fs.unlink(path)
+
+    def remove_bad(self, path: Path) -> bool:
+        if not self._is_old(path, self._retention_seconds):
+            return False
+        self._fs.remove_tree(path)
         return True
 
-    return (
-        _remove_each(spool, folder.done, remove_result)
-        + _remove_each(spool, folder.stream, remove_log)
-        + _remove_each(spool, folder.cancel, remove_marker)
-        + _remove_each(spool, folder.tmp, remove_temporary)
-        + _remove_each(spool, folder.bad, remove_bad)
-    )
+    def _is_old(self, path: Path, seconds: float) -> bool:
+        return self._now - self._fs.stat(path).st_mtime > seconds
+
+    def _has_owner(self, id: str) -> bool:
+        return id in self._living or self._fs.exists(self._folder.result(id))
 
 
 def _remove_each(spool: Spool, folder: Path, remove: Callable[[Path], bool]) -> int:

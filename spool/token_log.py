@@ -148,7 +148,10 @@ class TokenLogWriter:
     def close(self) -> None:
         """Close the file; the log stays."""
         if self._fd >= 0:
-            self._fs.close(self._fd)
+            with contextlib.suppress(
+                OSError
+            ):  # the descriptor is gone all the same, and nothing was held back
+                self._fs.close(self._fd)
             self._fd = -1
 
     def __enter__(self) -> TokenLogWriter:

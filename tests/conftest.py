@@ -2,4 +2,6 @@
 
 from distributed.blas import load_fast_blas
 
+pytest_plugins = ["tests.cluster_service"]
+
 load_fast_blas("auto", 1)

@@ -67,19 +67,23 @@ def main() -> None:
     if os.environ.get("FAKE_API") == "refuse":
         print("api: API_KEYS_FILE holds no key", file=sys.stderr)
         sys.exit(2)
+    ThreadingHTTPServer.daemon_threads = False
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler, bind_and_activate=False)
     server.socket.close()
     server.socket = socket.socket(fileno=parser.parse_args().fd)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    # Finish what is asked, as the real one does.
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        for line in sys.stdin:
+            print(f"api: told {line}", end="", file=sys.stderr, flush=True)
         if os.environ.get("FAKE_API") != "deaf":
             os._exit(0)
 
     threading.Thread(target=watch, daemon=True).start()
-    print("api: serving", file=sys.stderr, flush=True)
-    server.serve_forever()
+    print(json.dumps({"event": "serving"}), flush=True)
+    server.serve_forever(poll_interval=0.05)
+    server.server_close()
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
 The answer depends on the request alone: `answer_pieces` says what it will be. Words in the prompt steer it:
 [hold] waits for `release()` before the second token, [fail] ends in an error, [paced] leaves 5 ms between
-tokens.
+tokens. With `max_open` 0 everything waits.
 """
 
 import selectors
 import socket
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,15 @@ class Open:
 class FakeEngine:
     """Use as a context manager; runs in a thread of its own."""
 
-    def __init__(self, spool: Spool, run_dir: Path) -> None:
+    def __init__(self, spool: Spool, run_dir: Path, *, max_open: int = 64) -> None:
+        self.max_open = max_open
         self._owner = SpoolOwner(spool)
         self._run_dir = run_dir
         self._answers: list[Open] = []
         self._released = threading.Event()
         self._wake, self._woken = socket.socketpair()
         self._is_stopping = False
+        self._has_new_room = False
         self._thread = threading.Thread(target=self._run, name="fake engine", daemon=True)
         self.claimed: list[Request] = []
         self.accepted_unix: dict[str, float] = {}
@@ -85,6 +87,11 @@ class FakeEngine:
     def release(self) -> None:
         """Let held answers go on."""
         self._released.set()
+        self._wake.send(b"x")
+
+    def open_up(self, max_open: int) -> None:
+        """Work on this many requests at once from now on."""
+        self.max_open = max_open
         self._wake.send(b"x")
 
     def say(self, phase: str, **members: Any) -> None:
@@ -123,11 +130,14 @@ class FakeEngine:
                 self._step()
 
     def _patience(self) -> float | None:
+        if self._has_new_room:
+            return 0.0
         ready = [answer.next_at for answer in self._answers if not self._is_held(answer)]
         return max(0.0, min(ready) - time.monotonic()) if ready else None
 
     def _take_in(self) -> None:
-        for claim in self._owner.claim(64):
+        self._has_new_room = False
+        for claim in self._owner.claim(max(0, self.max_open - len(self._answers))):
             self.accepted_unix[claim.request.id] = claim.name.time_ns / 1e9
             self.claimed_unix[claim.request.id] = time.time()
             self.claimed.append(claim.request)
@@ -135,6 +145,12 @@ class FakeEngine:
             log = self._owner.append_log(claim.request.id, LogHeader("tiny"))
             self._answers.append(Open(claim, log, pieces, reason))
         cancelled = self._owner.cancelled()
+        for request_id in cancelled - {answer.claim.request.id for answer in self._answers}:
+            for claim in self._owner.claim(1, only=[request_id]):
+                request = claim.request
+                result = Result(request.id, "tiny", "", (), "cancelled", Usage(), {}, None, time.time())
+                self._owner.complete(claim, replace(result, owner=request.owner))
+                self._owner.ring_doors()
         for answer in [a for a in self._answers if a.claim.request.id in cancelled]:
             answer.reason, answer.pieces = "cancelled", answer.pieces[: answer.log.next_index]
             self._end(answer)
@@ -172,11 +188,19 @@ class FakeEngine:
             token_ids=tuple(range(100, 100 + num_tokens)),
             finish_reason=answer.reason,  # type: ignore[arg-type]
             usage=Usage(len(request.token_ids or ()), num_tokens, 2),
-            performance={"queue_s": 0.001, "ttft_s": 0.002, "ranks": [{"rank": 0, "busy_s": 0.1}]},
+            performance={
+                "queue_s": 0.001,
+                "ttft_s": 0.002,
+                "total_s": 0.01,
+                "ranks": [{"rank": 0, "busy_s": 0.1}],
+            },
             error=error,
             finished_unix=time.time(),
+            owner=request.owner,
+            seed=request.params.seed,
         )
         answer.log.close()
         self._answers.remove(answer)
+        self._has_new_room = True
         self._owner.complete(answer.claim, result)
         self._owner.ring_doors()

@@ -1,7 +1,8 @@
 """A rank without a model: speaks the supervisor's protocol over its pipes, and to the other ranks over TCP.
 
-Rank 0 connects to every other rank; a lost connection ends both sides (exit 3), STOP over it ends the ring
-(exit 0). FAKE_RANK says what goes wrong: `refuse:R` exits 2, `crash:R` dies while loading.
+Every other rank connects to rank 0; a lost connection ends both sides (exit 3), STOP over it ends the ring
+(exit 0). FAKE_RANK says what goes wrong: `refuse:R` exits 2, `crash:R` dies while loading, `hang:R` never
+says a word. What it is told of settings it writes to its log.
 """
 
 import argparse
@@ -36,15 +37,13 @@ class FakeRank:
         self.is_stopping = False
 
     def connect(self) -> None:
-        """Rank 0 dials all others, which each take one connection."""
-        address, port = self.hosts[self.rank].split(":")
+        """Rank 0 listens, all others dial it."""
         if self.rank > 0:
-            with socket.create_server((address, int(port))) as server:
-                self.neighbours = [server.accept()[0]]
+            self.neighbours = [self._dial(self.hosts[0], time.monotonic() + CONNECT_LIMIT_S)]
             return
-        deadline = time.monotonic() + CONNECT_LIMIT_S
-        for host in self.hosts[1:]:
-            self.neighbours.append(self._dial(host, deadline))
+        address, port = self.hosts[0].split(":")
+        with socket.create_server((address, int(port))) as server:
+            self.neighbours = [server.accept()[0] for _ in self.hosts[1:]]
 
     def _dial(self, host: str, deadline: float) -> socket.socket:
         address, port = host.split(":")
@@ -95,7 +94,11 @@ class FakeRank:
         while not self.is_stopping:
             for key, _ in selector.select(HEARTBEAT_S):
                 if key.fd == sys.stdin.fileno():
-                    return 5
+                    data = os.read(key.fd, 4096)
+                    if not data:
+                        return 5
+                    print(f"rank {self.rank}: told {data.decode()}", end="", file=sys.stderr, flush=True)
+                    continue
                 with contextlib.suppress(ConnectionResetError):
                     if self.neighbours[0].recv(16) == b"STOP":
                         return 0
@@ -110,6 +113,9 @@ class FakeRank:
 
     def run(self) -> int:
         """The whole life; the exit code."""
+        if self.trouble == "hang" and self.is_troubled:
+            sys.stdin.read()
+            return 5
         self.enter("connecting")
         if self.trouble == "refuse" and self.is_troubled:
             print(f"rank {self.rank}: LAYER_SPLIT does not fit this model", file=sys.stderr)
@@ -131,9 +137,13 @@ def main() -> int:
     """Read the order, live, exit."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rank", type=int, required=True)
+    parser.add_argument("--spare", action="store_true")
     # Unbuffered, or a selector would wait for bytes that are in Python's buffer already.
     with open(0, "rb", buffering=0, closefd=False) as stdin:
-        order = json.loads(stdin.readline())
+        line = stdin.readline()
+    if not line:
+        return 5
+    order = json.loads(line)
     rank = FakeRank(parser.parse_args().rank, order)
     signal.signal(signal.SIGTERM, rank.stop)
     return rank.run()

@@ -2,8 +2,10 @@
 
 import os
 import sys
+from pathlib import Path
 
-from cluster.supervisor import ROOT, Programs, parse_flags, run_supervisor
+from cluster.running import ROOT, Programs
+from cluster.supervisor import parse_flags, run_supervisor
 
 PROGRAMS = Programs(
     rank=(sys.executable, "-m", "tests.fake_rank"),
@@ -14,4 +16,5 @@ PROGRAMS = Programs(
 )
 
 if __name__ == "__main__":
-    sys.exit(run_supervisor(parse_flags(sys.argv[1:]), PROGRAMS))
+    root = os.environ.get("FAKE_ROOT")
+    sys.exit(run_supervisor(parse_flags(sys.argv[1:]), PROGRAMS, root=Path(root) if root else None))

@@ -7,10 +7,12 @@ The model is a folder with a tokenizer of one token a byte, so that a test can c
 import json
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import uvicorn
@@ -72,13 +74,32 @@ def make_settings(folder: Path, overrides: Mapping[str, str] | None = None) -> S
     return load_settings(ours, root=folder, environ={})
 
 
+def events(text: str) -> list[tuple[str, str | None, Any]]:
+    """Split a stream of /generate into (event, id, data); comments are left out."""
+    found = []
+    for frame in text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in frame.split("\n") if line and not line.startswith(":"))
+        if fields:
+            found.append((fields["event"], fields.get("id"), json.loads(fields["data"])))
+    return found
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Look until it is so; the engine and the front door need no more than milliseconds."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to be"
+
+
 @contextmanager
-def running_service(folder: Path, overrides: Mapping[str, str] | None = None) -> Iterator[Service]:
+def running_service(
+    folder: Path, overrides: Mapping[str, str] | None = None, *, max_open: int = 64
+) -> Iterator[Service]:
     """Run engine and front door until the block ends."""
     settings = make_settings(folder, overrides)
     spool = Spool.open(settings.spool_dir, durability="process")
     with (
-        FakeEngine(spool, settings.run_dir) as engine,
+        FakeEngine(spool, settings.run_dir, max_open=max_open) as engine,
         serving(settings) as url,
         httpx2.Client(base_url=url) as http,
     ):
@@ -96,7 +117,7 @@ def serving(settings: Settings) -> Iterator[str]:
 def serving_app(app: FastAPI, settings: Settings) -> Iterator[str]:
     """Run an app on a free port of this machine."""
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(server_config(app, settings))
+    server = uvicorn.Server(server_config(app, settings, patience_s=settings.shutdown_timeout))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:

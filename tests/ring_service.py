@@ -50,6 +50,8 @@ class RingService:
         }
         self.ranks: list[subprocess.Popen[str]] = []
         self.epoch = 0
+        self.hosts: list[str] = []
+        state.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> RingService:
         self.start()
@@ -59,34 +61,55 @@ class RingService:
         self.kill()
 
     def spawn(
-        self, *, secrets: Sequence[str] | None = None, overrides: dict[int, dict[str, str]] | None = None
+        self,
+        *,
+        hosts: Sequence[str] | None = None,
+        hosts_seen_by: dict[int, Sequence[str]] | None = None,
+        secrets: Sequence[str] | None = None,
+        overrides: dict[int, dict[str, str]] | None = None,
+        prefixes: dict[int, Sequence[str]] | None = None,
     ) -> None:
-        """Start the processes without waiting; `overrides` are settings of single ranks."""
+        """Start the processes without waiting.
+
+        Args:
+            hosts: address:port by rank; free ports on this machine by default.
+            hosts_seen_by: what single ranks are told instead, to put something between neighbours.
+            overrides: settings of single ranks.
+            prefixes: what single ranks' commands begin with, such as `ip netns exec NAME`.
+        """
         self.epoch += 1
-        hosts = [f"127.0.0.1:{port}" for port in free_ports(self.num_ranks)]
+        self.hosts = list(hosts or (f"127.0.0.1:{port}" for port in free_ports(self.num_ranks)))
         self.ranks = []
         for rank in range(self.num_ranks):
+            command = [sys.executable, str(ROOT / "server.py"), "--rank", str(rank)]
             environment = {**os.environ, **self.settings, **(overrides or {}).get(rank, {})}
             with (self.state / f"rank-{rank}.log").open("a") as log:
                 child = subprocess.Popen(
-                    [sys.executable, str(ROOT / "server.py"), "--rank", str(rank)],
+                    [*(prefixes or {}).get(rank, ()), *command],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
                     env=environment,
                     text=True,
                 )
-            secret = secrets[rank] if secrets else SECRET
-            line = {"epoch": self.epoch, "rank": rank, "hosts": hosts, "secret": secret}
+            line = {
+                "epoch": self.epoch,
+                "rank": rank,
+                "hosts": list((hosts_seen_by or {}).get(rank, self.hosts)),
+                "secret": secrets[rank] if secrets else SECRET,
+            }
             assert child.stdin is not None
             child.stdin.write(json.dumps(line) + "\n")
             child.stdin.flush()
             self.ranks.append(child)
 
     def start(self) -> None:
-        """Start the processes and wait until rank 0 says that it is ready."""
-        self.state.mkdir(parents=True, exist_ok=True)
+        """Start the processes and wait until rank 0 is ready."""
         self.spawn()
+        self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        """Wait until rank 0 says that it is ready."""
         lines = self.ranks[0].stdout
         assert lines is not None
         deadline = time.monotonic() + START_SECONDS
@@ -103,6 +126,11 @@ class RingService:
         """Ask rank 0 to stop; return all exit codes."""
         self.ranks[0].send_signal(signal.SIGTERM)
         return [rank.wait(20) for rank in self.ranks]
+
+    def end(self) -> None:
+        """Stop the ring and wait for it, so that another can be spawned."""
+        self.stop()
+        self.kill()
 
     def kill(self) -> None:
         """End what still runs."""

@@ -1,15 +1,13 @@
 """api.py as a process: sockets, signals, start-up errors, and how fast it is."""
 
 import json
-import os
 import signal
 import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,43 +15,12 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from config import REPOSITORY_ROOT, Settings
 from spool import Spool
+from tests.api_process import API, api_on, api_process, environment
 from tests.fake_engine import FakeEngine
-from tests.frontdoor_service import make_settings
+from tests.frontdoor_service import make_settings, running_service
 
 MAX_MEDIAN_MS = 10  # 2 on an idle machine; a doorbell that does not work would cost 50
-API = REPOSITORY_ROOT / "api.py"
-
-
-def environment(settings: Settings, **overrides: str) -> dict[str, str]:
-    """Say by environment variables what the supervisor would."""
-    ours = {
-        "PATH": os.environ["PATH"],
-        "MODEL_REPO": settings.model_repo,
-        "STATE_DIR": str(settings.state_dir),
-    }
-    return {**ours, "SPOOL_DURABILITY": "process", "MAX_SEQUENCE_LENGTH": "1024", **overrides}
-
-
-@contextmanager
-def api_process(settings: Settings, **overrides: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """Run api.py on an inherited socket; yields the process and its address."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        fd = listening.fileno()
-        process = subprocess.Popen(
-            [sys.executable, str(API), "--fd", str(fd)],
-            stdin=subprocess.PIPE,
-            pass_fds=[fd],
-            env=environment(settings, **overrides),
-        )
-        try:
-            yield process, f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            process.kill()
-            process.wait(10)
-            if process.stdin is not None:
-                process.stdin.close()
 
 
 def test_an_inherited_socket_keeps_clients_waiting_not_refused(tmp_path: Path) -> None:
@@ -100,6 +67,8 @@ def test_sigterm_lets_running_answers_finish(tmp_path: Path) -> None:
         ({"MAX_BODY_BYTES": "many"}, "MAX_BODY_BYTES"),
         ({"API_KEYS_FILE": "/nowhere/keys"}, "API_KEYS_FILE"),
         ({"MODEL_REPO": "/nowhere/model"}, "tokenizer"),
+        ({"API_HOST": "0.0.0.0"}, "API_KEYS_FILE"),
+        ({"API_HOST": "::"}, "API_KEYS_FILE"),
     ],
 )
 def test_a_start_that_cannot_be_is_one_sentence_and_exit_code_2(
@@ -115,12 +84,69 @@ def test_a_start_that_cannot_be_is_one_sentence_and_exit_code_2(
     assert "Traceback" not in done.stderr.decode()
 
 
+def test_a_socket_that_listens_to_the_world_needs_keys(tmp_path: Path) -> None:
+    """What the supervisor bound counts, whatever API_HOST says here; with keys it is served."""
+    settings = make_settings(tmp_path)
+    (tmp_path / "keys").write_text("a-key\n")
+    with socket.create_server(("0.0.0.0", 0)) as listening:
+        command = [sys.executable, str(API), "--fd", str(listening.fileno())]
+        done = subprocess.run(
+            command,
+            env=environment(settings),
+            pass_fds=[listening.fileno()],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+        assert done.returncode == 2
+        assert "API_KEYS_FILE" in done.stderr.decode()
+        with api_on(listening, settings, API_KEYS_FILE=str(tmp_path / "keys")) as (_, url):
+            assert httpx2.get(f"{url}/livez", timeout=30).status_code == 200
+            assert httpx2.get(f"{url}/v1/models").status_code == 401
+
+
 @pytest.mark.slow
-def test_the_queue_costs_far_less_than_the_poll_interval(tmp_path: Path) -> None:
+def test_a_disk_that_syncs_slowly_holds_up_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With SPOOL_DURABILITY=power submits wait for the disk in threads of their own, side by side."""
+    is_syncing, may_go_on = threading.Event(), threading.Event()
+
+    def slow_sync(_: int) -> None:
+        if threading.current_thread().name.startswith("front-door"):
+            is_syncing.set()
+            assert may_go_on.wait(10)
+
+    monkeypatch.setattr("spool.fsio._sync", slow_sync)
+    with running_service(tmp_path, {"SPOOL_DURABILITY": "power"}) as service:
+        answers: list[int] = []
+
+        def ask() -> None:
+            answers.append(httpx2.post(f"{service.url}/generate", json={"prompt": "hi"}).status_code)
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        assert is_syncing.wait(10)
+        assert service.http.get("/livez").status_code == 200
+        assert service.engine.claimed == []
+        may_go_on.set()
+        for thread in threads:
+            thread.join(10)
+        assert answers == [200] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_the_queue_costs_far_less_than_the_poll_interval(tmp_path: Path, durability: str) -> None:
     """Idle service: POST sent → claimed, and token logged → bytes at the client, over real sockets."""
     settings = make_settings(tmp_path)
     spool = Spool.open(settings.spool_dir, durability="process")
-    with FakeEngine(spool, settings.run_dir) as engine, api_process(settings) as (_, url):
+    with (
+        FakeEngine(spool, settings.run_dir) as engine,
+        api_process(settings, SPOOL_DURABILITY=durability) as (_, url),
+    ):
         http = RawClient(url)
         num_answers = 20
         latencies = [measure(http, engine, is_stream=number % 2 == 0) for number in range(2 * num_answers)]
@@ -129,7 +155,7 @@ def test_the_queue_costs_far_less_than_the_poll_interval(tmp_path: Path) -> None
     to_claim = [latency.to_claim_ms for latency in latencies]
     tokens = [ms for latency in latencies[::2] for ms in latency.to_client_ms]
     whole = [ms for latency in latencies[1::2] for ms in latency.to_client_ms]
-    print(f"POST sent → being published {summary(to_accept)}, → claimed {summary(to_claim)}")
+    print(f"{durability}: POST sent → being published {summary(to_accept)}, → claimed {summary(to_claim)}")
     print(f"token logged → bytes at the client {summary(tokens)}")
     print(f"last token logged → answer at the client, no stream {summary(whole)}")
     for milliseconds in (to_claim, tokens, whole):

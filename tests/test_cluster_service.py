@@ -1,18 +1,10 @@
 """The supervisor and its commands over real processes: fake ranks and front door, real pipes and signals."""
 
-import io
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import threading
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
@@ -20,83 +12,11 @@ from cluster import ports
 from cluster.errors import ClusterError, PortTaken, StartFailed
 from cluster.lock import SupervisorLock
 from cluster.processes import identify
-from cluster.service import Service, read_service
-from cluster.start import start
-from cluster.status import make_report
-from cluster.stop import stop
-from cluster.terminal import Terminal
 from cluster.trial import run_trial
-from config import Settings, load_settings
 from config.run_files import write_json
+from tests.cluster_service import SUPERVISOR, Bench
 
 pytestmark = pytest.mark.slow
-
-SUPERVISOR = (sys.executable, "-m", "tests.fake_supervisor")
-NOTHING = (sys.executable, "-c", "")
-
-
-@dataclass
-class Bench:
-    """One service in a folder of its own; whatever it started is ended with the test."""
-
-    overrides: dict[str, str]
-    output: io.StringIO = field(default_factory=io.StringIO)
-
-    @property
-    def settings(self) -> Settings:
-        return load_settings(self.overrides)
-
-    @property
-    def terminal(self) -> Terminal:
-        return Terminal(self.output)
-
-    def start(self) -> int:
-        return start(self.settings, self.overrides, self.terminal, supervisor=SUPERVISOR, prepare=NOTHING)
-
-    def stop(self) -> int:
-        return stop(self.settings, self.terminal)
-
-    def read(self) -> Service:
-        return read_service(self.settings)
-
-    def wait_until(self, holds: Callable[[Service], bool], limit_s: float = 20.0) -> Service:
-        deadline = time.monotonic() + limit_s
-        pause = threading.Event()
-        while not holds(service := self.read()):
-            assert time.monotonic() < deadline, json.dumps(make_report(service), indent=1)
-            pause.wait(0.02)
-        return service
-
-    def get_health(self) -> int:
-        """The pid of the front door that answers."""
-        with urllib.request.urlopen(f"{self.read().url}/health", timeout=15) as response:
-            return int(json.load(response)["pid"])
-
-
-def find_free_port() -> int:
-    with ports.listen("127.0.0.1", 0) as listening:
-        return int(listening.getsockname()[1])
-
-
-@pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    for name in ("FAKE_RANK", "FAKE_API"):
-        monkeypatch.delenv(name, raising=False)
-    made = Bench(
-        {
-            "STATE_DIR": str(tmp_path / "state"),
-            "API_PORT": str(find_free_port()),
-            "LOCAL_RANKS": "2",
-            "MODEL_REPO": str(tmp_path),
-            "SHUTDOWN_TIMEOUT": "5",
-        }
-    )
-    yield made
-    service = made.read()
-    left = [*service.processes.values(), *([service.holder] if service.holder else [])]
-    for identity in left:
-        identity.send(signal.SIGKILL)
-        identity.wait(5.0)
 
 
 def test_start_makes_a_ring_ready_and_stop_leaves_nothing(bench: Bench) -> None:

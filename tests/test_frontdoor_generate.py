@@ -1,6 +1,5 @@
 """POST /generate: the answer, the stream, background requests, and what reaches the spool."""
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 
 from spool import SamplingParams
 from tests.fake_engine import answer_pieces
-from tests.frontdoor_service import NUM_TEMPLATE_TOKENS, Service, running_service
+from tests.frontdoor_service import NUM_TEMPLATE_TOKENS, Service, events, running_service
 
 
 @pytest.fixture(scope="module")
@@ -23,16 +22,6 @@ def generate(service: Service, **body: Any) -> dict[str, Any]:
     answer = service.http.post("/generate", json=body)
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
-    return found
-
-
-def events(text: str) -> list[tuple[str, str | None, Any]]:
-    """Split a stream into (event, id, data); comments are left out."""
-    found = []
-    for frame in text.split("\n\n"):
-        fields = dict(line.split(": ", 1) for line in frame.split("\n") if line and not line.startswith(":"))
-        if fields:
-            found.append((fields["event"], fields.get("id"), json.loads(fields["data"])))
     return found
 
 
@@ -74,6 +63,14 @@ def test_every_sampling_field_reaches_the_engine(service: Service) -> None:
     assert request.priority == 2
     assert answer["seed"] == 2**63 - 1
     assert len(answer["id"]) == 32
+
+
+def test_the_clients_name_for_it_reaches_the_request_file(service: Service) -> None:
+    """X-Request-Id, taken or made, stands in the spool and on the response."""
+    given = service.http.post("/generate", json={"prompt": "hi"}, headers={"X-Request-Id": "trace-7"})
+    assert given.headers["x-request-id"] == service.engine.claimed[-1].client_id == "trace-7"
+    made = service.http.post("/generate", json={"prompt": "hi"})
+    assert made.headers["x-request-id"] == service.engine.claimed[-1].client_id
 
 
 def test_a_prompt_gets_the_chat_template_unless_it_is_raw(service: Service) -> None:
@@ -144,10 +141,10 @@ def test_a_failure_is_an_error_status_or_an_error_event(service: Service) -> Non
 
 
 def test_a_background_request_is_accepted_and_can_be_fetched(service: Service) -> None:
-    """202 with id and status_url; the result is there when it is done."""
+    """202 with id, status_url and place; the result is there when it is done."""
     answer = service.http.post("/generate", json={"prompt": "hi", "background": True})
     assert answer.status_code == 202
-    assert answer.json().keys() == {"id", "status_url"}
+    assert answer.json().keys() == {"id", "status_url", "position", "estimated_wait_s"}
     url = answer.json()["status_url"]
     assert answer.headers["location"] == url
     fetched = fetch_when_done(service.http, url)

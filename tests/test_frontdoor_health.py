@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from config import Settings
 from config.run_files import write_json
 from frontdoor.ring_status import judge
 from tests.frontdoor_service import Service, running_service
@@ -70,6 +71,20 @@ def test_readyz_and_health_follow_the_ring(service: Service) -> None:
     assert "API_KEYS_FILE" not in health["settings"]
 
 
+def test_health_and_models_show_no_place_on_this_machine(service: Service) -> None:
+    """Settings that are paths are left out, and a model in a folder is told by its name."""
+    health = service.http.get("/health")
+    shown = health.json()["settings"]
+    places = [key for key in Settings.all_keys() if isinstance(service.settings.value(key), Path)]
+    assert "STATE_DIR" in places
+    assert not {*places, "LOG_FILE", "MODEL_CACHE_DIR"} & shown.keys()
+    assert shown["MODEL_REPO"] == "tiny"
+    models = service.http.get("/v1/models")
+    assert models.json()["data"][0]["root"] == "tiny"
+    for text in (health.text, models.text):
+        assert str(service.settings.state_dir.parent) not in text
+
+
 def test_a_ring_that_was_given_up_refuses_new_requests(tmp_path: Path) -> None:
     """While it only loads, requests are accepted and wait; when the supervisor gave up they are refused."""
     with running_service(tmp_path) as service:
@@ -129,6 +144,26 @@ def test_metrics_report_the_ring(service: Service) -> None:
         'ring_rank_busy_ratio{rank="0"} 0.5',
         'ring_rank_memory_bytes{kind="weights",rank="0"} 1e+08',
     } <= lines
+
+
+def test_histograms_count_the_answers_of_this_process(tmp_path: Path) -> None:
+    """Streamed or not, each answer once: not when it is fetched again, and not what failed."""
+    with running_service(tmp_path) as service:
+        answer = service.http.post("/generate", json={"prompt": "hi"}).json()
+        service.http.post("/generate", json={"prompt": "hi", "stream": True})
+        service.http.post("/generate", json={"prompt": "[fail]"})
+        service.http.get(f"/requests/{answer['id']}")
+        service.http.get(f"/requests/{answer['id']}/stream")
+        lines = service.http.get("/metrics").text.splitlines()
+    for name in (
+        "ring_time_to_first_token_seconds",
+        "ring_inter_token_latency_seconds",
+        "ring_e2e_request_latency_seconds",
+        "ring_request_queue_time_seconds",
+    ):
+        assert f"{name}_count 2.0" in lines
+        assert f'{name}_bucket{{le="+Inf"}} 2.0' in lines
+    assert 'ring_time_to_first_token_seconds_bucket{le="0.005"} 2.0' in lines
 
 
 def test_the_openapi_description_has_the_bodies(service: Service) -> None:

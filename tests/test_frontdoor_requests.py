@@ -2,14 +2,15 @@
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2
 import pytest
 
-from tests.frontdoor_service import Service, running_service, serving
+from config.run_files import write_json
+from tests.frontdoor_service import Service, running_service, serving, until
 
 ABSENT = "0" * 32
 
@@ -24,14 +25,6 @@ def start_held(service: Service) -> str:
     """Start a request in the background that stays unfinished; returns its id."""
     answer = service.http.post("/generate", json={"prompt": "[hold]", "background": True})
     return str(answer.json()["id"])
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Look until it is so; the engine and the front door need no more than milliseconds."""
-    expired = threading.Event()
-    threading.Timer(10, expired.set).start()
-    while not condition():
-        assert not expired.is_set(), "it never came to be"
 
 
 def test_a_request_can_be_followed_by_its_id(service: Service) -> None:
@@ -85,10 +78,11 @@ def test_a_client_that_leaves_cancels_its_request(service: Service) -> None:
         assert result.finish_reason == "cancelled"
 
 
-def post_by_hand(service: Service, body: str) -> socket.socket:
+def post_by_hand(service: Service, body: str, headers: str = "") -> socket.socket:
+    """Send a POST /generate and do not wait for its answer."""
     address = urlsplit(service.url)
     connection = socket.create_connection((address.hostname or "", address.port or 0), timeout=10)
-    head = "POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head = "POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" + headers
     connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
     return connection
 
@@ -153,7 +147,13 @@ def test_a_full_queue_is_a_429_with_retry_after(tmp_path: Path) -> None:
     with serving(settings) as url, httpx2.Client(base_url=url) as http:  # nobody claims now
         body = {"prompt": "hi", "background": True}
         first, second = (http.post("/generate", json=body) for _ in range(2))
+        for at in range(3):
+            queue, totals = {"num_waiting": 1, "num_running": 1}, {"requests": {"stop": at}}
+            status = {"updated_unix": 1000.0 + 4 * at, "queue": queue, "totals": totals}
+            write_json(settings.run_dir / "ring.json", status)
+            third = http.post("/generate", json=body)
     assert first.status_code == 202
     assert second.status_code == 429
     assert int(second.headers["retry-after"]) > 0
     assert second.json()["error"]["code"] == "rate_limit_exceeded"
+    assert third.headers["retry-after"] == "4"  # one request in four seconds, by rank 0's own totals

@@ -8,7 +8,6 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from frontdoor.leaving import Leavers
 from frontdoor.waiting import Listener
 from spool import Request, Result, SamplingParams, Spool, SpoolOwner, TokenRecord, Usage
 from tests.frontdoor_service import running_service, serving
@@ -134,28 +133,6 @@ def test_an_idle_listener_has_no_timer(owner: SpoolOwner) -> None:
         return states
 
     assert asyncio.run(follow()) == [False, True, False]
-
-
-def test_a_leaver_who_comes_back_is_not_cancelled() -> None:
-    """Only the request whose client stayed away is cancelled."""
-    cancelled: list[str] = []
-
-    async def leave() -> None:
-        done = asyncio.Event()
-
-        def cancel(request_id: str) -> None:
-            cancelled.append(request_id)
-            done.set()
-
-        leavers = Leavers(cancel, grace_seconds=0.02)
-        leavers.left("a")
-        leavers.left("b")
-        leavers.came_back("a")
-        async with asyncio.timeout(5):
-            await done.wait()
-
-    asyncio.run(leave())
-    assert cancelled == ["b"]
 
 
 def test_two_front_doors_share_a_spool(tmp_path: Path) -> None:

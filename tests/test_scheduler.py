@@ -177,6 +177,28 @@ def test_prompts_that_begin_alike_step_the_shared_part_once() -> None:
     assert all(not microbatch.copies for microbatch in log)  # another owner's prompt shares nothing
 
 
+def test_a_suspect_steps_alone_until_its_first_token() -> None:
+    """While a suspect's rows are in flight nobody else's are; afterwards all go on together."""
+    scheduler = make_scheduler(num_tables=2, chunk=16)
+    for index in range(3):
+        scheduler.add(make_sequence(f"s{index}", num_prompt=40, max_tokens=5, first=1000 * index))
+    suspect = make_sequence("suspect", num_prompt=40, max_tokens=5, first=9000)
+    suspect.is_suspect = True
+    scheduler.add(suspect)
+    is_cleared_at = 0
+    for _ in range(200):
+        while scheduler.schedule():
+            pass
+        names = {sequence.id for microbatch in scheduler.in_flight for sequence in microbatch.sequences}
+        assert not suspect.is_suspect or names == {"suspect"}
+        if not scheduler.in_flight:
+            break
+        give_back(scheduler, scheduler.in_flight[0])
+        is_cleared_at = is_cleared_at or suspect.num_answer_tokens
+    assert is_cleared_at == 1
+    assert not scheduler.has_work
+
+
 def test_kept_tokens_never_exceed_their_limit() -> None:
     """The oldest kept KV is forgotten first."""
     scheduler = make_scheduler(num_tables=1, kept=50)

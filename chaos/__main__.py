@@ -1,0 +1,42 @@
+"""`python -m chaos`: what `./launch.sh chaos` hands over to. Exit code 0 only if nothing was lost."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from chaos.run import Plan, run
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse and run; the exit code."""
+    parser = argparse.ArgumentParser(prog="./launch.sh chaos", description=sys.modules["chaos"].__doc__)
+    parser.add_argument("--minutes", type=float, default=2.0, help="how long to kill (default: 2)")
+    parser.add_argument("--seed", type=int, default=0, help="of victims, moments and prompts (default: 0)")
+    parser.add_argument("--model", default="tiny", help="tiny (seeded random weights), or any MODEL_REPO")
+    parser.add_argument("--ranks", type=int, default=2, help="LOCAL_RANKS (default: 2)")
+    parser.add_argument("--clients", type=int, default=4, help="how many ask at a time (default: 4)")
+    parser.add_argument("--max-tokens", type=int, default=200, help="longest answer (default: 200)")
+    parser.add_argument("--pause", type=float, nargs=2, default=(0.5, 5.0), metavar=("MIN", "MAX"),
+                        help="seconds between kills (default: 0.5 5)")  # fmt: skip
+    parser.add_argument("--folder", type=Path, help="for state, model and journal (default: var/chaos-SEED)")
+    options = parser.parse_args(arguments)
+    folder = options.folder or Path(__file__).resolve().parent.parent / "var" / f"chaos-{options.seed}"
+    return run(
+        Plan(
+            folder=folder.resolve(),
+            seconds=options.minutes * 60,
+            seed=options.seed,
+            model=options.model,
+            num_ranks=options.ranks,
+            num_clients=options.clients,
+            max_tokens=options.max_tokens,
+            pause_s=tuple(options.pause),
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,44 @@
+"""What a client remembers of one request; the oracle reads nothing else of the clients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Question:
+    """One request body with a known answer; `answer` is its token ids from a calm service."""
+
+    number: int
+    body: dict[str, Any]
+    answer: tuple[int, ...] = ()
+    text: str = ""
+
+
+@dataclass
+class Entry:
+    """One request from a client's side; `tokens` as they came, over all connections."""
+
+    question: int
+    kind: str  # stream, wait, background
+    key: str  # the Idempotency-Key of all its posts
+    asked_unix: float
+    ids: list[str] = field(default_factory=list)  # as the service told them; one, where nothing is doubled
+    tokens: list[tuple[int, int]] = field(default_factory=list)  # (index, token id)
+    num_resets: int = 0
+    num_connections: int = 0
+    longest_pause_s: float = 0.0  # between two tokens of the stream
+    result: dict[str, Any] | None = None
+    ended_unix: float | None = None
+    trouble: list[str] = field(default_factory=list)
+
+    def take_id(self, request_id: str) -> None:
+        """Note an id; a second one for the same key is a doubled request."""
+        if request_id not in self.ids:
+            self.ids.append(request_id)
+
+    def reset(self) -> None:
+        """The service said that the answer begins anew."""
+        self.num_resets += 1
+        self.tokens.clear()

@@ -1,0 +1,160 @@
+"""Settings of a running service: what an edit changes, what of it is applied at once, and how it travels.
+
+The supervisor alone reads `.env` and `config.json`. What it starts gets every effective value in its
+environment (with SETTINGS_FROM=environment, so that a bad edit of a file cannot keep a rank from starting
+again), and later each change of a live setting as a line {"event": "settings", "values": {KEY: value}} on
+its standard input. Knows no key by name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from config.checks import relation_problems
+from config.errors import SettingsError
+from config.fields import format_value, is_setting, json_value
+from config.layers import collect, validation_problems
+from config.manager import REPOSITORY_ROOT, Settings, load_settings
+from config.sources import DOTENV_NAME, ENVIRONMENT, JSON_NAME, read_mapping
+
+SETTINGS_FROM = "SETTINGS_FROM"
+FROM_ENVIRONMENT = "environment"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One setting that an edit changed, as people see it (a secret one is masked)."""
+
+    key: str
+    old: str
+    new: str
+    is_live: bool
+
+    def __str__(self) -> str:
+        return f"{self.key} {self.old or '(none)'} -> {self.new or '(none)'}"
+
+
+def find_changes(running: Settings, edited: Settings) -> list[Change]:
+    """Name every key whose value differs, in the order of the class."""
+    return [
+        Change(key, running.shown(key), edited.shown(key), running.about(key).is_live)
+        for key in running.all_keys()
+        if running.value(key) != edited.value(key)
+    ]
+
+
+def apply_live(running: Settings, edited: Settings) -> tuple[Settings, dict[str, Any]]:
+    """Take the live ones of what was edited; the settings now, and the new values by key for JSON.
+
+    Values that do not go together with what a restart only would change are left for the restart.
+    """
+    changed = [change.key for change in find_changes(running, edited) if change.is_live]
+    while True:
+        values = {key: json_value(edited.value(key)) for key in changed}
+        mixed = with_values(running, values)
+        unfit = {problem.key for problem in relation_problems(mixed)}
+        if not unfit or not changed:
+            return mixed, values
+        changed = [key for key in changed if key not in unfit] if unfit & set(changed) else []
+
+
+def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """Return the settings with other values, checked as when they are loaded.
+
+    Raises:
+        pydantic.ValidationError: a value is not allowed, or the key is unknown.
+    """
+    fields = {**settings.model_dump(), **{key.lower(): value for key, value in values.items()}}
+    changed = Settings(**fields)
+    changed._origins = settings._origins
+    return changed
+
+
+def to_environment(settings: Settings) -> dict[str, str]:
+    """Every effective value as the environment of a process that is to run with exactly these settings."""
+    values = {key: format_value(settings.value(key)) for key in settings.all_keys()}
+    return {SETTINGS_FROM: FROM_ENVIRONMENT, **values}
+
+
+def load_inherited_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings of a process of the service: its supervisor's if it has one, else from all sources.
+
+    Raises:
+        SettingsError: as load_settings.
+    """
+    environ = os.environ if environ is None else environ
+    if environ.get(SETTINGS_FROM) != FROM_ENVIRONMENT:
+        return load_settings(environ=environ)
+    fields = {name.upper(): field for name, field in Settings.model_fields.items() if is_setting(field)}
+    known = {key: value for key, value in environ.items() if key in fields}
+    entries = read_mapping(known, ENVIRONMENT).entries
+    values: dict[str, Any] = {key.lower(): entry.value for key, entry in entries.items()}
+    try:
+        return Settings(root=REPOSITORY_ROOT, **values)
+    except ValidationError as error:
+        raise SettingsError(validation_problems(error, entries, fields)) from error
+
+
+def load_for_looking(overrides: Mapping[str, str], root: Path | None = None) -> Settings:
+    """Read all sources for a command that looks at a running service, or stops it: wrong values are left out.
+
+    A bad edit, which the running service has not taken, must not keep people from it.
+
+    Raises:
+        SettingsError: nothing can be made of what is there.
+    """
+    try:
+        return load_settings(overrides, root=root)
+    except SettingsError as error:
+        fields = {name.upper(): field for name, field in Settings.model_fields.items() if is_setting(field)}
+        folder = (root or REPOSITORY_ROOT).resolve()
+        entries, _ = collect(folder, overrides, os.environ, fields)
+        wrong = {problem.key for problem in error.problems}
+        values: dict[str, Any] = {
+            key.lower(): entry.value for key, entry in entries.items() if key not in wrong
+        }
+        try:
+            return Settings(root=folder, **values)
+        except ValidationError:
+            raise error from None
+
+
+def mark_files(root: Path, names: Collection[str] = (DOTENV_NAME, JSON_NAME)) -> tuple[object, ...]:
+    """What changes when somebody edits one of the settings files: time, inode and length of each."""
+    marks: list[object] = []
+    for name in names:
+        try:
+            stat = (root / name).stat()
+        except OSError:
+            marks.append(None)
+        else:
+            marks.append((stat.st_mtime_ns, stat.st_ino, stat.st_size))
+    return tuple(marks)
+
+
+class SettingsLines:
+    """Cuts what the supervisor sends into lines and hands on the values of each settings line."""
+
+    def __init__(self, on_settings: Callable[[dict[str, Any]], None]) -> None:
+        self._on_settings = on_settings
+        self._rest = b""
+
+    def feed(self, data: bytes) -> None:
+        """Take what was read; a line that is no settings line is skipped."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            try:
+                body = json.loads(line)
+                is_ours = body["event"] == "settings"
+                values = dict(body["values"])
+            except (ValueError, TypeError, KeyError):
+                continue
+            if is_ours:
+                self._on_settings(values)

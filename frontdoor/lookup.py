@@ -1,0 +1,101 @@
+"""Looking up a request that somebody accepted earlier: where it is, whose it is, and its answer.
+
+The spool is the only memory there is: what one front door accepted, every other one finds. With keys, a
+request of another key does not exist. Knows the spool's files; nothing of HTTP.
+"""
+
+import contextlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from frontdoor.errors import FrontDoorError, NotFound, Overloaded
+from spool import CorruptRequest, Request, Result, Spool, SpoolUnavailable, State
+from spool.fsio import NotPlainFile
+from spool.names import is_entry_name
+from spool.spool import MAX_REQUEST_BYTES
+
+_ID = re.compile(r"(?:chatcmpl-|cmpl-)?([0-9a-f]{32})")
+_NUM_TRIES = 3  # a scan that races a rename may miss a name
+
+
+@dataclass(frozen=True)
+class Found:
+    """A request in the spool. `owner` is None where its file is damaged and nobody can tell."""
+
+    id: str
+    state: State
+    owner: str | None
+    seed: int | None = None
+    created_unix: float = 0.0
+    result: Result | None = None
+
+
+def find_owned(spool: Spool, text: str, *, owner: str) -> Found:
+    """Return the request of an id as a client writes it; `owner` is "" where no keys are asked for.
+
+    Raises:
+        NotFound: no id, unknown, or another key's.
+        Overloaded, FrontDoorError: the disk does not let us look.
+    """
+    match = _ID.fullmatch(text)
+    if match is None:
+        raise unknown()
+    try:
+        found = find(spool, match[1])
+    except SpoolUnavailable as error:
+        raise Overloaded(f"the request cannot be looked up now: {error}") from error
+    except CorruptRequest as error:
+        raise FrontDoorError("the result of this request is damaged") from error
+    if found is None or not may_see(found, owner):
+        raise unknown()
+    return found
+
+
+def may_see(found: Found, owner: str) -> bool:
+    """Tell whether a caller may know of a request."""
+    if not owner or found.owner == owner:
+        return True
+    # A request file that was damaged ends in an error that has no owner, and nothing of anybody's.
+    return found.owner == "" and found.result is not None and found.result.error is not None
+
+
+def find(spool: Spool, request_id: str) -> Found | None:
+    """Find a request by its id, whoever's it is.
+
+    Raises: SpoolUnavailable, CorruptRequest.
+    """
+    for _ in range(_NUM_TRIES):
+        result = spool.read_result(request_id)
+        if result is not None:
+            return _of_result(result)
+        for folder, state in ((spool.folder.active, "active"), (spool.folder.incoming, "waiting")):
+            for name in spool.names(folder):
+                if request_id not in name or not is_entry_name(name):
+                    continue
+                with contextlib.suppress(FileNotFoundError):  # renamed meanwhile: look again
+                    return _of_file(spool, request_id, folder / name, state)  # type: ignore[arg-type]
+    return None
+
+
+def unknown() -> NotFound:
+    """What a client is told of a request that it may not know of, or that nobody does."""
+    return NotFound("no such request, or its result is older than RESULT_RETENTION_HOURS")
+
+
+def _of_result(result: Result) -> Found:
+    took = result.performance.get("total_s")
+    created_unix = result.finished_unix - (took if isinstance(took, int | float) else 0.0)
+    return Found(result.id, "done", result.owner, result.seed, created_unix, result)
+
+
+def _of_file(spool: Spool, request_id: str, path: Path, state: State) -> Found:
+    try:
+        request = Request.from_json(spool.fs.read(path, MAX_REQUEST_BYTES))
+    except FileNotFoundError:
+        raise
+    except (CorruptRequest, NotPlainFile):
+        return Found(request_id, state, None)
+    except OSError as error:
+        raise SpoolUnavailable.from_os_error("look up a request", error) from error
+    return Found(request_id, state, request.owner, request.params.seed, request.created_unix)

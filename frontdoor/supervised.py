@@ -1,0 +1,76 @@
+"""A front door under a supervisor: says when it serves, takes live settings, ends with its supervisor.
+
+    standard input    {"event": "settings", "values": {KEY: value}}; end of file: the supervisor is gone
+    standard output   {"event": "serving"}
+
+Knows which parts hold a setting; nothing of who edits them.
+"""
+
+import json
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from pydantic import ValidationError
+
+from config import Settings
+from config.live import SettingsLines, with_values
+from config.logs import set_level
+from frontdoor.state import FrontDoor
+
+log = logging.getLogger(__name__)
+
+
+class SupervisedServer(uvicorn.Server):
+    """Tells the supervisor when it takes connections."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then say so."""
+        await super().startup(sockets=sockets)
+        if self.started:
+            print(json.dumps({"event": "serving"}), flush=True)
+
+
+class LiveSettings:
+    """Applies new values of live settings to whatever begins from now on; called in the lifeline's thread."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+
+    def on_settings(self, values: dict[str, Any]) -> None:
+        """Replace the app's settings as a whole, so that every request sees one set of them."""
+        front: FrontDoor = self._app.state.front_door
+        try:
+            settings = with_values(front.settings, values)
+        except ValidationError as error:
+            log.error("live settings of another release: %s", error)
+            return
+        set_level(settings.log_level)
+        self._app.state.front_door = replace(front, settings=settings)
+        apply_to_parts(front, settings)
+
+
+def apply_to_parts(front: FrontDoor, settings: Settings) -> None:
+    """Tell the parts that were made with a setting of its new value."""
+    front.spool.max_depth = settings.max_queue_depth
+    front.spool.max_bytes = settings.max_queue_mb * 2**20
+    front.listener._poll_interval_seconds = settings.poll_interval
+    front.leavers._grace_seconds = settings.disconnect_grace_seconds
+
+
+def follow_supervisor(app: FastAPI, on_end: Callable[[], None]) -> None:
+    """Read standard input in a thread of its own; `on_end` is called when the supervisor is gone."""
+
+    def follow() -> None:
+        lines = SettingsLines(LiveSettings(app).on_settings)
+        while data := os.read(0, 65536):
+            lines.feed(data)
+        on_end()
+
+    threading.Thread(target=follow, name="lifeline", daemon=True).start()

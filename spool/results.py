@@ -1,0 +1,85 @@
+"""Results: how an answer gets into done/, once, and where the disk is full.
+
+A result is written whole to tmp/ and linked into done/, so a second one is impossible and half a one never
+seen. The ballast is space that is set aside for it and given up when the disk is full. This room knows
+nothing of claims.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+
+from spool.errors import DISK_FULL
+from spool.messages import Request, Result
+from spool.spool import Spool
+
+_log = logging.getLogger(__name__)
+
+
+class ResultWriter:
+    """Writes the results of one spool. Raises the system's own errors."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._fs = spool.fs
+        self._folder = spool.folder
+
+    def publish(self, result: Result) -> bool:
+        """Link a finished file into done/; False when a result is there already, which stands."""
+        try:
+            return self._publish(result)
+        except OSError as error:
+            if error.errno not in DISK_FULL or not self._fs.unlink(self._folder.ballast):
+                raise
+            _log.warning("the disk is full: the ballast was released to write a result")
+            return self._publish(result)
+
+    def sync(self) -> None:
+        """Make results sure to stay, before the files of their requests go."""
+        if self._spool.is_synced:
+            self._fs.sync_folder(self._folder.done)
+
+    def restore_ballast(self) -> None:
+        """Set space aside for results, if it is not and there is plenty."""
+        path, fresh, limits = self._folder.ballast, self._folder.tmp / "ballast", self._spool.disk
+        with contextlib.suppress(OSError):  # later: submit asks for this much more space meanwhile
+            space = self._fs.disk_space(self._folder.root)
+            if self._fs.exists(path) or space.num_free_bytes < limits.min_free_bytes + limits.ballast_bytes:
+                return
+            self._fs.unlink(fresh)
+            # Random bytes: neither compression nor sparse files may make them smaller than they look.
+            self._fs.write_new(fresh, os.urandom(limits.ballast_bytes), is_synced=True)
+            self._fs.rename(fresh, path)
+
+    def _publish(self, result: Result) -> bool:
+        target = self._folder.result(result.id)
+        temporary = self._folder.tmp / f"{result.id}.result"
+        try:
+            self._fs.unlink(temporary)
+            self._fs.write_new(temporary, result.to_json(), is_synced=self._spool.is_synced)
+            is_first = True
+            try:
+                self._fs.link(temporary, target)
+            except FileExistsError:
+                is_first = False
+            self.sync()
+        finally:
+            with contextlib.suppress(OSError):
+                self._fs.unlink(temporary)
+        return is_first
+
+
+def make_failed(id: str, request: Request | None, code: str, message: str) -> Result:
+    """An answer that is the spool's own error; of a damaged request only the id is known."""
+    return Result.failed(
+        id,
+        model=request.model if request else "",
+        code=code,
+        message=message,
+        finished_unix=time.time(),
+        owner=request.owner if request else "",
+        seed=request.params.seed if request else None,
+    )

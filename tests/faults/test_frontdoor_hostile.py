@@ -1,0 +1,143 @@
+"""Rows 25 and 31 of the faults: bodies that cannot be, and callers who may not."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.routing import Route
+
+from frontdoor.app import ROOMS, make_app
+from frontdoor.auth import OPEN_PATHS, OPEN_PREFIX
+from tests.frontdoor_service import Service, running_service, until
+
+MAX_SECONDS = 1.0  # some milliseconds here; what grew with the input would take many
+KEY = {"Authorization": "Bearer mine"}
+POSTS: dict[str, dict[str, Any]] = {
+    "/generate": {"prompt": "hi"},
+    "/v1/completions": {"prompt": "hi"},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("service")
+    (folder / "keys").write_text("mine\ntheirs\n")
+    with running_service(folder, {"API_KEYS_FILE": str(folder / "keys")}) as running:
+        yield running
+
+
+BODIES: list[tuple[dict[str, Any], int]] = [
+    ({"max_tokens": 10**12}, 400),
+    ({"temperature": float("nan")}, 400),
+    ({"top_p": float("inf")}, 400),
+    ({"n": 10**9}, 400),
+    ({"stop": ["x"] * 10**5}, 400),
+    ({"stop": ["x" * 10**5]}, 400),
+    ({"seed": 10**400}, 400),
+    ({"prompt": "x" * 900_000}, 400),
+    ({"prompt": "x" * 3_000_000}, 413),
+    ({"metadata": {"a" * 100_000: 1}, "unheard_of": 1}, 400),
+    ({f"field{number}": number for number in range(20_000)}, 400),
+]
+
+
+@pytest.mark.parametrize(("fields", "status"), BODIES, ids=range(len(BODIES)))
+@pytest.mark.parametrize("path", POSTS)
+def test_a_body_that_cannot_be_is_refused_at_once(
+    service: Service, path: str, fields: dict[str, Any], status: int
+) -> None:
+    """Row 25: before it is accepted, in a time that does not grow, with an OpenAI-shaped error."""
+    wanted = {**POSTS[path], **fields}
+    if "messages" in POSTS[path] and "prompt" in fields:
+        wanted = {"messages": [{"role": "user", "content": fields["prompt"]}]}
+    started = time.monotonic()
+    answer = service.http.post(
+        path, content=json.dumps(wanted).encode(), headers={**KEY, "Content-Type": "application/json"}
+    )
+    assert time.monotonic() - started < MAX_SECONDS
+    assert answer.status_code == status, answer.text
+    assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
+    assert len(answer.content) < 2000
+    assert service.spool.depth().num_waiting + service.spool.depth().num_active == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type", "status"),
+    [
+        (b'{"prompt": "\xff\xfe"}', "application/json", 400),
+        (b"\xff" * 1000, "application/json", 400),
+        (b"[" * 500_000, "application/json", 400),
+        (b"prompt=hi", "application/x-www-form-urlencoded", 415),
+        (b'{"prompt": "hi"}', "text/plain", 415),
+    ],
+)
+@pytest.mark.parametrize("path", POSTS)
+def test_bytes_that_are_no_body_are_refused(
+    service: Service, path: str, content: bytes, content_type: str, status: int
+) -> None:
+    """Row 25: bad UTF-8, endless nesting, another content type."""
+    answer = service.http.post(path, content=content, headers={**KEY, "Content-Type": content_type})
+    assert answer.status_code == status
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def routes(service: Service, request_id: str = "0" * 32) -> list[tuple[str, str]]:
+    """Every (method, path) there is, from the route table."""
+    paths = make_app(service.settings).openapi()["paths"]
+    return [
+        (method.upper(), path.replace("{request_id}", request_id).replace("{name}", "page.css"))
+        for path, methods in paths.items()
+        for method in methods
+    ]
+
+
+def test_the_table_has_every_route_that_is_served(service: Service) -> None:
+    """Row 31 holds for what is tested only: nothing is routed that the table does not show."""
+    app = make_app(service.settings)
+    served = {route.path for route in app.routes if isinstance(route, Route)}
+    served |= {route.path for room in ROOMS for route in room.router.routes if isinstance(route, Route)}
+    described = {path.replace("{name}", "{name:path}") for path in app.openapi()["paths"]}
+    assert "/generate" in served
+    assert {path.replace("{name}", "{name:path}") for path in served} <= described | {"/openapi.json"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "code"),
+    [
+        ({}, 401, "invalid_api_key"),
+        ({"Authorization": "Bearer wrong"}, 401, "invalid_api_key"),
+        ({"Authorization": "Basic mine"}, 401, "invalid_api_key"),
+        ({**KEY, "Host": "evil.com"}, 400, "invalid_request_error"),
+        ({**KEY, "Origin": "https://evil.com"}, 403, "forbidden_origin"),
+    ],
+)
+def test_who_may_not_is_told_so_on_every_route(
+    service: Service, headers: dict[str, str], status: int, code: str
+) -> None:
+    """Row 31: the same for each route, whatever its method; the open routes need no key."""
+    for method, path in routes(service):
+        is_open = path in OPEN_PATHS or path.startswith(OPEN_PREFIX)
+        answer = service.http.request(method, path, headers=headers)
+        if status == 401 and is_open:
+            assert answer.status_code != 401, (method, path)
+            continue
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), (method, path)
+
+
+def test_ids_that_lead_elsewhere_and_other_peoples_ids_are_not_found(service: Service) -> None:
+    """Row 31: no path of a client's reaches the file system; another key's request does not exist."""
+    foreign = service.http.post(
+        "/generate", json={"prompt": "hi"}, headers={"Authorization": "Bearer theirs"}
+    )
+    until(lambda: service.spool.state(foreign.json()["id"]) == "done")
+    odd = ["..%2f..%2fetc%2fpasswd", "%2e%2e", "../lock", "a" * 5000, "%00", "0" * 31 + "%0a"]
+    for request_id in [*odd, foreign.json()["id"]]:
+        for method, path in routes(service, request_id):
+            if not path.startswith("/requests/"):
+                continue
+            answer = service.http.request(method, path, headers=KEY)
+            assert answer.status_code == 404, (method, path)
+            assert answer.json()["error"]["code"] == "not_found"

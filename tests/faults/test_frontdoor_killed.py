@@ -1,0 +1,127 @@
+"""Rows 1 to 3 of the faults: kill -9 of the front door before, in and after the moment of acceptance."""
+
+import json
+import shutil
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from config import Settings
+from spool import Spool, SpoolOwner
+from tests.api_process import api_on
+from tests.fake_engine import FakeEngine
+from tests.frontdoor_service import events, make_settings, until
+
+KEY = {"Idempotency-Key": "retry-me"}
+BODY = {"prompt": "hi", "temperature": 1.0}
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace kills at a system call")
+
+
+def killed_at(system_call: str, number: int = 1) -> list[str]:
+    """Run api.py so that it is killed on its way into a system call, which then does not happen."""
+    inject = f"inject={system_call}:signal=KILL:when={number}"
+    return ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={system_call}", "-e", inject]
+
+
+def open_spool(settings: Settings) -> Spool:
+    return Spool.open(settings.spool_dir, durability="process")
+
+
+def post_until_killed(url: str, headers: dict[str, str]) -> None:
+    """Ask, and get no answer at all."""
+    with pytest.raises(httpx2.TransportError):
+        httpx2.post(f"{url}/generate", json=BODY, headers=headers, timeout=30)
+
+
+@needs_strace
+@pytest.mark.slow
+@pytest.mark.parametrize("headers", [{}, KEY], ids=["plain", "with a key"])
+def test_a_kill_before_the_acceptance_leaves_nothing(tmp_path: Path, headers: dict[str, str]) -> None:
+    """Row 1: no 2xx was sent, nothing will run, what was written half is swept; a retry is a new request."""
+    settings = make_settings(tmp_path)
+    spool = open_spool(settings)
+    # With a key, its record is linked before the request is.
+    number = 2 if headers else 1
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        with api_on(listening, settings, under=killed_at("link,linkat", number)) as (process, url):
+            post_until_killed(url, headers)
+            process.wait(30)
+        assert spool.depth().num_waiting == 0
+        with SpoolOwner(spool) as owner:
+            owner.recover()
+            owner.sweep(time.time() + 2 * 3600, retention_seconds=86_400)
+        assert set(spool.names(spool.folder.tmp)) <= {"ballast"}
+        with FakeEngine(spool, settings.run_dir) as engine, api_on(listening, settings) as (_, url):
+            answer = httpx2.post(f"{url}/generate", json=BODY, headers=headers, timeout=30)
+            assert answer.status_code == 200
+            assert [request.id for request in engine.claimed] == [answer.json()["id"]]
+
+
+@needs_strace
+@pytest.mark.slow
+@pytest.mark.parametrize("is_claimed_first", [False, True])
+def test_a_kill_after_the_acceptance_loses_nothing(tmp_path: Path, is_claimed_first: bool) -> None:
+    """Row 2: the request runs without its front door; a retry under its key gets its id, seed and answer."""
+    settings = make_settings(tmp_path)
+    spool = open_spool(settings)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        # The first datagram is the ring of rank 0's bell, just after the request was published.
+        with api_on(listening, settings, under=killed_at("sendto")) as (process, url):
+            post_until_killed(url, KEY)
+            process.wait(30)
+        (name,) = spool.names(spool.folder.incoming)
+        with FakeEngine(spool, settings.run_dir) as engine, api_on(listening, settings) as (_, url):
+            if is_claimed_first:
+                engine.open_up(64)  # wakes it: the bell was never rung
+                until(lambda: spool.depth().num_waiting + spool.depth().num_active == 0)
+            answer = httpx2.post(f"{url}/generate", json=BODY, headers=KEY, timeout=30).json()
+            assert answer["id"] in name
+            assert answer["seed"] == engine.claimed[0].params.seed
+            assert len(engine.claimed) == 1
+            assert spool.names(spool.folder.done) == [f"{answer['id']}.json"]
+
+
+@pytest.mark.slow
+def test_a_kill_while_streaming_costs_no_token(tmp_path: Path) -> None:
+    """Row 3: the ring goes on; who attaches again gets the rest, no index twice and none missing."""
+    settings = make_settings(tmp_path)
+    spool = open_spool(settings)
+    body = {"prompt": "[paced]", "stream": True, "max_tokens": 40}
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        FakeEngine(spool, settings.run_dir) as engine,
+    ):
+        with api_on(listening, settings) as (process, url):
+            seen = read_some(url, body, "id: 7\n")
+            process.kill()
+        first = complete_events(seen)
+        last_seen = max(int(event_id) for _, event_id, _ in first if event_id is not None)
+        with api_on(listening, settings) as (_, url):
+            stream = f"{url}/requests/{engine.claimed[0].id}/stream"
+            rest = httpx2.get(stream, headers={"Last-Event-ID": str(last_seen)}, timeout=30).text
+    both = [*first, *events(rest)]
+    assert [int(event_id) for _, event_id, _ in both if event_id is not None] == list(range(40))
+    name, _, done = both[-1]
+    assert name == "done"
+    assert "".join(data["text"] for name, _, data in both if name == "token") == done["text"]
+    assert len(engine.claimed) == 1
+
+
+def read_some(url: str, body: dict[str, Any], until_text: str) -> str:
+    """Read a stream until a text has come, and some bytes more."""
+    seen = ""
+    with httpx2.stream("POST", f"{url}/generate", json=body, timeout=30) as answer:
+        for text in answer.iter_text():
+            seen += text
+            if until_text in seen:
+                return seen
+    raise AssertionError(f"the stream ended before {json.dumps(until_text)}")
+
+
+def complete_events(text: str) -> list[tuple[str, str | None, Any]]:
+    """The events that arrived whole: a client drops half a frame."""
+    return events(text.rpartition("\n\n")[0])

@@ -1,0 +1,149 @@
+"""Faults of single processes of the service: rows 8, 13, 14, 21 and 30 of faults.md."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from spool import Request, SamplingParams, Spool, SpoolOwner
+from tests.cluster_service import SUPERVISOR, Bench
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+pytestmark = pytest.mark.slow
+
+
+def supervisor_command(bench: Bench) -> list[str]:
+    return [*SUPERVISOR, *(word for pair in bench.overrides.items() for word in ("--set", "=".join(pair)))]
+# What a loaded test machine may add to a bound that is met on an idle one.
+BUSY_MACHINE_S = 2.0
+
+
+@pytest.mark.parametrize("rank", ["rank 0", "rank 1"])
+def test_a_stopped_rank_is_noticed_within_the_step_limit_and_a_second(bench: Bench, rank: str) -> None:
+    """Row 8: SIGSTOP; STEP_TIMEOUT + 1 s later the ring is being rebuilt and the reason names the rank."""
+    bench.overrides["STEP_TIMEOUT"] = "3"
+    bench.start()
+    before = bench.read()
+    before.processes[rank].send(signal.SIGSTOP)
+    stopped_at = time.monotonic()
+    bench.wait_until(lambda service: service.supervisor["restarts"] == 1, limit_s=10.0)
+    assert time.monotonic() - stopped_at < 3.0 + 1.0 + BUSY_MACHINE_S
+    assert f"{rank} sent no heartbeat" in (bench.settings.log_dir / "supervisor.log").read_text()
+    bench.wait_until(lambda service: service.state == "ready")
+    assert not before.processes[rank].is_alive()
+
+
+def test_a_stopped_front_door_answers_when_it_goes_on(bench: Bench) -> None:
+    """Row 8: the ring is not touched, and who asked meanwhile waits in the socket."""
+    bench.start()
+    before = bench.read()
+    api = before.processes["api"]
+    api.send(signal.SIGSTOP)
+    api.send(signal.SIGCONT)
+    assert bench.get_health() == api.pid
+    assert bench.read().processes == before.processes
+
+
+def test_a_rank_that_never_starts_is_named(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row 13: after CONNECT_TIMEOUT the reason in both status files is that rank's, not its neighbour's."""
+    monkeypatch.setenv("FAKE_RANK", "hang:1")
+    bench.overrides["CONNECT_TIMEOUT"] = "2"
+    with subprocess.Popen(supervisor_command(bench), stderr=subprocess.DEVNULL) as supervisor:
+        service = bench.wait_until(lambda service: bool(service.supervisor.get("reason")))
+        assert service.supervisor["reason"] == "rank 1 did not start within CONNECT_TIMEOUT=2 s"
+        assert service.supervisor["failed_process"] == "rank 1"
+        failed = bench.wait_until(lambda service: service.state == "failed", limit_s=40.0)
+        assert failed.ring["reason"] == "rank 1 did not start within CONNECT_TIMEOUT=2 s"
+        supervisor.send_signal(signal.SIGTERM)
+        supervisor.wait(10)
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "sentence"),
+    [
+        ("", 5, "no start line"),
+        ("{}\n", 2, "was not started by a supervisor"),
+        (
+            '{"epoch": 1, "rank": 1, "hosts": ["127.0.0.1:1"], "secret": ""}\n',
+            2,
+            "there is no rank 1 in a ring of 1",
+        ),
+    ],
+)
+def test_a_rank_without_its_ring_refuses_to_run(tmp_path: Path, line: str, code: int, sentence: str) -> None:
+    """Row 14: no start line, or one of a world of one, is a sentence and an exit code, not a ring of one."""
+    environment = {**os.environ, "STATE_DIR": str(tmp_path / "state"), "MODEL_REPO": str(tmp_path)}
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "server.py"), "--rank", "1"],
+        input=line,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, sentence in ended.stderr) == (code, True), ended.stderr
+    assert not (tmp_path / "state" / "spool").exists()
+
+
+def test_a_second_rank_0_names_the_first_and_exits(tmp_path: Path) -> None:
+    """Row 21: the spool's lock makes rank 0 the only one of its spool."""
+    with SpoolOwner(Spool.open(tmp_path / "state" / "spool", durability="process")):
+        environment = {**os.environ, "STATE_DIR": str(tmp_path / "state"), "MODEL_REPO": str(tmp_path)}
+        ended = subprocess.run(
+            [sys.executable, str(ROOT / "server.py")],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert ended.returncode == 2
+    assert str(os.getpid()) in ended.stderr
+
+
+def test_an_open_breaker_keeps_the_queue(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row 30: a ring that cannot live is given up with its reason, and what was accepted still waits."""
+    spool = Spool.open(bench.settings.spool_dir, durability="process")
+    request = Request(uuid.uuid4().hex, SamplingParams(4), "hello", None, None, "fake")
+    spool.submit(request)
+    monkeypatch.setenv("FAKE_RANK", "crash:0")
+    with subprocess.Popen(supervisor_command(bench), stderr=subprocess.DEVNULL) as supervisor:
+        service = bench.wait_until(lambda service: service.state == "failed")
+        assert "the weights are broken" in str(service.reason)
+        assert "the weights are broken" in str(json.loads(json.dumps(service.ring))["reason"])
+        assert spool.state(request.id) == "waiting"
+        supervisor.send_signal(signal.SIGTERM)
+        supervisor.wait(10)
+    assert spool.state(request.id) == "waiting"
+
+
+def test_a_killed_rank_is_followed_by_a_spare(bench: Bench) -> None:
+    """Row 5: the process of the next life was there before the kill, and the spares are filled up again."""
+    bench.start()
+    before = bench.wait_until(lambda service: len(service.helpers) == 2)
+    before.processes["rank 1"].send(signal.SIGKILL)
+    after = bench.wait_until(lambda service: service.state == "ready" and service.ring["epoch"] == 2)
+    assert {after.processes["rank 0"], after.processes["rank 1"]} == set(before.helpers)
+    filled = bench.wait_until(lambda service: len(service.helpers) == 2)
+    assert not set(filled.helpers) & set(before.helpers)
+    bench.stop()
+    assert not any(identity.is_alive() for identity in filled.helpers)
+
+
+def test_spares_end_with_their_supervisor(bench: Bench) -> None:
+    """Row 6: what waits on a pipe of a killed supervisor is gone, too."""
+    bench.start()
+    before = bench.wait_until(lambda service: len(service.helpers) == 2)
+    assert before.holder
+    before.holder.send(signal.SIGKILL)
+    for identity in before.helpers:
+        assert identity.wait(5.0)

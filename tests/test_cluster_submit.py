@@ -1,0 +1,67 @@
+"""`submit FILE.jsonl`: lines become requests in a real spool, and their answers come back by id."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import ClusterError
+from cluster.submit import submit_file
+from cluster.terminal import Terminal
+from config import Settings, load_settings
+from spool import Spool
+from tests.fake_engine import FakeEngine
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    values = {
+        "STATE_DIR": str(tmp_path / "state"),
+        "MODEL_REPO": str(tmp_path),
+        "SPOOL_DURABILITY": "process",
+    }
+    return load_settings(values, root=tmp_path, environ={})
+
+
+def write_lines(folder: Path, *lines: str) -> Path:
+    path = folder / "some.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def read_output(output: io.StringIO) -> list[dict[str, object]]:
+    return [json.loads(line) for line in output.getvalue().splitlines()]
+
+
+def test_every_line_gets_an_id_and_with_wait_an_answer(tmp_path: Path, settings: Settings) -> None:
+    """Equal lines are two requests; empty lines are none; the answers carry the ids that were told."""
+    path = write_lines(tmp_path, '{"prompt": "a", "max_tokens": 3}', "", '{"prompt": "a", "max_tokens": 3}')
+    output = io.StringIO()
+    spool = Spool.open(settings.spool_dir, durability="process")
+    with FakeEngine(spool, settings.run_dir):
+        assert submit_file(settings, Terminal(output), path, waits=True) == 0
+    told = read_output(output)
+    ids = [line["id"] for line in told if "number" in line]
+    assert len(set(ids)) == 2
+    answers = [line for line in told if "text" in line]
+    assert sorted(str(line["id"]) for line in answers) == sorted(map(str, ids))
+    assert {line["finish_reason"] for line in answers} == {"length"}
+
+
+def test_without_a_service_the_requests_wait(tmp_path: Path, settings: Settings) -> None:
+    """Accepted is accepted: the next start answers them."""
+    path = write_lines(tmp_path, '{"prompt": "a"}')
+    output = io.StringIO()
+    assert submit_file(settings, Terminal(output), path, waits=False) == 0
+    spool = Spool.open(settings.spool_dir, durability="process")
+    assert spool.state(str(read_output(output)[0]["id"])) == "waiting"
+
+
+@pytest.mark.parametrize("line", ['{"prompt": 7}', "no json", '{"max_tokens": 3}', '{"prompt": "a", "n": 2}'])
+def test_a_wrong_line_is_named_and_nothing_is_accepted(tmp_path: Path, settings: Settings, line: str) -> None:
+    """All lines are looked at before the first one is submitted."""
+    path = write_lines(tmp_path, '{"prompt": "a"}', line)
+    with pytest.raises(ClusterError, match=r"some\.jsonl:2: "):
+        submit_file(settings, Terminal(io.StringIO()), path, waits=False)
+    assert not settings.spool_dir.exists()

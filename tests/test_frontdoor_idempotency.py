@@ -1,0 +1,154 @@
+"""Idempotency-Key: a retry gets the first one's id and answer, whatever has become of it meanwhile."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.frontdoor_service import Service, events, running_service, serving, until
+from tests.test_frontdoor_requests import post_by_hand
+
+CHAT = {"messages": [{"role": "user", "content": "hi"}]}
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    with running_service(tmp_path, {"DISCONNECT_GRACE_SECONDS": "30"}) as running:
+        yield running
+
+
+def post(http: httpx2.Client, path: str, body: dict[str, Any], key: str = "k-1") -> httpx2.Response:
+    return http.post(path, json=body, headers={"Idempotency-Key": key})
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/generate", {"prompt": "hi"}), ("/v1/chat/completions", CHAT), ("/v1/completions", {"prompt": "hi"})],
+)
+def test_a_retry_of_a_finished_request_gets_its_answer(
+    service: Service, path: str, body: dict[str, Any]
+) -> None:
+    """The same id and text and seed, and one run; another key is another request."""
+    first, retry = (post(service.http, path, body) for _ in range(2))
+    assert (first.status_code, retry.status_code) == (200, 200)
+    ours, theirs = first.json(), retry.json()
+    for answer in (ours, theirs):
+        answer.pop("created", None)  # of a finished request, worked out from its times
+    assert ours == theirs
+    assert len(service.engine.claimed) == 1
+    assert post(service.http, path, body, "k-2").json()["id"] != first.json()["id"]
+
+
+def test_a_retry_attaches_to_a_request_that_runs(service: Service) -> None:
+    """Both clients get the one answer; a streaming retry gets every token from the first on."""
+    answers: list[dict[str, Any]] = []
+
+    def ask() -> None:
+        with httpx2.Client(base_url=service.url, timeout=30) as http:
+            answers.append(post(http, "/generate", {"prompt": "[hold]"}).json())
+
+    first = threading.Thread(target=ask)
+    first.start()
+    until(lambda: len(service.engine.claimed) == 1)
+    with service.http.stream(
+        "POST", "/generate", json={"prompt": "[hold]", "stream": True}, headers={"Idempotency-Key": "k-1"}
+    ) as retry:
+        chunks = retry.iter_text()
+        seen = next(chunks)
+        service.engine.release()
+        seen += "".join(chunks)
+    first.join(10)
+    found = events(seen)
+    assert [event_id for name, event_id, _ in found if name == "token"] == list("012345")
+    assert found[-1][2] == answers[0]
+    assert len(service.engine.claimed) == 1
+
+
+def test_a_retry_at_another_front_door_gets_the_same_request(service: Service) -> None:
+    """The key lies in the spool, not in a process."""
+    with serving(service.settings) as other, httpx2.Client(base_url=other, timeout=30) as http:
+        body = {"prompt": "hi", "background": True}
+        first, retry = post(service.http, "/generate", body), post(http, "/generate", body)
+    assert first.json()["id"] == retry.json()["id"]
+    assert retry.status_code == 202
+
+
+def test_two_at_once_are_one_request(service: Service) -> None:
+    """Whoever comes second gets the first one's id, even in the same moment."""
+    ids: list[str] = []
+
+    def ask() -> None:
+        with httpx2.Client(base_url=service.url, timeout=30) as http:
+            ids.append(post(http, "/generate", {"prompt": "hi", "temperature": 1.0}).json()["id"])
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(ids) == 8
+    assert len(set(ids)) == 1
+    assert len(service.engine.claimed) == 1
+
+
+def test_another_body_under_the_same_key_is_a_conflict(service: Service) -> None:
+    """409 in our shape; clients are told not to retry it by themselves."""
+    assert post(service.http, "/generate", {"prompt": "hi", "seed": 5}).status_code == 200
+    for body in ({"prompt": "ho", "seed": 5}, {"prompt": "hi", "seed": 6}, {"prompt": "hi", "max_tokens": 2}):
+        answer = post(service.http, "/generate", body)
+        assert answer.status_code == 409, body
+        assert answer.headers["x-should-retry"] == "false"
+        error = answer.json()["error"]
+        assert (error["code"], error["param"]) == ("idempotency_conflict", "Idempotency-Key")
+        assert "internal" not in error["message"]
+    assert len(service.engine.claimed) == 1
+
+
+def test_the_first_ones_seed_counts(service: Service) -> None:
+    """A seed that was drawn is told by the retry as well."""
+    first = post(service.http, "/generate", {"prompt": "hi", "temperature": 1.0}).json()
+    assert (
+        post(service.http, "/generate", {"prompt": "hi", "temperature": 1.0}).json()["seed"] == first["seed"]
+    )
+
+
+@pytest.mark.parametrize("key", ["", "a b", "x" * 256, "ü"])
+def test_a_key_that_is_none_is_a_400(service: Service, key: str) -> None:
+    """Visible ASCII characters, up to 255."""
+    headers = {"Idempotency-Key": key.encode()}
+    answer = service.http.post("/generate", json={"prompt": "hi"}, headers=headers)  # type: ignore[arg-type]
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "Idempotency-Key"
+
+
+def test_keys_of_two_owners_are_two_keys(tmp_path: Path) -> None:
+    """Nobody gets at another one's request by guessing its Idempotency-Key."""
+    (tmp_path / "keys").write_text("mine\ntheirs\n")
+    with running_service(tmp_path, {"API_KEYS_FILE": str(tmp_path / "keys")}) as service:
+        ids = set()
+        for key in ("mine", "theirs"):
+            headers = {"Authorization": f"Bearer {key}", "Idempotency-Key": "1"}
+            ids.add(service.http.post("/generate", json={"prompt": "hi"}, headers=headers).json()["id"])
+        assert len(ids) == 2
+
+
+def test_a_retry_after_the_client_left_keeps_the_request(tmp_path: Path) -> None:
+    """The client's own time-out was shorter than the answer: its retry within the grace time takes over."""
+    with running_service(tmp_path, {"DISCONNECT_GRACE_SECONDS": "0.3"}) as service:
+        connection = post_by_hand(service, '{"prompt": "[hold]"}', "Idempotency-Key: k-1\r\n")
+        until(lambda: len(service.engine.claimed) == 1)
+        connection.close()
+        other = post_by_hand(service, '{"prompt": "[hold]"}')
+        until(lambda: len(service.engine.claimed) == 2)
+        with service.http.stream(
+            "POST", "/generate", json={"prompt": "[hold]", "stream": True}, headers={"Idempotency-Key": "k-1"}
+        ) as retry:
+            chunks = retry.iter_text()
+            next(chunks)
+            other.close()
+            until(lambda: service.spool.state(service.engine.claimed[1].id) == "done")
+            service.engine.release()
+            assert events("".join(chunks))[-1][2]["finish_reason"] == "length"

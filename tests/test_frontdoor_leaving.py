@@ -1,0 +1,169 @@
+"""Clients that leave, come back, attach, and do so at another front door."""
+
+import asyncio
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from frontdoor.attendance import Attendance
+from frontdoor.leaving import Leavers
+from tests.frontdoor_service import Service, events, running_service, serving, until
+from tests.test_frontdoor_requests import post_by_hand
+
+GRACE = {"DISCONNECT_GRACE_SECONDS": "0.3"}
+ID = "a" * 32
+
+
+class Cancelled(list[str]):
+    """Ids in the order of their cancellation, and a way to wait for the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._more = asyncio.Event()
+
+    def add(self, request_id: str) -> None:
+        self.append(request_id)
+        self._more.set()
+
+    async def wait(self) -> None:
+        async with asyncio.timeout(5):
+            await self._more.wait()
+
+
+def test_a_leaver_who_comes_back_is_not_cancelled(tmp_path: Path) -> None:
+    """Only the request whose client stayed away is cancelled."""
+
+    async def leave() -> list[str]:
+        cancelled = Cancelled()
+        leavers = Leavers(cancelled.add, grace_seconds=0.02, attendance=Attendance(tmp_path))
+        leavers.left("a")
+        leavers.left("b")
+        leavers.came_back("a")
+        await cancelled.wait()
+        return cancelled
+
+    assert asyncio.run(leave()) == ["b"]
+
+
+def test_attached_clients_keep_a_request_and_the_last_starts_the_grace_time(tmp_path: Path) -> None:
+    """Only once its own client has left, however: following somebody's request never cancels it."""
+
+    async def attach() -> list[str]:
+        cancelled = Cancelled()
+        leavers = Leavers(cancelled.add, grace_seconds=0.01, attendance=Attendance(tmp_path))
+        with leavers.attached("others"):
+            pass
+        with leavers.attached("mine"):
+            with leavers.attached("mine"):
+                leavers.left("mine")
+            leavers.left("gone")
+            await cancelled.wait()
+            assert cancelled == ["gone"]
+            cancelled.__init__()  # type: ignore[misc]
+        await cancelled.wait()
+        return cancelled
+
+    assert asyncio.run(attach()) == ["mine"]
+
+
+def test_attendance_is_seen_by_every_front_door_and_leaves_no_file(tmp_path: Path) -> None:
+    """While one of any number of clients is there; a front door that stops takes its own files with it."""
+    here, there = Attendance(tmp_path / "attended"), Attendance(tmp_path / "attended")
+    assert not there.is_attended(ID)
+    with here.attend(ID):
+        with here.attend(ID):
+            assert there.is_attended(ID)
+        assert there.is_attended(ID)
+        assert here.is_attended(ID)
+        assert not there.is_attended("b" * 32)
+    assert not there.is_attended(ID)
+    here.close()
+    there.close()
+    assert list((tmp_path / "attended").iterdir()) == []
+
+
+def test_what_a_killed_front_door_left_counts_for_nothing(tmp_path: Path) -> None:
+    """Its clients are gone with it, and the next front door clears its files away."""
+    (tmp_path / "1-dead").touch()
+    (tmp_path / f"{ID}.1-dead").touch()
+    living = Attendance(tmp_path)
+    assert not living.is_attended(ID)
+    with living.attend("b" * 32):
+        assert len(list(tmp_path.iterdir())) == 2
+    living.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_stops_no_client(tmp_path: Path) -> None:
+    """Only the other front doors do not know."""
+    (tmp_path / "attended").touch()
+    attendance, other = (Attendance(tmp_path / "attended") for _ in range(2))
+    with attendance.attend(ID):
+        assert not other.is_attended(ID)
+
+
+def leave_stream(service: Service) -> str:
+    """Begin a stream that is held, leave it, and return the request's id."""
+    num_before = len(service.engine.claimed)
+    connection = post_by_hand(service, '{"prompt": "[hold]", "stream": true}')
+    until(lambda: len(service.engine.claimed) > num_before)
+    connection.close()
+    return service.engine.claimed[-1].id
+
+
+@pytest.mark.parametrize("is_other_door", [False, True])
+def test_attaching_within_the_grace_time_keeps_the_request(tmp_path: Path, is_other_door: bool) -> None:
+    """Far beyond the grace time the answer goes on to its end, at this front door or another."""
+    with (
+        running_service(tmp_path, GRACE) as service,
+        serving(service.settings) as other,
+        httpx2.Client(base_url=other if is_other_door else service.url, timeout=30) as http,
+    ):
+        kept = leave_stream(service)
+        with http.stream("GET", f"/requests/{kept}/stream") as answer:
+            chunks = answer.iter_text()
+            seen = next(chunks)
+            given_up = leave_stream(service)
+            until(lambda: service.spool.state(given_up) == "done")
+            assert service.spool.state(kept) == "active"
+            service.engine.release()
+            seen += "".join(chunks)
+        assert events(seen)[-1][2]["finish_reason"] == "length"
+
+
+def test_who_attached_and_leaves_starts_the_grace_time_anew(tmp_path: Path) -> None:
+    """After the last client nobody keeps the request."""
+    with running_service(tmp_path, GRACE) as service:
+        request_id = leave_stream(service)
+        with service.http.stream("GET", f"/requests/{request_id}/stream") as answer:
+            next(answer.iter_raw())
+        until(lambda: service.spool.state(request_id) == "done")
+        result = service.spool.read_result(request_id)
+        assert result is not None
+        assert result.finish_reason == "cancelled"
+
+
+def test_a_background_request_is_never_cancelled_by_leaving(tmp_path: Path) -> None:
+    """Whoever looks in on it may go again."""
+    with running_service(tmp_path) as service:
+        posted = service.http.post("/generate", json={"prompt": "[hold]", "background": True})
+        url = posted.json()["status_url"]
+        with service.http.stream("GET", f"{url}/stream") as answer:
+            next(answer.iter_raw())
+        gone = leave_stream(service)
+        until(lambda: service.spool.state(gone) == "done")
+        assert service.http.get(url).json()["state"] == "active"
+        service.engine.release()
+        until(lambda: service.http.get(url).json()["state"] == "done")
+        assert service.http.get(url).json()["finish_reason"] == "length"
+
+
+def test_a_request_that_still_waits_is_cancelled_too(tmp_path: Path) -> None:
+    """Its client leaves before anybody claimed it: it ends in the queue, and is never run."""
+    with running_service(tmp_path, max_open=0) as service:
+        connection = post_by_hand(service, '{"prompt": "hi", "stream": true}')
+        until(lambda: service.spool.depth().num_waiting == 1)
+        connection.close()
+        until(lambda: service.spool.depth().num_waiting == 0)
+        assert service.engine.claimed == []
