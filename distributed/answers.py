@@ -35,9 +35,9 @@ class Answer:
     log: TokenLogWriter
     special_token_ids: frozenset[int]
     num_ranks: int
+    claimed_unix: float
     text: str = ""
     num_resumed_tokens: int = 0
-    claimed_unix: float = field(default_factory=time.time)
     first_token_unix: float | None = None
     shares: list[RankShare] = field(init=False)
 

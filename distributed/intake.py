@@ -96,12 +96,17 @@ class Intake:
     def claim(self, max_claims: int) -> list[Answer]:
         """Claim waiting requests, oldest first; what cannot run or has ended already gets its result here."""
         opened = []
-        for claim in self._claim(max_claims):
+        claims, claimed_unix = self._claim(max_claims), time.time()
+        for claim in claims:
             try:
-                answer = self._open(claim)
+                answer = self._open(claim, claimed_unix)
             except CannotRun as error:
                 self._fail(claim, error)
                 continue
+            except SpoolUnavailable as error:
+                logger.error("request %s waits: %s", claim.request.id, error)
+                self._owner.put_back(claim)
+                break
             if answer.finish_reason is not None:
                 self.end(answer, answer.finish_reason)
             else:
@@ -194,7 +199,7 @@ class Intake:
         self._by_sequence.pop(answer.sequence, None)
         self._solo.discard(answer)
 
-    def _open(self, claim: Claim) -> Answer:
+    def _open(self, claim: Claim, claimed_unix: float) -> Answer:
         request, model = claim.request, self._model
         if request.model != model.name:
             raise CannotRun("model_changed", f"asked of model {request.model!r}, this is {model.name!r}", 409)
@@ -226,7 +231,9 @@ class Intake:
             log.close()
             raise CannotRun("model_changed", "the answer began with other weights or another tokenizer", 409)
         stream = TextStream(model.detokenizer, request.params.stop)
-        answer = Answer(claim, sequence, stream, log, model.special_token_ids, len(self._layers))
+        answer = Answer(
+            claim, sequence, stream, log, model.special_token_ids, len(self._layers), claimed_unix
+        )
         self.answers[request.id] = self._by_sequence[sequence] = answer
         return answer
 

@@ -18,12 +18,15 @@ from spool import (
     CorruptRequest,
     Depth,
     EntryName,
+    Request,
+    Result,
     Spool,
     SpoolLocked,
     SpoolOwner,
     TokenRecord,
     make_door_name,
 )
+from spool.messages import seal, unseal
 from tests.spool_fakes import answer, claim_one, make_request, open_owner, submit
 
 
@@ -227,6 +230,22 @@ def test_sweep_removes_only_what_is_old_and_finished(spool: Spool, owner: SpoolO
     assert states == [None, "active", "waiting"]
     assert os.listdir(spool.folder.stream) == [active.id]
     assert not any(path.exists() for path in stale)
+
+
+def test_fields_added_later_are_kept_and_may_be_absent() -> None:
+    """A file written before is_chat, client_id, owner and seed were there still reads."""
+    request = replace(make_request(), is_chat=True, client_id="theirs")
+    result = replace(answer(request), owner="ann", seed=7)
+    assert Request.from_json(request.to_json()) == request
+    assert Result.from_json(result.to_json()) == result
+    for kind, data, names in (
+        ("request", request.to_json(), ("is_chat", "client_id")),
+        ("result", result.to_json(), ("owner", "seed")),
+    ):
+        body = unseal(kind, data)
+        older = seal(kind, {name: value for name, value in body.items() if name not in names})
+        read = Request.from_json(older) if kind == "request" else Result.from_json(older)
+        assert [getattr(read, name) for name in names] in ([False, ""], ["", None])
 
 
 def test_names_sort_by_priority_then_time() -> None:

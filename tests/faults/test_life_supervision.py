@@ -21,6 +21,8 @@ pytestmark = pytest.mark.slow
 
 def supervisor_command(bench: Bench) -> list[str]:
     return [*SUPERVISOR, *(word for pair in bench.overrides.items() for word in ("--set", "=".join(pair)))]
+
+
 # What a loaded test machine may add to a bound that is met on an idle one.
 BUSY_MACHINE_S = 2.0
 
