@@ -7,8 +7,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from chaos.run import Plan, run
-
 
 def main(arguments: Sequence[str]) -> int:
     """Parse and run; the exit code."""
@@ -23,6 +21,9 @@ def main(arguments: Sequence[str]) -> int:
                         help="seconds between kills (default: 0.5 5)")  # fmt: skip
     parser.add_argument("--folder", type=Path, help="for state, model and journal (default: var/chaos-SEED)")
     options = parser.parse_args(arguments)
+    # Help needs no packages.
+    from chaos.run import Plan, run
+
     folder = options.folder or Path(__file__).resolve().parent.parent / "var" / f"chaos-{options.seed}"
     return run(
         Plan(

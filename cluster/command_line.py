@@ -40,6 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = make_parser()
     if not arguments or arguments[0] == "help":
         parser.parse_args([*arguments[1:2], "--help"])
+    if arguments[0] in DELEGATED and {"-h", "--help"} & set(arguments):
+        os.execv(sys.executable, [sys.executable, "-m", *arguments])
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command not in DELEGATED:
         parser.error(f"{options.command} does not know {' '.join(rest)}")
