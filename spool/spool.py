@@ -244,7 +244,8 @@ class Spool:
     def _admission(self, num_bytes: int) -> Iterator[None]:
         """Hold a place in the queue for a file about to be published; other threads count it meanwhile.
 
-        Several processes may pass the limit by what they publish in the same moment.
+        A file between its publication and the end of this counts twice, so under pressure one may be refused
+        too early. Several processes may pass the limit by what they publish in the same moment.
         """
         with self._admission_lock:
             self._check_admissible(num_bytes)
