@@ -122,7 +122,7 @@ class Rank:
     def find_stall(self, plan: LifePlan, now: float) -> str | None:
         """Why this rank counts as stuck, if it does."""
         silent_s, phase_s = now - self.last_heartbeat_at, now - self.phase_since
-        if self.num_heartbeats and silent_s > plan.heartbeat_limit_s:
+        if self._owes_heartbeats and silent_s > plan.heartbeat_limit_s:
             return (
                 f"{self.name} sent no heartbeat for {silent_s:.0f} s (phase {self.phase}, step {self.step})"
             )
@@ -134,6 +134,11 @@ class Rank:
             return f"{self.name} did not load its layers within LOAD_TIMEOUT={plan.load_limit_s:g} s"
         return None
 
+    @property
+    def _owes_heartbeats(self) -> bool:
+        """Not while it connects: MLX holds the interpreter lock then (mlx 0.32.4); CONNECT_TIMEOUT counts."""
+        return self.num_heartbeats > 0 and self.phase != "connecting"
+
     def next_look(self, plan: LifePlan) -> float:
         """When it will count as stuck if it says nothing more, on the monotonic clock."""
         limits = {
@@ -142,7 +147,7 @@ class Rank:
             "loading": plan.load_limit_s,
         }
         of_phase = self.phase_since + limits.get(self.phase, float("inf"))
-        if not self.num_heartbeats:
+        if not self._owes_heartbeats:
             return of_phase
         return min(of_phase, self.last_heartbeat_at + plan.heartbeat_limit_s)
 
