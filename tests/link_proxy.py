@@ -25,6 +25,7 @@ class LinkProxy:
         self.address = f"127.0.0.1:{self._listening.getsockname()[1]}"
         self.delay_seconds = 0.0
         self.mangle: Callable[[bytes, int], bytes] = lambda data, _: data
+        self._lock = threading.Lock()  # three threads may cut at once
         self._connections: list[socket.socket] = []
         self._closed = threading.Event()
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -40,11 +41,12 @@ class LinkProxy:
 
     def cut(self) -> None:
         """Reset all connections."""
-        for connection in self._connections:
+        with self._lock:
+            connections, self._connections = self._connections, []
+        for connection in connections:
             # Linger zero: the peer sees a reset.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             connection.close()
-        self._connections.clear()
 
     def _accept(self) -> None:
         try:
@@ -52,7 +54,8 @@ class LinkProxy:
             far = self._connect()
         except OSError:
             return
-        self._connections += [near, far]
+        with self._lock:
+            self._connections += [near, far]
         for source, sink, is_forward in ((near, far, True), (far, near, False)):
             threading.Thread(target=self._pump, args=(source, sink, is_forward), daemon=True).start()
 
