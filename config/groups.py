@@ -1,0 +1,274 @@
+"""Every setting, in the groups in which people read of them.
+
+One annotated field says all there is to say about a setting: type, bounds, default and `About`. A group is
+a part of `config.manager.Settings` and never used alone. This file reads no source of settings.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import FiniteFloat, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from config import model_path
+from config.fields import (
+    About,
+    AnyPath,
+    Auto,
+    CorsOrigins,
+    LayerSplit,
+    ListeningHost,
+    LogLevel,
+    OptionalPath,
+    Port,
+    RingAddress,
+    between,
+)
+
+
+class RootedSettings(BaseSettings):
+    """What all groups share: the folder from which relative paths are taken."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True
+    )
+
+    root: Path
+
+
+class ModelSettings(RootedSettings):
+    """The model and how long texts may be."""
+
+    model_repo: Annotated[
+        str,
+        About(
+            "Model",
+            "The model to serve.",
+            allowed="a Hugging Face Hub name (owner/name), a folder, or builtin:smollm2-135m",
+        ),
+    ] = "mlx-community/DeepSeek-Coder-V2-Lite-Instruct-8bit"
+    model_cache_dir: Annotated[
+        OptionalPath, About("Model", "Folder for downloaded models; empty: the Hugging Face cache.")
+    ] = None
+    default_max_tokens: Annotated[
+        int,
+        between(1, 10_000_000),
+        About("Model", "Answer length where a request names none.", "tokens", is_live=True),
+    ] = 512
+    max_sequence_length: Annotated[
+        int,
+        between(2, 10_000_000),
+        About("Model", "Most tokens of prompt and answer together.", "tokens"),
+    ] = 4096
+
+    @field_validator("model_repo")
+    @classmethod
+    def _model_repo_is_well_formed(cls, value: str, info: ValidationInfo) -> str:
+        return model_path.check_model_repo(value, info.data["root"])
+
+
+class ApiSettings(RootedSettings):
+    """The HTTP front door."""
+
+    api_host: Annotated[
+        ListeningHost,
+        About(
+            "API",
+            "Address the HTTP front door listens on.",
+            allowed="an address or a host name, without http:// or a port",
+        ),
+    ] = "127.0.0.1"
+    api_port: Annotated[Port, About("API", "Port of the HTTP front door.")] = 8100
+    api_keys_file: Annotated[
+        OptionalPath,
+        About(
+            "API",
+            "File of accepted API keys, one a line, # comments; empty: no key is asked for.",
+            is_secret=True,
+        ),
+    ] = None
+    cors_origins: Annotated[
+        CorsOrigins,
+        About(
+            "API",
+            "Web pages of other origins that may call the API.",
+            allowed="a comma list of origins such as https://example.org, or * for all, or empty for none",
+        ),
+    ] = ""
+    max_prompt_len_bytes: Annotated[
+        int,
+        between(1, 1 << 30),
+        About("API", "Longest text of a prompt or of all messages.", "bytes", is_live=True),
+    ] = 4096
+    max_body_bytes: Annotated[
+        int, between(1024, 1 << 30), About("API", "Largest HTTP request body.", "bytes", is_live=True)
+    ] = 1 << 20
+    request_timeout: Annotated[
+        FiniteFloat,
+        between(0.1, 86_400),
+        About("API", "A caller waits this long for an answer before it gets a 504.", "seconds", is_live=True),
+    ] = 120.0
+    disconnect_grace_seconds: Annotated[
+        FiniteFloat,
+        between(0, 86_400),
+        About(
+            "API", "A request whose caller has left is cancelled after this time.", "seconds", is_live=True
+        ),
+    ] = 10.0
+
+
+class StateSettings(RootedSettings):
+    """The file queue and what it keeps."""
+
+    state_dir: Annotated[
+        AnyPath, About("State", "Folder of the spool, logs, run files and built-in models.")
+    ] = Path("var")
+    max_queue_depth: Annotated[
+        int,
+        between(1, 1_000_000),
+        About("State", "Most requests waiting; more are refused with 429.", "requests", is_live=True),
+    ] = 1000
+    max_queue_mb: Annotated[
+        int,
+        between(1, 1 << 20),
+        About("State", "Most room the waiting requests may take.", "MiB", is_live=True),
+    ] = 256
+    spool_durability: Annotated[
+        Literal["power", "process"],
+        About("State", "What accepted requests survive: a power cut, or the death of any process."),
+    ] = "power"
+    poll_interval: Annotated[
+        FiniteFloat,
+        between(0.001, 60),
+        About(
+            "State", "The spool is scanned this often in case a doorbell was lost.", "seconds", is_live=True
+        ),
+    ] = 0.1
+    result_retention_hours: Annotated[
+        FiniteFloat,
+        between(0.1, 8760),
+        About("State", "Finished answers can be fetched this long.", "hours", is_live=True),
+    ] = 24.0
+
+
+class RingSettings(RootedSettings):
+    """The ranks, where they run and how long they may take."""
+
+    local_ranks: Annotated[int, between(1, 16), About("Ring", "Ranks on this machine.", "ranks")] = 1
+    worker_hosts: Annotated[
+        str,
+        About("Ring", "Further hosts of the ring; not served yet.", allowed="empty in this release"),
+    ] = ""
+    ring_address: Annotated[
+        RingAddress,
+        About(
+            "Ring",
+            "Address on which the ranks connect to each other.",
+            allowed="the IPv4 address of an interface of this machine",
+        ),
+    ] = "127.0.0.1"
+    ring_secret_file: Annotated[
+        OptionalPath,
+        About(
+            "Ring",
+            "File of the secret all ranks share; empty: ring.secret in STATE_DIR, made at need.",
+            is_secret=True,
+        ),
+    ] = None
+    layer_split: Annotated[
+        LayerSplit,
+        About(
+            "Ring",
+            "Layers of rank 0 (the last ones), rank 1, …",
+            allowed="auto, or one count for each rank such as 15,15",
+        ),
+    ] = "auto"
+    connect_timeout: Annotated[
+        FiniteFloat,
+        between(1, 3600),
+        About("Ring", "All ranks must be connected within this time.", "seconds"),
+    ] = 45.0
+    load_timeout: Annotated[
+        FiniteFloat,
+        between(1, 86_400),
+        About("Ring", "All ranks must have loaded their layers within this time.", "seconds"),
+    ] = 600.0
+    step_timeout: Annotated[
+        FiniteFloat,
+        between(1, 86_400),
+        About("Ring", "A ring that makes no step for this long is rebuilt.", "seconds"),
+    ] = 60.0
+    shutdown_timeout: Annotated[
+        FiniteFloat,
+        between(0, 86_400),
+        About("Ring", "Running requests get this long to end at a stop.", "seconds"),
+    ] = 30.0
+
+
+class EngineSettings(RootedSettings):
+    """How the ring computes."""
+
+    microbatches: Annotated[
+        Auto | Annotated[int, between(1, 64)],
+        About(
+            "Engine",
+            "Microbatches in flight around the ring.",
+            allowed="auto (as many as ranks), or a whole number from 1 to 64",
+        ),
+    ] = "auto"
+    max_rows_per_microbatch: Annotated[
+        int, between(1, 1024), About("Engine", "Most sequences that step together.", "rows")
+    ] = 32
+    prefill_chunk_tokens: Annotated[
+        Auto | Annotated[int, between(1, 65_536)],
+        About(
+            "Engine",
+            "A long prompt is read in pieces of this size.",
+            "tokens",
+            allowed="auto (512 on a GPU, 128 without), or a whole number from 1 to 65536",
+        ),
+    ] = "auto"
+    kv_cache_max_size: Annotated[
+        int, between(0, 100_000_000), About("Engine", "Tokens the prefix cache keeps.", "tokens")
+    ] = 8192
+    kv_cache_reserved_memory_mb: Annotated[
+        int,
+        between(1, 1 << 24),
+        About(
+            "Engine", "Memory of each rank for the KV of running sequences and prefix cache together.", "MiB"
+        ),
+    ] = 2048
+    cpu_blas: Annotated[
+        Literal["auto", "mkl", "openblas", "off"],
+        About("Engine", "BLAS that is loaded before MLX on Linux without a GPU."),
+    ] = "auto"
+    blas_threads: Annotated[
+        Auto | Annotated[int, between(1, 1024)],
+        About(
+            "Engine",
+            "BLAS threads of each rank.",
+            allowed="auto (the cores shared out), or a whole number from 1 to 1024",
+        ),
+    ] = "auto"
+
+
+class ProcessSettings(RootedSettings):
+    """What each process writes and may open."""
+
+    log_level: Annotated[
+        LogLevel, About("Process", "Least severe log lines that are written.", is_live=True)
+    ] = "INFO"
+    log_format: Annotated[Literal["text", "json"], About("Process", "Form of the log lines.")] = "text"
+    log_file: Annotated[
+        OptionalPath, About("Process", "File that gets all log lines besides standard error; rotated.")
+    ] = None
+    file_descriptor_soft_limit: Annotated[
+        int, between(64, 1 << 20), About("Process", "Open files each process asks for.", "files")
+    ] = 2048
+    file_descriptor_hard_limit: Annotated[
+        int,
+        between(64, 1 << 20),
+        About("Process", "Hard limit of open files each process asks for.", "files"),
+    ] = 4096
