@@ -21,12 +21,12 @@ from typing import NoReturn
 import uvicorn
 
 from config import ConfigError, Settings
+from config.binding import BindingRefused, check_binding, resolve
 from config.limits import raise_descriptor_limits
 from config.live import load_inherited_settings
 from config.logs import configure_logging
 from frontdoor.app import make_app
 from frontdoor.auth import KeysUnreadable
-from frontdoor.binding import BindingRefused, check_binding, resolve
 from frontdoor.connections import Connection
 from frontdoor.supervised import SupervisedServer, follow_supervisor
 from prompts.tokenizer import TokenizerUnusable

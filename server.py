@@ -34,6 +34,7 @@ from distributed.lifeline import (
     Lifeline,
     RankStart,
     read_first_line,
+    say_started,
 )
 
 LOWEST_PRIORITY = 19
@@ -47,6 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
         description="One rank of the ring. Users start it with ./launch.sh start."
     )
     parser.add_argument("--rank", type=int, help="this rank; the supervisor sends the rest on standard input")
+    parser.add_argument(
+        "--ping-limit", type=float, metavar="S", help="end when the supervisor says nothing for S seconds"
+    )
     parser.add_argument("--spare", action="store_true", help="import in the background and wait to be needed")
     options = parser.parse_args(arguments)
     try:
@@ -56,22 +60,27 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_REFUSED
     configure_logging(settings, process=f"rank {options.rank or 0}")
     try:
-        return _serve(settings, options.rank, is_spare=options.spare)
+        return _serve(settings, options)
     except BlasNotFound as error:
         logger.error("%s", error)
         return EXIT_REFUSED
 
 
-def _serve(settings: Settings, rank: int | None, *, is_spare: bool) -> int:
-    num_threads = (os.cpu_count() or 1) if settings.blas_threads == "auto" else int(settings.blas_threads)
+def _serve(settings: Settings, options: argparse.Namespace) -> int:
+    rank: int | None = options.rank
+    if rank is not None:
+        say_started()
+    num_threads = _count_threads(settings, rank)
     blas = load_fast_blas(settings.cpu_blas, num_threads)
-    imports = Imports(settings, is_spare=is_spare)
-    lifeline = Lifeline(rank or 0, has_supervisor=rank is not None)
+    imports = Imports(settings, is_spare=options.spare)
     start = None
     if rank is not None:
-        line = read_first_line()
+        line = read_first_line(options.ping_limit)
         if not line:
-            logger.error("no start line: the supervisor is gone, or rank %d was not started by one", rank)
+            level = logging.DEBUG if options.spare else logging.ERROR  # a spare's usual end
+            logger.log(
+                level, "no start line: the supervisor is gone, or rank %d was not started by one", rank
+            )
             return EXIT_SUPERVISOR_GONE
         try:
             start = _check_start(line, rank)
@@ -80,9 +89,18 @@ def _serve(settings: Settings, rank: int | None, *, is_spare: bool) -> int:
             return EXIT_REFUSED
         settings = _apply(settings, start.settings)
     logger.info("BLAS: %s, %d threads", blas or "as MLX brings it", num_threads)
+    ping_limit_s = start.ping_limit_s if start else None
+    lifeline = Lifeline(rank or 0, has_supervisor=rank is not None, ping_limit_s=ping_limit_s)
     lifeline.on_settings(lambda values: set_level(values.get("LOG_LEVEL")))
     lifeline.start()
     return _run(start, settings, lifeline) if imports.finish() else EXIT_REFUSED
+
+
+def _count_threads(settings: Settings, rank: int | None) -> int:
+    """BLAS threads: as set, else this rank's share of the cores."""
+    if settings.blas_threads != "auto":
+        return int(settings.blas_threads)
+    return max(1, (os.cpu_count() or 1) // (1 if rank is None else settings.local_ranks))
 
 
 def _run(start: RankStart | None, settings: Settings, lifeline: Lifeline) -> int:

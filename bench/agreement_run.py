@@ -11,9 +11,9 @@ import time
 from dataclasses import asdict
 
 from bench.agreement import check_agreement
-from bench.comparison import ask_alone, ask_server, warm_up
 from bench.dialects import Ask
 from bench.ground import make_ground, only_one
+from bench.measuring import ask_alone, ask_server, warm_up
 from bench.ours import Ours
 from bench.progress import Progress
 from bench.records import plain, write_run

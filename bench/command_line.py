@@ -14,14 +14,15 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bench.progress import Progress
 
 EXIT_INTERRUPTED = 130
-QUICK_CLIENTS, QUICK_ROUNDS = (1, 8, 32), 2
-FULL_CLIENTS, FULL_ROUNDS = (1, 2, 4, 8, 16, 32), 5
+QUICK_CLIENTS, QUICK_ROUNDS = (1, 8, 32), 1
+FULL_CLIENTS, FULL_ROUNDS = (1, 8, 16, 32), 2
 COMPARE = "compare"
 
 
@@ -51,6 +52,9 @@ def run_command(options: argparse.Namespace) -> int:
         "overhead": _overhead,
         "idle": _idle,
         "load": _load,
+        "simulated": _simulated,
+        "durability": _durability,
+        "report": _report,
     }[options.command]
     try:
         return run(options, Progress())
@@ -82,6 +86,13 @@ def make_parser() -> argparse.ArgumentParser:
     idle = add("idle", "CPU seconds of all processes of an idle service")
     idle.add_argument("--seconds", type=_positive, default=30, metavar="N", help="how long (default: 30)")
     _add_load(add("load", "load any server that runs already"))
+    durability = add("durability", "what SPOOL_DURABILITY=power costs in tokens/s, against process, in turn")
+    _add_load_flags(durability)
+    durability.add_argument("--rounds", type=_positive, default=4, metavar="N", help="both (default: 4)")
+    durability.add_argument("--asks", type=_positive, default=2, metavar="N", help="a client (default: 2)")
+    report = add("report", "make docs/benchmarks.md from the raw data in docs/benchmarks/")
+    report.add_argument("files", nargs="*", metavar="FILE", help="raw data to be kept there before")
+    _add_simulated(add("simulated", "rings of timed waits in the place of layers against the ideal pipeline"))
     return parser
 
 
@@ -94,8 +105,11 @@ def _add_compare(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--quick",
         action="store_true",
-        help=f"clients {_join(QUICK_CLIENTS)} in {QUICK_ROUNDS} rounds, about 8 minutes; "
-        f"without it clients {_join(FULL_CLIENTS)} in {FULL_ROUNDS} rounds, about half an hour",
+        help=f"clients {_join(QUICK_CLIENTS)} in {QUICK_ROUNDS} round on the ring alone, about 8 minutes; "
+        f"without it clients {_join(FULL_CLIENTS)} in {FULL_ROUNDS} rounds and everything else, about 25",
+    )
+    command.add_argument(
+        "--only", type=_words, metavar="NAME,…", help="groups or names of measures, such as second-turn,gap"
     )
     command.add_argument("--clients", type=_counts, metavar="N,N,…", help="how many ask at once")
     command.add_argument("--rounds", type=_positive, metavar="N", help="ours and the peer in turn, so often")
@@ -122,18 +136,46 @@ def _add_load(command: argparse.ArgumentParser) -> None:
     command.add_argument("--top-p", type=float, default=1.0, metavar="P", help="default: 1")
 
 
+def _add_simulated(command: argparse.ArgumentParser) -> None:
+    _add_seed(command)
+    command.add_argument("--ranks", type=_counts, default=(2, 4, 8), metavar="N,N,…", help="default: 2,4,8")
+    command.add_argument("--clients", type=_positive, default=64, metavar="N", help="at once (default: 64)")
+    command.add_argument("--tokens", type=_positive, default=64, metavar="N", help="an answer (default: 64)")
+    command.add_argument(
+        "--model", metavar="NAME", help="simulated:layers=…; config/simulated.py has the keys"
+    )
+    command.add_argument(
+        "--speeds", type=_speeds, default=(), metavar="S,S,…", help="of rank 0, 1, …: an uneven ring"
+    )
+
+
 def _compare(options: argparse.Namespace, progress: Progress) -> int:
     from bench.comparison import Plan, run_comparison
+    from bench.contender import BenchError
+    from bench.measures import GROUPS, QUICK_GROUPS, all_names
 
+    clients = options.clients or (QUICK_CLIENTS if options.quick else FULL_CLIENTS)
+    known = all_names(clients, options.tokens)
+    unknown = [name for name in options.only or () if name not in known]
+    if unknown:
+        raise BenchError(f"there is no measure {unknown[0]!r}; there are: {', '.join(known)}")
     plan = Plan(
-        clients=options.clients or (QUICK_CLIENTS if options.quick else FULL_CLIENTS),
+        clients=clients,
         max_tokens=options.tokens,
         num_rounds=options.rounds or (QUICK_ROUNDS if options.quick else FULL_ROUNDS),
         seed=options.seed,
+        only=options.only or (QUICK_GROUPS if options.quick else GROUPS),
         with_peer=not options.no_peer,
         with_agreement=not options.no_agreement,
     )
     return run_comparison(plan, progress, as_json=options.json)
+
+
+def _report(options: argparse.Namespace, progress: Progress) -> int:
+    from bench.page import write_page
+
+    print(write_page([Path(name) for name in options.files]))
+    return 0
 
 
 def _agreement(options: argparse.Namespace, progress: Progress) -> int:
@@ -172,11 +214,49 @@ def _load(options: argparse.Namespace, progress: Progress) -> int:
     return run_single_load(plan, progress, as_json=options.json)
 
 
+def _simulated(options: argparse.Namespace, progress: Progress) -> int:
+    from bench.simulated import DEFAULT_MODEL, SimulatedPlan, run_simulated
+
+    plan = SimulatedPlan(
+        model_repo=options.model or DEFAULT_MODEL,
+        ring_sizes=options.ranks,
+        num_clients=options.clients,
+        max_tokens=options.tokens,
+        seed=options.seed,
+        speeds=options.speeds,
+    )
+    return run_simulated(plan, progress, as_json=options.json)
+
+
+def _durability(options: argparse.Namespace, progress: Progress) -> int:
+    from bench.durability import DurabilityPlan, run_durability
+
+    plan = DurabilityPlan(
+        num_clients=options.clients,
+        asks_per_client=options.asks,
+        max_tokens=options.tokens,
+        num_rounds=options.rounds,
+        seed=options.seed,
+    )
+    return run_durability(plan, progress, as_json=options.json)
+
+
+def _speeds(text: str) -> tuple[float, ...]:
+    speeds = tuple(float(part) for part in text.split(","))
+    if min(speeds) <= 0:
+        raise argparse.ArgumentTypeError("must be more than 0")
+    return speeds
+
+
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return number
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _counts(text: str) -> tuple[int, ...]:

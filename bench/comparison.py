@@ -1,8 +1,9 @@
-"""The comparison: ours and the peer in one run, in turn, each stopped while the other is timed.
+"""The comparison: ours and its peers in one run, in turn, each stopped while another is timed.
 
-Each round starts a contender afresh, warms it, runs every measure, and stops it; figures are medians over
-rounds. Prompts differ from round to round and are the same for both. At the end the parallel answers of ours
-are checked for mix-ups (agreement.py).
+Each round starts a contender afresh, warms it, runs its measures, and stops it; figures are medians over
+rounds. Prompts differ from round to round and are the same for all. Ours and the peer on the same ring take
+turns in every round; what is measured once (other ring sizes, mlx.launch, the mixture of experts) runs in the
+first. At the end the parallel answers of ours are checked for mix-ups (agreement.py).
 """
 
 from __future__ import annotations
@@ -10,126 +11,146 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bench.agreement import Agreement, check_agreement
 from bench.contender import BenchError, Contender
-from bench.dialects import Ask, Reply
 from bench.ground import Ground, make_ground, only_one
-from bench.load import LoadResult, Server, run_load
 from bench.machine import busy_ratio, describe_busy, describe_machine
-from bench.ours import Ours
-from bench.peers import MlxLmPipeline
-from bench.progress import Progress
-from bench.records import Record, make_record, to_data, write_run
-from bench.report import (
-    describe_contender,
-    describe_ground,
-    figure_of,
-    find_doubts,
-    format_figure,
-    make_figures_table,
-    make_latency_table,
-    ratio_of,
-    sampled_ratio,
+from bench.measures import (
+    GROUPS,
+    Measure,
+    choose,
+    make_measures,
+    make_moe_measures,
+    make_ring_size_measures,
+    make_shipped_measure,
 )
-from bench.workload import Measure, make_asks, make_measures
+from bench.measuring import NUM_WARM_UP_ASKS, Questions, ask_alone, run_measure, warm_up
+from bench.ours import Ours
+from bench.peers import MlxLmServer
+from bench.progress import Progress
+from bench.random_model import make_random_model
+from bench.records import Record, plain, to_data, write_run
+from bench.report import describe_run, find_doubts, format_figure, ratios
+from cluster.processes import count_cores
 
-ANSWER_LIMIT_S = 600.0
-NUM_WARM_UP_ASKS = 2
-WARM_UP_PROMPT = "Count from one to twenty in words, please. This is number"
-WARM_UP_TOKENS = 8
+OURS, PEER = "ours", "mlx_lm.server"
+MOE_SETTINGS = {
+    "MAX_SEQUENCE_LENGTH": ("16384", "a context of 8192 tokens"),
+    "MAX_PROMPT_LEN_BYTES": ("200000", "a prompt of 8192 tokens"),
+    "MAX_BODY_BYTES": ("1048576", "a prompt of 8192 tokens"),
+}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to compare."""
+    """What to compare; `only` holds groups and names of measures."""
 
     clients: tuple[int, ...]
     max_tokens: int
     num_rounds: int
     seed: int
+    only: tuple[str, ...] = GROUPS
     with_peer: bool = True
     with_agreement: bool = True
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contender with what it runs, and in how many rounds."""
+
+    contender: Contender
+    measures: list[Measure]
+    num_rounds: int
+    questions: Questions
+
+
+def make_entries(plan: Plan, ground: Ground) -> list[Entry]:
+    """Everybody who has something to run."""
+    most, questions = max(plan.clients), Questions(ground, plan.seed)
+    main = choose(make_measures(plan.clients, plan.max_tokens), plan.only)
+    shipped = [make_shipped_measure()] if "shipped" in plan.only else []
+    theirs = [measure for measure in main if not measure.is_sampled]
+    entries = [
+        Entry(Ours(ground, makes_drafts=False), [*shipped, *main], plan.num_rounds, questions),
+        Entry(MlxLmServer(ground, most), theirs, plan.num_rounds, questions),
+        Entry(MlxLmServer(ground, most, "mlx.launch"), shipped, 1, questions),
+    ]
+    drafting = Ours(ground, name="ours, drafts", makes_drafts=True)
+    entries.append(Entry(drafting, [measure for measure in main if measure.kind == "edits"], 1, questions))
+    if "ring-size" in plan.only:
+        single = replace(ground, num_ranks=1, num_blas_threads=count_cores())
+        sizes = make_ring_size_measures(plan.clients, plan.max_tokens)
+        entries.append(Entry(Ours(single, name="ours, 1 rank", makes_drafts=False), sizes, 1, questions))
+        entries.append(Entry(MlxLmServer(single, most, "one process"), sizes, 1, questions))
+    entries += _make_moe_entries(plan, ground)
+    wanted = [entry for entry in entries if entry.measures]
+    return [entry for entry in wanted if plan.with_peer or isinstance(entry.contender, Ours)]
+
+
+def _make_moe_entries(plan: Plan, ground: Ground) -> list[Entry]:
+    measures = choose(make_moe_measures(), plan.only)
+    if not measures:
+        return []
+    moe = replace(ground, model_folder=make_random_model(ground))
+    questions = Questions(moe, plan.seed)
+    most = max(measure.num_clients for measure in measures)
+    return [
+        Entry(Ours(moe, MOE_SETTINGS, makes_drafts=False), measures, 1, questions),
+        Entry(MlxLmServer(moe, most), measures, 1, questions),
+    ]
 
 
 class Comparison:
     """One run of a plan."""
 
-    def __init__(self, plan: Plan, ground: Ground, progress: Progress) -> None:
-        self._plan, self._ground, self._progress = plan, ground, progress
-        self._measures = make_measures(plan.clients, plan.max_tokens)
-        self._encode = ground.make_encoder()
+    def __init__(self, plan: Plan, entries: Sequence[Entry], progress: Progress) -> None:
+        self._plan, self._entries, self._progress = plan, entries, progress
         self.records: list[Record] = []
 
-    def run_round(self, contender: Contender, round_: int) -> None:
+    def run(self) -> None:
+        """All rounds."""
+        for round_ in range(1, max(entry.num_rounds for entry in self._entries) + 1):
+            for entry in self._entries:
+                measures = [measure for measure in entry.measures if round_ == 1 or not measure.is_once]
+                if round_ <= entry.num_rounds and measures:
+                    self._run_round(entry, measures, round_)
+
+    def _run_round(self, entry: Entry, measures: Sequence[Measure], round_: int) -> None:
         """Start, warm up, measure, stop."""
-        plan, say = self._plan, self._progress.line
-        prefix = f"round {round_}/{plan.num_rounds}, {contender.name}"
+        contender, say = entry.contender, self._progress.line
+        prefix = f"round {round_}/{entry.num_rounds}, {contender.name}"
         say(f"{prefix}: starting")
         with contender.running() as server:
             # As many as will ask at once: a server in use has the template's opening in its prompt cache.
-            warm_up(server, max(NUM_WARM_UP_ASKS, *plan.clients))
+            most = max(measure.num_clients for measure in measures)
+            is_slow = all(measure.group == "shipped" for measure in measures)
+            warm_up(server, 1 if is_slow else max(NUM_WARM_UP_ASKS, most))
             say(f"{prefix}: ready and warm")
-            for measure in self._measures:
-                if measure.is_sampled and contender.name != Ours.name:
-                    continue  # only held against ours greedy
-                record = self._measure(server, measure, contender.name, round_)
+            for measure in measures:
+                record = run_measure(server, contender, measure, round_, entry.questions)
                 self.records.append(record)
-                unit = "s" if measure.is_long else "tokens/s"
-                say(f"{prefix}: {measure.title}: {format_figure(figure_of(measure)(record.summary), unit)}")
+                say(f"{prefix}: {measure.title}: {format_figure(record.figure, measure.unit)}")
 
-    def _measure(self, server: Server, measure: Measure, name: str, round_: int) -> Record:
-        asks = self._asks_of(measure, round_)
-        return make_record(round_, name, measure, ask_server(server, asks, measure.num_clients))
-
-    def _asks_of(self, measure: Measure, round_: int) -> list[Ask]:
-        def count_tokens(prompt: str) -> int:
-            return len(self._encode(prompt))
-
-        return make_asks(measure, seed=self._plan.seed, round_=round_, count_tokens=count_tokens)
-
-    def check_agreement(self, ours: Ours) -> Agreement:
-        """Ask what was asked in parallel again, one at a time, and compare."""
-        greedy = [record for record in self.records if record.contender == ours.name and _is_greedy(record)]
+    def check_agreement(self, ours: Ours, questions: Questions) -> Agreement | None:
+        """Ask what was asked in parallel again, one at a time, and compare; None where nothing was."""
+        greedy = [
+            record
+            for record in self.records
+            if record.contender == ours.name
+            and record.measure.group == "throughput"
+            and not record.summary.num_failed
+        ]
+        if not greedy:
+            return None
         record = max(greedy, key=lambda record: (record.measure.num_clients, record.round))
-        asks = self._asks_of(record.measure, record.round)
+        asks = questions.asks_of(record.measure, record.round)
         self._progress.line(f"the {len(asks)} parallel answers of ours again, one at a time")
         solo = ask_alone(ours, asks)
         self._progress.line("all of them against mlx-lm's own model")
-        return check_agreement(self._ground, asks, record.result.replies, solo)
-
-
-def _is_greedy(record: Record) -> bool:
-    return not record.measure.is_sampled and not record.measure.is_long
-
-
-def ask_alone(ours: Ours, asks: Sequence[Ask]) -> list[Reply]:
-    """Ask one at a time, in a new life of the service: its prompt cache knows nothing of other runs."""
-    with ours.running() as server:
-        warm_up(server)
-        return ask_server(server, asks, 1).replies
-
-
-def ask_server(server: Server, asks: Sequence[Ask], num_clients: int) -> LoadResult:
-    """Run a load.
-
-    Raises:
-        BenchError: the server cannot be reached at all.
-    """
-    try:
-        return run_load(server, asks, num_clients, limit_s=ANSWER_LIMIT_S)
-    except (OSError, TimeoutError) as error:
-        raise BenchError(f"{server.host}:{server.port} cannot be reached: {error!r}") from None
-
-
-def warm_up(server: Server, num_asks: int = NUM_WARM_UP_ASKS) -> None:
-    """Ask at once, so that weights are read, batches have been made, and a loading server is ready."""
-    asks = [Ask(f"{WARM_UP_PROMPT} {number}.", WARM_UP_TOKENS) for number in range(num_asks)]
-    for reply in ask_server(server, asks, num_asks).replies:
-        if reply.error is not None:
-            raise BenchError(f"the warm-up was not answered: {reply.error}")
+        return check_agreement(questions.ground, asks, record.result.replies, solo)
 
 
 def run_comparison(plan: Plan, progress: Progress, *, as_json: bool) -> int:
@@ -137,62 +158,45 @@ def run_comparison(plan: Plan, progress: Progress, *, as_json: bool) -> int:
     started_unix = time.time()
     ground = make_ground()
     with only_one(ground):
-        machine = describe_machine()
         quiet = describe_busy(busy_ratio())
-        comparison = Comparison(plan, ground, progress)
-        ours, peer = Ours(ground), MlxLmPipeline(ground, max(plan.clients))
-        contenders: list[Contender] = [ours, *([peer] if plan.with_peer else [])]
-        for round_ in range(1, plan.num_rounds + 1):
-            for contender in contenders:
-                comparison.run_round(contender, round_)
-        agreement = comparison.check_agreement(ours) if plan.with_agreement else None
-    doubts = [*([quiet] if quiet else []), *find_doubts(comparison.records, ours.name, peer.name)]
+        entries = make_entries(plan, ground)
+        if not entries:
+            raise BenchError(f"nothing to measure of {', '.join(plan.only)}")
+        comparison = Comparison(plan, entries, progress)
+        comparison.run()
+        agreement = None
+        if plan.with_agreement and "throughput" in plan.only:
+            agreement = comparison.check_agreement(Ours(ground), Questions(ground, plan.seed))
     data = {
+        "kind": "compare",
         "started_unix": started_unix,
+        "duration_s": time.time() - started_unix,
+        "command": "./launch.sh bench " + " ".join(sys.argv[1:]),
         "plan": asdict(plan),
-        "machine": machine,
-        "model": str(ground.model_folder),
+        "machine": describe_machine(),
+        "model": ground.settings.model_name,
         "num_ranks": ground.num_ranks,
-        "contenders": [contender.describe() for contender in contenders],
-        "ratios": _make_ratios(comparison.records, ours.name, peer.name),
-        "agreement": None if agreement is None else asdict(agreement),
-        "doubts": doubts,
+        "contenders": _describe_contenders(entries),
+        "agreement": None if agreement is None else {**asdict(agreement), "lines": agreement.lines()},
         "records": [to_data(record) for record in comparison.records],
     }
+    data = plain({**data, "ratios": ratios(data, OURS, PEER)})
+    data["doubts"] = [*([quiet] if quiet else []), *find_doubts(data, OURS, PEER)]
     path = write_run(ground.folder, "compare", data)
     if as_json:
         sys.stdout.write(path.read_text(encoding="utf-8") + "\n")
     else:
-        print_report(comparison.records, data, agreement, [ours.name, peer.name])
+        print("\n" + "\n".join(describe_run(data, OURS)))
         print(f"\nRaw data: {path}")
-    has_failed = any(record.summary.num_failed for record in comparison.records)
+    has_failed = any(record.summary.num_failed for record in comparison.records if not _breaks_off(record))
     return 1 if has_failed or (agreement is not None and not agreement.is_good) else 0
 
 
-def _make_ratios(records: Sequence[Record], ours: str, peer: str) -> dict[str, float]:
-    ratios = {
-        record.measure.name: ratio_of(records, record.measure, ours, peer)
-        for record in records
-        if not record.measure.is_sampled
-    }
-    return {**ratios, "sampled_of_greedy": sampled_ratio(records, ours)}
+def _breaks_off(record: Record) -> bool:
+    return record.measure.kind == "gap"
 
 
-def print_report(
-    records: Sequence[Record], data: dict[str, Any], agreement: Agreement | None, names: list[str]
-) -> None:
-    """Print what was measured, on what, with which settings, and what to doubt."""
-    plan = data["plan"]
-    print()
-    for line in describe_ground(data["machine"], data["model"], data["num_ranks"]):
-        print(line)
-    for described in data["contenders"]:
-        print("\n".join(describe_contender(described)))
-    print(f"\nMedians over rounds ({plan['num_rounds']}), one server up at a time; seed {plan['seed']}:\n")
-    print("\n".join(make_figures_table(records, *names)))
-    print()
-    print("\n".join(make_latency_table(records, names)))
-    if agreement is not None:
-        print("\n" + "\n".join(agreement.lines()))
-    if data["doubts"]:
-        print("\n" + "\n".join(f"Doubt: {doubt}" for doubt in data["doubts"]))
+def _describe_contenders(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """One for each name; the mixture of experts has the same ones."""
+    found = {entry.contender.name: dict(entry.contender.describe()) for entry in reversed(entries)}
+    return list(reversed(found.values()))

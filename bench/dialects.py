@@ -16,13 +16,21 @@ from bench.http_stream import Event
 
 @dataclass(frozen=True)
 class Ask:
-    """One request of a load, in no API's words; a chat of one turn."""
+    """One request of a load, in no API's words; `history` has the turns before, question and answer each."""
 
     prompt: str
     max_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    history: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The whole chat."""
+        texts = [text for turn in self.history for text in turn] + [self.prompt]
+        roles = ("user", "assistant")
+        return [{"role": roles[index % 2], "content": text} for index, text in enumerate(texts)]
 
 
 @dataclass
@@ -82,7 +90,7 @@ class Dialect(Protocol):
 def _sampling(ask: Ask) -> dict[str, Any]:
     """Members both APIs share; a seed only where asked for, because mlx_lm.server then stops batching."""
     fields: dict[str, Any] = {
-        "messages": [{"role": "user", "content": ask.prompt}],
+        "messages": ask.messages,
         "max_tokens": ask.max_tokens,
         "temperature": ask.temperature,
         "stream": True,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,13 +43,16 @@ class Ground:
         return encode
 
 
-def make_ground() -> Ground:
+def make_ground(overrides: Mapping[str, str] | None = None) -> Ground:
     """Load the settings and put the model in place.
+
+    Args:
+        overrides: settings above all others.
 
     Raises:
         BenchError: with the reason.
     """
-    overrides = add_demo_settings({})
+    overrides = add_demo_settings(overrides or {})
     try:
         settings = load_settings(overrides)
         prepare_model(settings, overrides, PREPARE)

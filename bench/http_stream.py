@@ -1,4 +1,4 @@
-"""One HTTP POST on a connection of its own, its answer taken apart into server-sent events as it arrives.
+"""One HTTP request on a connection of its own, its answer taken apart into server-sent events as it arrives.
 
 Every event carries the time at which its last bytes came out of the socket. Connecting is apart from sending,
 so that a load can have all its connections open before its clock starts. Knows nothing of what the events
@@ -142,20 +142,19 @@ async def connect(host: str, port: int) -> Exchange:
 
 
 def make_request(
-    host: str, port: int, path: str, body: Mapping[str, Any], headers: Mapping[str, str]
+    host: str, port: int, path: str, body: Mapping[str, Any] | None, headers: Mapping[str, str]
 ) -> bytes:
-    """The bytes of a POST whose connection ends with its answer."""
-    content = json.dumps(body).encode()
+    """The bytes of a POST, or without a body of a GET, whose connection ends with its answer."""
+    content = b"" if body is None else json.dumps(body).encode()
     fields = {
         "host": f"{host}:{port}",
-        "content-type": "application/json",
         "accept": "text/event-stream",
         "connection": "close",
-        "content-length": str(len(content)),
+        **({} if body is None else {"content-type": "application/json", "content-length": str(len(content))}),
         **headers,
     }
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-    return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + content
+    return f"{'GET' if body is None else 'POST'} {path} HTTP/1.1\r\n{head}\r\n".encode() + content
 
 
 def read_error(body: bytes) -> str:

@@ -14,10 +14,10 @@ from typing import Any
 
 import psutil
 
-from bench.comparison import warm_up
 from bench.contender import BenchError
 from bench.ground import make_ground, only_one
 from bench.machine import describe_machine
+from bench.measuring import warm_up
 from bench.ours import Ours
 from bench.progress import Progress
 from bench.records import write_run

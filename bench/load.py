@@ -85,7 +85,7 @@ async def _run_client(
         try:
             async with asyncio.timeout(limit_s):
                 exchange = exchange or await connect(server.host, server.port)
-                await _ask(server, exchange, ask, reply, start_s)
+                await ask_on(server, exchange, ask, reply, start_s)
         except TimeoutError:
             reply.error = f"no complete answer in {limit_s:g} s"
         except (StreamFailed, OSError) as error:
@@ -95,13 +95,23 @@ async def _run_client(
         exchange.close()
 
 
-async def _ask(server: Server, exchange: Exchange, ask: Ask, reply: Reply, start_s: float) -> None:
+async def ask_on(server: Server, exchange: Exchange, ask: Ask, reply: Reply, start_s: float) -> None:
+    """Ask on an open connection and follow the answer to its end.
+
+    Raises:
+        StreamFailed: there was no whole answer.
+    """
     dialect = server.dialect
+    request = make_request(server.host, server.port, dialect.path, dialect.body(ask), server.headers)
+    await follow(server, exchange, request, reply, start_s)
+
+
+async def follow(server: Server, exchange: Exchange, request: bytes, reply: Reply, start_s: float) -> None:
+    """Send a request's bytes and read the answer's events; raises StreamFailed."""
 
     def on_event(event: Event) -> None:
-        dialect.read(event, event.at_s - start_s, reply)
+        server.dialect.read(event, event.at_s - start_s, reply)
 
-    request = make_request(server.host, server.port, dialect.path, dialect.body(ask), server.headers)
     try:
         await exchange.post(request, on_event)
     finally:

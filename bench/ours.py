@@ -33,14 +33,25 @@ class Ours:
 
     name = "ours"
 
-    def __init__(self, ground: Ground, extra: Mapping[str, tuple[str, str]] | None = None) -> None:
+    def __init__(
+        self,
+        ground: Ground,
+        extra: Mapping[str, tuple[str, str]] | None = None,
+        *,
+        name: str = "ours",
+        makes_drafts: bool | None = None,
+    ) -> None:
         """
         Args:
             extra: further overrides, key to (value, reason).
+            makes_drafts: with speculation or without; None: as the settings say.
         """
-        self._ground = ground
+        self._ground, self.name = ground, name
+        self.makes_drafts = bool(makes_drafts)
         (port,) = free_ring_ports(HOST, 1)
         self.overrides = {**make_overrides(ground, port), **(extra or {})}
+        if makes_drafts is not None:
+            self.overrides["SPECULATION"] = ("prompt-lookup" if makes_drafts else "off", "measured apart")
         self.blas = ""
         self._settings: Settings | None = None
 
@@ -72,7 +83,12 @@ class Ours:
     def describe(self) -> Mapping[str, Any]:
         """For the report."""
         shown = {key: {"value": value, "reason": reason} for key, (value, reason) in self.overrides.items()}
-        return {"name": self.name, "blas": self.blas, "overrides": shown}
+        return {
+            "name": self.name,
+            "num_ranks": self._ground.num_ranks,
+            "blas": self.blas,
+            "overrides": shown,
+        }
 
     def _start(self, values: Mapping[str, str], state_dir: Path) -> None:
         settings = self.settings

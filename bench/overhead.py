@@ -24,12 +24,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.comparison import ask_server, warm_up
 from bench.contender import BenchError
 from bench.dialects import Ask, Reply
 from bench.ground import Ground, make_ground, only_one
 from bench.load import Server
 from bench.machine import busy_ratio, describe_busy, describe_machine
+from bench.measuring import ask_server, warm_up
 from bench.ours import Ours
 from bench.progress import Progress
 from bench.records import write_run

@@ -1,8 +1,9 @@
-"""The peer: `mlx_lm.server --pipeline` on an MLX ring of the same size, each rank started by hand.
+"""The peers: `mlx_lm.server` in one process, `--pipeline` on a ring started by hand, and by mlx.launch.
 
-By hand, because mlx.launch takes a core for itself (mlx 0.32.4). It gets the same model folder, BLAS and
-threads as ours, no seeds (a seed ends its batching), warm weights before the clock starts, and the settings
-in `best_flags`. Its ranks spin on their cores when idle, so it must be stopped while anything else is timed.
+By hand is the strongest of them: mlx.launch takes a core for itself (mlx 0.32.4), and its ranks run with the
+BLAS that MLX brings. The others get the same model folder, BLAS and threads as ours, no seeds (a seed ends
+their batching), warm weights before the clock starts, and the settings in `best_flags`. Their ranks spin on
+their cores when idle, so they must be stopped while anything else is timed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import psutil
 
 from bench.contender import ROOT, BenchError, last_lines, uninterrupted
 from bench.dialects import OpenAIChat
@@ -26,11 +29,19 @@ from bench.ground import Ground
 from bench.load import Server
 from bench.ours import read_blas
 from cluster.ports import free_ring_ports
+from cluster.processes import count_cores
 
 HOST = "127.0.0.1"
 LISTEN_LIMIT_S = 120.0
 LOOK_INTERVAL_S = 0.1
 END_GRACE_S = 3.0
+How = Literal["by hand", "one process", "mlx.launch"]
+NAMES: dict[How, str] = {
+    "by hand": "mlx_lm.server",
+    "one process": "mlx_lm.server, one process",
+    "mlx.launch": "mlx.launch mlx_lm.server",
+}
+BUNDLED_BLAS = "the one that MLX brings"
 
 
 def best_flags(num_clients: int) -> dict[str, tuple[str, str]]:
@@ -47,19 +58,22 @@ def best_flags(num_clients: int) -> dict[str, tuple[str, str]]:
     }
 
 
-class MlxLmPipeline:
-    """mlx_lm.server --pipeline; rank 0 alone listens."""
+class MlxLmServer:
+    """mlx_lm.server; on a ring rank 0 alone listens."""
 
-    name = "mlx_lm.server"
-
-    def __init__(self, ground: Ground, num_clients: int) -> None:
+    def __init__(self, ground: Ground, num_clients: int, how: How = "by hand") -> None:
         """
         Args:
             num_clients: the most that will ask at once.
         """
-        self._ground = ground
+        self._ground, self._how = ground, how
+        self.name = NAMES[how]
         self.flags = best_flags(num_clients)
         self.blas = ""
+
+    @property
+    def num_ranks(self) -> int:
+        return 1 if self._how == "one process" else self._ground.num_ranks
 
     @contextmanager
     def running(self) -> Iterator[Server]:
@@ -71,16 +85,19 @@ class MlxLmPipeline:
             BenchError: a rank ended, or rank 0 does not listen.
         """
         folder = Path(tempfile.mkdtemp(prefix="peer-", dir=self._ground.folder))
-        port, *ring_ports = free_ring_ports(HOST, 1 + self._ground.num_ranks)
-        hostfile = folder / "hosts.json"
-        hostfile.write_text(json.dumps([[f"{HOST}:{ring_port}"] for ring_port in ring_ports]))
+        port, *ring_ports = free_ring_ports(HOST, 1 + self.num_ranks)
         ranks: list[subprocess.Popen[bytes]] = []
         try:
-            for rank in range(self._ground.num_ranks):
-                # One by one, so that a failure finds in the list what was started before it.
-                ranks.append(self._start_rank(rank, port, hostfile))  # noqa: PERF401 - see above
+            if self._how == "mlx.launch":
+                ranks.append(self._start_launcher(port, ring_ports[0], folder))
+            else:
+                hostfile = folder / "hosts.json"
+                hostfile.write_text(json.dumps([[f"{HOST}:{ring_port}"] for ring_port in ring_ports]))
+                for rank in range(self.num_ranks):
+                    # One by one, so that a failure finds in the list what was started before it.
+                    ranks.append(self._start_rank(rank, port, hostfile))  # noqa: PERF401 - see above
             _wait_for_listener(port, ranks, folder)
-            self.blas = read_blas(folder)
+            self.blas = BUNDLED_BLAS if self._how == "mlx.launch" else read_blas(folder)
             yield Server(HOST, port, OpenAIChat())
         finally:
             with uninterrupted():
@@ -90,26 +107,41 @@ class MlxLmPipeline:
     def describe(self) -> Mapping[str, Any]:
         """For the report."""
         shown = {key: {"value": value, "reason": reason} for key, (value, reason) in self.flags.items()}
-        return {"name": "mlx_lm.server --pipeline", "blas": self.blas, "flags": shown}
+        return {"name": self.name, "num_ranks": self.num_ranks, "blas": self.blas, "flags": shown}
+
+    def _server_flags(self, port: int) -> list[str]:
+        chosen = [word for flag, (value, _) in self.flags.items() for word in (flag, value)]
+        is_ring = [] if self._how == "one process" else ["--pipeline"]
+        place = ["--model", str(self._ground.model_folder), "--host", HOST, "--port", str(port)]
+        return [*place, *is_ring, *chosen]
 
     def _start_rank(self, rank: int, port: int, hostfile: Path) -> subprocess.Popen[bytes]:
-        ground = self._ground
-        chosen = [word for flag, (value, _) in self.flags.items() for word in (flag, value)]
-        place = ["--model", str(ground.model_folder), "--host", HOST, "--port", str(port), "--pipeline"]
-        with (hostfile.parent / f"rank{rank}.log").open("wb") as log:
-            return subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "bench.peer_rank", ground.blas, str(ground.num_blas_threads)),
-                    *place,
-                    *chosen,
-                ],
-                cwd=ROOT,
-                env={**os.environ, "MLX_RANK": str(rank), "MLX_HOSTFILE": str(hostfile)},
-                stdin=subprocess.PIPE,  # its end tells the rank that we are gone
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        num_threads = count_cores() if self._how == "one process" else self._ground.num_blas_threads
+        environment = dict(os.environ)
+        if self._how != "one process":
+            environment |= {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hostfile)}
+        command = [sys.executable, "-m", "bench.peer_rank", self._ground.blas, str(num_threads)]
+        return _start([*command, *self._server_flags(port)], hostfile.parent / f"rank{rank}.log", environment)
+
+    def _start_launcher(self, port: int, ring_port: int, folder: Path) -> subprocess.Popen[bytes]:
+        launcher = str(Path(sys.executable).with_name("mlx.launch"))
+        server = str(Path(sys.executable).with_name("mlx_lm.server"))
+        ring = ["--backend", "ring", "-n", str(self.num_ranks), "--starting-port", str(ring_port)]
+        command = [launcher, *ring, "--python", sys.executable, "--", server, *self._server_flags(port)]
+        return _start(command, folder / "rank0.log", dict(os.environ))
+
+
+def _start(command: list[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,  # its end tells a rank of ours that we are gone
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 def _wait_for_listener(port: int, ranks: list[subprocess.Popen[bytes]], folder: Path) -> None:
@@ -131,7 +163,8 @@ def _wait_for_listener(port: int, ranks: list[subprocess.Popen[bytes]], folder: 
 
 
 def _end(ranks: list[subprocess.Popen[bytes]]) -> None:
-    """SIGTERM, then SIGKILL; all are gone and reaped when this returns."""
+    """SIGTERM, then SIGKILL; all are gone and reaped when this returns, with what mlx.launch started."""
+    below = [child for process in ranks for child in _children_of(process)]
     for process in ranks:
         process.terminate()
     for process in ranks:
@@ -142,3 +175,14 @@ def _end(ranks: list[subprocess.Popen[bytes]]) -> None:
             process.wait()
         if process.stdin is not None:
             process.stdin.close()
+    _, alive = psutil.wait_procs(below, timeout=END_GRACE_S if below else 0)
+    for child in alive:
+        child.kill()
+    psutil.wait_procs(alive, timeout=END_GRACE_S)
+
+
+def _children_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []

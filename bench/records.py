@@ -1,7 +1,7 @@
 """What was measured, as data: a record for each contender, round and measure, and the file they end in.
 
 STATE_DIR/bench/{kind}-{UTC time}.json holds {"kind", "started_unix", "machine", …, "records": [{"round",
-"contender", "measure", "num_clients", "wall_s", "summary", "replies": [{times, token ids, usage, …}]}]}.
+"contender", "measure", "figure", "summary", "replies": [{times, counts}], …}]}. Reports are made of it alone.
 Knows nothing of how anything was measured.
 """
 
@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.dialects import Reply
 from bench.load import LoadResult
+from bench.measures import Measure
 from bench.summary import Summary, summarize
-from bench.workload import Measure
 from config.run_files import write_json
 
 NUM_DIGITS = 6  # microseconds
@@ -31,6 +32,8 @@ class Record:
     measure: Measure
     result: LoadResult
     summary: Summary
+    figure: float = math.nan  # what the measure is judged by
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def make_record(round_: int, contender: str, measure: Measure, result: LoadResult) -> Record:
@@ -40,14 +43,35 @@ def make_record(round_: int, contender: str, measure: Measure, result: LoadResul
 
 def to_data(record: Record) -> dict[str, Any]:
     """A record for JSON."""
+    measure = record.measure
     return {
         "round": record.round,
         "contender": record.contender,
-        "measure": record.measure.name,
-        "title": record.measure.title,
-        "num_clients": record.measure.num_clients,
+        "measure": measure.name,
+        "group": measure.group,
+        "kind": measure.kind,
+        "title": measure.title,
+        "unit": measure.unit,
+        "is_less_better": measure.is_less_better,
+        "num_clients": measure.num_clients,
+        "max_tokens": measure.max_tokens,
+        "prompt_tokens": measure.prompt_tokens,
+        "figure": record.figure,
+        **({"extra": record.extra} if record.extra else {}),
         "summary": asdict(record.summary),
-        "replies": [asdict(reply) for reply in record.result.replies],
+        "errors": sorted({reply.error for reply in record.result.replies if reply.error}),
+        "replies": [_reply_data(reply) for reply in record.result.replies],
+    }
+
+
+def _reply_data(reply: Reply) -> dict[str, Any]:
+    """A reply's times and counts; texts are not what is measured."""
+    return {
+        "sent_s": reply.sent_s,
+        "text_times_s": reply.text_times_s,
+        "end_s": reply.end_s,
+        "num_tokens": reply.num_tokens,
+        "finish_reason": reply.finish_reason,
     }
 
 

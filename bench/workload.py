@@ -1,21 +1,23 @@
-"""What is asked: prompts from fixed seeds, and the measures that are made of them.
+"""What is asked: prompts from fixed seeds, and the asks of each measure.
 
 No prompt occurs twice in a run, so that a server's prompt cache finds little more than the chat template's
-own opening, as with strangers' requests. Knows no server.
+own opening, as with strangers' requests; only a second turn repeats its first. Knows no server.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from bench.dialects import Ask
+from bench.measures import FIRST_TURN_TOKENS, LONG_ANSWER_TOKENS, LONG_PROMPT_TOKENS, NUM_STREAMS, Measure
 
-LONG_PROMPT_TOKENS = 1350
-LONG_ANSWER_TOKENS = 8
-NUM_SINGLE_ASKS = 3
-SAMPLED = {"temperature": 0.7, "top_p": 0.95}
+TEMPERATURE, TOP_P = 0.7, 0.95  # of the sampled measure
+SECOND_QUESTION = (
+    "Thank you. Now name the three years that you find most remarkable in that text, in their order, and say "
+    "of each in one sentence what was done in it."
+)
+MORE_THAN_A_SENTENCE = 50  # tokens
 
 _FORMS = ("long story", "detailed report", "careful essay", "radio play", "travel guide", "history", "speech")
 _THINGS = ("a lighthouse", "a paper mill", "a night train", "an old bridge", "a glass harbour", "a bee farm")
@@ -24,51 +26,39 @@ _PEOPLE = ("its keeper", "a retired pilot", "two sisters", "a young cook", "a ma
 _SUBJECTS = ("tides", "steam engines", "bread", "telescopes", "weather fronts", "clay kilns", "sailing ships")
 _VERBS = ("carried", "measured", "repaired", "described", "painted", "counted", "followed", "remembered")
 
-
-@dataclass(frozen=True)
-class Measure:
-    """One load to run on a contender; `is_long` asks one long prompt for its time to first token."""
-
-    name: str
-    num_clients: int
-    num_asks: int
-    max_tokens: int
-    is_sampled: bool = False
-    is_long: bool = False
-
-    @property
-    def title(self) -> str:
-        """For a person."""
-        if self.is_long:
-            return f"time to first token, {LONG_PROMPT_TOKENS}-token prompt"
-        clients = "1 stream" if self.num_clients == 1 else f"{self.num_clients} parallel"
-        how = ", temperature 0.7, top_p 0.95" if self.is_sampled else ""
-        return f"{clients} x {self.max_tokens} tokens{how}"
+CountTokens = Callable[[str], int]
 
 
-def make_measures(clients: Sequence[int], max_tokens: int) -> list[Measure]:
-    """Greedy at each number of clients, sampled at the highest, and the long prompt."""
-    measures = [Measure(f"greedy-{count}", count, _num_asks(count), max_tokens) for count in clients]
-    most = max(clients)
-    sampled = Measure(f"sampled-{most}", most, _num_asks(most), max_tokens, is_sampled=True)
-    return [*measures, sampled, Measure("long", 1, 1, LONG_ANSWER_TOKENS, is_long=True)]
+def make_asks(measure: Measure, *, seed: int, round_: int, count_tokens: CountTokens) -> list[Ask]:
+    """The asks of a measure in one round: the same for every contender.
 
-
-def _num_asks(num_clients: int) -> int:
-    return NUM_SINGLE_ASKS if num_clients == 1 else num_clients
-
-
-def make_asks(measure: Measure, *, seed: int, round_: int, count_tokens: Callable[[str], int]) -> list[Ask]:
-    """The asks of a measure in one round: the same for every contender."""
+    Of `gap` the streams and then the long prompt; of `second-turn` the first turn (see make_second_turn).
+    """
     source = random.Random(f"{seed}/{round_}/{measure.name}")
-    if measure.is_long:
-        return [Ask(make_long_prompt(source, count_tokens), measure.max_tokens)]
+    if measure.kind == "gap":
+        streams = [Ask(prompt, measure.max_tokens) for prompt in make_prompts(source, NUM_STREAMS)]
+        return [*streams, Ask(_long(source, count_tokens, measure), LONG_ANSWER_TOKENS)]
+    if measure.kind == "second-turn":
+        return [Ask(_long(source, count_tokens, measure), FIRST_TURN_TOKENS)]
+    if measure.prompt_tokens is not None:
+        return [Ask(_long(source, count_tokens, measure), measure.max_tokens)]
     prompts = make_prompts(source, measure.num_asks)
     if not measure.is_sampled:
         return [Ask(prompt, measure.max_tokens) for prompt in prompts]
     return [
-        Ask(prompt, measure.max_tokens, seed=1000 + index, **SAMPLED) for index, prompt in enumerate(prompts)
+        Ask(prompt, measure.max_tokens, TEMPERATURE, TOP_P, seed=1000 + index)
+        for index, prompt in enumerate(prompts)
     ]
+
+
+def make_second_turn(first: Ask, answer: str) -> Ask:
+    """The next question of the same chat."""
+    return Ask(SECOND_QUESTION, LONG_ANSWER_TOKENS, history=((first.prompt, answer),))
+
+
+def _long(source: random.Random, count_tokens: CountTokens, measure: Measure) -> str:
+    assert measure.prompt_tokens is not None
+    return make_long_prompt(source, count_tokens, measure.prompt_tokens)
 
 
 def make_prompts(source: random.Random, num_prompts: int) -> list[str]:
@@ -88,13 +78,20 @@ def _make_prompt(source: random.Random) -> str:
     )
 
 
-def make_long_prompt(source: random.Random, count_tokens: Callable[[str], int]) -> str:
-    """A text of LONG_PROMPT_TOKENS tokens or a few more, and a question about it."""
+def make_long_prompt(
+    source: random.Random, count_tokens: CountTokens, num_tokens: int = LONG_PROMPT_TOKENS
+) -> str:
+    """A text of so many tokens or a few more, and a question about it."""
     text = "What is this text about?\n\n"
-    while count_tokens(text) < LONG_PROMPT_TOKENS:
-        text += (
-            f"In {source.randrange(1700, 2000)} {source.choice(_PEOPLE)} {source.choice(_VERBS)} "
-            f"{source.choice(_THINGS)} near {source.choice(_PLACES)} and wrote about "
-            f"{source.choice(_SUBJECTS)}. "
-        )
+    while (missing := num_tokens - count_tokens(text)) > 0:
+        for _ in range(max(1, missing // MORE_THAN_A_SENTENCE)):
+            text += _make_sentence(source)
     return text
+
+
+def _make_sentence(source: random.Random) -> str:
+    return (
+        f"In {source.randrange(1700, 2000)} {source.choice(_PEOPLE)} {source.choice(_VERBS)} "
+        f"{source.choice(_THINGS)} near {source.choice(_PLACES)} and wrote about "
+        f"{source.choice(_SUBJECTS)}. "
+    )

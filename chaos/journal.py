@@ -21,17 +21,25 @@ class Entry:
     """One request from a client's side; `tokens` as they came, over all connections."""
 
     question: int
-    kind: str  # stream, wait, background
+    kind: str  # one of client.KINDS
     key: str  # the Idempotency-Key of all its posts
     asked_unix: float
+    leave_after: int = 0  # tokens, after which a stream is left to be attached again; 0: never
     ids: list[str] = field(default_factory=list)  # as the service told them; one, where nothing is doubled
     tokens: list[tuple[int, int]] = field(default_factory=list)  # (index, token id)
+    tokens_before_reset: list[tuple[int, int]] = field(default_factory=list)
     num_resets: int = 0
     num_connections: int = 0
     longest_pause_s: float = 0.0  # between two tokens of the stream
     result: dict[str, Any] | None = None
+    is_abandoned: bool = False  # the client left before it was told anything, for good
     ended_unix: float | None = None
     trouble: list[str] = field(default_factory=list)
+
+    @property
+    def is_over(self) -> bool:
+        """There is an answer, or nobody who waits for one."""
+        return self.result is not None or self.is_abandoned
 
     def take_id(self, request_id: str) -> None:
         """Note an id; a second one for the same key is a doubled request."""
@@ -41,4 +49,5 @@ class Entry:
     def reset(self) -> None:
         """The service said that the answer begins anew."""
         self.num_resets += 1
+        self.tokens_before_reset += self.tokens
         self.tokens.clear()

@@ -1,24 +1,32 @@
-"""The oracle: compares what the clients were told with what is in the spool.
+"""The oracle: compares what the clients were told with what is in the spool, both ways round.
 
-    lost           accepted (its id was told) and without an answer, or an answer with tokens that never came
-    doubled        two ids for one key, or a token index that came twice
-    contradicted   a token that was shown and is not in the answer, or two answers that differ
+    lost           accepted and without an answer, unknown for a moment, an answer with tokens that never
+                   came, or a damaged file
+    doubled        two ids for one key, one id for two, a token index that came twice, or an answer in the
+                   spool that nobody asked for
+    contradicted   a token that was shown and is not in the answer, two answers that differ, or a stream that
+                   was told to begin anew: no death of a process excuses that
     condemned      an answer that is an error, or cancelled: nothing but kills from outside happened to it
+    poison         of these, the ones that were held to bring the ring down
+    reply_lost     accepted, as the spool shows, by a client that was never told its id (no fault)
     other_text     an answer that is not the one of the calm service: a valid continuation, but another one
 
-Pure but for the results, which it is given a way to read.
+Accepted is what a client was told the id of, and what its Idempotency-Key stands for in the spool. Pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from chaos.client import STREAMS
+from chaos.found import Found
 from chaos.journal import Entry, Question
 from spool import Result
 
 VERDICTS = ("lost", "doubled", "contradicted", "condemned")
+NOTES = ("poison", "reply_lost", "other_text", "resets")
 
 
 @dataclass
@@ -26,15 +34,14 @@ class Verdict:
     """How many of each, and which."""
 
     num_accepted: int = 0
-    counts: dict[str, int] = field(
-        default_factory=lambda: {**dict.fromkeys(VERDICTS, 0), "other_text": 0, "resets": 0}
-    )
+    num_answers: int = 0  # in the spool, asked for by these clients
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*VERDICTS, *NOTES), 0))
     cases: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, what: str, entry: Entry, why: str) -> None:
+    def add(self, what: str, why: str, ids: Sequence[str], question: int | None = None) -> None:
         """Count one finding."""
         self.counts[what] += 1
-        self.cases.append({"what": what, "why": why, "ids": entry.ids, "question": entry.question})
+        self.cases.append({"what": what, "why": why, "ids": list(ids), "question": question})
 
     @property
     def is_good(self) -> bool:
@@ -42,55 +49,87 @@ class Verdict:
         return not any(self.counts[what] for what in VERDICTS)
 
 
-def judge(
-    entries: Sequence[Entry],
-    questions: Mapping[int, Question],
-    read_result: Callable[[str], Result | None],
-) -> Verdict:
-    """Look at every request that a client knows to be accepted."""
+def judge(entries: Sequence[Entry], questions: Mapping[int, Question], found: Found) -> Verdict:
+    """Look at every request that a client or the spool knows to be accepted."""
     verdict = Verdict()
+    owners: dict[str, str] = {}  # key by id
     for entry in entries:
         verdict.counts["resets"] += entry.num_resets
-        if not entry.ids:
+        ids = accepted_ids(entry, found)
+        if not ids:
             continue
         verdict.num_accepted += 1
-        if len(entry.ids) > 1:
-            verdict.add("doubled", entry, "two ids for one key")
-        result = read_result(entry.ids[-1])
-        if result is None:
-            verdict.add("lost", entry, "no result in the spool")
-            continue
-        if result.finish_reason not in ("stop", "length"):
-            verdict.add("condemned", entry, f"{result.finish_reason} {result.error}")
-            continue
-        _compare(entry, result, questions[entry.question], verdict)
+        verdict.counts["reply_lost"] += not entry.ids
+        if len(ids) > 1:
+            verdict.add("doubled", "two ids for one key", ids, entry.question)
+        for id in ids:
+            if owners.setdefault(id, entry.key) != entry.key:
+                verdict.add("doubled", "one id for two keys", ids, entry.question)
+        _judge_answer(entry, ids, questions[entry.question], found, verdict)
+    verdict.num_answers = len(owners.keys() & found.results.keys())
+    for id in found.results.keys() - owners.keys():
+        verdict.add("doubled", "an answer that nobody asked for", [id])
+    for id in found.unanswered - owners.keys():
+        verdict.add("lost", "a request in the queue that nobody knows, without an answer", [id])
+    for name in found.damaged:
+        verdict.add("lost", f"damaged: {name}", [])
     return verdict
 
 
-def _compare(entry: Entry, result: Result, question: Question, verdict: Verdict) -> None:
-    told = entry.result
-    if told is None:
-        verdict.add("lost", entry, f"no answer reached the client: {entry.trouble[-3:]}")
-    elif told.get("text") != result.text:
-        verdict.add("contradicted", entry, "the client was told another answer than the spool holds")
-    if entry.kind == "stream":
-        _compare_tokens(entry, result, verdict)
+def accepted_ids(entry: Entry, found: Found) -> list[str]:
+    """The ids that a client was told, and the one that the spool has under its key.
+
+    A key's record alone is no acceptance: it is written before the request is.
+    """
+    kept = found.id_of_key.get(entry.key)
+    is_there = kept in found.results or kept in found.unanswered
+    return [*entry.ids, *([kept] if kept and is_there and kept not in entry.ids else [])]
+
+
+def _judge_answer(
+    entry: Entry, ids: Sequence[str], question: Question, found: Found, verdict: Verdict
+) -> None:
+    result = found.results.get(ids[-1])
+    if result is None:
+        verdict.add("lost", "no result in the spool", ids, entry.question)
+    elif result.finish_reason not in ("stop", "length"):
+        verdict.add("condemned", f"{result.finish_reason} {result.error}", ids, entry.question)
+        verdict.counts["poison"] += (result.error or {}).get("code") == "poison"
+    else:
+        _compare(entry, ids, result, question, verdict)
+
+
+def _compare(entry: Entry, ids: Sequence[str], result: Result, question: Question, verdict: Verdict) -> None:
+    def add(what: str, why: str) -> None:
+        verdict.add(what, why, ids, entry.question)
+
+    if entry.result is None and not entry.is_abandoned:
+        add("lost", f"no answer reached the client: {entry.trouble[-3:]}")
+    if any(trouble.startswith("404 ") for trouble in entry.trouble):
+        add("lost", "for a moment the service said that it does not know the request")
+    if entry.result is not None and entry.result.get("text") != result.text:
+        add("contradicted", "the client was told another answer than the spool holds")
+    if entry.kind in STREAMS:
+        for what, why in _compare_tokens(entry, result):
+            add(what, why)
     if question.answer and result.token_ids != question.answer:
-        verdict.add("other_text", entry, "not the answer of the calm service")
+        verdict.counts["other_text"] += 1
 
 
-def _compare_tokens(entry: Entry, result: Result, verdict: Verdict) -> None:
+def _compare_tokens(entry: Entry, result: Result) -> list[tuple[str, str]]:
+    """What is wrong with a stream's tokens."""
+    findings = []
     indexes = [index for index, _ in entry.tokens]
     if len(set(indexes)) < len(indexes):
-        verdict.add("doubled", entry, "a token index came twice")
-    wrong = [
-        index
-        for index, token_id in entry.tokens
-        if index >= len(result.token_ids) or result.token_ids[index] != token_id
-    ]
-    if wrong:
-        verdict.add("contradicted", entry, f"tokens {wrong[:5]} were shown otherwise")
-    # A front door that cannot re-attach to a stream hands over the rest as a whole.
+        findings.append(("doubled", "a token index came twice"))
+    shown = [*entry.tokens_before_reset, *entry.tokens]
+    told = [index for index, token_id in shown if list(result.token_ids[index : index + 1]) != [token_id]]
+    if told:
+        findings.append(("contradicted", f"tokens {told[:5]} were shown otherwise"))
+    if entry.num_resets:
+        findings.append(("contradicted", f"the stream was told {entry.num_resets} times to begin anew"))
+    # A client whose stream could not be attached again is handed the rest as a whole.
     is_whole = entry.num_connections == 1 or not indexes or max(indexes) == len(result.token_ids) - 1
     if is_whole and indexes and set(indexes) != set(range(max(indexes) + 1)):
-        verdict.add("lost", entry, "token indexes are missing in the stream")
+        findings.append(("lost", "token indexes are missing in the stream"))
+    return findings

@@ -1,7 +1,8 @@
 """One child process of the supervisor: its pipes, its log, its end.
 
 Its standard input stays open for as long as we live and want it: end of file there means that it is to go.
-Knows nothing of ranks or of the front door.
+A child whose command is ssh runs on another host: its exit codes are those of what runs there, a signal there
+is 128 + its number, and 255 is ssh's own. Knows nothing of ranks or of the front door.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,10 @@ from config.rotating_file import RotatingFile
 
 READ_BYTES = 64 * 1024
 KILL_LIMIT_S = 10.0
+# What runs on another host learns of the end of file a little later.
+REMOTE_GRACE_S = 3.0
+EXIT_SSH = 255
+FIRST_SIGNAL_CODE = 128
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +40,7 @@ class ChildPlan:
     environment: Mapping[str, str]
     first_line: str = ""
     descriptors: tuple[int, ...] = ()
+    is_remote: bool = False  # the command is ssh
 
 
 @dataclass
@@ -46,6 +52,8 @@ class Child:
     identity: ProcessIdentity
     started_unix: float
     log: ProcessLog
+    # Ends what ssh cannot end, on the other host; never raises.
+    kill_there: Callable[[], Awaitable[None]] | None = None
     _pumps: list[asyncio.Task[None]] = field(default_factory=list)
 
     @property
@@ -55,7 +63,16 @@ class Child:
     @property
     def exit_code(self) -> int | None:
         """Negative for a signal, as in subprocess; None while it runs."""
-        return self.process.returncode
+        code = self.process.returncode
+        if self.plan.is_remote and code is not None and FIRST_SIGNAL_CODE < code < EXIT_SSH:
+            return FIRST_SIGNAL_CODE - code
+        return code
+
+    @property
+    def has_lost_host(self) -> bool:
+        """It ran on another host, and ssh ended without knowing how it ended there."""
+        code = self.process.returncode
+        return self.plan.is_remote and code is not None and (code == EXIT_SSH or code < 0)
 
     async def wait(self) -> int:
         """Wait for its end and for the last of its output."""
@@ -73,6 +90,12 @@ class Child:
         """Send a line to its standard input; one that died already is noticed by its exit."""
         await _write_line(self.process, line)
 
+    def write_soon(self, line: str) -> None:
+        """Send a line without waiting for anything."""
+        stdin = self.process.stdin
+        if self.exit_code is None and stdin is not None and not stdin.is_closing():
+            stdin.write(line.encode() + b"\n")
+
     def close_stdin(self) -> None:
         """Tell it to go: end of file on its standard input."""
         if self.process.stdin is not None:
@@ -82,7 +105,10 @@ class Child:
         """End of file, then SIGKILL after `grace_s`; it is gone and reaped when this returns."""
         if self.exit_code is None:
             self.close_stdin()
-            if not await self._ends_within(grace_s):
+            if not await self._ends_within(max(grace_s, REMOTE_GRACE_S if self.plan.is_remote else 0.0)):
+                if self.kill_there is not None:
+                    await self.kill_there()
+                    await self._ends_within(REMOTE_GRACE_S)
                 self.send(signal.SIGKILL)
                 if not await self._ends_within(KILL_LIMIT_S):
                     logger.error("%s (pid %d) does not die", self.name, self.identity.pid)

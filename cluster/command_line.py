@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from config import Settings
 
 PROGRAM = "./launch.sh"
-DELEGATED = ("bench", "chaos")  # rooms with a command line of their own
+# Commands with a command line of their own, and the module that has it.
+DELEGATED = {"bench": "bench", "chaos": "chaos", "trace": "bench.trace"}
 EXIT_WRONG_SETTINGS = 2
 EXIT_INTERRUPTED = 130
 EXIT_NO_READER = 141  # what a shell shows for SIGPIPE
@@ -41,7 +42,8 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] == "help":
         parser.parse_args([*arguments[1:2], "--help"])
     if arguments[0] in DELEGATED and {"-h", "--help"} & set(arguments):
-        os.execv(sys.executable, [sys.executable, "-m", *arguments])
+        module, words = DELEGATED[arguments[0]], arguments[1:]
+        os.execv(sys.executable, [sys.executable, "-m", module, *words])
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command not in DELEGATED:
         parser.error(f"{options.command} does not know {' '.join(rest)}")
@@ -100,13 +102,25 @@ def make_parser() -> argparse.ArgumentParser:
     status.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
     _add_test(add("test", _test, "send one real prompt and prove that every rank took part in the answer"))
     _add_submit(add("submit", _submit, "put the requests of a file into the queue, one JSON object a line"))
+    replay = add("replay", _replay, "run a finished request again and show the first token that differs")
+    replay.add_argument("id", metavar="ID", help="the request's id, as in its answer")
     _add_logs(add("logs", _logs, "show the logs of all processes, merged by time"))
+    _add_looks(add)
     _add_config(
         add("config", _config, "show the effective settings and where each comes from, or check them")
     )
     _add_tools(add)
     commands.add_parser("help", help="show this, or the help of a command")
     return parser
+
+
+def _add_looks(add: AddCommand) -> None:
+    """What is asked before a start, and kept after one."""
+    _add_service(add("service", _service, "start with the machine: a systemd or launchd unit"))
+    _add_doctor(add("doctor", _doctor, "look at every host before a start: what is wrong, and what mends it"))
+    _add_plan(
+        add("plan", _plan, "show who would get which layers, and whether it fits, without starting anything")
+    )
 
 
 def _add_demo(add: AddCommand) -> None:
@@ -125,6 +139,9 @@ def _add_start(add: AddCommand) -> None:
     start.add_argument(
         "--foreground", action="store_true", help="stay here, log to this terminal, Ctrl-C stops"
     )
+    start.add_argument(
+        "--dry-run", action="store_true", help="only say what would be done, on every host; changes nothing"
+    )
 
 
 def _add_tools(add: AddCommand) -> None:
@@ -133,6 +150,7 @@ def _add_tools(add: AddCommand) -> None:
         "--all", action="store_true", help="the long tests too; the result goes to docs/check-all.txt"
     )
     add("bench", _delegate, "measure throughput and latency; all further flags go to python -m bench")
+    add("trace", _delegate, "N seconds of the running service as a timeline of its stages; trace --help")
     add(
         "chaos",
         _delegate,
@@ -169,6 +187,41 @@ def _add_logs(command: argparse.ArgumentParser) -> None:
     command.add_argument("process", nargs="?", help="rank (all ranks), 0, 1, …, api or supervisor")
     command.add_argument("-f", "--follow", action="store_true", help="go on as they grow, until Ctrl-C")
     command.add_argument("-n", "--lines", type=int, default=200, metavar="N", help="how many (default: 200)")
+
+
+def _add_plan(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--hosts",
+        metavar="NAME:MEMORY,…",
+        help="plan for these instead of the settings' hosts, as in mac1:64GB,mac2:16GB; the memory is all "
+        "that a host has (GB 10^9, GiB 2^30 bytes), :2 after it gives it two ranks",
+    )
+    command.add_argument(
+        "--cpu", action="store_true", help="the hosts of --hosts have no GPU; else they count as Macs"
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_doctor(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--fix",
+        action="store_true",
+        help="do what is safe: code and environment on the hosts, rights of STATE_DIR; accepts no host key",
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_service(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "action",
+        choices=("install", "remove", "show"),
+        help="write and start the unit, stop and remove it, or only print it; flags are kept in the unit",
+    )
+    command.add_argument(
+        "--system",
+        action="store_true",
+        help="for the machine, without a login; needs sudo, runs as its caller",
+    )
 
 
 def _add_config(command: argparse.ArgumentParser) -> None:
@@ -218,8 +271,8 @@ def _start(options: argparse.Namespace) -> int:
     from cluster.supervisor import run_supervisor
 
     settings, overrides, terminal = _load(options)
-    if not options.foreground:
-        return start(settings, overrides, terminal)
+    if options.dry_run or not options.foreground:
+        return start(settings, overrides, terminal, is_rehearsal=options.dry_run)
     check_startable(settings)
     prepare_model(settings, overrides, PREPARE)
     return run_supervisor(overrides)
@@ -267,11 +320,40 @@ def _submit(options: argparse.Namespace) -> int:
     return submit_file(settings, terminal, options.file, waits=options.wait)
 
 
+def _replay(options: argparse.Namespace) -> int:
+    from cluster.replay import replay
+
+    settings, terminal = _load_for_looking(options)
+    return replay(settings, terminal, options.id)
+
+
 def _logs(options: argparse.Namespace) -> int:
     from cluster.log_view import show_logs
 
     settings, terminal = _load_for_looking(options)
     return show_logs(settings, terminal, options.process, num_lines=options.lines, follow=options.follow)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from cluster.doctor import run_doctor
+
+    settings, _, terminal = _load(options)
+    return run_doctor(settings, terminal, with_fix=options.fix, as_json=options.json)
+
+
+def _service(options: argparse.Namespace) -> int:
+    from cluster.unit_install import run_service_command
+
+    overrides = read_overrides(options)
+    settings, terminal = _load(options)[::2] if options.action == "install" else _load_for_looking(options)
+    return run_service_command(settings, overrides, terminal, options.action, is_system=options.system)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from cluster.plan_view import show_plan
+
+    settings, _, terminal = _load(options)
+    return show_plan(settings, terminal, hosts=options.hosts, has_gpu=not options.cpu, as_json=options.json)
 
 
 def _config(options: argparse.Namespace) -> int:
@@ -291,9 +373,10 @@ def _check(options: argparse.Namespace) -> int:
 def _delegate(options: argparse.Namespace) -> int:
     os.chdir(Path(__file__).resolve().parent.parent)
     words = list(options.rest)
-    if options.command == "chaos":  # its service is its own: these two are flags of chaos
+    # Their services are their own: these two are flags of theirs.
+    if options.command == "chaos" or words[:1] == ["simulated"]:
         for flag in ("model", "ranks"):
             words += [f"--{flag}", getattr(options, flag)] if getattr(options, flag) else []
             setattr(options, flag, None)
     os.environ.update(read_overrides(options))
-    os.execv(sys.executable, [sys.executable, "-m", options.command, *words])
+    os.execv(sys.executable, [sys.executable, "-m", DELEGATED[options.command], *words])

@@ -1,4 +1,5 @@
-"""Keeps the front door up: one process on a listening socket that outlives it, replaced when it ends.
+"""Keeps the front door up: one process on a listening socket that outlives it, replaced when it ends or
+does not answer.
 
 A roll (for new settings or code) starts the next process on the same socket, and lets the old one finish
 what its clients wait for once the next one serves: nobody is refused or cut off. Knows nothing of HTTP: a
@@ -17,7 +18,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cluster.child import Child, ChildPlan, describe_exit, start_child
+from cluster.front_door_watch import wait_for_silence
 from cluster.log_files import LineBuffer, ProcessLog
+from cluster.ports import host_to_dial
 from cluster.restart_policy import MAX_DELAY_S, RestartPolicy
 from cluster.ring_keeper import wait_for_any
 from cluster.ring_life import EXIT_REFUSED
@@ -63,6 +66,7 @@ class FrontDoorKeeper:
         self._rolls: asyncio.Queue[asyncio.Future[str | None]] = asyncio.Queue()
         self._retiring: dict[asyncio.Task[None], Child] = {}
         self._output: Output | None = None
+        self._was_silent = False
         self.child: Child | None = None
 
     @property
@@ -96,13 +100,14 @@ class FrontDoorKeeper:
         policy = RestartPolicy(first_delay_s=self._running.programs.restart_delay_s)
         while not self._stop.is_set():
             started_at = time.monotonic()
+            self._was_silent = False
             reason = await self._serve()
             if reason is None:
                 break
             delay_s = policy.after_failure(
                 made_progress=time.monotonic() - started_at > API_PROGRESS_S,
                 is_permanent=self._is_refusing and not self._running.was_ready,
-                was_killed=self.child is not None and self.child.exit_code == -signal.SIGKILL,
+                was_killed=self._was_killed,
             )
             await self._pause(reason, delay_s, policy.num_failures)
         await asyncio.gather(*self._retiring, return_exceptions=True)
@@ -128,6 +133,11 @@ class FrontDoorKeeper:
     def _is_refusing(self) -> bool:
         return self.child is not None and self.child.exit_code == EXIT_REFUSED
 
+    @property
+    def _was_killed(self) -> bool:
+        """By somebody else's SIGKILL."""
+        return self.child is not None and self.child.exit_code == -signal.SIGKILL and not self._was_silent
+
     async def _serve(self) -> str | None:
         """Run the front door, and those that replace it, until one fails; why, None when it was stopped."""
         try:
@@ -151,8 +161,13 @@ class FrontDoorKeeper:
         stop = asyncio.create_task(self._stop.wait())
         asked = asyncio.create_task(self._rolls.get())
         late = asyncio.create_task(self._watch_start(child))
+        silent = asyncio.create_task(self._watch_silence(child))
         try:
-            await asyncio.wait([ended, stop, asked], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([ended, stop, asked, silent], return_when=asyncio.FIRST_COMPLETED)
+            if silent.done() and not stop.done():
+                if asked.done():
+                    self._rolls.put_nowait(asked.result())  # for the one that comes next
+                return silent.result()
             if asked.done() and not stop.done():
                 asked.result().set_result(await self._replace(child))
                 return "" if not ended.done() or self.child is not child else _describe_end(child)
@@ -162,16 +177,17 @@ class FrontDoorKeeper:
                 return None
             return _describe_end(child)
         finally:
-            for task in (ended, stop, asked, late):
+            tasks = (ended, stop, asked, late, silent)
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(ended, stop, asked, late, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _start(self) -> None:
         plan = ChildPlan(
             name="api",
             command=[*self._running.programs.api, "--fd", str(self._listening.fileno())],
             folder=self._running.programs.folder,
-            environment=self._running.environment,
+            environment=self._running.make_environment(),
             descriptors=(self._listening.fileno(),),
         )
         file = self._running.log_of("api")
@@ -190,6 +206,17 @@ class FrontDoorKeeper:
         except TimeoutError:
             logger.error("the front door does not serve within CONNECT_TIMEOUT=%g s", limit_s)
             child.send(signal.SIGKILL)
+
+    async def _watch_silence(self, child: Child) -> str:
+        """End a front door that serves no more without being gone; why."""
+        assert self._output is not None
+        await self._output.is_serving.wait()
+        host, port = self._listening.getsockname()[:2]
+        limit_s = self._running.programs.api_silence_limit_s
+        reason = await wait_for_silence(child.identity, (host_to_dial(host), port), limit_s)
+        self._was_silent = True
+        child.send(signal.SIGKILL)
+        return reason
 
     async def _replace(self, old: Child) -> str | None:
         """Start the next front door beside the old one, which goes when the next one serves."""

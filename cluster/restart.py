@@ -14,12 +14,24 @@ import uuid
 from collections.abc import Mapping, Sequence
 
 from cluster.errors import ClusterError, StartFailed
+from cluster.hosts import read_cluster
 from cluster.processes import ProcessIdentity
 from cluster.restart_policy import MAX_FAILURES
 from cluster.retune import FIXED_KEYS, RestartOrder, write_order
 from cluster.service import Service, read_service
 from cluster.spares import mark_supervisor
-from cluster.start import LOOK_INTERVAL_S, PREPARE, ROOT, check_startable, prepare_model, start
+from cluster.start import (
+    LOOK_INTERVAL_S,
+    NUM_PLACING_STEPS,
+    PREPARE,
+    ROOT,
+    check_startable,
+    place_everything,
+    prepare_model,
+    show_warnings,
+    start,
+)
+from cluster.steps import Steps
 from cluster.stop import stop
 from cluster.terminal import Terminal, format_duration
 from config import Settings
@@ -44,7 +56,8 @@ def restart(
             terminal.line(f"The whole service starts again: {why}")
         stop(settings, terminal)
         return start(settings, overrides, terminal, prepare=prepare)
-    prepare_model(settings, overrides, prepare)
+    show_warnings(settings, terminal)
+    _place(settings, overrides, service, terminal, prepare)
     started_at = time.monotonic()
     order = RestartOrder(uuid.uuid4().hex, dict(overrides), settings_among(os.environ))
     write_order(settings.run_dir, order)
@@ -56,6 +69,21 @@ def restart(
         f"at {ready.url}"
     )
     return 0
+
+
+def _place(
+    settings: Settings,
+    overrides: Mapping[str, str],
+    service: Service,
+    terminal: Terminal,
+    prepare: Sequence[str],
+) -> None:
+    cluster = read_cluster(settings)
+    if cluster.is_single:
+        prepare_model(settings, overrides, prepare)
+        return
+    steps = Steps(terminal, NUM_PLACING_STEPS)
+    place_everything(settings, overrides, cluster, steps, prepare, service.held_bytes)
 
 
 def find_obstacle(service: Service, settings: Settings) -> str | None:

@@ -20,18 +20,26 @@ class RestartPolicy:
     """Counts failures in a row without progress; the breaker opens at `max_failures`, or at a refusal.
 
     A SIGKILL that somebody else sent says little of the process that died of it: such ends have a limit of
-    their own, for a machine that is out of memory.
+    their own, for a machine that is out of memory. A host that is away is nobody's failure: it is tried for
+    as long as it takes, and counts for nothing.
     """
 
     max_failures: int = MAX_FAILURES
     first_delay_s: float = FIRST_DELAY_S
     num_failures: int = 0
     num_own_failures: int = 0
+    num_away: int = 0
+
+    def after_away(self) -> float:
+        """Seconds to wait before a host is tried again that did not answer."""
+        self.num_away += 1
+        return min(MAX_DELAY_S, self.first_delay_s * 2.0 ** min(self.num_away - 1, 16))
 
     def after_failure(
         self, *, made_progress: bool, is_permanent: bool = False, was_killed: bool = False
     ) -> float | None:
         """Seconds to wait before the next start; None when the breaker opens."""
+        self.num_away = 0
         if made_progress:
             self.num_failures = self.num_own_failures = 0
         self.num_failures += 1

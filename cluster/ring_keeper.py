@@ -9,22 +9,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-import psutil
-
-from cluster import ports
-from cluster.child import Child, ChildPlan
+from cluster.child import Child
+from cluster.errors import ClusterError
+from cluster.life_maker import LifeMaker
 from cluster.log_files import LineBuffer
+from cluster.placing import is_away
+from cluster.processes import ProcessIdentity
+from cluster.remote_ranks import PING_INTERVAL_S
 from cluster.restart_policy import RestartPolicy
-from cluster.ring_life import LifePlan, RingLife, Verdict
+from cluster.ring_life import PING_LINE, LifePlan, RingLife, Verdict
 from cluster.running import Running
-from cluster.spares import Spares, mark_code
+from cluster.spares import Spares
 from cluster.state_file import mark_ring_ended
+from config import ConfigError
 
 # Rank 0 drains for SHUTDOWN_TIMEOUT; then it puts back what still runs and sends STOP round.
 STOP_LAP_LIMIT_S = 5.0
-# A spare takes 200 MB; what is tight goes without.
-SPARE_MEMORY_BYTES = 1 << 29
 
 logger = logging.getLogger("cluster.supervisor")
 
@@ -32,9 +35,14 @@ logger = logging.getLogger("cluster.supervisor")
 class RingKeeper:
     """Runs once: `keep` returns when the ring was stopped. `restart` begins a new life with new settings."""
 
-    def __init__(self, running: Running, secret: str) -> None:
+    def __init__(
+        self,
+        running: Running,
+        secret: str,
+        left_behind: Mapping[str, Sequence[ProcessIdentity]] | None = None,
+    ) -> None:
         self._running = running
-        self._secret = secret
+        self._maker = LifeMaker(running, secret, left_behind or {})
         self._stop = asyncio.Event()
         self._restart = asyncio.Event()
         self._spares = Spares(running.log_of)
@@ -63,31 +71,86 @@ class RingKeeper:
 
     async def keep(self) -> None:
         """Keep the ring until `stop`."""
+        pings = asyncio.create_task(self._ping())
         try:
             await self._keep()
         finally:
+            pings.cancel()
             if self._filling is not None:
                 await asyncio.gather(self._filling, return_exceptions=True)
             await self._spares.drop()
+            await self._maker.close()
+
+    async def _ping(self) -> None:
+        """Tell the ranks on other hosts once a second that we are there."""
+        while True:
+            await asyncio.sleep(PING_INTERVAL_S)
+            self._spares.ping(PING_LINE)
+            if self.life is not None:
+                self.life.ping()
 
     async def _keep(self) -> None:
         policy = RestartPolicy(first_delay_s=self._running.programs.restart_delay_s)
         while not self._stop.is_set():
-            life = self.life = self._make_life()
-            verdict = await self._live(life)
+            verdict = await self._begin_and_live()
             if self._restart.is_set() and not self._stop.is_set():
                 self._restart.clear()
                 policy = RestartPolicy(first_delay_s=self._running.programs.restart_delay_s)
                 continue
             if verdict is None:
                 return
-            mark_ring_ended(self._running.settings.run_dir, life.plan.epoch, "failed", verdict.reason)
-            delay_s = policy.after_failure(
-                made_progress=life.made_progress,
-                is_permanent=verdict.was_refused,
-                was_killed=verdict.was_killed,
-            )
-            await self._pause(verdict, delay_s, policy.num_failures)
+            await self._pause(verdict, self._judge(verdict, policy), policy.num_failures)
+
+    async def _begin_and_live(self) -> Verdict | None:
+        """Live one life from plan to end, or not even begin; None when it was stopped or restarted."""
+        plan = await self._make_plan()
+        if not isinstance(plan, LifePlan):
+            return plan
+        life = self.life = RingLife(plan, self._running.log_of, self._on_change, self._take_spare)
+        verdict = await self._live(life)
+        self._maker.note_end(life.ranks)
+        if verdict is None:
+            return None
+        if verdict.is_away or not life.made_progress:
+            self._maker.forget_placed()
+        mark_ring_ended(self._running.settings.run_dir, plan.epoch, "failed", verdict.reason)
+        return replace(verdict, made_progress=life.made_progress)
+
+    async def _make_plan(self) -> LifePlan | Verdict | None:
+        """The next life, or why there is none; None when it was stopped or restarted meanwhile."""
+        making = asyncio.create_task(self._maker.make_plan())
+        asked = asyncio.create_task(wait_for_any(self._stop, self._restart))
+        try:
+            await asyncio.wait([making, asked], return_when=asyncio.FIRST_COMPLETED)
+            if not making.done():
+                return None
+            return making.result()
+        except (ClusterError, ConfigError) as error:
+            return self._take_refusal(error)
+        finally:
+            for task in (making, asked):
+                task.cancel()
+            await asyncio.gather(making, asked, return_exceptions=True)
+
+    def _take_refusal(self, error: ClusterError | ConfigError) -> Verdict:
+        running = self._running
+        self._maker.forget_placed()
+        reason = "; ".join(str(error).splitlines())
+        mark_ring_ended(running.settings.run_dir, running.state.epoch, "failed", reason)
+        if isinstance(error, ConfigError):  # a host's name that is not known is one that is off
+            return Verdict(reason, is_away=running.was_ready, was_refused=not running.was_ready)
+        return Verdict(reason, is_away=is_away(error), was_refused=self._maker.is_single)
+
+    def _judge(self, verdict: Verdict, policy: RestartPolicy) -> float | None:
+        """Seconds to the next try; None when there is none."""
+        # What worked once and finds no way between the hosts now has a cable out, not a mistake in it.
+        if verdict.is_away or (verdict.is_unconnected and self._running.was_ready):
+            return policy.after_away()
+        return policy.after_failure(
+            made_progress=verdict.made_progress,
+            is_permanent=verdict.was_refused,
+            was_killed=verdict.was_killed,
+        )
 
     async def _pause(self, verdict: Verdict, delay_s: float | None, num_failures: int) -> None:
         """Say what happened and wait for the next try; for ever, where there is none."""
@@ -98,8 +161,9 @@ class RingKeeper:
             running.set_state("failed", verdict.reason)
             await wait_for_any(self._stop, self._restart)
             return
-        logger.warning("%s; the ring starts again in %.1f s", verdict.reason, delay_s)
-        running.state.num_restarts += 1
+        if not verdict.is_away or verdict.reason != running.state.reason:  # one that stays away is told once
+            logger.warning("%s; the ring starts again in %.1f s", verdict.reason, delay_s)
+        running.state.num_restarts += not verdict.is_away
         running.set_state("degraded" if running.was_ready else "starting", verdict.reason)
         if delay_s:
             await wait_for_any(self._stop, self._restart, limit_s=delay_s)
@@ -131,60 +195,20 @@ class RingKeeper:
             asked.cancel()
             await life.end()
 
-    def _make_life(self) -> RingLife:
-        running, settings = self._running, self._running.settings
-        running.state.epoch += 1
-        address = settings.ring_address
-        free = ports.free_ring_ports(address, settings.local_ranks)
-        plan = LifePlan(
-            epoch=running.state.epoch,
-            hosts=tuple(f"{address}:{port}" for port in free),
-            secret=self._secret,
-            command=running.programs.rank,
-            folder=running.programs.folder,
-            environment=running.environment,
-            connect_limit_s=settings.connect_timeout,
-            load_limit_s=settings.load_timeout,
-            heartbeat_limit_s=running.heartbeat_limit_s,
-            settings=running.live_values,
-        )
-        return RingLife(plan, running.log_of, self._on_change, self._take_spare)
-
     def _on_change(self) -> None:
         """A rank has come further: when all are ready, see to the spares of the next life."""
         is_filling = self._filling is not None and not self._filling.done()
-        if self.is_ready and not is_filling and self._has_memory():
+        if self.is_ready and not is_filling:
             self._filling = asyncio.create_task(self._fill())
         self._running.publish()
 
-    def _has_memory(self) -> bool:
-        needed = SPARE_MEMORY_BYTES * self._running.settings.local_ranks
-        return bool(psutil.virtual_memory().available > needed)
-
     async def _fill(self) -> None:
-        running = self._running
-        plans = [
-            ChildPlan(
-                name=f"rank {rank}",
-                command=[*running.programs.rank, "--rank", str(rank), "--spare"],
-                folder=running.programs.folder,
-                environment=running.environment,
-            )
-            for rank in range(running.settings.local_ranks)
-        ]
-        await self._spares.fill(plans, self._mark())
-        running.publish()
+        plans = await self._maker.make_spare_plans()
+        await self._spares.fill(plans, self._maker.mark())
+        self._running.publish()
 
     async def _take_spare(self, rank: int, output: LineBuffer) -> Child | None:
-        return await self._spares.take(rank, self._mark(), output)
-
-    def _mark(self) -> object:
-        """What a spare was made with and cannot change any more."""
-        settings = self._running.settings
-        fixed = tuple(
-            str(settings.value(key)) for key in settings.all_keys() if not settings.about(key).is_live
-        )
-        return fixed, mark_code(self._running.programs.folder)
+        return await self._spares.take(rank, self._maker.mark(), output)
 
 
 async def wait_for_any(*events: asyncio.Event, limit_s: float | None = None) -> None:

@@ -4,13 +4,13 @@ A ring cannot be mended, so a life ends whole: the first rank that dies or falls
 supervisor starts another with new ports. Knows the protocol of the pipes between a rank and us, and nothing
 of what ranks compute:
 
-    standard input   one line {"epoch", "rank", "hosts": ["127.0.0.1:5001", …], "secret", "settings": {…}},
-                     then lines {"event": "settings", "values": {…}}; end of file there means: exit at once
-    standard output  lines {"event": "heartbeat", "rank", "phase", "step", "progress": 0..1, "memory_bytes"},
-                     once a second and at each change of phase; the phase is starting, connecting, loading,
-                     ready or draining
+    standard input   one line, the start line (distributed/lifeline.py), then lines {"event": "settings",
+                     "values": {…}}, and {"event": "ping"} once a second where it runs on another host; end of
+                     file there means: exit at once
+    standard output  what it says of itself (cluster/heartbeats.py)
     standard error   its log
-    exit codes       0 drained, 2 refused (again is no use), 3 ring lost, 4 watchdog, 5 we are gone
+    exit codes       0 drained, 2 refused (again is no use), 3 ring lost, 4 watchdog, 5 we are gone; of a rank
+                     on another host also 255: ssh has lost it
 """
 
 from __future__ import annotations
@@ -19,25 +19,35 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from cluster.child import Child, ChildPlan, describe_exit, start_child
+from cluster.errors import ClusterError
+from cluster.heartbeats import HeartbeatReader, Rank
+from cluster.hosts import Host
 from cluster.log_files import LineBuffer
+from cluster.remote_ranks import PING_LIMIT_S, end_processes
+from cluster.workers import Worker
 from config.rotating_file import RotatingFile
 
+PING_LINE = json.dumps({"event": "ping"})
 EXIT_REFUSED = 2
 EXIT_RING_LOST = 3
 HEARTBEAT_LIMIT_S = 10.0
 END_GRACE_S = 0.5
 # A neighbour notices a dead rank within tens of milliseconds and exits too: who was first is asked later.
 CULPRIT_WAIT_S = 0.3
+REMOTE_CULPRIT_WAIT_S = 1.0
+# Whoever is not reached by then is ended before the next life begins on that host.
+KILL_THERE_LIMIT_S = 5.0
 PROGRESS_READY_S = 60.0
 # A heartbeat that is on its way when its time is up still counts.
 LOOK_AFTER_S = 0.1
@@ -47,8 +57,18 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class RankPlace:
+    """Where a rank runs; `worker` is None on this machine, `model_folder` None: the one that rank 0 names."""
+
+    host: Host
+    worker: Worker | None = None
+    command: Sequence[str] = ()  # of a rank on another host, with all of its flags
+    model_folder: str | None = None
+
+
+@dataclass(frozen=True)
 class LifePlan:
-    """What one life is made of; `command` gets `--rank R` added."""
+    """What one life is made of; `command` gets `--rank R` added for the ranks of this machine."""
 
     epoch: int
     hosts: tuple[str, ...]  # "address:port" by rank
@@ -60,10 +80,39 @@ class LifePlan:
     load_limit_s: float
     heartbeat_limit_s: float = HEARTBEAT_LIMIT_S
     settings: Mapping[str, Any] = field(default_factory=dict)  # the live ones, as they are now
+    places: tuple[RankPlace, ...] = ()  # by rank; none: all are on this machine
+    layers: Sequence[int] | None = None  # by rank, as files were placed for it; None: rank 0 plans
+    dequantize: bool | None = None  # what that plan counted with
 
     @property
     def ring_size(self) -> int:
         return len(self.hosts)
+
+    @property
+    def has_remote(self) -> bool:
+        """Some rank runs on another host."""
+        return any(place.worker for place in self.places)
+
+    def place_of(self, rank: int) -> RankPlace | None:
+        """Where a rank runs, in a ring over several hosts."""
+        return self.places[rank] if self.places else None
+
+    def make_first_line(self, rank: int) -> str:
+        """The start line of a rank."""
+        line: dict[str, Any] = {
+            "epoch": self.epoch,
+            "rank": rank,
+            "hosts": list(self.hosts),
+            "secret": self.secret,
+            "settings": dict(self.settings),
+        }
+        if self.layers is not None:
+            line |= {"layers": list(self.layers), "dequantize": self.dequantize}
+        if place := self.place_of(rank):
+            line["host_name"] = place.host.name
+            line |= {"model_folder": place.model_folder} if place.model_folder else {}
+            line |= {"ping_limit_s": PING_LIMIT_S} if place.worker else {}
+        return json.dumps(line)
 
 
 @dataclass(frozen=True)
@@ -74,96 +123,12 @@ class Verdict:
     process: str | None = None
     was_refused: bool = False
     was_killed: bool = False  # by a SIGKILL that was not ours
+    made_progress: bool = False  # before that
+    is_away: bool = False  # another host did not answer: nobody's failure, and tried for as long as it takes
+    is_unconnected: bool = False  # ranks on several hosts did not find each other
 
 
 TakeSpare = Callable[[int, LineBuffer], Awaitable[Child | None]]
-
-
-class Rank:
-    """What is known of one rank: its process and its last heartbeat."""
-
-    def __init__(self, rank: int, now: float) -> None:
-        self.rank = rank
-        self.child: Child | None = None
-        self.phase = "starting"
-        self.step = 0
-        self.progress = 0.0
-        self.memory_bytes = 0
-        self.num_heartbeats = 0
-        self.last_heartbeat_at = now
-        self.phase_since = now
-        self.first_ready_step: int | None = None
-
-    @property
-    def name(self) -> str:
-        return f"rank {self.rank}"
-
-    def take(self, line: str, now: float) -> bool:
-        """Take one line of its standard output; True if a heartbeat with another phase or progress."""
-        try:
-            beat = json.loads(line)
-            if beat.get("event") != "heartbeat":
-                return False
-            phase, progress = str(beat["phase"]), float(beat.get("progress", 0.0))
-            step, memory_bytes = int(beat.get("step", 0)), int(beat.get("memory_bytes", 0))
-        except (ValueError, TypeError, KeyError, AttributeError):
-            logger.warning("%s wrote a line that is no heartbeat (%d characters)", self.name, len(line))
-            return False
-        is_change = (phase, round(progress, 2)) != (self.phase, round(self.progress, 2))
-        if phase != self.phase:
-            self.phase_since = now
-        self.phase, self.progress, self.step, self.memory_bytes = phase, progress, step, memory_bytes
-        self.num_heartbeats += 1
-        self.last_heartbeat_at = now
-        if phase == "ready" and self.first_ready_step is None:
-            self.first_ready_step = step
-        return is_change
-
-    def find_stall(self, plan: LifePlan, now: float) -> str | None:
-        """Why this rank counts as stuck, if it does."""
-        silent_s, phase_s = now - self.last_heartbeat_at, now - self.phase_since
-        if self._owes_heartbeats and silent_s > plan.heartbeat_limit_s:
-            return (
-                f"{self.name} sent no heartbeat for {silent_s:.0f} s (phase {self.phase}, step {self.step})"
-            )
-        if self.phase == "starting" and phase_s > plan.connect_limit_s:
-            return f"{self.name} did not start within CONNECT_TIMEOUT={plan.connect_limit_s:g} s"
-        if self.phase == "connecting" and phase_s > plan.connect_limit_s:
-            return f"{self.name} did not connect within CONNECT_TIMEOUT={plan.connect_limit_s:g} s"
-        if self.phase == "loading" and phase_s > plan.load_limit_s:
-            return f"{self.name} did not load its layers within LOAD_TIMEOUT={plan.load_limit_s:g} s"
-        return None
-
-    @property
-    def _owes_heartbeats(self) -> bool:
-        """Not while it connects: MLX holds the interpreter lock then (mlx 0.32.4); CONNECT_TIMEOUT counts."""
-        return self.num_heartbeats > 0 and self.phase != "connecting"
-
-    def next_look(self, plan: LifePlan) -> float:
-        """When it will count as stuck if it says nothing more, on the monotonic clock."""
-        limits = {
-            "starting": plan.connect_limit_s,
-            "connecting": plan.connect_limit_s,
-            "loading": plan.load_limit_s,
-        }
-        of_phase = self.phase_since + limits.get(self.phase, float("inf"))
-        if not self._owes_heartbeats:
-            return of_phase
-        return min(of_phase, self.last_heartbeat_at + plan.heartbeat_limit_s)
-
-
-class HeartbeatReader(LineBuffer):
-    """A rank's standard output: hands its heartbeats to what is known of it."""
-
-    def __init__(self, rank: Rank, on_change: Callable[[], None]) -> None:
-        super().__init__()
-        self._rank = rank
-        self._on_change = on_change
-
-    def put_line(self, line: str) -> None:
-        """Take one line; tell of another phase or progress."""
-        if self._rank.take(line, time.monotonic()):
-            self._on_change()
 
 
 class RingLife:
@@ -182,7 +147,8 @@ class RingLife:
         self._log_of = log_of
         self._on_change = on_change
         now = time.monotonic()
-        self.ranks = [Rank(rank, now) for rank in range(plan.ring_size)]
+        places = [plan.place_of(rank) for rank in range(plan.ring_size)]
+        self.ranks = [Rank(rank, now, place.host if place else None) for rank, place in enumerate(places)]
 
     @property
     def is_ready(self) -> bool:
@@ -202,13 +168,16 @@ class RingLife:
         """Start all ranks; the last one gets its start line when rank 0 listens.
 
         It connects to rank 0 before it does anything else, and where nobody listens yet, it tries again only
-        a second later (mlx 0.32.4 distributed/ring). The others listen first and connect then.
+        a second later (mlx 0.32.4 distributed/ring). The others listen first and connect then: rank 0 to rank
+        1 when the last one has come, and so on. So of those on other hosts, where nobody can look who
+        listens, each has said before that it is about to.
         """
         for rank in self.ranks:
             reader = HeartbeatReader(rank, self._on_change)
             rank.child = await self._take_spare(rank.rank, reader) or await self._start_cold(rank, reader)
+            rank.child.kill_there = self._make_kill_there(rank)
             if rank.rank < self.plan.ring_size - 1 or rank.rank == 0:
-                await rank.child.write_line(self._first_line(rank.rank))
+                await rank.child.write_line(self.plan.make_first_line(rank.rank))
             self._on_change()
         if self.plan.ring_size > 1:
             self._starting = asyncio.create_task(self._start_last())
@@ -218,19 +187,47 @@ class RingLife:
         assert head is not None
         assert last is not None
         port = int(self.plan.hosts[0].rpartition(":")[2])
+        middle = [rank for rank in self.ranks[1:-1] if rank.child and rank.child.plan.is_remote]
+
+        def has_to_wait() -> bool:
+            is_early = any(rank.phase == "starting" for rank in middle)
+            return head.exit_code is None and (is_early or not is_listening(head.identity.pid, port))
+
         # Nothing tells when MLX listens, and a connection to try it would be taken for the neighbour's.
-        while head.exit_code is None and not is_listening(head.identity.pid, port):  # noqa: ASYNC110 - so we look
+        while has_to_wait():  # noqa: ASYNC110 - so we look
             await asyncio.sleep(LISTEN_LOOK_S)
-        await last.write_line(self._first_line(self.plan.ring_size - 1))
+        await last.write_line(self.plan.make_first_line(self.plan.ring_size - 1))
 
     async def _start_cold(self, rank: Rank, reader: HeartbeatReader) -> Child:
+        place = self.plan.place_of(rank.rank)
+        is_remote = place is not None and place.worker is not None
         plan = ChildPlan(
             name=rank.name,
-            command=[*self.plan.command, "--rank", str(rank.rank)],
+            command=place.command
+            if place is not None and is_remote
+            else [*self.plan.command, "--rank", str(rank.rank)],
             folder=self.plan.folder,
-            environment=self.plan.environment,
+            environment=os.environ if is_remote else self.plan.environment,
+            is_remote=is_remote,
         )
         return await start_child(plan, self._log_of(rank.name), reader)
+
+    def _make_kill_there(self, rank: Rank) -> Callable[[], Awaitable[None]] | None:
+        place = self.plan.place_of(rank.rank)
+        if place is None or place.worker is None:
+            return None
+        worker = place.worker
+
+        async def kill_there() -> None:
+            if rank.process_there is None:
+                return
+            try:
+                async with asyncio.timeout(KILL_THERE_LIMIT_S):
+                    await end_processes(worker, [rank.process_there])
+            except (ClusterError, TimeoutError) as error:
+                logger.warning("%s cannot be ended now: %s", rank.title, str(error) or "no answer")
+
+        return kill_there
 
     async def wait_for_failure(self) -> Verdict:
         """Wait until a rank ends or is stuck, and say which. Waits for ever while all goes well."""
@@ -238,9 +235,9 @@ class RingLife:
         stall = asyncio.create_task(self._watch_heartbeats())
         try:
             await asyncio.wait([*exits, stall], return_when=asyncio.FIRST_COMPLETED)
-            if stall.done():
-                return stall.result()
-            return await self._name_culprit(exits)
+            verdict = stall.result() if stall.done() else await self._name_culprit(exits)
+            is_early = self.plan.has_remote and self.ranks[0].phase == "connecting"
+            return replace(verdict, is_unconnected=is_early and not verdict.was_refused)
         finally:
             for task in (*exits, stall):
                 task.cancel()
@@ -272,6 +269,12 @@ class RingLife:
         line = json.dumps({"event": "settings", "values": dict(values)})
         await asyncio.gather(*(child.write_line(line) for child in self._children()))
 
+    def ping(self) -> None:
+        """Tell the ranks on other hosts that we are there."""
+        for child in self._children():
+            if child.plan.is_remote:
+                child.write_soon(PING_LINE)
+
     def abandon(self) -> None:
         """Tell every rank to go now, in the middle of a drain; returns at once."""
         for child in self._children():
@@ -279,11 +282,6 @@ class RingLife:
 
     def _children(self) -> list[Child]:
         return [rank.child for rank in self.ranks if rank.child is not None]
-
-    def _first_line(self, rank: int) -> str:
-        plan = self.plan
-        line = {"epoch": plan.epoch, "rank": rank, "hosts": list(plan.hosts), "secret": plan.secret}
-        return json.dumps({**line, "settings": dict(plan.settings)})
 
     async def _watch_heartbeats(self) -> Verdict:
         while True:
@@ -307,7 +305,8 @@ class RingLife:
         def ended() -> list[Child]:
             return [child for child in self._children() if child.exit_code is not None]
 
-        deadline = time.monotonic() + CULPRIT_WAIT_S
+        wait_s = REMOTE_CULPRIT_WAIT_S if self.plan.has_remote else CULPRIT_WAIT_S
+        deadline = time.monotonic() + wait_s
         pending = {task for task in exits if not task.done()}
         while pending and all(child.exit_code == EXIT_RING_LOST for child in ended()):
             left_s = deadline - time.monotonic()
@@ -321,18 +320,24 @@ class RingLife:
         assert code is not None
         if code == EXIT_RING_LOST and (missing := self._find_missing()):
             return missing
-        reason = f"{culprit.name} {describe_exit(code)}"
+        title = next(rank.title for rank in self.ranks if rank.child is culprit)
         last_lines = culprit.log.last_lines
-        if code > 0 and last_lines:
-            reason += f": {last_lines[-1]}"
-        return Verdict(reason, culprit.name, code == EXIT_REFUSED, code == -signal.SIGKILL)
+        said = f": {last_lines[-1]}" if code > 0 and last_lines else ""
+        if culprit.has_lost_host:
+            return Verdict(f"{title} was lost with the ssh connection{said}", culprit.name, is_away=True)
+        return Verdict(
+            f"{title} {describe_exit(code)}{said}",
+            culprit.name,
+            code == EXIT_REFUSED,
+            code == -signal.SIGKILL,
+        )
 
     def _find_missing(self) -> Verdict | None:
         """A rank that never came as far as connecting, for which its neighbours gave up."""
         for rank in self.ranks:
             if rank.phase == "starting" and is_running(rank.child):
                 seconds = time.monotonic() - rank.phase_since
-                return Verdict(f"{rank.name} did not start within {seconds:.0f} s", rank.name)
+                return Verdict(f"{rank.title} did not start within {seconds:.0f} s", rank.name)
         return None
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.front_door_watch import SILENCE_LIMIT_S
 from cluster.log_files import log_path
 from cluster.processes import count_cores
 from cluster.restart_policy import FIRST_DELAY_S
@@ -29,13 +30,14 @@ MIN_HEARTBEAT_LIMIT_S = 2.5
 
 @dataclass(frozen=True)
 class Programs:
-    """What is started for a rank and for the front door, and how long a rank may be silent."""
+    """What is started for a rank and for the front door, and how long each may be silent."""
 
     rank: Sequence[str] = (sys.executable, str(ROOT / "server.py"))
     api: Sequence[str] = (sys.executable, str(ROOT / "api.py"))
     folder: Path = ROOT
     heartbeat_limit_s: float = HEARTBEAT_LIMIT_S
     restart_delay_s: float = FIRST_DELAY_S
+    api_silence_limit_s: float = SILENCE_LIMIT_S
 
 
 @dataclass
@@ -50,10 +52,9 @@ class Running:
     was_ready: bool = False
     _logs: dict[str, RotatingFile] = field(default_factory=dict)
 
-    @property
-    def environment(self) -> dict[str, str]:
+    def make_environment(self, num_local_ranks: int | None = None) -> dict[str, str]:
         """What a child that is started now runs with."""
-        return make_environment(self.settings)
+        return make_environment(self.settings, num_local_ranks)
 
     @property
     def live_values(self) -> dict[str, Any]:
@@ -79,9 +80,9 @@ class Running:
         self.publish()
 
 
-def make_environment(settings: Settings) -> dict[str, str]:
-    """The children's environment: ours, every effective setting, this machine's share of BLAS threads."""
+def make_environment(settings: Settings, num_local_ranks: int | None = None) -> dict[str, str]:
+    """The children's environment: ours, every effective setting, a rank's share of BLAS threads."""
     environment = {**os.environ, **to_environment(settings), "PYTHONUNBUFFERED": "1"}
     if settings.blas_threads == "auto":
-        environment["BLAS_THREADS"] = str(max(1, count_cores() // settings.local_ranks))
+        environment["BLAS_THREADS"] = str(max(1, count_cores() // (num_local_ranks or settings.local_ranks)))
     return environment

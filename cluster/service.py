@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from cluster import ports
+from cluster.child import EXIT_SSH
+from cluster.hosts import Host
 from cluster.lock import read_holder
 from cluster.processes import ProcessIdentity, read_identity
 from cluster.state_file import RING_NAME, STATE_NAME
+from cluster.workers import Worker
 from config import Settings
 from config.run_files import read_json
 
@@ -81,6 +84,37 @@ class Service:
         """Spares, and front doors that are being replaced."""
         found = (read_identity(entry) for entry in self.supervisor.get("spares", []))
         return [identity for identity in found if identity]
+
+    @property
+    def held_bytes(self) -> dict[str, int]:
+        """By host name, the memory that its ranks take now."""
+        found: dict[str, int] = {}
+        for entry in self.supervisor.get("processes", []):
+            if str(entry.get("name", "")).startswith("rank ") and entry.get("exit") is None:
+                name = str(entry.get("host"))
+                found[name] = found.get(name, 0) + int(entry.get("memory_bytes") or 0)
+        return found
+
+    @property
+    def left_behind(self) -> dict[str, list[ProcessIdentity]]:
+        """By ssh destination, the ranks of which the supervisor did not know that they had ended."""
+        found: dict[str, list[ProcessIdentity]] = {}
+        for entry in self.supervisor.get("processes", []):
+            identity, code = read_identity(entry.get("process_there")), entry.get("exit")
+            if identity and entry.get("ssh") and (code is None or code == EXIT_SSH or code < 0):
+                found.setdefault(str(entry["ssh"]), []).append(identity)
+        return found
+
+    @property
+    def workers(self) -> list[Worker]:
+        """The other hosts of the ring, as the supervisor said last."""
+        folder = str((self.supervisor.get("settings") or {}).get("WORKER_DIR", ""))
+        found: dict[str, Worker] = {}
+        for entry in self.supervisor.get("processes", []):
+            if ssh := str(entry.get("ssh") or ""):
+                host = Host(str(entry["host"]), ssh, str(entry["address"]), 1)
+                found[ssh] = Worker(host, folder)
+        return list(found.values())
 
     @property
     def _is_of_holder(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cluster.child import Child, ChildPlan, start_child
@@ -23,16 +23,25 @@ CODE_FOLDERS = ("config", "distributed", "prompts", "spool")
 
 
 class Relay(LineBuffer):
-    """A spare's standard output: silent until it is a rank, and then that rank's heartbeats."""
+    """A spare's standard output: kept until it is a rank, and then that rank's heartbeats."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.target: LineBuffer | None = None
+        self._target: LineBuffer | None = None
+        self._first: str | None = None  # who it is; it says no more before its start line
 
     def put_line(self, line: str) -> None:
         """Hand one line to the rank that the spare has become."""
-        if self.target is not None:
-            self.target.put_line(line)
+        if self._target is not None:
+            self._target.put_line(line)
+        elif self._first is None:
+            self._first = line
+
+    def lead_to(self, target: LineBuffer) -> None:
+        """From now on it is a rank."""
+        self._target = target
+        if self._first is not None:
+            target.put_line(self._first)
 
 
 class Spares:
@@ -48,12 +57,18 @@ class Spares:
         """All that wait."""
         return [child for child, _ in self._spares.values()]
 
-    async def fill(self, plans: Sequence[ChildPlan], mark: object) -> None:
+    def ping(self, line: str) -> None:
+        """Tell those on other hosts that we are there."""
+        for child in self.children:
+            if child.plan.is_remote:
+                child.write_soon(line)
+
+    async def fill(self, plans: Mapping[int, ChildPlan], mark: object) -> None:
         """Start a spare for each rank that has none; `mark` is what they must be equal in to be of use."""
         if mark != self._mark:
             await self.drop()
             self._mark = mark
-        for rank, plan in enumerate(plans):
+        for rank, plan in plans.items():
             found = self._spares.get(rank)
             if found is not None and found[0].exit_code is None:
                 continue
@@ -71,7 +86,7 @@ class Spares:
         if found is None or found[0].exit_code is not None:
             return None
         child, relay = found
-        relay.target = output
+        relay.lead_to(output)
         return child
 
     async def drop(self) -> None:

@@ -17,14 +17,17 @@ from typing import Any
 
 from cluster import packages, ports
 from cluster.errors import ClusterError, StartFailed
+from cluster.hosts import Cluster, read_cluster
 from cluster.log_files import log_path
 from cluster.processes import ProcessIdentity, identify
 from cluster.restart_policy import MAX_FAILURES
 from cluster.service import Service, read_service
+from cluster.start_hosts import place_shown, rehearse
+from cluster.steps import Steps
 from cluster.stop import end_leftovers, stop
 from cluster.terminal import Terminal, format_duration, make_bar
 from config import Settings
-from config.checks import start_problems
+from config.checks import start_problems, start_warnings
 from config.errors import SettingsError
 from config.model_path import BUILTIN_PREFIX
 from config.rotating_file import RotatingFile
@@ -35,23 +38,7 @@ PREPARE = (sys.executable, "-m", "distributed.models.prepare")
 LOOK_INTERVAL_S = 0.1
 NUM_LOG_LINES = 15
 NUM_STEPS = 4
-
-
-class Steps:
-    """Numbers the steps of a start and tells how long each took."""
-
-    def __init__(self, terminal: Terminal) -> None:
-        self._terminal = terminal
-        self._number = 0
-        self._since = time.monotonic()
-
-    def done(self, name: str, detail: str) -> None:
-        """Print the step that has ended."""
-        self._number += 1
-        now = time.monotonic()
-        label = self._terminal.colored(f"{self._number}/{NUM_STEPS}", "dim")
-        self._terminal.line(f"{label} {name:<10} {detail}  ({format_duration(now - self._since)})")
-        self._since = now
+NUM_PLACING_STEPS = 6
 
 
 def start(
@@ -61,25 +48,29 @@ def start(
     *,
     supervisor: Sequence[str] = SUPERVISOR,
     prepare: Sequence[str] = PREPARE,
+    is_rehearsal: bool = False,
 ) -> int:
-    """Start the service and wait until it is ready; the exit code.
+    """Start the service and wait until it is ready, or only say what that would do; the exit code.
 
     Raises:
         StartFailed: with the reason; nothing of the service runs then.
     """
     check_startable(settings)
+    show_warnings(settings, terminal)
     if (running := read_service(settings)).holder:
         return join_running(settings, running, terminal)
+    cluster = read_cluster(settings)
+    if is_rehearsal:
+        return rehearse(settings, cluster, terminal)
     end_leftovers(running)
     host, port = settings.api_host, settings.api_port
     if not ports.is_free(host, port):
         raise ports.describe_taken(host, port)
-    steps = Steps(terminal)
-    prepare_model(settings, overrides, prepare)
-    steps.done("model", settings.model_repo)
+    steps = Steps(terminal, NUM_STEPS if cluster.is_single else NUM_STEPS - 1 + NUM_PLACING_STEPS)
+    place_everything(settings, overrides, cluster, steps, prepare)
     process = launch_supervisor(settings, overrides, supervisor)
     try:
-        follow(settings, process, terminal, steps)
+        follow(settings, process, _Shown(terminal, steps, cluster.ring_size))
     except StartFailed as error:
         other = read_service(settings).holder
         if other and other.pid != process.pid:
@@ -90,10 +81,43 @@ def start(
     return 0
 
 
+def place_everything(
+    settings: Settings,
+    overrides: Mapping[str, str],
+    cluster: Cluster,
+    steps: Steps,
+    prepare: Sequence[str],
+    held_bytes: Mapping[str, int] | None = None,
+) -> None:
+    """Put the model into place here, and on other hosts all that ranks need.
+
+    Args:
+        held_bytes: memory of running ranks by host, which is free when the next ones start.
+
+    Raises:
+        ClusterError: with a sentence for each host that cannot be used.
+    """
+
+    def prepare_here() -> None:
+        prepare_model(settings, overrides, prepare)
+        steps.done("model", settings.model_repo)
+
+    if cluster.is_single:
+        prepare_here()
+    else:
+        place_shown(settings, cluster, steps, prepare_here, held_bytes or {})
+
+
 def check_startable(settings: Settings) -> None:
     """Raise SettingsError for settings that are well formed and cannot be served."""
     if problems := start_problems(settings):
         raise SettingsError(problems)
+
+
+def show_warnings(settings: Settings, terminal: Terminal) -> None:
+    """Say loudly what a start allows."""
+    for warning in start_warnings(settings):
+        terminal.line(terminal.colored(warning, "red"))
 
 
 def join_running(settings: Settings, running: Service, terminal: Terminal) -> int:
@@ -106,7 +130,7 @@ def join_running(settings: Settings, running: Service, terminal: Terminal) -> in
             f"already running ({who}) with other settings: {'; '.join(others)}. "
             "./launch.sh restart applies yours"
         )
-    follow(settings, running.holder, terminal, None)
+    follow(settings, running.holder, _Shown(terminal, None))
     terminal.line(f"Already running ({who}): ready at {read_service(settings).url}")
     return 0
 
@@ -159,7 +183,7 @@ def launch_supervisor(
     return identity
 
 
-def follow(settings: Settings, supervisor: ProcessIdentity, terminal: Terminal, steps: Steps | None) -> None:
+def follow(settings: Settings, supervisor: ProcessIdentity, shown: _Shown) -> None:
     """Show what a supervisor says until the service is ready.
 
     Raises:
@@ -167,7 +191,6 @@ def follow(settings: Settings, supervisor: ProcessIdentity, terminal: Terminal, 
     """
     limit_s = (settings.connect_timeout + settings.load_timeout) * MAX_FAILURES + 60
     deadline = time.monotonic() + limit_s
-    shown = _Shown(terminal, steps)
     while time.monotonic() < deadline:
         service = read_service(settings)
         has_ended = supervisor.wait(LOOK_INTERVAL_S)
@@ -186,31 +209,30 @@ def follow(settings: Settings, supervisor: ProcessIdentity, terminal: Terminal, 
 class _Shown:
     """What of a start has been shown so far."""
 
-    def __init__(self, terminal: Terminal, steps: Steps | None) -> None:
+    def __init__(self, terminal: Terminal, steps: Steps | None, num_ranks: int = 0) -> None:
         self._terminal = terminal
         self._steps = steps
+        self._num_ranks = num_ranks
         self._phases: dict[str, str] = {}
-        self._num_restarts = 0
+        self._trouble: tuple[int, str] | None = None
         self._has_shown_processes = False
 
     def update(self, service: Service) -> None:
         """Show what is new."""
         entries = service.supervisor.get("processes", [])
-        num_ranks = int(service.supervisor.get("settings", {}).get("LOCAL_RANKS", 0))
-        if self._steps and not self._has_shown_processes and len(entries) > num_ranks:
+        if self._steps and not self._has_shown_processes and len(entries) > self._num_ranks:
             self._has_shown_processes = True
-            plural = "rank" if num_ranks == 1 else "ranks"
-            self._steps.done(
-                "processes", f"supervisor {service.supervisor['pid']}, {num_ranks} {plural}, front door"
-            )
-        num_restarts = int(service.supervisor.get("restarts", 0))
-        if num_restarts > self._num_restarts and service.reason:
-            self._num_restarts = num_restarts
-            self._terminal.line(self._terminal.colored(f"    {service.reason}; starting again", "yellow"))
-        ranks = [entry for entry in entries if str(entry.get("name", "")).startswith("rank ")]
-        self._terminal.live("    " + "   ".join(_describe_rank(entry) for entry in ranks))
+            ranks = "1 rank" if self._num_ranks == 1 else f"{self._num_ranks} ranks"
+            self._steps.done("processes", f"supervisor {service.supervisor['pid']}, {ranks}, front door")
+        said = service.supervisor.get("reason")
+        trouble = (int(service.supervisor.get("restarts", 0)), str(said)) if said else None
+        if trouble and trouble != self._trouble:
+            self._terminal.line(self._terminal.colored(f"    {said}; starting again", "yellow"))
+        self._trouble = trouble or self._trouble
+        entries = [entry for entry in entries if str(entry.get("name", "")).startswith("rank ")]
+        self._terminal.live("    " + "   ".join(_describe_rank(entry) for entry in entries))
         if not self._terminal.is_live:
-            self._print_phases(ranks)
+            self._print_phases(entries)
 
     def finish(self, service: Service) -> None:
         """Print the last two steps."""
@@ -224,15 +246,19 @@ class _Shown:
 
     def _print_phases(self, ranks: Sequence[Mapping[str, Any]]) -> None:
         for entry in ranks:
-            name, state = str(entry["name"]), str(entry["state"])
+            name, state = _name_rank(entry), str(entry["state"])
             if self._phases.get(name) != state:
                 self._phases[name] = state
                 self._terminal.line(f"    {name}: {state}")
 
 
+def _name_rank(entry: Mapping[str, Any]) -> str:
+    return f"{entry['name']} on {entry['host']}" if entry.get("ssh") else str(entry["name"])
+
+
 def _describe_rank(entry: Mapping[str, Any]) -> str:
-    state = str(entry["state"])
-    return f"{entry['name']} {make_bar(float(entry.get('progress', 0))) if state == 'loading' else state}"
+    state, name = str(entry["state"]), _name_rank(entry)
+    return f"{name} {make_bar(float(entry.get('progress', 0))) if state == 'loading' else state}"
 
 
 def show_last_lines(settings: Settings, terminal: Terminal) -> None:

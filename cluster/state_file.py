@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.child import Child
-from cluster.ring_life import Rank
+from cluster.heartbeats import Rank
 from config.run_files import read_json, write_json
 
 STATE_NAME = "supervisor.json"
@@ -86,7 +86,19 @@ def make_rank_entry(rank: Rank) -> dict[str, Any] | None:
     if rank.child is None:
         return None
     progress = {"progress": round(rank.progress, 3), "memory_bytes": rank.memory_bytes}
-    return make_process_entry(rank.child, rank.phase) | progress
+    return make_process_entry(rank.child, rank.phase) | progress | _make_place(rank)
+
+
+def _make_place(rank: Rank) -> dict[str, Any]:
+    """Where a rank runs, in a ring over several hosts; enough to find and end it there."""
+    if rank.host is None:
+        return {}
+    place: dict[str, Any] = {"host": rank.host.name, "address": rank.host.address}
+    if rank.host.ssh is not None:
+        place["ssh"] = rank.host.ssh
+        if there := rank.process_there:
+            place["process_there"] = {"pid": there.pid, "start_time": there.start_time}
+    return place
 
 
 def last_epoch(run_dir: Path) -> int:

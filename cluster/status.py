@@ -16,6 +16,7 @@ from cluster.terminal import Terminal, format_bytes, format_duration, make_table
 from config import Settings
 
 WATCH_INTERVAL_S = 1.0
+_COLUMNS = ("LAYERS", "WEIGHTS", "MEMORY", "STATE", "BUSY")
 _COLORS = {"ready": "green", "stopped": "dim", "failed": "red"}
 
 
@@ -93,9 +94,11 @@ def _describe_settings(said: dict[str, Any], terminal: Terminal) -> list[str]:
 
 
 def _make_rows(service: Service) -> list[list[str]]:
-    rows = [["RANK", "HOST", "PID", "LAYERS", "WEIGHTS", "MEMORY", "STATE", "BUSY"]]
+    entries = service.supervisor.get("processes", [])
+    has_hosts = any(entry.get("ssh") for entry in entries)
+    rows = [["RANK", "HOST", *(["ADDRESS"] if has_hosts else []), "PID", *_COLUMNS]]
     computed = {f"rank {entry['rank']}": entry for entry in service.ring.get("ranks", [])}
-    for entry in service.supervisor.get("processes", []):
+    for entry in entries:
         name = str(entry["name"])
         rank = computed.get(name, {}) if service.ring.get("epoch") == service.supervisor.get("epoch") else {}
         first, num_layers = rank.get("first_layer", 0), rank.get("num_layers", 0)
@@ -104,7 +107,8 @@ def _make_rows(service: Service) -> list[list[str]]:
             [
                 name.removeprefix("rank "),
                 str(entry.get("host", "")),
-                str(entry.get("pid", "")),
+                *([str(entry.get("address", "-"))] if has_hosts else []),
+                str((entry.get("process_there") or entry).get("pid", "")),
                 f"{first}-{first + num_layers - 1}" if num_layers else "-",
                 format_bytes(rank["weights_bytes"]) if rank.get("weights_bytes") else "-",
                 format_bytes(memory_bytes) if memory_bytes else "-",

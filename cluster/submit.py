@@ -33,16 +33,21 @@ def submit_file(settings: Settings, terminal: Terminal, path: Path, *, waits: bo
     defaults = HandDefaults(settings.model_name, settings.default_max_tokens)
     requests = read_lines(path, defaults)
     try:
-        spool = Spool.open(
-            settings.spool_dir,
-            durability=settings.spool_durability,
-            max_depth=settings.max_queue_depth,
-            max_bytes=settings.max_queue_mb * 2**20,
-        )
+        spool = open_spool(settings)
         submit_all(spool, requests, terminal)
         return wait_for_all(spool, [request.id for request in requests], terminal) if waits else 0
     except SpoolError as error:
         raise ClusterError(f"the spool refuses: {error}") from error
+
+
+def open_spool(settings: Settings) -> Spool:
+    """The spool of STATE_DIR, with the limits of the settings. Raises SpoolError."""
+    return Spool.open(
+        settings.spool_dir,
+        durability=settings.spool_durability,
+        max_depth=settings.max_queue_depth,
+        max_bytes=settings.max_queue_mb * 2**20,
+    )
 
 
 def read_lines(path: Path, defaults: HandDefaults) -> list[Request]:

@@ -24,7 +24,7 @@ from cluster import ports
 from cluster.errors import ClusterError
 from cluster.front_door import FrontDoorKeeper
 from cluster.lock import SupervisorLock
-from cluster.processes import identify
+from cluster.processes import ProcessIdentity, identify
 from cluster.retune import RestartOrder, SettingsWatch, Sources, load_ordered, take_order
 from cluster.ring_keeper import RingKeeper, wait_for_any
 from cluster.running import ROOT, Programs, Running
@@ -40,6 +40,7 @@ from cluster.state_file import (
 )
 from cluster.stop import end_leftovers
 from config import Settings, SettingsError, load_settings
+from config.checks import start_problems
 from config.limits import raise_descriptor_limits
 from config.logs import configure_logging, set_level
 from config.ring_secret import load_ring_secret
@@ -79,13 +80,14 @@ class Supervisor:
         running, settings = self._running, self._running.settings
         lock = SupervisorLock(settings.run_dir)
         try:
-            if num_left := end_leftovers(read_service_at(settings.run_dir)):
+            before = read_service_at(settings.run_dir)
+            if num_left := end_leftovers(before):
                 logger.warning("ended %d processes of a supervisor that was killed", num_left)
             running.state.epoch = last_epoch(settings.run_dir)
             secret = load_ring_secret(settings)
             with ports.listen(settings.api_host, settings.api_port) as listening:
                 self._watch_signals()
-                await self._keep_all(secret, listening)
+                await self._keep_all(secret, listening, before.left_behind)
             running.set_state("stopped", None)
         except (ClusterError, SettingsError) as error:
             running.set_state("failed", str(error))
@@ -94,9 +96,11 @@ class Supervisor:
             lock.release()
         return 0
 
-    async def _keep_all(self, secret: str, listening: socket.socket) -> None:
+    async def _keep_all(
+        self, secret: str, listening: socket.socket, left_behind: Mapping[str, Sequence[ProcessIdentity]]
+    ) -> None:
         """Keep ring and front door until asked to stop; the ring ends first, so that answers are sent."""
-        self._ring = RingKeeper(self._running, secret)
+        self._ring = RingKeeper(self._running, secret, left_behind)
         self._api = FrontDoorKeeper(self._running, listening)
         ring = asyncio.create_task(self._ring.keep())
         api = asyncio.create_task(self._api.keep())
@@ -243,7 +247,8 @@ def run_supervisor(
     """The supervisor as a program: settings (from the files in `root`), limits, logs, then its loop."""
     try:
         settings = load_settings(overrides, root=root)
-        settings.require_single_host()
+        if problems := start_problems(settings):
+            raise SettingsError(problems)
         configure_logging(settings, process="supervisor")
     except SettingsError as error:
         print(error, file=sys.stderr)

@@ -12,7 +12,10 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from config.api_keys import read_api_keys
+from config.binding import BindingRefused, check_binding, resolve
 from config.errors import Problem
+from config.ring_hosts import list_hosts
 
 if TYPE_CHECKING:
     from config.manager import Settings
@@ -32,7 +35,8 @@ class Relation:
 
 def _layer_counts_match(settings: Settings) -> bool:
     counts = settings.layer_counts
-    return counts is None or bool(settings.worker_hosts) or len(counts) == settings.local_ranks
+    has_hosts = bool(settings.worker_hosts or settings.ring_hostfile)  # `start_problems` counts theirs
+    return counts is None or has_hosts or len(counts) == settings.local_ranks
 
 
 RELATIONS = (
@@ -97,24 +101,63 @@ def relation_problems(settings: Settings, unusable: Set[str] = frozenset()) -> l
 
 def start_problems(settings: Settings) -> list[Problem]:
     """Name what keeps well-formed settings from being served here."""
-    problems = []
-    if settings.worker_hosts:
-        problems.append(
-            Problem(
-                str(settings.origin("WORKER_HOSTS")),
-                f"WORKER_HOSTS = {settings.worker_hosts!r} names other hosts, and this release does not "
-                "serve a ring over several hosts yet; leave WORKER_HOSTS empty and choose the ranks of this "
-                "machine with LOCAL_RANKS",
-                "WORKER_HOSTS",
-            )
-        )
+    problems = _host_problems(settings)
     for key in ("API_KEYS_FILE", "RING_SECRET_FILE"):
         path = settings.value(key)
         if path is not None and not (path.is_file() and os.access(path, os.R_OK)):
             problems.append(
                 Problem(str(settings.origin(key)), f"{key} names a file that cannot be read", key)
             )
+    return problems + _access_problems(settings)
+
+
+def start_warnings(settings: Settings) -> list[str]:
+    """What a start allows and whoever starts should know."""
+    try:
+        warning = check_binding(resolve(settings.api_host), has_keys=settings.api_keys_file is not None)
+    except BindingRefused:
+        return []
+    return [] if warning is None else [f"API_HOST = {settings.api_host}: {warning}"]
+
+
+def _access_problems(settings: Settings) -> list[Problem]:
+    """Who could use the service that should not, or nobody."""
+    problems = []
+    try:
+        check_binding(resolve(settings.api_host), has_keys=settings.api_keys_file is not None)
+    except BindingRefused as error:
+        problems.append(Problem(str(settings.origin("API_HOST")), str(error), "API_HOST"))
+    path = settings.api_keys_file
+    if path is None or not path.is_file() or not os.access(path, os.R_OK):
+        return problems
+    try:
+        has_keys = bool(read_api_keys(path))
+    except (OSError, UnicodeDecodeError):
+        has_keys = False
+    if not has_keys:
+        sentence = "API_KEYS_FILE names a file that holds no key; write one a line"
+        problems.append(Problem(str(settings.origin("API_KEYS_FILE")), sentence, "API_KEYS_FILE"))
     return problems
+
+
+def _host_problems(settings: Settings) -> list[Problem]:
+    """What is wrong with the hosts of the ring, as far as it shows without asking them."""
+    key = "RING_HOSTFILE" if settings.ring_hostfile else "WORKER_HOSTS"
+    origin = str(settings.origin(key))
+    if settings.ring_hostfile and settings.worker_hosts:
+        return [Problem(origin, "RING_HOSTFILE and WORKER_HOSTS both name the hosts: keep one of them", key)]
+    try:
+        hosts = list_hosts(settings.worker_hosts, settings.ring_hostfile, settings.local_ranks)
+    except ValueError as error:
+        return [Problem(origin, f"{key}: {error}", key)]
+    size, counts = sum(host.num_ranks for host in hosts), settings.layer_counts
+    if counts is None or len(counts) == size:
+        return []
+    ranks = ", ".join(f"{host.name} {host.num_ranks}" for host in hosts)
+    sentence = (
+        f"{_written(settings, 'LAYER_SPLIT')} has {len(counts)} counts, the ring {size} ranks ({ranks})"
+    )
+    return [Problem(str(settings.origin("LAYER_SPLIT")), sentence, "LAYER_SPLIT")]
 
 
 def _written(settings: Settings, key: str) -> str:

@@ -18,6 +18,8 @@ import annotated_types
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic.fields import FieldInfo
 
+from config.ring_hosts import parse_worker_hosts
+
 _PATH_TYPES = (Path, Path | None)
 
 
@@ -162,6 +164,23 @@ def _layer_split(value: str) -> str:
     return value.replace(" ", "")
 
 
+def _worker_hosts(value: str) -> str:
+    parse_worker_hosts(value)
+    return ",".join(split_list(value))
+
+
+def _worker_dir(value: str) -> str:
+    if re.fullmatch(r"(~/|/)[^\s'\"\\$`*?]*[^\s'\"\\$`*?/]", value) is None or ".." in value.split("/"):
+        raise ValueError("this is neither an absolute path nor one below ~/, without blanks and quotes")
+    return value
+
+
+def _worker_python(value: str) -> str:
+    if re.fullmatch(r"((~/|/)?[A-Za-z0-9_.][A-Za-z0-9_./+-]*)?", value) is None:
+        raise ValueError("this is no name of a program")
+    return value
+
+
 def split_list(value: str) -> tuple[str, ...]:
     """Split a comma list, leaving out blanks."""
     return tuple(word.strip() for word in value.split(",") if word.strip())
@@ -187,5 +206,8 @@ ListeningHost = Annotated[str, AfterValidator(_listening_host)]
 RingAddress = Annotated[str, AfterValidator(_ring_address)]
 CorsOrigins = Annotated[str, AfterValidator(_cors_origins)]
 LayerSplit = Annotated[str, BeforeValidator(_lower), AfterValidator(_layer_split)]
+WorkerHosts = Annotated[str, AfterValidator(_worker_hosts)]
+WorkerDir = Annotated[str, AfterValidator(_worker_dir)]
+WorkerPython = Annotated[str, AfterValidator(_worker_python)]
 LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_upper)]
 Auto = Annotated[Literal["auto"], BeforeValidator(_lower)]

@@ -24,6 +24,9 @@ from config.fields import (
     OptionalPath,
     Port,
     RingAddress,
+    WorkerDir,
+    WorkerHosts,
+    WorkerPython,
     between,
 )
 
@@ -158,17 +161,55 @@ class RingSettings(RootedSettings):
 
     local_ranks: Annotated[int, between(1, 16), About("Ring", "Ranks on this machine.", "ranks")] = 1
     worker_hosts: Annotated[
-        str,
-        About("Ring", "Further hosts of the ring; not served yet.", allowed="empty in this release"),
+        WorkerHosts,
+        About(
+            "Ring",
+            "Further hosts of the ring, reached by ssh, in the order of their ranks.",
+            allowed="a comma list of [user@]host[:ranks][=address in the ring], localhost:ranks among them, "
+            "or empty for this machine alone",
+        ),
     ] = ""
+    ring_hostfile: Annotated[
+        OptionalPath,
+        About(
+            "Ring",
+            "Host file of mlx in place of WORKER_HOSTS, as mlx.distributed_config writes it; "
+            "its first host is this machine.",
+        ),
+    ] = None
     ring_address: Annotated[
         RingAddress,
         About(
             "Ring",
-            "Address on which the ranks connect to each other.",
+            "This machine's address for the ranks of the ring; with other hosts the one by which it reaches "
+            "the first of them, unless it is set.",
             allowed="the IPv4 address of an interface of this machine",
         ),
     ] = "127.0.0.1"
+    worker_dir: Annotated[
+        WorkerDir,
+        About(
+            "Ring",
+            "Folder on the other hosts for code, virtual environment and models; made at need.",
+            allowed="a path there, absolute or below ~/",
+        ),
+    ] = "~/.local/share/mlx-ring-service"
+    worker_python: Annotated[
+        WorkerPython,
+        About(
+            "Ring",
+            "Python of the other hosts; empty: this machine's version, else the newest from 3.11 on.",
+            allowed="the name or path of a program there, or empty",
+        ),
+    ] = ""
+    model_sync: Annotated[
+        Literal["copy", "hub"],
+        About(
+            "Ring",
+            "How other hosts get their part of the model: copied from this machine, or fetched from the Hub "
+            "by each (where the model is one of the Hub's).",
+        ),
+    ] = "copy"
     ring_secret_file: Annotated[
         OptionalPath,
         About(
@@ -205,6 +246,14 @@ class RingSettings(RootedSettings):
         between(0, 86_400),
         About("Ring", "Running requests get this long to end at a stop.", "seconds"),
     ] = 30.0
+    spare_ranks: Annotated[
+        Literal["auto", "on", "off"],
+        About(
+            "Ring",
+            "Whether a second process for each rank waits with everything imported, for quick restarts; "
+            "auto: where 512 MiB for each are free.",
+        ),
+    ] = "auto"
 
 
 class EngineSettings(RootedSettings):
@@ -230,6 +279,14 @@ class EngineSettings(RootedSettings):
             allowed="auto (512 on a GPU, 128 without), or a whole number from 1 to 65536",
         ),
     ] = "auto"
+    speculation: Annotated[
+        Literal["prompt-lookup", "off"],
+        About(
+            "Engine",
+            "Guess what comes next from the text so far and verify several tokens in one lap, where measured "
+            "costs say that it gains; the text stays the same.",
+        ),
+    ] = "prompt-lookup"
     kv_cache_max_size: Annotated[
         int, between(0, 100_000_000), About("Engine", "Tokens the prefix cache keeps.", "tokens")
     ] = 8192
@@ -240,6 +297,14 @@ class EngineSettings(RootedSettings):
             "Engine", "Memory of each rank for the KV of running sequences and prefix cache together.", "MiB"
         ),
     ] = 2048
+    cpu_layers: Annotated[
+        Literal["numpy", "mlx"],
+        About(
+            "Engine",
+            "What runs a dense model's float32 layers on a machine without a GPU: NumPy between the BLAS's "
+            "products (faster), or MLX as everywhere else.",
+        ),
+    ] = "numpy"
     cpu_blas: Annotated[
         Literal["auto", "mkl", "openblas", "off"],
         About("Engine", "BLAS that is loaded before MLX on Linux without a GPU."),

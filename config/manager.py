@@ -17,7 +17,7 @@ from pydantic import PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from config import model_path
-from config.checks import relation_problems, start_problems
+from config.checks import relation_problems
 from config.errors import Problem, SettingsError
 from config.fields import (
     About,
@@ -138,12 +138,6 @@ class Settings(
         return json_settings(
             {key: self.value(key) for key in self.all_keys() if not self.about(key).is_secret}
         )
-
-    def require_single_host(self) -> None:
-        """Refuse a ring over several hosts. Raises: SettingsError, for whoever starts the service."""
-        problems = [problem for problem in start_problems(self) if problem.key == "WORKER_HOSTS"]
-        if problems:
-            raise SettingsError(problems)
 
 
 def load_settings(

@@ -1,20 +1,25 @@
 """Finds the folder of the model that MODEL_REPO names, without loading or fetching anything.
 
-MODEL_REPO is a Hugging Face Hub name, a folder, or `builtin:` and the name of a model that is made on this
-machine. This file knows where models lie and when their files are complete; it knows nothing of their
-contents and never imports MLX.
+MODEL_REPO is a Hugging Face Hub name, a folder, `builtin:` and the name of a model that is made on this
+machine, or `simulated:` and how long its stages wait (config/simulated.py). This file knows where models lie
+and when their files are complete; it knows nothing of their contents and never imports MLX.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
 
 from config.errors import ModelNotReady
+from config.simulated import SIMULATED_PREFIX, SimulatedModel
 
 BUILTIN_PREFIX = "builtin:"
 BUILTIN_MODELS = ("smollm2-135m",)
+# What a rank or the front door reads of a model; never *.py: code from a model is never run.
+SMALL_PATTERNS = ("*.json", "*.jsonl", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+WEIGHTS_PATTERN = "model*.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 _HUB_NAME = re.compile(
     r"(?!.*(--|\.\.))[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?(?<![.-])"
@@ -26,6 +31,8 @@ def check_model_repo(model_repo: str, root: Path) -> str:
     if model_repo.startswith(BUILTIN_PREFIX):
         if model_repo.removeprefix(BUILTIN_PREFIX) not in BUILTIN_MODELS:
             raise ValueError("there is no such built-in model")
+    elif model_repo.startswith(SIMULATED_PREFIX):
+        SimulatedModel.from_name(model_repo)
     elif not is_folder_name(model_repo, root) and _HUB_NAME.fullmatch(model_repo) is None:
         raise ValueError("this is neither a folder nor a Hub name")
     return model_repo
@@ -35,6 +42,12 @@ def is_folder_name(model_repo: str, root: Path) -> bool:
     """Tell a folder from a Hub name: written like a path, or a folder of that name is there."""
     written_as_path = model_repo in (".", "..", "~") or model_repo.startswith(("/", "./", "../", "~/"))
     return written_as_path or (model_repo != "" and _is_folder(root / model_repo))
+
+
+def is_hub_name(model_repo: str, root: Path) -> bool:
+    """Tell whether the model comes from the Hub."""
+    is_made_here = model_repo.startswith((BUILTIN_PREFIX, SIMULATED_PREFIX))
+    return not is_made_here and not is_folder_name(model_repo, root)
 
 
 def _is_folder(path: Path) -> bool:
@@ -53,6 +66,9 @@ def locate_model(model_repo: str, *, root: Path, state_dir: Path, cache_dir: Pat
     """
     if model_repo.startswith(BUILTIN_PREFIX):
         return state_dir / "models" / model_repo.removeprefix(BUILTIN_PREFIX)
+    if model_repo.startswith(SIMULATED_PREFIX):
+        digest = hashlib.sha256(model_repo.encode()).hexdigest()
+        return state_dir / "models" / f"simulated-{digest[:12]}"
     if is_folder_name(model_repo, root):
         return (root / Path(model_repo).expanduser()).resolve()
     return _hub_snapshot(model_repo, cache_dir)
@@ -93,7 +109,15 @@ def _hub_snapshot(model_repo: str, cache_dir: Path | None) -> Path:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(model_repo, cache_dir=cache_dir, local_files_only=True))
+        # A snapshot without the files that are never read, such as a README, is complete.
+        folder = Path(
+            snapshot_download(
+                model_repo,
+                cache_dir=cache_dir,
+                local_files_only=True,
+                allow_patterns=[*SMALL_PATTERNS, WEIGHTS_PATTERN],
+            )
+        )
     except (LocalEntryNotFoundError, HFValidationError) as error:
         raise ModelNotReady(
             f"MODEL_REPO = {model_repo} is not on this machine yet; "

@@ -49,10 +49,10 @@ class Answer:
     def request(self) -> Request:
         return self.claim.request
 
-    @property
-    def next_sampling(self) -> RowSampling:
-        """How the next token is drawn."""
-        params = self.request.params
+    def sampling(self, ahead: int = 0) -> RowSampling:
+        """How the next token is drawn, or the one that many after it."""
+        params, index = self.request.params, self.sequence.num_answer_tokens + ahead
+        forced = self.request.forced_token_ids or ()
         return RowSampling(
             temperature=params.temperature,
             top_p=params.top_p,
@@ -60,7 +60,8 @@ class Answer:
             min_p=params.min_p,
             seed=params.seed,
             choice=params.choice,
-            index=self.sequence.num_answer_tokens,
+            index=index,
+            forced=forced[index] if index < len(forced) else None,
         )
 
     @property
@@ -70,12 +71,21 @@ class Answer:
             return "stop"
         return "length" if self.sequence.ended_by == "length" else None
 
-    def record(self, token_id: int) -> TokenRecord:
-        """Take the newest token, already in the sequence, into the text; return its line of the log."""
+    def record(self, token_ids: Items[int]) -> list[TokenRecord]:
+        """Take the newest tokens, already in the sequence, into the text; return their lines of the log.
+
+        Where the text is stopped by a stop string, tokens after it are dropped, from the sequence too.
+        """
         if self.first_token_unix is None:
             self.first_token_unix = time.time()
-        text = self._take(token_id)
-        return TokenRecord(index=self.sequence.num_answer_tokens - 1, token_id=token_id, text=text)
+        first, records = self.sequence.num_answer_tokens - len(token_ids), []
+        for number, token_id in enumerate(token_ids, start=1):
+            text = self._take(token_id, is_newest=number == len(token_ids))
+            records.append(TokenRecord(index=first + number - 1, token_id=token_id, text=text))
+            if self.stream.is_stopped:
+                del self.sequence.token_ids[self.sequence.num_prompt_tokens + first + number :]
+                break
+        return records
 
     def credit(self, busy_us: Items[int], num_rows: int) -> None:
         """Add a microbatch's busy times, by rank."""
@@ -120,11 +130,11 @@ class Answer:
         self.num_resumed_tokens = len(records)
         for record in records:
             self.sequence.token_ids.append(record.token_id)
-            self._take(record.token_id)
+            self._take(record.token_id, is_newest=True)
 
-    def _take(self, token_id: int) -> str:
+    def _take(self, token_id: int, *, is_newest: bool) -> str:
         text = "" if token_id in self.special_token_ids else self.stream.add(token_id)
-        if self.finish_reason is not None:
+        if self.stream.is_stopped or (is_newest and self.finish_reason is not None):
             text += self.stream.finish()
         self.text += text
         return text

@@ -13,8 +13,9 @@ without one, from the headers themselves. Knows nothing of MLX, of stages, or of
 import hashlib
 import json
 import math
+import platform
 import struct
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def tensor_files(folder: Path) -> dict[str, str]:
     return read_index(folder) or {name: info.file for name, info in read_tensors(folder).items()}
 
 
-def is_tied(config: dict[str, Any], names: Container[str]) -> bool:
+def is_tied(config: Mapping[str, Any], names: Container[str]) -> bool:
     """Say whether the head reuses the embeddings."""
     return bool(config.get("tie_word_embeddings", "lm_head.weight" not in names))
 
@@ -121,12 +122,20 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
         tensors = {name: _tensor_info(path.name, entry) for name, entry in header.items()}
     except FileNotFoundError as error:
-        raise BadCheckpoint(f"{path} is missing: the model is not downloaded to its end") from error
+        raise missing_file(path) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadCheckpoint(f"{path} is not a safetensors file: {error}") from error
     if size < 8 + length + end:
         raise BadCheckpoint(f"{path} is cut short: {size} bytes of {8 + length + end}")
     return tensors
+
+
+def missing_file(path: Path) -> BadCheckpoint:
+    """Return the error for a file of the model that is not there, which names the host."""
+    return BadCheckpoint(
+        f"{path} is missing on {platform.node()}: not a model folder, or not downloaded or copied to its "
+        "end; ./launch.sh start goes on with it"
+    )
 
 
 def hash_files(paths: Iterable[Path]) -> str:
@@ -154,7 +163,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise BadCheckpoint(f"{path} is missing: not a model folder, or not downloaded to its end") from error
+        raise missing_file(path) from error
     except ValueError as error:
         raise BadCheckpoint(f"{path} is not JSON: {error}") from error
     if not isinstance(data, dict):

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import mlx.core as mx
@@ -22,8 +23,8 @@ from distributed.lifeline import Lifeline
 from distributed.ring import MAX_UNREAD_BYTES, Ring, RingLost, clock_us
 from distributed.ring_status import RingStatus
 from distributed.sampling import sample
-from distributed.scheduler import Scheduler
-from distributed.sequence import Microbatch, Sequence
+from distributed.scheduler import Advance, Drawn, Scheduler
+from distributed.sequence import Microbatch
 from distributed.stage import Stage
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class Engine:
         self._num_unread_bytes = 0
         self._unread_bytes: dict[int, int] = {}
         self._num_pings = 0
+        self._is_ending = False
         self._last_lap = self._next_scan = self._next_status = self._next_ping = self._next_sweep = (
             time.monotonic()
         )
@@ -98,7 +100,9 @@ class Engine:
         self._launch()
         self._tick(now)
         bell = self._intake.bell.fileno()
-        ready = self._ring.wait(max(0.0, self._next_scan - now), (bell, wakeup))
+        # POLL_INTERVAL may be a minute; status, pings and the watchdog's limit may not wait for it.
+        due = min(self._next_scan, self._next_status)
+        ready = self._ring.wait(max(0.0, due - now), (bell, wakeup))
         if bell in ready:
             self._intake.bell.drain()
             self._next_scan = 0.0
@@ -115,6 +119,10 @@ class Engine:
             logger.warning(
                 "%d answers stay in the spool and go on at the next start", self._scheduler.num_open
             )
+        self._is_ending = True
+        while self._scheduler.in_flight:  # their tokens are logged, and nothing is sent after STOP
+            self._lifeline.expect(self._limits.step_timeout_seconds, self._status.step)
+            self._receive_frame()
         self._intake.close()
         self._ring.send(Frame(Kind.STOP, self._ring.epoch))
         while self._receive_frame().kind is not Kind.STOP:
@@ -136,7 +144,7 @@ class Engine:
 
     def _launch(self) -> None:
         """Send microbatches until enough are in flight or nothing is ready."""
-        while self._has_credit():
+        while self._has_credit() and not self._is_ending:
             microbatch = self._scheduler.schedule()
             if microbatch is None:
                 return
@@ -148,6 +156,7 @@ class Engine:
             self._num_unread_bytes += frame.num_bytes
             if len(self._scheduler.in_flight) == 1:
                 self._last_lap = time.monotonic()
+            self._status.trace.sent(microbatch.number)
             self._ring.send(frame)
 
     def _has_credit(self) -> bool:
@@ -183,38 +192,47 @@ class Engine:
         tokens = self._sample(microbatch, step, output)
         advanced = self._scheduler.postprocess(microbatch, tokens)
         self._credit(microbatch, frame, clock_us() - start_us)
-        ended = [sequence for sequence in advanced if sequence.ended_by is not None]
-        for sequence in ended:
-            self._scheduler.finish(sequence)
+        self._status.trace.finished(microbatch, frame, start_us)
+        for advance in advanced:
+            if advance.sequence.ended_by is not None:
+                self._scheduler.finish(advance.sequence)
         self._launch()
         self._publish(advanced)
 
-    def _sample(self, microbatch: Microbatch, step: StageStep, output: mx.array) -> dict[Sequence, int]:
-        """Draw a token for every row whose last known token was in this microbatch and that still runs."""
-        if not microbatch.wants_logits:
+    def _sample(self, microbatch: Microbatch, step: StageStep, output: mx.array) -> Drawn:
+        """Draw a token after the last known token, and after each guess, of every row that wants one."""
+        rows = [(i, row) for i, row in enumerate(microbatch.rows) if row.wants_tokens]
+        if not microbatch.wants_logits or not rows:
             return {}
-        logits = self._stage.logits(step, output)
-        rows = [row.sequence for row in microbatch.rows if row.sequence is not None]
-        wanted = [i for i, sequence in enumerate(rows) if sequence.is_running]
-        if not wanted:
-            return {}
-        if len(wanted) < len(rows):
-            logits = logits[mx.array(wanted)]
-        sampling = [self._intake.answer_of(rows[i]).next_sampling for i in wanted]
-        return {rows[i]: token for i, token in zip(wanted, sample(logits, sampling), strict=True)}
+        wanted, sampling = [], []
+        for i, row in rows:
+            assert row.sequence is not None
+            answer = self._intake.answer_of(row.sequence)
+            for ahead in range(row.num_drafts + 1):
+                wanted.append((i, row.num_known - 1 + ahead))
+                sampling.append(answer.sampling(ahead))
+        tokens = iter(sample(self._stage.logits(step, output, wanted), sampling))
+        return {
+            row.sequence: list(islice(tokens, row.num_drafts + 1))
+            for _, row in rows
+            if row.sequence is not None
+        }
 
     def _credit(self, microbatch: Microbatch, frame: Frame, own_busy_us: int) -> None:
         busy_us = [own_busy_us, *(frame.busy_us(rank) for rank in range(1, self._ring.size))]
         self._status.busy.add(busy_us)
+        self._scheduler.note_cost(microbatch, sum(busy_us))
         self._status.step = microbatch.number
         running = [sequence for sequence in microbatch.sequences if sequence.is_running]
         for sequence in running:
             self._intake.answer_of(sequence).credit(busy_us, len(running))
 
-    def _publish(self, advanced: list[Sequence]) -> None:
+    def _publish(self, advanced: list[Advance]) -> None:
         """Log the new tokens, end what is at its end, wake the front doors."""
-        answers = [self._intake.answer_of(sequence) for sequence in advanced]
-        self._intake.log_tokens([(answer, answer.sequence.token_ids[-1]) for answer in answers])
+        answers = [self._intake.answer_of(advance.sequence) for advance in advanced]
+        self._intake.log_tokens(
+            (answer, advance.token_ids) for answer, advance in zip(answers, advanced, strict=True)
+        )
         if answers:
             self._intake.ring_doors()
         for answer in answers:

@@ -14,12 +14,17 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from distributed.frame import FLAG_READY, Frame, Kind, make_json_frame, parse_json
+from distributed.lifeline import RankStart
 from distributed.ring import Ring
+from distributed.stage_files import WeightsMark
+
+HASH_LENGTH = 64  # SHA-256 in hex
 
 
 class RefusedStart(RuntimeError):
@@ -33,18 +38,27 @@ class RingPlan:
     epoch: int
     ring_size: int
     code_hash: str
+    versions: str
     weights_hash: str
     model_folder: str
     layers: tuple[tuple[int, int], ...]  # [start, stop) by rank
     dequantize: bool
     dtype: str | None
+    uses_numpy: bool
     step_timeout_seconds: float
     load_timeout_seconds: float
+    weights_marks: tuple[WeightsMark, ...] = ()  # by rank
 
     @classmethod
     def from_body(cls, body: dict[str, Any]) -> RingPlan:
         layers = tuple((int(start), int(stop)) for start, stop in body["layers"])
-        return cls(**{**body, "layers": layers})
+        marks = tuple(WeightsMark(**mark) for mark in body["weights_marks"])
+        return cls(**{**body, "layers": layers, "weights_marks": marks})
+
+    @property
+    def ranges(self) -> tuple[range, ...]:
+        """Every rank's layers."""
+        return tuple(range(*part) for part in self.layers)
 
     def layers_of(self, rank: int) -> range:
         return range(*self.layers[rank])
@@ -80,6 +94,16 @@ def hash_code(root: Path) -> str:
     return digest.hexdigest()
 
 
+def list_versions() -> str:
+    """The versions that must be equal on all ranks, in words."""
+    return ", ".join(f"{name} {metadata.version(name)}" for name in ("mlx", "mlx-lm"))
+
+
+def name_rank(start: RankStart) -> str:
+    """A rank as people call it, with its host in a ring over several."""
+    return f"rank {start.rank} on {start.host_name}" if start.host_name else f"rank {start.rank}"
+
+
 def make_hello(plan: RingPlan, secret: str) -> Frame:
     """Build lap one as rank 0 sends it."""
     body = json.loads(json.dumps(asdict(plan)))
@@ -88,33 +112,49 @@ def make_hello(plan: RingPlan, secret: str) -> Frame:
 
 
 def answer_hello(
-    frame: Frame, ring: Ring, secret: str, code_hash: str, weights_hash: Any
+    frame: Frame, ring: Ring, start: RankStart, code_hash: str, weights_hash: Any
 ) -> tuple[RingPlan, Frame]:
     """Check lap one on a rank behind rank 0 and sign it.
 
     Args:
-        weights_hash: called with the plan's model folder; the hash of what lies there on this machine.
+        start: has this host's own model folder, where it is another one than rank 0's.
+        weights_hash: called with the model's folder on this machine; the hash of what lies there.
 
     Raises:
         RefusedStart: the plan is not signed with our secret, or differs from what is here.
     """
-    body = parse_json(frame)
+    body, secret, who = parse_json(frame), start.secret, name_rank(start)
     if not hmac.compare_digest(str(body.get("mac")), sign(secret, body.get("plan"))):
-        raise RefusedStart(f"rank {ring.rank} has another ring secret than rank 0")
+        raise RefusedStart(f"{who} has another ring secret than rank 0")
     plan = RingPlan.from_body(body["plan"])
+    plan = replace(plan, model_folder=start.model_folder or plan.model_folder)
     for name, theirs, ours in (
         ("ring size", plan.ring_size, ring.size),
         ("epoch", plan.epoch, ring.epoch),
+        ("versions", plan.versions, list_versions()),
         ("code", plan.code_hash, code_hash),
         ("model weights", plan.weights_hash, weights_hash(Path(plan.model_folder))),
     ):
         if theirs != ours:
             raise RefusedStart(
-                f"rank {ring.rank} differs from rank 0 in its {name}: "
-                f"{_short(ours)} there, {_short(theirs)} on rank 0"
+                f"{who} differs from rank 0 in its {name}: {_short(ours)} there, {_short(theirs)} on rank 0"
             )
     body["signatures"][str(ring.rank)] = sign(secret, [ring.rank, body["mac"]])
     return plan, make_json_frame(Kind.HELLO, body, epoch=plan.epoch)
+
+
+def check_weights(plan: RingPlan, start: RankStart, mark: WeightsMark) -> None:
+    """Check on a rank behind rank 0 that its weight files are those that rank 0's host has.
+
+    Raises:
+        RefusedStart: they are others.
+    """
+    differing = plan.weights_marks[start.rank].differs_from(mark)
+    if differing:
+        raise RefusedStart(
+            f"{name_rank(start)} has other model weights in {plan.model_folder} than rank 0 (the "
+            f"{differing} of its files differ): ./launch.sh start copies what differs"
+        )
 
 
 def check_signatures(frame: Frame, ring: Ring, secret: str) -> None:
@@ -156,4 +196,6 @@ def read_ready(frame: Frame, own: RankInfo, ring_size: int) -> tuple[RankInfo, .
 
 
 def _short(value: Any) -> str:
-    return str(value)[:12]
+    """Of a hash the beginning, all else as it is."""
+    text = str(value)
+    return text[:12] if len(text) == HASH_LENGTH else text

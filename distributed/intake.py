@@ -104,9 +104,10 @@ class Intake:
                 self._fail(claim, error)
                 continue
             except SpoolUnavailable as error:
-                logger.error("request %s waits: %s", claim.request.id, error)
+                logger.error("request %s waits: %s", claim.request.label, error)
                 self._owner.put_back(claim)
                 break
+            _log_start(answer)
             if answer.finish_reason is not None:
                 self.end(answer, answer.finish_reason)
             else:
@@ -142,17 +143,22 @@ class Intake:
         try:
             answer.claim = self._owner.mark_solo(answer.claim)
         except SpoolUnavailable as error:
-            logger.error("request %s: not marked as running alone: %s", answer.request.id, error)
+            logger.error("request %s: not marked as running alone: %s", answer.request.label, error)
+        else:
+            logger.info("request %s runs alone: the ring went down while it ran", answer.request.label)
 
-    def log_tokens(self, advanced: Iterable[tuple[Answer, int]]) -> None:
-        """Append each answer's newest token to its log. A full disk delays the log, never the answer."""
-        for answer, token_id in advanced:
-            records = [*self._unlogged.pop(answer.request.id, ()), answer.record(token_id)]
+    def log_tokens(self, advanced: Iterable[tuple[Answer, Items[int]]]) -> None:
+        """Append each answer's newest tokens to its log. A full disk delays the log, never the answer."""
+        for answer, token_ids in advanced:
+            records = [*self._unlogged.pop(answer.request.id, ()), *answer.record(token_ids)]
             try:
                 answer.log.append(records)
             except SpoolUnavailable as error:
                 self._unlogged[answer.request.id] = records
-                logger.error("request %s: token log not written: %s", answer.request.id, error)
+                logger.error("request %s: token log not written: %s", answer.request.label, error)
+            else:
+                # Only what a crash cannot take back proves that it does not bring the ring down.
+                answer.sequence.is_suspect = False
 
     def end(self, answer: Answer, finish_reason: FinishReason) -> None:
         """Write the result and forget the answer."""
@@ -193,6 +199,7 @@ class Intake:
         for answer in self.answers.values():
             answer.log.close()
             self._owner.put_back(answer.claim)
+            logger.info("request %s is put back: it goes on at the next start", answer.request.label)
 
     def _forget(self, answer: Answer) -> None:
         self.answers.pop(answer.request.id, None)
@@ -207,8 +214,6 @@ class Intake:
             raise CannotRun(
                 "poison", "the ring went down each time this request ran alone: it is not tried again", 500
             )
-        if request.deadline_unix is not None and time.time() > request.deadline_unix:
-            raise CannotRun("timeout", "the request's deadline passed before it could run", 504)
         prompt = self._prompt_ids(request)
         sequence = Sequence(
             id=request.id,
@@ -288,7 +293,7 @@ class Intake:
         try:
             self._owner.complete(claim, result)
         except SpoolUnavailable as error:
-            logger.error("request %s: result not written yet: %s", result.id, error)
+            logger.error("request %s: result not written yet: %s", claim.request.label, error)
             self._unwritten.append((claim, result))
         else:
             self._owner.ring_doors()
@@ -296,15 +301,29 @@ class Intake:
 
 def _cancelled(request: Request) -> Result:
     """The result of a request that was cancelled before it ran."""
-    return Result(
-        request.id, request.model, "", (), "cancelled", Usage(), {}, None, time.time(), request.owner
+    seed, now = request.params.seed, time.time()
+    return Result(request.id, request.model, "", (), "cancelled", Usage(), {}, None, now, request.owner, seed)
+
+
+def _log_start(answer: Answer) -> None:
+    """Write that rank 0 has a request; never any of its text."""
+    request, claim, num_resumed = answer.request, answer.claim, answer.num_resumed_tokens
+    fields = {"id": request.id, "client_id": request.client_id, "attempt": claim.attempt}
+    logger.info(
+        "request %s begins: %d prompt tokens, attempt %d%s",
+        request.label,
+        answer.sequence.num_prompt_tokens,
+        claim.attempt,
+        f", goes on after {num_resumed} tokens" if num_resumed else "",
+        extra={"fields": fields},
     )
 
 
 def _log_request(claim: Claim, result: Result) -> None:
-    """Write the one line a request; never any of its text."""
+    """Write how a request ended; never any of its text."""
     fields = {
         "id": result.id,
+        "client_id": claim.request.client_id,
         "finish_reason": result.finish_reason if result.error is None else result.error["code"],
         "prompt_tokens": result.usage.prompt_tokens,
         "completion_tokens": result.usage.completion_tokens,
@@ -314,7 +333,7 @@ def _log_request(claim: Claim, result: Result) -> None:
     }
     logger.info(
         "request %s: %s, %d + %d tokens (%d cached), queue %.3f s, first token %.3f s, %.1f tokens/s",
-        result.id,
+        claim.request.label,
         fields["finish_reason"],
         result.usage.prompt_tokens,
         result.usage.completion_tokens,

@@ -3,13 +3,17 @@
 Knows no MLX and no ring. It runs while the main thread sits inside an evaluation, where Python signal
 handlers do not run. A phase has a limit: if the main thread makes no progress within it, the stacks of all
 threads go to the log and the process ends. A rank whose supervisor is gone ends at once, so that nothing is
-ever orphaned.
+ever orphaned; one on another host also ends when no ping has come for its limit, since a machine that loses
+its power sends no end of file.
 
     standard input    {"epoch": 3, "rank": 1, "hosts": ["127.0.0.1:5001", ...], "secret": "...",
-                       "settings": {"LOG_LEVEL": "DEBUG", ...}}   first, with the live settings of now
+                       "settings": {"LOG_LEVEL": "DEBUG", ...}}   first, with the live settings of now; also
+                       "host_name", "model_folder", "layers", "dequantize", "ping_limit_s" over several hosts
                       {"event": "settings", "values": {...}}      later, at each edit of live settings
+                      {"event": "ping"}                           once a second, on other hosts; also before
                       end of file                                 the supervisor is gone
-    standard output   {"event": "heartbeat", "rank": 1, "phase": "ready", "step": 17, "progress": 1.0,
+    standard output   {"event": "started", "pid": ..., "start_time": ...}   at once
+                      {"event": "heartbeat", "rank": 1, "phase": "ready", "step": 17, "progress": 1.0,
                        "memory_bytes": ...}
 """
 
@@ -31,6 +35,7 @@ import psutil
 from config.live import SettingsLines
 
 HEARTBEAT_SECONDS = 1.0
+PING_LINE = b'{"event": "ping"}\n'
 EXIT_CLEAN, EXIT_REFUSED, EXIT_RING_LOST, EXIT_WATCHDOG, EXIT_SUPERVISOR_GONE = 0, 2, 3, 4, 5
 
 
@@ -43,6 +48,11 @@ class RankStart:
     hosts: tuple[str, ...]
     secret: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    layers: tuple[int, ...] | None = None  # how many each rank has, by the supervisor's plan
+    dequantize: bool | None = None  # what that plan counted with
+    model_folder: str | None = None  # where this rank's host has the model's files
+    host_name: str = ""  # this rank's host, as people call it
+    ping_limit_s: float | None = None  # end when no ping has come for so long
 
     @classmethod
     def from_line(cls, line: str) -> RankStart:
@@ -55,28 +65,58 @@ class RankStart:
         try:
             hosts = tuple(str(host) for host in body["hosts"])
             settings = dict(body.get("settings", {}))
-            return cls(int(body["epoch"]), int(body["rank"]), hosts, str(body["secret"]), settings)
+            layers, dequantize = body.get("layers"), body.get("dequantize")
+            ping_limit_s = body.get("ping_limit_s")
+            return cls(
+                epoch=int(body["epoch"]),
+                rank=int(body["rank"]),
+                hosts=hosts,
+                secret=str(body["secret"]),
+                settings=settings,
+                layers=None if layers is None else tuple(int(count) for count in layers),
+                dequantize=None if dequantize is None else bool(dequantize),
+                model_folder=body.get("model_folder"),
+                host_name=str(body.get("host_name", "")),
+                ping_limit_s=None if ping_limit_s is None else float(ping_limit_s),
+            )
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a start line: {error}") from error
 
 
-def read_first_line() -> str:
-    """Read standard input up to its first newline and not a byte further; "" where it ends before."""
+def read_first_line(ping_limit_s: float | None = None) -> str:
+    """Read standard input up to the end of the start line and not a byte further; "" where nobody is there.
+
+    Args:
+        ping_limit_s: nobody is there, too, when nothing has come for so long.
+    """
     line = b""
     while not line.endswith(b"\n"):
+        if not select.select([0], [], [], ping_limit_s)[0]:
+            return ""
         byte = os.read(0, 1)
         if not byte:
             return ""
         line += byte
+        if line == PING_LINE:
+            line = b""
     return line.decode("utf-8")
+
+
+def say_started() -> None:
+    """Tell the supervisor who this process is, on whatever host."""
+    me = psutil.Process()
+    said = {"event": "started", "pid": me.pid, "start_time": me.create_time()}
+    sys.stdout.write(json.dumps(said) + "\n")
+    sys.stdout.flush()
 
 
 class Lifeline:
     """Tells the supervisor how far this rank is; ends the process when it stalls or nobody is there."""
 
-    def __init__(self, rank: int, *, has_supervisor: bool) -> None:
+    def __init__(self, rank: int, *, has_supervisor: bool, ping_limit_s: float | None = None) -> None:
         self._rank = rank
         self._has_supervisor = has_supervisor
+        self._ping_limit_s = ping_limit_s
         self._phase = "starting"
         self._step = 0
         self._progress = 0.0
@@ -139,7 +179,7 @@ class Lifeline:
             os._exit(EXIT_SUPERVISOR_GONE)
 
     def _run(self) -> None:
-        next_beat = time.monotonic()
+        next_beat = last_word_at = time.monotonic()
         lines = SettingsLines(self._tell_listeners)
         while True:
             wait_seconds = max(0.0, next_beat - time.monotonic())
@@ -148,6 +188,8 @@ class Lifeline:
                 data = os.read(0, 65536) if ready else b""
                 if ready and not data:
                     os._exit(EXIT_SUPERVISOR_GONE)
+                last_word_at = time.monotonic() if data else last_word_at
+                self._check_pings(last_word_at)
                 lines.feed(data)
             else:
                 threading.Event().wait(wait_seconds)
@@ -155,6 +197,12 @@ class Lifeline:
                 next_beat = time.monotonic() + HEARTBEAT_SECONDS
                 self._check_deadline()
                 self.beat()
+
+    def _check_pings(self, last_word_at: float) -> None:
+        if self._ping_limit_s is not None and time.monotonic() - last_word_at > self._ping_limit_s:
+            sys.stderr.write(f"rank {self._rank}: the supervisor's host is silent; ending\n")
+            sys.stderr.flush()
+            os._exit(EXIT_SUPERVISOR_GONE)
 
     def _tell_listeners(self, values: dict[str, Any]) -> None:
         for listener in self._listeners:

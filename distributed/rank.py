@@ -5,7 +5,6 @@ HELLO. Every wait in here is under a limit of the watchdog."""
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 import signal
@@ -19,26 +18,25 @@ import psutil
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from config import Settings
-from distributed import handshake
+from distributed import handshake, tokenizers
+from distributed.capacities import HostCapacity, make_reserve
+from distributed.checkpoint import BadCheckpoint, read_config
+from distributed.drafting import MAX_DRAFTS, PromptLookup
 from distributed.engine import Engine, EngineLimits
 from distributed.frame import FLAG_READY, Frame, Kind, max_step_bytes, parse_step
 from distributed.handshake import RankInfo, RingPlan
 from distributed.intake import Intake, ModelFacts
 from distributed.lifeline import Lifeline, RankStart
+from distributed.model_shape import ModelShape, read_shape
 from distributed.ring import HiddenShape, LoopbackRing, MlxRing
 from distributed.ring_status import RingStatus
 from distributed.scheduler import Scheduler, SchedulerLimits
-from distributed.sharding import (
-    DoesNotFit,
-    ModelShape,
-    RankCapacity,
-    plan_layers,
-    read_shape,
-    split_layers,
-    weights_hash,
-)
+from distributed.sharding import DoesNotFit, needs_of, plan_layers, split_layers, weights_hash
+from distributed.simulated import is_simulated, load_simulated_stage
 from distributed.slots import SlotLimits
 from distributed.stage import Stage
+from distributed.stage_files import SUMS_NAME, WeightsMark, local_sums_file, mark_weights
+from distributed.tokenizers import Tokenizers
 from distributed.utils import broadcast_prompt, shard_and_load
 from distributed.worker import Worker, receive
 from spool import HandDefaults, Spool, SpoolOwner
@@ -71,7 +69,9 @@ def serve_worker(start: RankStart, settings: Settings, lifeline: Lifeline) -> No
     """
     ring = join_ring(start, settings, lifeline)
     frame, _ = receive(ring, lifeline)
-    plan, answer = handshake.answer_hello(frame, ring, start.secret, handshake.hash_code(ROOT), weights_hash)
+    plan, answer = handshake.answer_hello(frame, ring, start, handshake.hash_code(ROOT), weights_hash)
+    folder = Path(plan.model_folder)
+    handshake.check_weights(plan, start, mark_weights(folder, plan.ranges, ring.rank, folder / SUMS_NAME))
     ring.send(answer)
     lifeline.enter("loading", plan.load_timeout_seconds)
     stage, load_s = _load_stage(ring, plan, lifeline)
@@ -97,10 +97,11 @@ def serve_rank0(start: RankStart, settings: Settings, lifeline: Lifeline, owner:
     )
     status.enter("connecting")
     ring = join_ring(start, settings, lifeline)
-    plan = _make_plan(settings, folder, ring)
+    plan = _make_plan(settings, start, folder, ring)
     _hello_lap(ring, plan, start.secret, settings, lifeline)
     status.enter("loading")
     lifeline.enter("loading", settings.load_timeout)
+    finish_tokenizers = tokenizers.begin_loading(folder)
     stage, load_s = _load_stage(ring, plan, lifeline)
     own = _describe(ring, plan, stage, lifeline, start, load_s)
     status.ranks = _ready_lap(ring, own, settings, lifeline)
@@ -111,12 +112,12 @@ def serve_rank0(start: RankStart, settings: Settings, lifeline: Lifeline, owner:
         logger.info("%d unfinished requests of an earlier life go on", len(recovered))
     with owner.listen() as bell:
         layers = tuple((info.first_layer, info.num_layers) for info in status.ranks)
-        facts = _model_facts(settings, folder, plan, stage)
+        facts = _model_facts(settings, plan, stage, finish_tokenizers())
         intake = Intake(owner, bell, facts, layers)
         limits = EngineLimits(
             max_frame_bytes=max_step_bytes(
                 settings.max_rows_per_microbatch,
-                max(_chunk_tokens(settings), settings.max_rows_per_microbatch),
+                max(_chunk_tokens(settings), settings.max_rows_per_microbatch * (1 + MAX_DRAFTS)),
             ),
             poll_interval_seconds=settings.poll_interval,
             step_timeout_seconds=settings.step_timeout,
@@ -170,27 +171,55 @@ def open_spool(settings: Settings) -> SpoolOwner:
     return owner
 
 
-def _make_plan(settings: Settings, folder: Path, ring: AnyRing) -> RingPlan:
-    dequantize = _should_dequantize(folder)
-    shape = read_shape(folder, dequantize=dequantize, float_bytes=None if has_gpu() else 4)
-    counts = settings.layer_counts
-    if counts is not None:
-        layers = split_layers(shape, counts)
+def _make_plan(settings: Settings, start: RankStart, folder: Path, ring: AnyRing) -> RingPlan:
+    """Take the supervisor's plan where it has one, as files lie on other hosts by it; else plan here."""
+    dequantize = _should_dequantize(folder) if start.dequantize is None else start.dequantize
+    if start.layers is not None:
+        layers = split_layers(int(read_config(folder)["num_hidden_layers"]), start.layers)
     else:
-        layers = plan_layers(shape, [RankCapacity(rank) for rank in range(ring.size)])
-    _check_memory(shape, layers)
+        layers = _plan_here(settings, folder, ring, dequantize=dequantize)
     return RingPlan(
         epoch=ring.epoch,
         ring_size=ring.size,
         code_hash=handshake.hash_code(ROOT),
+        versions=handshake.list_versions(),
         weights_hash=weights_hash(folder),
         model_folder=str(folder),
         layers=tuple((part.start, part.stop) for part in layers),
         dequantize=dequantize,
         dtype=None,
+        uses_numpy=settings.cpu_layers == "numpy",
+        weights_marks=_mark_all(folder, layers, local_sums_file(folder, settings.state_dir)),
         step_timeout_seconds=settings.step_timeout,
         load_timeout_seconds=settings.load_timeout,
     )
+
+
+def _mark_all(folder: Path, layers: tuple[range, ...], sums_file: Path) -> tuple[WeightsMark, ...]:
+    """Mark every rank's weight files; one without marks has files that this host has not fetched."""
+    marks = []
+    for rank in range(1, len(layers)):
+        try:
+            marks.append(mark_weights(folder, layers, rank, sums_file))
+        except BadCheckpoint:
+            marks.append(WeightsMark())
+    return (WeightsMark(), *marks)
+
+
+def _plan_here(settings: Settings, folder: Path, ring: AnyRing, *, dequantize: bool) -> tuple[range, ...]:
+    """Plan for ranks that are all on this machine.
+
+    Raises:
+        DoesNotFit: with the numbers.
+    """
+    shape = read_shape(folder, dequantize=dequantize, float_bytes=None if has_gpu() else 4)
+    counts = settings.layer_counts
+    if counts is not None:
+        layers = split_layers(shape.num_layers, counts)
+    else:
+        layers = plan_layers(shape, [HostCapacity(num_ranks=ring.size)])
+    _check_memory(settings, shape, layers)
+    return layers
 
 
 def _chunk_tokens(settings: Settings) -> int:
@@ -200,21 +229,30 @@ def _chunk_tokens(settings: Settings) -> int:
     return GPU_CHUNK_TOKENS if has_gpu() else CPU_CHUNK_TOKENS
 
 
-def _check_memory(shape: ModelShape, layers: tuple[range, ...]) -> None:
-    """All ranks are on this machine: refuse a model that its free memory cannot hold, before reading it.
+def _check_memory(settings: Settings, shape: ModelShape, layers: tuple[range, ...]) -> None:
+    """All ranks are on this machine: refuse weights that its free memory cannot hold, before reading them.
+
+    KV is not taken at the start, and short texts never need all of the reserve: too large a one is only told.
 
     Raises:
         DoesNotFit: with the numbers.
     """
-    last = len(layers) - 1
-    needed = sum(
-        shape.stage_bytes(part, is_first=rank == last, is_last=rank == 0) for rank, part in enumerate(layers)
-    )
     available = psutil.virtual_memory().available
-    if needed > available:
+    kv = make_reserve(settings, len(layers))
+    (need,) = needs_of(shape, [HostCapacity(num_ranks=len(layers), memory_bytes=available)], layers, kv)
+    if need.weights_bytes > available:
         raise DoesNotFit(
-            f"the model's weights take {needed / 2**30:.1f} GiB, "
+            f"the model's weights take {need.weights_bytes / 2**30:.1f} GiB, "
             f"this machine has {available / 2**30:.1f} GiB free"
+        )
+    if not need.fits:
+        logger.warning(
+            "weights (%.1f GiB) and KV_CACHE_RESERVED_MEMORY_MB for %d ranks (%.1f GiB) are more than the "
+            "%.1f GiB that are free: lower it, or many long texts will be too much for this machine",
+            need.weights_bytes / 2**30,
+            len(layers),
+            need.kv_bytes / 2**30,
+            available / 2**30,
         )
 
 
@@ -258,19 +296,33 @@ def _load_stage(ring: AnyRing, plan: RingPlan, lifeline: Lifeline) -> tuple[Stag
     start = time.monotonic()
     # Metal keeps the weights in memory; elsewhere this does nothing (mlx_lm 0.32.2 utils.py).
     maybe_set_recommended_wired_limit()
+    folder = Path(plan.model_folder)
+    if is_simulated(folder):
+        stage = _load_simulated(folder, ring, plan)
+    else:
+        stage = _load_model(folder, ring, plan, lifeline)
+    stage.measure_kv()
+    ring.set_hidden_shape(HiddenShape(stage.model.hidden_size, stage.model.dtype))
+    return stage, time.monotonic() - start
+
+
+def _load_simulated(folder: Path, ring: AnyRing, plan: RingPlan) -> Stage:
+    layers = plan.layers_of(ring.rank)
+    return load_simulated_stage(folder, layers, rank=ring.rank, ring_size=ring.size)
+
+
+def _load_model(folder: Path, ring: AnyRing, plan: RingPlan, lifeline: Lifeline) -> Stage:
     model = shard_and_load(
-        Path(plan.model_folder),
+        folder,
         ring.rank,
         ring.size,
-        layers=[plan.layers_of(rank) for rank in range(ring.size)],
+        layers=plan.ranges,
         dequantize=plan.dequantize,
         dtype=plan.dtype,
+        uses_numpy=plan.uses_numpy and not has_gpu(),
         on_progress=lifeline.progress,
     )
-    stage = Stage(model)
-    stage.measure_kv()
-    ring.set_hidden_shape(HiddenShape(model.hidden_size, model.dtype))
-    return stage, time.monotonic() - start
+    return Stage(model)
 
 
 def _describe(
@@ -279,7 +331,7 @@ def _describe(
     layers = plan.layers_of(ring.rank)
     return RankInfo(
         rank=ring.rank,
-        host=start.hosts[ring.rank].rpartition(":")[0] or platform.node(),
+        host=start.host_name or start.hosts[ring.rank].rpartition(":")[0] or platform.node(),
         pid=psutil.Process().pid,
         first_layer=layers.start,
         num_layers=len(layers),
@@ -320,36 +372,20 @@ def _make_scheduler(settings: Settings, status: RingStatus) -> Scheduler:
         max_kv_tokens=max_kv_tokens,
         max_kept_tokens=settings.kv_cache_max_size,
     )
-    return Scheduler(
-        SchedulerLimits(max_in_flight=num_tables, max_chunk_tokens=_chunk_tokens(settings), slots=slots)
+    limits = SchedulerLimits(
+        max_in_flight=num_tables + 1, max_chunk_tokens=_chunk_tokens(settings), slots=slots
     )
+    return Scheduler(limits, PromptLookup() if settings.speculation == "prompt-lookup" else None)
 
 
-def _model_facts(settings: Settings, folder: Path, plan: RingPlan, stage: Stage) -> ModelFacts:
-    from mlx_lm import tokenizer_utils
-
-    from prompts.tokenizer import PromptTokenizer
-
-    wrapper = tokenizer_utils.load(folder, {"trust_remote_code": False})
+def _model_facts(settings: Settings, plan: RingPlan, stage: Stage, loaded: Tokenizers) -> ModelFacts:
     return ModelFacts(
         name=settings.model_name,
         weights_hash=plan.weights_hash,
-        tokenizer=PromptTokenizer(folder),
-        detokenizer=wrapper.detokenizer,
-        end_token_ids=_end_token_ids(folder, wrapper),
-        special_token_ids=frozenset(wrapper.all_special_ids),
+        tokenizer=loaded.prompts,
+        detokenizer=loaded.detokenizer,
+        end_token_ids=loaded.end_token_ids,
+        special_token_ids=loaded.special_token_ids,
         vocab_size=stage.model.vocab_size,
         max_sequence_length=settings.max_sequence_length,
     )
-
-
-def _end_token_ids(folder: Path, wrapper: Any) -> frozenset[int]:
-    """Return the ids that end an answer: the generation config's, else the config's, and the tokenizer's."""
-    ids: set[int] = {int(i) for i in (wrapper.eos_token_id,) if i is not None}
-    for name in ("generation_config.json", "config.json"):
-        path = folder / name
-        listed = json.loads(path.read_text("utf-8")).get("eos_token_id") if path.is_file() else None
-        if listed is not None:
-            ids.update(listed if isinstance(listed, list) else [listed])
-            break
-    return frozenset(ids)

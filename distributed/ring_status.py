@@ -15,6 +15,7 @@ from typing import Any
 
 from config.run_files import write_json
 from distributed.handshake import RankInfo
+from distributed.step_trace import StepTrace
 
 BUSY_WINDOW_SECONDS = 10.0
 
@@ -63,6 +64,7 @@ class RingStatus:
         self.reason: str | None = None
         self.ranks: tuple[RankInfo, ...] = ()
         self.busy = BusyMeter(ring_size)
+        self.trace = StepTrace(path.parent, epoch, ring_size)
         self.step = 0
         self.last_lap_unix: float | None = None
         self.tokens = {"prompt_tokens": 0, "generation_tokens": 0, "cached_tokens": 0}
@@ -76,6 +78,7 @@ class RingStatus:
         self.publish()
 
     def publish(self) -> None:
+        self.trace.tick(self.ranks)
         write_json(
             self._path,
             {

@@ -28,11 +28,16 @@ _CUTOFFS = (1e-2, 1e-4, 1e-7, 0.0)
 
 
 def sample(logits: mx.array, rows: Items[RowSampling]) -> list[int]:
-    """Draw one token id a row.
+    """Draw one token id a row; a forced one takes the place of what was drawn, at the same cost.
 
     Args:
         logits: (B, V) of any float type; evaluated here, together with the greedy rows' argmax.
     """
+    drawn = _draw_all(logits, rows)
+    return [token if row.forced is None else row.forced for token, row in zip(drawn, rows, strict=True)]
+
+
+def _draw_all(logits: mx.array, rows: Items[RowSampling]) -> list[int]:
     greedy = mx.argmax(logits, axis=-1)
     if all(row.is_greedy for row in rows):
         return [int(token) for token in greedy.tolist()]

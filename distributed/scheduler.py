@@ -4,16 +4,22 @@ New, finished and cancelled sequences go in, microbatches come out. A suspect, w
 earlier ring, steps alone until it has a new token; the others stay in their slots meanwhile. At most
 `max_in_flight` microbatches travel round the ring at once; at most one decode group a table. Ready work is
 served in turn (each table's decode group, one prefill chunk), so that a decode row never waits for more than
-one chunk."""
+one chunk; only while more prompts than answers are under way, a chunk follows every group."""
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Mapping
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, replace
 
+from distributed.drafting import Drafter, NoDrafter
 from distributed.frame import PrefixCopy
+from distributed.prefill import MAX_CHUNK_ROWS, best_fill, could_copy
 from distributed.sequence import Microbatch, Row, Sequence, Status
 from distributed.slots import SlotLimits, SlotTables
+
+Drawn = Mapping[Sequence, Items[int]]
 
 
 @dataclass(frozen=True)
@@ -25,14 +31,24 @@ class SchedulerLimits:
     slots: SlotLimits
 
 
+@dataclass(frozen=True)
+class Advance:
+    """A sequence and the tokens it just got, in order; at least one."""
+
+    sequence: Sequence
+    token_ids: tuple[int, ...]
+
+
 class Scheduler:
     """Turns sequences into microbatches.
 
     Invariant: every microbatch given out comes back through `postprocess`, in order.
     """
 
-    def __init__(self, limits: SchedulerLimits) -> None:
+    def __init__(self, limits: SchedulerLimits, drafter: Drafter | None = None) -> None:
+        """Args: drafter: guesses what comes next; None guesses nothing."""
         self.limits = limits
+        self._drafter = drafter or NoDrafter()
         self.slots = SlotTables(limits.slots)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
@@ -68,6 +84,7 @@ class Scheduler:
         elif sequence.status is Status.RUNNING:
             self.running.remove(sequence)
             self.slots.release(sequence)
+            self._drafter.forget(sequence)
         sequence.status = Status.FINISHED
 
     def schedule(self) -> Microbatch | None:
@@ -80,10 +97,13 @@ class Scheduler:
             return None
         return self._launch(rows, copies, is_prefill)
 
-    def postprocess(self, microbatch: Microbatch, token_ids: dict[Sequence, int]) -> list[Sequence]:
-        """Take back the oldest microbatch with its sampled tokens; return the sequences that got one.
+    def postprocess(self, microbatch: Microbatch, drawn: Drawn) -> list[Advance]:
+        """Take back the oldest microbatch with its draws; return which sequences got which tokens.
 
         A sequence that finished while the microbatch was in flight gets none.
+
+        Args:
+            drawn: for each row that wants tokens, one after its last known token and one after each guess.
         """
         assert self.in_flight and self.in_flight[0] is microbatch, "microbatches come back in order"
         self.in_flight.popleft()
@@ -92,12 +112,23 @@ class Scheduler:
             sequence = row.sequence
             if sequence is None or not sequence.is_running:
                 continue
-            sequence.num_cached_tokens = row.offset + len(row.token_ids)
-            if sequence in token_ids:
-                sequence.token_ids.append(token_ids[sequence])
-                sequence.is_suspect = False
-                advanced.append(sequence)
+            sequence.num_cached_tokens = row.offset + row.num_known
+            if sequence not in drawn:
+                continue
+            accepted = row.accept(drawn[sequence])
+            new = sequence.extend(accepted)
+            if row.num_drafts:
+                # The KV of the guesses that held is there already; the others are written over.
+                sequence.num_cached_tokens += len(new) - 1
+                sequence.num_scheduled_tokens = sequence.num_cached_tokens
+                self._drafter.learn(sequence, row.num_drafts, len(accepted) - 1)
+            advanced.append(Advance(sequence, new))
         return advanced
+
+    def note_cost(self, microbatch: Microbatch, busy_us: float) -> None:
+        """Take in how long all stages together worked on a microbatch: what guessing is weighed against."""
+        if not microbatch.is_prefill:
+            self._drafter.note_cost(len(microbatch.rows) * microbatch.num_tokens, busy_us)
 
     def _admit(self) -> None:
         """Move waiting sequences into slots, first come first served, as far as the budget goes."""
@@ -111,13 +142,34 @@ class Scheduler:
         runnable = self._runnable()
         prefilling = [sequence for sequence in runnable if sequence.is_prefilling]
         decoding = self._decoding_by_table(runnable)
-        turns = [(self._decode_served[table], False, table) for table in decoding]
-        if prefilling:
-            turns.append((self._prefill_served, True, -1))
-        if not turns:
+        table = min(decoding, key=lambda number: self._decode_served[number], default=None)
+        if prefilling and (table is None or self._is_chunks_turn(table, len(prefilling))):
+            return (*self._chunk_rows(prefilling), True)
+        if table is None:
             return [], [], False
-        _, is_prefill, table = min(turns)
-        return (*self._chunk_rows(prefilling), True) if is_prefill else (decoding[table], [], False)
+        return self._with_drafts(decoding[table]), [], False
+
+    def _is_chunks_turn(self, table: int, num_prefilling: int) -> bool:
+        """Whether a chunk goes before the decode group of `table`, which was served longest ago.
+
+        A chunk comes once in a round of the groups; after every group while more prompts than answers are
+        under way, as the groups are nearly empty then.
+        """
+        is_rush = num_prefilling + len(self.waiting) > len(self.running) - num_prefilling
+        return (
+            self._num_microbatches > self._prefill_served
+            if is_rush
+            else (self._prefill_served < self._decode_served[table])
+        )
+
+    def _with_drafts(self, rows: list[Row]) -> list[Row]:
+        """Let the drafter guess on where that is likely to gain."""
+        sequences = [row.sequence for row in rows if row.sequence is not None]
+        guesses = self._drafter.propose(sequences)
+        return [
+            replace(row, token_ids=row.token_ids + guess, num_drafts=len(guess))
+            for row, guess in zip(rows, guesses, strict=True)
+        ]
 
     def _runnable(self) -> list[Sequence]:
         """Return who may step now: all that run, or one suspect when nobody else's rows are in flight."""
@@ -136,45 +188,43 @@ class Scheduler:
         return rows
 
     def _chunk_rows(self, prefilling: list[Sequence]) -> tuple[list[Row], list[PrefixCopy]]:
-        """Return one chunk: the oldest prompt's next tokens; beside it, whole short prompts of its table.
+        """Return one chunk: the oldest prompts of the oldest one's table, as many as fill it best.
 
         A prompt that begins as another row does copies that row's KV and steps only the rest.
         """
-        first, budget = prefilling[0], self.limits.max_chunk_tokens
-        copies = self._start(first)
-        rows = [_row(first, min(first.num_unscheduled_tokens, budget))]
-        narrowest = widest = len(rows[0].token_ids)
-        if widest < first.num_unscheduled_tokens:
-            return rows, copies
-        for sequence in prefilling[1:]:
-            if (len(rows) + 1) * widest > budget:
-                break
-            if sequence.table != first.table:
+        candidates = self._candidates(prefilling)
+        num_rows, width = best_fill([left for _, _, left in candidates], self.limits.max_chunk_tokens)
+        rows, copies = [], []
+        for sequence, copy, num_left in candidates[:num_rows]:
+            if copy is not None:
+                copies.append(copy)
+                sequence.num_reused_tokens = copy.num_tokens
+                sequence.num_scheduled_tokens = sequence.num_cached_tokens = copy.num_tokens
+            rows.append(_row(sequence, min(num_left, width)))
+        return rows, copies
+
+    def _candidates(self, prefilling: list[Sequence]) -> list[tuple[Sequence, PrefixCopy | None, int]]:
+        """Return who may be in the next chunk: sequence, the copy it begins with, tokens left to step.
+
+        A prompt that begins as one before it in the chunk waits for the next chunk, to copy then.
+        """
+        found: list[tuple[Sequence, PrefixCopy | None, int]] = []
+        for sequence in prefilling:
+            if sequence.table != prefilling[0].table:
                 continue
             copy = self._find_copy(sequence)
-            num_tokens = len(sequence.token_ids) - (
-                copy.num_tokens if copy else sequence.num_scheduled_tokens
-            )
-            low, high = min(narrowest, num_tokens), max(widest, num_tokens)
-            # At most half of a row is padding.
-            if 2 * low >= high and (len(rows) + 1) * high <= budget:
-                copies += self._start(sequence, copy)
-                rows.append(_row(sequence, num_tokens))
-                narrowest, widest = low, high
-        return rows, copies
+            num_done = copy.num_tokens if copy else sequence.num_scheduled_tokens
+            if any(could_copy(sequence, other, num_done) for other, _, _ in found):
+                continue
+            found.append((sequence, copy, len(sequence.token_ids) - num_done))
+            if len(found) == MAX_CHUNK_ROWS:
+                break
+        return found
 
     def _find_copy(self, sequence: Sequence) -> PrefixCopy | None:
         """Return a copy that saves tokens of a prompt of which nothing was stepped yet."""
         is_new = sequence.num_scheduled_tokens == sequence.num_reused_tokens
         return self.slots.find_prefix(sequence) if is_new else None
-
-    def _start(self, sequence: Sequence, copy: PrefixCopy | None = None) -> list[PrefixCopy]:
-        copy = copy or self._find_copy(sequence)
-        if copy is None:
-            return []
-        sequence.num_reused_tokens = copy.num_tokens
-        sequence.num_scheduled_tokens = sequence.num_cached_tokens = copy.num_tokens
-        return [copy]
 
     def _launch(self, rows: list[Row], copies: list[PrefixCopy], is_prefill: bool) -> Microbatch:
         self._num_microbatches += 1
@@ -186,7 +236,7 @@ class Scheduler:
         wants_logits = False
         for row in rows:
             assert row.sequence is not None
-            row.sequence.num_scheduled_tokens += len(row.token_ids)
+            row.sequence.num_scheduled_tokens += row.num_known
             wants_logits = wants_logits or row.sequence.num_unscheduled_tokens == 0
         table = self.slots.tables[number]
         microbatch = Microbatch(

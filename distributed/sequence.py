@@ -28,7 +28,7 @@ class Sequence:
     max_tokens: int  # of the answer
     end_token_ids: frozenset[int] = frozenset()
     owner: str = ""
-    is_suspect: bool = False  # was running when a ring crashed: steps alone until its first new token
+    is_suspect: bool = False  # was running when a ring crashed: steps alone until a new token is logged
     status: Status = Status.WAITING
     table: int = -1
     slot: int = -1
@@ -66,6 +66,14 @@ class Sequence:
             and self.num_cached_tokens == self.num_scheduled_tokens
         )
 
+    def extend(self, token_ids: Items[int]) -> tuple[int, ...]:
+        """Append answer tokens up to the first that ends the answer; return those appended."""
+        for count, token_id in enumerate(token_ids, start=1):
+            self.token_ids.append(token_id)
+            if self.ended_by is not None:
+                return tuple(token_ids[:count])
+        return tuple(token_ids)
+
     @property
     def ended_by(self) -> str | None:
         """Return "stop" or "length" if the tokens so far end the answer, else None."""
@@ -76,12 +84,40 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a microbatch; a hole of the table has no sequence and no tokens."""
+    """One row of a microbatch; a hole of the table has no sequence and no tokens.
+
+    The last `num_drafts` tokens are guesses: their KV counts only as far as the draws turn out the same."""
 
     sequence: Sequence | None
     slot: int
     offset: int
     token_ids: tuple[int, ...]
+    num_drafts: int = 0
+
+    @property
+    def num_known(self) -> int:
+        """Tokens that are no guesses."""
+        return len(self.token_ids) - self.num_drafts
+
+    @property
+    def wants_tokens(self) -> bool:
+        """Whether its last known token is the sequence's newest, so that a token is drawn after it."""
+        sequence = self.sequence
+        return (
+            sequence is not None
+            and sequence.is_running
+            and self.offset + self.num_known == len(sequence.token_ids)
+        )
+
+    def accept(self, drawn: Items[int]) -> tuple[int, ...]:
+        """Return the draws that hold: up to and with the first that differs from its guess.
+
+        Args:
+            drawn: one token after the last known one, then one after each guess.
+        """
+        guesses = self.token_ids[self.num_known :]
+        num_right = next((i for i, guess in enumerate(guesses) if drawn[i] != guess), len(guesses))
+        return tuple(drawn[: num_right + 1])
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,12 @@ runs on every rank; only the first has the embedding and only the last the norm 
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
+from typing import Any
+
 import mlx.core as mx
 
 from distributed.frame import StageStep
-from distributed.kv_cache import KVTable
 from distributed.kv_sizes import padded_tokens
 from distributed.models import StageModel
 
@@ -18,7 +20,7 @@ class Stage:
 
     def __init__(self, model: StageModel) -> None:
         self.model = model
-        self._tables: dict[int, KVTable] = {}
+        self._tables: dict[int, Any] = {}
         self.kv_bytes_per_token = 0
 
     @property
@@ -34,7 +36,9 @@ class Stage:
         Returns:
             Hidden states (B, T, D), after the final norm on the last stage.
         """
-        table = self._tables.setdefault(step.table, KVTable(len(self.model.layers)))
+        table = self._tables.get(step.table)
+        if table is None:
+            table = self._tables[step.table] = self.model.make_table()
         if step.resets_table:
             table.reset()
         for copy in step.copies:
@@ -44,13 +48,21 @@ class Stage:
         mx.eval(hidden, table.arrays)
         return hidden
 
-    def logits(self, step: StageStep, hidden: mx.array) -> mx.array:
-        """Return the logits of each real row's last token, (rows with count > 0, V); lazy."""
-        real = [i for i, count in enumerate(step.counts) if count]
-        if step.num_tokens == 1 and len(real) == step.num_rows:
+    def logits(
+        self, step: StageStep, hidden: mx.array, wanted: Items[tuple[int, int]] | None = None
+    ) -> mx.array:
+        """Return logits (W, V); lazy.
+
+        Args:
+            hidden: what `run` returned for the step.
+            wanted: (row, column) of each token whose logits are asked for; None: each real row's last.
+        """
+        if wanted is None:
+            wanted = [(row, count - 1) for row, count in enumerate(step.counts) if count]
+        if step.num_tokens == 1 and len(wanted) == step.num_rows:
             return self.model.logits(hidden[:, 0])
-        columns = [step.counts[i] - 1 for i in real]
-        return self.model.logits(hidden[mx.array(real), mx.array(columns)])
+        rows, columns = zip(*wanted, strict=True)
+        return self.model.logits(hidden[mx.array(rows), mx.array(columns)])
 
     def measure_kv(self) -> None:
         """Run one token, to learn what its KV takes and to compile what is compiled on first use."""

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from distributed.capacities import HostCapacity
 from distributed.frame import StageStep, make_step_frame
+from distributed.model_shape import read_shape
 from distributed.models import StageModel, load_stage
 from distributed.ring import Ring
-from distributed.sharding import RankCapacity, plan_layers, read_shape
+from distributed.sharding import plan_layers
 
 
 def shard_and_load(
@@ -25,6 +27,7 @@ def shard_and_load(
     layers: Sequence[range] | None = None,
     dequantize: bool = False,
     dtype: str | None = None,
+    uses_numpy: bool = False,
     on_progress: Callable[[float], None] | None = None,
 ) -> StageModel:
     """Load the layers of one rank of a ring; rank 0 has the last ones.
@@ -33,6 +36,7 @@ def shard_and_load(
         layers: every rank's layers, indexed by rank; None plans for equal ranks without memory limits.
         dequantize: unpack quantized weights (faster on a CPU, where they fit).
         dtype: float32, float16 or bfloat16; default float32 without a GPU, else as stored.
+        uses_numpy: run dense float32 layers with `distributed.models.cpu`; never where there is a GPU.
         on_progress: called with the share that is loaded, 0 to 1.
 
     Raises:
@@ -40,7 +44,7 @@ def shard_and_load(
     """
     assert 0 <= rank < ring_size
     if layers is None:
-        layers = plan_layers(read_shape(folder), [RankCapacity(r) for r in range(ring_size)])
+        layers = plan_layers(read_shape(folder), [HostCapacity(num_ranks=ring_size)])
     assert len(layers) == ring_size
     return load_stage(
         folder,
@@ -50,6 +54,7 @@ def shard_and_load(
         on_progress=on_progress,
         dequantize=dequantize,
         dtype=dtype,
+        uses_numpy=uses_numpy,
     )
 
 

@@ -97,8 +97,10 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
     request_id = await _submit(front, submit)
     front.forecast.look()
     if request_id != request.id:
+        log.info("request %s is asked for again (X-Request-Id %s)", request_id, caller.http_id)
         return _earlier(front, request_id)
-    log.debug("request %s accepted (X-Request-Id %s)", request.id, caller.http_id)
+    log.info("request %s accepted", request.label)
+    log.debug("request %s: %d prompt tokens", request.id, len(token_ids))
     return Accepted(request.id, request.params.seed, request.created_unix)
 
 

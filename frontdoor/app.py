@@ -110,7 +110,8 @@ def make_front_door(settings: Settings) -> FrontDoor:
 
     def cancel(request_id: str) -> None:
         try:
-            spool.cancel(request_id)
+            if spool.cancel(request_id):
+                log.info("request %s is cancelled: its client left", request_id)
         except SpoolError as error:
             log.warning("request %s, whose client left, cannot be cancelled: %s", request_id, error)
 

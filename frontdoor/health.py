@@ -22,7 +22,9 @@ RING_MEMBERS = (
     "phase", "reason", "epoch", "model", "ring_size", "step", "started_unix", "updated_unix", "last_lap_unix",
     "ranks", "queue", "kv", "totals",
 )  # fmt: skip
-PLACES = frozenset({"STATE_DIR", "LOG_FILE", "MODEL_CACHE_DIR"})
+PLACES = frozenset(
+    {"STATE_DIR", "LOG_FILE", "MODEL_CACHE_DIR", "RING_HOSTFILE", "WORKER_DIR", "WORKER_PYTHON"}
+)
 SUPERVISOR_MEMBERS = ("state", "reason", "restarts", "started_unix", "updated_unix")
 
 

@@ -15,13 +15,16 @@ from frontdoor.attendance import Attendance
 
 
 class Leavers:
-    """Timers by request id. A process that ends leaves the requests alone: they go on and can be fetched."""
+    """Timers by request id. A process that ends leaves the requests alone: they go on and can be fetched.
+
+    `grace_seconds` may change; it counts for who leaves from then on.
+    """
 
     def __init__(
         self, cancel: Callable[[str], None], *, grace_seconds: float, attendance: Attendance
     ) -> None:
         self._cancel = cancel
-        self._grace_seconds = grace_seconds
+        self.grace_seconds = grace_seconds
         self._attendance = attendance
         self._timers: dict[str, asyncio.TimerHandle | None] = {}  # None while somebody is attached
         self._num_attached: Counter[str] = Counter()
@@ -64,7 +67,7 @@ class Leavers:
         self._attendance.close()
 
     def _start(self, request_id: str) -> asyncio.TimerHandle:
-        return asyncio.get_running_loop().call_later(self._grace_seconds, self._on_timer, request_id)
+        return asyncio.get_running_loop().call_later(self.grace_seconds, self._on_timer, request_id)
 
     def _on_timer(self, request_id: str) -> None:
         if self._attendance.is_attended(request_id):

@@ -5,6 +5,7 @@ Ids are checked by pattern before anything else sees them; an id as the OpenAI r
 as well. With keys, only the key that asked finds the request.
 """
 
+import logging
 import re
 from typing import Any
 
@@ -21,6 +22,8 @@ from frontdoor.state import FrontDoor, front_door, owner_of
 from spool import SpoolUnavailable
 
 _INDEX = re.compile(r"[0-9]{1,9}")
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/requests/{request_id}")
 
@@ -47,6 +50,8 @@ async def cancel_request(http: HttpRequest, request_id: str) -> dict[str, Any]:
     after = find_owned(front.spool, found.id, owner=owner_of(http))
     if found.result is None and after.result is not None:  # rank 0 was quicker than our own look
         is_cancelled = after.result.finish_reason == "cancelled"
+    if is_cancelled:
+        log.info("request %s is cancelled by its owner (X-Request-Id %s)", found.id, http.state.request_id)
     return {"cancelled": is_cancelled, **_describe(front, after)}
 
 

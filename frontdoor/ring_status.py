@@ -1,9 +1,12 @@
 """What the ring says of itself: the status files that rank 0 and the supervisor keep in STATE_DIR/run.
 
 Reads run/ring.json and run/supervisor.json, again only when they changed, and judges whether the ring is
-ready. Knows nothing of how the files come to be.
+ready. Rank 0 says how the ring is; where it does not, or cannot, the supervisor says why. What is given out
+names no folder of this machine: strangers read it. Knows nothing of how the files come to be.
 """
 
+import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +16,7 @@ from typing import Any
 from config.run_files import read_json
 
 MAX_SILENCE_SECONDS = 10.0
+_FOLDERS = re.compile(r"(?<![\w.:/])(?:/[^\s/:;,'\"()]+)+/(?=[^\s/])")
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,10 @@ class StatusFile:
             return self._data
         mark = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
         if mark != self._mark:
-            self._data = read_json(self._path) or {}
-            self._mark = mark
+            try:
+                self._data, self._mark = read_json(self._path) or {}, mark
+            except OSError:  # no descriptors left, or a bad disk: nothing is known now
+                self._mark, self._data = None, {}
         return self._data
 
 
@@ -57,43 +63,65 @@ class RingStatus:
         self._supervisor = StatusFile(run_dir / "supervisor.json")
 
     def ring(self) -> dict[str, Any]:
-        return self._ring.read()
+        return _without_places(self._ring.read())
 
     def supervisor(self) -> dict[str, Any]:
-        return self._supervisor.read()
+        return _without_places(self._supervisor.read())
 
     def failure(self) -> str | None:
         """Return why the ring was given up, if it was."""
         supervisor = self.supervisor()
-        if supervisor.get("state") != "failed":
+        if supervisor.get("state") != "failed" or not _is_alive(supervisor):
             return None
         return str(supervisor.get("reason") or "the supervisor has given up; its log says why")
 
     def readiness(self) -> Readiness:
-        """Judge by progress: ready means a lap made, or an idle ring that said so, in the last 10 s."""
-        failure = self.failure()
-        if failure is not None:
-            return Readiness("failed", failure)
-        return judge(self.ring(), now_unix=time.time())
+        """Judge by progress: ready means a lap made, by work or by an idle ring's ping, in the last 10 s."""
+        supervisor = self.supervisor()
+        if not _is_alive(supervisor):  # an earlier one's last word
+            supervisor = {}
+        return judge(self.ring(), supervisor, now_unix=time.time())
 
 
-def judge(ring: Mapping[str, Any], *, now_unix: float) -> Readiness:
-    """Turn rank 0's status into a verdict; pure."""
+def judge(ring: Mapping[str, Any], supervisor: Mapping[str, Any], *, now_unix: float) -> Readiness:
+    """Turn what rank 0 and a living supervisor say into a verdict; pure."""
+    said = str(supervisor.get("reason") or "")
+    if supervisor.get("state") == "failed":
+        return Readiness("failed", said or "the supervisor has given up; its log says why")
     if not ring:
-        return Readiness("down", "rank 0 has not said anything yet")
+        return Readiness("down", said or "rank 0 has not said anything yet")
     phase = str(ring.get("phase") or "down")
     silence = abs(now_unix - _number(ring.get("updated_unix")))
     if silence > MAX_SILENCE_SECONDS and phase not in ("stopped", "failed"):
-        return Readiness("down", f"rank 0 has said nothing for {silence:.0f} s")
-    reason = ring.get("reason")
+        return Readiness("down", said or f"rank 0 has said nothing for {silence:.0f} s")
     if phase != "ready":
-        return Readiness(phase, str(reason) if reason else f"the ring is {phase}")
-    queue = ring.get("queue")
-    is_working = isinstance(queue, Mapping) and _number(queue.get("num_running")) > 0
+        return Readiness(phase, str(ring.get("reason") or said or f"the ring is {phase}"))
+    if supervisor and _number(ring.get("epoch")) < _number(supervisor.get("epoch")):
+        return Readiness("down", said or "a new ring is being started")
     lap_age = now_unix - _number(ring.get("last_lap_unix"))
-    if is_working and lap_age > MAX_SILENCE_SECONDS:
-        return Readiness("stalled", f"no lap of the ring for {lap_age:.0f} s with requests running")
+    if lap_age > MAX_SILENCE_SECONDS:
+        return Readiness("stalled", f"no lap of the ring for {lap_age:.0f} s")
     return Readiness("ready", None)
+
+
+def _without_places(said: dict[str, Any]) -> dict[str, Any]:
+    """The same with a reason that names files without their folders."""
+    reason = said.get("reason")
+    return {**said, "reason": _FOLDERS.sub("…/", reason)} if isinstance(reason, str) else said
+
+
+def _is_alive(supervisor: Mapping[str, Any]) -> bool:
+    """Whether the process that wrote this lives; what names none is believed."""
+    pid = supervisor.get("pid")
+    if not isinstance(pid, int) or pid <= 1:
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def _number(value: object) -> float:

@@ -60,11 +60,11 @@ class Watch:
 
 
 class Listener:
-    """The process's doorbell and all its watches."""
+    """The process's doorbell and all its watches. `poll_interval_seconds` may change at any time."""
 
     def __init__(self, spool: Spool, *, poll_interval_seconds: float) -> None:
         self._spool = spool
-        self._poll_interval_seconds = poll_interval_seconds
+        self.poll_interval_seconds = poll_interval_seconds
         self._watches: set[Watch] = set()
         self._rescan: asyncio.TimerHandle | None = None
         self._bell: Doorbell | None = None
@@ -132,7 +132,7 @@ class Listener:
     def _schedule_rescan(self) -> None:
         if self._rescan is None and self._watches and self._bell is not None:
             loop = asyncio.get_running_loop()
-            self._rescan = loop.call_later(self._poll_interval_seconds, self._on_rescan)
+            self._rescan = loop.call_later(self.poll_interval_seconds, self._on_rescan)
 
     def _stop_rescan(self) -> None:
         if self._rescan is not None:

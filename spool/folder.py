@@ -5,7 +5,8 @@
     epoch              the last epoch given out
     ballast            space set aside so that a result can always be written
     tmp/               files being written; incoming/ requests waiting; active/ requests claimed
-    stream/{id}        token logs; done/{id}.json results; bad/ what did not belong here
+    stream/{id}        token logs; done/{id}.json results; asked/{id}.json what was asked, kept as long
+    bad/               what did not belong here
     cancel/{id}        markers; idem/ idempotency keys; bell/ doorbells
 
 All of it is one local file system, folder 0700, files 0600. Renames and links between the folders are what
@@ -24,7 +25,7 @@ from spool.errors import SpoolRefused, SpoolUnavailable
 from spool.fsio import FileSystem, NotPlainFile
 
 VERSION = b"1\n"
-FOLDERS = ("tmp", "incoming", "active", "stream", "done", "bad", "cancel", "idem", "bell")
+FOLDERS = ("tmp", "incoming", "active", "stream", "done", "asked", "bad", "cancel", "idem", "bell")
 _FAT = frozenset({"exfat", "fat", "fuse.exfat", "msdos", "umsdos", "vfat"})
 _NETWORK = frozenset(
     {
@@ -80,6 +81,7 @@ class SpoolFolder:
         self.active = root / "active"
         self.stream = root / "stream"
         self.done = root / "done"
+        self.asked = root / "asked"
         self.bad = root / "bad"
         self.cancel = root / "cancel"
         self.idem = root / "idem"
@@ -91,6 +93,10 @@ class SpoolFolder:
     def result(self, id: str) -> Path:
         """Where the answer to a request lies. The id must have been checked."""
         return self.done / f"{id}.json"
+
+    def request(self, id: str) -> Path:
+        """Where the file of an answered request lies. The id must have been checked."""
+        return self.asked / f"{id}.json"
 
 
 def open_folder(root: Path, fs: FileSystem, *, is_synced: bool) -> SpoolFolder:

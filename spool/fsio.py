@@ -197,6 +197,17 @@ class FileSystem:
         os.ftruncate(fd, 0)
         os.pwrite(fd, data, 0)
 
+    def boot_id(self) -> str | None:
+        """What differs after each start of the machine; None where the system does not tell."""
+        if sys.platform == "darwin":
+            command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
+            told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10).stdout
+            return told.strip() or None
+        try:
+            return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        except OSError:
+            return None
+
     def real_path(self, path: Path) -> Path:
         """Resolve links; parts that do not exist yet are kept."""
         return Path(os.path.realpath(path))

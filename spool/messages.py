@@ -7,8 +7,8 @@ bytes:
 
 Reading is strict: another version or kind, a wrong checksum, an unknown field or a field of the wrong type
 raises CorruptRequest. A field that is missing takes its default, so a later release may add fields that
-have one. This room knows nothing of folders, and whether a value makes sense for a model (limits, context)
-is the front door's business.
+have one; one that an earlier release wrote and never used is skipped. This room knows nothing of folders,
+and whether a value makes sense for a model (limits, context) is the front door's business.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from spool.names import check_id
 
 VERSION = 1
 T = TypeVar("T")
+_RETIRED_FIELDS = frozenset({"deadline_unix"})
+_SANE_CLIENT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "cancelled", "error")
 _FILE = re.compile(
@@ -74,7 +76,8 @@ class Request:
     """One question. text or token_ids is there; token_ids count only with the tokenizer_hash they are of.
 
     With is_chat, text is a user's message that rank 0 puts into the chat template; else it is final.
-    client_id is what the client calls the request (X-Request-Id), for logs only.
+    client_id is what the client calls the request (X-Request-Id), for logs only. forced_token_ids is the
+    answer, whatever the model would say: for measuring (`bench`); no HTTP route sets it.
     """
 
     id: str
@@ -86,9 +89,15 @@ class Request:
     owner: str = ""
     priority: int = 5
     created_unix: float = 0.0
-    deadline_unix: float | None = None
     is_chat: bool = False
     client_id: str = ""
+    forced_token_ids: tuple[int, ...] | None = None
+
+    @property
+    def label(self) -> str:
+        """Its id and, where the client has one of its own, that: what stands in logs."""
+        is_known = self.client_id != self.id and _SANE_CLIENT_ID.fullmatch(self.client_id)
+        return f"{self.id} ({self.client_id})" if is_known else self.id
 
     def __post_init__(self) -> None:
         check_id(self.id)
@@ -99,15 +108,16 @@ class Request:
 
     def to_json(self) -> bytes:
         """The file's content. Raises ValueError for a number that JSON cannot hold (NaN)."""
-        token_ids = None if self.token_ids is None else list(self.token_ids)
-        return seal("request", {**vars(self), "params": self.params.to_body(), "token_ids": token_ids})
+        lists = {name: _as_list(getattr(self, name)) for name in ("token_ids", "forced_token_ids")}
+        return seal("request", {**vars(self), "params": self.params.to_body(), **lists})
 
     @classmethod
     def from_json(cls, data: bytes) -> Request:
         """Read what `to_json` made. Raises CorruptRequest."""
+        body = {name: value for name, value in unseal("request", data).items() if name not in _RETIRED_FIELDS}
         return _make(
             cls,
-            unseal("request", data),
+            body,
             {
                 "id": _text,
                 "params": SamplingParams.from_body,
@@ -118,9 +128,9 @@ class Request:
                 "owner": _text,
                 "priority": _integer,
                 "created_unix": _number,
-                "deadline_unix": _number_or_none,
                 "is_chat": _flag,
                 "client_id": _text,
+                "forced_token_ids": _integers_or_none,
             },
         )
 
@@ -233,6 +243,10 @@ def unseal(kind: str, data: bytes) -> dict[str, Any]:
         raise CorruptRequest(f"{kind} file that is not JSON") from error
 
 
+def _as_list(values: tuple[int, ...] | None) -> list[int] | None:
+    return None if values is None else list(values)
+
+
 def _make(cls: type[T], body: Any, readers: dict[str, Callable[[Any], Any]]) -> T:
     """Build a dataclass from a JSON object, one reader a field."""
     unknown = _object(body).keys() - readers.keys()
@@ -274,10 +288,6 @@ def _flag(value: Any) -> bool:
 
 def _number(value: Any) -> float:
     return float(value) if type(value) in (int, float) and math.isfinite(value) else _wrong("a number")
-
-
-def _number_or_none(value: Any) -> float | None:
-    return None if value is None else _number(value)
 
 
 def _integers(value: Any) -> tuple[int, ...]:

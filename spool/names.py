@@ -114,16 +114,16 @@ class EntryName:
             back = replace(back, is_suspect=False, num_solo_crashes=0)
         return back
 
-    def after_crash(self, num_tokens: int, *, has_run: bool) -> EntryName:
+    def after_crash(self, num_tokens: int, *, has_run: bool, was_power_cut: bool = False) -> EntryName:
         """The same request, waiting for its next attempt after its owner died. num_tokens: in its log now.
 
         Without a new token it is a suspect, if it was among those that ran; if it ran alone, the death
-        counts. A log that is shorter than it was tells of a power cut, which is no request's fault.
+        counts, unless the whole machine went down. A log that is shorter than it was tells of that, too.
         """
         back = replace(self.put_back(num_tokens), attempt=min(self.attempt + 1, MAX_ATTEMPT))
         if num_tokens > self.num_tokens or not has_run:
             return back
-        is_proven = self.is_solo and num_tokens == self.num_tokens
+        is_proven = self.is_solo and num_tokens == self.num_tokens and not was_power_cut
         num_solo_crashes = min(self.num_solo_crashes + is_proven, MAX_SOLO_CRASHES)
         return replace(back, is_suspect=True, num_solo_crashes=num_solo_crashes)
 

@@ -2,7 +2,7 @@
 sweep.
 
     acquire ─ recover ─┬─ claim:     a second name, in active/ (link); the one in incoming/ stays
-                       ├─ complete:  tmp/ → done/ (link: never a second answer), then both names are removed
+                       ├─ complete:  tmp/ → done/ (link: never a second answer), then the file goes to asked/
                        └─ put_back:  the name in active/ is removed, the attempt not counted (drain)
 
 The name in incoming/ is what was synced when the request was accepted, so a claim needs no sync: whatever a
@@ -84,6 +84,8 @@ class SpoolOwner:
         self._folder = spool.folder
         self._lock_fd: int | None = None
         self._is_recovered = False
+        self._boot_id: str | None = None
+        self._was_power_cut = False
         self._claims: dict[str, Claim] = {}
         self._results = ResultWriter(spool)
         self._quarantine = Quarantine(spool)
@@ -96,8 +98,10 @@ class SpoolOwner:
             self._lock_fd = self._fs.try_lock(self._folder.lock)
         if self._lock_fd is None:
             raise SpoolLocked(str(self._folder.root), self._read_number(self._folder.lock))
-        with contextlib.suppress(OSError):  # a note to people: a full disk must not stop us here
-            self._fs.overwrite(self._lock_fd, b"%d\n" % os.getpid())
+        self._boot_id = self._fs.boot_id()
+        noted = self._read_note(self._folder.lock)[1:2]
+        self._was_power_cut = self._boot_id is not None and noted != [self._boot_id]
+        self._note_holder(noted[0] if noted else "")
         self._results.restore_ballast()
 
     def close(self) -> None:
@@ -132,8 +136,10 @@ class SpoolOwner:
                     self._remove_claim(name)
                 else:
                     unanswered.append(name)
-            self._requeue(_judge([(name, self._num_logged(name.id)) for name in unanswered]))
+            entries = [(name, self._num_logged(name.id)) for name in unanswered]
+            self._requeue(_judge(entries, was_power_cut=self._was_power_cut))
         self._is_recovered = True
+        self._note_holder(self._boot_id or "")
         return [name.id for name in unanswered]
 
     def next_epoch(self) -> int:
@@ -266,7 +272,7 @@ class SpoolOwner:
         try:
             if self._is_answered(name.id):
                 self._results.sync()
-                self._fs.unlink(path)
+                self._retire(name)
                 return None
             request = Request.from_json(self._fs.read(path, MAX_REQUEST_BYTES))
             if request.id != name.id:
@@ -334,22 +340,42 @@ class SpoolOwner:
         return True
 
     def _remove_claim(self, name: EntryName) -> None:
-        """The answer is there: what is left of the request goes, now or at the next recovery."""
+        """The answer is there: the request leaves the queue, now or at the next recovery."""
         try:
-            self._fs.unlink(self._folder.incoming / name.waiting)
+            self._retire(name)
             self._fs.unlink(self._folder.active / name.active)
         except OSError as error:
             _log.warning("the claim of %s could not be removed: %s", name.id, error)
         self.clear_cancel(name.id)
 
-    def _read_number(self, path: Path) -> int | None:
+    def _retire(self, name: EntryName) -> None:
+        """Take an answered request out of incoming/ and keep its file, to run it again.
+
+        A power cut may undo the move; the next owner finds the request answered, and it is made again.
+        """
+        path = self._folder.incoming / name.waiting
+        with contextlib.suppress(OSError):  # gone, or no room for a name: nothing is kept then
+            self._fs.rename(path, self._folder.request(name.id))
+        self._fs.unlink(path)  # a rename to a second name of the same file leaves both
+
+    def _note_holder(self, boot_id: str) -> None:
+        """Say in the lock file who holds it, and since which start of the machine all crashes are known."""
+        assert self._lock_fd is not None
+        with contextlib.suppress(OSError):  # a full disk must not stop us here
+            self._fs.overwrite(self._lock_fd, f"{os.getpid()} {boot_id}".strip().encode() + b"\n")
+
+    def _read_note(self, path: Path) -> list[str]:
         try:
-            return int(self._fs.read(path, _MAX_NOTE_BYTES))
-        except (OSError, NotPlainFile, ValueError):
-            return None
+            return self._fs.read(path, _MAX_NOTE_BYTES).decode(errors="replace").split()
+        except (OSError, NotPlainFile):
+            return []
+
+    def _read_number(self, path: Path) -> int | None:
+        words = self._read_note(path)
+        return int(words[0]) if words and words[0].isascii() and words[0].isdigit() else None
 
 
-def _judge(entries: list[tuple[EntryName, int]]) -> list[tuple[EntryName, EntryName]]:
+def _judge(entries: list[tuple[EntryName, int]], *, was_power_cut: bool) -> list[tuple[EntryName, EntryName]]:
     """How each request waits after a crash; entries are names with the tokens in their logs.
 
     While one ran alone and had no new token, the others did not run. It comes last: a death half way
@@ -357,4 +383,7 @@ def _judge(entries: list[tuple[EntryName, int]]) -> list[tuple[EntryName, EntryN
     """
     alone = [name for name, num_tokens in entries if name.is_solo and num_tokens <= name.num_tokens]
     entries = sorted(entries, key=lambda entry: entry[0] in alone)
-    return [(name, name.after_crash(num, has_run=not alone or name in alone)) for name, num in entries]
+    return [
+        (name, name.after_crash(num, has_run=not alone or name in alone, was_power_cut=was_power_cut))
+        for name, num in entries
+    ]

@@ -3,8 +3,8 @@
 A request is one file. It is accepted when it has been linked into incoming/ (and, with durability "power",
 both are on the disk); from then on it ends in exactly one done/{id}.json, whatever dies. Its name in
 incoming/ stays until then: it is the one that is sure to be on the disk. A second name in active/ says that
-rank 0 works on it. What rank 0 does with it (claim, complete, recover) is `SpoolOwner` in owner.py. This
-room knows nothing of HTTP, models or tokens.
+rank 0 works on it; at the end the file moves to asked/, kept as long as the result. What rank 0 does with it
+(claim, complete, recover) is `SpoolOwner` in owner.py. This room knows nothing of HTTP, models or tokens.
 
 A look-up has no index to ask: it scans in the order done, active, incoming, and once more, because a
 request may move on ahead of the scan.
@@ -168,9 +168,9 @@ class Spool:
         for _ in range(2):
             if self._has_result(id):
                 return "done"
-            if self._find(self.folder.active, id):
+            if self._paths(self.folder.active, id):
                 return "active"
-            if self._find(self.folder.incoming, id):
+            if self._paths(self.folder.incoming, id):
                 return "waiting"
         return "done" if self._has_result(id) else None
 
@@ -188,6 +188,24 @@ class Spool:
         if result.id != id:
             raise CorruptRequest("the result is of another request")
         return result
+
+    def read_request(self, id: str) -> Request | None:
+        """What was asked under an id, answered or not; None when it is unknown or was not kept.
+
+        Raises CorruptRequest, SpoolUnavailable.
+        """
+        kept = self.folder.request(check_id(id))
+        for _ in range(2):  # it may move on ahead of the scan
+            for path in (kept, *self._paths(self.folder.active, id), *self._paths(self.folder.incoming, id)):
+                try:
+                    return Request.from_json(self.fs.read(path, MAX_REQUEST_BYTES))
+                except FileNotFoundError:
+                    continue
+                except NotPlainFile as error:
+                    raise CorruptRequest(f"the request's file is {error}") from error
+                except OSError as error:
+                    raise SpoolUnavailable.from_os_error("read a request", error) from error
+        return None
 
     def open_log(self, id: str) -> TokenLogReader:
         """Follow a request's tokens from the first on; the log need not be there yet."""
@@ -231,8 +249,9 @@ class Spool:
         names = filter(is_entry_name, self.names(self.folder.incoming))
         return [name for name in names if id_of(name) not in active]
 
-    def _find(self, folder: Path, id: str) -> bool:
-        return any(id in name and is_entry_name(name) for name in self.names(folder))
+    def _paths(self, folder: Path, id: str) -> list[Path]:
+        """The files of a request in incoming/ or active/."""
+        return [folder / name for name in self.names(folder) if id in name and is_entry_name(name)]
 
     def _has_result(self, id: str) -> bool:
         try:

@@ -1,12 +1,14 @@
 """Housekeeping: what may go from the spool, by age. Only rank 0 sweeps, between steps.
 
-A result and its token log go when the result is older than the retention, the log first, and with them the
-idempotency key they had. What still waits or is worked on is never touched, nor is anything young. Ages are
-by the files' own times, against the `now` that the caller believes in.
+A result goes when it is older than the retention; its token log and its request's file go just before it, and
+with them the idempotency key they had. What still waits or is worked on is never touched, nor is anything
+young, but for requests kept after their end: they go early where the disk is nearly full. Ages are by the
+files' own times, against the `now` that the caller believes in.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +31,7 @@ def sweep(spool: Spool, now: float, retention_seconds: float) -> int:
     return (
         _remove_each(spool, folder.done, broom.remove_result)
         + _remove_each(spool, folder.stream, broom.remove_log)
+        + _remove_each(spool, folder.asked, broom.remove_request)
         + _remove_each(spool, folder.idem, broom.remove_key)
         + _remove_each(spool, folder.cancel, broom.remove_marker)
         + _remove_each(spool, folder.tmp, broom.remove_temporary)
@@ -47,6 +50,7 @@ class _Broom:
         self._retention_seconds = retention_seconds
         names = [name for part in (self._folder.active, self._folder.incoming) for name in spool.names(part)]
         self._living = set(map(id_of, filter(is_entry_name, names)))
+        self._is_disk_low = _is_disk_low(spool)
 
     def remove_result(self, path: Path) -> bool:
         id = path.name.removesuffix(".json")
@@ -54,11 +58,20 @@ class _Broom:
             return False
         if is_id(id):
             self._fs.unlink(self._folder.stream / id)
+            self._fs.unlink(self._folder.request(id))
         return self._fs.unlink(path)
 
     def remove_log(self, path: Path) -> bool:
         is_old = self._is_old(path, self._retention_seconds)
         return is_old and not self._has_owner(path.name) and self._fs.unlink(path)
+
+    def remove_request(self, path: Path) -> bool:
+        """Of an answered one: without its result it is of no use, and on a full disk of the least."""
+        id = path.name.removesuffix(".json")
+        if id in self._living:
+            return False
+        is_old = self._is_old(path, self._retention_seconds) and not self._has_owner(id)
+        return (is_old or self._is_disk_low) and self._fs.unlink(path)
 
     def remove_key(self, path: Path) -> bool:
         if not self._is_old(path, self._retention_seconds):
@@ -86,6 +99,15 @@ class _Broom:
 
     def _has_owner(self, id: str) -> bool:
         return id in self._living or self._fs.exists(self._folder.result(id))
+
+
+def _is_disk_low(spool: Spool) -> bool:
+    """Whether so little is left that nothing is accepted any more."""
+    limits = spool.disk
+    with contextlib.suppress(OSError):
+        space = spool.fs.disk_space(spool.folder.root)
+        return space.num_free_bytes < limits.min_free_bytes + limits.ballast_bytes
+    return False
 
 
 def _remove_each(spool: Spool, folder: Path, remove: Callable[[Path], bool]) -> int:

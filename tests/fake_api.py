@@ -1,7 +1,7 @@
 """A front door without a model: answers GET /health and POST /generate on the socket that it is handed.
 
 FAKE_API=idle-rank leaves rank 1 out of the proof, refuse exits with 2. Exits at end of file on its standard
-input, unless FAKE_API=deaf.
+input, unless FAKE_API=deaf. With FAKE_BUSY_S it answers SIGUSR1 by computing for so long, and nothing else.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -60,6 +61,13 @@ def make_result() -> dict[str, object]:
     }
 
 
+def be_busy(*_: object) -> None:
+    """Compute in the thread that accepts connections."""
+    end = time.monotonic() + float(os.environ["FAKE_BUSY_S"])
+    while time.monotonic() < end:
+        pass
+
+
 def main() -> None:
     """Serve until told to go."""
     parser = argparse.ArgumentParser()
@@ -73,6 +81,8 @@ def main() -> None:
     server.socket = socket.socket(fileno=parser.parse_args().fd)
     # Finish what is asked, as the real one does.
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+
+    signal.signal(signal.SIGUSR1, be_busy)
 
     def watch() -> None:
         for line in sys.stdin:

@@ -13,6 +13,7 @@ PROGRAMS = Programs(
     folder=ROOT,
     heartbeat_limit_s=float(os.environ.get("FAKE_HEARTBEAT_LIMIT_S", "10")),
     restart_delay_s=0.02,
+    api_silence_limit_s=float(os.environ.get("FAKE_API_LIMIT_S", "15")),
 )
 
 if __name__ == "__main__":

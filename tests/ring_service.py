@@ -20,8 +20,8 @@ from spool import Request, Result, SamplingParams, Spool, make_door_name
 
 ROOT = Path(__file__).resolve().parent.parent
 SECRET = "5ec2e7" * 8
-START_SECONDS = 60.0
-ANSWER_SECONDS = 60.0
+START_SECONDS = 180.0
+ANSWER_SECONDS = 180.0
 
 
 def free_ports(count: int) -> list[int]:
@@ -54,7 +54,11 @@ class RingService:
         state.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> RingService:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -84,6 +84,7 @@ class Disk:
         self.root = Inode(is_folder=True)
         self.processes: list[SimulatedFileSystem] = []
         self.holders: dict[int, SimulatedFileSystem] = {}  # of locks, by inode number
+        self.num_power_cuts = 0
 
     def start_process(self) -> SimulatedFileSystem:
         """A new process that uses this disk."""
@@ -92,6 +93,7 @@ class Disk:
 
     def cut_power(self, choose: Choose) -> None:
         """All processes die; what was not synced may vanish or tear."""
+        self.num_power_cuts += 1
         for process in list(self.processes):
             process.die()
         seen: dict[int, Inode] = {}
@@ -289,6 +291,9 @@ class SimulatedFileSystem(FileSystem):
     def overwrite(self, fd: int, data: bytes) -> None:
         self._call()
         self._open[fd].data = data
+
+    def boot_id(self) -> str:
+        return f"boot-{self.disk.num_power_cuts}"
 
     def real_path(self, path: Path) -> Path:
         self._call()

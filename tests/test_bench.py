@@ -16,15 +16,26 @@ from bench.agreement import first_difference, judge
 from bench.command_line import make_parser
 from bench.contender import ROOT
 from bench.dialects import Ask, Dialect, Generate, OpenAIChat, Reply
+from bench.edits import read_edits
+from bench.gap import num_ended_early, run_gap, worst_gap_s
 from bench.http_stream import Event, EventReader
-from bench.load import LoadResult, Server, run_load
+from bench.load import Server, run_load
 from bench.machine import describe_busy, describe_machine
+from bench.measures import (
+    LONG_PROMPT_TOKENS,
+    Measure,
+    all_names,
+    choose,
+    make_measures,
+    make_moe_measures,
+    make_prompt_measures,
+)
 from bench.overhead import make_rows, make_sample
-from bench.records import Record, make_record, plain, to_data, write_run
-from bench.report import find_doubts, make_figures_table, make_latency_table, ratio_of, sampled_ratio
+from bench.records import plain, to_data, write_run
 from bench.summary import median, percentile, summarize
-from bench.workload import LONG_PROMPT_TOKENS, Measure, make_asks, make_measures, make_prompts
+from bench.workload import make_asks, make_prompts, make_second_turn
 from spool import Result, Usage
+from tests.bench_runs import make_records, make_reply
 from tests.fake_load_server import Crowd, like_ours, like_the_peer, native_events
 
 BODY = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
@@ -37,24 +48,6 @@ def read_all(pieces: list[bytes]) -> list[Event]:
     for number, piece in enumerate(pieces):
         reader.feed(piece, float(number))
     return events
-
-
-def make_reply(times_s: list[float], num_tokens: int | None = None, error: str | None = None) -> Reply:
-    """A reply sent at 1 s with text at these times."""
-    usage = {"prompt_tokens": 10} if num_tokens is None else {"completion_tokens": num_tokens}
-    end_s = times_s[-1] if times_s else 0.0
-    return Reply(sent_s=1.0, text_times_s=times_s, end_s=end_s, usage=usage, error=error)
-
-
-def make_records(rates: dict[str, list[float]], measure: Measure) -> list[Record]:
-    """One record a round, with so many tokens in one second, or for a long one, its TTFT in seconds."""
-    records = []
-    for name, figures in rates.items():
-        for round_, figure in enumerate(figures, start=1):
-            times = [1.0 + figure, 1.5 + figure] if measure.is_long else [1.1, 1.2]
-            reply = make_reply(times, int(figure))
-            records.append(make_record(round_, name, measure, LoadResult([reply], 1.0)))
-    return records
 
 
 @given(st.lists(st.integers(0, 400), max_size=8))
@@ -152,30 +145,91 @@ def test_a_summary_leaves_failed_asks_out_and_counts_them() -> None:
     assert summary.end_to_end_s.p99 == pytest.approx(3.97)
 
 
+def count_words(text: str) -> int:
+    """Stands in for a tokenizer."""
+    return len(text.split())
+
+
 def test_prompts_are_the_same_for_a_seed_and_never_occur_twice() -> None:
     """Rounds and measures share no prompt, so that no prompt cache helps."""
-    measures = make_measures((1, 8, 32), 64)
-    assert [measure.name for measure in measures] == [
-        "greedy-1",
-        "greedy-8",
-        "greedy-32",
-        "sampled-32",
-        "long",
-    ]
+    measures = [measure for measure in make_measures((1, 8, 32), 64) if measure.kind != "edits"]
+    names = [measure.name for measure in measures]
+    prompts_names = ["prompt-340", "prompt-680", "prompt-1350"]
+    loads = ["greedy-1", "greedy-8", "greedy-32", "sampled-32"]
+    assert names == [*loads, *prompts_names, "second-turn", "gap"]
 
     def asks(round_: int) -> list[Ask]:
         return [
             ask
             for measure in measures
-            for ask in make_asks(measure, seed=1, round_=round_, count_tokens=lambda text: len(text.split()))
+            for ask in make_asks(measure, seed=1, round_=round_, count_tokens=count_words)
         ]
 
     assert asks(1) == asks(1)
     prompts = [ask.prompt for ask in asks(1) + asks(2)]
-    assert len(set(prompts)) == len(prompts) == 2 * (3 + 8 + 32 + 32 + 1)
+    assert len(set(prompts)) == len(prompts) == 2 * (3 + 8 + 32 + 32 + 3 + 1 + 5)
     assert all(25 <= len(prompt.split()) <= 40 for prompt in prompts if len(prompt) < 1000)
-    assert sum(len(prompt.split()) >= LONG_PROMPT_TOKENS for prompt in prompts) == 2
+    assert sum(len(prompt.split()) >= LONG_PROMPT_TOKENS for prompt in prompts) == 2 * 3
     assert len(make_prompts(random.Random(1), 500)) == 500
+
+
+def test_a_long_prompt_has_the_tokens_asked_for_and_few_more() -> None:
+    """Also a very long one, which is not counted after each sentence."""
+    for measure in make_prompt_measures((340, 8192)):
+        (ask,) = make_asks(measure, seed=1, round_=1, count_tokens=count_words)
+        assert measure.prompt_tokens is not None
+        assert measure.prompt_tokens <= count_words(ask.prompt) < measure.prompt_tokens + 30
+
+
+def test_a_second_turn_brings_the_first_one_along() -> None:
+    """Both APIs get the whole chat."""
+    ask = make_second_turn(Ask("first", 5), "answer")
+    roles = [message["role"] for message in Generate().body(ask)["messages"]]
+    assert roles == ["user", "assistant", "user"]
+    assert OpenAIChat().body(ask)["messages"][1] == {"role": "assistant", "content": "answer"}
+
+
+def test_measures_are_chosen_by_group_by_name_and_busy() -> None:
+    """`busy` is the load in which steps are recorded."""
+    measures = make_measures((1, 32), 64)
+    assert [measure.name for measure in choose(measures, ["gap"])] == ["gap"]
+    assert [measure.name for measure in choose(measures, ["busy", "greedy-1"])] == ["greedy-1", "greedy-32"]
+    assert {measure.name for measure in make_moe_measures()} <= set(all_names((1, 32), 64))
+
+
+def test_the_worst_gap_is_of_the_time_in_which_the_prompt_is_read() -> None:
+    """Waits before and after do not count; a stream that still waits at the end has waited that long."""
+    late = Reply(sent_s=10.0, text_times_s=[15.0], end_s=16.0, finish_reason="length")
+    steady = Reply(text_times_s=[1.0, 9.5, 11.0, 13.0, 14.5, 15.5])
+    stuck = Reply(text_times_s=[9.0, 11.5])
+    ended = Reply(text_times_s=[1.0, 9.9], end_s=9.9, finish_reason="length")
+    assert worst_gap_s([steady, late]) == 2.0
+    assert worst_gap_s([steady, stuck, late]) == 3.5
+    assert worst_gap_s([ended, late]) == 0.0
+    assert (num_ended_early([steady, ended, late]), num_ended_early([steady, late])) == (1, 0)
+
+
+def test_a_gap_breaks_its_streams_off_when_the_prompt_has_its_answer() -> None:
+    """What is broken off is no error."""
+    asks = [*(Ask(f"stream {number}", 2000) for number in range(3)), Ask("long", 2)]
+    with like_ours(Crowd()) as port:
+        result = run_gap(Server("127.0.0.1", port, Generate()), asks, limit_s=20.0)
+    assert [reply.error for reply in result.replies] == [None] * 4
+    assert all(6 <= len(reply.text_times_s) < 2000 for reply in result.replies[:-1])
+    assert result.replies[-1].finish_reason == "length"
+    assert worst_gap_s(result.replies) > 0
+
+
+def test_edits_are_whole_files_that_change_little() -> None:
+    """Eight edits of 40 to 150 lines; most lines of each answer stand in its question."""
+    edits = read_edits()
+    assert len(edits) == 8
+    for edit in edits:
+        lines = edit.after.splitlines()
+        assert 40 <= len(lines) <= 150
+        assert edit.before != edit.after
+        assert sum(line in edit.before.splitlines() for line in lines) > 0.6 * len(lines)
+        compile(edit.after, edit.name, "exec")
 
 
 @given(st.lists(st.integers(0, 3)), st.lists(st.integers(0, 3)))
@@ -207,42 +261,9 @@ def test_only_a_near_tie_excuses_a_difference() -> None:
     assert judge([[1]], [[1]], [[clear]]).is_good
 
 
-def test_a_ratio_above_one_means_that_ours_is_better() -> None:
-    """Of more tokens a second, and of less time to the first."""
-    fast, long = make_measures((8,), 64)[0], make_measures((8,), 64)[-1]
-    records = make_records({"ours": [90, 110, 100], "peer": [50, 40, 60]}, fast)
-    assert ratio_of(records, fast, "ours", "peer") == pytest.approx(2.0)
-    records = make_records({"ours": [2.0], "peer": [6.0]}, long)
-    assert ratio_of(records, long, "ours", "peer") == pytest.approx(3.0)
-    assert math.isnan(ratio_of(records, fast, "ours", "peer"))
-
-
-def test_a_failed_ask_leaves_no_ratio_and_raises_a_doubt() -> None:
-    """A server that refuses half its clients is not twice as fast."""
-    measure = Measure("greedy-2", 2, 2, 64)
-    records = make_records({"ours": [64], "peer": [64]}, measure)
-    failed = LoadResult([make_reply([1.1], 64), make_reply([], error="refused")], 1.0)
-    records.append(make_record(2, "peer", measure, failed))
-    assert math.isnan(ratio_of(records, measure, "ours", "peer"))
-    doubts = find_doubts(records, "ours", "peer")
-    assert any("1 of 2 failed: refused" in doubt for doubt in doubts)
-
-
-def test_tables_show_every_measure_and_what_was_not_run() -> None:
-    """The sampled measure is held against ours greedy, and the peer has a dash there."""
-    greedy, sampled = make_measures((4,), 64)[:2]
-    records = make_records({"ours": [100], "peer": [50]}, greedy) + make_records({"ours": [95]}, sampled)
-    assert sampled_ratio(records, "ours") == pytest.approx(0.95)
-    _, first, second = make_figures_table(records, "ours", "peer")
-    assert first.split()[-2:] == ["2.00", "x"]
-    assert "-" in second.split()
-    assert "(0.95 x of ours greedy)" in second
-    assert len(make_latency_table(records, ["ours", "peer"])) == 4
-
-
 def test_raw_data_is_json_without_nan(tmp_path: Path) -> None:
     """What was never measured is null."""
-    record = make_records({"ours": [3]}, Measure("greedy-1", 1, 1, 64))[0]
+    (record,) = make_records({"ours": [3]}, Measure("greedy-1", 1, 1, 64))
     path = write_run(tmp_path, "compare", {"nothing": math.nan, "records": [to_data(record)]})
     data = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert data["nothing"] is None
@@ -280,7 +301,7 @@ def test_help_needs_nothing_installed() -> None:
     command = [sys.executable, "-S", "-m", "bench", "--help"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    for name in ("compare", "agreement", "overhead", "idle", "load"):
+    for name in ("compare", "agreement", "overhead", "idle", "load", "simulated", "report"):
         assert name in ended.stdout
 
 

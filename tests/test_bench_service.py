@@ -17,8 +17,9 @@ import pytest
 from bench.contender import ROOT
 from tests.checkpoints import make_checkpoint
 
-LIMIT_S = 120.0
-WORDS = ("--clients", "3", "--rounds", "1", "--tokens", "8", "--json")
+LIMIT_S = 300.0
+ONLY = ("--only", "throughput,sampled,prompt-1350")
+WORDS = (*ONLY, "--clients", "3", "--rounds", "1", "--tokens", "8", "--json")
 
 
 @pytest.fixture(scope="module")
@@ -66,15 +67,17 @@ def test_both_contenders_are_measured_and_nothing_is_left(environment: dict[str,
         output, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, errors
     data = json.loads(output)
-    assert data["ratios"].keys() == {"greedy-3", "long", "sampled_of_greedy"}
+    assert data["ratios"].keys() == {"greedy-3", "prompt-1350", "sampled_of_greedy"}
     by_name = {(record["contender"], record["measure"]): record["summary"] for record in data["records"]}
     for name in ("ours", "mlx_lm.server"):
         assert by_name[name, "greedy-3"]["num_failed"] == 0
         assert by_name[name, "greedy-3"]["completion_tokens"] > 0
-        assert by_name[name, "long"]["prompt_tokens"] >= 1350
+        assert by_name[name, "prompt-1350"]["prompt_tokens"] >= 1350
     assert (
         by_name["ours", "greedy-3"]["prompt_tokens"] == by_name["mlx_lm.server", "greedy-3"]["prompt_tokens"]
     )
+    busy = next(record["extra"]["busy"] for record in data["records"] if record["measure"] == "greedy-3")
+    assert busy is None or len(busy) == 2
     assert data["agreement"]["num_answers"] == 3
     assert data["agreement"]["num_wrong_tokens"] == 0
     assert processes_of(environment) == []

@@ -20,11 +20,12 @@ from cluster.client import read_events
 from cluster.command_line import make_parser, read_overrides
 from cluster.demo import add_demo_settings
 from cluster.errors import ClusterError
+from cluster.heartbeats import Rank
 from cluster.log_files import LineBuffer, ProcessLog
 from cluster.log_view import find_logs, show_logs
 from cluster.processes import ProcessIdentity, identify
 from cluster.restart_policy import MAX_DELAY_S, RestartPolicy
-from cluster.ring_life import LifePlan, Rank
+from cluster.ring_life import LifePlan
 from cluster.running import make_environment
 from cluster.start import list_differences
 from cluster.terminal import Terminal, format_duration, make_bar

@@ -229,15 +229,15 @@ def test_a_wrong_value_raises_no_second_complaint_about_its_relations(tmp_path: 
     assert "MAX_SEQUENCE_LENGTH" in message
 
 
-def test_several_hosts_are_refused_by_those_who_start_and_by_nobody_else(tmp_path: Path) -> None:
-    """WORKER_HOSTS loads, so that it can be shown, and is refused with one sentence at a start."""
-    write_dotenv(tmp_path, "WORKER_HOSTS=192.168.5.2\n")
-    settings = load(tmp_path)
+def test_a_wrong_host_is_named_with_its_line(tmp_path: Path) -> None:
+    """WORKER_HOSTS is read when settings are loaded, entry by entry."""
+    write_dotenv(tmp_path, "WORKER_HOSTS=mac2:2, -oProxyCommand=x\n")
     with pytest.raises(
-        SettingsError, match=r"^\.env:1: WORKER_HOSTS = '192.168.5.2' .*leave WORKER_HOSTS empty"
+        SettingsError, match=r"^\.env:1: WORKER_HOSTS = .*'-oProxyCommand=x' is not \[user@\]"
     ):
-        settings.require_single_host()
-    load(tmp_path, {"WORKER_HOSTS": ""}).require_single_host()
+        load(tmp_path)
+    write_dotenv(tmp_path, "WORKER_HOSTS=mac2:2, anna@mac3=192.168.5.3\n")
+    assert load(tmp_path).worker_hosts == "mac2:2,anna@mac3=192.168.5.3"
 
 
 def test_dotenv_is_parsed_and_never_run(tmp_path: Path) -> None:

@@ -102,10 +102,11 @@ def test_check_names_every_problem_and_exits_with_two(
 def test_check_also_names_what_only_a_start_would_refuse(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Other hosts and missing key files are well formed, and still nothing could start."""
-    assert main(["check"], root=tmp_path, environ={"WORKER_HOSTS": "mac2", "API_KEYS_FILE": "missing"}) == 2
+    """Hosts named twice and missing key files are well formed, and still nothing could start."""
+    environ = {"WORKER_HOSTS": "mac2", "RING_HOSTFILE": "missing", "API_KEYS_FILE": "missing"}
+    assert main(["check"], root=tmp_path, environ=environ) == 2
     errors = capsys.readouterr().err
-    assert "WORKER_HOSTS" in errors
+    assert "RING_HOSTFILE and WORKER_HOSTS both name the hosts" in errors
     assert "API_KEYS_FILE names a file that cannot be read" in errors
 
 

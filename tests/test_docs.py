@@ -27,11 +27,21 @@ MAY_IMPORT = {
     "prompts": {"config"},
     "frontdoor": {"config", "spool", "prompts"},
     "distributed": {"config", "spool", "prompts"},
-    "cluster": {"config", "spool"},
+    "cluster": {"config", "spool", "distributed"},
     "bench": {"config", "spool", "prompts", "cluster", "distributed"},
     "api": {"config", "spool", "prompts", "frontdoor"},
     "server": {"config", "spool", "distributed"},
 }
+# What of distributed knows no MLX and serves the planning of a cluster too.
+PURE_PARTS = (
+    "capacities",
+    "checkpoint",
+    "kv_sizes",
+    "model_shape",
+    "sharding",
+    "split_search",
+    "stage_files",
+)
 WITHOUT_MLX = ("config", "spool", "prompts", "frontdoor", "cluster", "api")
 
 each_document = pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -160,6 +170,18 @@ def test_rooms_import_in_one_direction(room: str) -> None:
     """A room imports only the rooms below it, and nobody imports api or server."""
     ours = imported_packages(room) & {*ROOMS, *ENTRY_POINTS, "tests"}
     assert ours - {room} <= MAY_IMPORT[room]
+
+
+def test_cluster_takes_from_distributed_only_what_knows_no_mlx() -> None:
+    """The supervisor plans with the ranks' own arithmetic; their engine stays theirs."""
+    taken = {module for path in sources("cluster") for module in imported_modules(path)}
+    allowed = {f"distributed.{part}" for part in PURE_PARTS}
+    assert {module for module in taken if module.partition(".")[0] == "distributed"} <= allowed
+    for part in PURE_PARTS:
+        imported = {
+            module.partition(".")[0] for module in imported_modules(ROOT / "distributed" / f"{part}.py")
+        }
+        assert not imported & MLX_PACKAGES
 
 
 @pytest.mark.parametrize("room", WITHOUT_MLX)

@@ -1,5 +1,8 @@
 """Liveness, readiness, the root, the page and the metrics."""
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +12,7 @@ import pytest
 
 from config import Settings
 from config.run_files import write_json
-from frontdoor.ring_status import judge
+from frontdoor.ring_status import RingStatus, judge
 from tests.frontdoor_service import Service, running_service
 
 NOW = 1_000_000.0
@@ -30,7 +33,8 @@ def ring(**members: Any) -> dict[str, Any]:
     [
         ({}, "down"),
         (ring(), "ready"),
-        (ring(last_lap_unix=NOW - 500), "ready"),  # idle: no lap is needed
+        (ring(last_lap_unix=NOW - 500), "stalled"),  # an idle ring makes a lap every 5 s
+        (ring(last_lap_unix=None), "stalled"),
         (ring(last_lap_unix=NOW - 500, queue={"num_running": 1}), "stalled"),
         (ring(last_lap_unix=None, queue={"num_running": 1}), "stalled"),
         (ring(last_lap_unix=NOW - 5, queue={"num_running": 1}), "ready"),
@@ -45,10 +49,102 @@ def ring(**members: Any) -> dict[str, Any]:
     ],
 )
 def test_readiness_means_progress(status: dict[str, Any], state: str) -> None:
-    """Green only when rank 0 spoke in the last ten seconds, and made a lap in them if anything runs."""
-    readiness = judge(status, now_unix=NOW)
+    """Green only when rank 0 spoke in the last ten seconds, and a lap was made in them."""
+    readiness = judge(status, {}, now_unix=NOW)
     assert readiness.state == state
     assert (readiness.reason is None) == readiness.is_ready
+
+
+WHY = "rank 1 was killed by SIGKILL"
+
+
+@pytest.mark.parametrize(
+    ("status", "supervisor", "state", "reason"),
+    [
+        # Rank 0 says nothing, or nothing new: the supervisor knows why.
+        ({}, {"state": "starting", "reason": WHY}, "down", WHY),
+        ({}, {"state": "starting", "reason": None}, "down", "rank 0 has not said anything yet"),
+        (ring(updated_unix=NOW - 60), {"state": "degraded", "reason": WHY}, "down", WHY),
+        (ring(updated_unix=NOW - 60), {"state": "degraded"}, "down", "rank 0 has said nothing for 60 s"),
+        (ring(updated_unix=NOW - 60), {"state": "ready"}, "down", "rank 0 has said nothing for 60 s"),
+        (ring(phase="loading", updated_unix=NOW - 60), {"state": "degraded", "reason": WHY}, "down", WHY),
+        # Rank 0 has a reason of its own, or none.
+        (
+            ring(phase="failed", reason="no memory"),
+            {"state": "degraded", "reason": WHY},
+            "failed",
+            "no memory",
+        ),
+        (ring(phase="loading"), {"state": "degraded", "reason": WHY}, "loading", WHY),
+        (ring(phase="loading"), {"state": "starting"}, "loading", "the ring is loading"),
+        # An earlier ring's last word is not the present one's.
+        (ring(epoch=3), {"state": "degraded", "epoch": 4, "reason": WHY}, "down", WHY),
+        (ring(epoch=3), {"state": "starting", "epoch": 4}, "down", "a new ring is being started"),
+        (ring(epoch=4), {"state": "ready", "epoch": 4}, "ready", None),
+        # Given up is given up, whatever rank 0 said last.
+        (ring(), {"state": "failed", "reason": WHY}, "failed", WHY),
+        ({}, {"state": "failed"}, "failed", "the supervisor has given up; its log says why"),
+    ],
+)
+def test_the_supervisor_says_why_where_rank_0_does_not(
+    status: dict[str, Any], supervisor: dict[str, Any], state: str, reason: str | None
+) -> None:
+    """Red has the best reason there is, and the supervisor's word never makes anything green."""
+    readiness = judge(status, supervisor, now_unix=NOW)
+    assert (readiness.state, readiness.reason) == (state, reason)
+
+
+@pytest.mark.parametrize("has_status", [False, True])
+def test_readyz_health_and_metrics_are_red_with_the_supervisors_reason(
+    tmp_path: Path, has_status: bool
+) -> None:
+    """Rank 0's status is gone, or ten seconds old: 503, and what the supervisor says."""
+    with running_service(tmp_path) as service:
+        run_dir = service.settings.run_dir
+        service.engine.say("ready", updated_unix=time.time() - 60)
+        if not has_status:
+            (run_dir / "ring.json").unlink()
+        write_json(run_dir / "supervisor.json", {"state": "degraded", "reason": WHY, "pid": os.getpid()})
+        for path in ("/readyz", "/health"):
+            answer = service.http.get(path)
+            assert (answer.status_code, answer.json()["status"]) == (503, "down")
+            assert answer.json()["reason"] == WHY
+        assert "ring_ready 0.0" in service.http.get("/metrics").text
+
+
+def test_the_last_word_of_a_supervisor_that_is_gone_counts_for_nothing(tmp_path: Path) -> None:
+    """A rank 0 that was started by hand later is judged by what it says itself."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait(10)
+    with running_service(tmp_path) as service:
+        state = {"state": "failed", "reason": WHY, "epoch": 9, "pid": gone.pid}
+        write_json(service.settings.run_dir / "supervisor.json", state)
+        assert service.http.get("/readyz").json()["status"] == "ready"
+        assert service.http.post("/generate", json={"prompt": "hi"}).status_code == 200
+
+
+def test_a_reason_names_no_folder_of_this_machine(tmp_path: Path) -> None:
+    """What failed is told to everybody, where it lies is not; addresses stay as they are."""
+    reason = (
+        f"rank 0 exited with code 2: '{tmp_path}/tiny/config.json' is damaged, see http://127.0.0.1:1/a/b"
+    )
+    status = RingStatus(tmp_path)
+    for name in ("supervisor.json", "ring.json"):
+        write_json(tmp_path / name, {"state": "failed", "reason": reason})
+    told = "rank 0 exited with code 2: '…/config.json' is damaged, see http://127.0.0.1:1/a/b"
+    assert status.failure() == status.readiness().reason == told
+    assert status.ring()["reason"] == told
+
+
+def test_a_status_that_cannot_be_read_is_red(tmp_path: Path) -> None:
+    """A broken or unreadable file is no ring, and no 500."""
+    path = tmp_path / "ring.json"
+    path.mkdir()
+    status = RingStatus(tmp_path)
+    assert status.readiness().state == "down"
+    path.rmdir()
+    path.write_text("{broken")
+    assert status.readiness().state == "down"
 
 
 def test_readyz_and_health_follow_the_ring(service: Service) -> None:

@@ -38,6 +38,22 @@ def test_a_request_can_be_followed_by_its_id(service: Service) -> None:
     assert found["usage"]["completion_tokens"] == 6
 
 
+def test_the_log_names_a_request_by_both_of_its_ids(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Accepted and cancelled: what rank 0 logs under the client's id can be followed here; no text of it."""
+    with caplog.at_level("INFO", logger="frontdoor"):
+        body = {"prompt": "[hold] secret canary", "background": True}
+        request_id = service.http.post("/generate", json=body, headers={"X-Request-Id": "job-7"}).json()["id"]
+        service.http.delete(f"/requests/{request_id}", headers={"X-Request-Id": "job-8"})
+        mine = service.http.post("/generate", json={"prompt": "hi"}).json()["id"]
+    lines = [record.getMessage() for record in caplog.records]
+    assert f"request {request_id} (job-7) accepted" in lines
+    assert f"request {request_id} is cancelled by its owner (X-Request-Id job-8)" in lines
+    assert f"request {mine} accepted" in lines
+    assert "canary" not in caplog.text
+
+
 def test_a_failed_request_tells_its_error(service: Service) -> None:
     """The state is done, and the error is that of the result."""
     answer = service.http.post("/generate", json={"prompt": "[fail]", "background": True})

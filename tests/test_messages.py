@@ -52,7 +52,6 @@ requests = st.builds(
     owner=any_text,
     priority=st.integers(0, 9),
     created_unix=floats,
-    deadline_unix=st.none() | floats,
 )
 results = st.builds(
     Result,
@@ -171,6 +170,20 @@ def test_field_added_by_a_later_release_may_be_absent() -> None:
     del body["owner"], body["params"]["stop"]
     request = Request.from_json(_sealed(json.dumps(body).encode()))
     assert request == replace(REQUEST, params=replace(REQUEST.params, stop=()))
+
+
+def test_field_that_an_earlier_release_wrote_is_skipped() -> None:
+    """A request that waited through an upgrade is served."""
+    assert Request.from_json(_sealed(_body(deadline_unix=None))) == REQUEST
+
+
+@pytest.mark.parametrize(
+    ("client_id", "label"),
+    [("", ID), (ID, ID), ("job-7", f"{ID} (job-7)"), ("two\nlines", ID), ("x" * 129, ID)],
+)
+def test_label_names_both_ids(client_id: str, label: str) -> None:
+    """Logs have the client's own id beside ours, where it has a sane one."""
+    assert replace(REQUEST, client_id=client_id).label == label
 
 
 def test_number_that_json_cannot_hold_is_refused_when_written() -> None:

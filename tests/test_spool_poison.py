@@ -141,6 +141,24 @@ def test_log_that_a_power_cut_shortened_condemns_nobody(spool: Spool) -> None:
         assert (claim.is_suspect, claim.num_solo_crashes) == (True, 1)
 
 
+def test_power_cut_while_one_runs_alone_counts_for_nobody() -> None:
+    """The whole machine went down: it stays a suspect, but a later crash is the first that counts."""
+    disk = Disk()
+    request = submit(Spool.open(Path("/spool"), fs=disk.start_process()))
+    counts = []
+    for is_power_cut in (False, True, True, False, False):
+        owner = open_owner(Spool.open(Path("/spool"), fs=disk.start_process()))
+        claim = _claims(owner)[request.id]
+        counts.append((claim.is_suspect, claim.num_solo_crashes))
+        if claim.is_suspect:
+            owner.mark_solo(claim)
+        if is_power_cut:
+            disk.cut_power(lambda number: number - 1)
+        for process in list(disk.processes):
+            process.die()
+    assert counts == [(False, 0), (True, 0), (True, 0), (True, 0), (True, 1)]
+
+
 def test_power_cut_after_a_drain_counts_nothing() -> None:
     """Even where the removal of the mark may be undone: the drain was synced."""
     disk = Disk()

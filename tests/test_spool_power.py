@@ -281,6 +281,7 @@ class PowerMachine(RuleBasedStateMachine):
     def cut_power(self, data: st.DataObject) -> None:
         self.disk.cut_power(lambda number: data.draw(st.integers(0, number - 1)))
         self.shown.clear()
+        self.solo.clear()  # nobody is to blame
         self._start_door()
         self._start_owner()
 

@@ -8,9 +8,7 @@ never by structure.
 """
 
 import importlib
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from distributed.checkpoint import BadCheckpoint, UnsupportedModel
+from distributed.models.cpu import make_dense_layers
 from distributed.models.stage_model import Identity, StageModel
 from distributed.models.weights import (
     Weights,
@@ -27,35 +26,7 @@ from distributed.models.weights import (
     materialize,
     quantize_modules,
 )
-
-_LAYER = re.compile(r"model\.layers\.(\d+)\.(.*)")
-
-
-@dataclass(frozen=True)
-class StageCut:
-    """What one stage owns of a model."""
-
-    layers: range
-    is_first: bool
-    is_last: bool
-    is_tied: bool
-
-    @property
-    def has_own_head(self) -> bool:
-        """Whether the head's weights are held beside the inner model's (not shared with its embeddings)."""
-        return self.is_last and not (self.is_tied and self.is_first)
-
-    def local_name(self, name: str) -> str | None:
-        """Return where the stage keeps a tensor of the checkpoint; None if it is not this stage's."""
-        if match := _LAYER.fullmatch(name):
-            layer = int(match[1])
-            return f"inner.layers.{layer - self.layers.start}.{match[2]}" if layer in self.layers else None
-        place, _, rest = name.removeprefix("model.").partition(".")
-        if place == "embed_tokens" and self.is_first:
-            return f"inner.embed_tokens.{rest}"
-        if place == ("embed_tokens" if self.is_tied else "lm_head") and self.is_last:
-            return f"head.{rest}"
-        return f"inner.norm.{rest}" if place == "norm" and self.is_last else None
+from distributed.stage_files import StageCut
 
 
 class GeneralProvider:
@@ -90,6 +61,7 @@ class GeneralProvider:
         on_progress: Callable[[float], None] | None = None,
         dequantize: bool = False,
         dtype: Any = None,
+        uses_numpy: bool = False,
     ) -> StageModel:
         """Load one stage; see models.load_stage."""
         self.check(config)
@@ -106,7 +78,7 @@ class GeneralProvider:
         dtype = dtype or default_dtype(weights[f"model.layers.{layers.start}.input_layernorm.weight"])
         del weights, model  # what they hold would stay in memory beside its cast or unpacked form
         materialize(parts, dtype, dequantize=dequantize, on_progress=on_progress)
-        return _stage_model(parts, cut, config, dtype)
+        return _stage_model(parts, cut, config, dtype, uses_numpy=uses_numpy)
 
 
 def default_dtype(stored: mx.array) -> Any:
@@ -128,8 +100,10 @@ def _cut_parts(model: Any, cut: StageCut) -> nn.Module:
     return parts
 
 
-def _stage_model(parts: Any, cut: StageCut, config: dict[str, Any], dtype: Any) -> StageModel:
-    head = None
+def _stage_model(
+    parts: Any, cut: StageCut, config: dict[str, Any], dtype: Any, *, uses_numpy: bool
+) -> StageModel:
+    head = module = None
     if cut.is_last:
         module = parts.head if cut.has_own_head else parts.inner.embed_tokens
         head = module.as_linear if cut.is_tied else module
@@ -144,4 +118,5 @@ def _stage_model(parts: Any, cut: StageCut, config: dict[str, Any], dtype: Any) 
         vocab_size=config["vocab_size"],
         dtype=dtype,
         weights_bytes=sum(array.nbytes for _, array in tree_flatten(parts.parameters())),
+        cpu=make_dense_layers(parts.inner, module, config) if uses_numpy else None,
     )

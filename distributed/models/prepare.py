@@ -2,28 +2,25 @@
 
 A built-in model is made, a Hub name is downloaded (weights and tokenizer only, never code), a folder is
 checked. Prints the folder on standard output and progress on standard error; does nothing, and quickly, where
-all is there. Ends with code 2 and a sentence where it cannot be done. Loads no weights.
+all is there. With --into only some files of a Hub model are fetched, for a host with part of the layers. Ends
+with code 2 and a sentence where it cannot be done. Loads no weights.
 """
 
 from __future__ import annotations
 
-import shutil
+import argparse
+import json
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from config import ConfigError, ModelNotReady, Settings, load_settings
 from config.model_path import BUILTIN_PREFIX, is_folder_name
+from config.simulated import SIMULATED_PREFIX
 from distributed.checkpoint import ModelError, read_config, read_tensors
+from distributed.models.hub import Wanted, check_disk, fetch, name_files, say
 
-# What a rank or the front door reads; never *.py: code from a model is never run.
-HUB_PATTERNS = ("*.json", "*.jsonl", "*.jinja", "*.txt", "*.model", "*.tiktoken", "model*.safetensors")
-SPARE_DISK_BYTES = 1_000_000_000
 BUILTIN_DISK_BYTES = 550_000_000
-
-
-class CannotDownload(ModelError):
-    """The Hub refused, cannot be reached, or the disk is too small."""
 
 
 def prepare(settings: Settings) -> Path:
@@ -36,11 +33,16 @@ def prepare(settings: Settings) -> Path:
     if repo.startswith(BUILTIN_PREFIX):
         _make_builtin(repo.removeprefix(BUILTIN_PREFIX), settings.model_dir)
         return settings.model_dir
+    if repo.startswith(SIMULATED_PREFIX):
+        from distributed.simulated import make_simulated
+
+        make_simulated(repo, settings.model_dir)
+        return settings.model_dir
     if not is_folder_name(repo, settings.root):
         try:
             return settings.model_dir  # complete: the lookup checks it
         except ModelNotReady:
-            download(repo, settings.model_cache_dir)
+            fetch(Wanted(repo, cache_dir=settings.model_cache_dir))
     elif not settings.model_dir.is_dir():
         raise ModelError(f"MODEL_REPO = {repo}: there is no folder {settings.model_dir}")
     return checked(settings.model_dir)
@@ -56,70 +58,6 @@ def checked(folder: Path) -> Path:
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
         raise ModelError(f"{folder} has no tokenizer")
     return folder
-
-
-def download(repo: str, cache_dir: Path | None) -> None:
-    """Download the model from the Hugging Face Hub, going on where an earlier download ended.
-
-    Raises:
-        CannotDownload: naming the repository and the reason.
-    """
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HTTPError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
-    from huggingface_hub.utils import disable_progress_bars
-
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-    place = cache_dir or Path(constants.HF_HUB_CACHE)
-    try:
-        files = snapshot_download(repo, cache_dir=place, allow_patterns=list(HUB_PATTERNS), dry_run=True)
-        missing = [file for file in files if file.will_download]
-        num_bytes = sum(file.file_size or 0 for file in missing)
-        check_disk(repo, num_bytes, place)
-        say(f"downloading {repo}: {len(missing)} files, {num_bytes / 1e9:.1f} GB, into {place}")
-        started = time.monotonic()
-        snapshot_download(repo, cache_dir=place, allow_patterns=list(HUB_PATTERNS))
-        say(f"downloaded {repo} in {time.monotonic() - started:.0f} s")
-    except GatedRepoError as error:
-        raise CannotDownload(
-            f"{repo} is gated: accept its terms on the Hub, then run `hf auth login`"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise CannotDownload(
-            f"the Hub has no {repo} that may be read: check MODEL_REPO for typing errors"
-        ) from error
-    except (HTTPError, HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise CannotDownload(
-            f"{repo} cannot be downloaded: {first_line(error)}. Run this again to go on"
-        ) from error
-
-
-def check_disk(repo: str, num_bytes: int, place: Path, setting: str = "MODEL_CACHE_DIR") -> None:
-    """Refuse what would fill the disk; `setting` can name another one."""
-    there = next(folder for folder in (place, *place.parents) if folder.is_dir())
-    free = shutil.disk_usage(there).free
-    if num_bytes + SPARE_DISK_BYTES > free:
-        raise CannotDownload(
-            f"{repo} needs {num_bytes / 1e9:.1f} GB more, but {place} has {free / 1e9:.1f} GB free (and "
-            f"{SPARE_DISK_BYTES / 1e9:.0f} GB should stay free); {setting} can name another disk"
-        )
-
-
-def first_line(error: BaseException) -> str:
-    """Return what an exception says, in one line without a full stop."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".")
-
-
-def say(message: str) -> None:
-    """Print one line of progress."""
-    print(message, file=sys.stderr, flush=True)
 
 
 def show_progress(fraction: float, what: str) -> None:
@@ -142,10 +80,29 @@ def _make_builtin(name: str, folder: Path) -> None:
         make_builtin(name, folder, is_packed=wants_packed(), on_progress=show_progress)
 
 
-def main() -> int:
-    """Prepare the model of the settings; return the exit code."""
+def fetch_into(options: argparse.Namespace) -> Path:
+    """Fetch the files of a plan into a folder; tells on standard output how far it is.
+
+    Raises:
+        CannotDownload: with the reason.
+    """
+    wanted = Wanted(options.repo, options.revision, name_files(options.names), folder=options.into)
+    fetch(wanted, lambda done, total: print(json.dumps({"done_bytes": done}), flush=True))
+    return wanted.place
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prepare the model of the settings, or fetch some files of it; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m distributed.models.prepare")
+    parser.add_argument("--into", type=Path, metavar="FOLDER", help="fetch only NAME… of --repo, into this")
+    parser.add_argument("--repo", help="Hub name; with --into")
+    parser.add_argument("--revision", help="of the repository; with --into")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="files to fetch; with --into")
+    options = parser.parse_args(arguments)
+    if bool(options.into) != bool(options.repo and options.revision and options.names):
+        parser.error("--into, --repo, --revision and NAME… belong together")
     try:
-        print(prepare(load_settings()))
+        print(fetch_into(options) if options.into else prepare(load_settings()))
     except (ConfigError, ModelError) as error:
         say(str(error))
         return 2

@@ -1,5 +1,4 @@
 """The part of a model that one rank runs: layers; on the first stage embeddings, on the last norm and head.
-last.
 
 Knows nothing of ranks, of what caches hold, or of files. Everything is lazy: nothing here evaluates.
 """
@@ -10,6 +9,9 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+
+from distributed.kv_cache import KVTable
+from distributed.models.cpu import DenseLayers
 
 
 class Identity(nn.Module):
@@ -33,19 +35,25 @@ class StageModel:
     vocab_size: int
     dtype: Any  # mx.Dtype of the hidden states
     weights_bytes: int
+    cpu: DenseLayers | None = None  # runs the same layers, without MLX, on a machine without a GPU
 
-    def forward(self, x: mx.array, caches: list[Any]) -> mx.array:
-        """Run this stage's layers, one cache a layer.
+    def make_table(self) -> Any:
+        """Make an empty KV table of the kind that `forward` writes."""
+        return self.cpu.make_table() if self.cpu is not None else KVTable(len(self.layers))
+
+    def forward(self, x: mx.array, begun: Any) -> mx.array:
+        """Run this stage's layers.
 
         Args:
             x: ids (B, T) int32 on the first stage, hidden states (B, T, D) on the others.
+            begun: what `begin` of a table made by `make_table` returned.
 
         Returns:
             hidden states (B, T, D), after the final norm on the last stage.
         """
-        return self.inner(x, caches)
+        return self.inner(x, begun) if self.cpu is None else self.cpu.forward(x, begun)
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Return the logits (B, V) of hidden states (B, D); last stage only."""
         assert self.head is not None, "only the last stage has the head"
-        return self.head(hidden)
+        return self.head(hidden) if self.cpu is None else self.cpu.logits(hidden)

@@ -149,3 +149,13 @@ def test_spares_end_with_their_supervisor(bench: Bench) -> None:
     before.holder.send(signal.SIGKILL)
     for identity in before.helpers:
         assert identity.wait(5.0)
+
+
+def test_without_spares_a_killed_rank_is_started_cold(bench: Bench) -> None:
+    """SPARE_RANKS=off: nothing waits in memory, and the ring comes back all the same."""
+    bench.overrides["SPARE_RANKS"] = "off"
+    bench.start()
+    before = bench.read()
+    before.processes["rank 1"].send(signal.SIGKILL)
+    after = bench.wait_until(lambda service: service.state == "ready" and service.ring["epoch"] == 2)
+    assert (before.helpers, after.helpers) == ([], [])

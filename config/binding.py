@@ -1,4 +1,4 @@
-"""Which addresses the front door may listen on without keys: judged before the first connection.
+"""Which addresses the front door may listen on without keys: judged before a start, and before it listens.
 
     loopback                    whoever has a user account here: no key is needed
     private, link-local         the people in the house: served, with a loud warning

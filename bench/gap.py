@@ -1,0 +1,80 @@
+"""The gap: how long running streams wait for a token while somebody's long prompt is being read.
+
+Some streams run; when each has shown a few tokens, one long prompt is sent; when that has its first token all
+is broken off. Knows no server by name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+
+from bench.dialects import Ask, Reply
+from bench.http_stream import StreamFailed, connect
+from bench.load import LoadResult, Server, ask_on
+
+NUM_TOKENS_BEFORE = 6
+LOOK_INTERVAL_S = 0.01
+
+
+def run_gap(server: Server, asks: Sequence[Ask], *, limit_s: float) -> LoadResult:
+    """Run it; the last ask is the long prompt. What is broken off is no error."""
+    return asyncio.run(_run(server, asks, limit_s))
+
+
+async def _run(server: Server, asks: Sequence[Ask], limit_s: float) -> LoadResult:
+    replies = [Reply() for _ in asks]
+    start_s = time.perf_counter()
+    tasks = [
+        asyncio.create_task(_ask(server, ask, reply, start_s))
+        for ask, reply in zip(asks[:-1], replies[:-1], strict=True)
+    ]
+    try:
+        async with asyncio.timeout(limit_s):
+            while any(len(reply.text_times_s) < NUM_TOKENS_BEFORE for reply in replies[:-1]):
+                if any(task.done() for task in tasks):
+                    break
+                await asyncio.sleep(LOOK_INTERVAL_S)
+            await _ask(server, asks[-1], replies[-1], start_s)
+    except TimeoutError:
+        replies[-1].error = replies[-1].error or f"no complete answer in {limit_s:g} s"
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for reply in replies:
+        if reply.text_times_s and not reply.end_s:
+            reply.end_s = reply.text_times_s[-1]  # broken off: it has no finish_reason
+    return LoadResult(replies, time.perf_counter() - start_s)
+
+
+async def _ask(server: Server, ask: Ask, reply: Reply, start_s: float) -> None:
+    try:
+        exchange = await connect(server.host, server.port)
+        await ask_on(server, exchange, ask, reply, start_s)
+    except (StreamFailed, OSError) as error:
+        reply.error = str(error)
+
+
+def worst_gap_s(replies: Sequence[Reply]) -> float:
+    """The longest wait of a stream that overlaps with the reading of the long prompt; the last reply is its.
+
+    A stream that waits still when the prompt has its first token has waited as long as that, at least.
+    """
+    *streams, late = replies
+    begin_s, end_s = late.sent_s, late.text_times_s[0]
+    worst_s = 0.0
+    for stream in streams:
+        times = [*stream.text_times_s, *([] if stream.finish_reason else [end_s])]
+        for before_s, after_s in pairwise(times):
+            if after_s > begin_s and before_s < end_s:
+                worst_s = max(worst_s, after_s - before_s)
+    return worst_s
+
+
+def num_ended_early(replies: Sequence[Reply]) -> int:
+    """Streams that had their whole answer before the long prompt had its first token."""
+    *streams, late = replies
+    return sum(stream.finish_reason is not None and stream.end_s < late.text_times_s[0] for stream in streams)

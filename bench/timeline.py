@@ -1,0 +1,230 @@
+"""A record of steps (distributed/step_trace.py) on one clock, as spans, shares and a Chrome timeline. Pure.
+
+Every rank takes its times on its own monotonic clock. Ranks of one host share it. Of other hosts only the lap
+tells: a microbatch leaves rank 0, passes N-1, …, 1 and comes back, and no stage starts before the one before
+it has ended. For each hop, the least (start there - end here) over all steps is the least time of the hop
+plus the difference of the two clocks; around the lap the differences cancel, so the sum of these is the sum
+of the least times. That sum, less what hops within a host took, is shared out evenly among the hops between
+hosts; what remains of each is its difference of clocks. The error is at most that sum: some tenths of a
+millisecond on a ring that has been idle for a moment, more where every frame of the record had to queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+WRAP = 1 << 31  # frames keep 31 bits of a time
+# Names of colours that Chrome's viewer knows; Perfetto colours by name instead.
+DECODE_COLORS = ("thread_state_running", "rail_response", "rail_animation", "cq_build_passed")
+PREFILL_COLORS = ("rail_load", "bad", "terrible", "thread_state_iowait")
+
+
+@dataclass(frozen=True)
+class Span:
+    """One microbatch at one stage, in microseconds of rank 0's clock since the record began."""
+
+    rank: int
+    step: int
+    table: int
+    is_prefill: bool
+    num_rows: int
+    num_tokens: int
+    start_us: int
+    busy_us: int
+
+    @property
+    def end_us(self) -> int:
+        return self.start_us + self.busy_us
+
+    @property
+    def name(self) -> str:
+        """What gives it its colour: a decode group is known by its table, a chunk by its step."""
+        return f"prefill {self.step}" if self.is_prefill else f"decode {self.table}"
+
+
+def read_spans(record: Mapping[str, Any]) -> list[Span]:
+    """All spans of a record, by step and then in the order of the lap."""
+    num_ranks = len(record["ranks"])
+    steps = record["steps"]
+    starts = _unwrap(steps, num_ranks)
+    offsets = clock_offsets([entry["host"] for entry in record["ranks"]], steps, starts)
+    return [
+        Span(
+            rank=rank,
+            step=step["step"],
+            table=step["table"],
+            is_prefill=step["is_prefill"],
+            num_rows=step["num_rows"],
+            num_tokens=step["num_tokens"],
+            start_us=start_us[rank] - offsets[rank] - record["begin_us"],
+            busy_us=step["busy_us"][rank],
+        )
+        for step, start_us in zip(steps, starts, strict=True)
+        for rank in lap_order(num_ranks)
+    ]
+
+
+def lap_order(num_ranks: int) -> list[int]:
+    """N-1, …, 1, 0: the way of a microbatch."""
+    return list(range(num_ranks - 1, -1, -1))
+
+
+def _unwrap(steps: Sequence[Mapping[str, Any]], num_ranks: int) -> list[list[int]]:
+    """Times of all ranks as whole numbers that only differ from their clocks by a constant each."""
+    first: list[int] = []
+    found = []
+    for step in steps:
+        sent_us = step["sent_us"]
+        since = [start - sent_us for start in step["start_us"]]
+        first = first or [0, *((value % WRAP) for value in since[1:])]
+        # Near the first one, whichever way round the wrap.
+        near = [
+            first[rank] + (since[rank] - first[rank] + WRAP // 2) % WRAP - WRAP // 2
+            for rank in range(1, num_ranks)
+        ]
+        whole = [since[0], *near]
+        found.append([sent_us + value for value in whole])
+    return found
+
+
+def clock_offsets(
+    hosts: Sequence[str], steps: Sequence[Mapping[str, Any]], starts: Sequence[Sequence[int]]
+) -> list[int]:
+    """How far each rank's clock is before rank 0's, in microseconds."""
+    num_ranks = len(hosts)
+    offsets = [0] * num_ranks
+    if not steps or len(set(hosts)) == 1:
+        return offsets
+    hops = list(zip([0, *lap_order(num_ranks)], lap_order(num_ranks), strict=False))
+    least = [_least_gap(steps, starts, here, there) for here, there in hops]
+    crossing = [hosts[here] != hosts[there] for here, there in hops]
+    within = sum(gap for gap, crosses in zip(least, crossing, strict=True) if not crosses)
+    share = (sum(least) - within) / sum(crossing)
+    for (here, there), gap, crosses in zip(hops[:-1], least, crossing, strict=False):
+        offsets[there] = offsets[here] + (round(gap - share) if crosses else 0)
+    return offsets
+
+
+def _least_gap(
+    steps: Sequence[Mapping[str, Any]], starts: Sequence[Sequence[int]], here: int, there: int
+) -> int:
+    """The least time from leaving one rank to starting at the next; rank 0 leaves when it sends."""
+    is_first = there == len(starts[0]) - 1
+    gaps = (
+        start_us[there] - (step["sent_us"] if is_first else start_us[here] + step["busy_us"][here])
+        for step, start_us in zip(steps, starts, strict=True)
+    )
+    return int(min(gaps))
+
+
+def busy_shares(spans: Sequence[Span], num_ranks: int, begin_us: int, end_us: int) -> list[float]:
+    """Share of a window that each rank worked."""
+    busy = [0] * num_ranks
+    for span in spans:
+        busy[span.rank] += max(0, min(span.end_us, end_us) - max(span.start_us, begin_us))
+    return [us / max(1, end_us - begin_us) for us in busy]
+
+
+def full_window(spans: Sequence[Span], num_rows: int) -> tuple[int, int] | None:
+    """The longest time without a chunk of a prompt in which so many rows were decoded in turn.
+
+    On rank 0's row, from the end of a step to the end of another; None where there was none.
+    """
+    best: tuple[int, int] | None = None
+    begin: int | None = None
+    rows: dict[int, int] = {}
+    for span in spans:
+        if span.rank != 0:
+            continue
+        if not span.is_prefill:
+            rows[span.table] = span.num_rows
+        if span.is_prefill or sum(rows.values()) != num_rows:
+            begin = None
+        elif begin is None:
+            begin = span.end_us
+        elif best is None or span.end_us - begin > best[1] - best[0]:
+            best = begin, span.end_us
+    return best
+
+
+def most_rows(spans: Sequence[Span]) -> int:
+    """The most rows that were decoded in turn."""
+    most = 0
+    rows: dict[int, int] = {}
+    for span in spans:
+        if span.rank == 0 and not span.is_prefill:
+            rows[span.table] = span.num_rows
+            most = max(most, sum(rows.values()))
+    return most
+
+
+def decode_rate(spans: Sequence[Span], begin_us: int, end_us: int) -> float:
+    """Tokens a second that rank 0 decoded within a window."""
+    num_tokens = sum(
+        span.num_rows
+        for span in spans
+        if span.rank == 0 and not span.is_prefill and begin_us < span.end_us <= end_us
+    )
+    return num_tokens * 1e6 / max(1, end_us - begin_us)
+
+
+def describe_trace(record: Mapping[str, Any], spans: Sequence[Span]) -> list[tuple[str, ...]]:
+    """Rows of a table: what each rank did in the seconds of the record."""
+    num_ranks = len(record["ranks"])
+    length_us = record["end_us"] - record["begin_us"]
+    shares = busy_shares(spans, num_ranks, 0, length_us)
+    rows: list[tuple[str, ...]] = [("rank", "host", "layers", "busy", "prefill", "decode", "steps")]
+    for entry in record["ranks"]:
+        rank = entry["rank"]
+        own = [span for span in spans if span.rank == rank]
+        parts = [
+            busy_shares([span for span in own if span.is_prefill is kind], num_ranks, 0, length_us)[rank]
+            for kind in (True, False)
+        ]
+        last = entry["first_layer"] + entry["num_layers"] - 1
+        figures = (f"{share:.1%}" for share in (shares[rank], *parts))
+        rows.append(
+            (str(rank), str(entry["host"]), f"{entry['first_layer']}-{last}", *figures, str(len(own)))
+        )
+    return rows
+
+
+def make_chrome_trace(record: Mapping[str, Any], spans: Sequence[Span]) -> dict[str, Any]:
+    """The JSON that chrome://tracing and ui.perfetto.dev open: a row a rank, the first stage on top."""
+    events: list[dict[str, Any]] = [
+        {"ph": "M", "pid": 0, "name": "process_name", "args": {"name": f"ring, epoch {record['epoch']}"}}
+    ]
+    for entry in record["ranks"]:
+        rank = entry["rank"]
+        last = entry["first_layer"] + entry["num_layers"] - 1
+        name = f"rank {rank}: layers {entry['first_layer']}-{last}, {entry['host']}"
+        place = len(record["ranks"]) - 1 - rank
+        events.append({"ph": "M", "pid": 0, "tid": rank, "name": "thread_name", "args": {"name": name}})
+        events.append(
+            {"ph": "M", "pid": 0, "tid": rank, "name": "thread_sort_index", "args": {"sort_index": place}}
+        )
+    events += [_make_event(span) for span in spans]
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def _make_event(span: Span) -> dict[str, Any]:
+    colors = PREFILL_COLORS if span.is_prefill else DECODE_COLORS
+    number = span.step if span.is_prefill else span.table
+    return {
+        "ph": "X",
+        "pid": 0,
+        "tid": span.rank,
+        "name": span.name,
+        "cat": "prefill" if span.is_prefill else "decode",
+        "cname": colors[number % len(colors)],
+        "ts": span.start_us,
+        "dur": span.busy_us,
+        "args": {
+            "step": span.step,
+            "table": span.table,
+            "rows": span.num_rows,
+            "tokens": span.num_tokens,
+        },
+    }

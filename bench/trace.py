@@ -1,0 +1,103 @@
+"""`./launch.sh trace N`: N seconds of the running service as a Chrome timeline, and as a picture if wanted.
+
+Asks rank 0 for a record of its steps (step_record.py); the service pays nothing while nobody asks. Works
+beside any load, of whomever. Imports only the standard library until it runs, as help must work before
+anything is installed.
+
+Exit codes: 0 done, 1 failed, 2 wrong flags or settings, 3 the service does not run, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from config import Settings
+
+EXIT_STOPPED, EXIT_WRONG_SETTINGS, EXIT_INTERRUPTED = 3, 2, 130
+MAX_SECONDS = 600
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Record, write, tell; the exit code."""
+    options = make_parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from bench.contender import BenchError
+    from config import SettingsError
+
+    try:
+        return run(options)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return EXIT_WRONG_SETTINGS
+    except BenchError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags."""
+    parser = argparse.ArgumentParser(
+        prog="./launch.sh trace",
+        description="Record what every stage of the running service does, and write a timeline for "
+        "chrome://tracing or ui.perfetto.dev.",
+    )
+    parser.add_argument(
+        "seconds", type=_seconds, metavar="N", help=f"seconds to record, at most {MAX_SECONDS}"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="timeline (default: STATE_DIR/trace-….json)")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="a picture too, .svg or .png")
+    return parser
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds <= MAX_SECONDS:
+        raise argparse.ArgumentTypeError(f"must be more than 0 and at most {MAX_SECONDS}")
+    return seconds
+
+
+def run(options: argparse.Namespace) -> int:
+    """Ask the service of the settings, write the files, print the table."""
+    from bench.step_record import fetch_record
+    from cluster.service import read_service
+    from config.live import load_for_looking
+
+    settings = load_for_looking({})
+    if read_service(settings).holder is None:
+        print("The service does not run: ./launch.sh start", file=sys.stderr)
+        return EXIT_STOPPED
+    return show(fetch_record(settings, options.seconds), settings, options)
+
+
+def show(record: Mapping[str, Any], settings: Settings, options: argparse.Namespace) -> int:
+    """Write the files and print the table."""
+    from bench.timeline import describe_trace, make_chrome_trace, read_spans
+    from cluster.terminal import make_table
+
+    spans = read_spans(record)
+    path = options.out or settings.state_dir / f"trace-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.json"
+    path.write_text(json.dumps(make_chrome_trace(record, spans)), encoding="utf-8")
+    print("\n".join(make_table(describe_trace(record, spans))))
+    if not spans:
+        print("No step was made meanwhile: nobody asked anything.")
+    print(f"\nTimeline: {path} (open it in chrome://tracing or ui.perfetto.dev)")
+    if options.picture is not None:
+        from bench.timeline_picture import draw_timeline
+
+        draw_timeline(spans, len(record["ranks"]), options.picture, f"{len(record['ranks'])} ranks")
+        print(f"Picture:  {options.picture}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

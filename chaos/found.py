@@ -1,0 +1,50 @@
+"""What lies in the spool when all is over: the other side of the oracle's comparison.
+
+Reads files only, as any front door may. Knows nothing of clients but their keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from spool import CorruptRequest, Result, Spool, is_id
+from spool.idempotency import Keys
+from spool.names import id_of, is_entry_name
+
+OWNER = ""  # of requests to a front door that asks for no API key
+
+
+@dataclass(frozen=True)
+class Found:
+    """Every result, every id that still waits for one, and which id a client's key stands for."""
+
+    results: Mapping[str, Result]
+    unanswered: frozenset[str] = frozenset()
+    id_of_key: Mapping[str, str] = field(default_factory=dict)
+    damaged: tuple[str, ...] = ()  # in bad/, or a result that cannot be read
+
+
+def read_spool(spool: Spool, keys: Iterable[str]) -> Found:
+    """Read all of done/, the queue, and the records of these keys."""
+    folder, results, damaged = spool.folder, {}, [f"bad/{name}" for name in spool.names(spool.folder.bad)]
+    for name in spool.names(folder.done):
+        id = name.removesuffix(".json")
+        try:
+            result = spool.read_result(id) if is_id(id) else None
+        except CorruptRequest as error:
+            damaged.append(f"done/{name}: {error}")
+            continue
+        if result is None:
+            damaged.append(f"done/{name}: no result of ours")
+        else:
+            results[id] = result
+    queued = [*spool.names(folder.incoming), *spool.names(folder.active)]
+    records = Keys(folder, spool.fs, is_synced=False)
+    found = {key: records.find(records.path(OWNER, key)) for key in keys}
+    return Found(
+        results=results,
+        unanswered=frozenset(id_of(name) for name in queued if is_entry_name(name)) - results.keys(),
+        id_of_key={key: record.id for key, record in found.items() if record is not None},
+        damaged=tuple(damaged),
+    )

@@ -1,0 +1,223 @@
+"""Makes the plan of each life of the ring: who runs where, on which ports, with what.
+
+On one machine that is new ports and no more. With other hosts, they are asked first: what earlier ranks may
+have left there is ended, and what they need is placed where something has changed or failed since. Knows
+nothing of when a life begins or why one ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping, Sequence
+
+import psutil
+
+from cluster import ports
+from cluster.child import ChildPlan
+from cluster.errors import ClusterError
+from cluster.heartbeats import Rank
+from cluster.hosts import Cluster, read_cluster
+from cluster.placing import Placed, forget_placed, load_placed, make_key, on_all, place_all
+from cluster.processes import ProcessIdentity
+from cluster.remote_ranks import HostAnswer, ask_host, end_processes, make_rank_command
+from cluster.ring_life import LifePlan, RankPlace
+from cluster.running import Running
+from cluster.spares import mark_code
+from cluster.ssh import HostUnreachable, close_connections
+from cluster.workers import Worker, list_workers
+from config import Settings
+
+# A spare takes 200 MB; what is tight goes without.
+SPARE_MEMORY_BYTES = 1 << 29
+
+logger = logging.getLogger("cluster.supervisor")
+
+
+class LifeMaker:
+    """Knows the hosts of the ring, and what was placed there."""
+
+    def __init__(
+        self, running: Running, secret: str, left_behind: Mapping[str, Sequence[ProcessIdentity]]
+    ) -> None:
+        self._running = running
+        self._secret = secret
+        # By ssh destination: ranks of which nobody knows whether they have ended.
+        self._left_behind = {ssh: list(identities) for ssh, identities in left_behind.items()}
+        self._used: set[Worker] = set()
+        self.cluster: Cluster | None = None
+
+    @property
+    def is_single(self) -> bool:
+        """Nothing but this machine can be at fault."""
+        return self.cluster is None or self.cluster.is_single
+
+    async def make_plan(self) -> LifePlan:
+        """The next life, under the next epoch.
+
+        Raises:
+            ClusterError: a host is away (placing.is_away), or something cannot be placed.
+            SettingsError: the hosts of the settings cannot be used, or their names are not known now.
+        """
+        settings = self._running.settings
+        cluster = self.cluster = await self._read_cluster(settings)
+        workers = list_workers(cluster, settings)
+        placed, answers = None, {}
+        if workers:
+            self._used |= set(workers)
+            await on_all(workers, self._end_left_behind)
+            placed = await self._place(cluster, settings)
+            found: list[HostAnswer] = await on_all(workers, ask_host)
+            answers = {worker.host.ssh: answer for worker, answer in zip(workers, found, strict=True)}
+        addresses = self._pick_addresses(cluster, answers)
+        self._running.state.epoch += 1
+        return self._make_plan(cluster, addresses, placed)
+
+    async def _read_cluster(self, settings: Settings) -> Cluster:
+        if not settings.worker_hosts and not settings.ring_hostfile:
+            return read_cluster(settings)
+        return await asyncio.to_thread(read_cluster, settings)  # looks names up
+
+    async def _place(self, cluster: Cluster, settings: Settings) -> Placed:
+        placed = load_placed(settings.run_dir, make_key(settings, cluster))
+        return placed or await place_all(cluster, settings, LoggedSteps())
+
+    async def _end_left_behind(self, worker: Worker) -> None:
+        identities = self._left_behind.get(worker.host.ssh or "")
+        if identities:
+            await end_processes(worker, identities)
+            del self._left_behind[worker.host.ssh or ""]
+
+    def note_end(self, ranks: Sequence[Rank]) -> None:
+        """Remember what may still run on hosts that were lost."""
+        for rank in ranks:
+            is_lost = rank.child is not None and rank.child.has_lost_host
+            if is_lost and rank.host and rank.host.ssh and rank.process_there:
+                self._left_behind.setdefault(rank.host.ssh, []).append(rank.process_there)
+
+    def forget_placed(self) -> None:
+        """Look at everything on the hosts again before the next life."""
+        forget_placed(self._running.settings.run_dir)
+
+    @staticmethod
+    def _pick_addresses(cluster: Cluster, answers: Mapping[str | None, HostAnswer]) -> tuple[str, ...]:
+        here = cluster.hosts[0]
+        try:
+            own = iter(ports.free_ring_ports(here.address, cluster.num_local_ranks))
+        except ClusterError as error:
+            if cluster.is_single:
+                raise
+            # An address goes with its cable, and comes back with it.
+            raise HostUnreachable(here, str(error), "plug the cable in, or correct RING_ADDRESS") from None
+        free = {ssh: iter(answer.ports) for ssh, answer in answers.items()}
+        return tuple(
+            f"{host.address}:{next(own if host.is_local else free[host.ssh])}"
+            for host in cluster.hosts
+            for _ in cluster.ranks_of(host)
+        )
+
+    def _make_plan(self, cluster: Cluster, addresses: tuple[str, ...], placed: Placed | None) -> LifePlan:
+        running, settings = self._running, self._running.settings
+        return LifePlan(
+            epoch=running.state.epoch,
+            hosts=addresses,
+            secret=self._secret,
+            command=running.programs.rank,
+            folder=running.programs.folder,
+            environment=running.make_environment(cluster.num_local_ranks),
+            connect_limit_s=settings.connect_timeout,
+            load_limit_s=settings.load_timeout,
+            heartbeat_limit_s=running.heartbeat_limit_s,
+            settings=running.live_values,
+            places=() if placed is None else self._make_places(cluster, placed),
+            layers=None if placed is None else placed.layers,
+            dequantize=None if placed is None else placed.dequantize,
+        )
+
+    def _make_places(self, cluster: Cluster, placed: Placed) -> tuple[RankPlace, ...]:
+        settings = self._running.settings
+        workers = {worker.host.ssh: worker for worker in list_workers(cluster, settings)}
+        places = []
+        for rank in range(cluster.ring_size):
+            host = cluster.host_of(rank)
+            if host.ssh is None:
+                places.append(RankPlace(host))
+                continue
+            worker, folder = workers[host.ssh], placed.model_folders.get(host.ssh)
+            command = make_rank_command(worker, settings, rank, model_folder=folder)
+            places.append(RankPlace(host, worker, command, folder))
+        return tuple(places)
+
+    async def make_spare_plans(self) -> dict[int, ChildPlan]:
+        """A spare for each rank whose host has the memory for it, by rank."""
+        cluster, running = self.cluster, self._running
+        if cluster is None or running.settings.spare_ranks == "off":
+            return {}
+        plans = {}
+        for host in cluster.hosts:
+            if not host.is_local:
+                continue
+            for rank in cluster.ranks_of(host) if self._has_memory(cluster) else ():
+                plans[rank] = ChildPlan(
+                    name=f"rank {rank}",
+                    command=[*running.programs.rank, "--rank", str(rank), "--spare"],
+                    folder=running.programs.folder,
+                    environment=running.make_environment(cluster.num_local_ranks),
+                )
+        for worker in list_workers(cluster, running.settings):
+            plans |= await self._make_remote_spares(cluster, worker)
+        return plans
+
+    async def _make_remote_spares(self, cluster: Cluster, worker: Worker) -> dict[int, ChildPlan]:
+        running, host = self._running, worker.host
+        try:
+            answer = await ask_host(worker)
+        except ClusterError as error:
+            logger.info("no spares on %s: %s", host.name, error)
+            return {}
+        is_tight = answer.free_memory_bytes < SPARE_MEMORY_BYTES * host.num_ranks
+        if is_tight and running.settings.spare_ranks == "auto":
+            return {}
+        placed = load_placed(running.settings.run_dir, make_key(running.settings, cluster))
+        folder = placed.model_folders.get(host.ssh or "") if placed else None
+        return {
+            rank: ChildPlan(
+                name=f"rank {rank}",
+                command=make_rank_command(worker, running.settings, rank, is_spare=True, model_folder=folder),
+                folder=running.programs.folder,
+                environment=os.environ,
+                is_remote=True,
+            )
+            for rank in cluster.ranks_of(host)
+        }
+
+    def _has_memory(self, cluster: Cluster) -> bool:
+        needed = SPARE_MEMORY_BYTES * cluster.num_local_ranks
+        is_tight = psutil.virtual_memory().available <= needed
+        return not is_tight or self._running.settings.spare_ranks == "on"
+
+    def mark(self) -> object:
+        """What a spare was made with and cannot change any more."""
+        settings = self._running.settings
+        fixed = tuple(
+            str(settings.value(key)) for key in settings.all_keys() if not settings.about(key).is_live
+        )
+        return fixed, mark_code(self._running.programs.folder), self.cluster
+
+    async def close(self) -> None:
+        """Let go of all hosts."""
+        if self._used:
+            await close_connections([worker.host for worker in self._used])
+
+
+class LoggedSteps:
+    """Tells of the steps in the supervisor's log."""
+
+    def done(self, name: str, detail: str) -> None:
+        """A step has ended."""
+        logger.info("%s: %s", name, detail)
+
+    def say(self, host: str, text: str) -> None:
+        """Something goes on on a host."""
+        logger.info("%s: %s", host, text)

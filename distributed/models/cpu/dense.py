@@ -1,0 +1,185 @@
+"""The layers of a llama-like model: norm, attention, norm, gated feed-forward.
+
+Reads weights out of mlx-lm's modules (llama, ministral3, qwen2, qwen3: the same parts under the same names)
+and runs them with NumPy. Knows nothing of files, ranks or requests.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from numpy.typing import NDArray
+
+from distributed.models.cpu.attention import attend
+from distributed.models.cpu.kv_table import CpuKVTable, LayerKV, View
+from distributed.models.cpu.products import Blas, Float32Array, Linear, NoBlas, view
+from distributed.models.cpu.rotary import Rotary, UnknownRotation, rotate
+
+SERVED_TYPES = ("llama", "ministral3", "qwen2", "qwen3")
+
+logger = logging.getLogger(__name__)
+
+
+def make_dense_layers(inner: Any, head: Any, config: dict[str, Any]) -> DenseLayers | None:
+    """Return the stage's layers for the CPU, or None where MLX has to run them.
+
+    Args:
+        inner: mlx-lm's inner model, cut to the stage and evaluated.
+        head: the module of the head (a linear layer, or the embedding it is tied to); None but on the last.
+    """
+    if config["model_type"] not in SERVED_TYPES or not _is_plain(inner, head):
+        return None
+    try:
+        return DenseLayers(Blas(), inner, head, config)
+    except (NoBlas, UnknownRotation) as reason:
+        logger.info("the layers run with MLX's own CPU code: %s", reason)
+        return None
+
+
+def _is_plain(*modules: Any) -> bool:
+    """Whether every array is float32 and every product a plain one."""
+    plain = (nn.Linear, nn.Embedding)
+    for module in modules:
+        if module is None:
+            continue
+        for _, part in module.named_modules():
+            if "weight" in part and part["weight"].ndim == 2 and type(part) not in plain:
+                return False
+            if any(isinstance(value, mx.array) and value.dtype != mx.float32 for value in part.values()):
+                return False
+    return True
+
+
+class Norm:
+    """RMS norm of x (…, D), each row on its own."""
+
+    def __init__(self, module: Any) -> None:
+        self._weight, self._eps = view(module["weight"]), float(module.eps)
+
+    def __call__(self, x: Float32Array) -> Float32Array:
+        mean = np.einsum("...i,...i->...", x, x)
+        mean /= x.shape[-1]
+        mean += self._eps
+        np.sqrt(mean, out=mean)
+        out: Float32Array = x / mean[..., None]
+        out *= self._weight
+        return out
+
+
+class DenseLayer:
+    """One layer; `forward` adds to the hidden states in place."""
+
+    def __init__(self, blas: Blas, module: Any) -> None:
+        attention, feed = module.self_attn, module.mlp
+        self._norm, self._feed_norm = Norm(module.input_layernorm), Norm(module.post_attention_layernorm)
+        self._q, self._k, self._v, self._o = (
+            Linear(blas, attention[name]) for name in ("q_proj", "k_proj", "v_proj", "o_proj")
+        )
+        self._q_norm, self._k_norm = (
+            Norm(attention[name]) if name in attention else None for name in ("q_norm", "k_norm")
+        )
+        self._gate, self._up, self._down = (
+            Linear(blas, feed[name]) for name in ("gate_proj", "up_proj", "down_proj")
+        )
+
+    def forward(
+        self,
+        hidden: Float32Array,
+        kv: LayerKV,
+        view: View,
+        rotation: tuple[Float32Array, Float32Array, Float32Array],
+        head_dim: int,
+    ) -> None:
+        """Add attention and feed-forward to hidden (B * T, D)."""
+        cos, sin, query_scale = rotation
+        x = self._norm(hidden)
+        queries, keys, values = (
+            linear(x).reshape(len(x), -1, head_dim) for linear in (self._q, self._k, self._v)
+        )
+        if self._q_norm is not None and self._k_norm is not None:
+            queries, keys = self._q_norm(queries), self._k_norm(keys)
+        queries = rotate(queries, cos, sin)
+        queries *= query_scale
+        rows = (view.step.num_rows, view.step.num_tokens)
+        kv.write(
+            view, rotate(keys, cos, sin).reshape(*rows, -1, head_dim), values.reshape(*rows, -1, head_dim)
+        )
+        hidden += self._o(attend(queries, kv, view))
+        x = self._feed_norm(hidden)
+        hidden += self._down(_swiglu(self._gate(x), self._up(x)))
+
+
+class DenseLayers:
+    """A stage's layers with embedding or norm and head where it has them."""
+
+    def __init__(self, blas: Blas, inner: Any, head: Any, config: dict[str, Any]) -> None:
+        """Raises: UnknownRotation."""
+        first = inner.layers[0].self_attn
+        self._head_dim = int(
+            first.head_dim if "head_dim" in vars(first) else first.q_proj["weight"].shape[0] // first.n_heads
+        )
+        self._rotary = Rotary(first.rope, self._head_dim, _query_scale(first, config))
+        self._layers = [DenseLayer(blas, layer) for layer in inner.layers]
+        embedding = getattr(inner, "embed_tokens", None)
+        self._embedding = view(embedding["weight"]) if isinstance(embedding, nn.Embedding) else None
+        self._norm = Norm(inner.norm) if isinstance(inner.norm, nn.RMSNorm) else None
+        self._head = Linear(blas, head) if head is not None else None
+
+    def make_table(self) -> CpuKVTable:
+        """Make an empty KV table for these layers."""
+        return CpuKVTable(len(self._layers))
+
+    def forward(self, x: mx.array, begun: tuple[View, list[LayerKV]]) -> mx.array:
+        """Run the layers; see StageModel.forward.
+
+        Args:
+            x: ids (B, T) int32 on the first stage, hidden states (B, T, D) on the others.
+            begun: what the table's `begin` has returned.
+        """
+        step_view, layers_kv = begun
+        given = np.asarray(x)
+        hidden = self._embedding[given] if self._embedding is not None else given.copy()
+        shape = hidden.shape
+        hidden = hidden.reshape(-1, shape[-1])
+        rotation = self._rotary.at(step_view.positions)
+        with np.errstate(over="ignore"):  # exp of a large number is inf, which divides to the 0 that is meant
+            for layer, kv in zip(self._layers, layers_kv, strict=True):
+                layer.forward(hidden, kv, step_view, rotation, self._head_dim)
+        if self._norm is not None:
+            hidden = self._norm(hidden)
+        return mx.array(hidden.reshape(shape))
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """Return the logits (B, V) of hidden states (B, D); last stage only."""
+        assert self._head is not None, "only the last stage has the head"
+        return mx.array(self._head(np.ascontiguousarray(np.asarray(hidden))))
+
+
+def _swiglu(gate: Float32Array, up: Float32Array) -> Float32Array:
+    """Return silu(gate) * up; `gate` is overwritten."""
+    divisor = np.negative(gate)
+    np.exp(divisor, out=divisor)
+    divisor += 1
+    gate /= divisor
+    gate *= up
+    return gate
+
+
+def _query_scale(attention: Any, config: dict[str, Any]) -> Callable[[NDArray[np.intp]], Float32Array]:
+    """The factor of queries by position: the softmax scale, and ministral3's growth with the position."""
+    scale = float(attention.scale)
+    rope = config.get("rope_parameters") or {}
+    beta = float(rope.get("llama_4_scaling_beta", 0.0)) if config["model_type"] == "ministral3" else 0.0
+
+    def scale_of(positions: NDArray[np.intp]) -> Float32Array:
+        factor = np.full(len(positions), scale, np.float64)
+        if beta:
+            factor *= 1 + beta * np.log1p(positions // rope["original_max_position_embeddings"])
+        return factor.astype(np.float32)
+
+    return scale_of

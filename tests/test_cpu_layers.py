@@ -1,0 +1,193 @@
+"""Dense layers on NumPy give what MLX's give, step by step, whatever shape the steps have."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from distributed.frame import PrefixCopy, StageStep
+from distributed.models import load_stage
+from distributed.models.cpu.products import BLOCK_WIDTH, MAX_WIDTH, Blas, Linear
+from distributed.stage import Stage
+from tests.checkpoints import VOCAB_SIZE, make_checkpoint
+
+NUM_LAYERS = 4
+TOLERANCE = 2e-4
+DENSE = ("llama", "ministral3", "qwen2", "qwen3")
+MakeFolder = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> MakeFolder:
+    folders: dict[str, Path] = {}
+
+    def make(variant: str) -> Path:
+        if variant not in folders:
+            folders[variant] = make_checkpoint(tmp_path_factory.mktemp("models") / variant, variant)
+        return folders[variant]
+
+    return make
+
+
+class Twins:
+    """The same stages with MLX's layers and with NumPy's, fed the same steps."""
+
+    def __init__(self, folder: Path, cuts: tuple[int, ...] = (0, NUM_LAYERS)) -> None:
+        parts = [range(start, end) for start, end in itertools.pairwise(cuts)]
+        self.rings = [
+            [
+                Stage(
+                    load_stage(
+                        folder,
+                        part,
+                        is_first=part.start == 0,
+                        is_last=part.stop == NUM_LAYERS,
+                        uses_numpy=uses_numpy,
+                    )
+                )
+                for part in parts
+            ]
+            for uses_numpy in (False, True)
+        ]
+
+    def step(self, step: StageStep, ids: list[list[int]]) -> None:
+        """Run one step through both and compare every token that counts, and the logits."""
+        outputs, logits = [], []
+        for stages in self.rings:
+            hidden = mx.array(np.array(ids, np.int32))
+            for stage in stages:
+                hidden = stage.run(step, hidden)
+            outputs.append(np.array(hidden))
+            logits.append(np.array(stages[-1].logits(step, hidden)))
+        for row, count in enumerate(step.counts):
+            np.testing.assert_allclose(outputs[1][row, :count], outputs[0][row, :count], atol=TOLERANCE)
+        np.testing.assert_allclose(logits[1], logits[0], atol=TOLERANCE, rtol=TOLERANCE)
+        assert (logits[1].argmax(-1) == logits[0].argmax(-1)).all()
+
+
+def make_ids(step: StageStep, rng: random.Random) -> list[list[int]]:
+    return [[rng.randrange(VOCAB_SIZE) for _ in range(step.num_tokens)] for _ in step.slots]
+
+
+def make_step(
+    rows: dict[int, tuple[int, int]], table: int = 0, copies: tuple[PrefixCopy, ...] = ()
+) -> StageStep:
+    """Build a step from slot -> (offset, count); a count of 0 is a hole."""
+    return StageStep(
+        table=table,
+        slots=tuple(rows),
+        offsets=tuple(offset for offset, _ in rows.values()),
+        counts=tuple(count for _, count in rows.values()),
+        num_tokens=max(count for _, count in rows.values()),
+        copies=copies,
+    )
+
+
+@pytest.mark.parametrize("variant", DENSE)
+def test_numpy_is_really_used(folder_of: MakeFolder, variant: str) -> None:
+    """Every type on the list is run by NumPy, and by MLX unless it is asked for."""
+    folder = folder_of(variant)
+    whole = range(NUM_LAYERS)
+    assert load_stage(folder, whole, is_first=True, is_last=True, uses_numpy=True).cpu is not None
+    assert load_stage(folder, whole, is_first=True, is_last=True).cpu is None
+
+
+@pytest.mark.parametrize("variant", DENSE)
+def test_chunks_decode_holes_and_gathered_rows(folder_of: MakeFolder, variant: str) -> None:
+    """Prompts in chunks, ragged rows together, decode with holes and out of order slots: all equal."""
+    rng = random.Random(1)
+    twins = Twins(folder_of(variant), (0, 1, NUM_LAYERS))
+    for rows in (
+        {0: (0, 7)},
+        {0: (7, 70)},
+        {1: (0, 5), 2: (0, 9)},
+        {0: (77, 1), 1: (5, 1), 2: (9, 1)},
+        {0: (78, 1), 1: (0, 0), 2: (10, 1)},
+        {5: (0, 3)},
+        {5: (3, 1), 1: (6, 1)},
+        {2: (11, 1)},
+        {0: (79, 600)},
+        {0: (679, 1), 1: (7, 1)},
+        {0: (680, 3), 1: (0, 0), 2: (12, 1)},
+    ):
+        step = make_step(rows)
+        twins.step(step, make_ids(step, rng))
+
+
+@pytest.mark.parametrize("variant", ["llama", "qwen3"])
+def test_shared_beginnings_are_copied(folder_of: MakeFolder, variant: str) -> None:
+    """A row that copies another row's first tokens, of its own table or another, goes on from there."""
+    rng = random.Random(2)
+    twins = Twins(folder_of(variant))
+    first = make_step({0: (0, 80)})
+    twins.step(first, make_ids(first, rng))
+    for step in (
+        make_step({1: (70, 4)}, copies=(PrefixCopy(0, 0, 1, 70),)),
+        make_step({3: (33, 2)}, table=1, copies=(PrefixCopy(0, 1, 3, 33),)),
+        make_step({0: (80, 1), 1: (74, 1)}),
+        make_step({3: (35, 1)}, table=1),
+    ):
+        twins.step(step, make_ids(step, rng))
+
+
+def test_a_reset_table_starts_anew(folder_of: MakeFolder) -> None:
+    """After a reset nothing of the old rows is seen, and their memory is gone."""
+    rng = random.Random(3)
+    twins = Twins(folder_of("llama"))
+    big = make_step({0: (0, 300)})
+    twins.step(big, make_ids(big, rng))
+    held = twins.rings[1][0].kv_num_bytes
+    small = StageStep(table=0, slots=(0,), offsets=(0,), counts=(4,), num_tokens=4, resets_table=True)
+    twins.step(small, make_ids(small, rng))
+    assert twins.rings[1][0].kv_num_bytes < held / 4
+
+
+def test_both_kinds_of_table_take_the_same_memory(folder_of: MakeFolder) -> None:
+    """Rank 0's budget counts tokens by one rule, whatever runs the layers."""
+    sizes = []
+    for uses_numpy in (False, True):
+        model = load_stage(
+            folder_of("qwen2"), range(NUM_LAYERS), is_first=True, is_last=True, uses_numpy=uses_numpy
+        )
+        stage = Stage(model)
+        stage.measure_kv()
+        sizes.append(stage.kv_bytes_per_token)
+    assert sizes[0] == sizes[1] > 0
+
+
+@pytest.mark.parametrize("variant", ["qwen3_moe", "deepseek_v2"])
+def test_other_types_stay_with_mlx(folder_of: MakeFolder, variant: str) -> None:
+    """Experts and latents are MLX's work."""
+    model = load_stage(folder_of(variant), range(NUM_LAYERS), is_first=True, is_last=True, uses_numpy=True)
+    assert model.cpu is None
+
+
+def test_packed_and_half_precision_weights_stay_with_mlx(folder_of: MakeFolder) -> None:
+    """Only plain float32 products are taken over."""
+    folder = folder_of("llama-4bit-tied")
+    whole = range(NUM_LAYERS)
+    assert load_stage(folder, whole, is_first=True, is_last=True, uses_numpy=True).cpu is None
+    unpacked = load_stage(folder, whole, is_first=True, is_last=True, uses_numpy=True, dequantize=True)
+    assert unpacked.cpu is not None
+    half = load_stage(
+        folder_of("llama"), whole, is_first=True, is_last=True, uses_numpy=True, dtype="bfloat16"
+    )
+    assert half.cpu is None
+
+
+@pytest.mark.parametrize("width", [7, MAX_WIDTH + BLOCK_WIDTH + 5])
+@pytest.mark.parametrize("num_rows", [1, 2, 5])
+def test_products_of_the_blas(num_rows: int, width: int) -> None:
+    """One row takes another routine than several, wide ones go in blocks: it is MLX's product."""
+    import mlx.nn as nn
+
+    module = nn.Linear(24, width)
+    mx.eval(module.parameters())
+    x = mx.random.normal((num_rows, 24), key=mx.random.key(num_rows))
+    np.testing.assert_allclose(Linear(Blas(), module)(np.array(x)), np.array(module(x)), atol=1e-5)

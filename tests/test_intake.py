@@ -1,0 +1,121 @@
+"""Rank 0's side of the spool without a ring: when a suspect is cleared, what the log says of a request."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distributed.answers import Answer
+from distributed.intake import Intake, ModelFacts
+from spool import Request, Spool, SpoolOwner
+from tests.spool_fakes import FailingFileSystem, make_request, open_owner
+
+
+class Letters:
+    """Tokenizer and detokenizer in one: a token is a letter."""
+
+    hash = "letters"
+
+    def __init__(self) -> None:
+        self.last_segment = ""
+
+    def encode_raw(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        return str(messages[0]["content"])
+
+    def encode_rendered(self, text: str) -> list[int]:
+        return self.encode_raw(text)
+
+    def reset(self) -> None:
+        self.last_segment = ""
+
+    def finalize(self) -> None:
+        self.last_segment = ""
+
+    def add_token(self, token_id: int) -> None:
+        self.last_segment = chr(token_id)
+
+
+FACTS = ModelFacts("tiny", "weights", Letters(), Letters(), frozenset(), frozenset(), 256, 100)
+
+
+@pytest.fixture
+def fs() -> FailingFileSystem:
+    return FailingFileSystem("append", errno.ENOSPC)
+
+
+@pytest.fixture
+def spool(tmp_path: Path, fs: FailingFileSystem) -> Spool:
+    return Spool.open(tmp_path / "spool", durability="process", fs=fs)
+
+
+@pytest.fixture
+def owner(spool: Spool) -> Iterator[SpoolOwner]:
+    """An owner whose queue has one suspect, known to its client as job-7."""
+    spool.submit(replace(make_request(), client_id="job-7"))
+    with open_owner(spool) as first:
+        first.claim(1)
+    with open_owner(spool) as owner:
+        yield owner
+
+
+def claim_suspect(owner: SpoolOwner) -> tuple[Intake, Answer]:
+    intake = Intake(owner, owner.listen(), FACTS, ((0, 1),))
+    (answer,) = intake.claim(1)
+    assert answer.sequence.is_suspect
+    return intake, answer
+
+
+def add_token(intake: Intake, answer: Answer) -> None:
+    """What the engine does with a token that was drawn."""
+    answer.sequence.token_ids.append(ord("a"))
+    intake.log_tokens([(answer, [ord("a")])])
+
+
+def suspects_of(intake: Intake) -> list[Answer]:
+    return [answer for answer in intake.answers.values() if answer.sequence.is_suspect]
+
+
+def test_only_a_logged_token_clears_a_suspect(owner: SpoolOwner, fs: FailingFileSystem) -> None:
+    """On a full disk the tokens are made and shown nowhere: a crash would take them back."""
+    intake, answer = claim_suspect(owner)
+    intake.mark_solo(answer.sequence)
+    fs.is_failing = True
+    add_token(intake, answer)
+    assert answer in suspects_of(intake)
+    fs.is_failing = False
+    add_token(intake, answer)
+    assert answer not in suspects_of(intake)
+    assert [record.index for record in owner.spool.open_log(answer.request.id).read_new()] == [0, 1]
+    intake.bell.close()
+
+
+def test_every_line_about_a_request_has_both_of_its_ids(
+    owner: SpoolOwner, fs: FailingFileSystem, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Begin, suspicion, trouble and end: each line can be found by our id and by the client's."""
+    with caplog.at_level(logging.INFO, logger="distributed.intake"):
+        intake, answer = claim_suspect(owner)
+        intake.mark_solo(answer.sequence)
+        fs.is_failing = True
+        add_token(intake, answer)
+        fs.is_failing = False
+        add_token(intake, answer)
+        intake.end(answer, "length")
+        intake.close()
+    intake.bell.close()
+    request: Request = answer.request
+    lines = [record.getMessage() for record in caplog.records if record.name == "distributed.intake"]
+    assert len(lines) == 4
+    assert all(f"{request.id} (job-7)" in line for line in lines)
+    assert not any(request.text in line for line in lines if request.text)
+    for line, part in zip(lines, ("begins", "runs alone", "log not written", "length"), strict=True):
+        assert part in line
