@@ -38,12 +38,12 @@ def sample(logits: mx.array, rows: Items[RowSampling]) -> list[int]:
 
 
 def _draw_all(logits: mx.array, rows: Items[RowSampling]) -> list[int]:
-    greedy = mx.argmax(logits, axis=-1)
-    if all(row.is_greedy for row in rows):
-        return [int(token) for token in greedy.tolist()]
+    if all(row.is_greedy for row in rows) and mx.default_device() != mx.Device(mx.cpu):
+        return [int(token) for token in mx.argmax(logits, axis=-1).tolist()]  # only ids leave the GPU
     logits = logits.astype(mx.float32)
-    mx.eval(greedy, logits)
-    values, best = np.asarray(logits), greedy.tolist()
+    mx.eval(logits)
+    values = np.asarray(logits)
+    best = values.argmax(axis=-1).tolist()  # 15 times as fast as MLX's CPU build
     return [
         int(best[i]) if row.is_greedy else draw(values[i], int(best[i]), row) for i, row in enumerate(rows)
     ]

@@ -50,7 +50,8 @@ def make_request(text: str = "hello", max_tokens: int = NUM_TOKENS) -> Request:
 def finish(spool: Spool, request: Request) -> Result:
     """Submit and wait for the answer."""
     spool.submit(request)
-    until(lambda: spool.state(request.id) == "done")
+    # The request's file moves beside its result a moment after that is there.
+    until(lambda: spool.state(request.id) == "done" and spool.folder.request(request.id).exists())
     result = spool.read_result(request.id)
     assert result is not None
     return result
