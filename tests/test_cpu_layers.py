@@ -181,7 +181,7 @@ def test_packed_and_half_precision_weights_stay_with_mlx(folder_of: MakeFolder) 
     assert half.cpu is None
 
 
-@pytest.mark.parametrize("width", [7, MAX_WIDTH + BLOCK_WIDTH + 5])
+@pytest.mark.parametrize("width", [7, 24, MAX_WIDTH + BLOCK_WIDTH + 5])
 @pytest.mark.parametrize("num_rows", [1, 2, 5])
 def test_products_of_the_blas(num_rows: int, width: int) -> None:
     """One row takes another routine than several, wide ones go in blocks: it is MLX's product."""

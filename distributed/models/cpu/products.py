@@ -42,8 +42,14 @@ class Blas:
         self._sgemm.restype = self._sgemv.restype = None
 
     def multiply(self, x: Float32Array, weight: Float32Array, weight_address: int) -> Float32Array:
-        """Return x (M, K) times weight (N, K) transposed, (M, N); both contiguous."""
+        """Return x (M, K) times weight (N, K) transposed, (M, N); both contiguous.
+
+        A single row goes twice where the weight is wide: two rows take 0.75 of one row's time then (mkl on an
+        AMD EPYC, 576 deep).
+        """
         (num_rows, depth), width = x.shape, weight.shape[0]
+        if num_rows == 1 and width >= depth:
+            return self.multiply(np.repeat(x, 2, axis=0), weight, weight_address)[:1]
         out = np.empty((num_rows, width), np.float32)
         x_address, out_address = address_of(x), address_of(out)
         if num_rows == 1:
