@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence as Items
 
 from distributed.sequence import Sequence
+from distributed.slots import MIN_REUSED_TOKENS
 
 MAX_CHUNK_ROWS = 16
 # A step costs about as much as this many tokens before its first one (SmolLM2, float32, one core).
 _STEP_TOKENS = 32
-# A prompt waits for another one's chunk only where the copy saves at least so many tokens.
-MIN_COPIED_TOKENS = 8
 
 
 def best_fill(num_left: Items[int], budget: int) -> tuple[int, int]:
@@ -35,5 +34,5 @@ def could_copy(sequence: Sequence, other: Sequence, num_done: int) -> bool:
     """Whether a prompt of which nothing was stepped yet could copy much more once `other` was stepped."""
     if sequence.owner != other.owner or sequence.num_scheduled_tokens != sequence.num_reused_tokens:
         return False
-    end = num_done + MIN_COPIED_TOKENS
+    end = num_done + MIN_REUSED_TOKENS
     return end < len(sequence.token_ids) and sequence.token_ids[:end] == other.token_ids[:end]
