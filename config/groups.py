@@ -263,7 +263,7 @@ class EngineSettings(RootedSettings):
         Auto | Annotated[int, between(1, 64)],
         About(
             "Engine",
-            "Microbatches in flight around the ring.",
+            "Groups of rows that travel round the ring at once; one more may be on its way.",
             allowed="auto (as many as ranks), or a whole number from 1 to 64",
         ),
     ] = "auto"
