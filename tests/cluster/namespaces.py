@@ -178,6 +178,11 @@ class NamespaceHost:
         ports = tuple(sorted(find_listening(self._holder.pid) - {22}))
         return Leftovers(tuple(sorted(lines)), ports, tuple(sorted(files)))
 
+    def has_sessions(self) -> bool:
+        """Whether the ssh daemon still serves a connection."""
+        daemon = self._daemon.pid if self._daemon else None
+        return any(read_command_line(pid).startswith("sshd:") for pid in self.find_pids() if pid != daemon)
+
     def end_processes(self, *, with_daemon: bool = True) -> None:
         """Kill exactly the processes of the host; the one that keeps the host stays."""
         kept = {self._holder.pid} if self._holder else set()

@@ -28,6 +28,7 @@ TESTS = ("__init__.py", "cluster/__init__.py", "cluster/asking.py")
 API_PORT = 8100
 COMMAND_LIMIT_S = 240.0
 CHANGE_LIMIT_S = 120.0
+SESSION_LIMIT_S = 60.0
 
 
 @dataclass
@@ -115,7 +116,14 @@ class RingOnHosts:
         assert said["num_answered"] > 0
 
     def find_leftovers(self) -> dict[str, str]:
-        """What is on the hosts that should not be, by name."""
+        """What is on the hosts that should not be, by name.
+
+        The ssh daemon's own sessions get time: the far end of a connection that was cut stays until TCP's next
+        try to close it, whose distance doubles with each.
+        """
+        deadline = time.monotonic() + SESSION_LIMIT_S
+        while any(host.has_sessions() for host in self.hosts) and time.monotonic() < deadline:
+            time.sleep(0.2)
         within = {self.first.name: ["service", "state", ".cache"]}
         found = {
             host.name: host.find_leftovers(within=within.get(host.name, [WORKER_DIR])) for host in self.hosts
