@@ -16,7 +16,7 @@ load_fast_blas("auto", 1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let tests of real processes, and only these, run once more, after a pause, before they count as failed."""
+    """Let tests of real processes, and only these, run once more (after a pause) before they fail."""
     for item in items:
         is_marked = item.get_closest_marker("slow") or item.get_closest_marker("long")
         if is_marked or item.path.parent.name in REAL_PROCESSES:

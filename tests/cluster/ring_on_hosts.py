@@ -118,8 +118,8 @@ class RingOnHosts:
     def find_leftovers(self) -> dict[str, str]:
         """What is on the hosts that should not be, by name.
 
-        The ssh daemon's own sessions get time: the far end of a connection that was cut stays until TCP's next
-        try to close it, whose distance doubles with each.
+        The ssh daemon's own sessions get time: the far end of a connection that was cut stays until TCP tries
+        again to close it, and each try is twice as far from the one before.
         """
         deadline = time.monotonic() + SESSION_LIMIT_S
         while any(host.has_sessions() for host in self.hosts) and time.monotonic() < deadline:
