@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 EXIT_INTERRUPTED = 130
 QUICK_CLIENTS, QUICK_ROUNDS = (1, 8, 32), 1
 FULL_CLIENTS, FULL_ROUNDS = (1, 8, 16, 32), 2
+QUICK_MINUTES, FULL_MINUTES = 8, 25  # on two quiet cores
 COMPARE = "compare"
 
 
@@ -77,7 +78,9 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="print the raw data instead of a table")
         return command
 
-    _add_compare(add(COMPARE, "ours against mlx_lm.server --pipeline on the same ring, in one run"))
+    _add_compare(
+        add(COMPARE, "ours against mlx_lm.server --pipeline on the same ring, its default and its best flags")
+    )
     agreement = add("agreement", "check parallel answers against their solo runs and against mlx-lm's model")
     _add_load_flags(agreement)
     overhead = add("overhead", "what the file queue costs on an idle service, by SPOOL_DURABILITY")
@@ -105,14 +108,15 @@ def _add_compare(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--quick",
         action="store_true",
-        help=f"clients {_join(QUICK_CLIENTS)} in {QUICK_ROUNDS} round on the ring alone, about 8 minutes; "
-        f"without it clients {_join(FULL_CLIENTS)} in {FULL_ROUNDS} rounds and everything else, about 25",
+        help=f"clients {_join(QUICK_CLIENTS)} in {QUICK_ROUNDS} round on the ring alone, about "
+        f"{QUICK_MINUTES} minutes; without it clients {_join(FULL_CLIENTS)} in {FULL_ROUNDS} rounds and "
+        f"everything else, about {FULL_MINUTES}",
     )
     command.add_argument(
         "--only", type=_words, metavar="NAME,…", help="groups or names of measures, such as second-turn,gap"
     )
     command.add_argument("--clients", type=_counts, metavar="N,N,…", help="how many ask at once")
-    command.add_argument("--rounds", type=_positive, metavar="N", help="ours and the peer in turn, so often")
+    command.add_argument("--rounds", type=_positive, metavar="N", help="ours and the peers in turn, so often")
     command.add_argument("--tokens", type=_positive, default=64, metavar="N", help="an answer (default: 64)")
     command.add_argument("--no-peer", action="store_true", help="ours alone")
     command.add_argument("--no-agreement", action="store_true", help="do not check the answers for mix-ups")

@@ -1,16 +1,17 @@
 """The comparison: ours and its peers in one run, in turn, each stopped while another is timed.
 
 Each round starts a contender afresh, warms it, runs its measures, and stops it; figures are medians over
-rounds. Prompts differ from round to round and are the same for all. Ours and the peer on the same ring take
-turns in every round; what is measured once (other ring sizes, mlx.launch, the mixture of experts) runs in the
-first. At the end the parallel answers of ours are checked for mix-ups (agreement.py).
+rounds. Prompts differ from round to round and are the same for all. Ours and the peer on the same ring, with
+its best and with its default flags, take turns in every round; what is measured once (other ring sizes,
+mlx.launch, the mixture of experts, what no promise is about) runs in the first. At the end some parallel
+answers of ours are checked for mix-ups (agreement.py).
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,15 +20,18 @@ from bench.contender import BenchError, Contender
 from bench.ground import Ground, make_ground, only_one
 from bench.machine import busy_ratio, describe_busy, describe_machine
 from bench.measures import (
+    AGREEMENT_ANSWERS,
     GROUPS,
     Measure,
     choose,
+    for_default_flags,
     make_measures,
     make_moe_measures,
     make_ring_size_measures,
     make_shipped_measure,
 )
 from bench.measuring import NUM_WARM_UP_ASKS, Questions, ask_alone, run_measure, warm_up
+from bench.names import DEFAULT_PEER, DRAFTS, OURS, PEER
 from bench.ours import Ours
 from bench.peers import MlxLmServer
 from bench.progress import Progress
@@ -36,7 +40,6 @@ from bench.records import Record, plain, to_data, write_run
 from bench.report import describe_run, find_doubts, format_figure, ratios
 from cluster.processes import count_cores
 
-OURS, PEER = "ours", "mlx_lm.server"
 MOE_SETTINGS = {
     "MAX_SEQUENCE_LENGTH": ("16384", "a context of 8192 tokens"),
     "MAX_PROMPT_LEN_BYTES": ("200000", "a prompt of 8192 tokens"),
@@ -55,6 +58,11 @@ class Plan:
     only: tuple[str, ...] = GROUPS
     with_peer: bool = True
     with_agreement: bool = True
+
+    @property
+    def checks_agreement(self) -> bool:
+        """There are parallel answers of ours, and they shall be checked."""
+        return self.with_agreement and "throughput" in self.only
 
 
 @dataclass(frozen=True)
@@ -76,9 +84,15 @@ def make_entries(plan: Plan, ground: Ground) -> list[Entry]:
     entries = [
         Entry(Ours(ground, makes_drafts=False), [*shipped, *main], plan.num_rounds, questions),
         Entry(MlxLmServer(ground, most), theirs, plan.num_rounds, questions),
+        Entry(
+            MlxLmServer(ground, most, has_default_flags=True),
+            for_default_flags(theirs),
+            plan.num_rounds,
+            questions,
+        ),
         Entry(MlxLmServer(ground, most, "mlx.launch"), shipped, 1, questions),
     ]
-    drafting = Ours(ground, name="ours, drafts", makes_drafts=True)
+    drafting = Ours(ground, name=DRAFTS, makes_drafts=True)
     entries.append(Entry(drafting, [measure for measure in main if measure.kind == "edits"], 1, questions))
     if "ring-size" in plan.only:
         single = replace(ground, num_ranks=1, num_blas_threads=count_cores())
@@ -112,11 +126,17 @@ class Comparison:
 
     def run(self) -> None:
         """All rounds."""
+        num_checks = 2 if self._plan.checks_agreement else 0
+        self._progress.expect(num_checks + sum(len(measures) for _, measures, _ in self._rounds()))
+        for entry, measures, round_ in self._rounds():
+            self._run_round(entry, measures, round_)
+
+    def _rounds(self) -> Iterator[tuple[Entry, list[Measure], int]]:
         for round_ in range(1, max(entry.num_rounds for entry in self._entries) + 1):
             for entry in self._entries:
                 measures = [measure for measure in entry.measures if round_ == 1 or not measure.is_once]
                 if round_ <= entry.num_rounds and measures:
-                    self._run_round(entry, measures, round_)
+                    yield entry, measures, round_
 
     def _run_round(self, entry: Entry, measures: Sequence[Measure], round_: int) -> None:
         """Start, warm up, measure, stop."""
@@ -132,7 +152,8 @@ class Comparison:
             for measure in measures:
                 record = run_measure(server, contender, measure, round_, entry.questions)
                 self.records.append(record)
-                say(f"{prefix}: {measure.title}: {format_figure(record.figure, measure.unit)}")
+                figure = format_figure(record.figure, measure.unit)
+                self._progress.done(f"{prefix}: {measure.title}: {figure}")
 
     def check_agreement(self, ours: Ours, questions: Questions) -> Agreement | None:
         """Ask what was asked in parallel again, one at a time, and compare; None where nothing was."""
@@ -146,11 +167,15 @@ class Comparison:
         if not greedy:
             return None
         record = max(greedy, key=lambda record: (record.measure.num_clients, record.round))
-        asks = questions.asks_of(record.measure, record.round)
-        self._progress.line(f"the {len(asks)} parallel answers of ours again, one at a time")
+        # Spread over all of them, so that every microbatch has some.
+        every = slice(None, None, max(1, record.measure.num_asks // AGREEMENT_ANSWERS))
+        asks = questions.asks_of(record.measure, record.round)[every]
+        self._progress.line(f"{len(asks)} of the parallel answers of ours again, one at a time")
         solo = ask_alone(ours, asks)
-        self._progress.line("all of them against mlx-lm's own model")
-        return check_agreement(questions.ground, asks, record.result.replies, solo)
+        self._progress.done("the same ones against mlx-lm's own model")
+        agreement = check_agreement(questions.ground, asks, record.result.replies[every], solo)
+        self._progress.done("all is measured")
+        return agreement
 
 
 def run_comparison(plan: Plan, progress: Progress, *, as_json: bool) -> int:
@@ -165,7 +190,7 @@ def run_comparison(plan: Plan, progress: Progress, *, as_json: bool) -> int:
         comparison = Comparison(plan, entries, progress)
         comparison.run()
         agreement = None
-        if plan.with_agreement and "throughput" in plan.only:
+        if plan.checks_agreement:
             agreement = comparison.check_agreement(Ours(ground), Questions(ground, plan.seed))
     data = {
         "kind": "compare",
@@ -180,20 +205,17 @@ def run_comparison(plan: Plan, progress: Progress, *, as_json: bool) -> int:
         "agreement": None if agreement is None else {**asdict(agreement), "lines": agreement.lines()},
         "records": [to_data(record) for record in comparison.records],
     }
-    data = plain({**data, "ratios": ratios(data, OURS, PEER)})
-    data["doubts"] = [*([quiet] if quiet else []), *find_doubts(data, OURS, PEER)]
+    held = {"ratios": ratios(data, OURS, PEER), "ratios_to_default_flags": ratios(data, OURS, DEFAULT_PEER)}
+    data = plain({**data, **held})
+    data["doubts"] = [*([quiet] if quiet else []), *find_doubts(data, OURS, (PEER, DEFAULT_PEER))]
     path = write_run(ground.folder, "compare", data)
     if as_json:
         sys.stdout.write(path.read_text(encoding="utf-8") + "\n")
     else:
         print("\n" + "\n".join(describe_run(data, OURS)))
         print(f"\nRaw data: {path}")
-    has_failed = any(record.summary.num_failed for record in comparison.records if not _breaks_off(record))
+    has_failed = any(record.summary.num_failed for record in comparison.records)
     return 1 if has_failed or (agreement is not None and not agreement.is_good) else 0
-
-
-def _breaks_off(record: Record) -> bool:
-    return record.measure.kind == "gap"
 
 
 def _describe_contenders(entries: Sequence[Entry]) -> list[dict[str, Any]]:

@@ -1,14 +1,15 @@
 """The gap: how long running streams wait for a token while somebody's long prompt is being read.
 
-Some streams run; when each has shown a few tokens, one long prompt is sent; when that has its first token all
-is broken off. Knows no server by name.
+Some streams run; when each has shown a few tokens, one long prompt is sent; when that has its first token,
+and each stream one after it, all is broken off by closing the connections. So a stream is as long as the
+server needs for the prompt, however slow it is, and no longer. Knows no server by name.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from bench.dialects import Ask, Reply
@@ -26,28 +27,53 @@ def run_gap(server: Server, asks: Sequence[Ask], *, limit_s: float) -> LoadResul
 
 async def _run(server: Server, asks: Sequence[Ask], limit_s: float) -> LoadResult:
     replies = [Reply() for _ in asks]
+    *streams, late = replies
     start_s = time.perf_counter()
     tasks = [
         asyncio.create_task(_ask(server, ask, reply, start_s))
-        for ask, reply in zip(asks[:-1], replies[:-1], strict=True)
+        for ask, reply in zip(asks[:-1], streams, strict=True)
     ]
     try:
         async with asyncio.timeout(limit_s):
-            while any(len(reply.text_times_s) < NUM_TOKENS_BEFORE for reply in replies[:-1]):
-                if any(task.done() for task in tasks):
-                    break
-                await asyncio.sleep(LOOK_INTERVAL_S)
-            await _ask(server, asks[-1], replies[-1], start_s)
+            await _wait_until(lambda: _have_all_begun(tasks, streams))
+            tasks.append(asyncio.create_task(_ask(server, asks[-1], late, start_s)))
+            await _wait_until(lambda: tasks[-1].done() or _have_all_gone_on(tasks, streams, late))
     except TimeoutError:
-        replies[-1].error = replies[-1].error or f"no complete answer in {limit_s:g} s"
+        late.error = late.error or f"no first token of the prompt in {limit_s:g} s"
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+    if not late.text_times_s:
+        late.error = late.error or "the prompt was not answered"
     for reply in replies:
         if reply.text_times_s and not reply.end_s:
             reply.end_s = reply.text_times_s[-1]  # broken off: it has no finish_reason
     return LoadResult(replies, time.perf_counter() - start_s)
+
+
+async def _wait_until(is_so: Callable[[], bool]) -> None:
+    """Look again and again: replies are filled by the connections, which tell nobody."""
+    while True:
+        if is_so():
+            return
+        await asyncio.sleep(LOOK_INTERVAL_S)
+
+
+def _have_all_begun(tasks: Sequence[asyncio.Task[None]], streams: Sequence[Reply]) -> bool:
+    """Each stream has shown a few tokens; one that has ended already will show no more."""
+    is_any_over = any(task.done() for task in tasks)
+    return is_any_over or all(len(stream.text_times_s) >= NUM_TOKENS_BEFORE for stream in streams)
+
+
+def _have_all_gone_on(tasks: Sequence[asyncio.Task[None]], streams: Sequence[Reply], late: Reply) -> bool:
+    """The prompt has its first token, and each stream that has not ended one after it."""
+    if not late.text_times_s:
+        return False
+    return all(
+        task.done() or max(stream.text_times_s, default=0.0) > late.text_times_s[0]
+        for task, stream in zip(tasks, streams, strict=False)
+    )
 
 
 async def _ask(server: Server, ask: Ask, reply: Reply, start_s: float) -> None:

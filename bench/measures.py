@@ -10,34 +10,39 @@
     edits         edits                   tokens a second of one stream after its first token; the answers are
                                           forced to be reference edits of code (edits.py)
     moe           moe-N, context-N        tokens a second of N clients; of one stream behind N tokens of
-                                          context; on a seeded random deepseek_v2 (random_model.py)
+                                          context; on a seeded random deepseek_v2 (random_model.py).
+                                          context-8192 takes two minutes: only where it is named
     ring-size     (throughput and ttft again, on one process each)
     shipped       shipped-1               one client, on mlx.launch with the BLAS that MLX brings
 
-`busy` names the measure in which the stages' busy share is recorded: greedy at the most clients.
+`busy` names the measure in which the stages' busy share is recorded: greedy at the most clients. What no
+promise is about is measured in the first round only, unless `--only` has its name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Kind = Literal["load", "prompt", "second-turn", "gap", "edits", "context"]
 LONG_PROMPT_TOKENS = 1350
 LONG_ANSWER_TOKENS = 8
 PROMPT_TOKENS = (340, 680, LONG_PROMPT_TOKENS)
-CONTEXT_TOKENS = (1024, 4096, 8192)
+CONTEXT_TOKENS = (1024, 4096)
+LONG_CONTEXT_TOKENS = 8192
 CONTEXT_ANSWER_TOKENS = 33
 MOE_CLIENTS = (1, 8, 16)
 MOE_ANSWER_TOKENS = 32
 SHIPPED_ANSWER_TOKENS = 16
 FIRST_TURN_TOKENS = 32
 NUM_STREAMS = 4
-STREAM_TOKENS = 200
+STREAM_TOKENS = 1000  # more than any server makes until it has read the prompt; all are broken off then
+PROMISED_CLIENTS = (1, 8)  # and the most
+AGREEMENT_ANSWERS = 8
 NUM_SINGLE_ASKS = 3
 # What a stream without drafts is measured on: its speed does not depend on which tokens they are.
-UNDRAFTED_TOKENS = 64
+UNDRAFTED_TOKENS = 32
 GROUPS = ("throughput", "sampled", "ttft", "second-turn", "gap", "edits", "moe", "ring-size", "shipped")
 QUICK_GROUPS = ("throughput", "sampled", "ttft", "second-turn", "gap")
 
@@ -87,7 +92,14 @@ def make_measures(clients: Sequence[int], max_tokens: int) -> list[Measure]:
     """What both sides run on the same model; the one that leaves streams behind comes last."""
     most = max(clients)
     greedy = [
-        Measure(f"greedy-{count}", count, num_asks(count), max_tokens, records_steps=count == most)
+        Measure(
+            f"greedy-{count}",
+            count,
+            num_asks(count),
+            max_tokens,
+            records_steps=count == most,
+            is_once=count not in (*PROMISED_CLIENTS, most),
+        )
         for count in clients
     ]
     sampled = Measure(f"sampled-{most}", most, num_asks(most), max_tokens, group="sampled", is_sampled=True)
@@ -104,18 +116,30 @@ def make_measures(clients: Sequence[int], max_tokens: int) -> list[Measure]:
 
 def make_prompt_measures(lengths: Sequence[int]) -> list[Measure]:
     """One prompt of each length."""
-    found = []
-    for length in lengths:
-        name = f"prompt-{length}"
-        found.append(
-            Measure(name, 1, 1, LONG_ANSWER_TOKENS, kind="prompt", group="ttft", prompt_tokens=length)
+    return [
+        Measure(
+            f"prompt-{length}",
+            1,
+            1,
+            LONG_ANSWER_TOKENS,
+            kind="prompt",
+            group="ttft",
+            prompt_tokens=length,
+            is_once=length != LONG_PROMPT_TOKENS,
         )
-    return found
+        for length in lengths
+    ]
+
+
+def for_default_flags(measures: Sequence[Measure]) -> list[Measure]:
+    """What the peer runs with its default flags: its own speed where ours was promised against it."""
+    groups = ("throughput", "ttft", "gap")
+    return [measure for measure in measures if measure.group in groups and not measure.is_once]
 
 
 def make_ring_size_measures(clients: Sequence[int], max_tokens: int) -> list[Measure]:
     """What is repeated on a ring of another size."""
-    chosen = [count for count in clients if count in (1, 8, max(clients))]
+    chosen = sorted({min(clients), max(clients)})
     loads = [Measure(f"greedy-{count}", count, num_asks(count), max_tokens) for count in chosen]
     return [*loads, *make_prompt_measures((LONG_PROMPT_TOKENS,))]
 
@@ -132,16 +156,17 @@ def make_moe_measures() -> list[Measure]:
         for count in MOE_CLIENTS
     ]
     contexts = []
-    for length in CONTEXT_TOKENS:
+    for length in (*CONTEXT_TOKENS, LONG_CONTEXT_TOKENS):
         name, tokens = f"context-{length}", CONTEXT_ANSWER_TOKENS
-        contexts.append(Measure(name, 1, 1, tokens, kind="context", group="moe", prompt_tokens=length))
+        group = "long-context" if length == LONG_CONTEXT_TOKENS else "moe"
+        contexts.append(Measure(name, 1, 1, tokens, kind="context", group=group, prompt_tokens=length))
     return [*loads, *contexts]
 
 
 def choose(measures: Sequence[Measure], only: Sequence[str]) -> list[Measure]:
-    """Those whose group or name is wanted; `busy` wants what records steps."""
+    """Those whose group or name is wanted; `busy` wants what records steps. A name wants it in all rounds."""
     return [
-        measure
+        replace(measure, is_once=measure.is_once and (measure.name not in only or measure.name in GROUPS))
         for measure in measures
         if {measure.group, measure.name} & set(only) or (measure.records_steps and "busy" in only)
     ]

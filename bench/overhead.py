@@ -1,11 +1,15 @@
 """What the file queue itself costs on an idle service, with SPOOL_DURABILITY=process and power.
 
-One request at a time with a pause between two, each of one token, streamed from /generate. Four times are
-taken of each:
+One request at a time with a pause between two, each of one token, streamed from /generate. Taken of each:
 
-    posted → claimed     from the client's clock just before it writes the POST to rank 0's clock at the
-                         claim: HTTP, checks, chat template, tokenizing, submit, doorbell, claim
-    accepted → claimed   of that, from the front door's clock just before submit (performance.queue_s)
+    sent → received      from the client's clock just before it writes the POST to the front door's when
+                         the first bytes came out of its socket: the client, the kernel, a wake
+    received → accepted  from there to just before submit (performance.accept_s): HTTP, checks, chat
+                         template, tokenizing
+    accepted → claimed   from there to rank 0's clock at the claim (performance.queue_s): submit, which
+                         power has to sync, doorbell, claim
+    received → claimed   the last two: all that the service itself needs to begin
+    sent → claimed       all three
     logged → token       from rank 0's clock just before it appends the token to the log (it is the only, so
                          the last one) to the client's, when the token's event has come out of the socket:
                          log, doorbell, front door, HTTP
@@ -42,8 +46,11 @@ from spool import Result, Spool
 PAUSE_S = 0.1  # between two requests, so that every process has gone to sleep
 DURABILITIES = ("process", "power")
 TIMES = {
-    "posted_to_claimed_s": "posted → claimed",
+    "sent_to_received_s": "sent → received",
+    "received_to_accepted_s": "received → accepted",
     "accepted_to_claimed_s": "accepted → claimed",
+    "received_to_claimed_s": "received → claimed",
+    "sent_to_claimed_s": "sent → claimed",
     "logged_to_token_s": "logged → token on the socket",
     "logged_to_done_s": "logged → done on the socket",
 }
@@ -53,8 +60,11 @@ TIMES = {
 class Sample:
     """The times of one request, in seconds."""
 
-    posted_to_claimed_s: float
+    sent_to_received_s: float
+    received_to_accepted_s: float
     accepted_to_claimed_s: float
+    received_to_claimed_s: float
+    sent_to_claimed_s: float
     logged_to_token_s: float
     logged_to_done_s: float
 
@@ -64,11 +74,15 @@ def make_sample(reply: Reply, result: Result) -> Sample:
     times = result.performance
     accepted_unix = result.finished_unix - float(times["total_s"])
     logged_unix = accepted_unix + float(times["ttft_s"])
+    accept_s, queue_s = float(times["accept_s"]), float(times["queue_s"])
     # The reply's times are of a monotonic clock: hang them on the wall clock at the sending.
     offset = reply.sent_unix - reply.sent_s
     return Sample(
-        posted_to_claimed_s=accepted_unix + float(times["queue_s"]) - reply.sent_unix,
-        accepted_to_claimed_s=float(times["queue_s"]),
+        sent_to_received_s=accepted_unix - accept_s - reply.sent_unix,
+        received_to_accepted_s=accept_s,
+        accepted_to_claimed_s=queue_s,
+        received_to_claimed_s=accept_s + queue_s,
+        sent_to_claimed_s=accepted_unix + queue_s - reply.sent_unix,
         logged_to_token_s=offset + reply.text_times_s[-1] - logged_unix,
         logged_to_done_s=offset + reply.end_s - logged_unix,
     )

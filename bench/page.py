@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from bench import timeline
+from bench.command_line import FULL_MINUTES, QUICK_MINUTES
 from bench.contender import ROOT, BenchError
-from bench.goals import OURS, Runs, goal_rows
+from bench.goals import Runs, goal_rows, peer_goal_rows
+from bench.names import DEFAULT_PEER, OURS, PEER
 from bench.report import Run, busy_of, describe_ground, figure_rows, latency_rows
 from bench.simulated import make_rows
 
@@ -100,7 +102,11 @@ def make_page(runs: Runs, notes: str, pictures: Sequence[str]) -> str:
         "names its BLAS. A ratio above 1 means that ours is better.",
         _commands(),
         "## Promised and measured\n",
-        "Ratios are to `mlx_lm.server --pipeline` on a ring of the same size that was started by hand.",
+        "Ratios are to `mlx_lm.server --pipeline` on a ring of the same size that was started by hand: once "
+        f"with its own default flags, as its users start it (`{DEFAULT_PEER}`), and once with the flags that "
+        f"are best for it here (`{PEER}`). Settings has the flags of both, with the reasons.",
+        _markdown(peer_goal_rows(runs)),
+        "Of ours alone:",
         _markdown(goal_rows(runs)),
     ]
     if notes:
@@ -112,8 +118,8 @@ def make_page(runs: Runs, notes: str, pictures: Sequence[str]) -> str:
 
 def _commands() -> str:
     return f"""```sh
-{FULL_COMMAND}    # everything, about 25 minutes on two quiet cores
-{FULL_COMMAND} --quick    # about 8 minutes
+{FULL_COMMAND}    # everything, about {FULL_MINUTES} minutes on two quiet cores
+{FULL_COMMAND} --quick    # about {QUICK_MINUTES} minutes
 {FULL_COMMAND} --only second-turn,gap
 {SIMULATED_COMMAND}
 ./launch.sh trace 5 --picture timeline.svg    # of the service that runs

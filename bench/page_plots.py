@@ -10,7 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from bench.goals import OURS, Runs
+from bench.goals import Runs
+from bench.names import OURS
 from bench.plots import PALETTE, new_figure, save_figure
 from bench.report import Run, busy_of, contenders_of, figure, measures_of, records_of
 from bench.timeline import read_spans

@@ -2,8 +2,9 @@
 
 By hand is the strongest of them: mlx.launch takes a core for itself (mlx 0.32.4), and its ranks run with the
 BLAS that MLX brings. The others get the same model folder, BLAS and threads as ours, no seeds (a seed ends
-their batching), warm weights before the clock starts, and the settings in `best_flags`. Their ranks spin on
-their cores when idle, so they must be stopped while anything else is timed.
+their batching), and warm weights before the clock starts. By hand runs twice: with `best_flags`, and with
+`default_flags` as its users start it; the others have the best ones. Their ranks spin on their cores when
+idle, so they must be stopped while anything else is timed.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from bench.contender import ROOT, BenchError, last_lines, uninterrupted
 from bench.dialects import OpenAIChat
 from bench.ground import Ground
 from bench.load import Server
+from bench.names import DEFAULT_PEER, PEER
 from bench.ours import read_blas
 from cluster.ports import free_ring_ports
 from cluster.processes import count_cores
@@ -37,14 +39,21 @@ LOOK_INTERVAL_S = 0.1
 END_GRACE_S = 3.0
 How = Literal["by hand", "one process", "mlx.launch"]
 NAMES: dict[How, str] = {
-    "by hand": "mlx_lm.server",
+    "by hand": PEER,
     "one process": "mlx_lm.server, one process",
     "mlx.launch": "mlx.launch mlx_lm.server",
 }
 BUNDLED_BLAS = "the one that MLX brings"
+UNTOUCHED = ("(its defaults)", "as its users start it; --prefill-step-size is 2048")
+Flags = dict[str, tuple[str, str]]  # value and reason
 
 
-def best_flags(num_clients: int) -> dict[str, tuple[str, str]]:
+def default_flags() -> Flags:
+    """Nothing that changes how fast it is: as its users start it."""
+    return {"--log-level": ("WARNING", "no line for each request")}
+
+
+def best_flags(num_clients: int) -> Flags:
     """The peer's settings with their reasons; the rest are its defaults.
 
     Tried with mlx-lm 0.32.2, SmolLM2-135M in float32, mkl, two ranks on two cores.
@@ -61,14 +70,18 @@ def best_flags(num_clients: int) -> dict[str, tuple[str, str]]:
 class MlxLmServer:
     """mlx_lm.server; on a ring rank 0 alone listens."""
 
-    def __init__(self, ground: Ground, num_clients: int, how: How = "by hand") -> None:
+    def __init__(
+        self, ground: Ground, num_clients: int, how: How = "by hand", *, has_default_flags: bool = False
+    ) -> None:
         """
         Args:
             num_clients: the most that will ask at once.
+            has_default_flags: no flag that tunes it; only by hand has a name for this.
         """
-        self._ground, self._how = ground, how
-        self.name = NAMES[how]
-        self.flags = best_flags(num_clients)
+        assert how == "by hand" or not has_default_flags
+        self._ground, self._how, self._has_default_flags = ground, how, has_default_flags
+        self.name = DEFAULT_PEER if has_default_flags else NAMES[how]
+        self.flags = default_flags() if has_default_flags else best_flags(num_clients)
         self.blas = ""
 
     @property
@@ -106,7 +119,8 @@ class MlxLmServer:
 
     def describe(self) -> Mapping[str, Any]:
         """For the report."""
-        shown = {key: {"value": value, "reason": reason} for key, (value, reason) in self.flags.items()}
+        chosen = {**self.flags, **({"all others": UNTOUCHED} if self._has_default_flags else {})}
+        shown = {key: {"value": value, "reason": reason} for key, (value, reason) in chosen.items()}
         return {"name": self.name, "num_ranks": self.num_ranks, "blas": self.blas, "flags": shown}
 
     def _server_flags(self, port: int) -> list[str]:

@@ -149,13 +149,13 @@ def _title_unit(run: Run, measure: str) -> tuple[str, str]:
     return str(record["title"]), str(record["unit"])
 
 
-def find_doubts(run: Run, ours: str, peer: str) -> list[str]:
+def find_doubts(run: Run, ours: str, peers: Sequence[str]) -> list[str]:
     """What makes a figure doubtful: failed asks, unequal prompts, answers that ended early."""
     doubts = []
     for record in run["records"]:
         what = f"{record['title']}, {record['contender']}, round {record['round']}"
         summary = record["summary"]
-        if summary["num_failed"] and record["kind"] != "gap":
+        if summary["num_failed"]:
             reasons = f"{summary['num_failed']} of {summary['num_asks']} failed: {record['errors'][0]}"
             doubts.append(f"{what}: {reasons}")
         num_tokens, wanted = summary["completion_tokens"], summary["num_asks"] * record["max_tokens"]
@@ -163,7 +163,7 @@ def find_doubts(run: Run, ours: str, peer: str) -> list[str]:
             doubts.append(f"{what}: only {num_tokens} of {wanted} tokens, answers ended early")
         if record.get("extra", {}).get("num_ended_early"):
             doubts.append(f"{what}: a stream had ended before the prompt was read")
-    return doubts + _unequal_prompts(run, ours, peer)
+    return doubts + [doubt for peer in peers for doubt in _unequal_prompts(run, ours, peer)]
 
 
 def _unequal_prompts(run: Run, ours: str, peer: str) -> list[str]:
@@ -174,7 +174,7 @@ def _unequal_prompts(run: Run, ours: str, peer: str) -> list[str]:
         title, kind = first[0]["title"], first[0]["kind"]
         is_same = prompts.get(ours) == prompts.get(peer)
         if ours in prompts and peer in prompts and not is_same and kind not in ("gap", "second-turn"):
-            found.append(f"{title}: prompts have {prompts[ours]} tokens here, {prompts[peer]} there")
+            found.append(f"{title}: prompts have {prompts[ours]} tokens here, {prompts[peer]} on {peer}")
     return found
 
 

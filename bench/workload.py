@@ -36,7 +36,7 @@ def make_asks(measure: Measure, *, seed: int, round_: int, count_tokens: CountTo
     """
     source = random.Random(f"{seed}/{round_}/{measure.name}")
     if measure.kind == "gap":
-        streams = [Ask(prompt, measure.max_tokens) for prompt in make_prompts(source, NUM_STREAMS)]
+        streams = [Ask(prompt, measure.max_tokens) for prompt in make_endless_prompts(source, NUM_STREAMS)]
         return [*streams, Ask(_long(source, count_tokens, measure), LONG_ANSWER_TOKENS)]
     if measure.kind == "second-turn":
         return [Ask(_long(source, count_tokens, measure), FIRST_TURN_TOKENS)]
@@ -67,6 +67,16 @@ def make_prompts(source: random.Random, num_prompts: int) -> list[str]:
     while len(found) < num_prompts:
         found[_make_prompt(source)] = None
     return list(found)
+
+
+def make_endless_prompts(source: random.Random, num_prompts: int) -> list[str]:
+    """Different prompts that a model goes on answering: a story may end early, numbers do not."""
+    starts = source.sample(range(100, 2000), num_prompts)
+    return [
+        f"Write all whole numbers from {start} up to {start + 3000} in digits, with commas between them, "
+        "and nothing else."
+        for start in starts
+    ]
 
 
 def _make_prompt(source: random.Random) -> str:

@@ -1,9 +1,10 @@
 """`replay ID`: a finished request once more, from its kept file, and the first token that is another one.
 
 What was asked (prompt or ids, params, seed) is in asked/{id}.json, the tokens of then in stream/{id} and
-done/{id}.json, all kept for RESULT_RETENTION_HOURS. The new run is a request of its own, with the same owner,
-in the same queue; the old one is only read. Exit codes: 0 the same tokens, 1 a difference, 2 it cannot be
-replayed. Needs no front door. Knows nothing of how tokens come about.
+done/{id}.json, all kept for RESULT_RETENTION_HOURS, for less where they outgrow RESULT_RETENTION_MB. The new
+run is a request of its own, with the same owner, in the same queue; the old one is only read. Exit codes: 0
+the same tokens, 1 a difference, 2 it cannot be replayed. Needs no front door. Knows nothing of how tokens
+come about.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def read_original(spool: Spool, text: str, retention_hours: float) -> tuple[Requ
     state = spool.state(match[1])
     if state is None:
         raise ReplayRefused(
-            f"no request {match[1]}, or it ended more than RESULT_RETENTION_HOURS={retention_hours:g} ago"
+            f"no request {match[1]}, or it ended more than RESULT_RETENTION_HOURS={retention_hours:g} ago, "
+            "or its result went early (RESULT_RETENTION_MB)"
         )
     if state != "done":
         raise ReplayRefused(f"request {match[1]} is {state}: it can be replayed when it has ended")
@@ -154,7 +156,11 @@ class Replay:
         self._settings, self._spool, self._terminal = settings, spool, terminal
         self._then = then
         self._request = replace(
-            request, id=uuid.uuid4().hex, created_unix=time.time(), client_id=f"replay:{request.id}"
+            request,
+            id=uuid.uuid4().hex,
+            created_unix=time.time(),
+            received_unix=0.0,
+            client_id=f"replay:{request.id}",
         )
         self._log = spool.open_log(self._request.id)
         self._tokens: list[TokenRecord] = []

@@ -154,6 +154,16 @@ class StateSettings(RootedSettings):
         between(0.1, 8760),
         About("State", "Finished answers can be fetched this long.", "hours", is_live=True),
     ] = 24.0
+    result_retention_mb: Annotated[
+        int,
+        between(0, 1 << 30),
+        About(
+            "State",
+            "Most room finished requests may take; the oldest go early, but none in 5 minutes. 0: no limit.",
+            "MiB",
+            is_live=True,
+        ),
+    ] = 1024
 
 
 class RingSettings(RootedSettings):

@@ -113,10 +113,12 @@ class Answer:
     def times(self) -> dict[str, Any]:
         """Return the request's times in seconds and its rates in tokens a second."""
         now, created = time.time(), self.request.created_unix
+        received = self.request.received_unix or created
         first = self.first_token_unix or now
         num_new = self.sequence.num_answer_tokens - self.num_resumed_tokens
         num_prefilled = self.sequence.num_prompt_tokens - self.sequence.num_reused_tokens
         return {
+            "accept_s": round(max(0.0, created - received), 6),
             "queue_s": round(max(0.0, self.claimed_unix - created), 6),
             "prefill_s": round(first - self.claimed_unix, 6),
             "ttft_s": round(max(0.0, first - created), 6),

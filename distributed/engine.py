@@ -17,7 +17,15 @@ import mlx.core as mx
 import numpy as np
 
 from distributed.answers import Answer
-from distributed.frame import Frame, Kind, StageStep, make_step_frame, parse_step
+from distributed.frame import (
+    NUM_INLINE_INTS,
+    Frame,
+    Kind,
+    StageStep,
+    make_step_frame,
+    num_lap_ints,
+    parse_step,
+)
 from distributed.intake import CannotRun, Intake
 from distributed.lifeline import Lifeline
 from distributed.ring import MAX_UNREAD_BYTES, Ring, RingLost, clock_us
@@ -43,6 +51,7 @@ class EngineLimits:
     step_timeout_seconds: float
     shutdown_timeout_seconds: float
     retention_seconds: float
+    retention_bytes: int
 
 
 class Engine:
@@ -63,6 +72,7 @@ class Engine:
         self._num_unread_bytes = 0
         self._unread_bytes: dict[int, int] = {}
         self._num_pings = 0
+        self._unpublished: list[Advance] = []
         self._is_ending = False
         self._last_lap = self._next_scan = self._next_status = self._next_ping = self._next_sweep = (
             time.monotonic()
@@ -88,6 +98,7 @@ class Engine:
             poll_interval_seconds=float(values.get("POLL_INTERVAL", limits.poll_interval_seconds)),
             retention_seconds=3600
             * float(values.get("RESULT_RETENTION_HOURS", limits.retention_seconds / 3600)),
+            retention_bytes=2**20 * int(values.get("RESULT_RETENTION_MB", limits.retention_bytes // 2**20)),
         )
 
     def step(self, wakeup: int, *, takes_requests: bool) -> None:
@@ -123,6 +134,7 @@ class Engine:
         while self._scheduler.in_flight:  # their tokens are logged, and nothing is sent after STOP
             self._lifeline.expect(self._limits.step_timeout_seconds, self._status.step)
             self._receive_frame()
+        self._publish()
         self._intake.close()
         self._ring.send(Frame(Kind.STOP, self._ring.epoch))
         while self._receive_frame().kind is not Kind.STOP:
@@ -131,6 +143,7 @@ class Engine:
 
     def _scan(self, takes_requests: bool) -> None:
         """Look at the spool: cancellations first, then as many requests as the tables have rows."""
+        self._publish()
         for answer in self._intake.cancelled():
             self._scheduler.finish(answer.sequence)
             self._intake.end(answer, "cancelled")
@@ -188,7 +201,8 @@ class Engine:
             raise RingLost(f"step {frame.step} came back where {microbatch.number} was expected")
         self._num_unread_bytes -= self._unread_bytes.pop(microbatch.number)
         step, ids = parse_step(frame)
-        output = self._stage.run(step, mx.array(ids) if hidden is None else hidden)
+        self._begin_next()
+        output = self._stage.run(step, mx.array(ids) if hidden is None else hidden, self._publish)
         tokens = self._sample(microbatch, step, output)
         advanced = self._scheduler.postprocess(microbatch, tokens)
         self._credit(microbatch, frame, clock_us() - start_us)
@@ -197,7 +211,17 @@ class Engine:
             if advance.sequence.ended_by is not None:
                 self._scheduler.finish(advance.sequence)
         self._launch()
-        self._publish(advanced)
+        self._unpublished = advanced
+        # The next step's layers leave this thread free, and the ring need not wait for files.
+        if not (self._stage.works_aside and self._ring.is_readable()):
+            self._publish()
+
+    def _begin_next(self) -> None:
+        """Let the next frame come in while this one's layers run; its size is known where a step is next."""
+        if len(self._scheduler.in_flight) > 1 and not self._num_pings:
+            following = self._scheduler.in_flight[1]
+            if num_lap_ints(len(following.rows), len(following.copies)) <= NUM_INLINE_INTS:
+                self._ring.begin_recv((len(following.rows), following.num_tokens))
 
     def _sample(self, microbatch: Microbatch, step: StageStep, output: mx.array) -> Drawn:
         """Draw a token after the last known token, and after each guess, of every row that wants one."""
@@ -227,8 +251,9 @@ class Engine:
         for sequence in running:
             self._intake.answer_of(sequence).credit(busy_us, len(running))
 
-    def _publish(self, advanced: list[Advance]) -> None:
+    def _publish(self) -> None:
         """Log the new tokens, end what is at its end, wake the front doors."""
+        advanced, self._unpublished = self._unpublished, []
         answers = [self._intake.answer_of(advance.sequence) for advance in advanced]
         self._intake.log_tokens(
             (answer, advance.token_ids) for answer, advance in zip(answers, advanced, strict=True)
@@ -254,7 +279,7 @@ class Engine:
             self._ring.send(Frame(Kind.HELLO, self._ring.epoch))
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_SECONDS
-            self._intake.sweep(self._limits.retention_seconds)
+            self._intake.sweep(self._limits.retention_seconds, self._limits.retention_bytes)
         if now >= self._next_status:
             self._next_status = now + STATUS_SECONDS
             self._intake.retry_unwritten()
@@ -271,6 +296,7 @@ class Engine:
         status.kv["num_tokens"] = scheduler.slots.num_kv_tokens
         status.kv["num_kept_tokens"] = scheduler.slots.num_kept_tokens
         status.tokens, status.requests = self._intake.tokens, self._intake.num_ended
+        status.results = self._intake.results
         status.publish()
 
 

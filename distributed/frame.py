@@ -183,9 +183,13 @@ def with_hidden(frame: Frame) -> Frame:
     return replace(frame, flags=(frame.flags | FLAG_HIDDEN) & ~FLAG_IDS, payload=head)
 
 
+def num_lap_ints(num_rows: int, num_copies: int) -> int:
+    """Payload ints that every stage needs, rows and copies: all that a frame has behind the first stage."""
+    return 3 * num_rows + 4 * num_copies
+
+
 def _num_head_ints(frame: Frame) -> int:
-    """Payload ints that every stage needs: rows and copies."""
-    return 3 * frame.num_rows + 4 * frame.num_copies
+    return num_lap_ints(frame.num_rows, frame.num_copies)
 
 
 def make_json_frame(kind: Kind, body: Any, *, epoch: int, flags: int = 0) -> Frame:

@@ -27,6 +27,7 @@ from spool import (
     Result,
     SpoolOwner,
     SpoolUnavailable,
+    Swept,
     TokenRecord,
     Usage,
 )
@@ -88,6 +89,7 @@ class Intake:
         self._has_trouble = False
         self._solo: set[Answer] = set()
         self.num_ended: dict[str, int] = {"stop": 0, "length": 0, "cancelled": 0, "error": 0}
+        self.results = {"num_bytes": 0, "removed_by_age": 0, "removed_by_size": 0}
         self.tokens = {"prompt_tokens": 0, "generation_tokens": 0, "cached_tokens": 0}
 
     def answer_of(self, sequence: Sequence) -> Answer:
@@ -189,9 +191,9 @@ class Intake:
         for _ in range(len(self._unwritten)):
             self._writer.submit(self._complete, *self._unwritten.popleft())
 
-    def sweep(self, retention_seconds: float) -> None:
-        """Remove results older than the retention, and leftovers, beside the steps."""
-        self._writer.submit(self._owner.sweep, time.time(), retention_seconds)
+    def sweep(self, retention_seconds: float, max_bytes: int) -> None:
+        """Remove results older than the retention or above the bytes, and leftovers, beside the steps."""
+        self._writer.submit(self._sweep, retention_seconds, max_bytes)
 
     def close(self) -> None:
         """Wait for the results under way; put open answers back, to go on in the next life."""
@@ -297,6 +299,34 @@ class Intake:
             self._unwritten.append((claim, result))
         else:
             self._owner.ring_doors()
+
+    def _sweep(self, retention_seconds: float, max_bytes: int) -> None:
+        try:
+            swept = self._owner.sweep(time.time(), retention_seconds, max_bytes)
+        except SpoolUnavailable as error:
+            logger.warning("old results are not removed: %s", error)
+            return
+        by_age, by_size = self.results["removed_by_age"], self.results["removed_by_size"]
+        self.results = {
+            "num_bytes": swept.num_kept_bytes,
+            "removed_by_age": by_age + swept.num_results_by_age,
+            "removed_by_size": by_size + swept.num_results_by_size,
+        }
+        _log_sweep(swept, max_bytes)
+
+
+def _log_sweep(swept: Swept, max_bytes: int) -> None:
+    """Write how many results are gone; leftovers are nobody's business."""
+    if not swept.num_results_by_age and not swept.num_results_by_size:
+        return
+    logger.info(
+        "%d results removed by age, %d early for RESULT_RETENTION_MB=%d; %d stay and hold %.1f MiB",
+        swept.num_results_by_age,
+        swept.num_results_by_size,
+        max_bytes // 2**20,
+        swept.num_kept_results,
+        swept.num_kept_bytes / 2**20,
+    )
 
 
 def _cancelled(request: Request) -> Result:

@@ -123,6 +123,7 @@ def serve_rank0(start: RankStart, settings: Settings, lifeline: Lifeline, owner:
             step_timeout_seconds=settings.step_timeout,
             shutdown_timeout_seconds=settings.shutdown_timeout,
             retention_seconds=settings.result_retention_hours * 3600,
+            retention_bytes=settings.result_retention_mb * 2**20,
         )
         engine = Engine(ring, stage, scheduler, intake, status, lifeline, limits)
         lifeline.on_settings(engine.on_settings)

@@ -1,4 +1,4 @@
-"""The ring: frames from one rank to the next over MLX's ring backend. Three calls: `send`, `wait`, `recv`.
+"""The ring: frames from one rank to the next over MLX's ring backend: `send`, `wait`, `recv`, `begin_recv`.
 
 Knows frames and descriptors, nothing of what they mean. Rank r receives from r + 1 and sends to r - 1 (rank 0
 to the last rank), so a microbatch makes one lap: 0 -> N-1 -> ... -> 1 -> 0. No collectives.
@@ -64,6 +64,8 @@ class Ring(Protocol):
 
     def is_readable(self) -> bool: ...
 
+    def begin_recv(self, hidden: tuple[int, int] | None = None) -> None: ...
+
     def recv(self) -> tuple[Frame, mx.array | None]: ...
 
     def flush(self) -> None: ...
@@ -93,6 +95,9 @@ class LoopbackRing:
 
     def is_readable(self) -> bool:
         return bool(self._frames)
+
+    def begin_recv(self, hidden: tuple[int, int] | None = None) -> None:
+        """Nothing ever takes time to arrive."""
 
     def wait(self, timeout: float | None, others: Iterable[int] = ()) -> set[int]:
         """Return the ready ones of `others`; at once if a frame is here."""
@@ -128,6 +133,7 @@ class MlxRing:
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
         self._shape: HiddenShape | None = None
+        self._begun: deque[mx.array] = deque()  # parts of the next frame, on their way in
 
     def set_hidden_shape(self, shape: HiddenShape) -> None:
         """Tell width and type of the hidden states, the same on all ranks."""
@@ -150,7 +156,24 @@ class MlxRing:
                     )
 
     def is_readable(self) -> bool:
-        return bool(self._poll.poll(0))
+        return bool(self._begun or self._poll.poll(0))
+
+    def begin_recv(self, hidden: tuple[int, int] | None = None) -> None:
+        """Let the next frame come in while the caller computes, if it has begun to arrive.
+
+        A frame's two parts cost a change of threads each, some tenths of a millisecond beside a busy stage.
+
+        Args:
+            hidden: (rows, tokens) of its hidden states, where the caller knows that a frame with these and
+                without a message 2 is next; None: only its block comes in.
+        """
+        if self._begun or not self.is_readable():
+            return
+        with _lost_on_error("receive"):
+            self._begun.append(self._start_recv((NUM_BLOCK_INTS,), mx.int32))
+            if hidden is not None:
+                assert self._shape is not None, "set_hidden_shape comes before the first step"
+                self._begun.append(self._start_recv((*hidden, self._shape.hidden_size), self._shape.dtype))
 
     def wait(self, timeout: float | None, others: Iterable[int] = ()) -> set[int]:
         """Wait until a frame begins, one of the descriptors `others` is readable, or the time is over.
@@ -161,7 +184,7 @@ class MlxRing:
         Raises:
             RingLost: the neighbour that only listens to us has gone.
         """
-        ready = _ready(self._selector, others, timeout)
+        ready = _ready(self._selector, others, 0.0 if self._begun else timeout)
         if self._silent.fileno() in ready:
             raise RingLost(f"the connection to rank {self._to} was lost")
         return ready
@@ -170,14 +193,17 @@ class MlxRing:
         """Receive the frame that `wait` announced, with its hidden states.
 
         Raises:
-            RingLost: the neighbour is gone, or what came is no frame.
+            RingLost: the neighbour is gone, or what came is no frame, or not the one foretold.
         """
         try:
             block = self._recv_ints(NUM_BLOCK_INTS)
             num_rest = num_rest_ints(block, epoch=self.epoch)
-            frame = decode(block, self._recv_ints(num_rest) if num_rest else None)
+            frame = decode(block, self._recv_ints(num_rest) if num_rest and not self._begun else None)
         except (FrameError, ValueError) as error:
             raise RingLost(f"rank {self._from} sent a broken frame: {error}") from error
+        foretold = self._begun[0].shape[:2] if self._begun else None
+        if foretold is not None and not (frame.has_hidden and foretold == (frame.num_rows, frame.num_tokens)):
+            raise RingLost(f"another frame came from rank {self._from} than was foretold")
         return frame, self._recv_hidden(frame) if frame.has_hidden else None
 
     def flush(self) -> None:
@@ -194,11 +220,19 @@ class MlxRing:
         return np.array(self._recv_array((count,), mx.int32), copy=True)
 
     def _recv_array(self, shape: tuple[int, ...], dtype: Any) -> mx.array:
-        if not self._poll.poll(REST_TIMEOUT_SECONDS * 1000):
-            raise RingLost(f"rank {self._from} stopped in the middle of a frame")
         with _lost_on_error("receive"):
-            array = mx.distributed.recv(shape, dtype, self._from, group=self._group, stream=self._recv_stream)
+            if self._begun:
+                array = self._begun.popleft()
+            elif self._poll.poll(REST_TIMEOUT_SECONDS * 1000):
+                array = self._start_recv(shape, dtype)
+            else:
+                raise RingLost(f"rank {self._from} stopped in the middle of a frame")
             mx.eval(array)
+        return array
+
+    def _start_recv(self, shape: tuple[int, ...], dtype: Any) -> mx.array:
+        array = mx.distributed.recv(shape, dtype, self._from, group=self._group, stream=self._recv_stream)
+        mx.async_eval(array)
         return array
 
 

@@ -69,6 +69,7 @@ class RingStatus:
         self.last_lap_unix: float | None = None
         self.tokens = {"prompt_tokens": 0, "generation_tokens": 0, "cached_tokens": 0}
         self.requests = {"stop": 0, "length": 0, "cancelled": 0, "error": 0}
+        self.results: dict[str, int] = {}
         self.queue: dict[str, Any] = {"num_waiting": 0, "num_running": 0, "oldest_wait_s": 0.0}
         self.kv: dict[str, Any] = {"max_tokens": 0, "num_tokens": 0}
 
@@ -91,6 +92,7 @@ class RingStatus:
                 "ranks": self._rank_lines(),
                 "queue": self.queue,
                 "kv": self.kv,
+                "results": self.results,
                 "totals": {**self.tokens, "requests": self.requests},
             },
         )

@@ -21,7 +21,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +179,7 @@ class SimulatedStage(Stage):
         self._simulated, self._rank = simulated, rank
         self._sums: dict[int, Int64Array] = {}  # by table: (rows, tokens)
 
-    def run(self, step: StageStep, inputs: mx.array) -> mx.array:
+    def run(self, step: StageStep, inputs: mx.array, meanwhile: Callable[[], None] | None = None) -> mx.array:
         """Wait for the layers; see Stage.run."""
         num_layers = len(self.model.layers)
         cost_us = self._simulated.stage_us(
@@ -194,6 +194,8 @@ class SimulatedStage(Stage):
         hidden[..., 1] = (digests + num_layers * self._write_kv(step, ids)) % MODULUS
         output = mx.array(hidden)
         mx.eval(output)
+        if meanwhile is not None:
+            meanwhile()
         sleep_until(deadline_ns)
         return output
 

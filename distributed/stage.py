@@ -5,6 +5,7 @@ runs on every rank; only the first has the embedding and only the last the norm 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from typing import Any
 
@@ -27,11 +28,17 @@ class Stage:
     def kv_num_bytes(self) -> int:
         return sum(table.num_bytes for table in self._tables.values())
 
-    def run(self, step: StageStep, inputs: mx.array) -> mx.array:
+    @property
+    def works_aside(self) -> bool:
+        """Whether the layers run on threads of MLX, or on the GPU, and leave this thread free meanwhile."""
+        return self.model.cpu is None
+
+    def run(self, step: StageStep, inputs: mx.array, meanwhile: Callable[[], None] | None = None) -> mx.array:
         """Run the layers and wait for the result.
 
         Args:
             inputs: token ids (B, T) int32 on the first stage, hidden states (B, T, D) on the others.
+            meanwhile: called once, when the layers have been started and before they are waited for.
 
         Returns:
             Hidden states (B, T, D), after the final norm on the last stage.
@@ -45,6 +52,9 @@ class Stage:
             source = self._tables[copy.from_table]
             table.copy_prefix(source, copy.from_slot, copy.to_slot, copy.num_tokens)
         hidden = self.model.forward(inputs, table.begin(step))
+        if meanwhile is not None:
+            mx.async_eval(hidden, table.arrays)
+            meanwhile()
         mx.eval(hidden, table.arrays)
         return hidden
 

@@ -88,6 +88,7 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
         owner=caller.owner,
         priority=draft.priority,
         created_unix=time.time(),
+        received_unix=caller.received_unix,
         client_id=caller.http_id,
     )
     key = caller.idempotency_key
@@ -122,7 +123,10 @@ def _earlier(front: FrontDoor, request_id: str) -> Accepted:
     except CorruptRequest as error:
         raise FrontDoorError("the result of this Idempotency-Key's request is damaged") from error
     if found is None:
-        raise NotFound("the request of this Idempotency-Key is older than RESULT_RETENTION_HOURS")
+        raise NotFound(
+            "the result of this Idempotency-Key's request was just removed (RESULT_RETENTION_HOURS, "
+            "RESULT_RETENTION_MB): ask again, and it runs again"
+        )
     return Accepted(found.id, found.seed, found.created_unix, is_first=False)
 
 

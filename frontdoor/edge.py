@@ -8,6 +8,7 @@ or bodies.
 import ipaddress
 import logging
 import re
+import time
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class Edge:
-    """ASGI middleware; leaves `request_id` and `is_request_id_new` in `scope["state"]`."""
+    """ASGI middleware; leaves `request_id`, `is_request_id_new`, and `received_unix` in `scope["state"]`."""
 
     def __init__(self, app: ASGIApp, *, own_names: frozenset[str]) -> None:
         self._app = app
@@ -39,7 +40,9 @@ class Edge:
         given = headers.get("x-request-id")
         is_new = given is None or _SANE_ID.fullmatch(given) is None
         request_id = uuid.uuid4().hex if given is None or is_new else given
-        scope.setdefault("state", {}).update(request_id=request_id, is_request_id_new=is_new)
+        state = scope.setdefault("state", {})
+        state.update(request_id=request_id, is_request_id_new=is_new)
+        state.setdefault("received_unix", time.time())  # by the connection, where it is ours
         has_started = False
 
         async def send_with_id(message: Message) -> None:

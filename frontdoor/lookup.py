@@ -80,7 +80,8 @@ def find(spool: Spool, request_id: str) -> Found | None:
 
 def unknown() -> NotFound:
     """What a client is told of a request that it may not know of, or that nobody does."""
-    return NotFound("no such request, or its result is older than RESULT_RETENTION_HOURS")
+    limits = "RESULT_RETENTION_HOURS, RESULT_RETENTION_MB"
+    return NotFound(f"no such request, or its result was removed ({limits})")
 
 
 def _of_result(result: Result) -> Found:

@@ -51,6 +51,7 @@ class RingCollector(Collector):
         if ring:
             yield from _of_queue(ring)
             yield from _of_totals(_mapping(ring.get("totals")))
+            yield from _of_results(_mapping(ring.get("results")))
             yield from _of_ranks(ring, is_ready=is_ready)
 
 
@@ -77,6 +78,18 @@ def _of_totals(totals: Mapping[str, Any]) -> Iterator[Metric]:
     for reason, count in _mapping(totals.get("requests")).items():
         finished.add_metric([str(reason)], _number(count))
     yield finished
+
+
+def _of_results(results: Mapping[str, Any]) -> Iterator[Metric]:
+    yield _gauge(
+        "ring_results_bytes", "Room that finished requests take, at the last sweep.", results.get("num_bytes")
+    )
+    removed = CounterMetricFamily(
+        "ring_results_removed", "Results removed by age, or early by size.", labels=["reason"]
+    )
+    for reason in ("age", "size"):
+        removed.add_metric([reason], _number(results.get(f"removed_by_{reason}")))
+    yield removed
 
 
 def _of_ranks(ring: Mapping[str, Any], *, is_ready: bool) -> Iterator[Metric]:

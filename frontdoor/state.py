@@ -67,11 +67,16 @@ def front_door(http: Request) -> FrontDoor:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks, and under which ids. `request_id` is new for each HTTP request, whatever the client sends."""
+    """Who asks, when, and under which ids.
+
+    `request_id` is new for each HTTP request, whatever the client sends; `received_unix` is when its first
+    bytes came.
+    """
 
     owner: str
     http_id: str
     request_id: str
+    received_unix: float
     idempotency_key: str | None = None
 
 
@@ -87,7 +92,8 @@ def caller(http: Request) -> Caller:
             "Idempotency-Key must have 1 to 255 visible ASCII characters", param="Idempotency-Key"
         )
     made_here = http.state.request_id if http.state.is_request_id_new else uuid.uuid4().hex
-    return Caller(str(http.state.owner), str(http.state.request_id), str(made_here), key)
+    state = http.state
+    return Caller(str(state.owner), str(state.request_id), str(made_here), float(state.received_unix), key)
 
 
 def owner_of(http: Request) -> str:

@@ -4,7 +4,8 @@ answered.
 Front doors use `Spool` (submit, cancel, look up, follow tokens), rank 0 uses `SpoolOwner` (claim, complete,
 recover). Files: folder.py (where things lie, what may be a spool), names.py, messages.py (Request, Result),
 idempotency.py, token_log.py, doorbell.py (waking); for the owner by_hand.py (prompt files), results.py,
-quarantine.py, sweep.py (age); errors.py, fsio.py (every system call). It never imports MLX and knows no HTTP.
+quarantine.py, sweep.py (age and room); errors.py, fsio.py (every system call). It never imports MLX and knows
+no HTTP.
 """
 
 from spool.by_hand import HandDefaults
@@ -24,6 +25,7 @@ from spool.messages import FinishReason, Request, Result, SamplingParams, Usage
 from spool.names import MAX_SOLO_CRASHES, EntryName, check_id, is_id
 from spool.owner import Claim, SpoolOwner
 from spool.spool import Depth, DiskLimits, Durability, Spool, State
+from spool.sweep import Swept
 from spool.token_log import LogHeader, TokenLogReader, TokenLogWriter, TokenRecord, replay
 
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "SpoolRefused",
     "SpoolUnavailable",
     "State",
+    "Swept",
     "TokenLogReader",
     "TokenLogWriter",
     "TokenRecord",

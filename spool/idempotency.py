@@ -68,6 +68,7 @@ def hash_body(request: Request) -> str:
         token_ids=request.token_ids if request.text is None else None,
         tokenizer_hash=None,
         created_unix=0.0,
+        received_unix=0.0,
         client_id="",
     )
     return hashlib.sha256(asked.to_json()).hexdigest()

@@ -28,6 +28,7 @@ VERSION = 1
 T = TypeVar("T")
 _RETIRED_FIELDS = frozenset({"deadline_unix"})
 _SANE_CLIENT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "cancelled", "error")
 _FILE = re.compile(
@@ -76,6 +77,7 @@ class Request:
     """One question. text or token_ids is there; token_ids count only with the tokenizer_hash they are of.
 
     With is_chat, text is a user's message that rank 0 puts into the chat template; else it is final.
+    received_unix is when the client's bytes came (0: by no client), created_unix is just before submit.
     client_id is what the client calls the request (X-Request-Id), for logs only. forced_token_ids is the
     answer, whatever the model would say: for measuring (`bench`); no HTTP route sets it.
     """
@@ -89,6 +91,7 @@ class Request:
     owner: str = ""
     priority: int = 5
     created_unix: float = 0.0
+    received_unix: float = 0.0
     is_chat: bool = False
     client_id: str = ""
     forced_token_ids: tuple[int, ...] | None = None
@@ -128,6 +131,7 @@ class Request:
                 "owner": _text,
                 "priority": _integer,
                 "created_unix": _number,
+                "received_unix": _number,
                 "is_chat": _flag,
                 "client_id": _text,
                 "forced_token_ids": _integers_or_none,
@@ -219,7 +223,7 @@ class Result:
 
 def seal(kind: str, body: dict[str, Any]) -> bytes:
     """A file's content. Raises ValueError for a number that JSON cannot hold (NaN)."""
-    inner = json.dumps(body, separators=(",", ":"), allow_nan=False).encode("ascii")
+    inner = _ENCODER.encode(body).encode("ascii")
     return b'{"version":%d,"kind":"%s","crc32":"%08x","body":%s}\n' % (
         VERSION,
         kind.encode(),

@@ -35,7 +35,7 @@ from spool.names import MAX_SOLO_CRASHES, EntryName, check_id, is_entry_name, is
 from spool.quarantine import Quarantine
 from spool.results import ResultWriter, make_failed
 from spool.spool import MAX_REQUEST_BYTES, Spool
-from spool.sweep import sweep
+from spool.sweep import Swept, sweep
 from spool.token_log import LogHeader, TokenLogWriter, read_log
 
 _MAX_NOTE_BYTES = 64
@@ -244,11 +244,16 @@ class SpoolOwner:
         """Wake every front door: there are new tokens or results. How many heard."""
         return ring_all(self._folder.bell, DOOR_PREFIX, self._fs)
 
-    def sweep(self, now: float, retention_seconds: float) -> int:
-        """Remove what is older than the retention, and leftovers; how many. `now` is in Unix seconds."""
+    def sweep(self, now: float, retention_seconds: float, max_bytes: int = 0) -> Swept:
+        """Remove what is older than the retention, leftovers, and the oldest results above `max_bytes`.
+
+        Args:
+            now: in Unix seconds.
+            max_bytes: what finished requests may hold; 0: as much as they like.
+        """
         assert self._is_recovered, "sweep before recover"
         self._results.restore_ballast()
-        return sweep(self.spool, now, retention_seconds)
+        return sweep(self.spool, now, retention_seconds, max_bytes)
 
     def _waiting(self) -> Iterator[EntryName]:
         """The queue in order. What else lies there is taken in or moved out of the way."""
@@ -277,7 +282,8 @@ class SpoolOwner:
             request = Request.from_json(self._fs.read(path, MAX_REQUEST_BYTES))
             if request.id != name.id:
                 raise CorruptRequest("the id in the file is not the one in its name")
-            name = replace(name, num_tokens=self._num_logged(name.id))
+            num_logged = self._num_logged(name.id)
+            name = replace(name, num_tokens=num_logged) if num_logged != name.num_tokens else name
             with contextlib.suppress(FileExistsError):  # could not be removed when it was answered
                 self._fs.link(path, self._folder.active / name.active)
         except FileNotFoundError:
@@ -303,6 +309,8 @@ class SpoolOwner:
 
     def _is_answered(self, id: str) -> bool:
         """Whether a whole result is there. A damaged one is put aside, and the request runs again."""
+        if not self._fs.exists(self._folder.result(id)):
+            return False
         try:
             return self.spool.read_result(id) is not None
         except CorruptRequest as error:
@@ -311,8 +319,9 @@ class SpoolOwner:
 
     def _num_logged(self, id: str) -> int:
         """How many tokens a request has; none where its log cannot be read, which clears nobody."""
-        with contextlib.suppress(SpoolUnavailable):
-            return len(read_log(self._folder.stream / id, self._fs).records)
+        path = self._folder.stream / id
+        with contextlib.suppress(OSError, SpoolUnavailable):
+            return len(read_log(path, self._fs).records) if self._fs.exists(path) else 0
         return 0
 
     def _requeue(self, moves: list[tuple[EntryName, EntryName]]) -> None:

@@ -13,6 +13,7 @@ request may move on ahead of the scan.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import secrets
@@ -82,6 +83,8 @@ class Spool:
         self.clock = NameClock()
         self._keys = Keys(folder, fs, is_synced=is_synced)
         self._admission_lock = threading.Lock()
+        self._tag = secrets.token_hex(8)  # of this object's temporary files
+        self._counter = itertools.count()
         self._num_admitted = 0
         self._num_admitted_bytes = 0
         self._sizes: dict[str, int] = {}  # of waiting files, by name: a file never changes
@@ -143,7 +146,6 @@ class Spool:
         else:
             path = self._keys.path(request.owner, idempotency_key)
             name = self._submit_once(request, path, body_hash or hash_body(request))
-        ring(self.folder.bell, RANK0, self.fs)
         return name.id
 
     def cancel(self, id: str) -> bool:
@@ -330,6 +332,7 @@ class Spool:
             if self.state(record.id) is not None:
                 with system_trouble("accept a request"):
                     self.make_sure()
+                ring(self.folder.bell, RANK0, self.fs)
                 return record.name
         name = EntryName(request.priority, self.clock.next_ns(), request.id)
         with self._admission(len(request.to_json())):
@@ -341,18 +344,19 @@ class Spool:
         return record.name
 
     def _publish(self, name: EntryName, data: bytes, *, is_shared: bool) -> None:
-        """Make the request's file appear whole in incoming/, or not at all.
+        """Make the request's file appear whole in incoming/, or not at all; wake rank 0.
 
         A shared name is that of a key: whoever links it first publishes for all, and nobody may take it
         back, because another may have told its client already.
         """
-        temporary = self.folder.tmp / f"{os.getpid()}-{secrets.token_hex(8)}"
+        temporary = self.folder.tmp / f"{os.getpid()}-{self._tag}-{next(self._counter)}"
         try:
             self.fs.write_new(temporary, data, is_synced=self.is_synced)
             with contextlib.suppress(FileExistsError):
                 self.fs.link(temporary, self.folder.incoming / name.waiting)
             if self.is_synced:
                 self.fs.sync_folder(self.folder.incoming)
+            ring(self.folder.bell, RANK0, self.fs)  # never raises; what is left to do here can wait
         except OSError as error:
             if not is_shared:
                 self._withdraw(name)

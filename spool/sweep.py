@@ -1,16 +1,21 @@
-"""Housekeeping: what may go from the spool, by age. Only rank 0 sweeps, between steps.
+"""Housekeeping: what may go from the spool, by age and by room. Only rank 0 sweeps, between steps.
 
 A result goes when it is older than the retention; its token log and its request's file go just before it, and
-with them the idempotency key they had. What still waits or is worked on is never touched, nor is anything
-young, but for requests kept after their end: they go early where the disk is nearly full. Ages are by the
-files' own times, against the `now` that the caller believes in.
+with them the idempotency key they had. Where what finished requests hold (result, log, request, in blocks of
+4 KiB as disks give out room) is more than allowed, the oldest results go early in the same way, but none that
+ended less than GRACE_SECONDS ago: its client may be about to fetch it. What still waits or is worked on is
+never touched, nor is anything young, but for requests kept after their end: they go early where the disk is
+nearly full. Ages are by the files' own times, against the `now` that the caller believes in. Each file is
+looked at once a sweep, whatever the limits.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from spool.errors import CorruptRequest, system_trouble
@@ -19,28 +24,67 @@ from spool.names import id_of, is_entry_name, is_id
 from spool.spool import Spool
 
 STALE_SECONDS = 3600.0  # nothing is being written for that long
+GRACE_SECONDS = 300.0  # to come back for a result after a lost connection, or between two looks
+BLOCK_BYTES = 4096
 _log = logging.getLogger(__name__)
 
 
-def sweep(spool: Spool, now: float, retention_seconds: float) -> int:
-    """Remove what is old: results with their logs and keys, leftovers, quarantine; how many."""
+@dataclass(frozen=True)
+class Swept:
+    """What one sweep did. A result is counted once, with all that went with it; files counts everything."""
+
+    num_files: int
+    num_results_by_age: int
+    num_results_by_size: int
+    num_kept_results: int
+    num_kept_bytes: int
+
+
+@dataclass(frozen=True, order=True)
+class _Finished:
+    """A result that is young enough to stay, and what it holds with its log and request; oldest first."""
+
+    modified_unix: float
+    id: str
+    num_bytes: int
+
+
+def sweep(spool: Spool, now: float, retention_seconds: float, max_bytes: int = 0) -> Swept:
+    """Remove what is old: results with their logs and keys, leftovers, quarantine.
+
+    Args:
+        max_bytes: what finished requests may hold; the oldest go until they do. 0: as much as they like.
+    """
     with system_trouble("sweep"):
         # A request whose end was swept must not come back when a power cut undoes the removal of its names.
         spool.make_sure()
     folder, broom = spool.folder, _Broom(spool, now, retention_seconds)
-    return (
-        _remove_each(spool, folder.done, broom.remove_result)
-        + _remove_each(spool, folder.stream, broom.remove_log)
+    num_results_by_age = _remove_each(spool, folder.done, broom.remove_result)
+    early = broom.choose_early(max_bytes)
+    # A key before its result: who asks under it in between begins anew, and keeps the key.
+    num_files = _remove_each(spool, folder.idem, broom.remove_key)
+    num_results_by_size = _remove_each(spool, folder.done, broom.remove_early, early)
+    num_files += (
+        _remove_each(spool, folder.stream, broom.remove_log)
         + _remove_each(spool, folder.asked, broom.remove_request)
-        + _remove_each(spool, folder.idem, broom.remove_key)
         + _remove_each(spool, folder.cancel, broom.remove_marker)
         + _remove_each(spool, folder.tmp, broom.remove_temporary)
         + _remove_each(spool, folder.bad, broom.remove_bad)
     )
+    return Swept(
+        num_files=num_files + num_results_by_age + num_results_by_size,
+        num_results_by_age=num_results_by_age,
+        num_results_by_size=num_results_by_size,
+        num_kept_results=len(broom.kept),
+        num_kept_bytes=sum(finished.num_bytes for finished in broom.kept.values()),
+    )
 
 
 class _Broom:
-    """What may go of each folder; each method removes a path, or returns False where it has to stay."""
+    """What may go of each folder; each method removes a path, or returns False where it has to stay.
+
+    `kept` are the results that stay, by id; known when done/ has been offered.
+    """
 
     def __init__(self, spool: Spool, now: float, retention_seconds: float) -> None:
         self._fs = spool.fs
@@ -51,36 +95,75 @@ class _Broom:
         names = [name for part in (self._folder.active, self._folder.incoming) for name in spool.names(part)]
         self._living = set(map(id_of, filter(is_entry_name, names)))
         self._is_disk_low = _is_disk_low(spool)
+        self.kept: dict[str, _Finished] = {}
+        self._early: set[str] = set()
+        self._early_until_unix = -math.inf
 
     def remove_result(self, path: Path) -> bool:
         id = path.name.removesuffix(".json")
-        if id in self._living or not self._is_old(path, self._retention_seconds):
+        if id in self._living:
             return False
+        info = self._fs.stat(path)
+        if self._now - info.st_mtime <= self._retention_seconds:
+            if is_id(id):
+                num_bytes = _blocks(info.st_size) + self._room_beside(id)
+                self.kept[id] = _Finished(info.st_mtime, id, num_bytes)
+            return False
+        return self._remove_answered(id, path)
+
+    def choose_early(self, max_bytes: int) -> list[str]:
+        """Choose the oldest results whose removal makes what stays fit; the names of their files."""
+        num_excess = sum(finished.num_bytes for finished in self.kept.values()) - max_bytes
+        if max_bytes == 0 or num_excess <= 0:
+            return []
+        for finished in sorted(self.kept.values()):
+            if num_excess <= 0 or self._now - finished.modified_unix <= GRACE_SECONDS:
+                break
+            num_excess -= finished.num_bytes
+            self._early.add(finished.id)
+            self._early_until_unix = finished.modified_unix
+        return [f"{id}.json" for id in self._early]
+
+    def remove_early(self, path: Path) -> bool:
+        id = path.name.removesuffix(".json")
+        is_removed = self._remove_answered(id, path)
+        del self.kept[id]
+        return is_removed
+
+    def _remove_answered(self, id: str, path: Path) -> bool:
+        """The result last: what is left of it after a crash is found by its result."""
         if is_id(id):
             self._fs.unlink(self._folder.stream / id)
             self._fs.unlink(self._folder.request(id))
         return self._fs.unlink(path)
 
     def remove_log(self, path: Path) -> bool:
+        if path.name in self.kept:
+            return False
         is_old = self._is_old(path, self._retention_seconds)
         return is_old and not self._has_owner(path.name) and self._fs.unlink(path)
 
     def remove_request(self, path: Path) -> bool:
         """Of an answered one: without its result it is of no use, and on a full disk of the least."""
         id = path.name.removesuffix(".json")
-        if id in self._living:
+        if id in self._living or (id in self.kept and not self._is_disk_low):
             return False
         is_old = self._is_old(path, self._retention_seconds) and not self._has_owner(id)
         return (is_old or self._is_disk_low) and self._fs.unlink(path)
 
     def remove_key(self, path: Path) -> bool:
-        if not self._is_old(path, self._retention_seconds):
+        """Of a removed result. A key is older than the end of its request: the others need not be read."""
+        modified_unix = self._fs.stat(path).st_mtime
+        is_old = self._now - modified_unix > self._retention_seconds
+        if not is_old and modified_unix > self._early_until_unix:
             return False
         try:
             record = self._keys.find(path)
         except CorruptRequest:
             record = None
-        return not (record and self._has_owner(record.id)) and self._fs.unlink(path)
+        if record is not None and record.id in self._early:
+            return self._fs.unlink(path)
+        return is_old and not (record and self._has_owner(record.id)) and self._fs.unlink(path)
 
     def remove_marker(self, path: Path) -> bool:
         return path.name not in self._living and self.remove_temporary(path)
@@ -100,6 +183,21 @@ class _Broom:
     def _has_owner(self, id: str) -> bool:
         return id in self._living or self._fs.exists(self._folder.result(id))
 
+    def _room_beside(self, id: str) -> int:
+        """What log and request of an answered one hold; a request that is about to go does not count."""
+        paths = [self._folder.stream / id]
+        if not self._is_disk_low:
+            paths.append(self._folder.request(id))
+        num_bytes = 0
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                num_bytes += _blocks(self._fs.stat(path).st_size)
+        return num_bytes
+
+
+def _blocks(num_bytes: int) -> int:
+    return -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES
+
 
 def _is_disk_low(spool: Spool) -> bool:
     """Whether so little is left that nothing is accepted any more."""
@@ -110,10 +208,12 @@ def _is_disk_low(spool: Spool) -> bool:
     return False
 
 
-def _remove_each(spool: Spool, folder: Path, remove: Callable[[Path], bool]) -> int:
-    """Offer everything in a folder; what cannot be removed now is offered again next time."""
+def _remove_each(
+    spool: Spool, folder: Path, remove: Callable[[Path], bool], names: Iterable[str] | None = None
+) -> int:
+    """Offer everything in a folder, or these names of it; what cannot go now is offered again next time."""
     num_removed = 0
-    for name in spool.names(folder):
+    for name in spool.names(folder) if names is None else names:
         try:
             num_removed += remove(folder / name)
         except FileNotFoundError:

@@ -114,6 +114,7 @@ class FakeEngine:
             "queue": {"num_waiting": 0, "num_running": 0, "oldest_wait_s": 0.0},
             "kv": {"max_tokens": 100, "num_tokens": 25},
             "totals": totals,
+            "results": {"num_bytes": 12288, "removed_by_age": 2, "removed_by_size": 5},
         }
         write_json(self._run_dir / "ring.json", {**status, **members})
 

@@ -22,15 +22,19 @@ from bench.http_stream import Event, EventReader
 from bench.load import Server, run_load
 from bench.machine import describe_busy, describe_machine
 from bench.measures import (
+    GROUPS,
     LONG_PROMPT_TOKENS,
     Measure,
     all_names,
     choose,
+    for_default_flags,
     make_measures,
     make_moe_measures,
     make_prompt_measures,
 )
 from bench.overhead import make_rows, make_sample
+from bench.peers import best_flags, default_flags
+from bench.progress import Progress
 from bench.records import plain, to_data, write_run
 from bench.summary import median, percentile, summarize
 from bench.workload import make_asks, make_prompts, make_second_turn
@@ -168,7 +172,7 @@ def test_prompts_are_the_same_for_a_seed_and_never_occur_twice() -> None:
     assert asks(1) == asks(1)
     prompts = [ask.prompt for ask in asks(1) + asks(2)]
     assert len(set(prompts)) == len(prompts) == 2 * (3 + 8 + 32 + 32 + 3 + 1 + 5)
-    assert all(25 <= len(prompt.split()) <= 40 for prompt in prompts if len(prompt) < 1000)
+    assert all(15 <= len(prompt.split()) <= 40 for prompt in prompts if len(prompt) < 1000)
     assert sum(len(prompt.split()) >= LONG_PROMPT_TOKENS for prompt in prompts) == 2 * 3
     assert len(make_prompts(random.Random(1), 500)) == 500
 
@@ -197,6 +201,45 @@ def test_measures_are_chosen_by_group_by_name_and_busy() -> None:
     assert {measure.name for measure in make_moe_measures()} <= set(all_names((1, 32), 64))
 
 
+def test_a_measure_that_is_named_is_not_left_out_of_a_round() -> None:
+    """What no promise is about runs once, unless somebody asks for it."""
+    measures = make_measures((1, 16, 32), 64)
+    once = [measure.name for measure in choose(measures, GROUPS) if measure.is_once]
+    assert once == ["greedy-16", "prompt-340", "prompt-680", "edits"]
+    assert [measure.is_once for measure in choose(measures, ["greedy-16", "edits"])] == [False, True]
+    assert "context-8192" not in [measure.name for measure in choose(make_moe_measures(), GROUPS)]
+
+
+def test_the_peer_with_its_default_flags_runs_what_was_promised_against_it() -> None:
+    """And gets no flag that tunes it."""
+    measures = for_default_flags(choose(make_measures((1, 8, 16, 32), 64), GROUPS))
+    assert [measure.name for measure in measures] == [
+        "greedy-1",
+        "greedy-8",
+        "greedy-32",
+        "prompt-1350",
+        "gap",
+    ]
+    assert set(best_flags(32)) - set(default_flags()) == {
+        "--decode-concurrency",
+        "--prompt-concurrency",
+        "--prefill-step-size",
+        "--prompt-cache-size",
+    }
+
+
+def test_progress_tells_how_many_steps_of_how_many_are_done(capsys: pytest.CaptureFixture[str]) -> None:
+    """Once it knows how many there are."""
+    progress = Progress()
+    progress.line("start")
+    progress.expect(2)
+    progress.line("one")
+    progress.done("two")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition("] ")[2] for line in lines] == ["start", "one", "two"]
+    assert ["0 of 2" in lines[1], "1 of 2" in lines[2], "of" in lines[0]] == [True, True, False]
+
+
 def test_the_worst_gap_is_of_the_time_in_which_the_prompt_is_read() -> None:
     """Waits before and after do not count; a stream that still waits at the end has waited that long."""
     late = Reply(sent_s=10.0, text_times_s=[15.0], end_s=16.0, finish_reason="length")
@@ -210,14 +253,27 @@ def test_the_worst_gap_is_of_the_time_in_which_the_prompt_is_read() -> None:
 
 
 def test_a_gap_breaks_its_streams_off_when_the_prompt_has_its_answer() -> None:
-    """What is broken off is no error."""
-    asks = [*(Ask(f"stream {number}", 2000) for number in range(3)), Ask("long", 2)]
-    with like_ours(Crowd()) as port:
+    """What is broken off is no error; no stream ends before, and each shows what it waited for."""
+    crowd = Crowd()
+    asks = [*(Ask(f"stream {number}", 5000) for number in range(3)), Ask("long", 5000)]
+    with like_ours(crowd) as port:
         result = run_gap(Server("127.0.0.1", port, Generate()), asks, limit_s=20.0)
     assert [reply.error for reply in result.replies] == [None] * 4
-    assert all(6 <= len(reply.text_times_s) < 2000 for reply in result.replies[:-1])
-    assert result.replies[-1].finish_reason == "length"
+    *streams, late = result.replies
+    assert all(6 <= len(stream.text_times_s) < 5000 for stream in streams)
+    assert all(stream.text_times_s[-1] > late.text_times_s[0] for stream in streams)
+    assert [reply.finish_reason for reply in result.replies] == [None] * 4
+    assert (num_ended_early(result.replies), crowd.num_most) == (0, 4)
     assert worst_gap_s(result.replies) > 0
+
+
+def test_a_gap_whose_prompt_is_not_answered_is_an_error() -> None:
+    """Not a gap of nothing."""
+    asks = [Ask("stream", 5000), Ask("refuse", 2)]
+    with like_ours(Crowd()) as port:
+        result = run_gap(Server("127.0.0.1", port, Generate()), asks, limit_s=20.0)
+    assert result.replies[-1].error is not None
+    assert "400" in result.replies[-1].error
 
 
 def test_edits_are_whole_files_that_change_little() -> None:
@@ -273,18 +329,21 @@ def test_raw_data_is_json_without_nan(tmp_path: Path) -> None:
 
 def test_overhead_is_worked_out_from_both_ends_clocks() -> None:
     """The client's times and rank 0's are put on one clock."""
-    times = {"total_s": 0.5, "queue_s": 0.002, "ttft_s": 0.4}
+    times = {"total_s": 0.5, "accept_s": 0.0004, "queue_s": 0.002, "ttft_s": 0.4}
     usage = Usage(5, 1, 0)
     result = Result("0" * 32, "m", "x", (1,), "length", usage, times, None, finished_unix=1000.5)
     # Sent at 999.999, 0.25 s into the load; the token came 0.403 s after rank 0 accepted, the result 0.405 s.
     reply = Reply(sent_s=0.25, sent_unix=999.999, text_times_s=[0.25 + 0.404], end_s=0.25 + 0.406)
     sample = make_sample(reply, result)
-    assert sample.posted_to_claimed_s == pytest.approx(0.003, abs=1e-6)
+    assert sample.sent_to_received_s == pytest.approx(0.0006, abs=1e-6)
+    assert sample.received_to_accepted_s == pytest.approx(0.0004, abs=1e-6)
     assert sample.accepted_to_claimed_s == pytest.approx(0.002, abs=1e-6)
+    assert sample.received_to_claimed_s == pytest.approx(0.0024, abs=1e-6)
+    assert sample.sent_to_claimed_s == pytest.approx(0.003, abs=1e-6)
     assert sample.logged_to_token_s == pytest.approx(0.003, abs=1e-6)
     assert sample.logged_to_done_s == pytest.approx(0.005, abs=1e-6)
     rows = make_rows({"process": [sample, sample]})
-    assert [round(row["median_ms"]) for row in rows] == [3, 2, 3, 5]
+    assert [round(row["median_ms"]) for row in rows] == [1, 0, 2, 2, 3, 3, 5]
 
 
 def test_the_machine_is_described_and_a_busy_one_is_a_doubt() -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from bench.goals import peer_goal_rows
 from bench.load import LoadResult
 from bench.machine import describe_machine
 from bench.measures import Measure, make_measures, make_prompt_measures
+from bench.names import DEFAULT_PEER, PEER
 from bench.page import PAGE, current_page, keep_run, make_page, read_runs
 from bench.records import make_record, write_run
 from bench.report import (
@@ -51,7 +53,7 @@ def test_a_failed_ask_leaves_no_ratio_and_raises_a_doubt() -> None:
     failed = LoadResult([make_reply([1.1], 64), make_reply([], error="refused")], 1.0)
     run = make_run([*records, make_record(2, "peer", measure, failed)])
     assert math.isnan(ratio(run, "greedy-2", "ours", "peer"))
-    assert any("1 of 2 failed: refused" in doubt for doubt in find_doubts(run, "ours", "peer"))
+    assert any("1 of 2 failed: refused" in doubt for doubt in find_doubts(run, "ours", ["peer"]))
 
 
 def test_tables_show_every_measure_with_the_blas_of_each_row() -> None:
@@ -81,10 +83,26 @@ def test_the_committed_page_is_what_the_committed_raw_data_make() -> None:
     assert PAGE.read_text(encoding="utf-8") == current_page()
 
 
+def test_raw_data_without_the_default_flags_is_shown_as_not_measured_against_them() -> None:
+    """An old run has the best flags alone; their verdict stays."""
+    greedy = make_measures((8,), 64)[0]
+    run = make_run(make_records({"ours": [70], PEER: [40]}, greedy))
+    (row,) = (row for row in peer_goal_rows({"compare": run}) if row[0] == "aggregate, 8 clients")
+    assert row[3:] == ("-", "not measured", "1.75", "reached")
+
+
+def test_a_failed_gap_is_a_doubt_like_any_other() -> None:
+    """What is broken off has no error, so an error there is one."""
+    gap = make_measures((1,), 64)[-1]
+    failed = LoadResult([make_reply([1.1], 1), make_reply([], error="gone")], 1.0)
+    run = make_run([make_record(1, "ours", gap, failed)])
+    assert any("1 of 2 failed: gone" in doubt for doubt in find_doubts(run, "ours", ["peer"]))
+
+
 def test_a_page_tells_what_falls_short_and_what_was_not_measured(tmp_path: Path) -> None:
     """From raw data that went through a file, with notes and pictures only where there are some."""
     greedy = make_measures((8,), 64)[0]
-    run = make_run(make_records({"ours": [70, 70], "mlx_lm.server": [50, 50]}, greedy))
+    run = make_run(make_records({"ours": [70, 70], PEER: [50, 50], DEFAULT_PEER: [35, 35]}, greedy))
     plan = {"num_rounds": 2, "seed": 1}
     machine = {**describe_machine(), "commit": "abc"}
     facts = {
@@ -94,16 +112,18 @@ def test_a_page_tells_what_falls_short_and_what_was_not_measured(tmp_path: Path)
         "plan": plan,
         "command": "./launch.sh bench",
     }
-    names = ("ours", "mlx_lm.server")
+    names = ("ours", PEER, DEFAULT_PEER)
     told: list[Any] = [{"name": name, "blas": "mkl", "num_ranks": 2, "flags": {}} for name in names]
     times = {"started_unix": 0.0, "duration_s": 60.0}
     data = {**run, **facts, **times, "contenders": told, "agreement": None, "doubts": ["noisy"]}
     kept = write_run(tmp_path, "compare", data)
     assert keep_run(kept, tmp_path / "docs") == "compare"
     page = make_page(read_runs(tmp_path / "docs"), "It is slow.", ["busy.svg"])
-    assert "| aggregate, 8 clients | 1.5 | 2.5 | 1.40 | **falls short** |" in page
-    assert "| aggregate, 32 clients | 2.4 | 4 | - | not measured |" in page
+    assert "| aggregate, 8 clients | 1.5 | 2.5 | 2.00 | reached | 1.40 | **falls short** |" in page
+    assert "| aggregate, 32 clients | 2.4 | 4 | - | not measured | - | not measured |" in page
+    assert "| temperature 0.7, top_p 0.95 of greedy | 0.9 | 0.97 | - | not measured |" in page
     assert "| 8 parallel x 64 tokens | ours | mkl | 70.0 tokens/s | 70, 70 |  |" in page
+    assert f"| 8 parallel x 64 tokens | {DEFAULT_PEER} | mkl | 35.0 tokens/s | 35, 35 | 2.00 x |" in page
     for part in ("It is slow.", "- noisy", "![Busy share of each stage](benchmarks/busy.svg)", "Mac"):
         assert part in page
     assert "latency.svg" not in page

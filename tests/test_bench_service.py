@@ -1,4 +1,4 @@
-"""The bench with real processes and a tiny model: both contenders answer, agree, and leave nothing behind."""
+"""The bench with real processes and a tiny model: all contenders answer, agree, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from bench.contender import ROOT
+from bench.names import DEFAULT_PEER, PEER
 from tests.checkpoints import make_checkpoint
 
 LIMIT_S = 300.0
@@ -61,15 +62,16 @@ def processes_of(environment: dict[str, str]) -> list[list[str]]:
 
 
 @pytest.mark.slow
-def test_both_contenders_are_measured_and_nothing_is_left(environment: dict[str, str]) -> None:
-    """A whole small comparison: figures for both, parallel answers equal to solo ones, no process left."""
+def test_all_contenders_are_measured_and_nothing_is_left(environment: dict[str, str]) -> None:
+    """A whole small comparison: figures for all, parallel answers equal to solo ones, no process left."""
     with bench(environment, *WORDS) as process:
         output, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, errors
     data = json.loads(output)
     assert data["ratios"].keys() == {"greedy-3", "prompt-1350", "sampled_of_greedy"}
+    assert data["ratios_to_default_flags"].keys() == data["ratios"].keys()
     by_name = {(record["contender"], record["measure"]): record["summary"] for record in data["records"]}
-    for name in ("ours", "mlx_lm.server"):
+    for name in ("ours", PEER, DEFAULT_PEER):
         assert by_name[name, "greedy-3"]["num_failed"] == 0
         assert by_name[name, "greedy-3"]["completion_tokens"] > 0
         assert by_name[name, "prompt-1350"]["prompt_tokens"] >= 1350

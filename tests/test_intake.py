@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from distributed.answers import Answer
 from distributed.intake import Intake, ModelFacts
 from spool import Request, Spool, SpoolOwner
+from spool.sweep import BLOCK_BYTES
 from tests.spool_fakes import FailingFileSystem, make_request, open_owner
 
 
@@ -119,3 +122,20 @@ def test_every_line_about_a_request_has_both_of_its_ids(
     assert not any(request.text in line for line in lines if request.text)
     for line, part in zip(lines, ("begins", "runs alone", "log not written", "length"), strict=True):
         assert part in line
+
+
+def test_sweeps_are_counted_and_told(owner: SpoolOwner, caplog: pytest.LogCaptureFixture) -> None:
+    """By their reason, over all sweeps; one that removed nothing says nothing."""
+    intake, answer = claim_suspect(owner)
+    intake.end(answer, "length")
+    intake.close()
+    then = time.time() - 1000
+    os.utime(owner.spool.folder.result(answer.request.id), (then, then))
+    with caplog.at_level(logging.INFO, logger="distributed.intake"):
+        intake._sweep(3600.0, 2**20)
+        assert intake.results == {"num_bytes": 3 * BLOCK_BYTES, "removed_by_age": 0, "removed_by_size": 0}
+        assert "removed" not in caplog.text
+        intake._sweep(3600.0, 1)
+    assert intake.results == {"num_bytes": 0, "removed_by_age": 0, "removed_by_size": 1}
+    assert "0 results removed by age, 1 early" in caplog.text
+    intake.bell.close()

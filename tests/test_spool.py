@@ -224,8 +224,8 @@ def test_sweep_removes_only_what_is_old_and_finished(spool: Spool, owner: SpoolO
     stale = [spool.folder.tmp / "1-x", spool.folder.cancel / ("0" * 32), spool.folder.stream / ("1" * 32)]
     for path in stale:
         path.write_text("")
-    assert owner.sweep(time.time() + 50, 100.0) == 0
-    assert owner.sweep(time.time() + 1e6, 100.0) == 4
+    assert owner.sweep(time.time() + 50, 100.0).num_files == 0
+    assert owner.sweep(time.time() + 1e6, 100.0).num_files == 4
     states = [spool.state(request.id) for request in (done, active, waiting)]
     assert states == [None, "active", "waiting"]
     assert os.listdir(spool.folder.stream) == [active.id]

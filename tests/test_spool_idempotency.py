@@ -98,7 +98,7 @@ def test_record_goes_with_its_result(spool: Spool) -> None:
         owner.complete(claim_one(owner), answer(request))
         owner.sweep(time.time(), 10.0)
         assert len(os.listdir(spool.folder.idem)) == 1
-        assert owner.sweep(time.time() + 1e9, 10.0) == 2
+        assert owner.sweep(time.time() + 1e9, 10.0).num_files == 2
         assert os.listdir(spool.folder.idem) == []
         retry = _retry(request)
         assert spool.submit(retry, "key") == retry.id

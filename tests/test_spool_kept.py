@@ -34,7 +34,7 @@ def test_a_request_can_be_read_from_accept_to_retention(spool: Spool, owner: Spo
     owner.complete(claim, answer(request))
     assert spool.read_request(request.id) == request
     assert os.listdir(spool.folder.incoming) == os.listdir(spool.folder.active) == []
-    assert owner.sweep(time.time() + 50, 100.0) == 0
+    assert owner.sweep(time.time() + 50, 100.0).num_files == 0
     assert spool.read_request(request.id) == request
     owner.sweep(time.time() + 1e6, 100.0)
     assert spool.read_request(request.id) is None
@@ -84,7 +84,7 @@ def test_kept_requests_go_first_where_the_disk_is_nearly_full(tmp_path: Path) ->
     with open_owner(spool) as owner:
         owner.complete(claim_one(owner), answer(done))
         fs.num_free_bytes = 1 << 20
-        assert owner.sweep(time.time(), 1e6) == 1
+        assert owner.sweep(time.time(), 1e6).num_files == 1
     assert spool.read_request(done.id) is None
     assert spool.state(done.id) == "done"
     assert spool.read_request(waiting.id) == waiting

@@ -19,11 +19,11 @@ CRASHING_ID = 249
 HOOK = f"""
 import distributed.stage as stage
 run = stage.Stage.run
-def crash(self, step, inputs):
+def crash(self, step, inputs, *others):
     if self.model.is_first and any({CRASHING_ID} in row for row in inputs.tolist()):
         import os
         os.abort()
-    return run(self, step, inputs)
+    return run(self, step, inputs, *others)
 stage.Stage.run = crash
 """
 PROMPTS = [[(7 * i + 13 * j) % 240 for j in range(6 + i)] for i in range(3)]
