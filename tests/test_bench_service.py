@@ -31,6 +31,11 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {**os.environ, **settings, "STATE_DIR": str(tmp_path_factory.mktemp("state"))}
 
 
+def hear_ctrl_c() -> None:
+    """A shell's background job, and all that it starts, is deaf to it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def bench(environment: dict[str, str], *words: str) -> Iterator[subprocess.Popen[str]]:
     """Start the bench as a user does; it is gone at the end."""
@@ -41,6 +46,7 @@ def bench(environment: dict[str, str], *words: str) -> Iterator[subprocess.Popen
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hear_ctrl_c,
     )
     try:
         yield process
