@@ -31,14 +31,11 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {**os.environ, **settings, "STATE_DIR": str(tmp_path_factory.mktemp("state"))}
 
 
-def hear_ctrl_c() -> None:
-    """A shell's background job, and all that it starts, is deaf to it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @contextmanager
 def bench(environment: dict[str, str], *words: str) -> Iterator[subprocess.Popen[str]]:
     """Start the bench as a user does; it is gone at the end."""
+    # Where these tests are a shell's background job they are deaf to Ctrl-C, and so would be what they start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "bench", *words],
         cwd=ROOT,
@@ -46,8 +43,8 @@ def bench(environment: dict[str, str], *words: str) -> Iterator[subprocess.Popen
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=hear_ctrl_c,
     )
+    signal.signal(signal.SIGINT, before)
     try:
         yield process
     finally:
