@@ -53,7 +53,7 @@ make_venv() {
 
 # pip's own progress on a terminal, one line a package elsewhere; errors are shown in both.
 install_requirements() {
-    printf 'Installing requirements.txt (once; about 360 MB to download on Linux)\n'
+    printf 'Installing requirements.txt (once; about 400 MB to download on Linux)\n'
     if [ -t 1 ]; then
         "$venv/bin/python" -m pip install --disable-pip-version-check -r requirements.txt
     else

@@ -24,6 +24,7 @@ from bench.measures import (
     GROUPS,
     Measure,
     choose,
+    for_blas_alone,
     for_default_flags,
     make_measures,
     make_moe_measures,
@@ -31,7 +32,7 @@ from bench.measures import (
     make_shipped_measure,
 )
 from bench.measuring import NUM_WARM_UP_ASKS, Questions, ask_alone, run_measure, warm_up
-from bench.names import DEFAULT_PEER, DRAFTS, OURS, PEER
+from bench.names import BLAS_ALONE, DEFAULT_PEER, DRAFTS, OURS, PEER
 from bench.ours import Ours
 from bench.peers import MlxLmServer
 from bench.progress import Progress
@@ -92,6 +93,10 @@ def make_entries(plan: Plan, ground: Ground) -> list[Entry]:
         ),
         Entry(MlxLmServer(ground, most, "mlx.launch"), shipped, 1, questions),
     ]
+    if "blas-alone" in plan.only:
+        extra = {"CPU_PRODUCTS": ("blas", "the same products for every contender")}
+        alone = Ours(ground, extra, name=BLAS_ALONE, makes_drafts=False)
+        entries.append(Entry(alone, for_blas_alone(main), 1, questions))
     drafting = Ours(ground, name=DRAFTS, makes_drafts=True)
     entries.append(Entry(drafting, [measure for measure in main if measure.kind == "edits"], 1, questions))
     if "ring-size" in plan.only:

@@ -31,6 +31,11 @@ class Contender(Protocol):
     def describe(self) -> Mapping[str, Any]: ...
 
 
+def without_root(text: str) -> str:
+    """A value as a report shows it: paths of the project without the folder that it lies in."""
+    return text.replace(f"{ROOT}/", "")
+
+
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Let nobody's second Ctrl-C cut a clean-up short; every clean-up is bounded in time."""

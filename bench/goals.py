@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bench.names import DEFAULT_PEER, DRAFTS, OURS, PEER
+from bench.names import BLAS_ALONE, DEFAULT_PEER, DRAFTS, OURS, PEER
 from bench.report import Run, busy_of, ratio, sampled_ratio, second_turn_ratio
 
 Runs = Mapping[str, Run]  # by kind: "compare", "simulated"
@@ -40,9 +40,11 @@ class PeerGoal:
     measure: str
     ours: str = OURS
 
-    def read(self, runs: Runs, peer: str) -> float:
-        """The ratio to the peer with that name; NaN where either was not measured."""
-        return ratio(runs["compare"], self.measure, self.ours, peer) if "compare" in runs else math.nan
+    def read(self, runs: Runs, peer: str, ours: str | None = None) -> float:
+        """The ratio of ours, or another of ours, to a peer; NaN where either was not measured."""
+        if "compare" not in runs:
+            return math.nan
+        return ratio(runs["compare"], self.measure, ours or self.ours, peer)
 
 
 def _of_compare(read: Callable[[Run], float]) -> Read:
@@ -97,6 +99,17 @@ def peer_goal_rows(runs: Runs) -> list[tuple[str, ...]]:
         values = [goal.read(runs, peer) for peer in (DEFAULT_PEER, PEER)]
         judged = [cell for value in values for cell in _judge(value, goal.wanted)]
         rows.append((goal.title, f"{goal.wanted:g}", f"{goal.hoped:g}", *judged))
+    return rows
+
+
+def blas_alone_rows(runs: Runs) -> list[tuple[str, ...]]:
+    """The same ratios of ours without oneDNN, as far as they were measured; the head alone where none was."""
+    rows: list[tuple[str, ...]] = [("measure", "wanted", "to its default flags", "to its best flags")]
+    for goal in PEER_GOALS:
+        values = [goal.read(runs, peer, BLAS_ALONE) for peer in (DEFAULT_PEER, PEER)]
+        if not all(math.isnan(value) for value in values):
+            cells = ("-" if math.isnan(value) else f"{value:.2f}" for value in values)
+            rows.append((goal.title, f"{goal.wanted:g}", *cells))
     return rows
 
 

@@ -14,6 +14,7 @@
                                           context-8192 takes two minutes: only where it is named
     ring-size     (throughput and ttft again, on one process each)
     shipped       shipped-1               one client, on mlx.launch with the BLAS that MLX brings
+    blas-alone    (what was promised against the peer again, ours without oneDNN)
 
 `busy` names the measure in which the stages' busy share is recorded: greedy at the most clients. What no
 promise is about is measured in the first round only, unless `--only` has its name.
@@ -43,7 +44,18 @@ AGREEMENT_ANSWERS = 8
 NUM_SINGLE_ASKS = 3
 # What a stream without drafts is measured on: its speed does not depend on which tokens they are.
 UNDRAFTED_TOKENS = 32
-GROUPS = ("throughput", "sampled", "ttft", "second-turn", "gap", "edits", "moe", "ring-size", "shipped")
+GROUPS = (
+    "throughput",
+    "sampled",
+    "ttft",
+    "second-turn",
+    "gap",
+    "edits",
+    "moe",
+    "ring-size",
+    "shipped",
+    "blas-alone",
+)
 QUICK_GROUPS = ("throughput", "sampled", "ttft", "second-turn", "gap")
 
 
@@ -135,6 +147,16 @@ def for_default_flags(measures: Sequence[Measure]) -> list[Measure]:
     """What the peer runs with its default flags: its own speed where ours was promised against it."""
     groups = ("throughput", "ttft", "gap")
     return [measure for measure in measures if measure.group in groups and not measure.is_once]
+
+
+def for_blas_alone(measures: Sequence[Measure]) -> list[Measure]:
+    """What ours also runs without oneDNN, once: how much of a ratio the peer could have from its products."""
+    groups = ("throughput", "ttft", "gap")
+    return [
+        replace(measure, is_once=True)
+        for measure in measures
+        if measure.group in groups and not measure.is_once
+    ]
 
 
 def make_ring_size_measures(clients: Sequence[int], max_tokens: int) -> list[Measure]:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.contender import ROOT, BenchError, last_lines, uninterrupted
+from bench.contender import ROOT, BenchError, last_lines, uninterrupted, without_root
 from bench.dialects import Generate
 from bench.ground import Ground
 from bench.load import Server
@@ -82,7 +82,10 @@ class Ours:
 
     def describe(self) -> Mapping[str, Any]:
         """For the report."""
-        shown = {key: {"value": value, "reason": reason} for key, (value, reason) in self.overrides.items()}
+        shown = {
+            key: {"value": without_root(value), "reason": reason}
+            for key, (value, reason) in self.overrides.items()
+        }
         return {
             "name": self.name,
             "num_ranks": self._ground.num_ranks,
@@ -164,9 +167,10 @@ def stop_leftovers(folder: Path) -> None:
 
 
 def read_blas(log_dir: Path) -> str:
-    """What a rank's log says of the BLAS it loaded; "" where it says nothing, as on macOS."""
+    """What a rank's log says of BLAS and oneDNN; "" where it says nothing, as on macOS."""
     for path in sorted(log_dir.glob("*rank*")):
-        found = re.search(r"BLAS: (.+)", path.read_text(encoding="utf-8", errors="replace"))
+        text = path.read_text(encoding="utf-8", errors="replace")
+        found, products = re.search(r"BLAS: (.+)", text), re.search(r"by (oneDNN [\d.]+)", text)
         if found:
-            return found[1].strip()
+            return found[1].strip() + (f", {products[1]}" if products else "")
     return ""

@@ -20,7 +20,7 @@ from typing import Any
 from bench import timeline
 from bench.command_line import FULL_MINUTES, QUICK_MINUTES
 from bench.contender import ROOT, BenchError
-from bench.goals import Runs, goal_rows, peer_goal_rows
+from bench.goals import Runs, blas_alone_rows, goal_rows, peer_goal_rows
 from bench.names import DEFAULT_PEER, OURS, PEER
 from bench.report import Run, busy_of, describe_ground, figure_rows, latency_rows
 from bench.simulated import make_rows
@@ -106,6 +106,7 @@ def make_page(runs: Runs, notes: str, pictures: Sequence[str]) -> str:
         f"with its own default flags, as its users start it (`{DEFAULT_PEER}`), and once with the flags that "
         f"are best for it here (`{PEER}`). Settings has the flags of both, with the reasons.",
         _markdown(peer_goal_rows(runs)),
+        *_blas_alone_parts(runs),
         "Of ours alone:",
         _markdown(goal_rows(runs)),
     ]
@@ -114,6 +115,17 @@ def make_page(runs: Runs, notes: str, pictures: Sequence[str]) -> str:
     parts += [*_compare_parts(runs), *_simulated_parts(runs), _timeline_part()]
     parts += [*_picture_parts(pictures), _mac_part()]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def _blas_alone_parts(runs: Runs) -> list[str]:
+    rows = blas_alone_rows(runs)
+    if len(rows) == 1:
+        return []
+    text = (
+        "Both sides load the same BLAS. Where the processor has AVX-512, ours multiplies with weights that "
+        "oneDNN has packed (`CPU_PRODUCTS=auto`). With the BLAS alone (`CPU_PRODUCTS=blas`) its ratios are:"
+    )
+    return [text, _markdown(rows)]
 
 
 def _commands() -> str:

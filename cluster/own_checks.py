@@ -1,4 +1,4 @@
-"""What the doctor looks at on this machine only: packages, BLAS, STATE_DIR, secret, API port, model.
+"""What the doctor looks at on this machine only: packages, BLAS, oneDNN, STATE_DIR, secret, API port, model.
 
 Changes nothing, but for `make_private`. Knows nothing of other hosts.
 """
@@ -23,12 +23,18 @@ from config.checks import start_problems
 from config.model_path import is_folder_name, missing_files
 
 ROOT = Path(__file__).resolve().parent.parent
-BLAS_LIMIT_S = 30.0
+TRIAL_LIMIT_S = 30.0
 PREPARE = ".venv/bin/python -m distributed.models.prepare"
 # The loader must run before MLX and in a process of its own; it warns on standard error when it finds none.
 BLAS_TRIAL = (
     "import sys\nfrom distributed.blas import BlasNotFound, load_fast_blas\n"
     "try: print(load_fast_blas(sys.argv[1], 1))\nexcept BlasNotFound as error: sys.exit(str(error))"
+)
+# Prints version, reason and mend, a line each.
+ONEDNN_TRIAL = (
+    "from distributed.onednn import OneDnn, OneDnnUnusable\n"
+    "try: print(OneDnn().version)\n"
+    "except OneDnnUnusable as error: print('', error, error.mend, sep=chr(10))"
 )
 
 
@@ -41,6 +47,7 @@ def check_this_machine(settings: Settings, service: Service) -> list[Finding]:
         ),
         check_packages(),
         *check_blas(settings.cpu_blas),
+        *(check_onednn(settings.cpu_products) if settings.cpu_layers == "numpy" else []),
         *check_private_files(settings),
         check_api_port(settings, service),
         check_model(settings),
@@ -72,17 +79,9 @@ def check_blas(choice: str) -> list[Finding]:
     """The fast BLAS loads (Linux only)."""
     if sys.platform == "darwin" or choice == "off":
         return []
-    try:
-        tried = subprocess.run(
-            [sys.executable, "-c", BLAS_TRIAL, choice],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=BLAS_LIMIT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return [_finding("blas", "failed", f"the BLAS did not load within {BLAS_LIMIT_S:.0f} s")]
+    tried = _try(BLAS_TRIAL, choice)
+    if tried is None:
+        return [_finding("blas", "failed", f"the BLAS did not load within {TRIAL_LIMIT_S:.0f} s")]
     name = tried.stdout.strip()
     if tried.returncode == 0 and name:
         return [_finding("blas", "ok", f"{name} loads")]
@@ -91,6 +90,32 @@ def check_blas(choice: str) -> list[Finding]:
         return [_finding("blas", "note", text, "sudo apt-get install libopenblas0-pthread")]
     lines = tried.stderr.strip().splitlines()
     return [_finding("blas", "failed", lines[-1] if lines else f"exit code {tried.returncode}")]
+
+
+def check_onednn(choice: str) -> list[Finding]:
+    """oneDNN loads and has fast kernels (Linux only)."""
+    if sys.platform == "darwin" or choice == "blas":
+        return []
+    tried = _try(ONEDNN_TRIAL)
+    if tried is None or tried.returncode != 0:
+        how = "did not load in time" if tried is None else f"ended its process with code {tried.returncode}"
+        return [_finding("onednn", "failed", f"oneDNN {how}", "CPU_PRODUCTS=blas in .env does without it")]
+    version, reason, mend, *_ = [*tried.stdout.splitlines(), "", ""]
+    if version:
+        return [_finding("onednn", "ok", f"oneDNN {version} multiplies with packed weights")]
+    level: Level = "failed" if choice == "onednn" else "note" if mend else "ok"
+    return [_finding("onednn", level, f"products by the BLAS, as oneDNN is no use here: {reason}", mend)]
+
+
+def _try(code: str, *arguments: str) -> subprocess.CompletedProcess[str] | None:
+    """Run a trial in a process of its own; None if it did not end in time."""
+    command = [sys.executable, "-c", code, *arguments]
+    try:
+        return subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=TRIAL_LIMIT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def check_private_files(settings: Settings) -> list[Finding]:

@@ -315,6 +315,14 @@ class EngineSettings(RootedSettings):
             "products (faster), or MLX as everywhere else.",
         ),
     ] = "numpy"
+    cpu_products: Annotated[
+        Literal["auto", "onednn", "blas"],
+        About(
+            "Engine",
+            "What multiplies in the layers that NumPy runs: oneDNN with packed weights, the BLAS, or oneDNN "
+            "where the processor has AVX-512.",
+        ),
+    ] = "auto"
     cpu_blas: Annotated[
         Literal["auto", "mkl", "openblas", "off"],
         About("Engine", "BLAS that is loaded before MLX on Linux without a GPU."),

@@ -44,7 +44,7 @@ class RingPlan:
     layers: tuple[tuple[int, int], ...]  # [start, stop) by rank
     dequantize: bool
     dtype: str | None
-    uses_numpy: bool
+    cpu_products: str | None  # None: MLX runs the layers
     step_timeout_seconds: float
     load_timeout_seconds: float
     weights_marks: tuple[WeightsMark, ...] = ()  # by rank

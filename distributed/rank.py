@@ -189,7 +189,7 @@ def _make_plan(settings: Settings, start: RankStart, folder: Path, ring: AnyRing
         layers=tuple((part.start, part.stop) for part in layers),
         dequantize=dequantize,
         dtype=None,
-        uses_numpy=settings.cpu_layers == "numpy",
+        cpu_products=settings.cpu_products if settings.cpu_layers == "numpy" else None,
         weights_marks=_mark_all(folder, layers, local_sums_file(folder, settings.state_dir)),
         step_timeout_seconds=settings.step_timeout,
         load_timeout_seconds=settings.load_timeout,
@@ -320,7 +320,7 @@ def _load_model(folder: Path, ring: AnyRing, plan: RingPlan, lifeline: Lifeline)
         layers=plan.ranges,
         dequantize=plan.dequantize,
         dtype=plan.dtype,
-        uses_numpy=plan.uses_numpy and not has_gpu(),
+        cpu_products=None if has_gpu() else plan.cpu_products,
         on_progress=lifeline.progress,
     )
     return Stage(model)

@@ -27,7 +27,7 @@ def shard_and_load(
     layers: Sequence[range] | None = None,
     dequantize: bool = False,
     dtype: str | None = None,
-    uses_numpy: bool = False,
+    cpu_products: str | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> StageModel:
     """Load the layers of one rank of a ring; rank 0 has the last ones.
@@ -36,7 +36,8 @@ def shard_and_load(
         layers: every rank's layers, indexed by rank; None plans for equal ranks without memory limits.
         dequantize: unpack quantized weights (faster on a CPU, where they fit).
         dtype: float32, float16 or bfloat16; default float32 without a GPU, else as stored.
-        uses_numpy: run dense float32 layers with `distributed.models.cpu`; never where there is a GPU.
+        cpu_products: run dense float32 layers with `distributed.models.cpu` and these products (its CHOICES);
+            None, as where there is a GPU: with MLX.
         on_progress: called with the share that is loaded, 0 to 1.
 
     Raises:
@@ -54,7 +55,7 @@ def shard_and_load(
         on_progress=on_progress,
         dequantize=dequantize,
         dtype=dtype,
-        uses_numpy=uses_numpy,
+        cpu_products=cpu_products,
     )
 
 

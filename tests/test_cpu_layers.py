@@ -13,7 +13,16 @@ import pytest
 
 from distributed.frame import PrefixCopy, StageStep
 from distributed.models import load_stage
-from distributed.models.cpu.products import BLOCK_WIDTH, MAX_WIDTH, Blas, Linear
+from distributed.models.cpu.products import (
+    BLOCK_WIDTH,
+    MAX_WIDTH,
+    Blas,
+    Linear,
+    NoPackedProducts,
+    find_onednn,
+    on_blas,
+)
+from distributed.onednn import MAX_ROWS, OneDnn, OneDnnUnusable
 from distributed.stage import Stage
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint
 
@@ -21,6 +30,18 @@ NUM_LAYERS = 4
 TOLERANCE = 2e-4
 DENSE = ("llama", "ministral3", "qwen2", "qwen3")
 MakeFolder = Callable[[str], Path]
+
+
+def has_onednn() -> bool:
+    try:
+        OneDnn()
+    except OneDnnUnusable:
+        return False
+    return True
+
+
+needs_onednn = pytest.mark.skipif(not has_onednn(), reason="oneDNN is not here, or has no AVX-512 to use")
+PRODUCTS = ["blas", pytest.param("onednn", marks=needs_onednn)]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +59,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> MakeFolder:
 class Twins:
     """The same stages with MLX's layers and with NumPy's, fed the same steps."""
 
-    def __init__(self, folder: Path, cuts: tuple[int, ...] = (0, NUM_LAYERS)) -> None:
+    def __init__(self, folder: Path, cuts: tuple[int, ...] = (0, NUM_LAYERS), products: str = "auto") -> None:
         parts = [range(start, end) for start, end in itertools.pairwise(cuts)]
         self.rings = [
             [
@@ -48,12 +69,12 @@ class Twins:
                         part,
                         is_first=part.start == 0,
                         is_last=part.stop == NUM_LAYERS,
-                        uses_numpy=uses_numpy,
+                        cpu_products=cpu_products,
                     )
                 )
                 for part in parts
             ]
-            for uses_numpy in (False, True)
+            for cpu_products in (None, products)
         ]
 
     def step(self, step: StageStep, ids: list[list[int]]) -> None:
@@ -94,15 +115,16 @@ def test_numpy_is_really_used(folder_of: MakeFolder, variant: str) -> None:
     """Every type on the list is run by NumPy, and by MLX unless it is asked for."""
     folder = folder_of(variant)
     whole = range(NUM_LAYERS)
-    assert load_stage(folder, whole, is_first=True, is_last=True, uses_numpy=True).cpu is not None
+    assert load_stage(folder, whole, is_first=True, is_last=True, cpu_products="auto").cpu is not None
     assert load_stage(folder, whole, is_first=True, is_last=True).cpu is None
 
 
+@pytest.mark.parametrize("products", PRODUCTS)
 @pytest.mark.parametrize("variant", DENSE)
-def test_chunks_decode_holes_and_gathered_rows(folder_of: MakeFolder, variant: str) -> None:
+def test_chunks_decode_holes_and_gathered_rows(folder_of: MakeFolder, variant: str, products: str) -> None:
     """Prompts in chunks, ragged rows together, decode with holes and out of order slots: all equal."""
     rng = random.Random(1)
-    twins = Twins(folder_of(variant), (0, 1, NUM_LAYERS))
+    twins = Twins(folder_of(variant), (0, 1, NUM_LAYERS), products)
     for rows in (
         {0: (0, 7)},
         {0: (7, 70)},
@@ -151,9 +173,9 @@ def test_a_reset_table_starts_anew(folder_of: MakeFolder) -> None:
 def test_both_kinds_of_table_take_the_same_memory(folder_of: MakeFolder) -> None:
     """Rank 0's budget counts tokens by one rule, whatever runs the layers."""
     sizes = []
-    for uses_numpy in (False, True):
+    for cpu_products in (None, "auto"):
         model = load_stage(
-            folder_of("qwen2"), range(NUM_LAYERS), is_first=True, is_last=True, uses_numpy=uses_numpy
+            folder_of("qwen2"), range(NUM_LAYERS), is_first=True, is_last=True, cpu_products=cpu_products
         )
         stage = Stage(model)
         stage.measure_kv()
@@ -164,7 +186,9 @@ def test_both_kinds_of_table_take_the_same_memory(folder_of: MakeFolder) -> None
 @pytest.mark.parametrize("variant", ["qwen3_moe", "deepseek_v2"])
 def test_other_types_stay_with_mlx(folder_of: MakeFolder, variant: str) -> None:
     """Experts and latents are MLX's work."""
-    model = load_stage(folder_of(variant), range(NUM_LAYERS), is_first=True, is_last=True, uses_numpy=True)
+    model = load_stage(
+        folder_of(variant), range(NUM_LAYERS), is_first=True, is_last=True, cpu_products="auto"
+    )
     assert model.cpu is None
 
 
@@ -172,11 +196,11 @@ def test_packed_and_half_precision_weights_stay_with_mlx(folder_of: MakeFolder) 
     """Only plain float32 products are taken over."""
     folder = folder_of("llama-4bit-tied")
     whole = range(NUM_LAYERS)
-    assert load_stage(folder, whole, is_first=True, is_last=True, uses_numpy=True).cpu is None
-    unpacked = load_stage(folder, whole, is_first=True, is_last=True, uses_numpy=True, dequantize=True)
+    assert load_stage(folder, whole, is_first=True, is_last=True, cpu_products="auto").cpu is None
+    unpacked = load_stage(folder, whole, is_first=True, is_last=True, cpu_products="auto", dequantize=True)
     assert unpacked.cpu is not None
     half = load_stage(
-        folder_of("llama"), whole, is_first=True, is_last=True, uses_numpy=True, dtype="bfloat16"
+        folder_of("llama"), whole, is_first=True, is_last=True, cpu_products="auto", dtype="bfloat16"
     )
     assert half.cpu is None
 
@@ -190,4 +214,47 @@ def test_products_of_the_blas(num_rows: int, width: int) -> None:
     module = nn.Linear(24, width)
     mx.eval(module.parameters())
     x = mx.random.normal((num_rows, 24), key=mx.random.key(num_rows))
-    np.testing.assert_allclose(Linear(Blas(), module)(np.array(x)), np.array(module(x)), atol=1e-5)
+    linear = Linear(on_blas(Blas(), module), np.array(module["bias"]))
+    np.testing.assert_allclose(linear(np.array(x)), np.array(module(x)), atol=1e-5)
+
+
+@needs_onednn
+@pytest.mark.parametrize(("width", "depth"), [(7, 33), (96, 64), (1000, 72)])
+def test_packed_products(width: int, depth: int) -> None:
+    """Any number of rows, also more than one block of them: NumPy's product, and each row the same in all."""
+    rng = np.random.default_rng(width)
+    weight = rng.standard_normal((width, depth), np.float32)
+    x = rng.standard_normal((2 * MAX_ROWS + 3, depth), np.float32)
+    packed = OneDnn().pack(weight)
+    whole = packed(x)
+    np.testing.assert_allclose(whole, x @ weight.T, atol=1e-4)
+    for num_rows in (1, 2, 3, 4, 5, 16, MAX_ROWS, MAX_ROWS + 1):
+        np.testing.assert_array_equal(packed(x[:num_rows]), whole[:num_rows])
+
+
+@needs_onednn
+@pytest.mark.parametrize("variant", ["llama", "llama-tied"])
+def test_packed_weights_leave_their_modules(tmp_path: Path, variant: str) -> None:
+    """A weight is in memory once; only an embedding that is looked up in stays beside the head it is."""
+    folder = make_checkpoint(tmp_path, variant, hidden_size=256, intermediate_size=512, vocab_size=1024)
+    whole = range(NUM_LAYERS)
+    plain = load_stage(folder, whole, is_first=True, is_last=True, cpu_products="blas")
+    packed = load_stage(folder, whole, is_first=True, is_last=True, cpu_products="onednn")
+    assert "weight" not in packed.inner.layers[0].mlp.gate_proj
+    assert "weight" in packed.inner.embed_tokens
+    assert packed.weights_bytes == pytest.approx(plain.weights_bytes, rel=0.05)
+
+
+def test_without_onednn_the_blas_multiplies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Asked for by name its lack is an error that names the key and what mends it; else a warning."""
+    monkeypatch.setattr("sys.prefix", str(tmp_path))
+    monkeypatch.setattr("sys.platform", "linux")
+    assert find_onednn("auto") is None
+    with pytest.raises(
+        NoPackedProducts, match=r"CPU_PRODUCTS=onednn.*not installed.*pip install onednn-cpu-gomp"
+    ):
+        find_onednn("onednn")
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libdnnl.so.3").write_text("no library")
+    with pytest.raises(NoPackedProducts, match="does not load"):
+        find_onednn("onednn")

@@ -215,6 +215,22 @@ def test_a_blas_that_is_not_there_fails_where_it_was_asked_for() -> None:
     assert finding.level in ("ok", "note")
 
 
+def test_a_onednn_that_is_no_use_says_why_and_what_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A note where the BLAS takes its place; a failure where it was asked for, or ends its process."""
+    assert own_checks.check_onednn("blas") == []
+    (finding,) = own_checks.check_onednn("auto")
+    assert finding.level in ("ok", "note")
+    absent = "import sys\nsys.prefix = '/nowhere'\n" + own_checks.ONEDNN_TRIAL
+    monkeypatch.setattr(own_checks, "ONEDNN_TRIAL", absent)
+    for choice, level in (("auto", "note"), ("onednn", "failed")):
+        (finding,) = own_checks.check_onednn(choice)
+        assert (finding.level, "not installed" in finding.text) == (level, True)
+        assert "pip install onednn-cpu-gomp" in finding.mend
+    monkeypatch.setattr(own_checks, "ONEDNN_TRIAL", "import os; os.kill(os.getpid(), 4)")
+    (finding,) = own_checks.check_onednn("auto")
+    assert finding.level == "failed" and "CPU_PRODUCTS=blas" in finding.mend
+
+
 def test_findings_are_shown_host_by_host_with_the_mend_below() -> None:
     """Plain lines where there is no terminal."""
     output = io.StringIO()

@@ -144,7 +144,7 @@ def test_a_rank_with_other_weights_refuses_the_start() -> None:
         layers=((2, 4), (0, 2)),
         dequantize=False,
         dtype=None,
-        uses_numpy=False,
+        cpu_products=None,
         step_timeout_seconds=1.0,
         load_timeout_seconds=1.0,
         weights_marks=(WeightsMark(), mark),

@@ -53,7 +53,7 @@ def load_stage(
     on_progress: Callable[[float], None] | None = None,
     dequantize: bool = False,
     dtype: str | None = None,
-    uses_numpy: bool = False,
+    cpu_products: str | None = None,
 ) -> StageModel:
     """Load one stage of the model in a folder, reading only its own tensors.
 
@@ -62,7 +62,8 @@ def load_stage(
         on_progress: called with the share of the stage that is loaded, 0 to 1.
         dequantize: unpack quantized weights to dtype (faster on a CPU, where they fit).
         dtype: float32, float16 or bfloat16; default float32 without a GPU, else as stored.
-        uses_numpy: run dense float32 layers with `distributed.models.cpu`; never where there is a GPU.
+        cpu_products: run dense float32 layers with `distributed.models.cpu` and these products (its CHOICES);
+            None, as where there is a GPU: with MLX.
 
     Raises:
         ModelError: the folder cannot be served; the start stops with its sentence.
@@ -78,5 +79,5 @@ def load_stage(
         on_progress=on_progress,
         dequantize=dequantize,
         dtype=getattr(mx, dtype) if dtype else None,
-        uses_numpy=uses_numpy,
+        cpu_products=cpu_products,
     )

@@ -17,7 +17,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from distributed.checkpoint import BadCheckpoint, UnsupportedModel
-from distributed.models.cpu import make_dense_layers
+from distributed.models.cpu import DenseLayers, DensePlan, plan_dense_layers
 from distributed.models.stage_model import Identity, StageModel
 from distributed.models.weights import (
     Weights,
@@ -27,6 +27,8 @@ from distributed.models.weights import (
     quantize_modules,
 )
 from distributed.stage_files import StageCut
+
+HEAD = "head"  # the cut's part that is the last stage's own head
 
 
 class GeneralProvider:
@@ -61,7 +63,7 @@ class GeneralProvider:
         on_progress: Callable[[float], None] | None = None,
         dequantize: bool = False,
         dtype: Any = None,
-        uses_numpy: bool = False,
+        cpu_products: str | None = None,
     ) -> StageModel:
         """Load one stage; see models.load_stage."""
         self.check(config)
@@ -77,8 +79,24 @@ class GeneralProvider:
         fill(parts, {cut.local_name(name) or name: array for name, array in weights.items()})
         dtype = dtype or default_dtype(weights[f"model.layers.{layers.start}.input_layernorm.weight"])
         del weights, model  # what they hold would stay in memory beside its cast or unpacked form
-        materialize(parts, dtype, dequantize=dequantize, on_progress=on_progress)
-        return _stage_model(parts, cut, config, dtype, uses_numpy=uses_numpy)
+        plan = None
+        if cpu_products is not None:
+            plan = plan_dense_layers(
+                parts.inner,
+                _head_module(parts, cut),
+                config,
+                dtype=dtype,
+                dequantize=dequantize,
+                products=cpu_products,
+            )
+        materialize(
+            parts,
+            dtype,
+            dequantize=dequantize,
+            on_module=(lambda path, module: plan.take(module, is_head=path == HEAD)) if plan else None,
+            on_progress=on_progress,
+        )
+        return _stage_model(parts, cut, config, dtype, plan)
 
 
 def default_dtype(stored: mx.array) -> Any:
@@ -91,7 +109,7 @@ def _cut_parts(model: Any, cut: StageCut) -> nn.Module:
     parts = nn.Module()
     parts.inner = model.model
     if cut.has_own_head:
-        parts.head = parts.inner.embed_tokens if cut.is_tied else model.lm_head
+        parts[HEAD] = parts.inner.embed_tokens if cut.is_tied else model.lm_head
     parts.inner.layers = parts.inner.layers[cut.layers.start : cut.layers.stop]
     if not cut.is_first:
         parts.inner.embed_tokens = Identity()
@@ -100,12 +118,18 @@ def _cut_parts(model: Any, cut: StageCut) -> nn.Module:
     return parts
 
 
+def _head_module(parts: Any, cut: StageCut) -> Any:
+    """The linear layer, or the embedding it is tied to; None but on the last stage."""
+    if not cut.is_last:
+        return None
+    return parts[HEAD] if cut.has_own_head else parts.inner.embed_tokens
+
+
 def _stage_model(
-    parts: Any, cut: StageCut, config: dict[str, Any], dtype: Any, *, uses_numpy: bool
+    parts: Any, cut: StageCut, config: dict[str, Any], dtype: Any, plan: DensePlan | None
 ) -> StageModel:
-    head = module = None
-    if cut.is_last:
-        module = parts.head if cut.has_own_head else parts.inner.embed_tokens
+    head, module = None, _head_module(parts, cut)
+    if module is not None:
         head = module.as_linear if cut.is_tied else module
     return StageModel(
         inner=parts.inner,
@@ -117,6 +141,7 @@ def _stage_model(
         hidden_size=config["hidden_size"],
         vocab_size=config["vocab_size"],
         dtype=dtype,
-        weights_bytes=sum(array.nbytes for _, array in tree_flatten(parts.parameters())),
-        cpu=make_dense_layers(parts.inner, module, config) if uses_numpy else None,
+        weights_bytes=sum(array.nbytes for _, array in tree_flatten(parts.parameters()))
+        + (plan.packed_bytes if plan else 0),
+        cpu=DenseLayers(plan, parts.inner, module) if plan else None,
     )

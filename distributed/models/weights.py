@@ -107,6 +107,7 @@ def materialize(
     dtype: Any,
     *,
     dequantize: bool = False,
+    on_module: Callable[[str, nn.Module], None] | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> None:
     """Read every tensor of the model, floats cast to dtype, module by module: raw forms do not pile up.
@@ -116,6 +117,8 @@ def materialize(
 
     Args:
         dequantize: replace quantized modules by plain ones of dtype.
+        on_module: called with the path of each module that holds tensors, and itself, when it has been read;
+            may take them away.
     """
     modules = sorted(model.named_modules(), key=lambda item: _own_bytes(item[1]))
     total = sum(_own_bytes(module) for _, module in modules) or 1
@@ -124,9 +127,12 @@ def materialize(
         path, module = modules.pop()  # the last reference to a module that is replaced
         done += _own_bytes(module)
         if dequantize and type(module) in _PLAIN:
-            model.update_modules(tree_unflatten([(path, _dequantized(module, dtype))]))
+            module = _dequantized(module, dtype)
+            model.update_modules(tree_unflatten([(path, module)]))
         else:
             _materialize_own(module, dtype)
+        if on_module:
+            on_module(path, module)
         mx.clear_cache()  # MLX keeps freed buffers otherwise, 32 MB on a CPU
         if on_progress:
             on_progress(done / total)

@@ -1,12 +1,13 @@
-"""Layers of a dense model on a machine without a GPU: NumPy between the products of the BLAS.
+"""Layers of a dense model on a machine without a GPU: NumPy between products by oneDNN or the BLAS.
 
 MLX's CPU build takes 20 ns for an exponential and 10 µs for any operation, however small; around small
-products that is most of a step. Here the same layers run on NumPy views of MLX's weights: half of the time at
-16 rows, a third at one. Only float32, only model types that have a parity test, and never with a GPU: there
-the model's own MLX code runs, as it does here for everything else (packed weights, experts, latents).
+products that is most of a step. Here the same layers run on NumPy arrays: half of the time at 16 rows, a
+third at one; packed weights halve what is left. Only float32, only model types that have a parity test, and
+never with a GPU: there the model's own MLX code runs, as it does here for everything else (quantized weights,
+experts, latents).
 """
 
 from distributed.models.cpu.attention import softmax_in_place
-from distributed.models.cpu.dense import DenseLayers, make_dense_layers
+from distributed.models.cpu.dense import DenseLayers, DensePlan, plan_dense_layers
 
-__all__ = ["DenseLayers", "make_dense_layers", "softmax_in_place"]
+__all__ = ["DenseLayers", "DensePlan", "plan_dense_layers", "softmax_in_place"]

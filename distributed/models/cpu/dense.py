@@ -17,42 +17,82 @@ from numpy.typing import NDArray
 
 from distributed.models.cpu.attention import attend
 from distributed.models.cpu.kv_table import CpuKVTable, LayerKV, View
-from distributed.models.cpu.products import Blas, Float32Array, Linear, NoBlas, view
+from distributed.models.cpu.products import Blas, Linear, NoBlas, find_onednn, on_blas, view
 from distributed.models.cpu.rotary import Rotary, UnknownRotation, rotate
+from distributed.onednn import Float32Array, OneDnn, PackedWeight
 
 SERVED_TYPES = ("llama", "ministral3", "qwen2", "qwen3")
 
 logger = logging.getLogger(__name__)
 
 
-def make_dense_layers(inner: Any, head: Any, config: dict[str, Any]) -> DenseLayers | None:
-    """Return the stage's layers for the CPU, or None where MLX has to run them.
+def plan_dense_layers(
+    inner: Any, head: Any, config: dict[str, Any], *, dtype: Any, dequantize: bool, products: str
+) -> DensePlan | None:
+    """Return how the stage's layers run on the CPU, or None where MLX has to run them.
+
+    To be asked before weights are read, so that each is packed as it comes.
 
     Args:
-        inner: mlx-lm's inner model, cut to the stage and evaluated.
+        inner: mlx-lm's inner model, cut to the stage.
         head: the module of the head (a linear layer, or the embedding it is tied to); None but on the last.
+        dtype: what floats will be cast to.
+        dequantize: whether quantized modules will be replaced by plain ones.
+        products: see products.find_onednn.
+
+    Raises:
+        NoPackedProducts: oneDNN was asked for by name and cannot be used.
     """
-    if config["model_type"] not in SERVED_TYPES or not _is_plain(inner, head):
+    if config["model_type"] not in SERVED_TYPES or dtype != mx.float32:
+        return None
+    if not dequantize and not _is_plain(inner, head):
         return None
     try:
-        return DenseLayers(Blas(), inner, head, config)
+        blas, rotary = Blas(), _make_rotary(inner.layers[0].self_attn, config)
     except (NoBlas, UnknownRotation) as reason:
         logger.info("the layers run with MLX's own CPU code: %s", reason)
         return None
+    return DensePlan(blas, find_onednn(products), rotary)
 
 
 def _is_plain(*modules: Any) -> bool:
-    """Whether every array is float32 and every product a plain one."""
+    """Whether every product is a plain one."""
     plain = (nn.Linear, nn.Embedding)
-    for module in modules:
-        if module is None:
-            continue
-        for _, part in module.named_modules():
-            if "weight" in part and part["weight"].ndim == 2 and type(part) not in plain:
-                return False
-            if any(isinstance(value, mx.array) and value.dtype != mx.float32 for value in part.values()):
-                return False
-    return True
+    return all(
+        type(part) in plain
+        for module in modules
+        if module is not None
+        for _, part in module.named_modules()
+        if "weight" in part and part["weight"].ndim == 2
+    )
+
+
+class DensePlan:
+    """Takes weights as they are read, and makes the layers of them in the end."""
+
+    def __init__(self, blas: Blas, onednn: OneDnn | None, rotary: Rotary) -> None:
+        self.rotary = rotary
+        self._blas, self._onednn = blas, onednn
+        self._packed: dict[int, PackedWeight] = {}  # by id of the module, which keeps no weight then
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the weights that left their modules."""
+        return sum(weight.num_bytes for weight in self._packed.values())
+
+    def take(self, module: Any, *, is_head: bool) -> None:
+        """Pack the weight of a module that has just been read, and drop its plain form.
+
+        Args:
+            is_head: it is the head and nothing else: an embedding that is looked up in stays as it is.
+        """
+        if self._onednn is not None and (is_head or type(module) is nn.Linear):
+            self._packed[id(module)] = self._onednn.pack(view(module.pop("weight")))
+
+    def linear(self, module: Any) -> Linear:
+        """Return the layer of a module."""
+        product = self._packed.get(id(module)) or on_blas(self._blas, module)
+        return Linear(product, view(module["bias"]) if "bias" in module else None)
 
 
 class Norm:
@@ -74,17 +114,17 @@ class Norm:
 class DenseLayer:
     """One layer; `forward` adds to the hidden states in place."""
 
-    def __init__(self, blas: Blas, module: Any) -> None:
+    def __init__(self, plan: DensePlan, module: Any) -> None:
         attention, feed = module.self_attn, module.mlp
         self._norm, self._feed_norm = Norm(module.input_layernorm), Norm(module.post_attention_layernorm)
         self._q, self._k, self._v, self._o = (
-            Linear(blas, attention[name]) for name in ("q_proj", "k_proj", "v_proj", "o_proj")
+            plan.linear(attention[name]) for name in ("q_proj", "k_proj", "v_proj", "o_proj")
         )
         self._q_norm, self._k_norm = (
             Norm(attention[name]) if name in attention else None for name in ("q_norm", "k_norm")
         )
         self._gate, self._up, self._down = (
-            Linear(blas, feed[name]) for name in ("gate_proj", "up_proj", "down_proj")
+            plan.linear(feed[name]) for name in ("gate_proj", "up_proj", "down_proj")
         )
 
     def forward(
@@ -117,18 +157,14 @@ class DenseLayer:
 class DenseLayers:
     """A stage's layers with embedding or norm and head where it has them."""
 
-    def __init__(self, blas: Blas, inner: Any, head: Any, config: dict[str, Any]) -> None:
-        """Raises: UnknownRotation."""
-        first = inner.layers[0].self_attn
-        self._head_dim = int(
-            first.head_dim if "head_dim" in vars(first) else first.q_proj["weight"].shape[0] // first.n_heads
-        )
-        self._rotary = Rotary(first.rope, self._head_dim, _query_scale(first, config))
-        self._layers = [DenseLayer(blas, layer) for layer in inner.layers]
+    def __init__(self, plan: DensePlan, inner: Any, head: Any) -> None:
+        """Args: see plan_dense_layers; every weight has been read by now."""
+        self._rotary = plan.rotary
+        self._layers = [DenseLayer(plan, layer) for layer in inner.layers]
         embedding = getattr(inner, "embed_tokens", None)
         self._embedding = view(embedding["weight"]) if isinstance(embedding, nn.Embedding) else None
         self._norm = Norm(inner.norm) if isinstance(inner.norm, nn.RMSNorm) else None
-        self._head = Linear(blas, head) if head is not None else None
+        self._head = plan.linear(head) if head is not None else None
 
     def make_table(self) -> CpuKVTable:
         """Make an empty KV table for these layers."""
@@ -149,7 +185,7 @@ class DenseLayers:
         rotation = self._rotary.at(step_view.positions)
         with np.errstate(over="ignore"):  # exp of a large number is inf, which divides to the 0 that is meant
             for layer, kv in zip(self._layers, layers_kv, strict=True):
-                layer.forward(hidden, kv, step_view, rotation, self._head_dim)
+                layer.forward(hidden, kv, step_view, rotation, self._rotary.head_dim)
         if self._norm is not None:
             hidden = self._norm(hidden)
         return mx.array(hidden.reshape(shape))
@@ -158,6 +194,12 @@ class DenseLayers:
         """Return the logits (B, V) of hidden states (B, D); last stage only."""
         assert self._head is not None, "only the last stage has the head"
         return mx.array(self._head(np.ascontiguousarray(np.asarray(hidden))))
+
+
+def _make_rotary(attention: Any, config: dict[str, Any]) -> Rotary:
+    """Raises: UnknownRotation."""
+    head_dim = int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+    return Rotary(attention.rope, head_dim, _query_scale(attention, config))
 
 
 def _swiglu(gate: Float32Array, up: Float32Array) -> Float32Array:

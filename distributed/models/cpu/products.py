@@ -1,18 +1,22 @@
-"""Matrix products by the BLAS that `distributed.blas` has loaded for MLX, on NumPy arrays.
+"""Matrix products on NumPy arrays: with packed weights by oneDNN, or by the BLAS that MLX uses too.
 
-The symbols are looked up in the process, so whichever BLAS comes first there serves MLX and us alike.
+The BLAS's symbols are looked up in the process, so whichever comes first there serves MLX and us alike.
 Knows nothing of layers.
 """
 
 from __future__ import annotations
 
 import ctypes
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Float32Array = NDArray[np.float32]
+from distributed.checkpoint import ModelError
+from distributed.onednn import Float32Array, OneDnn, OneDnnUnusable, address_of
+
+CHOICES = ("auto", "onednn", "blas")
 
 # The product with a vocabulary's worth of rows takes 1.6 times as long in one piece as in blocks that stay in
 # the cache (16 rows, 49152 x 576, mkl).
@@ -20,9 +24,17 @@ MAX_WIDTH, BLOCK_WIDTH = 8192, 768
 FLOAT_BYTES = 4
 _ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112  # CBLAS_LAYOUT, CBLAS_TRANSPOSE
 
+Product = Callable[[Float32Array], Float32Array]  # x (M, K) contiguous -> (M, N)
+
+logger = logging.getLogger(__name__)
+
 
 class NoBlas(RuntimeError):
     """No BLAS with a C interface is loaded; the caller leaves the layers to MLX."""
+
+
+class NoPackedProducts(ModelError):
+    """CPU_PRODUCTS=onednn, but it cannot be used here; the start stops with this sentence."""
 
 
 class Blas:
@@ -68,26 +80,55 @@ class Blas:
         return out
 
 
-def address_of(array: Float32Array) -> int:
-    """Return where an array's numbers begin; cheaper than `ctypes.data`."""
-    return int(array.__array_interface__["data"][0])
+def find_onednn(choice: str) -> OneDnn | None:
+    """Return oneDNN where it is chosen and can be used, else None: the BLAS multiplies.
+
+    Args:
+        choice: one of CHOICES; `auto` takes oneDNN where it has fast kernels.
+
+    Raises:
+        NoPackedProducts: `onednn` was asked for by name and cannot be used.
+    """
+    assert choice in CHOICES, choice
+    if choice == "blas":
+        return None
+    try:
+        found = OneDnn()
+    except OneDnnUnusable as error:
+        mend = f". Mend it with: {error.mend}" if error.mend else ""
+        if choice == "onednn":
+            raise NoPackedProducts(f"CPU_PRODUCTS=onednn, but {error}{mend}") from None
+        logger.log(
+            logging.WARNING if error.mend else logging.INFO,
+            "products by the BLAS, as oneDNN is no use here: %s%s", error, mend,
+        )  # fmt: skip
+        return None
+    logger.info("products with packed weights by oneDNN %s", found.version)
+    return found
 
 
 class Linear:
-    """A linear layer on a view of MLX's weight: x (M, K) -> (M, N)."""
+    """A linear layer: x (M, K) -> (M, N)."""
 
-    def __init__(self, blas: Blas, module: Any) -> None:
-        """Args: module: an `nn.Linear` (or an embedding used as a head) of evaluated float32 arrays."""
-        self._blas = blas
-        self._weight = view(module["weight"])
-        self._address = address_of(self._weight)
-        self._bias = view(module["bias"]) if "bias" in module else None
+    def __init__(self, product: Product, bias: Float32Array | None) -> None:
+        self._product, self._bias = product, bias
 
     def __call__(self, x: Float32Array) -> Float32Array:
-        out = self._blas.multiply(x, self._weight, self._address)
+        out = self._product(x)
         if self._bias is not None:
             out += self._bias
         return out
+
+
+def on_blas(blas: Blas, module: Any) -> Product:
+    """Return the product with the weight of an MLX module as it lies in memory.
+
+    Args:
+        module: an `nn.Linear` (or an embedding used as a head) of evaluated float32 arrays.
+    """
+    weight = view(module["weight"])
+    address = address_of(weight)
+    return lambda x: blas.multiply(x, weight, address)
 
 
 def view(array: Any) -> Float32Array:

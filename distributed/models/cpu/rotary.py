@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from distributed.models.cpu.products import Float32Array
+from distributed.onednn import Float32Array
 
 _TESTED_POSITIONS = (0, 1, 37, 700, 5000)
 _TOLERANCE = 1e-4
@@ -38,7 +38,8 @@ class Rotary:
         scale_of: Callable[[NDArray[np.intp]], Float32Array],
     ) -> None:
         """Raises: UnknownRotation."""
-        self._module, self._head_dim, self._scale_of = module, head_dim, scale_of
+        self.head_dim = head_dim
+        self._module, self._scale_of = module, scale_of
         self._cos = self._sin = np.empty((0, head_dim // 2), np.float32)
         self._scale = np.empty(0, np.float32)
         self._check()
@@ -55,14 +56,14 @@ class Rotary:
         )
 
     def _extend(self, num_positions: int) -> None:
-        half = self._head_dim // 2
+        half = self.head_dim // 2
         first = mx.concatenate([mx.ones((num_positions, half)), mx.zeros((num_positions, half))], axis=-1)
         rotated = np.array(self._module(first[None, None], offset=0)[0, 0].astype(mx.float32))
         self._cos, self._sin = rotated[:, :half].copy(), rotated[:, half:].copy()
         self._scale = self._scale_of(np.arange(num_positions))
 
     def _check(self) -> None:
-        probe = mx.random.normal((1, 1, 1, self._head_dim), key=mx.random.key(0))
+        probe = mx.random.normal((1, 1, 1, self.head_dim), key=mx.random.key(0))
         for position in _TESTED_POSITIONS:
             expected = np.array(self._module(probe, offset=position)[0, 0])
             cos, sin, _ = self.at(np.array([position]))
