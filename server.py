@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from config import ConfigError, Settings
-from config.limits import raise_descriptor_limits
+from config.limits import count_cores, raise_descriptor_limits
 from config.live import load_inherited_settings, with_values
 from config.logs import configure_logging, set_level
 from distributed.blas import BlasNotFound, load_fast_blas
@@ -36,6 +36,7 @@ from distributed.lifeline import (
     read_first_line,
     say_started,
 )
+from distributed.threads import ProductThreads
 
 LOWEST_PRIORITY = 19
 
@@ -70,7 +71,7 @@ def _serve(settings: Settings, options: argparse.Namespace) -> int:
     rank: int | None = options.rank
     if rank is not None:
         say_started()
-    num_threads = _count_threads(settings, rank)
+    num_threads, num_alone = _count_threads(settings, rank)
     blas = load_fast_blas(settings.cpu_blas, num_threads)
     imports = Imports(settings, is_spare=options.spare)
     start = None
@@ -88,22 +89,27 @@ def _serve(settings: Settings, options: argparse.Namespace) -> int:
             logger.error("rank %d was not started by a supervisor: %s", rank, error)
             return EXIT_REFUSED
         settings = _apply(settings, start.settings)
-    logger.info("BLAS: %s, %d threads", blas or "as MLX brings it", num_threads)
+    more = f" ({num_alone} while no other rank works)" if num_alone > num_threads else ""
+    logger.info("BLAS: %s, %d threads%s", blas or "as MLX brings it", num_threads, more)
     ping_limit_s = start.ping_limit_s if start else None
     lifeline = Lifeline(rank or 0, has_supervisor=rank is not None, ping_limit_s=ping_limit_s)
     lifeline.on_settings(lambda values: set_level(values.get("LOG_LEVEL")))
     lifeline.start()
-    return _run(start, settings, lifeline) if imports.finish() else EXIT_REFUSED
+    threads = ProductThreads(num_threads, num_alone) if sys.platform == "linux" else None
+    return _run(start, settings, lifeline, threads) if imports.finish() else EXIT_REFUSED
 
 
-def _count_threads(settings: Settings, rank: int | None) -> int:
-    """BLAS threads: as set, else this rank's share of the cores."""
+def _count_threads(settings: Settings, rank: int | None) -> tuple[int, int]:
+    """BLAS threads, and how many while no other rank has work: as set, else a share of the cores, and all."""
     if settings.blas_threads != "auto":
-        return int(settings.blas_threads)
-    return max(1, (os.cpu_count() or 1) // (1 if rank is None else settings.local_ranks))
+        return int(settings.blas_threads), int(settings.blas_threads)
+    num_cores = count_cores()
+    return max(1, num_cores // (1 if rank is None else settings.local_ranks)), num_cores
 
 
-def _run(start: RankStart | None, settings: Settings, lifeline: Lifeline) -> int:
+def _run(
+    start: RankStart | None, settings: Settings, lifeline: Lifeline, threads: ProductThreads | None
+) -> int:
     from distributed.checkpoint import ModelError
     from distributed.handshake import RefusedStart
     from distributed.rank import open_spool, serve_rank0, serve_worker
@@ -112,11 +118,11 @@ def _run(start: RankStart | None, settings: Settings, lifeline: Lifeline) -> int
 
     try:
         if start is not None and start.rank:
-            serve_worker(start, settings, lifeline)
+            serve_worker(start, settings, lifeline, threads)
         else:
             with open_spool(settings) as owner:
                 start = start or RankStart(owner.next_epoch(), 0, ("127.0.0.1:0",), "")
-                serve_rank0(start, settings, lifeline, owner)
+                serve_rank0(start, settings, lifeline, owner, threads)
     except RingLost as error:
         logger.error("the ring is lost: %s", error)
         return EXIT_RING_LOST

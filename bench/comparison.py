@@ -39,7 +39,7 @@ from bench.progress import Progress
 from bench.random_model import make_random_model
 from bench.records import Record, plain, to_data, write_run
 from bench.report import describe_run, find_doubts, format_figure, ratios
-from cluster.processes import count_cores
+from config.limits import count_cores
 
 MOE_SETTINGS = {
     "MAX_SEQUENCE_LENGTH": ("16384", "a context of 8192 tokens"),

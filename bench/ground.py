@@ -16,9 +16,9 @@ from pathlib import Path
 from bench.contender import BenchError
 from cluster.demo import add_demo_settings
 from cluster.errors import ClusterError
-from cluster.processes import count_cores
 from cluster.start import PREPARE, prepare_model
 from config import ConfigError, Settings, load_settings
+from config.limits import count_cores
 from prompts.tokenizer import PromptTokenizer
 
 

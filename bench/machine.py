@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from bench.contender import ROOT
-from cluster.processes import count_cores
+from config.limits import count_cores
 
 PACKAGES = ("mlx", "mlx-lm", "mkl", "uvicorn")
 BUSY_SAMPLE_S = 1.0

@@ -124,7 +124,10 @@ def make_overrides(ground: Ground, port: int) -> dict[str, tuple[str, str]]:
         "MODEL_REPO": (str(ground.model_folder), "the same folder for every contender"),
         "LOCAL_RANKS": (str(ground.num_ranks), "the same ring size for every contender"),
         "CPU_BLAS": (ground.blas, "the same BLAS for every contender"),
-        "BLAS_THREADS": (str(ground.num_blas_threads), "the same threads a rank for every contender"),
+        "BLAS_THREADS": (
+            str(ground.settings.blas_threads),
+            "as set; auto: the same cores for every contender",
+        ),
         "API_HOST": (HOST, "beside a running service"),
         "API_PORT": (str(port), "beside a running service"),
         "API_KEYS_FILE": ("", "the load sends no key"),

@@ -31,7 +31,7 @@ from bench.load import Server
 from bench.names import DEFAULT_PEER, PEER
 from bench.ours import read_blas
 from cluster.ports import free_ring_ports
-from cluster.processes import count_cores
+from config.limits import count_cores
 
 HOST = "127.0.0.1"
 LISTEN_LIMIT_S = 120.0

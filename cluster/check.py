@@ -19,8 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cluster import packages
-from cluster.processes import count_cores
 from cluster.terminal import Terminal, format_duration
+from config.limits import count_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "docs" / "check-all.txt"

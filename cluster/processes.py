@@ -91,10 +91,3 @@ def end_all(identities: Iterable[ProcessIdentity], *, grace_s: float) -> list[Pr
             identity.send(signal.SIGKILL)
             identity.wait(grace_s + 5.0)
     return [identity for identity in alive if identity.is_alive()]
-
-
-def count_cores() -> int:
-    """Cores that this process may use, not those of the machine."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -14,7 +14,6 @@ from typing import Any
 
 from cluster.front_door_watch import SILENCE_LIMIT_S
 from cluster.log_files import log_path
-from cluster.processes import count_cores
 from cluster.restart_policy import FIRST_DELAY_S
 from cluster.ring_life import HEARTBEAT_LIMIT_S
 from cluster.state_file import SupervisorState
@@ -81,8 +80,8 @@ class Running:
 
 
 def make_environment(settings: Settings, num_local_ranks: int | None = None) -> dict[str, str]:
-    """The children's environment: ours, every effective setting, a rank's share of BLAS threads."""
+    """The children's environment: ours, every effective setting, and how many ranks share the cores here."""
     environment = {**os.environ, **to_environment(settings), "PYTHONUNBUFFERED": "1"}
-    if settings.blas_threads == "auto":
-        environment["BLAS_THREADS"] = str(max(1, count_cores() // (num_local_ranks or settings.local_ranks)))
+    if num_local_ranks is not None:
+        environment["LOCAL_RANKS"] = str(num_local_ranks)
     return environment

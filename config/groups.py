@@ -274,7 +274,7 @@ class EngineSettings(RootedSettings):
         About(
             "Engine",
             "Groups of rows that travel round the ring at once; one more may be on its way.",
-            allowed="auto (as many as ranks), or a whole number from 1 to 64",
+            allowed="auto (as many as ranks, one where that is faster), or a whole number from 1 to 64",
         ),
     ] = "auto"
     max_rows_per_microbatch: Annotated[
@@ -331,7 +331,7 @@ class EngineSettings(RootedSettings):
         Auto | Annotated[int, between(1, 1024)],
         About(
             "Engine",
-            "BLAS threads of each rank.",
+            "Threads of each rank for products. With auto, oneDNN takes all cores while no other rank works.",
             allowed="auto (the cores shared out), or a whole number from 1 to 1024",
         ),
     ] = "auto"

@@ -1,4 +1,4 @@
-"""Sets this process's limits on open files.
+"""Sets this process's limits on open files, and knows how many cores it has.
 
 Limits are only ever raised: a lower hard limit could not be undone. This file knows nothing of who needs
 the files.
@@ -6,6 +6,7 @@ the files.
 
 from __future__ import annotations
 
+import os
 import resource
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,13 @@ def raise_descriptor_limits(settings: Settings) -> str | None:
     if _is_less(soft, target) and _set_limits(target, hard):
         soft = target
     return _shortfall(soft, hard, wanted_soft, wanted_hard)
+
+
+def count_cores() -> int:
+    """Cores that this process may use, not those of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _is_less(limit: int, wanted: int) -> bool:

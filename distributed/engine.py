@@ -71,6 +71,7 @@ class Engine:
         self._status, self._lifeline, self._limits = status, lifeline, limits
         self._num_unread_bytes = 0
         self._unread_bytes: dict[int, int] = {}
+        self._sent_us: dict[int, int] = {}
         self._num_pings = 0
         self._unpublished: list[Advance] = []
         self._is_ending = False
@@ -170,6 +171,7 @@ class Engine:
             if len(self._scheduler.in_flight) == 1:
                 self._last_lap = time.monotonic()
             self._status.trace.sent(microbatch.number)
+            self._sent_us[microbatch.number] = clock_us()
             self._ring.send(frame)
 
     def _has_credit(self) -> bool:
@@ -245,7 +247,8 @@ class Engine:
     def _credit(self, microbatch: Microbatch, frame: Frame, own_busy_us: int) -> None:
         busy_us = [own_busy_us, *(frame.busy_us(rank) for rank in range(1, self._ring.size))]
         self._status.busy.add(busy_us)
-        self._scheduler.note_cost(microbatch, sum(busy_us))
+        lap_us = clock_us() - self._sent_us.pop(microbatch.number)
+        self._scheduler.note_cost(microbatch, sum(busy_us), lap_us)
         self._status.step = microbatch.number
         running = [sequence for sequence in microbatch.sequences if sequence.is_running]
         for sequence in running:
@@ -314,6 +317,7 @@ def _to_frame(microbatch: Microbatch, epoch: int) -> Frame:
         wants_logits=microbatch.wants_logits,
         resets_table=microbatch.resets_table,
         copies=microbatch.copies,
+        is_alone=microbatch.is_alone,
     )
     return make_step_frame(
         step, ids, epoch=epoch, number=microbatch.number, microbatch=microbatch.number % 64

@@ -54,6 +54,7 @@ FLAG_IDS = 2  # the payload ends with token ids
 FLAG_LOGITS = 4  # the last stage samples each row's last token
 FLAG_RESET = 8  # the table is empty before this step: drop its KV first
 FLAG_READY = 16  # HELLO only: the lap that comes back when every rank has loaded
+FLAG_ALONE = 32  # nothing else is under way: the other stages' cores are idle
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class StageStep:
     """One microbatch as a stage sees it: the rows of one KV table that are stepped together.
 
     `counts[i]` tokens of row i are real, the rest of its `num_tokens` columns is padding on the right; a row
-    of count 0 is a hole in the table, computed but never written."""
+    of count 0 is a hole in the table, computed but never written. `is_alone` says that no other step is under
+    way, and none will be before this one is back."""
 
     table: int
     slots: tuple[int, ...]
@@ -81,6 +83,7 @@ class StageStep:
     wants_logits: bool = True
     resets_table: bool = False
     copies: tuple[PrefixCopy, ...] = ()
+    is_alone: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -146,7 +149,10 @@ def make_step_frame(
         num_rows=step.num_rows,
         num_tokens=step.num_tokens,
         num_copies=len(step.copies),
-        flags=FLAG_IDS | (FLAG_LOGITS if step.wants_logits else 0) | (FLAG_RESET if step.resets_table else 0),
+        flags=FLAG_IDS
+        | (FLAG_LOGITS if step.wants_logits else 0)
+        | (FLAG_RESET if step.resets_table else 0)
+        | (FLAG_ALONE if step.is_alone else 0),
         payload=np.concatenate([rows.ravel(), copies.ravel(), token_ids.ravel()]),
     )
 
@@ -172,6 +178,7 @@ def parse_step(frame: Frame) -> tuple[StageStep, Int32Array | None]:
         wants_logits=bool(frame.flags & FLAG_LOGITS),
         resets_table=bool(frame.flags & FLAG_RESET),
         copies=tuple(PrefixCopy(*part) for part in frame.payload[3 * rows : head].reshape(-1, 4).tolist()),
+        is_alone=bool(frame.flags & FLAG_ALONE),
     )
     ids = frame.payload[head:].reshape(rows, frame.num_tokens) if frame.has_ids else None
     return step, ids

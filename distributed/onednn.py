@@ -93,7 +93,9 @@ class OneDnn:
         self._call("engine_create", ctypes.byref(self._engine), _CPU, ctypes.c_size_t(0))
         self._call("stream_create", ctypes.byref(self._stream), self._engine, _IN_ORDER)
         self._layouts: dict[tuple[int, int], ctypes.c_void_p] = {}
-        self._kernels: dict[tuple[int, int, int], _Kernel] = {}
+        self._kernels: dict[tuple[int, int, int, int], _Kernel] = {}
+        # A kernel runs on as many threads as OpenMP would start when it was made.
+        self._count_threads = self._library.omp_get_max_threads
         name = self._make_kernel(_TYPICAL_ROWS, 64, 64, self._any_layout(64, 64)).name
         if not name.startswith(_FAST_KERNELS):
             raise OneDnnUnusable("it has no fast kernels for this processor (no AVX-512)")
@@ -121,13 +123,13 @@ class OneDnn:
     def multiply(self, x: Float32Array, out: Float32Array, depth: int, memory: ctypes.c_void_p) -> None:
         """Write x (M, K) times a packed weight, transposed, to out (M, N); both contiguous, M >= MIN_ROWS."""
         num_rows, width = out.shape
-        x_address, out_address = address_of(x), address_of(out)
+        x_address, out_address, num_threads = address_of(x), address_of(out), self._count_threads()
         for start in range(0, num_rows, MAX_ROWS):
             rows = min(MAX_ROWS, num_rows - start)
-            kernel = self._kernels.get((rows, width, depth))
+            kernel = self._kernels.get((rows, width, depth, num_threads))
             if kernel is None:
                 kernel = self._make_kernel(rows, width, depth, self._layout_for(width, depth))
-                self._kernels[rows, width, depth] = kernel
+                self._kernels[rows, width, depth, num_threads] = kernel
             kernel.arguments[1].memory = memory
             self._library.dnnl_memory_set_data_handle(kernel.source, x_address + start * depth * x.itemsize)
             self._library.dnnl_memory_set_data_handle(kernel.result, out_address + start * width * x.itemsize)

@@ -34,8 +34,10 @@ from distributed.scheduler import Scheduler, SchedulerLimits
 from distributed.sharding import DoesNotFit, needs_of, plan_layers, split_layers, weights_hash
 from distributed.simulated import is_simulated, load_simulated_stage
 from distributed.slots import SlotLimits
+from distributed.splitting import Splitting
 from distributed.stage import Stage
 from distributed.stage_files import SUMS_NAME, WeightsMark, local_sums_file, mark_weights
+from distributed.threads import ProductThreads
 from distributed.tokenizers import Tokenizers
 from distributed.utils import broadcast_prompt, shard_and_load
 from distributed.worker import Worker, receive
@@ -60,8 +62,13 @@ def join_ring(start: RankStart, settings: Settings, lifeline: Lifeline) -> AnyRi
     return MlxRing(start.rank, list(start.hosts), start.epoch, settings.connect_timeout)
 
 
-def serve_worker(start: RankStart, settings: Settings, lifeline: Lifeline) -> None:
+def serve_worker(
+    start: RankStart, settings: Settings, lifeline: Lifeline, threads: ProductThreads | None = None
+) -> None:
     """Run a rank behind rank 0 until STOP.
+
+    Args:
+        threads: what its products run on, where there is no GPU.
 
     Raises:
         RingLost: the ring broke.
@@ -74,13 +81,22 @@ def serve_worker(start: RankStart, settings: Settings, lifeline: Lifeline) -> No
     handshake.check_weights(plan, start, mark_weights(folder, plan.ranges, ring.rank, folder / SUMS_NAME))
     ring.send(answer)
     lifeline.enter("loading", plan.load_timeout_seconds)
-    stage, load_s = _load_stage(ring, plan, lifeline)
+    stage, load_s = _load_stage(ring, plan, lifeline, threads)
     worker = Worker(ring, stage, lifeline, plan.step_timeout_seconds)
     worker.run(lambda: _describe(ring, plan, stage, lifeline, start, load_s))
 
 
-def serve_rank0(start: RankStart, settings: Settings, lifeline: Lifeline, owner: SpoolOwner) -> None:
+def serve_rank0(
+    start: RankStart,
+    settings: Settings,
+    lifeline: Lifeline,
+    owner: SpoolOwner,
+    threads: ProductThreads | None = None,
+) -> None:
     """Run rank 0 until a signal asks it to stop.
+
+    Args:
+        threads: what its products run on, where there is no GPU.
 
     Raises:
         RingLost: the ring broke.
@@ -102,11 +118,11 @@ def serve_rank0(start: RankStart, settings: Settings, lifeline: Lifeline, owner:
     status.enter("loading")
     lifeline.enter("loading", settings.load_timeout)
     finish_tokenizers = tokenizers.begin_loading(folder)
-    stage, load_s = _load_stage(ring, plan, lifeline)
+    stage, load_s = _load_stage(ring, plan, lifeline, threads)
     own = _describe(ring, plan, stage, lifeline, start, load_s)
     status.ranks = _ready_lap(ring, own, settings, lifeline)
     _warm_up(ring, stage, settings, status)
-    scheduler = _make_scheduler(settings, status)
+    scheduler = _make_scheduler(settings, status, stage.thread_gain)
     recovered = owner.recover()
     if recovered:
         logger.info("%d unfinished requests of an earlier life go on", len(recovered))
@@ -292,7 +308,9 @@ def _next_frame(ring: AnyRing, lifeline: Lifeline, limit_seconds: float) -> Fram
     return ring.recv()[0]
 
 
-def _load_stage(ring: AnyRing, plan: RingPlan, lifeline: Lifeline) -> tuple[Stage, float]:
+def _load_stage(
+    ring: AnyRing, plan: RingPlan, lifeline: Lifeline, threads: ProductThreads | None
+) -> tuple[Stage, float]:
     """Load this rank's layers and run them once; returns the stage and the seconds it took."""
     start = time.monotonic()
     # Metal keeps the weights in memory; elsewhere this does nothing (mlx_lm 0.32.2 utils.py).
@@ -301,7 +319,7 @@ def _load_stage(ring: AnyRing, plan: RingPlan, lifeline: Lifeline) -> tuple[Stag
     if is_simulated(folder):
         stage = _load_simulated(folder, ring, plan)
     else:
-        stage = _load_model(folder, ring, plan, lifeline)
+        stage = _load_model(folder, ring, plan, lifeline, None if has_gpu() else threads)
     stage.measure_kv()
     ring.set_hidden_shape(HiddenShape(stage.model.hidden_size, stage.model.dtype))
     return stage, time.monotonic() - start
@@ -312,7 +330,9 @@ def _load_simulated(folder: Path, ring: AnyRing, plan: RingPlan) -> Stage:
     return load_simulated_stage(folder, layers, rank=ring.rank, ring_size=ring.size)
 
 
-def _load_model(folder: Path, ring: AnyRing, plan: RingPlan, lifeline: Lifeline) -> Stage:
+def _load_model(
+    folder: Path, ring: AnyRing, plan: RingPlan, lifeline: Lifeline, threads: ProductThreads | None
+) -> Stage:
     model = shard_and_load(
         folder,
         ring.rank,
@@ -323,7 +343,7 @@ def _load_model(folder: Path, ring: AnyRing, plan: RingPlan, lifeline: Lifeline)
         cpu_products=None if has_gpu() else plan.cpu_products,
         on_progress=lifeline.progress,
     )
-    return Stage(model)
+    return Stage(model, threads)
 
 
 def _describe(
@@ -362,8 +382,9 @@ def _warm_up(ring: AnyRing, stage: Stage, settings: Settings, status: RingStatus
     status.last_lap_unix = time.time()
 
 
-def _make_scheduler(settings: Settings, status: RingStatus) -> Scheduler:
-    num_tables = len(status.ranks) if settings.microbatches == "auto" else int(settings.microbatches)
+def _make_scheduler(settings: Settings, status: RingStatus, thread_gain: float) -> Scheduler:
+    is_auto = settings.microbatches == "auto"
+    num_tables = len(status.ranks) if is_auto else int(settings.microbatches)
     largest = max(info.kv_bytes_per_token for info in status.ranks)
     max_kv_tokens = settings.kv_cache_reserved_memory_mb * 2**20 // max(1, largest)
     status.kv["max_tokens"] = max_kv_tokens
@@ -376,7 +397,11 @@ def _make_scheduler(settings: Settings, status: RingStatus) -> Scheduler:
     limits = SchedulerLimits(
         max_in_flight=num_tables + 1, max_chunk_tokens=_chunk_tokens(settings), slots=slots
     )
-    return Scheduler(limits, PromptLookup() if settings.speculation == "prompt-lookup" else None)
+    return Scheduler(
+        limits,
+        PromptLookup() if settings.speculation == "prompt-lookup" else None,
+        Splitting(num_tables, thread_gain) if is_auto and num_tables > 1 else None,
+    )
 
 
 def _model_facts(settings: Settings, plan: RingPlan, stage: Stage, loaded: Tokenizers) -> ModelFacts:

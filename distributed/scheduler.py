@@ -8,7 +8,7 @@ one chunk; only while more prompts than answers are under way, a chunk follows e
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
@@ -18,8 +18,11 @@ from distributed.frame import PrefixCopy
 from distributed.prefill import MAX_CHUNK_ROWS, best_fill, could_copy
 from distributed.sequence import Microbatch, Row, Sequence, Status
 from distributed.slots import SlotLimits, SlotTables
+from distributed.splitting import Splitting
 
 Drawn = Mapping[Sequence, Items[int]]
+# Groups that differ by more than this share of all rows say nothing about even ones.
+MAX_UNEVEN_SHARE = 0.125
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,16 @@ class Scheduler:
     Invariant: every microbatch given out comes back through `postprocess`, in order.
     """
 
-    def __init__(self, limits: SchedulerLimits, drafter: Drafter | None = None) -> None:
-        """Args: drafter: guesses what comes next; None guesses nothing."""
+    def __init__(
+        self, limits: SchedulerLimits, drafter: Drafter | None = None, splitting: Splitting | None = None
+    ) -> None:
+        """
+        Args:
+            drafter: guesses what comes next; None guesses nothing.
+            splitting: chooses the number of decode groups; None: always as many as tables.
+        """
         self.limits = limits
+        self._splitting = splitting
         self._drafter = drafter or NoDrafter()
         self.slots = SlotTables(limits.slots)
         self.waiting: deque[Sequence] = deque()
@@ -125,14 +135,34 @@ class Scheduler:
             advanced.append(Advance(sequence, new))
         return advanced
 
-    def note_cost(self, microbatch: Microbatch, busy_us: float) -> None:
-        """Take in how long all stages together worked on a microbatch: what guessing is weighed against."""
-        if not microbatch.is_prefill:
-            self._drafter.note_cost(len(microbatch.rows) * microbatch.num_tokens, busy_us)
+    def note_cost(self, microbatch: Microbatch, busy_us: float, lap_us: float) -> None:
+        """Take in what a microbatch cost: what guessing and splitting are weighed by.
+
+        Args:
+            busy_us: how long all stages together worked on it.
+            lap_us: from its start to its return.
+        """
+        if microbatch.is_prefill:
+            return
+        self._drafter.note_cost(len(microbatch.rows) * microbatch.num_tokens, busy_us)
+        crowd = microbatch.crowd
+        if self._splitting and crowd and microbatch.num_tokens == 1 and crowd == self._crowd():
+            self._splitting.note(*crowd, lap_us, busy_us)
+
+    def _crowd(self) -> tuple[int, int] | None:
+        """Return (groups, rows of all) while nothing but even decode groups is under way, else None."""
+        is_reading = any(sequence.is_prefilling for sequence in self.running)
+        if is_reading or any(microbatch.is_prefill for microbatch in self.in_flight):
+            return None
+        sizes = Counter(sequence.table for sequence in self.running)
+        if not sizes or max(sizes.values()) - min(sizes.values()) > MAX_UNEVEN_SHARE * len(self.running):
+            return None
+        return len(sizes), len(self.running)
 
     def _admit(self) -> None:
         """Move waiting sequences into slots, first come first served, as far as the budget goes."""
-        while self.waiting and self.slots.admit(self.waiting[0]):
+        num_groups = self._splitting.choose(self.num_open) if self._splitting else None
+        while self.waiting and self.slots.admit(self.waiting[0], num_groups):
             sequence = self.waiting.popleft()
             sequence.status = Status.RUNNING
             self.running.append(sequence)
@@ -238,6 +268,7 @@ class Scheduler:
             assert row.sequence is not None
             row.sequence.num_scheduled_tokens += row.num_known
             wants_logits = wants_logits or row.sequence.num_unscheduled_tokens == 0
+        stepped = {row.sequence for row in rows}
         table = self.slots.tables[number]
         microbatch = Microbatch(
             number=self._num_microbatches,
@@ -247,6 +278,9 @@ class Scheduler:
             resets_table=table.needs_reset,
             is_prefill=is_prefill,
             copies=tuple(copies),
+            crowd=None if is_prefill else self._crowd(),
+            is_alone=not self.in_flight
+            and all(sequence in stepped and not sequence.num_unscheduled_tokens for sequence in self.running),
         )
         table.needs_reset = False
         self.in_flight.append(microbatch)

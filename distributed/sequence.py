@@ -131,6 +131,8 @@ class Microbatch:
     resets_table: bool = False
     is_prefill: bool = False
     copies: tuple[PrefixCopy, ...] = ()
+    is_alone: bool = False  # nothing else was under way or ready when it left
+    crowd: tuple[int, int] | None = None  # (groups, rows of all) where only even decode groups were under way
 
     @property
     def num_tokens(self) -> int:

@@ -16,6 +16,9 @@ from distributed.sequence import Sequence, Slot, Table
 
 # A shorter match is not worth giving up another slot's kept tokens for.
 MIN_REUSED_TOKENS = 8
+# A match that is longer by so much is taken over where it lies, whatever table that is; KV of fewer tokens is
+# copied.
+MIN_FOLLOWED_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,16 @@ class SlotTables:
     def can_ever_fit(self, sequence: Sequence) -> bool:
         return padded_tokens(1, sequence.max_total_tokens) <= self.limits.max_kv_tokens
 
-    def admit(self, sequence: Sequence) -> bool:
-        """Give the sequence a slot, reusing kept KV where it matches; return False if nothing fits now."""
-        place = self._find_reusable(sequence) or self._find_free(sequence)
+    def admit(self, sequence: Sequence, num_groups: int | None = None) -> bool:
+        """Give the sequence a slot, reusing kept KV where it matches; return False if nothing fits now.
+
+        Args:
+            num_groups: over how many tables running rows should be spread; None: over all.
+        """
+        wanted = self._fullest(num_groups or len(self.tables))
+        place = self._find_reusable(sequence, wanted) or self._find_free(sequence, wanted)
         if place is None and self._drop_idle_tables():
-            place = self._find_free(sequence)
+            place = self._find_free(sequence, wanted)
         if place is None:
             return False
         self._occupy(sequence, *place)
@@ -98,9 +106,18 @@ class SlotTables:
                 if slot.sequence is None and slot.kept_token_ids:
                     yield (number, index), slot
 
-    def _find_reusable(self, sequence: Sequence) -> tuple[int, int, int] | None:
-        """Return (table, slot, matching tokens) of the longest match that fits, or None."""
+    def _fullest(self, count: int) -> list[int]:
+        """The tables with the most running rows."""
+        order = sorted(range(len(self.tables)), key=lambda number: -self.tables[number].num_running)
+        return order[:count]
+
+    def _find_reusable(self, sequence: Sequence, wanted: Items[int]) -> tuple[int, int, int] | None:
+        """Return (table, slot, matching tokens) of the longest match that fits, or None.
+
+        One in another table than a wanted one has to match more tokens.
+        """
         best: tuple[int, int, int] | None = None
+        best_worth = MIN_REUSED_TOKENS - 1
         for (number, index), slot in self._kept():
             if slot.owner != sequence.owner or not self._fits(number, index, sequence):
                 continue
@@ -108,13 +125,19 @@ class SlotTables:
             num_matching = min(
                 _common_prefix(slot.kept_token_ids, sequence.token_ids), len(sequence.token_ids) - 1
             )
-            if num_matching >= MIN_REUSED_TOKENS and (best is None or num_matching > best[2]):
-                best = (number, index, num_matching)
+            worth = num_matching if number in wanted else num_matching - MIN_FOLLOWED_TOKENS
+            if worth > best_worth:
+                best, best_worth = (number, index, num_matching), worth
         return best
 
-    def _find_free(self, sequence: Sequence) -> tuple[int, int, int] | None:
-        """Return (table, slot, 0) in the table with the fewest running rows that has room, or None."""
-        order = sorted(range(len(self.tables)), key=lambda number: self._load(number, sequence))
+    def _find_free(self, sequence: Sequence, wanted: Items[int]) -> tuple[int, int, int] | None:
+        """Return (table, slot, 0) in the table with the fewest running rows that has room, or None.
+
+        A wanted table comes before all others.
+        """
+        order = sorted(
+            range(len(self.tables)), key=lambda number: (number not in wanted, self._load(number, sequence))
+        )
         for number in order:
             index = self._free_slot(self.tables[number])
             if index is not None and self._fits(number, index, sequence):

@@ -14,13 +14,16 @@ import mlx.core as mx
 from distributed.frame import StageStep
 from distributed.kv_sizes import padded_tokens
 from distributed.models import StageModel
+from distributed.threads import ProductThreads
 
 
 class Stage:
     """Runs microbatches in the order of their frames; a KV table exists from its first step on."""
 
-    def __init__(self, model: StageModel) -> None:
+    def __init__(self, model: StageModel, threads: ProductThreads | None = None) -> None:
+        """Args: threads: what to multiply with; None: as many as the libraries start by themselves."""
         self.model = model
+        self._threads = threads
         self._tables: dict[int, Any] = {}
         self.kv_bytes_per_token = 0
 
@@ -33,6 +36,12 @@ class Stage:
         """Whether the layers run on threads of MLX, or on the GPU, and leave this thread free meanwhile."""
         return self.model.cpu is None
 
+    @property
+    def thread_gain(self) -> float:
+        """How many times as many threads its products have while no other stage has work."""
+        is_packed = self.model.cpu is not None and self.model.cpu.is_packed
+        return self._threads.gain if self._threads is not None and is_packed else 1.0
+
     def run(self, step: StageStep, inputs: mx.array, meanwhile: Callable[[], None] | None = None) -> mx.array:
         """Run the layers and wait for the result.
 
@@ -43,6 +52,8 @@ class Stage:
         Returns:
             Hidden states (B, T, D), after the final norm on the last stage.
         """
+        if self._threads is not None:
+            self._threads.use(is_alone=step.is_alone)
         table = self._tables.get(step.table)
         if table is None:
             table = self._tables[step.table] = self.model.make_table()

@@ -164,12 +164,11 @@ def test_an_address_of_another_machine_is_refused_for_the_ring() -> None:
         ports.free_ring_ports("192.0.2.1", 1)
 
 
-def test_blas_threads_are_the_cores_shared_out_unless_set(tmp_path: Path) -> None:
-    """Ranks of one machine never ask for more threads than it has cores."""
-    overrides = {"LOCAL_RANKS": "16", "STATE_DIR": str(tmp_path)}
-    assert make_environment(load_settings(overrides))["BLAS_THREADS"] == "1"
-    overrides["BLAS_THREADS"] = "3"
-    assert make_environment(load_settings(overrides))["BLAS_THREADS"] == "3"
+def test_ranks_share_the_cores_of_their_machine(tmp_path: Path) -> None:
+    """A rank is told how many there are here, which a hostfile may say and not LOCAL_RANKS."""
+    settings = load_settings({"LOCAL_RANKS": "16", "STATE_DIR": str(tmp_path)})
+    assert make_environment(settings)["LOCAL_RANKS"] == "16"
+    assert make_environment(settings, 3)["LOCAL_RANKS"] == "3"
 
 
 def test_the_proof_needs_every_rank_and_every_layer() -> None:

@@ -24,6 +24,7 @@ from distributed.models.cpu.products import (
 )
 from distributed.onednn import MAX_ROWS, OneDnn, OneDnnUnusable
 from distributed.stage import Stage
+from distributed.threads import ProductThreads
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint
 
 NUM_LAYERS = 4
@@ -221,7 +222,10 @@ def test_products_of_the_blas(num_rows: int, width: int) -> None:
 @needs_onednn
 @pytest.mark.parametrize(("width", "depth"), [(7, 33), (96, 64), (1000, 72)])
 def test_packed_products(width: int, depth: int) -> None:
-    """Any number of rows, also more than one block of them: NumPy's product, and each row the same in all."""
+    """Any number of rows, also more than one block of them: NumPy's product, and each row the same in all.
+
+    Also on more threads: what an answer is does not depend on who else is there.
+    """
     rng = np.random.default_rng(width)
     weight = rng.standard_normal((width, depth), np.float32)
     x = rng.standard_normal((2 * MAX_ROWS + 3, depth), np.float32)
@@ -230,6 +234,12 @@ def test_packed_products(width: int, depth: int) -> None:
     np.testing.assert_allclose(whole, x @ weight.T, atol=1e-4)
     for num_rows in (1, 2, 3, 4, 5, 16, MAX_ROWS, MAX_ROWS + 1):
         np.testing.assert_array_equal(packed(x[:num_rows]), whole[:num_rows])
+    threads = ProductThreads(1, 2)
+    threads.use(is_alone=True)
+    try:
+        np.testing.assert_array_equal(packed(x), whole)
+    finally:
+        threads.use(is_alone=False)
 
 
 @needs_onednn

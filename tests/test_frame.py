@@ -36,6 +36,7 @@ def make_frame(num_rows: int = 3, num_tokens: int = 4) -> Frame:
         num_tokens=num_tokens,
         wants_logits=False,
         resets_table=True,
+        is_alone=True,
     )
     ids = np.arange(num_rows * num_tokens, dtype=np.int32).reshape(num_rows, num_tokens)
     return make_step_frame(step, ids, epoch=5, number=9, microbatch=2)
@@ -55,7 +56,8 @@ def test_a_step_survives_the_wire(num_rows: int, num_tokens: int) -> None:
     assert (rest is None) == (frame.payload.size <= NUM_INLINE_INTS)
     assert num_rest_ints(block, epoch=5) == (0 if rest is None else rest.size)
     step, ids = parse_step(decode(block, rest))
-    assert (step, True) == (parse_step(frame)[0], step.resets_table)
+    assert step == parse_step(frame)[0]
+    assert (step.resets_table, step.is_alone, step.wants_logits) == (True, True, False)
     assert ids is not None
     assert ids.tolist() == np.arange(num_rows * num_tokens).reshape(num_rows, num_tokens).tolist()
 

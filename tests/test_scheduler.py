@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 
 from hypothesis import given, settings
@@ -14,7 +15,8 @@ from distributed.kv_sizes import padded_tokens, round_rows, round_tokens
 from distributed.prefill import best_fill
 from distributed.scheduler import Advance, Scheduler, SchedulerLimits
 from distributed.sequence import Microbatch, Sequence, Status
-from distributed.slots import SlotLimits
+from distributed.slots import SlotLimits, SlotTables
+from distributed.splitting import Splitting
 
 
 def make_scheduler(
@@ -373,3 +375,61 @@ def test_rounded_sizes_hold_what_they_round(num_rows: int, num_tokens: int) -> N
     assert round_rows(num_rows) >= num_rows
     assert round_tokens(num_tokens) >= num_tokens
     assert padded_tokens(num_rows, num_tokens) == round_rows(num_rows) * round_tokens(num_tokens)
+
+
+def lap(scheduler: Scheduler, lap_us: Mapping[int, float]) -> set[int]:
+    """Play one lap of every group, told as taking what is given for so many groups; return the tables."""
+    while scheduler.schedule():
+        pass
+    tables = {microbatch.table for microbatch in scheduler.in_flight}
+    groups = len(tables)
+    for _ in range(len(scheduler.in_flight)):
+        microbatch = scheduler.in_flight[0]
+        give_back(scheduler, microbatch)
+        scheduler.note_cost(microbatch, lap_us[groups] / groups, lap_us[groups])
+    return tables
+
+
+def test_rows_gather_in_one_table_where_laps_are_shorter_for_it() -> None:
+    """A first wave is split and measured, the next one is not; kept tokens elsewhere are copied then."""
+    slots = SlotLimits(num_tables=2, max_rows=8, max_kv_tokens=100_000, max_kept_tokens=4096)
+    limits = SchedulerLimits(max_in_flight=3, max_chunk_tokens=64, slots=slots)
+    scheduler = Scheduler(limits, splitting=Splitting(2, thread_gain=2.0))
+    for wave, expected in enumerate(({0, 1}, {0}, {0})):
+        for number in range(4):
+            # All begin alike, so kept slots of both tables match.
+            scheduler.add(make_sequence(f"{wave}-{number}", num_prompt=12, max_tokens=9))
+        seen: set[int] = set()
+        while scheduler.has_work:
+            seen |= lap(scheduler, {1: 30_000.0, 2: 50_000.0, 0: 0.0})
+        assert seen == expected, wave
+
+
+def test_a_long_kept_prefix_is_followed_to_its_table() -> None:
+    """Its KV would have to be copied otherwise."""
+    slots = SlotTables(SlotLimits(num_tables=2, max_rows=8, max_kv_tokens=100_000, max_kept_tokens=4096))
+    first, second = make_sequence("a", num_prompt=300), make_sequence("b", num_prompt=300, first=5000)
+    for sequence in (first, second):
+        assert slots.admit(sequence)
+        sequence.status = Status.RUNNING
+    assert (first.table, second.table) == (0, 1)
+    second.num_cached_tokens = 300
+    slots.release(second)
+    short, long = (
+        make_sequence("c", num_prompt=40, first=5000),
+        make_sequence("d", num_prompt=300, first=5000),
+    )
+    assert slots.admit(short, num_groups=1) and slots.admit(long, num_groups=1)
+    assert (short.table, short.num_reused_tokens) == (0, 0)
+    assert (long.table, long.num_reused_tokens) == (1, 299)
+
+
+def test_a_step_is_alone_only_while_nothing_else_can_come() -> None:
+    """Not between the chunks of a prompt, nor beside a second row; so a stage may use the idle cores."""
+    scheduler = make_scheduler(num_tables=2)
+    scheduler.add(make_sequence("a", num_prompt=150, max_tokens=3))
+    log = run_all(scheduler)
+    assert [microbatch.is_alone for microbatch in log] == [False, False, False, True, True]
+    for name in "bc":
+        scheduler.add(make_sequence(name, max_tokens=3))
+    assert not any(microbatch.is_alone for microbatch in run_all(scheduler)[:-1])

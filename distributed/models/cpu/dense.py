@@ -159,6 +159,7 @@ class DenseLayers:
 
     def __init__(self, plan: DensePlan, inner: Any, head: Any) -> None:
         """Args: see plan_dense_layers; every weight has been read by now."""
+        self.is_packed = plan.packed_bytes > 0
         self._rotary = plan.rotary
         self._layers = [DenseLayer(plan, layer) for layer in inner.layers]
         embedding = getattr(inner, "embed_tokens", None)
