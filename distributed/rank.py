@@ -397,10 +397,12 @@ def _make_scheduler(settings: Settings, status: RingStatus, thread_gain: float) 
     limits = SchedulerLimits(
         max_in_flight=num_tables + 1, max_chunk_tokens=_chunk_tokens(settings), slots=slots
     )
+    # Stages with cores of their own cannot gain by one group, which is at least as much work, one by one.
+    may_gather = is_auto and num_tables > 1 and thread_gain > 1
     return Scheduler(
         limits,
         PromptLookup() if settings.speculation == "prompt-lookup" else None,
-        Splitting(num_tables, thread_gain) if is_auto and num_tables > 1 else None,
+        Splitting(num_tables, thread_gain) if may_gather else None,
     )
 
 

@@ -1,9 +1,9 @@
 """Into how many groups decode rows are split: as many as there are tables, or one. Pure arithmetic.
 
 Several groups keep several stages busy, but each group pays for its own read of the weights. One group is
-better where few rows cost as much as one, and where the stage that works may use the cores of those that
-wait. Both ways are judged by what was measured: the time of a lap with so many rows in all, after which each
-row has a new token either way.
+better where few rows cost as much as one and the stage that works may use the cores of those that wait. Both
+ways are judged by what was measured: the time of a lap with so many rows in all, after which each row has a
+new token either way.
 
     laps of one group       T(R)    not yet seen: extended from what was, but never less than the work of
                                     the stages that was measured in several groups, on all their cores
@@ -15,7 +15,7 @@ from __future__ import annotations
 from bisect import bisect_left
 
 # One group leaves no stage free for the chunks of prompts, so it has to gain something.
-MIN_GAIN = 0.92
+MIN_GAIN = 0.85
 WEIGHT = 0.1  # of a new lap in the running mean
 # What is not chosen looks a little better with each lap of the other, so that it is tried again in the end.
 FORGETTING = 5e-5
@@ -24,10 +24,10 @@ FORGETTING = 5e-5
 class Splitting:
     """Chooses between one group and `num_tables` groups, by the rows there are in all."""
 
-    def __init__(self, num_tables: int, thread_gain: float = 1.0) -> None:
+    def __init__(self, num_tables: int, thread_gain: float) -> None:
         """
         Args:
-            thread_gain: how many times as many threads a stage has while the others have no work.
+            thread_gain: how many times as many threads a stage has while the others have no work; above 1.
         """
         self.num_tables, self._thread_gain = num_tables, thread_gain
         self._together: dict[int, float] = {}  # rows in all -> microseconds of a lap

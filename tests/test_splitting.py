@@ -45,9 +45,9 @@ def test_rows_stay_together_where_idle_cores_make_that_faster() -> None:
     assert teach(splitting, 8, lap_on_shared_cores) == 1
 
 
-def test_stages_with_cores_of_their_own_are_never_tried_together() -> None:
-    """The work that was measured apart is the least that one group can take: no request pays for a trial."""
-    splitting = Splitting(2)
+def test_what_cannot_gain_is_not_tried() -> None:
+    """The work that was measured apart, on all cores, is the least that one group can take."""
+    splitting = Splitting(2, thread_gain=1.1)
     for rows in (2, 4, 8, 32, 3, 64):
         for _ in range(20):
             assert splitting.choose(rows) == 2
