@@ -248,7 +248,7 @@ class Engine:
         busy_us = [own_busy_us, *(frame.busy_us(rank) for rank in range(1, self._ring.size))]
         self._status.busy.add(busy_us)
         lap_us = clock_us() - self._sent_us.pop(microbatch.number)
-        self._scheduler.note_cost(microbatch, sum(busy_us), lap_us)
+        self._scheduler.note_cost(microbatch, busy_us, lap_us)
         self._status.step = microbatch.number
         running = [sequence for sequence in microbatch.sequences if sequence.is_running]
         for sequence in running:

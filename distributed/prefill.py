@@ -8,8 +8,32 @@ from distributed.sequence import Sequence
 from distributed.slots import MIN_REUSED_TOKENS
 
 MAX_CHUNK_ROWS = 16
+# About what a chunk may hold running answers up, however slow the machine and long the prompt.
+MAX_WAIT_US = 400_000.0
+MIN_PACED_TOKENS = 16
+PACE_WEIGHT = 0.3  # of the newest chunk: attention makes the later chunks of a prompt slower
 # A step costs about as much as this many tokens before its first one (SmolLM2, float32, one core).
 _STEP_TOKENS = 32
+
+
+class ChunkPace:
+    """How large a chunk may be while answers wait for it, by what chunks were measured to take."""
+
+    def __init__(self) -> None:
+        self._us_per_token: float | None = None
+
+    def note(self, num_tokens: int, slowest_us: float) -> None:
+        """Take in a chunk of rows x columns tokens, and how long its slowest stage worked on it."""
+        measured = slowest_us / (num_tokens + _STEP_TOKENS)
+        old = self._us_per_token
+        self._us_per_token = measured if old is None else old + PACE_WEIGHT * (measured - old)
+
+    def budget(self, most: int) -> int:
+        """Return the tokens of a chunk that takes about MAX_WAIT_US, at most `most`."""
+        if self._us_per_token is None:
+            return most
+        tokens = int(MAX_WAIT_US / self._us_per_token) - _STEP_TOKENS
+        return min(most, max(MIN_PACED_TOKENS, tokens // MIN_PACED_TOKENS * MIN_PACED_TOKENS))
 
 
 def best_fill(num_left: Items[int], budget: int) -> tuple[int, int]:

@@ -395,7 +395,10 @@ def _make_scheduler(settings: Settings, status: RingStatus, thread_gain: float) 
         max_kept_tokens=settings.kv_cache_max_size,
     )
     limits = SchedulerLimits(
-        max_in_flight=num_tables + 1, max_chunk_tokens=_chunk_tokens(settings), slots=slots
+        max_in_flight=num_tables + 1,
+        max_chunk_tokens=_chunk_tokens(settings),
+        slots=slots,
+        paces_chunks=settings.prefill_chunk_tokens == "auto",
     )
     # Stages with cores of their own cannot gain by one group, which is at least as much work, one by one.
     may_gather = is_auto and num_tables > 1 and thread_gain > 1

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from distributed.drafting import Drafter, NoDrafter
 from distributed.frame import PrefixCopy
-from distributed.prefill import MAX_CHUNK_ROWS, best_fill, could_copy
+from distributed.prefill import MAX_CHUNK_ROWS, ChunkPace, best_fill, could_copy
 from distributed.sequence import Microbatch, Row, Sequence, Status
 from distributed.slots import SlotLimits, SlotTables
 from distributed.splitting import Splitting
@@ -27,11 +27,12 @@ MAX_UNEVEN_SHARE = 0.125
 
 @dataclass(frozen=True)
 class SchedulerLimits:
-    """`max_chunk_tokens` bounds rows x columns of one prefill chunk."""
+    """`max_chunk_tokens` bounds rows x columns of a prefill chunk; `paces_chunks`: less where one is slow."""
 
     max_in_flight: int
     max_chunk_tokens: int
     slots: SlotLimits
+    paces_chunks: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Scheduler:
         """
         self.limits = limits
         self._splitting = splitting
+        self._pace = ChunkPace()
         self._drafter = drafter or NoDrafter()
         self.slots = SlotTables(limits.slots)
         self.waiting: deque[Sequence] = deque()
@@ -135,16 +137,18 @@ class Scheduler:
             advanced.append(Advance(sequence, new))
         return advanced
 
-    def note_cost(self, microbatch: Microbatch, busy_us: float, lap_us: float) -> None:
-        """Take in what a microbatch cost: what guessing and splitting are weighed by.
+    def note_cost(self, microbatch: Microbatch, stages_us: Items[float], lap_us: float) -> None:
+        """Take in what a microbatch cost: what guessing, splitting and the size of chunks are weighed by.
 
         Args:
-            busy_us: how long all stages together worked on it.
+            stages_us: how long each stage worked on it.
             lap_us: from its start to its return.
         """
+        num_tokens, busy_us = len(microbatch.rows) * microbatch.num_tokens, sum(stages_us)
         if microbatch.is_prefill:
+            self._pace.note(num_tokens, max(stages_us))
             return
-        self._drafter.note_cost(len(microbatch.rows) * microbatch.num_tokens, busy_us)
+        self._drafter.note_cost(num_tokens, busy_us)
         crowd = microbatch.crowd
         if self._splitting and crowd and microbatch.num_tokens == 1 and crowd == self._crowd():
             self._splitting.note(*crowd, lap_us, busy_us)
@@ -223,7 +227,10 @@ class Scheduler:
         A prompt that begins as another row does copies that row's KV and steps only the rest.
         """
         candidates = self._candidates(prefilling)
-        num_rows, width = best_fill([left for _, _, left in candidates], self.limits.max_chunk_tokens)
+        budget = self.limits.max_chunk_tokens
+        if self.limits.paces_chunks and len(prefilling) < len(self.running):
+            budget = self._pace.budget(budget)
+        num_rows, width = best_fill([left for _, _, left in candidates], budget)
         rows, copies = [], []
         for sequence, copy, num_left in candidates[:num_rows]:
             if copy is not None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from distributed.drafting import Drafter
 from distributed.frame import PrefixCopy
 from distributed.kv_sizes import padded_tokens, round_rows, round_tokens
-from distributed.prefill import best_fill
+from distributed.prefill import ChunkPace, best_fill
 from distributed.scheduler import Advance, Scheduler, SchedulerLimits
 from distributed.sequence import Microbatch, Sequence, Status
 from distributed.slots import SlotLimits, SlotTables
@@ -386,7 +386,7 @@ def lap(scheduler: Scheduler, lap_us: Mapping[int, float]) -> set[int]:
     for _ in range(len(scheduler.in_flight)):
         microbatch = scheduler.in_flight[0]
         give_back(scheduler, microbatch)
-        scheduler.note_cost(microbatch, lap_us[groups] / groups, lap_us[groups])
+        scheduler.note_cost(microbatch, [lap_us[groups] / groups], lap_us[groups])
     return tables
 
 
@@ -433,3 +433,35 @@ def test_a_step_is_alone_only_while_nothing_else_can_come() -> None:
     for name in "bc":
         scheduler.add(make_sequence(name, max_tokens=3))
     assert not any(microbatch.is_alone for microbatch in run_all(scheduler)[:-1])
+
+
+def test_a_slow_chunk_is_smaller_while_somebody_waits_for_it() -> None:
+    """A prompt alone is read in whole chunks; beside an answer, in chunks of at most about 0.4 s."""
+    limits = SchedulerLimits(
+        max_in_flight=1,
+        max_chunk_tokens=128,
+        slots=SlotLimits(num_tables=1, max_rows=8, max_kv_tokens=100_000, max_kept_tokens=0),
+        paces_chunks=True,
+    )
+    scheduler, sizes = Scheduler(limits), []
+    scheduler.add(make_sequence("long", num_prompt=600, max_tokens=60))
+    for turn in range(40):
+        microbatch = scheduler.schedule()
+        assert microbatch is not None
+        if microbatch.is_prefill:
+            sizes.append(microbatch.num_tokens)
+        give_back(scheduler, microbatch)
+        scheduler.note_cost(microbatch, [1000.0, 4000.0 * (microbatch.num_tokens + 32)], 1e6)
+        if turn == 10:
+            scheduler.add(make_sequence("late", num_prompt=300, max_tokens=60, first=5000))
+    assert sizes[:5] == [128, 128, 128, 128, 88]
+    assert sizes[5:] == [64, 64, 64, 64, 44]  # 400 ms / 4 ms - 32 = 68, in steps of 16
+
+
+def test_chunks_never_shrink_to_nothing() -> None:
+    """However slow the machine, and not at all before anything was measured."""
+    pace = ChunkPace()
+    assert pace.budget(128) == 128
+    pace.note(128, 1e9)
+    assert pace.budget(128) == 16
+    assert pace.budget(8) == 8
