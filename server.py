@@ -89,8 +89,7 @@ def _serve(settings: Settings, options: argparse.Namespace) -> int:
             logger.error("rank %d was not started by a supervisor: %s", rank, error)
             return EXIT_REFUSED
         settings = _apply(settings, start.settings)
-    more = f" ({num_alone} while no other rank works)" if num_alone > num_threads else ""
-    logger.info("BLAS: %s, %d threads%s", blas or "as MLX brings it", num_threads, more)
+    logger.info("BLAS: %s, %d threads", blas or "as MLX brings it", num_threads)
     ping_limit_s = start.ping_limit_s if start else None
     lifeline = Lifeline(rank or 0, has_supervisor=rank is not None, ping_limit_s=ping_limit_s)
     lifeline.on_settings(lambda values: set_level(values.get("LOG_LEVEL")))

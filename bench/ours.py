@@ -174,6 +174,8 @@ def read_blas(log_dir: Path) -> str:
     for path in sorted(log_dir.glob("*rank*")):
         text = path.read_text(encoding="utf-8", errors="replace")
         found, products = re.search(r"BLAS: (.+)", text), re.search(r"by (oneDNN [\d.]+)", text)
+        more = re.search(r"oneDNN takes (\d+) threads", text)
         if found:
-            return found[1].strip() + (f", {products[1]}" if products else "")
+            told = f", {products[1]}" if products else ""
+            return found[1].strip() + told + (f" ({more[1]} threads while alone)" if more else "")
     return ""

@@ -343,7 +343,10 @@ def _load_model(
         cpu_products=None if has_gpu() else plan.cpu_products,
         on_progress=lifeline.progress,
     )
-    return Stage(model, threads)
+    stage = Stage(model, threads)
+    if threads is not None and stage.thread_gain > 1:
+        logger.info("oneDNN takes %d threads while no other rank works", threads.num_alone)
+    return stage
 
 
 def _describe(

@@ -20,18 +20,18 @@ class ProductThreads:
             num_shared: while other ranks of this machine work too; what OpenMP was loaded with.
             num_alone: while they do not.
         """
-        self._num_shared, self._num_alone = num_shared, max(num_shared, num_alone)
+        self._num_shared, self.num_alone = num_shared, max(num_shared, num_alone)
         self._num_now = num_shared
-        self._openmp = _find_openmp() if self._num_alone > num_shared else None
+        self._openmp = _find_openmp() if self.num_alone > num_shared else None
 
     @property
     def gain(self) -> float:
         """How many times as many there are while no other rank works."""
-        return self._num_alone / self._num_shared if self._openmp is not None else 1.0
+        return self.num_alone / self._num_shared if self._openmp is not None else 1.0
 
     def use(self, *, is_alone: bool) -> None:
         """Set the number for the products that follow."""
-        wanted = self._num_alone if is_alone else self._num_shared
+        wanted = self.num_alone if is_alone else self._num_shared
         if self._openmp is not None and wanted != self._num_now:
             self._openmp.omp_set_num_threads(wanted)
             self._num_now = wanted

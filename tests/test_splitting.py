@@ -74,3 +74,13 @@ def test_laps_of_other_numbers_of_groups_say_nothing() -> None:
     splitting = Splitting(3, thread_gain=2)
     splitting.note(2, 8, 1.0, 1.0)
     assert splitting.choose(8) == 3
+
+
+def test_a_slow_first_lap_does_not_decide() -> None:
+    """The first lap of two groups pays for a table that grows; the others' mean stands before long."""
+    splitting = Splitting(2, thread_gain=2)
+    splitting.note(2, 32, 200_000, 45_000)
+    splitting.note(1, 32, 100_000, 100_000)
+    for _ in range(10):
+        splitting.note(2, 32, 100_000, 45_000)
+    assert splitting.choose(32) == 2

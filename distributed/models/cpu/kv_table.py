@@ -5,6 +5,8 @@ Same rules (who has which slot is rank 0's decision; rows never move; padding to
 
 from __future__ import annotations
 
+import math
+import mmap
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,10 +54,15 @@ def make_view(step: StageStep) -> View:
 
 
 class LayerKV:
-    """One layer's keys and values: (rows, H, capacity, D) each, None until the first write."""
+    """One layer's keys and values: (rows, H, capacity, D) each, of no rows until the first write.
+
+    Memory of tokens that were never written is not touched, so that a table that grows for one long row costs
+    what its rows hold, in time and in memory.
+    """
 
     def __init__(self) -> None:
         self.keys = self.values = np.empty((0, 0, 0, 0), np.float32)
+        self._num_written: list[int] = []  # of each row: what lies behind is of no use to anybody
 
     @property
     def num_bytes(self) -> int:
@@ -65,6 +72,9 @@ class LayerKV:
         """Write a step's keys and values, (B, T, H, D) each; only what its rows count."""
         step = view.step
         self._grow(max(step.slots) + 1, view.num_kv_tokens, keys.shape[2:])
+        for slot, start, count in zip(step.slots, step.offsets, step.counts, strict=True):
+            if count:
+                self._num_written[slot] = start + count
         if step.num_tokens == 1:
             chosen = slice(None) if view.written is None else view.written
             self.keys[view.written_slots, :, view.written_offsets] = keys[chosen, 0]
@@ -81,6 +91,7 @@ class LayerKV:
         self._grow(to_slot + 1, num_tokens, (keys.shape[0], keys.shape[2]))
         self.keys[to_slot, :, :num_tokens] = keys
         self.values[to_slot, :, :num_tokens] = values
+        self._num_written[to_slot] = num_tokens
 
     def _grow(self, num_rows: int, num_tokens: int, heads: tuple[int, ...]) -> None:
         rows, _, capacity, _ = self.keys.shape
@@ -90,12 +101,24 @@ class LayerKV:
             max(rows, round_rows(num_rows)), heads[0],
             max(capacity, round_tokens(num_tokens)), heads[1],
         )  # fmt: skip
-        # Zeros: what is hidden by a mask must be finite all the same.
         for name in ("keys", "values"):
-            grown, old = np.zeros(shape, np.float32), getattr(self, name)
-            if old.size:
-                grown[:rows, :, :capacity] = old
+            grown, old = _make_untouched(shape), getattr(self, name)
+            for row, count in enumerate(self._num_written):
+                grown[row, :, :count] = old[row, :, :count]
             setattr(self, name, grown)
+        self._num_written += [0] * (shape[0] - rows)
+
+
+def _make_untouched(shape: tuple[int, ...]) -> Float32Array:
+    """Return zeros that take no memory until they are written: what a mask hides must be finite all the same.
+
+    np.zeros asks for huge pages from 4 MiB on, and a huge page touched for one row is zeroed for its
+    neighbours too.
+    """
+    memory = mmap.mmap(-1, math.prod(shape) * np.dtype(np.float32).itemsize)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, np.float32).reshape(shape)
 
 
 class CpuKVTable:
