@@ -143,18 +143,18 @@ class Engine:
         self._status.enter("stopped")
 
     def _scan(self, takes_requests: bool) -> None:
-        """Look at the spool: cancellations first, then as many requests as the tables have rows."""
+        """Look at the spool: as many requests as the tables have rows, then cancellations, which can wait."""
         self._publish()
+        if takes_requests:
+            for answer in self._intake.claim(self._scheduler.max_open - self._scheduler.num_open):
+                if self._scheduler.can_ever_fit(answer.sequence):
+                    self._scheduler.add(answer.sequence)
+                else:
+                    self._intake.fail(answer, _does_not_fit(answer))
         for answer in self._intake.cancelled():
             self._scheduler.finish(answer.sequence)
             self._intake.end(answer, "cancelled")
-        if not takes_requests:
-            return
-        for answer in self._intake.claim(self._scheduler.max_open - self._scheduler.num_open):
-            if self._scheduler.can_ever_fit(answer.sequence):
-                self._scheduler.add(answer.sequence)
-            else:
-                self._intake.fail(answer, _does_not_fit(answer))
+            self._next_scan = 0.0  # there is room for another
 
     def _launch(self) -> None:
         """Send microbatches until enough are in flight or nothing is ready."""

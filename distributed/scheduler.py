@@ -59,6 +59,7 @@ class Scheduler:
         """
         self.limits = limits
         self._splitting = splitting
+        self._max_ahead = limits.slots.num_tables * limits.max_chunk_tokens  # a chunk for each table
         self._pace = ChunkPace()
         self._drafter = drafter or NoDrafter()
         self.slots = SlotTables(limits.slots)
@@ -164,12 +165,22 @@ class Scheduler:
         return len(sizes), len(self.running)
 
     def _admit(self) -> None:
-        """Move waiting sequences into slots, first come first served, as far as the budget goes."""
+        """Move waiting sequences into slots, first come first served, as far as the budget goes.
+
+        Not before their prompts are due: the later a table is chosen, the more is known of how many rows
+        there will be, and of what can be copied.
+        """
+        if not self.waiting:
+            return
         num_groups = self._splitting.choose(self.num_open) if self._splitting else None
-        while self.waiting and self.slots.admit(self.waiting[0], num_groups):
+        num_ahead = sum(
+            sequence.num_unscheduled_tokens for sequence in self.running if sequence.is_prefilling
+        )
+        while self.waiting and num_ahead < self._max_ahead and self.slots.admit(self.waiting[0], num_groups):
             sequence = self.waiting.popleft()
             sequence.status = Status.RUNNING
             self.running.append(sequence)
+            num_ahead += sequence.num_unscheduled_tokens
 
     def _next_rows(self) -> tuple[list[Row], list[PrefixCopy], bool]:
         """Return the rows of whatever is ready and was served longest ago, and whether they are a chunk."""

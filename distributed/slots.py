@@ -114,8 +114,11 @@ class SlotTables:
     def _find_reusable(self, sequence: Sequence, wanted: Items[int]) -> tuple[int, int, int] | None:
         """Return (table, slot, matching tokens) of the longest match that fits, or None.
 
-        One in another table than a wanted one has to match more tokens.
+        One in another table than the wanted ones with the fewest rows has to match more tokens: less would be
+        copied.
         """
+        fewest = min(self.tables[number].num_running for number in wanted)
+        even = [number for number in wanted if self.tables[number].num_running == fewest]
         best: tuple[int, int, int] | None = None
         best_worth = MIN_REUSED_TOKENS - 1
         for (number, index), slot in self._kept():
@@ -125,7 +128,7 @@ class SlotTables:
             num_matching = min(
                 _common_prefix(slot.kept_token_ids, sequence.token_ids), len(sequence.token_ids) - 1
             )
-            worth = num_matching if number in wanted else num_matching - MIN_FOLLOWED_TOKENS
+            worth = num_matching if number in even else num_matching - MIN_FOLLOWED_TOKENS
             if worth > best_worth:
                 best, best_worth = (number, index, num_matching), worth
         return best

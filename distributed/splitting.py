@@ -7,16 +7,25 @@ new token either way.
 
     laps of one group       T(R)    not yet seen: extended from what was, but never less than the work of
                                     the stages that was measured in several groups, on all their cores
-    laps of all groups      T'(R)   one group is tried where T(R) is less than MIN_GAIN of it
+    laps of all groups      T'(R)   one group where T(R) is less than MIN_GAIN of it; never guessed for many
+                                    more rows than were seen
+
+More rows never take less: a lap of a few rows that took longer than those of more was disturbed, and is
+averaged with them (isotonic regression: pooled neighbours).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 
-# One group leaves no stage free for the chunks of prompts and no stage busy while others work: it has to gain
-# something. Measured on two cores, one group to two: 8 rows 0.7, 16 rows 0.78, 32 rows 1.0.
-MIN_GAIN = 0.8
+# One group leaves no stage free for the chunks of prompts, so it has to gain something; less to stay than to
+# change. Measured on two cores beside a front door and its clients, one group to two: 8 rows 0.78 to 0.9,
+# 16 rows 0.85 to 1, 32 rows 1.15.
+MIN_GAIN = 0.9
+MIN_GAIN_TO_STAY = 0.97
+MIN_GAIN_TO_TRY = 0.8  # where one group of so many rows was not measured yet
+# Several groups are measured at a size before one is tried there: so much more rows are another size.
+MAX_BEYOND = 1.25
 # Of a new lap in the running mean; more while there are few, so that the first says no more than the others.
 WEIGHT = 0.1
 # What is not chosen looks a little better with each lap of the other, so that it is tried again in the end.
@@ -32,9 +41,10 @@ class Splitting:
             thread_gain: how many times as many threads a stage has while the others have no work; above 1.
         """
         self.num_tables, self._thread_gain = num_tables, thread_gain
-        self._together = _Means()  # by rows in all: microseconds of a lap
-        self._apart = _Means()
-        self._work = _Means()  # busy microseconds of all stages, for one of the groups
+        self._together = _Curve()  # by rows in all: microseconds of a lap
+        self._apart = _Curve()
+        self._work = _Curve()  # busy microseconds of all stages, for one of the groups
+        self._last = num_tables
 
     def note(self, num_groups: int, num_rows: int, lap_us: float, busy_us: float) -> None:
         """Take in a lap of one of `num_groups` even groups.
@@ -53,45 +63,76 @@ class Splitting:
 
     def choose(self, num_rows: int) -> int:
         """Return the number of groups for so many rows."""
-        apart = self._apart.estimate(num_rows)
-        if apart is None or num_rows < 2:
-            return self.num_tables
-        together = self._together.estimate(num_rows) or 0.0
-        if num_rows not in self._together.means:
-            together = max(together, (self._work.estimate(num_rows) or 0.0) / self._thread_gain)
-        return 1 if together < MIN_GAIN * apart else self.num_tables
+        self._last = 1 if self._gains_together(num_rows) else self.num_tables
+        return self._last
+
+    def _gains_together(self, num_rows: int) -> bool:
+        if num_rows < 2 or num_rows > MAX_BEYOND * self._apart.most_rows:
+            return False
+        together = self._together.at(num_rows)
+        gain = MIN_GAIN_TO_STAY if self._last == 1 else MIN_GAIN
+        if num_rows not in self._together:
+            together = max(together, self._work.at(num_rows) / self._thread_gain)
+            gain = MIN_GAIN_TO_TRY
+        return together < gain * self._apart.at(num_rows)
 
 
-class _Means:
-    """A running mean for each size that was seen."""
+class _Curve:
+    """A running mean for each number of rows that was seen, and a curve through them that never falls."""
 
     def __init__(self) -> None:
-        self.means: dict[int, float] = {}
+        self._means: dict[int, float] = {}
         self._counts: dict[int, int] = {}
+        self._points: list[tuple[int, float]] | None = None
 
-    def add(self, size: int, value: float) -> None:
-        count = self._counts[size] = self._counts.get(size, 0) + 1
-        old = self.means.get(size, 0.0)
-        self.means[size] = old + max(WEIGHT, 1 / count) * (value - old)
+    def __contains__(self, num_rows: int) -> bool:
+        return num_rows in self._means
 
-    def shrink(self, size: int) -> None:
-        if size in self.means:
-            self.means[size] *= 1 - FORGETTING
+    @property
+    def most_rows(self) -> int:
+        return max(self._means, default=0)
 
-    def estimate(self, size: int) -> float | None:
-        """Read between and beyond the sizes that are known; None where none is."""
-        means = self.means
-        if not means or size in means:
-            return means.get(size)
-        sizes = sorted(means)
-        place = bisect_left(sizes, size)
+    def add(self, num_rows: int, value: float) -> None:
+        count = self._counts[num_rows] = self._counts.get(num_rows, 0) + 1
+        old = self._means.get(num_rows, 0.0)
+        self._means[num_rows] = old + max(WEIGHT, 1 / count) * (value - old)
+        self._points = None
+
+    def shrink(self, num_rows: int) -> None:
+        if num_rows in self._means:
+            self._means[num_rows] *= 1 - FORGETTING
+            self._points = None
+
+    def at(self, num_rows: int) -> float:
+        """Read the curve at, between and beyond the sizes that were seen; 0 where none was."""
+        points = self._points = self._points or self._fit()
+        if not points:
+            return 0.0
+        place = bisect_left(points, num_rows, key=_size)
         if place == 0:
-            return means[sizes[0]] * size / sizes[0]
-        if place == len(sizes):
-            if len(sizes) == 1:
-                return means[sizes[0]]
-            low, high = sizes[-2:]
+            return points[0][1] * min(1.0, num_rows / points[0][0])
+        if place == len(points):
+            if len(points) == 1:
+                return points[0][1]
+            high, high_us = points[-1]
+            # Two neighbours give no slope that can be relied on.
+            low, low_us = next((point for point in reversed(points) if point[0] <= high / 2), points[0])
         else:
-            low, high = sizes[place - 1 : place + 1]
-        slope = max(0.0, means[high] - means[low]) / (high - low)
-        return means[low] + slope * (size - low)
+            (low, low_us), (high, high_us) = points[place - 1 : place + 1]
+        return low_us + (high_us - low_us) / (high - low) * (num_rows - low)
+
+    def _fit(self) -> list[tuple[int, float]]:
+        """Return (rows, value) by rows; neighbours that fall share their mean, weighted by their laps."""
+        pools: list[tuple[list[int], float, float]] = []
+        for size in sorted(self._means):
+            sizes, value, weight = [size], self._means[size], min(self._counts[size], 1 / WEIGHT)
+            while pools and pools[-1][1] > value:
+                more, other, other_weight = pools.pop()
+                value = (value * weight + other * other_weight) / (weight + other_weight)
+                sizes, weight = more + sizes, weight + other_weight
+            pools.append((sizes, value, weight))
+        return [(size, value) for sizes, value, _ in pools for size in sizes]
+
+
+def _size(point: tuple[int, float]) -> int:
+    return point[0]

@@ -247,8 +247,10 @@ class Spool:
 
     def _waiting_names(self) -> list[str]:
         """The files of requests that wait and that nobody works on."""
+        names = list(filter(is_entry_name, self.names(self.folder.incoming)))
+        if not names:
+            return []
         active = set(map(id_of, filter(is_entry_name, self.names(self.folder.active))))
-        names = filter(is_entry_name, self.names(self.folder.incoming))
         return [name for name in names if id_of(name) not in active]
 
     def _paths(self, folder: Path, id: str) -> list[Path]:

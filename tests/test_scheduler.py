@@ -279,7 +279,7 @@ def test_a_suspect_steps_alone_until_it_is_cleared() -> None:
 
     A token alone does not clear it: whoever logs the token does.
     """
-    scheduler = make_scheduler(num_tables=2, chunk=16)
+    scheduler = make_scheduler(num_tables=2, chunk=64)
     for index in range(3):
         scheduler.add(make_sequence(f"s{index}", num_prompt=40, max_tokens=5, first=1000 * index))
     suspect = make_sequence("suspect", num_prompt=40, max_tokens=5, first=9000)
@@ -403,6 +403,19 @@ def test_rows_gather_in_one_table_where_laps_are_shorter_for_it() -> None:
         while scheduler.has_work:
             seen |= lap(scheduler, {1: 30_000.0, 2: 50_000.0, 0: 0.0})
         assert seen == expected, wave
+
+
+def test_a_prompt_gets_its_slot_when_it_is_due() -> None:
+    """A chunk for each table is ahead at most; the rest waits, in order, and may yet go to any table."""
+    scheduler = make_scheduler(num_tables=2, chunk=16)
+    sequences = [make_sequence(str(number), num_prompt=12, first=100 * number) for number in range(6)]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    assert scheduler.schedule()
+    assert [sequence.is_running for sequence in sequences] == [True] * 3 + [False] * 3
+    assert scheduler.num_open == 6
+    run_all(scheduler)
+    assert not any(sequence.is_running for sequence in sequences) and not scheduler.waiting
 
 
 def test_a_long_kept_prefix_is_followed_to_its_table() -> None:

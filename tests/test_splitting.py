@@ -84,3 +84,45 @@ def test_a_slow_first_lap_does_not_decide() -> None:
     for _ in range(10):
         splitting.note(2, 32, 100_000, 45_000)
     assert splitting.choose(32) == 2
+
+
+def test_many_more_rows_than_were_seen_are_split_first() -> None:
+    """What a few rows took in several groups tells nothing about many: that is measured first."""
+    splitting = Splitting(2, thread_gain=2)
+    for rows, apart_us in ((4, 40_000), (8, 60_000)):  # first laps, with a slope that is too steep
+        splitting.note(2, rows, apart_us, 20_000)
+        splitting.note(1, rows, 30_000, 30_000)
+    assert [splitting.choose(rows) for rows in (8, 10, 11, 32)] == [1, 1, 2, 2]
+    for _ in range(10):
+        splitting.note(2, 32, 75_000, 65_000)
+    assert splitting.choose(32) == 1
+    splitting.note(1, 32, 85_000, 85_000)
+    assert splitting.choose(32) == 2
+
+
+def test_a_disturbed_lap_is_averaged_with_those_of_more_rows() -> None:
+    """11 rows cannot take longer than 13 did again and again."""
+    splitting = Splitting(2, thread_gain=2)
+    for rows in (11, 13):
+        for _ in range(10):
+            splitting.note(2, rows, 55_000, 50_000)
+    splitting.note(1, 11, 70_000, 45_000)
+    assert splitting.choose(11) == 2
+    for _ in range(10):
+        splitting.note(1, 13, 46_000, 46_000)
+    assert splitting.choose(11) == 1
+
+
+def test_a_change_needs_a_larger_gain_than_staying() -> None:
+    """So that rows are not spread unevenly by small differences."""
+    splitting = Splitting(2, thread_gain=2)
+    for _ in range(10):
+        splitting.note(2, 8, 45_000, 40_000)
+        splitting.note(1, 8, 42_000, 42_000)
+    assert splitting.choose(8) == 2
+    for _ in range(30):
+        splitting.note(1, 8, 38_000, 38_000)
+    assert splitting.choose(8) == 1
+    for _ in range(60):
+        splitting.note(1, 8, 42_000, 42_000)
+    assert splitting.choose(8) == 1
