@@ -112,7 +112,7 @@ def _request(id: str) -> Request:
 def _calls(code: str, root: Path, key: str) -> list[Call]:
     """The calls between the marks of a life that nothing disturbs."""
     for attempt in range(2):  # the first one warms what is cached
-        spool = _make_spool(root / f"count-{attempt}")
+        spool = _make_spool(root / f"count{attempt:03}")
         if code == OWNER:
             spool.submit(_request(FIRST_ID))
         before, names, output = _trace(code, spool.folder.root, key)
@@ -127,12 +127,15 @@ def _calls(code: str, root: Path, key: str) -> list[Call]:
 def _disturb(
     code: str, base: Path, key: str, fault: str, *, is_full: bool
 ) -> Iterator[tuple[Call, Spool, str]]:
-    """One life for each call in turn (or each that changes a folder), in a fresh spool."""
+    """One life for each call in turn (or each that changes a folder), in a fresh spool.
+
+    Its path is as long as those that the calls were counted in: too long a path has its doorbells elsewhere.
+    """
     wanted = frozenset[str]() if fault.startswith("signal") else ERRORS[fault.removeprefix("error=")]
     for at, call in enumerate(_calls(code, base, key)):
         if (wanted and call.name not in wanted) or not (is_full or call.name in CHANGING):
             continue
-        spool = _make_spool(base / f"{at}")
+        spool = _make_spool(base / f"calls{at:03}")
         if code == OWNER:
             spool.submit(_request(FIRST_ID))
         _, names, output = _trace(code, spool.folder.root, key, f"{call.name}:{fault}:when={call.number}")
