@@ -103,7 +103,7 @@ def peer_goal_rows(runs: Runs) -> list[tuple[str, ...]]:
 
 
 def blas_alone_rows(runs: Runs) -> list[tuple[str, ...]]:
-    """The same ratios of ours without oneDNN, as far as they were measured; the head alone where none was."""
+    """The same ratios of ours without packed weights, as far as measured; the head alone where none was."""
     rows: list[tuple[str, ...]] = [("measure", "wanted", "to its default flags", "to its best flags")]
     for goal in PEER_GOALS:
         values = [goal.read(runs, peer, BLAS_ALONE) for peer in (DEFAULT_PEER, PEER)]

@@ -14,7 +14,7 @@
                                           context-8192 takes two minutes: only where it is named
     ring-size     (throughput and ttft again, on one process each)
     shipped       shipped-1               one client, on mlx.launch with the BLAS that MLX brings
-    blas-alone    (what was promised against the peer again, ours without oneDNN)
+    blas-alone    (what was promised against the peer again, ours without packed weights)
 
 `busy` names the measure in which the stages' busy share is recorded: greedy at the most clients. What no
 promise is about is measured in the first round only, unless `--only` has its name.
@@ -150,7 +150,7 @@ def for_default_flags(measures: Sequence[Measure]) -> list[Measure]:
 
 
 def for_blas_alone(measures: Sequence[Measure]) -> list[Measure]:
-    """What ours also runs without oneDNN, once: how much of a ratio the peer could have from its products."""
+    """What ours also runs without packed weights, once: how much of a ratio comes from its products."""
     groups = ("throughput", "ttft", "gap")
     return [
         replace(measure, is_once=True)

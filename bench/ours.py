@@ -170,11 +170,11 @@ def stop_leftovers(folder: Path) -> None:
 
 
 def read_blas(log_dir: Path) -> str:
-    """What a rank's log says of BLAS and oneDNN; "" where it says nothing, as on macOS."""
+    """What a rank's log says of BLAS and products; "" where it says nothing, as on macOS."""
     for path in sorted(log_dir.glob("*rank*")):
         text = path.read_text(encoding="utf-8", errors="replace")
-        found, products = re.search(r"BLAS: (.+)", text), re.search(r"by (oneDNN [\d.]+)", text)
-        more = re.search(r"oneDNN takes (\d+) threads", text)
+        found, products = re.search(r"BLAS: (.+)", text), re.search(r"packed weights by (.+)", text)
+        more = re.search(r"products take (\d+) threads", text)
         if found:
             told = f", {products[1]}" if products else ""
             return found[1].strip() + told + (f" ({more[1]} threads while alone)" if more else "")

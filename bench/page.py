@@ -122,8 +122,9 @@ def _blas_alone_parts(runs: Runs) -> list[str]:
     if len(rows) == 1:
         return []
     text = (
-        "Both sides load the same BLAS. Where the processor has AVX-512, ours multiplies with weights that "
-        "oneDNN has packed (`CPU_PRODUCTS=auto`). With the BLAS alone (`CPU_PRODUCTS=blas`) its ratios are:"
+        "Both sides load the same BLAS. Where the processor has AVX2, ours multiplies with packed weights "
+        "(`CPU_PRODUCTS=auto`: oneDNN, or compiled kernels). With the BLAS alone (`CPU_PRODUCTS=blas`) its "
+        "ratios are:"
     )
     return [text, _markdown(rows)]
 

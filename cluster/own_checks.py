@@ -1,10 +1,11 @@
-"""What the doctor looks at on this machine only: packages, BLAS, oneDNN, STATE_DIR, secret, API port, model.
+"""What the doctor looks at on this machine only: packages, BLAS, products, files, secret, API port, model.
 
 Changes nothing, but for `make_private`. Knows nothing of other hosts.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import subprocess
@@ -30,12 +31,8 @@ BLAS_TRIAL = (
     "import sys\nfrom distributed.blas import BlasNotFound, load_fast_blas\n"
     "try: print(load_fast_blas(sys.argv[1], 1))\nexcept BlasNotFound as error: sys.exit(str(error))"
 )
-# Prints version, reason and mend, a line each.
-ONEDNN_TRIAL = (
-    "from distributed.onednn import OneDnn, OneDnnUnusable\n"
-    "try: print(OneDnn().version)\n"
-    "except OneDnnUnusable as error: print('', error, error.mend, sep=chr(10))"
-)
+# Prints what multiplies with packed weights, as JSON.
+PACKERS_TRIAL = "from distributed.packers import main\nmain()"
 
 
 def check_this_machine(settings: Settings, service: Service) -> list[Finding]:
@@ -47,7 +44,7 @@ def check_this_machine(settings: Settings, service: Service) -> list[Finding]:
         ),
         check_packages(),
         *check_blas(settings.cpu_blas),
-        *(check_onednn(settings.cpu_products) if settings.cpu_layers == "numpy" else []),
+        *(check_products(settings.cpu_products) if settings.cpu_layers == "numpy" else []),
         *check_private_files(settings),
         check_api_port(settings, service),
         check_model(settings),
@@ -92,19 +89,22 @@ def check_blas(choice: str) -> list[Finding]:
     return [_finding("blas", "failed", lines[-1] if lines else f"exit code {tried.returncode}")]
 
 
-def check_onednn(choice: str) -> list[Finding]:
-    """oneDNN loads and has fast kernels (Linux only)."""
+def check_products(choice: str) -> list[Finding]:
+    """Something multiplies with packed weights (Linux only)."""
     if sys.platform == "darwin" or choice == "blas":
         return []
-    tried = _try(ONEDNN_TRIAL)
+    tried = _try(PACKERS_TRIAL, choice)
     if tried is None or tried.returncode != 0:
         how = "did not load in time" if tried is None else f"ended its process with code {tried.returncode}"
-        return [_finding("onednn", "failed", f"oneDNN {how}", "CPU_PRODUCTS=blas in .env does without it")]
-    version, reason, mend, *_ = [*tried.stdout.splitlines(), "", ""]
-    if version:
-        return [_finding("onednn", "ok", f"oneDNN {version} multiplies with packed weights")]
-    level: Level = "failed" if choice == "onednn" else "note" if mend else "ok"
-    return [_finding("onednn", level, f"products by the BLAS, as oneDNN is no use here: {reason}", mend)]
+        text = f"what multiplies with packed weights {how}"
+        return [_finding("products", "failed", text, "CPU_PRODUCTS=blas in .env does without it")]
+    found = json.loads(tried.stdout)
+    if found["packer"]:
+        return [_finding("products", "ok", f"{found['packer']} multiplies with packed weights")]
+    reasons = "; ".join(f"{name}: {reason}" for name, (reason, _) in found["unusable"].items())
+    mends = [mend for _, mend in found["unusable"].values() if mend]
+    level: Level = "failed" if choice != "auto" else "note" if mends else "ok"
+    return [_finding("products", level, f"products by the BLAS ({reasons})", mends[-1] if mends else "")]
 
 
 def _try(code: str, *arguments: str) -> subprocess.CompletedProcess[str] | None:

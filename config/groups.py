@@ -317,11 +317,11 @@ class EngineSettings(RootedSettings):
         ),
     ] = "numpy"
     cpu_products: Annotated[
-        Literal["auto", "onednn", "blas"],
+        Literal["auto", "onednn", "kernels", "blas"],
         About(
             "Engine",
-            "What multiplies in the layers that NumPy runs: oneDNN with packed weights, the BLAS, or oneDNN "
-            "where the processor has AVX-512.",
+            "What multiplies in the layers that NumPy runs: packed weights by oneDNN (AVX-512) or by kernels "
+            "that are compiled at the start (AVX2), or the BLAS; auto takes the first that can be used.",
         ),
     ] = "auto"
     cpu_blas: Annotated[
@@ -332,7 +332,8 @@ class EngineSettings(RootedSettings):
         Auto | Annotated[int, between(1, 1024)],
         About(
             "Engine",
-            "Threads of each rank for products. With auto, oneDNN takes all cores while no other rank works.",
+            "Threads of each rank for products. With auto, those with packed weights take all cores while no "
+            "other rank works.",
             allowed="auto (the cores shared out), or a whole number from 1 to 1024",
         ),
     ] = "auto"

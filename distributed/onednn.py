@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Float32Array = NDArray[np.float32]
+from distributed.packing import Float32Array, PackerUnusable, address_of
 
 PACKAGE = "onednn-cpu-gomp==2023.2.0"
 # Fewer rows than this go in as this many: 4 rows take 0.75 of one row's time, 2 take 1.2 of it.
@@ -36,14 +35,6 @@ _OK, _CPU, _IN_ORDER, _FLOAT32, _ANY_LAYOUT = 0, 1, 1, 3, 1
 _QUERY_NAME, _QUERY_WEIGHTS = 8, 131
 _SOURCE, _RESULT, _WEIGHTS = 1, 17, 33
 _FAST_KERNELS = b"brg:avx512"
-
-
-class OneDnnUnusable(RuntimeError):
-    """oneDNN is missing, or has no fast kernels for this processor; `mend` is a command, or empty."""
-
-    def __init__(self, reason: str, mend: str = "") -> None:
-        super().__init__(reason)
-        self.mend = mend
 
 
 class _Argument(ctypes.Structure):
@@ -77,13 +68,13 @@ class OneDnn:
     """
 
     def __init__(self) -> None:
-        """Load it. Raises: OneDnnUnusable."""
+        """Load it. Raises: PackerUnusable."""
         self._library = _load()
         self._library.dnnl_version.restype = ctypes.POINTER(_Version)
         version = self._library.dnnl_version().contents
         self.version = f"{version.major}.{version.minor}.{version.patch}"
         if version.major != 3:
-            raise OneDnnUnusable(f"oneDNN {self.version} is not version 3", f"pip install {PACKAGE}")
+            raise PackerUnusable(f"oneDNN {self.version} is not version 3", f"pip install {PACKAGE}")
         pointer = ctypes.c_void_p
         self._library.dnnl_primitive_desc_query_md.restype = pointer
         self._library.dnnl_memory_desc_get_size.restype = ctypes.c_size_t
@@ -98,7 +89,19 @@ class OneDnn:
         self._count_threads = self._library.omp_get_max_threads
         name = self._make_kernel(_TYPICAL_ROWS, 64, 64, self._any_layout(64, 64)).name
         if not name.startswith(_FAST_KERNELS):
-            raise OneDnnUnusable("it has no fast kernels for this processor (no AVX-512)")
+            raise PackerUnusable("it has no fast kernels for this processor (no AVX-512)")
+
+    def __str__(self) -> str:
+        return f"oneDNN {self.version}"
+
+    def use_threads(self, num_threads: int) -> None:
+        """Let so many threads share the products that follow: GCC's OpenMP, which this library brings."""
+        self._library.omp_set_num_threads(num_threads)
+
+    @staticmethod
+    def can_pack(depth: int) -> bool:
+        """Whether a weight of this depth K can be packed: any."""
+        return depth > 0
 
     def pack(self, weight: Float32Array) -> PackedWeight:
         """Return a packed copy of a weight (N, K), contiguous, to multiply with."""
@@ -188,7 +191,7 @@ class OneDnn:
     def _call(self, name: str, *arguments: Any) -> None:
         status = getattr(self._library, f"dnnl_{name}")(*arguments)
         if status != _OK:
-            raise OneDnnUnusable(f"oneDNN's {name} failed with status {status}")
+            raise PackerUnusable(f"oneDNN's {name} failed with status {status}")
 
 
 class PackedWeight:
@@ -217,15 +220,15 @@ class PackedWeight:
 
 def _load() -> ctypes.CDLL:
     if not sys.platform.startswith("linux"):
-        raise OneDnnUnusable("it is used on Linux only")
+        raise PackerUnusable("it is used on Linux only")
     found = sorted(glob.glob(os.path.join(sys.prefix, "lib", "libdnnl.so.3")))
     if not found:
-        raise OneDnnUnusable("it is not installed", f"{sys.executable} -m pip install {PACKAGE}")
+        raise PackerUnusable("it is not installed", f"{sys.executable} -m pip install {PACKAGE}")
     try:
         return ctypes.CDLL(found[0])
     except OSError as error:
         mend = "sudo apt-get install libgomp1" if "libgomp" in str(error) else ""
-        raise OneDnnUnusable(f"it does not load: {error}", mend) from None
+        raise PackerUnusable(f"it does not load: {error}", mend) from None
 
 
 def _aligned(num_bytes: int) -> Float32Array:
@@ -233,8 +236,3 @@ def _aligned(num_bytes: int) -> Float32Array:
     raw = np.empty(num_bytes + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
     return raw[start : start + num_bytes].view(np.float32)
-
-
-def address_of(array: Float32Array) -> int:
-    """Where an array's numbers begin; cheaper than `ctypes.data`."""
-    return int(array.__array_interface__["data"][0])

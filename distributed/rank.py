@@ -345,7 +345,7 @@ def _load_model(
     )
     stage = Stage(model, threads)
     if threads is not None and stage.thread_gain > 1:
-        logger.info("oneDNN takes %d threads while no other rank works", threads.num_alone)
+        logger.info("products take %d threads while no other rank works", threads.num_alone)
     return stage
 
 

@@ -25,6 +25,7 @@ class Stage:
         """Args: threads: what to multiply with; None: as many as the libraries start by themselves."""
         self.model = model
         self._threads = threads
+        self._use_threads = model.cpu.use_threads if model.cpu is not None else None
         self._tables: dict[int, Any] = {}
         self.kv_bytes_per_token = 0
 
@@ -40,8 +41,7 @@ class Stage:
     @property
     def thread_gain(self) -> float:
         """How many times as many threads its products have while no other stage has work."""
-        is_packed = self.model.cpu is not None and self.model.cpu.is_packed
-        return self._threads.gain if self._threads is not None and is_packed else 1.0
+        return self._threads.gain if self._threads is not None and self._use_threads is not None else 1.0
 
     def run(self, step: StageStep, inputs: mx.array, meanwhile: Callable[[], None] | None = None) -> mx.array:
         """Run the layers and wait for the result.
@@ -53,8 +53,7 @@ class Stage:
         Returns:
             Hidden states (B, T, D), after the final norm on the last stage.
         """
-        if self._threads is not None:
-            self._threads.use(is_alone=step.is_alone)
+        self._begin_products(is_alone=step.is_alone)
         table = self._tables.get(step.table)
         if table is None:
             table = self._tables[step.table] = self.model.make_table()
@@ -68,6 +67,8 @@ class Stage:
             mx.async_eval(hidden, table.arrays)
             meanwhile()
         mx.eval(hidden, table.arrays)
+        if not (step.wants_logits and self.model.is_last):
+            self._end_products()
         return hidden
 
     def logits(
@@ -84,10 +85,21 @@ class Stage:
         rows, columns = zip(*wanted, strict=True)
         if hidden.dtype == mx.float32 and mx.default_device() == mx.Device(mx.cpu):
             # An operation of MLX changes threads, which takes longer than the copy (0.1 ms and more).
-            return self.model.logits(mx.array(np.asarray(hidden)[list(rows), list(columns)]))
+            logits = self.model.logits(mx.array(np.asarray(hidden)[list(rows), list(columns)]))
+            self._end_products()
+            return logits
         if step.num_tokens == 1 and len(wanted) == step.num_rows:
             return self.model.logits(hidden[:, 0])
         return self.model.logits(hidden[mx.array(rows), mx.array(columns)])
+
+    def _begin_products(self, *, is_alone: bool) -> None:
+        if self._threads is not None and self._use_threads is not None:
+            self._use_threads(self._threads.num_alone if is_alone else self._threads.num_shared)
+
+    def _end_products(self) -> None:
+        """Leave the other cores to the stage that works next: helping threads spin between products."""
+        if self._threads is not None and self._use_threads is not None:
+            self._use_threads(1)
 
     def measure_kv(self) -> None:
         """Run one token, to learn what its KV takes and to compile what is compiled on first use."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,10 +21,10 @@ from distributed.models.cpu.products import (
     Blas,
     Linear,
     NoPackedProducts,
-    find_onednn,
+    choose_packer,
     on_blas,
 )
-from distributed.onednn import MAX_ROWS, OneDnn, OneDnnUnusable
+from distributed.packers import find_packer
 from distributed.stage import Stage
 from distributed.threads import ProductThreads
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint
@@ -33,16 +35,15 @@ DENSE = ("llama", "ministral3", "qwen2", "qwen3")
 MakeFolder = Callable[[str], Path]
 
 
-def has_onednn() -> bool:
-    try:
-        OneDnn()
-    except OneDnnUnusable:
-        return False
-    return True
+def can_use(choice: str) -> bool:
+    return find_packer(choice).packer is not None
 
 
-needs_onednn = pytest.mark.skipif(not has_onednn(), reason="oneDNN is not here, or has no AVX-512 to use")
-PRODUCTS = ["blas", pytest.param("onednn", marks=needs_onednn)]
+PACKERS = [
+    pytest.param(name, marks=pytest.mark.skipif(not can_use(name), reason=f"no {name} on this machine"))
+    for name in ("onednn", "kernels")
+]
+PRODUCTS = ["blas", *PACKERS]
 
 
 @pytest.fixture(scope="module")
@@ -219,52 +220,90 @@ def test_products_of_the_blas(num_rows: int, width: int) -> None:
     np.testing.assert_allclose(linear(np.array(x)), np.array(module(x)), atol=1e-5)
 
 
-@needs_onednn
-@pytest.mark.parametrize(("width", "depth"), [(7, 33), (96, 64), (1000, 72)])
-def test_packed_products(width: int, depth: int) -> None:
+@pytest.mark.parametrize("name", PACKERS)
+@pytest.mark.parametrize(("width", "depth"), [(7, 36), (96, 64), (1000, 72)])
+def test_packed_products(name: str, width: int, depth: int) -> None:
     """Any number of rows, also more than one block of them: NumPy's product, and each row the same in all.
 
     Also on more threads: what an answer is does not depend on who else is there.
     """
     rng = np.random.default_rng(width)
     weight = rng.standard_normal((width, depth), np.float32)
-    x = rng.standard_normal((2 * MAX_ROWS + 3, depth), np.float32)
-    packed = OneDnn().pack(weight)
+    x = rng.standard_normal((259, depth), np.float32)
+    packer = find_packer(name).packer
+    assert packer is not None and packer.can_pack(depth)
+    packed = packer.pack(weight)
     whole = packed(x)
     np.testing.assert_allclose(whole, x @ weight.T, atol=1e-4)
-    for num_rows in (1, 2, 3, 4, 5, 16, MAX_ROWS, MAX_ROWS + 1):
-        np.testing.assert_array_equal(packed(x[:num_rows]), whole[:num_rows])
-    threads = ProductThreads(1, 2)
-    threads.use(is_alone=True)
-    try:
-        np.testing.assert_array_equal(packed(x), whole)
-    finally:
-        threads.use(is_alone=False)
+    for num_threads in (1, 2, 3, 1):
+        packer.use_threads(num_threads)
+        for num_rows in (1, 2, 3, 4, 5, 6, 7, 13, 16, 19, 48, 49, 128, 129, 259):
+            np.testing.assert_array_equal(packed(x[:num_rows]), whole[:num_rows])
 
 
-@needs_onednn
+@pytest.mark.parametrize("name", PACKERS)
 @pytest.mark.parametrize("variant", ["llama", "llama-tied"])
-def test_packed_weights_leave_their_modules(tmp_path: Path, variant: str) -> None:
+def test_packed_weights_leave_their_modules(tmp_path: Path, variant: str, name: str) -> None:
     """A weight is in memory once; only an embedding that is looked up in stays beside the head it is."""
     folder = make_checkpoint(tmp_path, variant, hidden_size=256, intermediate_size=512, vocab_size=1024)
     whole = range(NUM_LAYERS)
     plain = load_stage(folder, whole, is_first=True, is_last=True, cpu_products="blas")
-    packed = load_stage(folder, whole, is_first=True, is_last=True, cpu_products="onednn")
+    packed = load_stage(folder, whole, is_first=True, is_last=True, cpu_products=name)
     assert "weight" not in packed.inner.layers[0].mlp.gate_proj
     assert "weight" in packed.inner.embed_tokens
     assert packed.weights_bytes == pytest.approx(plain.weights_bytes, rel=0.05)
 
 
-def test_without_onednn_the_blas_multiplies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_onednn_others_multiply(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Asked for by name its lack is an error that names the key and what mends it; else a warning."""
     monkeypatch.setattr("sys.prefix", str(tmp_path))
     monkeypatch.setattr("sys.platform", "linux")
-    assert find_onednn("auto") is None
+    found = find_packer("auto")
+    assert "not installed" in str(found.unusable["onednn"])
+    assert (found.packer is None) == ("kernels" in found.unusable)
     with pytest.raises(
         NoPackedProducts, match=r"CPU_PRODUCTS=onednn.*not installed.*pip install onednn-cpu-gomp"
     ):
-        find_onednn("onednn")
+        choose_packer("onednn")
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "libdnnl.so.3").write_text("no library")
     with pytest.raises(NoPackedProducts, match="does not load"):
-        find_onednn("onednn")
+        choose_packer("onednn")
+
+
+def test_without_a_compiler_the_blas_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """llvmlite that is missing is told with what mends it, and so is a processor that has no kernels."""
+    monkeypatch.setattr("sys.prefix", "/nowhere")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    with pytest.raises(NoPackedProducts, match=r"CPU_PRODUCTS=kernels.*x86-64"):
+        choose_packer("kernels")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setitem(sys.modules, "llvmlite.binding", None)
+    with pytest.raises(NoPackedProducts, match=r"CPU_PRODUCTS=kernels.*pip install llvmlite"):
+        choose_packer("kernels")
+    assert choose_packer("auto") is None
+
+
+def test_helping_threads_sleep_between_steps(folder_of: MakeFolder) -> None:
+    """A step that is alone takes more threads, and gives the cores back with its last product."""
+    model = load_stage(
+        folder_of("llama"), range(NUM_LAYERS), is_first=True, is_last=True, cpu_products="auto"
+    )
+    if model.cpu is None or model.cpu.use_threads is None:
+        pytest.skip("nothing packs weights here")
+    asked: list[int] = []
+    use_threads = model.cpu.use_threads
+
+    def note_and_use(num_threads: int) -> None:
+        asked.append(num_threads)
+        use_threads(num_threads)
+
+    model.cpu.use_threads = note_and_use
+    stage = Stage(model, ProductThreads(1, 2))
+    assert stage.thread_gain == 2
+    for is_alone in (False, True):
+        step = dataclasses.replace(make_step({0: (0, 3)}), is_alone=is_alone)
+        hidden = stage.run(step, mx.array([[1, 2, 3]]))
+        stage.logits(step, hidden)
+    assert asked == [1, 1, 2, 1]

@@ -215,19 +215,26 @@ def test_a_blas_that_is_not_there_fails_where_it_was_asked_for() -> None:
     assert finding.level in ("ok", "note")
 
 
-def test_a_onednn_that_is_no_use_says_why_and_what_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_that_cannot_be_packed_say_why_and_what_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A note where the BLAS takes its place; a failure where it was asked for, or ends its process."""
-    assert own_checks.check_onednn("blas") == []
-    (finding,) = own_checks.check_onednn("auto")
+    assert own_checks.check_products("blas") == []
+    (finding,) = own_checks.check_products("auto")
     assert finding.level in ("ok", "note")
-    absent = "import sys\nsys.prefix = '/nowhere'\n" + own_checks.ONEDNN_TRIAL
-    monkeypatch.setattr(own_checks, "ONEDNN_TRIAL", absent)
-    for choice, level in (("auto", "note"), ("onednn", "failed")):
-        (finding,) = own_checks.check_onednn(choice)
-        assert (finding.level, "not installed" in finding.text) == (level, True)
-        assert "pip install onednn-cpu-gomp" in finding.mend
-    monkeypatch.setattr(own_checks, "ONEDNN_TRIAL", "import os; os.kill(os.getpid(), 4)")
-    (finding,) = own_checks.check_onednn("auto")
+    absent = (
+        "import sys\nsys.prefix = '/nowhere'\nsys.modules['llvmlite.binding'] = None\n"
+        + own_checks.PACKERS_TRIAL
+    )
+    monkeypatch.setattr(own_checks, "PACKERS_TRIAL", absent)
+    for choice, level, package in (
+        ("auto", "note", "llvmlite"),
+        ("onednn", "failed", "onednn-cpu-gomp"),
+        ("kernels", "failed", "llvmlite"),
+    ):
+        (finding,) = own_checks.check_products(choice)
+        assert (finding.level, package.split("-")[0] in finding.text) == (level, True)
+        assert f"pip install {package}" in finding.mend
+    monkeypatch.setattr(own_checks, "PACKERS_TRIAL", "import os; os.kill(os.getpid(), 4)")
+    (finding,) = own_checks.check_products("auto")
     assert finding.level == "failed" and "CPU_PRODUCTS=blas" in finding.mend
 
 

@@ -1,4 +1,4 @@
-"""Layers of a dense model on a machine without a GPU: NumPy between products by oneDNN or the BLAS.
+"""Layers of a dense model on a machine without a GPU: NumPy between fast products.
 
 MLX's CPU build takes 20 ns for an exponential and 10 µs for any operation, however small; around small
 products that is most of a step. Here the same layers run on NumPy arrays: half of the time at 16 rows, a

@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from distributed.models.cpu.kv_table import LayerKV, View
-from distributed.onednn import Float32Array
+from distributed.packing import Float32Array
 
 
 def attend(queries: Float32Array, kv: LayerKV, view: View) -> Float32Array:

@@ -17,9 +17,16 @@ from numpy.typing import NDArray
 
 from distributed.models.cpu.attention import attend
 from distributed.models.cpu.kv_table import CpuKVTable, LayerKV, View
-from distributed.models.cpu.products import Blas, Linear, NoBlas, find_onednn, on_blas, view
+from distributed.models.cpu.products import (
+    Blas,
+    Linear,
+    NoBlas,
+    choose_packer,
+    on_blas,
+    view,
+)
 from distributed.models.cpu.rotary import Rotary, UnknownRotation, rotate
-from distributed.onednn import Float32Array, OneDnn, PackedWeight
+from distributed.packing import Float32Array, Packed, Packer
 
 SERVED_TYPES = ("llama", "ministral3", "qwen2", "qwen3")
 
@@ -38,10 +45,10 @@ def plan_dense_layers(
         head: the module of the head (a linear layer, or the embedding it is tied to); None but on the last.
         dtype: what floats will be cast to.
         dequantize: whether quantized modules will be replaced by plain ones.
-        products: see products.find_onednn.
+        products: see products.choose_packer.
 
     Raises:
-        NoPackedProducts: oneDNN was asked for by name and cannot be used.
+        NoPackedProducts: what was asked for by name cannot be used.
     """
     if config["model_type"] not in SERVED_TYPES or dtype != mx.float32:
         return None
@@ -52,7 +59,7 @@ def plan_dense_layers(
     except (NoBlas, UnknownRotation) as reason:
         logger.info("the layers run with MLX's own CPU code: %s", reason)
         return None
-    return DensePlan(blas, find_onednn(products), rotary)
+    return DensePlan(blas, choose_packer(products), rotary)
 
 
 def _is_plain(*modules: Any) -> bool:
@@ -70,10 +77,10 @@ def _is_plain(*modules: Any) -> bool:
 class DensePlan:
     """Takes weights as they are read, and makes the layers of them in the end."""
 
-    def __init__(self, blas: Blas, onednn: OneDnn | None, rotary: Rotary) -> None:
-        self.rotary = rotary
-        self._blas, self._onednn = blas, onednn
-        self._packed: dict[int, PackedWeight] = {}  # by id of the module, which keeps no weight then
+    def __init__(self, blas: Blas, packer: Packer | None, rotary: Rotary) -> None:
+        self.rotary, self.packer = rotary, packer
+        self._blas = blas
+        self._packed: dict[int, Packed] = {}  # by id of the module, which keeps no weight then
 
     @property
     def packed_bytes(self) -> int:
@@ -86,8 +93,10 @@ class DensePlan:
         Args:
             is_head: it is the head and nothing else: an embedding that is looked up in stays as it is.
         """
-        if self._onednn is not None and (is_head or type(module) is nn.Linear):
-            self._packed[id(module)] = self._onednn.pack(view(module.pop("weight")))
+        if self.packer is None or not (is_head or type(module) is nn.Linear):
+            return
+        if self.packer.can_pack(module["weight"].shape[-1]):
+            self._packed[id(module)] = self.packer.pack(view(module.pop("weight")))
 
     def linear(self, module: Any) -> Linear:
         """Return the layer of a module."""
@@ -159,7 +168,7 @@ class DenseLayers:
 
     def __init__(self, plan: DensePlan, inner: Any, head: Any) -> None:
         """Args: see plan_dense_layers; every weight has been read by now."""
-        self.is_packed = plan.packed_bytes > 0
+        self.use_threads = plan.packer.use_threads if plan.packer is not None else None
         self._rotary = plan.rotary
         self._layers = [DenseLayer(plan, layer) for layer in inner.layers]
         embedding = getattr(inner, "embed_tokens", None)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from distributed.frame import StageStep
 from distributed.kv_sizes import round_rows, round_tokens
-from distributed.onednn import Float32Array
+from distributed.packing import Float32Array
 
 
 @dataclass(frozen=True)

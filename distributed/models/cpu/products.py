@@ -1,4 +1,4 @@
-"""Matrix products on NumPy arrays: with packed weights by oneDNN, or by the BLAS that MLX uses too.
+"""Matrix products on NumPy arrays: with packed weights, or by the BLAS that MLX uses too.
 
 The BLAS's symbols are looked up in the process, so whichever comes first there serves MLX and us alike.
 Knows nothing of layers.
@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from distributed.checkpoint import ModelError
-from distributed.onednn import Float32Array, OneDnn, OneDnnUnusable, address_of
-
-CHOICES = ("auto", "onednn", "blas")
+from distributed.packers import find_packer
+from distributed.packing import Float32Array, Packer, address_of
 
 # The product with a vocabulary's worth of rows takes 1.6 times as long in one piece as in blocks that stay in
 # the cache (16 rows, 49152 x 576, mkl).
@@ -34,7 +33,7 @@ class NoBlas(RuntimeError):
 
 
 class NoPackedProducts(ModelError):
-    """CPU_PRODUCTS=onednn, but it cannot be used here; the start stops with this sentence."""
+    """CPU_PRODUCTS names what cannot be used here; the start stops with this sentence."""
 
 
 class Blas:
@@ -80,31 +79,27 @@ class Blas:
         return out
 
 
-def find_onednn(choice: str) -> OneDnn | None:
-    """Return oneDNN where it is chosen and can be used, else None: the BLAS multiplies.
+def choose_packer(choice: str) -> Packer | None:
+    """Return what multiplies with packed weights; None: the BLAS multiplies, with weights as they are.
 
     Args:
-        choice: one of CHOICES; `auto` takes oneDNN where it has fast kernels.
+        choice: one of `distributed.packers.CHOICES`.
 
     Raises:
-        NoPackedProducts: `onednn` was asked for by name and cannot be used.
+        NoPackedProducts: it was asked for by name and cannot be used.
     """
-    assert choice in CHOICES, choice
-    if choice == "blas":
-        return None
-    try:
-        found = OneDnn()
-    except OneDnnUnusable as error:
+    found = find_packer(choice)
+    for name, error in found.unusable.items():
         mend = f". Mend it with: {error.mend}" if error.mend else ""
-        if choice == "onednn":
-            raise NoPackedProducts(f"CPU_PRODUCTS=onednn, but {error}{mend}") from None
-        logger.log(
-            logging.WARNING if error.mend else logging.INFO,
-            "products by the BLAS, as oneDNN is no use here: %s%s", error, mend,
-        )  # fmt: skip
-        return None
-    logger.info("products with packed weights by oneDNN %s", found.version)
-    return found
+        if choice != "auto":
+            raise NoPackedProducts(f"CPU_PRODUCTS={choice}, but {error}{mend}") from None
+        level = logging.WARNING if error.mend else logging.INFO
+        logger.log(level, "no products by %s: %s%s", name, error, mend)
+    if found.packer is not None:
+        logger.info("products with packed weights by %s", found.packer)
+    else:
+        logger.info("products by the BLAS")
+    return found.packer
 
 
 class Linear:

@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from distributed.onednn import Float32Array
+from distributed.packing import Float32Array
 
 _TESTED_POSITIONS = (0, 1, 37, 700, 5000)
 _TOLERANCE = 1e-4
