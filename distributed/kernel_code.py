@@ -6,7 +6,8 @@ all sums in registers: rows x 2 vectors of 8. Between its products it asks for c
 soon. A sum is added up in the order of K, whatever else is multiplied with it.
 
     rows{R}_{L}    R rows of x times one panel; asks for L cache lines every 4 steps of K, from `ahead` on
-    panels         all blocks of rows times a range of panels; blocks are (kernel's address, row, ahead)
+    panels         all blocks of rows times a range of panels; w is a table of the panels' addresses, blocks
+                   are (kernel's address, row, ahead)
     share          take chunks of panels of a job until none is left
     multiply       describe a job, share it, wait until every chunk is done
     help           share the jobs of another thread, as long as a flag is set
@@ -44,12 +45,11 @@ _PANELS = f"""
 define void @panels(ptr %x, ptr %w, ptr %out, i64 %width, i64 %depth, ptr %blocks, i64 %num_blocks,
                     i64 %first, i64 %end) {{
 entry:
-  %panel.size = mul i64 %depth, {PANEL_WIDTH}
   br label %panel
 panel:
   %p = phi i64 [%first, %entry], [%p.next, %panel.done]
-  %w.offset = mul i64 %p, %panel.size
-  %w.panel = getelementptr float, ptr %w, i64 %w.offset
+  %w.at = getelementptr ptr, ptr %w, i64 %p
+  %w.panel = load ptr, ptr %w.at
   %column = mul i64 %p, {PANEL_WIDTH}
   br label %block
 block:

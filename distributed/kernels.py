@@ -14,6 +14,7 @@ import mmap
 import platform
 import sys
 import threading
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from distributed import kernel_code
 from distributed.kernel_code import JOB_BYTES, LINE_BYTES, MAX_BLOCK_ROWS, PANEL_WIDTH, UNROLLED
-from distributed.packing import Float32Array, PackerUnusable, address_of
+from distributed.packing import Float32Array, Packed, PackerUnusable, address_of
 
 PACKAGE = "llvmlite"
 MAX_ROWS = 48  # more go in parts, so that x stays in the cache beside a panel
@@ -40,7 +41,7 @@ class Kernels:
 
     def __init__(self) -> None:
         """Compile, about half a second. Raises: PackerUnusable."""
-        self._engine, self._processor = _compile(kernel_code.make_code())
+        self._engine, self._processor = compile_code(kernel_code.make_code())
         whole, pointer = ctypes.c_int64, ctypes.c_void_p
         self._multiply = ctypes.CFUNCTYPE(
             None, pointer, pointer, pointer, pointer, whole, whole, pointer, whole, whole, whole, whole
@@ -81,10 +82,24 @@ class Kernels:
         shaped[:num_whole] = whole.swapaxes(1, 2)
         if num_whole < num_panels:  # the arena's memory is zero
             shaped[-1, :, : width % PANEL_WIDTH] = weight[num_whole * PANEL_WIDTH :].T
-        return PackedPanels(self, (width, depth), panels)
+        table = address_of(panels) + np.arange(num_panels, dtype=np.int64) * shaped[0].nbytes
+        return PackedPanels(self, width, panels.nbytes, table, [panels])
 
-    def multiply(self, x: Float32Array, panels_address: int, out: Float32Array) -> None:
-        """Write x (M, K), contiguous, times packed panels to out (M, N), N a multiple of PANEL_WIDTH."""
+    def join(self, weights: Sequence[Packed]) -> Packed | None:
+        """Return one weight of all of those, in the same memory; None unless they are whole panels."""
+        panels = [weight for weight in weights if isinstance(weight, PackedPanels)]
+        if len(panels) < len(weights) or any(weight.width % PANEL_WIDTH for weight in panels):
+            return None
+        return PackedPanels(
+            self,
+            sum(weight.width for weight in panels),
+            sum(weight.num_bytes for weight in panels),
+            np.concatenate([weight.table for weight in panels]),
+            [part for weight in panels for part in weight.memory],
+        )
+
+    def multiply(self, x: Float32Array, table_address: int, out: Float32Array) -> None:
+        """Write x (M, K), contiguous, times the panels of a table to out (M, N), N of whole panels."""
         (num_rows, depth), width = x.shape, out.shape[1]
         num_panels = width // PANEL_WIDTH
         per_chunk, num_chunks = num_panels, 1
@@ -93,12 +108,13 @@ class Kernels:
             per_chunk = min(max(1, parts), _MAX_CHUNK_PANELS)
             num_chunks = -(-num_panels // per_chunk)
         x_address, out_address = address_of(x), address_of(out)
-        for start, count in _even_parts(num_rows, MAX_ROWS):
+        parts = ((0, num_rows),) if num_rows <= MAX_ROWS else _even_parts(num_rows, MAX_ROWS)
+        for start, count in parts:
             blocks, _, num_blocks = self._blocks.get((count, depth)) or self._plan_blocks(count, depth)
             self._multiply(
                 self._job_address,
                 x_address + start * depth * _FLOAT_BYTES,
-                panels_address,
+                table_address,
                 out_address + start * width * _FLOAT_BYTES,
                 width,
                 depth,
@@ -128,22 +144,27 @@ class Kernels:
 
 
 class PackedPanels:
-    """A weight (N, K) in panels; called with x (M, K), contiguous, gives (M, N)."""
+    """A weight (N, K) in panels; called with x (M, K), contiguous, gives (M, N).
 
-    def __init__(self, kernels: Kernels, shape: tuple[int, int], panels: Float32Array) -> None:
-        self._kernels, self._panels = kernels, panels
-        self._address = address_of(panels)
-        self._width, depth = shape
-        self._padded_width = panels.size // depth
+    `table` holds the panels' addresses, `memory` what they lie in.
+    """
 
-    @property
-    def num_bytes(self) -> int:
-        return self._panels.nbytes
+    def __init__(
+        self,
+        kernels: Kernels,
+        width: int,
+        num_bytes: int,
+        table: NDArray[np.int64],
+        memory: list[Float32Array],
+    ) -> None:
+        self.width, self.num_bytes, self.table, self.memory = width, num_bytes, table, memory
+        self._kernels, self._address = kernels, address_of(table)
+        self._padded_width = len(table) * PANEL_WIDTH
 
     def __call__(self, x: Float32Array) -> Float32Array:
         out = np.empty((len(x), self._padded_width), np.float32)
         self._kernels.multiply(x, self._address, out)
-        return out if self._width == self._padded_width else np.ascontiguousarray(out[:, : self._width])
+        return out if self.width == self._padded_width else np.ascontiguousarray(out[:, : self.width])
 
 
 class _Helper:
@@ -202,7 +223,7 @@ def _ahead_shares(num_blocks: int) -> tuple[int, ...]:
     return {1: (4,), 2: (2, 2), 3: (2, 1, 1)}.get(num_blocks, (1,) * _BLOCKS_AHEAD)
 
 
-def _compile(code: str) -> tuple[Any, str]:
+def compile_code(code: str) -> tuple[Any, str]:
     """Return the engine that holds the compiled code, and the processor's name. Raises: PackerUnusable."""
     if not sys.platform.startswith("linux") or platform.machine() not in ("x86_64", "AMD64"):
         raise PackerUnusable("its code is for Linux on x86-64")

@@ -15,12 +15,13 @@ import ctypes
 import glob
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from distributed.packing import Float32Array, PackerUnusable, address_of
+from distributed.packing import Float32Array, Packed, PackerUnusable, address_of
 
 PACKAGE = "onednn-cpu-gomp==2023.2.0"
 # Fewer rows than this go in as this many: 4 rows take 0.75 of one row's time, 2 take 1.2 of it.
@@ -102,6 +103,10 @@ class OneDnn:
     def can_pack(depth: int) -> bool:
         """Whether a weight of this depth K can be packed: any."""
         return depth > 0
+
+    @staticmethod
+    def join(weights: Sequence[Packed]) -> None:
+        """Each has a layout of its own: no."""
 
     def pack(self, weight: Float32Array) -> PackedWeight:
         """Return a packed copy of a weight (N, K), contiguous, to multiply with."""
@@ -201,7 +206,7 @@ class PackedWeight:
         self, onednn: OneDnn, shape: tuple[int, int], buffer: Float32Array, memory: ctypes.c_void_p
     ) -> None:
         self._onednn, self._buffer, self._memory = onednn, buffer, memory
-        self._width, self._depth = shape
+        self.width, self._depth = shape
 
     @property
     def num_bytes(self) -> int:
@@ -213,7 +218,7 @@ class PackedWeight:
             padded = np.zeros((MIN_ROWS, self._depth), np.float32)
             padded[:num_rows] = x
             x = padded
-        out = np.empty((len(x), self._width), np.float32)
+        out = np.empty((len(x), self.width), np.float32)
         self._onednn.multiply(x, out, self._depth, self._memory)
         return out[:num_rows]
 

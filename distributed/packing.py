@@ -5,6 +5,7 @@ Knows nothing of models, settings or MLX.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +25,8 @@ class PackerUnusable(RuntimeError):
 class Packed(Protocol):
     """A weight (N, K) in a layout of its own; x (M, K) contiguous -> (M, N)."""
 
+    width: int  # N
+
     @property
     def num_bytes(self) -> int: ...
 
@@ -36,6 +39,9 @@ class Packer(Protocol):
     def can_pack(self, depth: int) -> bool: ...
 
     def pack(self, weight: Float32Array) -> Packed: ...
+
+    def join(self, weights: Sequence[Packed]) -> Packed | None:
+        """Return one weight of all of those, of one depth, without a copy; None where that cannot be."""
 
     def use_threads(self, num_threads: int) -> None: ...
 

@@ -216,7 +216,7 @@ def test_products_of_the_blas(num_rows: int, width: int) -> None:
     module = nn.Linear(24, width)
     mx.eval(module.parameters())
     x = mx.random.normal((num_rows, 24), key=mx.random.key(num_rows))
-    linear = Linear(on_blas(Blas(), module), np.array(module["bias"]))
+    linear = Linear(on_blas(Blas(), module), width, np.array(module["bias"]))
     np.testing.assert_allclose(linear(np.array(x)), np.array(module(x)), atol=1e-5)
 
 

@@ -14,8 +14,8 @@ from distributed.models.cpu.kv_table import LayerKV, View
 from distributed.packing import Float32Array
 
 
-def attend(queries: Float32Array, kv: LayerKV, view: View) -> Float32Array:
-    """Return softmax(q k^T) v as (B * T, H * D).
+def attend_chunks(queries: Float32Array, kv: LayerKV, view: View) -> Float32Array:
+    """Return softmax(q k^T) v of the new tokens of each row, as (B * T, H * D).
 
     Args:
         queries: (B * T, H, D), rotated and scaled; head h reads key head h // R.
@@ -24,8 +24,6 @@ def attend(queries: Float32Array, kv: LayerKV, view: View) -> Float32Array:
     width = queries.shape[-1]
     shape = (step.num_rows, step.num_tokens, num_kv_heads, -1, width)
     grouped = queries.reshape(shape)
-    if step.num_tokens == 1:
-        return _attend_rows(grouped[:, 0], kv, view)
     out = np.zeros(grouped.shape, np.float32)
     for row, (slot, start, count) in enumerate(zip(step.slots, step.offsets, step.counts, strict=True)):
         if not count:
@@ -38,8 +36,9 @@ def attend(queries: Float32Array, kv: LayerKV, view: View) -> Float32Array:
     return out.reshape(step.num_rows * step.num_tokens, -1)
 
 
-def _attend_rows(queries: Float32Array, kv: LayerKV, view: View) -> Float32Array:
-    """One new token a row: queries (B, G, R, D) -> (B, H * D)."""
+def attend_new(queries: Float32Array, kv: LayerKV, view: View) -> Float32Array:
+    """Return the same of one new token a row, (B, H * D), for queries (B, H, D)."""
+    queries = queries.reshape(len(queries), kv.keys.shape[1], -1, queries.shape[-1])
     keys = kv.keys[view.rows, :, : view.num_kv_tokens]
     values = kv.values[view.rows, :, : view.num_kv_tokens]
     scores = np.matmul(queries, keys.swapaxes(-1, -2))

@@ -15,17 +15,19 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from distributed.models.cpu.attention import attend
+from distributed.models.cpu.attention import attend_chunks
 from distributed.models.cpu.kv_table import CpuKVTable, LayerKV, View
+from distributed.models.cpu.operations import NumpyOperations, Operations, make_operations
 from distributed.models.cpu.products import (
     Blas,
     Linear,
+    Linears,
     NoBlas,
     choose_packer,
     on_blas,
     view,
 )
-from distributed.models.cpu.rotary import Rotary, UnknownRotation, rotate
+from distributed.models.cpu.rotary import Rotary, Rotation, UnknownRotation
 from distributed.packing import Float32Array, Packed, Packer
 
 SERVED_TYPES = ("llama", "ministral3", "qwen2", "qwen3")
@@ -59,7 +61,9 @@ def plan_dense_layers(
     except (NoBlas, UnknownRotation) as reason:
         logger.info("the layers run with MLX's own CPU code: %s", reason)
         return None
-    return DensePlan(blas, choose_packer(products), rotary)
+    packer = choose_packer(products)
+    operations = _make_operations(config) if packer is not None else NumpyOperations()
+    return DensePlan(blas, packer, rotary, operations)
 
 
 def _is_plain(*modules: Any) -> bool:
@@ -77,8 +81,8 @@ def _is_plain(*modules: Any) -> bool:
 class DensePlan:
     """Takes weights as they are read, and makes the layers of them in the end."""
 
-    def __init__(self, blas: Blas, packer: Packer | None, rotary: Rotary) -> None:
-        self.rotary, self.packer = rotary, packer
+    def __init__(self, blas: Blas, packer: Packer | None, rotary: Rotary, operations: Operations) -> None:
+        self.rotary, self.packer, self.operations = rotary, packer, operations
         self._blas = blas
         self._packed: dict[int, Packed] = {}  # by id of the module, which keeps no weight then
 
@@ -100,24 +104,29 @@ class DensePlan:
 
     def linear(self, module: Any) -> Linear:
         """Return the layer of a module."""
-        product = self._packed.get(id(module)) or on_blas(self._blas, module)
-        return Linear(product, view(module["bias"]) if "bias" in module else None)
+        packed = self._packed.get(id(module))
+        width = packed.width if packed is not None else module["weight"].shape[0]
+        bias = view(module["bias"]) if "bias" in module else None
+        return Linear(packed or on_blas(self._blas, module), width, bias)
+
+    def linears(self, modules: list[Any]) -> Linears:
+        """Return layers that have the same input, to run as one where their weights are packed."""
+        packed = [self._packed[id(module)] for module in modules if id(module) in self._packed]
+        joined = None
+        if self.packer is not None and len(packed) == len(modules):
+            joined = self.packer.join(packed)
+        return Linears([self.linear(module) for module in modules], joined)
 
 
 class Norm:
     """RMS norm of x (…, D), each row on its own."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, operations: Operations, module: Any) -> None:
+        self._operations = operations
         self._weight, self._eps = view(module["weight"]), float(module.eps)
 
     def __call__(self, x: Float32Array) -> Float32Array:
-        mean = np.einsum("...i,...i->...", x, x)
-        mean /= x.shape[-1]
-        mean += self._eps
-        np.sqrt(mean, out=mean)
-        out: Float32Array = x / mean[..., None]
-        out *= self._weight
-        return out
+        return self._operations.norm(x, self._weight, self._eps)
 
 
 class DenseLayer:
@@ -125,42 +134,38 @@ class DenseLayer:
 
     def __init__(self, plan: DensePlan, module: Any) -> None:
         attention, feed = module.self_attn, module.mlp
-        self._norm, self._feed_norm = Norm(module.input_layernorm), Norm(module.post_attention_layernorm)
-        self._q, self._k, self._v, self._o = (
-            plan.linear(attention[name]) for name in ("q_proj", "k_proj", "v_proj", "o_proj")
-        )
+        self._operations = plan.operations
+        self._norm = Norm(plan.operations, module.input_layernorm)
+        self._feed_norm = Norm(plan.operations, module.post_attention_layernorm)
         self._q_norm, self._k_norm = (
-            Norm(attention[name]) if name in attention else None for name in ("q_norm", "k_norm")
+            Norm(plan.operations, attention[name]) if name in attention else None
+            for name in ("q_norm", "k_norm")
         )
-        self._gate, self._up, self._down = (
-            plan.linear(feed[name]) for name in ("gate_proj", "up_proj", "down_proj")
-        )
+        self._qkv = plan.linears([attention[name] for name in ("q_proj", "k_proj", "v_proj")])
+        self._gate_up = plan.linears([feed[name] for name in ("gate_proj", "up_proj")])
+        self._o, self._down = plan.linear(attention["o_proj"]), plan.linear(feed["down_proj"])
 
     def forward(
         self,
         hidden: Float32Array,
         kv: LayerKV,
         view: View,
-        rotation: tuple[Float32Array, Float32Array, Float32Array],
+        rotation: Rotation,
         head_dim: int,
     ) -> None:
         """Add attention and feed-forward to hidden (B * T, D)."""
-        cos, sin, query_scale = rotation
-        x = self._norm(hidden)
+        run = self._operations
         queries, keys, values = (
-            linear(x).reshape(len(x), -1, head_dim) for linear in (self._q, self._k, self._v)
+            part.reshape(len(hidden), -1, head_dim) for part in self._qkv(self._norm(hidden))
         )
         if self._q_norm is not None and self._k_norm is not None:
             queries, keys = self._q_norm(queries), self._k_norm(keys)
-        queries = rotate(queries, cos, sin)
-        queries *= query_scale
+        queries, keys = run.rotate(queries, rotation, scales=True), run.rotate(keys, rotation, scales=False)
         rows = (view.step.num_rows, view.step.num_tokens)
-        kv.write(
-            view, rotate(keys, cos, sin).reshape(*rows, -1, head_dim), values.reshape(*rows, -1, head_dim)
-        )
+        kv.write(view, keys.reshape(*rows, -1, head_dim), values.reshape(*rows, -1, head_dim))
+        attend = run.attend_new if view.step.num_tokens == 1 else attend_chunks
         hidden += self._o(attend(queries, kv, view))
-        x = self._feed_norm(hidden)
-        hidden += self._down(_swiglu(self._gate(x), self._up(x)))
+        hidden += self._down(run.gate(*self._gate_up(self._feed_norm(hidden))))
 
 
 class DenseLayers:
@@ -173,7 +178,7 @@ class DenseLayers:
         self._layers = [DenseLayer(plan, layer) for layer in inner.layers]
         embedding = getattr(inner, "embed_tokens", None)
         self._embedding = view(embedding["weight"]) if isinstance(embedding, nn.Embedding) else None
-        self._norm = Norm(inner.norm) if isinstance(inner.norm, nn.RMSNorm) else None
+        self._norm = Norm(plan.operations, inner.norm) if isinstance(inner.norm, nn.RMSNorm) else None
         self._head = plan.linear(head) if head is not None else None
 
     def make_table(self) -> CpuKVTable:
@@ -193,9 +198,8 @@ class DenseLayers:
         shape = hidden.shape
         hidden = hidden.reshape(-1, shape[-1])
         rotation = self._rotary.at(step_view.positions)
-        with np.errstate(over="ignore"):  # exp of a large number is inf, which divides to the 0 that is meant
-            for layer, kv in zip(self._layers, layers_kv, strict=True):
-                layer.forward(hidden, kv, step_view, rotation, self._rotary.head_dim)
+        for layer, kv in zip(self._layers, layers_kv, strict=True):
+            layer.forward(hidden, kv, step_view, rotation, self._rotary.head_dim)
         if self._norm is not None:
             hidden = self._norm(hidden)
         return mx.array(hidden.reshape(shape))
@@ -206,20 +210,21 @@ class DenseLayers:
         return mx.array(self._head(np.ascontiguousarray(np.asarray(hidden))))
 
 
+def _make_operations(config: dict[str, Any]) -> Operations:
+    num_heads = int(config["num_attention_heads"])
+    num_kv_heads = int(config.get("num_key_value_heads") or num_heads)
+    head_dim = _head_dim(config)
+    widths = (int(config["hidden_size"]), int(config["intermediate_size"]), head_dim)
+    return make_operations(num_heads, num_kv_heads, head_dim, widths)
+
+
+def _head_dim(config: dict[str, Any]) -> int:
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
 def _make_rotary(attention: Any, config: dict[str, Any]) -> Rotary:
     """Raises: UnknownRotation."""
-    head_dim = int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
-    return Rotary(attention.rope, head_dim, _query_scale(attention, config))
-
-
-def _swiglu(gate: Float32Array, up: Float32Array) -> Float32Array:
-    """Return silu(gate) * up; `gate` is overwritten."""
-    divisor = np.negative(gate)
-    np.exp(divisor, out=divisor)
-    divisor += 1
-    gate /= divisor
-    gate *= up
-    return gate
+    return Rotary(attention.rope, _head_dim(config), _query_scale(attention, config))
 
 
 def _query_scale(attention: Any, config: dict[str, Any]) -> Callable[[NDArray[np.intp]], Float32Array]:

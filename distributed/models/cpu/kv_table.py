@@ -23,7 +23,9 @@ class View:
 
     step: StageStep
     rows: slice | list[int]  # the slots of the step's rows
+    slots: NDArray[np.int64]  # the same, (B,)
     num_kv_tokens: int
+    num_seen: NDArray[np.int64]  # (B,): tokens that a row's first new one sees, itself among them
     positions: NDArray[np.intp]  # (B * T,)
     written: NDArray[np.intp] | None  # rows with a new token where T = 1; None: all
     written_slots: NDArray[np.intp]
@@ -44,7 +46,9 @@ def make_view(step: StageStep) -> View:
     return View(
         step=step,
         rows=slice(step.slots[0], step.slots[0] + step.num_rows) if is_range else list(step.slots),
+        slots=np.array(step.slots, np.int64),
         num_kv_tokens=num_kv_tokens,
+        num_seen=offsets.astype(np.int64) + 1,
         positions=(offsets[:, None] + np.arange(step.num_tokens)).reshape(-1),
         written=None if len(written) == step.num_rows else written,
         written_slots=np.array(step.slots, np.intp)[written],

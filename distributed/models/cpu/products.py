@@ -9,13 +9,14 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Callable
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 
 from distributed.checkpoint import ModelError
 from distributed.packers import find_packer
-from distributed.packing import Float32Array, Packer, address_of
+from distributed.packing import Float32Array, Packed, Packer, address_of
 
 # The product with a vocabulary's worth of rows takes 1.6 times as long in one piece as in blocks that stay in
 # the cache (16 rows, 49152 x 576, mkl).
@@ -105,14 +106,35 @@ def choose_packer(choice: str) -> Packer | None:
 class Linear:
     """A linear layer: x (M, K) -> (M, N)."""
 
-    def __init__(self, product: Product, bias: Float32Array | None) -> None:
+    def __init__(self, product: Product, width: int, bias: Float32Array | None) -> None:
+        self.width = width
         self._product, self._bias = product, bias
 
     def __call__(self, x: Float32Array) -> Float32Array:
-        out = self._product(x)
+        return self.add_bias(self._product(x))
+
+    def add_bias(self, out: Float32Array) -> Float32Array:
+        """Add the bias in place, where there is one."""
         if self._bias is not None:
             out += self._bias
         return out
+
+
+class Linears:
+    """Linear layers of one input: x (M, K) -> (M, N) each, as columns of one result where they are joined."""
+
+    def __init__(self, parts: list[Linear], joined: Packed | None) -> None:
+        """Args: joined: the product with all their weights; None: each on its own."""
+        self._parts, self._joined = parts, joined
+        bounds = accumulate((part.width for part in parts), initial=0)
+        self._columns = [slice(start, end) for start, end in pairwise(bounds)]
+
+    def __call__(self, x: Float32Array) -> list[Float32Array]:
+        if self._joined is None:
+            return [part(x) for part in self._parts]
+        out = self._joined(x)
+        pairs = zip(self._parts, self._columns, strict=True)
+        return [part.add_bias(out[:, columns]) for part, columns in pairs]
 
 
 def on_blas(blas: Blas, module: Any) -> Product:

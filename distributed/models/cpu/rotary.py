@@ -7,6 +7,7 @@ unit vectors, whatever scaling made the angles. Whether a module is of that kind
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -17,6 +18,15 @@ from distributed.packing import Float32Array
 
 _TESTED_POSITIONS = (0, 1, 37, 700, 5000)
 _TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Tables of some positions: cosines and sines (M, 1, D/2), factors of the queries (M,)."""
+
+    cos: Float32Array
+    sin: Float32Array
+    query_factors: Float32Array
 
 
 class UnknownRotation(ValueError):
@@ -44,16 +54,12 @@ class Rotary:
         self._scale = np.empty(0, np.float32)
         self._check()
 
-    def at(self, positions: NDArray[np.intp]) -> tuple[Float32Array, Float32Array, Float32Array]:
-        """Return cosines and sines (P, 1, D/2) and query factors (P, 1, 1) of positions (P,)."""
+    def at(self, positions: NDArray[np.intp]) -> Rotation:
+        """Return the tables of positions (M,)."""
         last = int(positions.max())
         if last >= len(self._cos):
             self._extend(max(512, 1 << last.bit_length()))
-        return (
-            self._cos[positions][:, None],
-            self._sin[positions][:, None],
-            self._scale[positions][:, None, None],
-        )
+        return Rotation(self._cos[positions][:, None], self._sin[positions][:, None], self._scale[positions])
 
     def _extend(self, num_positions: int) -> None:
         half = self.head_dim // 2
@@ -66,8 +72,9 @@ class Rotary:
         probe = mx.random.normal((1, 1, 1, self.head_dim), key=mx.random.key(0))
         for position in _TESTED_POSITIONS:
             expected = np.array(self._module(probe, offset=position)[0, 0])
-            cos, sin, _ = self.at(np.array([position]))
-            if np.abs(rotate(np.array(probe[0, 0])[:, None], cos, sin)[0] - expected).max() > _TOLERANCE:
+            at = self.at(np.array([position]))
+            rotated = rotate(np.array(probe[0, 0])[:, None], at.cos, at.sin)
+            if np.abs(rotated[0] - expected).max() > _TOLERANCE:
                 raise UnknownRotation(type(self._module).__name__)
 
 
