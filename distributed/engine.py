@@ -229,6 +229,7 @@ class Engine:
         """Draw a token after the last known token, and after each guess, of every row that wants one."""
         rows = [(i, row) for i, row in enumerate(microbatch.rows) if row.wants_tokens]
         if not microbatch.wants_logits or not rows:
+            self._stage.rest()
             return {}
         wanted, sampling = [], []
         for i, row in rows:

@@ -108,8 +108,7 @@ class Kernels:
             per_chunk = min(max(1, parts), _MAX_CHUNK_PANELS)
             num_chunks = -(-num_panels // per_chunk)
         x_address, out_address = address_of(x), address_of(out)
-        parts = ((0, num_rows),) if num_rows <= MAX_ROWS else _even_parts(num_rows, MAX_ROWS)
-        for start, count in parts:
+        for start, count in ((0, num_rows),) if num_rows <= MAX_ROWS else _even_parts(num_rows, MAX_ROWS):
             blocks, _, num_blocks = self._blocks.get((count, depth)) or self._plan_blocks(count, depth)
             self._multiply(
                 self._job_address,
@@ -162,6 +161,7 @@ class PackedPanels:
         self._padded_width = len(table) * PANEL_WIDTH
 
     def __call__(self, x: Float32Array) -> Float32Array:
+        assert x.flags.c_contiguous
         out = np.empty((len(x), self._padded_width), np.float32)
         self._kernels.multiply(x, self._address, out)
         return out if self.width == self._padded_width else np.ascontiguousarray(out[:, : self.width])

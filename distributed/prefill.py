@@ -9,7 +9,7 @@ from distributed.slots import MIN_REUSED_TOKENS
 
 MAX_CHUNK_ROWS = 16
 # About what a chunk may hold running answers up, however slow the machine and long the prompt.
-MAX_WAIT_US = 400_000.0
+MAX_WAIT_US = 200_000.0
 MIN_PACED_TOKENS = 16
 PACE_WEIGHT = 0.3  # of the newest chunk: attention makes the later chunks of a prompt slower
 # A step costs about as much as this many tokens before its first one (SmolLM2, float32, one core).

@@ -68,7 +68,7 @@ class Stage:
             meanwhile()
         mx.eval(hidden, table.arrays)
         if not (step.wants_logits and self.model.is_last):
-            self._end_products()
+            self.rest()
         return hidden
 
     def logits(
@@ -86,7 +86,7 @@ class Stage:
         if hidden.dtype == mx.float32 and mx.default_device() == mx.Device(mx.cpu):
             # An operation of MLX changes threads, which takes longer than the copy (0.1 ms and more).
             logits = self.model.logits(mx.array(np.asarray(hidden)[list(rows), list(columns)]))
-            self._end_products()
+            self.rest()
             return logits
         if step.num_tokens == 1 and len(wanted) == step.num_rows:
             return self.model.logits(hidden[:, 0])
@@ -96,8 +96,11 @@ class Stage:
         if self._threads is not None and self._use_threads is not None:
             self._use_threads(self._threads.num_alone if is_alone else self._threads.num_shared)
 
-    def _end_products(self) -> None:
-        """Leave the other cores to the stage that works next: helping threads spin between products."""
+    def rest(self) -> None:
+        """Leave the other cores to the stage that works next: helping threads spin between products.
+
+        To be called where a step that could have given logits was not asked for them.
+        """
         if self._threads is not None and self._use_threads is not None:
             self._use_threads(1)
 

@@ -307,3 +307,6 @@ def test_helping_threads_sleep_between_steps(folder_of: MakeFolder) -> None:
         hidden = stage.run(step, mx.array([[1, 2, 3]]))
         stage.logits(step, hidden)
     assert asked == [1, 1, 2, 1]
+    stage.run(step, mx.array([[1, 2, 3]]))
+    stage.rest()  # nobody wants the logits any more
+    assert asked == [1, 1, 2, 1, 2, 1]

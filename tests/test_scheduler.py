@@ -449,7 +449,7 @@ def test_a_step_is_alone_only_while_nothing_else_can_come() -> None:
 
 
 def test_a_slow_chunk_is_smaller_while_somebody_waits_for_it() -> None:
-    """A prompt alone is read in whole chunks; beside an answer, in chunks of at most about 0.4 s."""
+    """A prompt alone is read in whole chunks; beside an answer, in chunks of at most about 0.2 s."""
     limits = SchedulerLimits(
         max_in_flight=1,
         max_chunk_tokens=128,
@@ -464,11 +464,11 @@ def test_a_slow_chunk_is_smaller_while_somebody_waits_for_it() -> None:
         if microbatch.is_prefill:
             sizes.append(microbatch.num_tokens)
         give_back(scheduler, microbatch)
-        scheduler.note_cost(microbatch, [1000.0, 4000.0 * (microbatch.num_tokens + 32)], 1e6)
+        scheduler.note_cost(microbatch, [1000.0, 2000.0 * (microbatch.num_tokens + 32)], 1e6)
         if turn == 10:
             scheduler.add(make_sequence("late", num_prompt=300, max_tokens=60, first=5000))
     assert sizes[:5] == [128, 128, 128, 128, 88]
-    assert sizes[5:] == [64, 64, 64, 64, 44]  # 400 ms / 4 ms - 32 = 68, in steps of 16
+    assert sizes[5:] == [64, 64, 64, 64, 44]  # 200 ms / 2 ms - 32 = 68, in steps of 16
 
 
 def test_chunks_never_shrink_to_nothing() -> None:
