@@ -142,7 +142,7 @@ done:
 """
 
 # After so many looks for work, a power of two, a helping thread offers its core to others: the BLAS has
-# threads of its own, which would wait for the end of a time slice (one rank on two cores: 7 tokens/s, not 20).
+# threads of its own, which would wait for the end of a time slice (one rank on two cores: 7 tokens/s, not 20)
 _TURNS = 64
 _HELP = """
 define void @help(ptr %job, ptr %flag) {
