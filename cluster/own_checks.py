@@ -100,7 +100,7 @@ def check_products(choice: str) -> list[Finding]:
         return [_finding("products", "failed", text, "CPU_PRODUCTS=blas in .env does without it")]
     found = json.loads(tried.stdout)
     if found["packer"]:
-        return [_finding("products", "ok", f"{found['packer']} multiplies with packed weights")]
+        return [_finding("products", "ok", f"packed weights by {found['packer']}")]
     reasons = "; ".join(f"{name}: {reason}" for name, (reason, _) in found["unusable"].items())
     mends = [mend for _, mend in found["unusable"].values() if mend]
     level: Level = "failed" if choice != "auto" else "note" if mends else "ok"
