@@ -110,6 +110,7 @@ class Stage:
         first, model = self.model.is_first, self.model
         inputs = mx.zeros((1, 1), mx.int32) if first else mx.zeros((1, 1, model.hidden_size), model.dtype)
         self.run(step, inputs)
+        self.rest()
         self.kv_bytes_per_token = self.kv_num_bytes // padded_tokens(1, 1)
         self.drop_tables()
 
