@@ -1,6 +1,8 @@
 """What the file queue itself costs on an idle service, with SPOOL_DURABILITY=process and power.
 
-One request at a time with a pause between two, each of one token, streamed from /generate. Taken of each:
+One request at a time, each of one token, streamed from /generate: after a pause, in which every process has
+gone to sleep and the processor's caches belong to others, and as soon as the last one is answered. Taken of
+each:
 
     sent → received      from the client's clock just before it writes the POST to the front door's when
                          the first bytes came out of its socket: the client, the kernel, a wake
@@ -43,7 +45,7 @@ from bench.workload import make_prompts
 from cluster.terminal import make_table
 from spool import Result, Spool
 
-PAUSE_S = 0.1  # between two requests, so that every process has gone to sleep
+PAUSES_S = (0.1, 0.0)  # between an answer and the next request
 DURABILITIES = ("process", "power")
 TIMES = {
     "sent_to_received_s": "sent → received",
@@ -92,7 +94,7 @@ def run_overhead(num_requests: int, seed: int, progress: Progress, *, as_json: b
     """Measure both durabilities and print a table; 0."""
     started_unix = time.time()
     ground = make_ground()
-    samples: dict[str, list[Sample]] = {}
+    samples: dict[tuple[str, float], list[Sample]] = {}
     described = []
     with only_one(ground):
         quiet = describe_busy(busy_ratio())
@@ -101,8 +103,11 @@ def run_overhead(num_requests: int, seed: int, progress: Progress, *, as_json: b
             ours = Ours(ground, {"SPOOL_DURABILITY": (durability, "what is measured")})
             with ours.running() as server:
                 warm_up(server)
-                progress.line(f"SPOOL_DURABILITY={durability}: {num_requests} requests, one at a time")
-                samples[durability] = measure(server, ours, num_requests, seed)
+                for pause_s in PAUSES_S:
+                    progress.line(
+                        f"SPOOL_DURABILITY={durability}: {num_requests} requests, {pause_s:g} s apart"
+                    )
+                    samples[durability, pause_s] = measure(server, ours, num_requests, seed, pause_s)
             described.append(ours.describe())
     rows = make_rows(samples)
     data = {
@@ -111,7 +116,10 @@ def run_overhead(num_requests: int, seed: int, progress: Progress, *, as_json: b
         "contenders": described,
         "doubts": [quiet] if quiet else [],
         "summary": rows,
-        "samples": {durability: [vars(sample) for sample in found] for durability, found in samples.items()},
+        "samples": [
+            {"durability": durability, "pause_s": pause_s, "requests": [vars(sample) for sample in found]}
+            for (durability, pause_s), found in samples.items()
+        ],
     }
     path = write_run(ground.folder, "overhead", data)
     if as_json:
@@ -122,14 +130,14 @@ def run_overhead(num_requests: int, seed: int, progress: Progress, *, as_json: b
     return 0
 
 
-def measure(server: Server, ours: Ours, num_requests: int, seed: int) -> list[Sample]:
+def measure(server: Server, ours: Ours, num_requests: int, seed: int, pause_s: float) -> list[Sample]:
     """Ask one by one, then look up each result file."""
-    prompts = make_prompts(random.Random(f"{seed}/overhead"), num_requests)
+    prompts = make_prompts(random.Random(f"{seed}/overhead/{pause_s:g}"), num_requests)
     asks = [Ask(prompt, max_tokens=1) for prompt in prompts]
     replies = []
     for ask in asks:
         replies += ask_server(server, [ask], 1).replies
-        time.sleep(PAUSE_S)
+        time.sleep(pause_s)
     spool = Spool.open(ours.settings.spool_dir, durability=ours.settings.spool_durability)
     samples = []
     for reply in replies:
@@ -140,13 +148,13 @@ def measure(server: Server, ours: Ours, num_requests: int, seed: int) -> list[Sa
     return samples
 
 
-def make_rows(samples: dict[str, list[Sample]]) -> list[dict[str, Any]]:
-    """Medians and p95 of every time, in milliseconds."""
+def make_rows(samples: dict[tuple[str, float], list[Sample]]) -> list[dict[str, Any]]:
+    """Medians and p95 of every time, in milliseconds, by durability and pause."""
     rows = []
-    for durability, found in samples.items():
+    for (durability, pause_s), found in samples.items():
         for name, title in TIMES.items():
             values = [getattr(sample, name) * 1000 for sample in found]
-            row = {"durability": durability, "time": title, "num_requests": len(values)}
+            row = {"durability": durability, "pause_s": pause_s, "time": title, "num_requests": len(values)}
             rows.append({**row, **{f"{key}_ms": percentile(values, share) for key, share in SHARES.items()}})
     return rows
 
@@ -160,10 +168,11 @@ def print_overhead(ground: Ground, data: dict[str, Any], rows: Sequence[dict[str
     print("\n" + "\n".join(describe_ground(data["machine"], str(ground.model_folder), ground.num_ranks)))
     print("\n".join(describe_contender(data["contenders"][0])))
     print("\n" + __doc__.partition("\n\n")[2].rpartition("\n\n")[0])
-    cells = [("SPOOL_DURABILITY", "time", "requests", "median ms", "p95 ms", "max ms")]
+    cells = [("SPOOL_DURABILITY", "pause", "time", "requests", "median ms", "p95 ms", "max ms")]
     for row in rows:
         figures = [f"{row[f'{key}_ms']:.2f}" for key in SHARES]
-        cells.append((row["durability"], row["time"], str(row["num_requests"]), *figures))
+        pause = f"{row['pause_s']:g} s"
+        cells.append((row["durability"], pause, row["time"], str(row["num_requests"]), *figures))
     print("\n" + "\n".join(make_table(cells)))
     for doubt in data["doubts"]:
         print(f"Doubt: {doubt}")

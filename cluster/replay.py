@@ -13,7 +13,6 @@ import json
 import re
 import select
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -33,6 +32,7 @@ from spool import (
     SpoolError,
     TokenRecord,
     make_door_name,
+    make_id,
 )
 
 LOOK_INTERVAL_S = 1.0
@@ -157,7 +157,7 @@ class Replay:
         self._then = then
         self._request = replace(
             request,
-            id=uuid.uuid4().hex,
+            id=make_id(),
             created_unix=time.time(),
             received_unix=0.0,
             client_id=f"replay:{request.id}",

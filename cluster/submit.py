@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import select
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 from cluster.errors import ClusterError
 from cluster.terminal import Terminal
 from config import Settings
-from spool import Request, Spool, SpoolError, SpoolFull, make_door_name
+from spool import Request, Spool, SpoolError, SpoolFull, make_door_name, make_id
 from spool.by_hand import HandDefaults, read_prompt
 
 LOOK_INTERVAL_S = 1.0
@@ -65,7 +64,7 @@ def read_lines(path: Path, defaults: HandDefaults) -> list[Request]:
         if not line.strip():
             continue
         try:
-            requests.append(read_prompt(f"{uuid.uuid4().hex}.json", line, defaults))
+            requests.append(read_prompt(f"{make_id()}.json", line, defaults))
         except ValueError as error:
             raise ClusterError(f"{path}:{number}: {error}") from None
     return requests

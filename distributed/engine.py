@@ -258,12 +258,13 @@ class Engine:
     def _publish(self) -> None:
         """Log the new tokens, end what is at its end, wake the front doors."""
         advanced, self._unpublished = self._unpublished, []
+        if not advanced:
+            return
         answers = [self._intake.answer_of(advance.sequence) for advance in advanced]
         self._intake.log_tokens(
             (answer, advance.token_ids) for answer, advance in zip(answers, advanced, strict=True)
         )
-        if answers:
-            self._intake.ring_doors()
+        self._intake.ring_doors()
         for answer in answers:
             reason = answer.finish_reason
             if reason is not None:

@@ -5,6 +5,7 @@ HELLO. Every wait in here is under a limit of the watchdog."""
 
 from __future__ import annotations
 
+import gc
 import logging
 import platform
 import signal
@@ -322,6 +323,8 @@ def _load_stage(
         stage = _load_model(folder, ring, plan, lifeline, None if has_gpu() else threads)
     stage.measure_kv()
     ring.set_hidden_shape(HiddenShape(stage.model.hidden_size, stage.model.dtype))
+    # All that was imported and loaded stays: to go through it would hold a step up for 0.07 s (CPython 3.11).
+    gc.freeze()
     return stage, time.monotonic() - start
 
 

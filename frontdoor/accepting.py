@@ -34,7 +34,7 @@ from spool import CorruptRequest, Request, SamplingParams, SpoolError, SpoolFull
 
 LONG_TEXT_BYTES = 8192  # about 2 ms of tokenizing; longer texts must not hold up other clients
 DEFAULT_TEMPERATURE = 0.0
-MAX_RANDOM_SEED = 2**53  # survives JSON readers that keep numbers as doubles
+RANDOM_SEED_BITS = 53  # survives JSON readers that keep numbers as doubles
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ def _sampling_params(front: FrontDoor, draft: Draft, *, num_prompt_tokens: int) 
         top_k=sampling.top_k or 0,
         min_p=sampling.min_p or 0.0,
         stop=sampling.stop,
-        seed=secrets.randbelow(MAX_RANDOM_SEED) if sampling.seed is None else sampling.seed,
+        seed=secrets.randbits(RANDOM_SEED_BITS) if sampling.seed is None else sampling.seed,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 
 from frontdoor.errors import BodyTooLarge, BodyTooSlow, InvalidRequest, UnsupportedMediaType
 
@@ -24,6 +25,7 @@ async def read_json(http: Request, model: type[BodyModel], *, max_bytes: int) ->
 
     Raises:
         InvalidRequest, UnsupportedMediaType, BodyTooLarge, BodyTooSlow: answered by the error handler.
+        ClientDisconnect: nobody is left to answer.
     """
     _check_declared_type(http)
     try:
@@ -54,16 +56,20 @@ def _check_declared_type(http: Request) -> None:
         raise UnsupportedMediaType("a body with a Content-Encoding is not supported")
 
 
-async def _read_limited(http: Request, max_bytes: int) -> bytes:
+async def _read_limited(http: Request, max_bytes: int) -> bytearray:
     declared = http.headers.get("content-length", "")
     if declared.isdigit() and int(declared[:20]) > max_bytes:
         raise _too_large(max_bytes)
-    body = bytearray()
-    async for chunk in http.stream():
-        body += chunk
+    body, has_more = bytearray(), True
+    while has_more:
+        message = await http.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        has_more = message.get("more_body", False)
         if len(body) > max_bytes:
             raise _too_large(max_bytes)
-    return bytes(body)
+    return body
 
 
 def _too_large(max_bytes: int) -> BodyTooLarge:

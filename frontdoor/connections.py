@@ -15,7 +15,6 @@ Knows nothing of routes.
 import asyncio
 import logging
 import time
-import uuid
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -30,6 +29,7 @@ from frontdoor.errors import (
     error_response,
 )
 from frontdoor.events import to_json
+from spool import make_id
 
 HEADER_TIMEOUT_SECONDS = 10.0
 MAX_HEADER_BYTES = 64 * 1024
@@ -119,7 +119,7 @@ class Connection(HttpToolsProtocol):
             **error.headers,
             "content-type": "application/json",
             "content-length": str(len(body)),
-            "x-request-id": uuid.uuid4().hex,
+            "x-request-id": make_id(),
             "connection": "close",
         }
         lines = "".join(f"{name.lower()}: {value}\r\n" for name, value in headers.items())
@@ -130,5 +130,5 @@ class Connection(HttpToolsProtocol):
 async def _turn_away(scope: Scope, receive: Receive, send: Send) -> None:
     """The app that is served at the limit."""
     response = error_response(TooManyConnections())
-    response.headers["x-request-id"] = uuid.uuid4().hex
+    response.headers["x-request-id"] = make_id()
     await response(scope, receive, send)

@@ -9,13 +9,13 @@ import ipaddress
 import logging
 import re
 import time
-import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from frontdoor.errors import FrontDoorError, InvalidRequest, error_response
+from spool import make_id
 
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -39,7 +39,7 @@ class Edge:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id")
         is_new = given is None or _SANE_ID.fullmatch(given) is None
-        request_id = uuid.uuid4().hex if given is None or is_new else given
+        request_id = make_id() if given is None or is_new else given
         state = scope.setdefault("state", {})
         state.update(request_id=request_id, is_request_id_new=is_new)
         state.setdefault("received_unix", time.time())  # by the connection, where it is ours

@@ -4,7 +4,6 @@ Holds the parts and starts and stops them; knows nothing of bodies, answers or r
 """
 
 import re
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ from frontdoor.leaving import Leavers
 from frontdoor.ring_status import RingStatus
 from frontdoor.waiting import Listener
 from prompts.tokenizer import PromptTokenizer
-from spool import Spool
+from spool import Spool, make_id
 
 _IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
 
@@ -91,7 +90,7 @@ def caller(http: Request) -> Caller:
         raise InvalidRequest(
             "Idempotency-Key must have 1 to 255 visible ASCII characters", param="Idempotency-Key"
         )
-    made_here = http.state.request_id if http.state.is_request_id_new else uuid.uuid4().hex
+    made_here = http.state.request_id if http.state.is_request_id_new else make_id()
     state = http.state
     return Caller(str(state.owner), str(state.request_id), str(made_here), float(state.received_unix), key)
 

@@ -22,7 +22,7 @@ from spool.errors import (
 )
 from spool.fsio import FileSystem
 from spool.messages import FinishReason, Request, Result, SamplingParams, Usage
-from spool.names import MAX_SOLO_CRASHES, EntryName, check_id, is_id
+from spool.names import MAX_SOLO_CRASHES, EntryName, check_id, is_id, make_id
 from spool.owner import Claim, SpoolOwner
 from spool.spool import Depth, DiskLimits, Durability, Spool, State
 from spool.sweep import Swept
@@ -64,6 +64,7 @@ __all__ = [
     "check_id",
     "is_id",
     "make_door_name",
+    "make_id",
     "replay",
     "ring",
     "ring_all",

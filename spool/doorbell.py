@@ -18,7 +18,7 @@ import stat
 from pathlib import Path
 
 from spool.errors import SpoolUnavailable
-from spool.fsio import FileSystem, NotPlainFile
+from spool.fsio import FileSystem, NotPlainFile, join
 
 RANK0 = "rank0"
 DOOR_PREFIX = "door-"
@@ -85,7 +85,7 @@ def ring(folder: Path, name: str, fs: FileSystem | None = None) -> bool:
     fs = fs or FileSystem()
     try:
         place = _find_place(folder, fs)
-        return place is not None and _is_heard(fs.ring_bells([place / name])[0])
+        return place is not None and _is_heard(fs.ring_bells([join(place, name)])[0])
     except OSError:
         return False
 
@@ -98,7 +98,7 @@ def ring_all(folder: Path, prefix: str, fs: FileSystem | None = None) -> int:
         names = [name for name in fs.names(place) if name.startswith(prefix)] if place is not None else []
         if place is None or not names:
             return 0
-        outcomes = fs.ring_bells([place / name for name in names])
+        outcomes = fs.ring_bells([join(place, name) for name in names])
         for name, outcome in zip(names, outcomes, strict=True):
             # Only doors' names are never used again, so only theirs can be removed without a race.
             if outcome is not None and outcome.errno == errno.ECONNREFUSED and name.startswith(DOOR_PREFIX):

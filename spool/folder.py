@@ -22,7 +22,7 @@ import stat
 from pathlib import Path
 
 from spool.errors import SpoolRefused, SpoolUnavailable
-from spool.fsio import FileSystem, NotPlainFile
+from spool.fsio import FileSystem, NotPlainFile, join
 
 VERSION = b"1\n"
 FOLDERS = ("tmp", "incoming", "active", "stream", "done", "asked", "bad", "cancel", "idem", "bell")
@@ -90,13 +90,13 @@ class SpoolFolder:
         self.epoch = root / "epoch"
         self.ballast = root / "ballast"
 
-    def result(self, id: str) -> Path:
+    def result(self, id: str) -> str:
         """Where the answer to a request lies. The id must have been checked."""
-        return self.done / f"{id}.json"
+        return join(self.done, f"{id}.json")
 
-    def request(self, id: str) -> Path:
+    def request(self, id: str) -> str:
         """Where the file of an answered request lies. The id must have been checked."""
-        return self.asked / f"{id}.json"
+        return join(self.asked, f"{id}.json")
 
 
 def open_folder(root: Path, fs: FileSystem, *, is_synced: bool) -> SpoolFolder:

@@ -8,8 +8,10 @@ the umask allows more.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
+import functools
 import os
 import re
 import shutil
@@ -26,6 +28,14 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOUNT_LINE = re.compile(r"^.+? on (/.*) \((\w+)[,)]")  # what mount(8) prints on macOS
 _OCTAL = re.compile(r"\\([0-7]{3})")  # how /proc/self/mounts writes a space
+
+
+AnyPath = str | Path
+
+
+def join(folder: Path, name: str) -> str:
+    """`folder / name` for what happens at every request: 1 us instead of 9, 5 instead of 70 after a pause."""
+    return f"{folder}/{name}"
 
 
 class NotPlainFile(Exception):
@@ -65,11 +75,11 @@ class FileSystem:
         """List a folder in no order. A hint: names renamed meanwhile may be missing."""
         return os.listdir(folder)
 
-    def stat(self, path: Path) -> os.stat_result:
+    def stat(self, path: AnyPath) -> os.stat_result:
         """Describe what lies there, links not followed."""
         return os.lstat(path)
 
-    def exists(self, path: Path) -> bool:
+    def exists(self, path: AnyPath) -> bool:
         """Whether something lies there. Any other error than its absence is raised."""
         try:
             os.lstat(path)
@@ -81,7 +91,7 @@ class FileSystem:
         """Whether the open file has lost its last name."""
         return os.fstat(fd).st_nlink == 0
 
-    def write_new(self, path: Path, data: bytes, *, is_synced: bool) -> None:
+    def write_new(self, path: AnyPath, data: bytes, *, is_synced: bool) -> None:
         """Write a file that must not exist yet; with `is_synced` it is on the disk when this returns."""
         fd = os.open(path, _NEW, 0o600)
         try:
@@ -93,20 +103,20 @@ class FileSystem:
         finally:
             os.close(fd)
 
-    def read(self, path: Path, max_bytes: int) -> bytes:
+    def read(self, path: AnyPath, max_bytes: int) -> bytes:
         """Read a plain file. Raises NotPlainFile for everything that is none, and FileNotFoundError."""
         with self._open_plain(path) as (fd, info):
             if info.st_size > max_bytes:
                 raise NotPlainFile(f"larger than {max_bytes} bytes")
             return _read_all(fd, 0, info.st_size)
 
-    def read_from(self, path: Path, offset: int) -> FileTail:
+    def read_from(self, path: AnyPath, offset: int) -> FileTail:
         """Read a plain file from an offset on; no bytes when it is shorter. Raises as `read` does."""
         with self._open_plain(path) as (fd, info):
             return FileTail(info.st_ino, info.st_size, _read_all(fd, offset, info.st_size - offset))
 
     @contextlib.contextmanager
-    def _open_plain(self, path: Path) -> Iterator[tuple[int, os.stat_result]]:
+    def _open_plain(self, path: AnyPath) -> Iterator[tuple[int, os.stat_result]]:
         try:
             fd = os.open(path, _READ)
         except FileNotFoundError:
@@ -121,7 +131,7 @@ class FileSystem:
         finally:
             os.close(fd)
 
-    def open_append(self, path: Path) -> int:
+    def open_append(self, path: AnyPath) -> int:
         """Open a file for appending, made if it is not there. The caller closes the descriptor."""
         return os.open(path, _APPEND, 0o600)
 
@@ -137,15 +147,15 @@ class FileSystem:
         """Close a descriptor."""
         os.close(fd)
 
-    def rename(self, source: Path, target: Path) -> None:
+    def rename(self, source: AnyPath, target: AnyPath) -> None:
         """Move within one file system, replacing a file that is there."""
         os.rename(source, target)
 
-    def link(self, source: Path, target: Path) -> None:
+    def link(self, source: AnyPath, target: AnyPath) -> None:
         """Give a file a second name. Raises FileExistsError when that name is taken."""
         os.link(source, target)
 
-    def unlink(self, path: Path) -> bool:
+    def unlink(self, path: AnyPath) -> bool:
         """Remove a name; False when there was none."""
         try:
             os.unlink(path)
@@ -235,18 +245,26 @@ class FileSystem:
             raise
         return bell
 
-    def ring_bells(self, paths: list[Path]) -> list[OSError | None]:
+    def ring_bells(self, paths: list[str]) -> list[OSError | None]:
         """Send an empty datagram to each path without waiting; one entry a path: None or why it failed."""
         outcomes: list[OSError | None] = []
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.setblocking(False)
-            for path in paths:
-                try:
-                    sender.sendto(b"", str(path))
-                    outcomes.append(None)
-                except OSError as error:
-                    outcomes.append(error)
+        sender = _bell_sender()
+        for path in paths:
+            try:
+                sender.sendto(b"", path)
+                outcomes.append(None)
+            except OSError as error:
+                outcomes.append(error)
         return outcomes
+
+
+@functools.cache
+def _bell_sender() -> socket.socket:
+    """The socket that this process rings all bells with: to make one costs eight times a ring."""
+    sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    sender.setblocking(False)
+    atexit.register(sender.close)
+    return sender
 
 
 def _read_all(fd: int, offset: int, num_bytes: int) -> bytes:
@@ -261,7 +279,7 @@ def _read_all(fd: int, offset: int, num_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-def _not_plain(path: Path, error: OSError) -> Exception:
+def _not_plain(path: AnyPath, error: OSError) -> Exception:
     """Tell a foreign thing (link, socket, unreadable file) from trouble that may pass."""
     try:
         is_plain = stat.S_ISREG(os.lstat(path).st_mode)

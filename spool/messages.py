@@ -7,28 +7,29 @@ bytes:
 
 Reading is strict: another version or kind, a wrong checksum, an unknown field or a field of the wrong type
 raises CorruptRequest. A field that is missing takes its default, so a later release may add fields that
-have one; one that an earlier release wrote and never used is skipped. This room knows nothing of folders,
-and whether a value makes sense for a model (limits, context) is the front door's business.
+have one; one that an earlier release wrote and never used is skipped. pydantic reads and writes the bodies:
+a third of the time of json and checks of our own. This room knows nothing of folders, and whether a value
+makes sense for a model (limits, context) is the front door's business.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import re
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+import pydantic_core
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from spool.errors import CorruptRequest
 from spool.names import check_id
 
 VERSION = 1
 T = TypeVar("T")
-_RETIRED_FIELDS = frozenset({"deadline_unix"})
+_RETIRED_FIELDS = (b'"deadline_unix":',)
 _SANE_CLIENT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="constants")
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "cancelled", "error")
 _FILE = re.compile(
@@ -36,6 +37,7 @@ _FILE = re.compile(
 )
 
 
+@with_config(_STRICT)
 @dataclass(frozen=True)
 class SamplingParams:
     """How to draw tokens. temperature 0 is greedy; choice tells the n answers to one prompt apart."""
@@ -49,29 +51,8 @@ class SamplingParams:
     seed: int = 0
     choice: int = 0
 
-    def to_body(self) -> dict[str, Any]:
-        """A JSON object of all fields."""
-        return {**vars(self), "stop": list(self.stop)}
 
-    @classmethod
-    def from_body(cls, body: Any) -> SamplingParams:
-        """Read what `to_body` made. Raises CorruptRequest."""
-        return _make(
-            cls,
-            body,
-            {
-                "max_tokens": _integer,
-                "temperature": _number,
-                "top_p": _number,
-                "top_k": _integer,
-                "min_p": _number,
-                "stop": _texts,
-                "seed": _integer,
-                "choice": _integer,
-            },
-        )
-
-
+@with_config(_STRICT)
 @dataclass(frozen=True)
 class Request:
     """One question. text or token_ids is there; token_ids count only with the tokenizer_hash they are of.
@@ -110,35 +91,16 @@ class Request:
             raise ValueError("a request has text or token_ids")
 
     def to_json(self) -> bytes:
-        """The file's content. Raises ValueError for a number that JSON cannot hold (NaN)."""
-        lists = {name: _as_list(getattr(self, name)) for name in ("token_ids", "forced_token_ids")}
-        return seal("request", {**vars(self), "params": self.params.to_body(), **lists})
+        """The file's content. Raises ValueError for what JSON cannot hold (NaN, half a surrogate pair)."""
+        return _REQUESTS.write(self)
 
     @classmethod
     def from_json(cls, data: bytes) -> Request:
         """Read what `to_json` made. Raises CorruptRequest."""
-        body = {name: value for name, value in unseal("request", data).items() if name not in _RETIRED_FIELDS}
-        return _make(
-            cls,
-            body,
-            {
-                "id": _text,
-                "params": SamplingParams.from_body,
-                "text": _text_or_none,
-                "token_ids": _integers_or_none,
-                "tokenizer_hash": _text_or_none,
-                "model": _text,
-                "owner": _text,
-                "priority": _integer,
-                "created_unix": _number,
-                "received_unix": _number,
-                "is_chat": _flag,
-                "client_id": _text,
-                "forced_token_ids": _integers_or_none,
-            },
-        )
+        return _REQUESTS.read(data)
 
 
+@with_config(_STRICT)
 @dataclass(frozen=True)
 class Usage:
     """What an answer cost, in tokens."""
@@ -147,12 +109,8 @@ class Usage:
     completion_tokens: int = 0
     cached_tokens: int = 0
 
-    @classmethod
-    def from_body(cls, body: Any) -> Usage:
-        """Read a JSON object of all fields. Raises CorruptRequest."""
-        return _make(cls, body, {name.name: _integer for name in fields(cls)})
 
-
+@with_config(_STRICT)
 @dataclass(frozen=True)
 class Result:
     """The one end of a request. error is {"code", "message", "status"} with finish_reason "error".
@@ -195,35 +153,66 @@ class Result:
         return cls(id, model, "", (), "error", Usage(), {}, error, finished_unix, owner, seed)
 
     def to_json(self) -> bytes:
-        """The file's content. Raises ValueError for a number that JSON cannot hold (NaN)."""
-        body = {**vars(self), "token_ids": list(self.token_ids), "usage": vars(self.usage)}
-        return seal("result", body)
+        """The file's content. Raises ValueError for what JSON cannot hold (NaN, half a surrogate pair)."""
+        return _RESULTS.write(self)
 
     @classmethod
     def from_json(cls, data: bytes) -> Result:
         """Read what `to_json` made. Raises CorruptRequest."""
-        return _make(
-            cls,
-            unseal("result", data),
-            {
-                "id": _text,
-                "model": _text,
-                "text": _text,
-                "token_ids": _integers,
-                "finish_reason": _text,
-                "usage": Usage.from_body,
-                "performance": _object,
-                "error": _error_or_none,
-                "finished_unix": _number,
-                "owner": _text,
-                "seed": _integer_or_none,
-            },
-        )
+        return _RESULTS.read(data)
 
 
 def seal(kind: str, body: dict[str, Any]) -> bytes:
-    """A file's content. Raises ValueError for a number that JSON cannot hold (NaN)."""
-    inner = _ENCODER.encode(body).encode("ascii")
+    """A file's content. Raises ValueError for what JSON cannot hold."""
+    return _wrap(kind, pydantic_core.to_json(body, ensure_ascii=True))
+
+
+def unseal(kind: str, data: bytes) -> dict[str, Any]:
+    """The body of a file that `seal` made. Raises CorruptRequest."""
+    try:
+        body = pydantic_core.from_json(_unwrap(kind, data), allow_inf_nan=False)
+    except ValueError as error:
+        raise CorruptRequest(f"{kind} file that is not JSON") from error
+    if not isinstance(body, dict):
+        raise CorruptRequest(f"{kind} file without an object")
+    return body
+
+
+class _Form(Generic[T]):
+    """How one kind of message is written and read."""
+
+    def __init__(self, kind: str, message: type[T]) -> None:
+        self._kind, self._name = kind, message.__name__
+        self._adapter = TypeAdapter(message)
+
+    def write(self, message: T) -> bytes:
+        return _wrap(self._kind, self._adapter.dump_json(message, ensure_ascii=True, warnings=False))
+
+    def read(self, data: bytes) -> T:
+        inner = _unwrap(self._kind, data)
+        try:
+            if any(field in inner for field in _RETIRED_FIELDS):
+                inner = _without_retired(inner)
+            return self._adapter.validate_json(inner)
+        except ValidationError as error:  # its own text would have the prompt in it
+            problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            field = ".".join(map(str, problem["loc"]))
+            raise CorruptRequest(f"{self._name} file: {field or 'body'}: {problem['msg']}") from None
+        except ValueError as error:
+            raise CorruptRequest(f"{self._name} file that is not JSON") from error
+
+
+def _without_retired(inner: bytes) -> bytes:
+    """The body without the fields that nobody uses any more. Raises ValueError."""
+    body = pydantic_core.from_json(inner, allow_inf_nan=False)
+    for field in _RETIRED_FIELDS if isinstance(body, dict) else ():
+        body.pop(field.decode().strip('":'), None)
+    return pydantic_core.to_json(body, ensure_ascii=True)
+
+
+def _wrap(kind: str, inner: bytes) -> bytes:
+    if b"NaN" in inner or b"Infinity" in inner:  # a number, or only a word of a text
+        _check_numbers(inner)
     return b'{"version":%d,"kind":"%s","crc32":"%08x","body":%s}\n' % (
         VERSION,
         kind.encode(),
@@ -232,8 +221,14 @@ def seal(kind: str, body: dict[str, Any]) -> bytes:
     )
 
 
-def unseal(kind: str, data: bytes) -> dict[str, Any]:
-    """The body of a file that `seal` made. Raises CorruptRequest."""
+def _check_numbers(inner: bytes) -> None:
+    try:
+        pydantic_core.from_json(inner, allow_inf_nan=False)
+    except ValueError as error:
+        raise ValueError("a number that JSON cannot hold") from error
+
+
+def _unwrap(kind: str, data: bytes) -> bytes:
     match = _FILE.fullmatch(data)
     if match is None:
         raise CorruptRequest(f"not a {kind} file")
@@ -241,76 +236,8 @@ def unseal(kind: str, data: bytes) -> dict[str, Any]:
         raise CorruptRequest(f"{kind} file of version {int(match[1])}; this program reads version {VERSION}")
     if match[2].decode() != kind or int(match[3], 16) != zlib.crc32(match[4]):
         raise CorruptRequest(f"{kind} file whose checksum is wrong")
-    try:
-        return _object(json.loads(match[4]))
-    except (ValueError, RecursionError) as error:
-        raise CorruptRequest(f"{kind} file that is not JSON") from error
+    return match[4]
 
 
-def _as_list(values: tuple[int, ...] | None) -> list[int] | None:
-    return None if values is None else list(values)
-
-
-def _make(cls: type[T], body: Any, readers: dict[str, Callable[[Any], Any]]) -> T:
-    """Build a dataclass from a JSON object, one reader a field."""
-    unknown = _object(body).keys() - readers.keys()
-    if unknown:
-        raise CorruptRequest(f"{cls.__name__} with unknown fields")
-    try:
-        return cls(**{name: readers[name](value) for name, value in body.items()})
-    except (
-        TypeError,
-        ValueError,
-        OverflowError,
-    ) as error:  # a field without default is missing, or a rule of the class is broken
-        raise CorruptRequest(f"{cls.__name__}: {error}") from error
-
-
-def _object(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else _wrong("an object")
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else _wrong("a text")
-
-
-def _text_or_none(value: Any) -> str | None:
-    return None if value is None else _text(value)
-
-
-def _integer(value: Any) -> int:
-    return value if type(value) is int else _wrong("a whole number")
-
-
-def _integer_or_none(value: Any) -> int | None:
-    return None if value is None else _integer(value)
-
-
-def _flag(value: Any) -> bool:
-    return value if isinstance(value, bool) else _wrong("true or false")
-
-
-def _number(value: Any) -> float:
-    return float(value) if type(value) in (int, float) and math.isfinite(value) else _wrong("a number")
-
-
-def _integers(value: Any) -> tuple[int, ...]:
-    items = value if isinstance(value, list) else _wrong("a list")
-    return tuple(items) if set(map(type, items)) <= {int} else _wrong("a list of whole numbers")
-
-
-def _integers_or_none(value: Any) -> tuple[int, ...] | None:
-    return None if value is None else _integers(value)
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    items = value if isinstance(value, list) else _wrong("a list")
-    return tuple(_text(item) for item in items)
-
-
-def _error_or_none(value: Any) -> dict[str, Any] | None:
-    return None if value is None else _object(value)
-
-
-def _wrong(expected: str) -> Any:
-    raise CorruptRequest(f"a field is not {expected}")
+_REQUESTS = _Form("request", Request)
+_RESULTS = _Form("result", Result)

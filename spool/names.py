@@ -15,6 +15,7 @@ process accepted. Sorting names as text sorts by priority, then time. It knows n
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
@@ -30,8 +31,13 @@ _NAME = re.compile(
 )
 
 
+def make_id() -> str:
+    """A request id that nothing else has or will have: 128 random bits."""
+    return os.urandom(16).hex()
+
+
 def is_id(text: str) -> bool:
-    """Whether this is an id as we make them: uuid4().hex."""
+    """Whether this is an id as `make_id` makes them."""
     return _ID.fullmatch(text) is not None
 
 

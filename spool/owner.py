@@ -29,7 +29,7 @@ from pathlib import Path
 from spool.by_hand import HandDefaults, HandPrompts
 from spool.doorbell import DOOR_PREFIX, RANK0, Doorbell, ring_all
 from spool.errors import CorruptRequest, SpoolError, SpoolLocked, SpoolUnavailable, system_trouble
-from spool.fsio import NotPlainFile
+from spool.fsio import NotPlainFile, join
 from spool.messages import Request, Result
 from spool.names import MAX_SOLO_CRASHES, EntryName, check_id, is_entry_name, is_id
 from spool.quarantine import Quarantine
@@ -194,7 +194,7 @@ class SpoolOwner:
             raise ValueError("the result is of another request")
         name = self._claims.get(result.id, claim).name
         with system_trouble("write a result"):
-            if not self._fs.exists(self._folder.active / name.active):
+            if not self._fs.exists(join(self._folder.active, name.active)):
                 message = "the request's file was deleted while it ran"
                 result = make_failed(result.id, claim.request, "lost", message)
             is_first = self._results.publish(result)
@@ -230,11 +230,11 @@ class SpoolOwner:
     def clear_cancel(self, id: str) -> None:
         """Forget a wish to stop; `complete` does it too."""
         with contextlib.suppress(OSError):
-            self._fs.unlink(self._folder.cancel / check_id(id))
+            self._fs.unlink(join(self._folder.cancel, check_id(id)))
 
     def append_log(self, id: str, header: LogHeader | None = None) -> TokenLogWriter:
         """Open a request's token log for appending; `resumed` has the tokens that are in it already."""
-        return TokenLogWriter(self._folder.stream / check_id(id), self._fs, header=header)
+        return TokenLogWriter(join(self._folder.stream, check_id(id)), self._fs, header=header)
 
     def listen(self) -> Doorbell:
         """Rank 0's own doorbell."""
@@ -271,7 +271,7 @@ class SpoolOwner:
 
     def _take(self, name: EntryName) -> Claim | None:
         """Claim one file; None when it is ours already, gone, answered, a duplicate or damaged."""
-        path = self._folder.incoming / name.waiting
+        path = join(self._folder.incoming, name.waiting)
         if name.id in self._claims:  # this is its name, or a second one, that goes after its end
             return None
         try:
@@ -285,11 +285,11 @@ class SpoolOwner:
             num_logged = self._num_logged(name.id)
             name = replace(name, num_tokens=num_logged) if num_logged != name.num_tokens else name
             with contextlib.suppress(FileExistsError):  # could not be removed when it was answered
-                self._fs.link(path, self._folder.active / name.active)
+                self._fs.link(path, join(self._folder.active, name.active))
         except FileNotFoundError:
             return None
         except (CorruptRequest, NotPlainFile) as error:
-            self._fail_corrupt(name, path, str(error))
+            self._fail_corrupt(name, Path(path), str(error))
             return None
         except OSError as error:
             raise SpoolUnavailable.from_os_error("claim a request", error) from error
@@ -314,12 +314,12 @@ class SpoolOwner:
         try:
             return self.spool.read_result(id) is not None
         except CorruptRequest as error:
-            self._quarantine.take(self._folder.result(id), str(error))
+            self._quarantine.take(Path(self._folder.result(id)), str(error))
             return False
 
     def _num_logged(self, id: str) -> int:
         """How many tokens a request has; none where its log cannot be read, which clears nobody."""
-        path = self._folder.stream / id
+        path = join(self._folder.stream, id)
         with contextlib.suppress(OSError, SpoolUnavailable):
             return len(read_log(path, self._fs).records) if self._fs.exists(path) else 0
         return 0
@@ -332,7 +332,7 @@ class SpoolOwner:
         for name, back in moves:
             if name.waiting != back.waiting:
                 self._fs.unlink(self._folder.incoming / name.waiting)
-            self._fs.unlink(self._folder.active / name.active)
+            self._fs.unlink(join(self._folder.active, name.active))
         if moves and self.spool.is_synced:
             with contextlib.suppress(OSError):  # a power cut might make a crash count once more, no worse
                 self._fs.sync_folder(self._folder.active)
@@ -352,7 +352,7 @@ class SpoolOwner:
         """The answer is there: the request leaves the queue, now or at the next recovery."""
         try:
             self._retire(name)
-            self._fs.unlink(self._folder.active / name.active)
+            self._fs.unlink(join(self._folder.active, name.active))
         except OSError as error:
             _log.warning("the claim of %s could not be removed: %s", name.id, error)
         self.clear_cancel(name.id)
@@ -362,7 +362,7 @@ class SpoolOwner:
 
         A power cut may undo the move; the next owner finds the request answered, and it is made again.
         """
-        path = self._folder.incoming / name.waiting
+        path = join(self._folder.incoming, name.waiting)
         with contextlib.suppress(OSError):  # gone, or no room for a name: nothing is kept then
             self._fs.rename(path, self._folder.request(name.id))
         self._fs.unlink(path)  # a rename to a second name of the same file leaves both

@@ -13,6 +13,7 @@ import os
 import time
 
 from spool.errors import DISK_FULL
+from spool.fsio import join
 from spool.messages import Request, Result
 from spool.spool import Spool
 
@@ -56,7 +57,7 @@ class ResultWriter:
 
     def _publish(self, result: Result) -> bool:
         target = self._folder.result(result.id)
-        temporary = self._folder.tmp / f"{result.id}.result"
+        temporary = join(self._folder.tmp, f"{result.id}.result")
         try:
             self._fs.unlink(temporary)
             self._fs.write_new(temporary, result.to_json(), is_synced=self._spool.is_synced)

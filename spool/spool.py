@@ -27,7 +27,7 @@ from typing import Literal
 from spool.doorbell import RANK0, Doorbell, ring
 from spool.errors import CorruptRequest, SpoolFull, SpoolUnavailable, system_trouble
 from spool.folder import SpoolFolder, open_folder
-from spool.fsio import FileSystem, NotPlainFile
+from spool.fsio import FileSystem, NotPlainFile, join
 from spool.idempotency import KeyRecord, Keys, check_same, hash_body
 from spool.messages import Request, Result
 from spool.names import EntryName, NameClock, check_id, id_of, is_entry_name
@@ -211,7 +211,7 @@ class Spool:
 
     def open_log(self, id: str) -> TokenLogReader:
         """Follow a request's tokens from the first on; the log need not be there yet."""
-        return TokenLogReader(self.folder.stream / check_id(id), self.fs)
+        return TokenLogReader(join(self.folder.stream, check_id(id)), self.fs)
 
     def listen(self, name: str) -> Doorbell:
         """Listen at a doorbell of this spool: `make_door_name()` for a front door."""
@@ -253,9 +253,9 @@ class Spool:
         active = set(map(id_of, filter(is_entry_name, self.names(self.folder.active))))
         return [name for name in names if id_of(name) not in active]
 
-    def _paths(self, folder: Path, id: str) -> list[Path]:
+    def _paths(self, folder: Path, id: str) -> list[str]:
         """The files of a request in incoming/ or active/."""
-        return [folder / name for name in self.names(folder) if id in name and is_entry_name(name)]
+        return [join(folder, name) for name in self.names(folder) if id in name and is_entry_name(name)]
 
     def _has_result(self, id: str) -> bool:
         try:
@@ -299,12 +299,14 @@ class Spool:
         self._check_disk(num_bytes + self._num_admitted_bytes)
 
     def _check_disk(self, num_bytes: int) -> None:
+        wanted = self.disk.min_free_bytes + num_bytes
         try:
             space = self.fs.disk_space(self.folder.root)
-            has_ballast = self.fs.exists(self.folder.ballast)
+            is_close = space.num_free_bytes < wanted + self.disk.ballast_bytes
+            if is_close and not self.fs.exists(self.folder.ballast):
+                wanted += self.disk.ballast_bytes
         except OSError as error:
             raise SpoolUnavailable.from_os_error("ask for disk space", error) from error
-        wanted = self.disk.min_free_bytes + num_bytes + (0 if has_ballast else self.disk.ballast_bytes)
         if space.num_free_bytes < wanted:
             free_mb, wanted_mb = space.num_free_bytes // 2**20, -(-wanted // 2**20)
             message = f"the disk is nearly full: {free_mb} MiB free, {wanted_mb} MiB needed"
@@ -319,7 +321,7 @@ class Spool:
             size = self._sizes.get(name)
             if size is None:
                 with contextlib.suppress(OSError):  # claimed meanwhile
-                    size = self.fs.stat(self.folder.incoming / name).st_size
+                    size = self.fs.stat(join(self.folder.incoming, name)).st_size
             if size is not None:
                 known[name] = size
         self._sizes = known
@@ -351,11 +353,11 @@ class Spool:
         A shared name is that of a key: whoever links it first publishes for all, and nobody may take it
         back, because another may have told its client already.
         """
-        temporary = self.folder.tmp / f"{os.getpid()}-{self._tag}-{next(self._counter)}"
+        temporary = join(self.folder.tmp, f"{os.getpid()}-{self._tag}-{next(self._counter)}")
         try:
             self.fs.write_new(temporary, data, is_synced=self.is_synced)
             with contextlib.suppress(FileExistsError):
-                self.fs.link(temporary, self.folder.incoming / name.waiting)
+                self.fs.link(temporary, join(self.folder.incoming, name.waiting))
             if self.is_synced:
                 self.fs.sync_folder(self.folder.incoming)
             ring(self.folder.bell, RANK0, self.fs)  # never raises; what is left to do here can wait

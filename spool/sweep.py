@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spool.errors import CorruptRequest, system_trouble
+from spool.fsio import join
 from spool.idempotency import Keys
 from spool.names import id_of, is_entry_name, is_id
 from spool.spool import Spool
@@ -185,7 +186,7 @@ class _Broom:
 
     def _room_beside(self, id: str) -> int:
         """What log and request of an answered one hold; a request that is about to go does not count."""
-        paths = [self._folder.stream / id]
+        paths = [join(self._folder.stream, id)]
         if not self._is_disk_low:
             paths.append(self._folder.request(id))
         num_bytes = 0

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from spool.errors import DISK_FULL, LogCut, SpoolUnavailable
-from spool.fsio import FileSystem, FileTail, NotPlainFile
+from spool.fsio import AnyPath, FileSystem, FileTail, NotPlainFile
 
 VERSION = 1
 _CRC = b',"crc32":'
@@ -90,12 +90,12 @@ def parse(data: bytes, *, next_index: int = 0, is_start: bool = True) -> LoggedT
     return LoggedTokens(header, records, good)
 
 
-def replay(path: Path, fs: FileSystem | None = None) -> list[TokenRecord]:
+def replay(path: AnyPath, fs: FileSystem | None = None) -> list[TokenRecord]:
     """Read a log's good tokens; none when it is not there. Changes nothing: a writer cuts what is bad."""
     return read_log(path, fs).records
 
 
-def read_log(path: Path, fs: FileSystem | None = None) -> LoggedTokens:
+def read_log(path: AnyPath, fs: FileSystem | None = None) -> LoggedTokens:
     """Read a log's header and good tokens; nothing when it is not there."""
     tail = _read_from(fs or FileSystem(), path, 0)
     return parse(tail.data if tail else b"")
@@ -104,7 +104,9 @@ def read_log(path: Path, fs: FileSystem | None = None) -> LoggedTokens:
 class TokenLogWriter:
     """The one appender of a log. Opening it cuts off a damaged end; `resumed` is what stayed."""
 
-    def __init__(self, path: Path, fs: FileSystem | None = None, *, header: LogHeader | None = None) -> None:
+    def __init__(
+        self, path: AnyPath, fs: FileSystem | None = None, *, header: LogHeader | None = None
+    ) -> None:
         """Open or make the log. `header` goes into an empty one; `self.header` is the one that counts."""
         self._fs = fs or FileSystem()
         self._path = path
@@ -206,7 +208,8 @@ class TokenLogWriter:
         if tail is None or logged.num_good_bytes == len(tail.data):
             return logged
         if b"\n" in tail.data[logged.num_good_bytes :]:
-            fresh = self._path.with_name(f".{self._path.name}.cut")
+            path = Path(self._path)
+            fresh = path.with_name(f".{path.name}.cut")
             self._fs.unlink(fresh)
             self._fs.write_new(fresh, tail.data[: logged.num_good_bytes], is_synced=False)
             self._fs.rename(fresh, self._path)
@@ -222,7 +225,7 @@ class TokenLogWriter:
 class TokenLogReader:
     """Follows one log from its start. Holds no open file; the log may appear later."""
 
-    def __init__(self, path: Path, fs: FileSystem | None = None) -> None:
+    def __init__(self, path: AnyPath, fs: FileSystem | None = None) -> None:
         self._path = path
         self._fs = fs or FileSystem()
         self.header: LogHeader | None = None
@@ -267,7 +270,7 @@ class TokenLogReader:
         raise LogCut(f"the log no longer has all of the {num_tokens} tokens that were read from it")
 
 
-def _read_from(fs: FileSystem, path: Path, offset: int) -> FileTail | None:
+def _read_from(fs: FileSystem, path: AnyPath, offset: int) -> FileTail | None:
     try:
         return fs.read_from(path, offset)
     except FileNotFoundError:

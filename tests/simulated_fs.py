@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from spool import FileSystem
-from spool.fsio import DiskSpace, FileTail, NotPlainFile
+from spool.fsio import AnyPath, DiskSpace, FileTail, NotPlainFile
 
 Choose = Callable[[int], int]  # a number from 0 up to, not including, the argument; 0 is "lost"
 T = TypeVar("T")
@@ -109,10 +109,10 @@ class Disk:
             for child in inode.names.values():
                 child.num_links += 1
 
-    def find(self, path: Path) -> Inode:
+    def find(self, path: AnyPath) -> Inode:
         """The inode at a path. Raises FileNotFoundError."""
         inode = self.root
-        for part in path.parts[1:]:
+        for part in Path(path).parts[1:]:
             if part not in inode.names:
                 raise _error(errno.ENOENT)
             inode = inode.names[part]
@@ -159,11 +159,11 @@ class SimulatedFileSystem(FileSystem):
             if num_calls == 0:
                 raise _error(number)
 
-    def _find(self, path: Path) -> Inode:
+    def _find(self, path: AnyPath) -> Inode:
         self._call()
         return self.disk.find(path)
 
-    def _find_plain(self, path: Path) -> Inode:
+    def _find_plain(self, path: AnyPath) -> Inode:
         inode = self._find(path)
         if inode.is_folder:
             raise NotPlainFile("not a plain file")
@@ -186,13 +186,13 @@ class SimulatedFileSystem(FileSystem):
     def names(self, folder: Path) -> list[str]:
         return list(self._find(folder).names)
 
-    def stat(self, path: Path) -> os.stat_result:
+    def stat(self, path: AnyPath) -> os.stat_result:
         inode = self._find(path)
         size, uid = len(inode.data), os.geteuid()
         times = (inode.modified,) * 3
         return os.stat_result((inode.mode, inode.number, 1, inode.num_links, uid, uid, size, *times))
 
-    def exists(self, path: Path) -> bool:
+    def exists(self, path: AnyPath) -> bool:
         try:
             self._find(path)
         except FileNotFoundError:
@@ -203,7 +203,8 @@ class SimulatedFileSystem(FileSystem):
         self._call()
         return self._open[fd].num_links == 0
 
-    def write_new(self, path: Path, data: bytes, *, is_synced: bool) -> None:
+    def write_new(self, path: AnyPath, data: bytes, *, is_synced: bool) -> None:
+        path = Path(path)
         parent = self._find(path.parent)
         if path.name in parent.names:
             raise _error(errno.EEXIST)
@@ -216,17 +217,18 @@ class SimulatedFileSystem(FileSystem):
             self._call()
             inode.sync()
 
-    def read(self, path: Path, max_bytes: int) -> bytes:
+    def read(self, path: AnyPath, max_bytes: int) -> bytes:
         inode = self._find_plain(path)
         if len(inode.data) > max_bytes:
             raise NotPlainFile(f"larger than {max_bytes} bytes")
         return inode.data
 
-    def read_from(self, path: Path, offset: int) -> FileTail:
+    def read_from(self, path: AnyPath, offset: int) -> FileTail:
         inode = self._find_plain(path)
         return FileTail(inode.number, len(inode.data), inode.data[offset:])
 
-    def open_append(self, path: Path) -> int:
+    def open_append(self, path: AnyPath) -> int:
+        path = Path(path)
         parent = self._find(path.parent)
         if path.name not in parent.names:
             parent.set(path.name, Inode(is_folder=False))
@@ -247,19 +249,22 @@ class SimulatedFileSystem(FileSystem):
         if self.disk.holders.get(inode.number) is self:
             del self.disk.holders[inode.number]
 
-    def rename(self, source: Path, target: Path) -> None:
+    def rename(self, source: AnyPath, target: AnyPath) -> None:
+        source, target = Path(source), Path(target)
         inode, parent = self._find(source), self.disk.find(target.parent)
         if parent.names.get(target.name) is not inode:  # else nothing happens: so says POSIX
             parent.set(target.name, inode)
             self.disk.find(source.parent).set(source.name, None)
 
-    def link(self, source: Path, target: Path) -> None:
+    def link(self, source: AnyPath, target: AnyPath) -> None:
+        source, target = Path(source), Path(target)
         inode, parent = self._find(source), self.disk.find(target.parent)
         if target.name in parent.names:
             raise _error(errno.EEXIST)
         parent.set(target.name, inode)
 
-    def unlink(self, path: Path) -> bool:
+    def unlink(self, path: AnyPath) -> bool:
+        path = Path(path)
         parent = self._find(path.parent)
         if path.name not in parent.names:
             return False
@@ -306,7 +311,7 @@ class SimulatedFileSystem(FileSystem):
     def bind_bell(self, path: Path) -> socket.socket:
         raise _error(errno.EOPNOTSUPP)
 
-    def ring_bells(self, paths: list[Path]) -> list[OSError | None]:
+    def ring_bells(self, paths: list[str]) -> list[OSError | None]:
         self._call()
         return [_error(errno.ENOENT) for _ in paths]
 

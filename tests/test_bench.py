@@ -342,7 +342,8 @@ def test_overhead_is_worked_out_from_both_ends_clocks() -> None:
     assert sample.sent_to_claimed_s == pytest.approx(0.003, abs=1e-6)
     assert sample.logged_to_token_s == pytest.approx(0.003, abs=1e-6)
     assert sample.logged_to_done_s == pytest.approx(0.005, abs=1e-6)
-    rows = make_rows({"process": [sample, sample]})
+    rows = make_rows({("process", 0.1): [sample, sample]})
+    assert {(row["durability"], row["pause_s"]) for row in rows} == {("process", 0.1)}
     assert [round(row["median_ms"]) for row in rows] == [1, 0, 2, 2, 3, 3, 5]
 
 

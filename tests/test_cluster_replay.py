@@ -51,7 +51,7 @@ def finish(spool: Spool, request: Request) -> Result:
     """Submit and wait for the answer."""
     spool.submit(request)
     # The request's file moves beside its result a moment after that is there.
-    until(lambda: spool.state(request.id) == "done" and spool.folder.request(request.id).exists())
+    until(lambda: spool.state(request.id) == "done" and Path(spool.folder.request(request.id)).exists())
     result = spool.read_result(request.id)
     assert result is not None
     return result
@@ -59,7 +59,7 @@ def finish(spool: Spool, request: Request) -> Result:
 
 def forge(spool: Spool, result: Result, token_ids: tuple[int, ...]) -> None:
     """Put other tokens in the place of the old answer, and take its log away."""
-    path = spool.folder.result(result.id)
+    path = Path(spool.folder.result(result.id))
     path.unlink()
     path.write_bytes(replace(result, token_ids=token_ids).to_json())
     (spool.folder.stream / result.id).unlink()
@@ -135,7 +135,7 @@ def test_what_cannot_be_replayed_is_refused_with_the_reason(settings: Settings, 
     unknown = uuid.uuid4().hex
     failed = finish(spool, make_request("[fail]"))
     lost = finish(spool, make_request())
-    spool.folder.request(lost.id).unlink()
+    Path(spool.folder.request(lost.id)).unlink()
     for text, reason in (
         ("../../etc/passwd", "is no request id"),
         (unknown, "RESULT_RETENTION_HOURS=24"),
@@ -235,8 +235,8 @@ def test_a_sampled_answer_of_a_real_ring_is_repeated(tmp_path: Path) -> None:
         request = spool.read_request(result.id)
         assert request is not None
         kept = replace(request, params=replace(request.params, seed=12))
-        spool.folder.request(result.id).unlink()
-        spool.folder.request(result.id).write_bytes(kept.to_json())
+        Path(spool.folder.request(result.id)).unlink()
+        Path(spool.folder.request(result.id)).write_bytes(kept.to_json())
         code, output = run_replay(settings, result.id)
     assert code == 1
     assert "different: token" in output

@@ -149,6 +149,7 @@ def test_a_background_request_is_never_cancelled_by_leaving(tmp_path: Path) -> N
     with running_service(tmp_path) as service:
         posted = service.http.post("/generate", json={"prompt": "[hold]", "background": True})
         url = posted.json()["status_url"]
+        until(lambda: len(service.engine.claimed) == 1)
         with service.http.stream("GET", f"{url}/stream") as answer:
             next(answer.iter_raw())
         gone = leave_stream(service)

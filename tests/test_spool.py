@@ -153,7 +153,7 @@ def test_damaged_result_is_put_aside_and_the_request_runs_again(spool: Spool) ->
     request = submit(spool)
     with open_owner(spool) as owner:
         claim_one(owner)
-    spool.folder.result(request.id).write_bytes(b"")
+    Path(spool.folder.result(request.id)).write_bytes(b"")
     with pytest.raises(CorruptRequest):
         spool.read_result(request.id)
     with SpoolOwner(spool) as owner:

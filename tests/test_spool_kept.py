@@ -45,7 +45,7 @@ def test_unknown_and_damaged_requests(spool: Spool) -> None:
     """Of an unknown id there is nothing; what is damaged says so."""
     id = make_request().id
     assert spool.read_request(id) is None
-    spool.folder.request(id).write_text("damaged")
+    Path(spool.folder.request(id)).write_text("damaged")
     with pytest.raises(CorruptRequest):
         spool.read_request(id)
 

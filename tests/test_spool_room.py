@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from spool import FileSystem, Request, Spool, SpoolOwner, TokenRecord
+from spool.fsio import AnyPath
 from spool.sweep import BLOCK_BYTES, GRACE_SECONDS
 from tests.simulated_fs import Crash, Disk, SimulatedFileSystem
 from tests.spool_fakes import answer, claim_one, make_request, open_owner, submit
@@ -31,8 +32,8 @@ class CountingFileSystem(FileSystem):
         self.num_lists[folder.name] += 1
         return super().names(folder)
 
-    def stat(self, path: Path) -> os.stat_result:
-        self.num_stats[path.parent.name] += 1
+    def stat(self, path: AnyPath) -> os.stat_result:
+        self.num_stats[Path(path).parent.name] += 1
         return super().stat(path)
 
 
@@ -50,7 +51,7 @@ def finish(spool: Spool, owner: SpoolOwner, key: str | None = None) -> Request:
 def set_ages(spool: Spool, requests: list[Request], ages: list[float]) -> None:
     """Let the results' files say that they are so old, and the keys' that they are older."""
     results = [spool.folder.result(request.id) for request in requests]
-    keys = [spool.folder.idem / name for name in os.listdir(spool.folder.idem)]
+    keys = [str(spool.folder.idem / name) for name in os.listdir(spool.folder.idem)]
     for path, age in zip([*results, *keys], [*ages, *[100.0] * len(keys)], strict=True):
         os.utime(path, (time.time() - age,) * 2)
 

@@ -21,6 +21,7 @@ from spool import (
     SpoolRefused,
     SpoolUnavailable,
 )
+from spool.fsio import AnyPath
 from tests.spool_fakes import FailingFileSystem, answer, claim_one, make_request, open_owner, submit
 
 
@@ -189,8 +190,8 @@ def test_ballast_lets_a_result_be_written_on_a_full_disk(tmp_path: Path) -> None
     """ENOSPC at the result gives the ballast up for it; a sweep sets it aside again."""
 
     class FullUntilReleased(FileSystem):
-        def write_new(self, path: Path, data: bytes, *, is_synced: bool) -> None:
-            if path.name.endswith(".result") and (path.parent.parent / "ballast").exists():
+        def write_new(self, path: AnyPath, data: bytes, *, is_synced: bool) -> None:
+            if str(path).endswith(".result") and (Path(path).parent.parent / "ballast").exists():
                 super().write_new(path, data[:5], is_synced=False)
                 raise OSError(errno.ENOSPC, "full")
             super().write_new(path, data, is_synced=is_synced)

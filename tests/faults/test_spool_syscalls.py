@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pydantic
 import pytest
 
 from spool import DiskLimits, Request, Result, SamplingParams, Spool, SpoolOwner, TokenRecord, Usage, replay
@@ -30,6 +31,11 @@ ERRORS = {  # which calls say so
     "EIO": frozenset[str](),  # all of them
     "ENOSPC": CHANGING | {"openat", "write", "pwrite64", "fsync", "mkdir"},
     "EMFILE": frozenset({"openat", "socket"}),
+}
+ENVIRONMENT = {  # what -S leaves out, without a search for plugins at every start
+    **os.environ,
+    "PYTHONPATH": str(Path(pydantic.__file__).parent.parent),
+    "PYDANTIC_DISABLE_PLUGINS": "1",
 }
 LINE = re.compile(r"(?:\d+ +)?(\w+)\((.*)")
 
@@ -91,7 +97,7 @@ def _trace(code: str, root: Path, key: str, inject: str = "") -> tuple[list[str]
     command = ["strace", "-qq", "-o", str(log), "-e", f"trace={TRACED}"]
     command += ["-e", f"inject={inject}"] if inject else []
     command += [sys.executable, "-S", "-B", "-c", code, str(ROOT), str(root), key]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=ENVIRONMENT)
     assert "Traceback" not in done.stderr, f"{inject}: {done.stderr}"
     lines = [match for match in map(LINE.match, log.read_text().splitlines()) if match]
     marks = [at for at, match in enumerate(lines) if '"/mark-' in match[2]]
