@@ -286,8 +286,8 @@ class EngineSettings(RootedSettings):
             "Engine",
             "A long prompt is read in pieces of this size.",
             "tokens",
-            allowed="auto (512 on a GPU, 128 without, fewer where that holds answers up for 0.2 s), or a "
-            "whole number from 1 to 65536",
+            allowed="auto (512 on a GPU; without one 128, 256 with experts; fewer where that holds answers "
+            "up for 0.2 s), or a whole number from 1 to 65536",
         ),
     ] = "auto"
     speculation: Annotated[

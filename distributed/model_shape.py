@@ -154,8 +154,13 @@ def _group_size(path: str, config: Mapping[str, Any]) -> int:
 
 def _active_share(config: Mapping[str, Any]) -> float:
     """Return the share of a layer's routed experts that one token uses."""
-    num_experts = config.get("n_routed_experts") or config.get("num_experts")
+    num_experts = count_experts(config)
     return config["num_experts_per_tok"] / num_experts if num_experts else 1.0
+
+
+def count_experts(config: Mapping[str, Any]) -> int:
+    """Return how many routed experts a layer with experts has; 0: the model has none."""
+    return int(config.get("n_routed_experts") or config.get("num_experts") or 0)
 
 
 def _kv_values(name: str, config: Mapping[str, Any]) -> int:

@@ -28,7 +28,7 @@ from distributed.frame import FLAG_READY, Frame, Kind, max_step_bytes, parse_ste
 from distributed.handshake import RankInfo, RingPlan
 from distributed.intake import Intake, ModelFacts
 from distributed.lifeline import Lifeline, RankStart
-from distributed.model_shape import ModelShape, read_shape
+from distributed.model_shape import ModelShape, count_experts, read_shape
 from distributed.ring import HiddenShape, LoopbackRing, MlxRing
 from distributed.ring_status import RingStatus
 from distributed.scheduler import Scheduler, SchedulerLimits
@@ -51,6 +51,7 @@ WARM_UP_TOKEN_IDS = (1, 2, 3, 4, 5, 6, 7, 8)
 # Share of free memory that unpacked weights may take on a machine without a GPU.
 MAX_DEQUANTIZED_SHARE = 0.6
 GPU_CHUNK_TOKENS, CPU_CHUNK_TOKENS = 512, 128
+CPU_MIXTURE_CHUNK_TOKENS = 256  # an expert gets a share of them; latents gain, too (models/deepseek_v2.py)
 
 AnyRing = MlxRing | LoopbackRing
 
@@ -244,7 +245,10 @@ def _chunk_tokens(settings: Settings) -> int:
     """Return a prefill chunk's tokens: so few that decode rows wait little, enough to use the machine."""
     if settings.prefill_chunk_tokens != "auto":
         return int(settings.prefill_chunk_tokens)
-    return GPU_CHUNK_TOKENS if has_gpu() else CPU_CHUNK_TOKENS
+    if has_gpu():
+        return GPU_CHUNK_TOKENS
+    has_experts = count_experts(read_config(settings.model_dir)) > 0
+    return CPU_MIXTURE_CHUNK_TOKENS if has_experts else CPU_CHUNK_TOKENS
 
 
 def _check_memory(settings: Settings, shape: ModelShape, layers: tuple[range, ...]) -> None:

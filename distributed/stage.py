@@ -25,7 +25,7 @@ class Stage:
         """Args: threads: what to multiply with; None: as many as the libraries start by themselves."""
         self.model = model
         self._threads = threads
-        self._use_threads = model.cpu.use_threads if model.cpu is not None else None
+        self._use_threads = model.use_threads
         self._tables: dict[int, Any] = {}
         self.kv_bytes_per_token = 0
 
@@ -36,7 +36,7 @@ class Stage:
     @property
     def works_aside(self) -> bool:
         """Whether the layers run on threads of MLX, or on the GPU, and leave this thread free meanwhile."""
-        return self.model.cpu is None
+        return self.model.works_aside
 
     @property
     def thread_gain(self) -> float:

@@ -12,9 +12,11 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_lm.models.switch_layers import SwitchGLU
 
 from distributed.frame import PrefixCopy, StageStep
 from distributed.models import load_stage
+from distributed.models.cpu.experts import Experts
 from distributed.models.cpu.products import (
     BLOCK_WIDTH,
     MAX_WIDTH,
@@ -32,6 +34,7 @@ from tests.checkpoints import VOCAB_SIZE, make_checkpoint
 NUM_LAYERS = 4
 TOLERANCE = 2e-4
 DENSE = ("llama", "ministral3", "qwen2", "qwen3")
+MIXTURES = ("qwen3_moe", "deepseek_v2", "deepseek_v2-groups")
 MakeFolder = Callable[[str], Path]
 
 
@@ -122,7 +125,7 @@ def test_numpy_is_really_used(folder_of: MakeFolder, variant: str) -> None:
 
 
 @pytest.mark.parametrize("products", PRODUCTS)
-@pytest.mark.parametrize("variant", DENSE)
+@pytest.mark.parametrize("variant", [*DENSE, *MIXTURES])
 def test_chunks_decode_holes_and_gathered_rows(folder_of: MakeFolder, variant: str, products: str) -> None:
     """Prompts in chunks, ragged rows together, decode with holes and out of order slots: all equal."""
     rng = random.Random(1)
@@ -185,13 +188,35 @@ def test_both_kinds_of_table_take_the_same_memory(folder_of: MakeFolder) -> None
     assert sizes[0] == sizes[1] > 0
 
 
-@pytest.mark.parametrize("variant", ["qwen3_moe", "deepseek_v2"])
-def test_other_types_stay_with_mlx(folder_of: MakeFolder, variant: str) -> None:
-    """Experts and latents are MLX's work."""
-    model = load_stage(
-        folder_of(variant), range(NUM_LAYERS), is_first=True, is_last=True, cpu_products="auto"
-    )
+@pytest.mark.parametrize("variant", MIXTURES)
+def test_of_a_mixture_the_experts_alone_leave_mlx(folder_of: MakeFolder, variant: str) -> None:
+    """Every one of them, and nothing without being asked."""
+    whole = range(NUM_LAYERS)
+    model = load_stage(folder_of(variant), whole, is_first=True, is_last=True, cpu_products="auto")
     assert model.cpu is None
+    kinds = [type(layer.mlp.switch_mlp) for layer in model.inner.layers if "gate" in layer.mlp]
+    assert set(kinds) == {Experts}
+    plain = load_stage(folder_of(variant), whole, is_first=True, is_last=True)
+    assert [type(layer.mlp.switch_mlp) for layer in plain.inner.layers if "gate" in layer.mlp] == [
+        SwitchGLU
+    ] * len(kinds)
+
+
+@pytest.mark.parametrize("variant", ["qwen3_moe-8bit", "deepseek_v2-8bit"])
+def test_quantized_experts_stay_with_mlx_unless_they_are_unpacked(
+    folder_of: MakeFolder, variant: str
+) -> None:
+    """An 8-bit mixture is run by MLX; dequantized it is one like any other."""
+    for dequantize in (False, True):
+        model = load_stage(
+            folder_of(variant),
+            range(NUM_LAYERS),
+            is_first=True,
+            is_last=True,
+            cpu_products="auto",
+            dequantize=dequantize,
+        )
+        assert isinstance(model.inner.layers[-1].mlp.switch_mlp, Experts if dequantize else SwitchGLU)
 
 
 def test_packed_and_half_precision_weights_stay_with_mlx(folder_of: MakeFolder) -> None:
@@ -216,7 +241,7 @@ def test_products_of_the_blas(num_rows: int, width: int) -> None:
     module = nn.Linear(24, width)
     mx.eval(module.parameters())
     x = mx.random.normal((num_rows, 24), key=mx.random.key(num_rows))
-    linear = Linear(on_blas(Blas(), module), width, np.array(module["bias"]))
+    linear = Linear(on_blas(Blas(), np.array(module["weight"])), width, np.array(module["bias"]))
     np.testing.assert_allclose(linear(np.array(x)), np.array(module(x)), atol=1e-5)
 
 
@@ -290,17 +315,16 @@ def test_helping_threads_sleep_between_steps(folder_of: MakeFolder) -> None:
     model = load_stage(
         folder_of("llama"), range(NUM_LAYERS), is_first=True, is_last=True, cpu_products="auto"
     )
-    if model.cpu is None or model.cpu.use_threads is None:
+    if model.use_threads is None:
         pytest.skip("nothing packs weights here")
     asked: list[int] = []
-    use_threads = model.cpu.use_threads
+    use_threads = model.use_threads
 
     def note_and_use(num_threads: int) -> None:
         asked.append(num_threads)
         use_threads(num_threads)
 
-    model.cpu.use_threads = note_and_use
-    stage = Stage(model, ProductThreads(1, 2))
+    stage = Stage(dataclasses.replace(model, use_threads=note_and_use), ProductThreads(1, 2))
     assert stage.thread_gain == 2
     for is_alone in (False, True):
         step = dataclasses.replace(make_step({0: (0, 3)}), is_alone=is_alone)

@@ -4,12 +4,14 @@ mlx-lm's own deepseek_v2 expands every token's latent to full keys and values be
 more for V2-Lite). Here the two halves of kv_b_proj are absorbed instead (DeepSeek-V2 paper, section 2.1.3;
 mlx_lm 0.32.2 models/deepseek_v3.py): with latent c, q_nope . (W_k c) = (W_k^T q_nope) . c, and sum p (W_v c)
 = W_v sum p c. So all heads share one key, the latent, which is also the value; the heads are folded into the
-rows of one product.
+rows of one product. For a chunk of many tokens that is more work than to make keys and values of the latents
+for it: the latent is wider than a head.
 
 kv_b_proj (H * (nope + v), rank) is split by rows per head, packed or not: groups lie along rank, so nothing
 is requantized. The rest of the model is mlx-lm's own.
 """
 
+import math
 from typing import Any
 
 import mlx.core as mx
@@ -18,7 +20,7 @@ from mlx_lm.models import deepseek_v2
 from mlx_lm.models.deepseek_v2 import DeepseekV2YarnRotaryEmbedding, ModelArgs, yarn_get_mscale
 from mlx_lm.models.mla import MultiLinear
 
-from distributed.models.cpu import softmax_in_place
+from distributed.models.cpu import attend_latents, softmax_in_place
 from distributed.models.general import GeneralProvider
 from distributed.models.weights import Weights
 
@@ -76,6 +78,7 @@ class LatentAttention(nn.Module):
         self.embed_q = MultiLinear(self.rank, self.nope_dim, self.num_heads)  # used transposed
         self.unembed_out = MultiLinear(self.rank, args.v_head_dim, self.num_heads)
         self.o_proj = nn.Linear(self.num_heads * args.v_head_dim, args.hidden_size, bias=args.attention_bias)
+        self.max_absorbed_tokens = _break_even(self.rank, self.nope_dim + args.v_head_dim)
         self.scale = q_dim**-0.5 * _attention_mscale(args.rope_scaling) ** 2
         self.rope = _make_rope(args)
 
@@ -86,29 +89,52 @@ class LatentAttention(nn.Module):
             mask: None (all may be seen), "causal", or bool (B, 1, T, S) where True may be seen.
         """
         B, T, _ = x.shape
-        q_latent, q_rope = self._queries(x)
+        q_nope, q_rope = self._queries(x)
         latent, k_rope = mx.split(self.kv_a_proj_with_mqa(x), [self.rank], axis=-1)
         latent = self.kv_a_layernorm(latent)[:, None]  # (B, 1, T, R)
         offset = cache.offset if cache is not None else 0
         q_rope, k_rope = self.rope(q_rope, offset), self.rope(k_rope[:, None], offset)
         if cache is not None:
             latent, k_rope = cache.update_and_fetch(latent, k_rope)
-        out = _attend(q_latent, q_rope * self.scale, latent, k_rope, mask)  # (B, H, T, R)
-        out = out.transpose(1, 0, 2, 3).reshape(self.num_heads, B * T, self.rank)
-        out = self.unembed_out(out).reshape(self.num_heads, B, T, -1)
-        return self.o_proj(out.transpose(1, 2, 0, 3).reshape(B, T, -1))
+        is_long = x.shape[1] > self.max_absorbed_tokens
+        attend = self._attend_expanded if is_long else self._attend_absorbed
+        out = attend(q_nope, q_rope, latent, k_rope, mask)  # (B, H, T, v)
+        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(B, T, -1))
 
     def _queries(self, x: mx.array) -> tuple[mx.array, mx.array]:
-        """Return scaled queries against the latent (B, H, T, R) and unrotated ones (B, H, T, rope)."""
+        """Return queries (B, H, T, nope) and (B, H, T, rope), the latter to be rotated."""
         B, T, _ = x.shape
         q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x))) if "q_a_proj" in self else self.q_proj(x)
-        q = q.reshape(B * T, self.num_heads, -1).transpose(1, 0, 2)
-        q_nope, q_rope = mx.split(q, [self.nope_dim], axis=-1)
+        q = q.reshape(B, T, self.num_heads, -1).transpose(0, 2, 1, 3)
+        return tuple(mx.split(q, [self.nope_dim], axis=-1))
+
+    def _attend_absorbed(
+        self, q_nope: mx.array, q_rope: mx.array, latent: mx.array, k_rope: mx.array, mask: Any
+    ) -> mx.array:
+        """Attend to the latents themselves."""
+        B, _, T, _ = q_nope.shape
         # rows of all sequences in one product a head, so that the head's weights are read once
-        q_latent = self.embed_q(q_nope * self.scale, transpose=False)
-        return tuple(
-            part.reshape(self.num_heads, B, T, -1).transpose(1, 0, 2, 3) for part in (q_latent, q_rope)
-        )
+        rows = q_nope.transpose(1, 0, 2, 3).reshape(self.num_heads, B * T, -1)
+        q_latent = self.embed_q(rows * self.scale, transpose=False)
+        q_latent = q_latent.reshape(self.num_heads, B, T, -1).transpose(1, 0, 2, 3)
+        out = _attend(q_latent, q_rope * self.scale, latent, k_rope, mask)  # (B, H, T, R)
+        out = out.transpose(1, 0, 2, 3).reshape(self.num_heads, B * T, self.rank)
+        return self.unembed_out(out).reshape(self.num_heads, B, T, -1).transpose(1, 0, 2, 3)
+
+    def _attend_expanded(
+        self, q_nope: mx.array, q_rope: mx.array, latent: mx.array, k_rope: mx.array, mask: Any
+    ) -> mx.array:
+        """Attend to keys and values made of the latents, as mlx-lm does with several tokens."""
+        q_rope = q_rope * self.scale
+        if _is_on_cpu(latent) and type(self.embed_q) is type(self.unembed_out) is MultiLinear:
+            weights = (self.embed_q.weight, self.unembed_out.weight)
+            return attend_latents((q_nope * self.scale, q_rope), (latent, k_rope), weights, mask)
+        scores = q_rope @ k_rope.swapaxes(-1, -2)
+        mask = _spelled_out(mask, *scores.shape[2:])
+        if mask is not None:
+            scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
+        keys, values = self.embed_q(latent), self.unembed_out(latent)
+        return mx.fast.scaled_dot_product_attention(q_nope, keys, values, scale=self.scale, mask=scores)
 
 
 def _attend(q_latent: mx.array, q_rope: mx.array, latent: mx.array, k_rope: mx.array, mask: Any) -> mx.array:
@@ -118,17 +144,36 @@ def _attend(q_latent: mx.array, q_rope: mx.array, latent: mx.array, k_rope: mx.a
     q_latent, q_rope = (q.reshape(B, H * T, -1) for q in (q_latent, q_rope))
     latent, k_rope = latent[:, 0], k_rope[:, 0]
     scores = mx.addmm(q_rope @ k_rope.swapaxes(-1, -2), q_latent, latent.swapaxes(-1, -2))  # (B, H * T, S)
-    if isinstance(mask, str):
-        mask = mx.arange(S - T, S)[:, None] >= mx.arange(S)
+    mask = _spelled_out(mask, T, S)
     if mask is not None:
         # not -inf: a padding row that sees nothing must stay finite
         scores = mx.where(mask, scores.reshape(B, H, T, S), mx.finfo(scores.dtype).min).reshape(B, H * T, S)
     return (_softmax(scores) @ latent).reshape(B, H, T, R)
 
 
+def _spelled_out(mask: Any, num_tokens: int, num_seen: int) -> Any:
+    """The mask, "causal" as bool (T, S)."""
+    if isinstance(mask, str):
+        return mx.arange(num_seen - num_tokens, num_seen)[:, None] >= mx.arange(num_seen)
+    return mask
+
+
+def _break_even(rank: int, head_width: int) -> float:
+    """With how many tokens both ways take as many multiplications; head_width is of a key and a value.
+
+    A token costs 2 R + rope a head and cached token with the latents, and head_width + rope with keys and
+    values, which take R x head_width to make.
+    """
+    return rank * head_width / (2 * rank - head_width) if 2 * rank > head_width else math.inf
+
+
+def _is_on_cpu(array: mx.array) -> bool:
+    return bool(mx.default_device() == mx.Device(mx.cpu) and array.dtype == mx.float32)
+
+
 def _softmax(scores: mx.array) -> mx.array:
     """Softmax over the last axis; MLX's CPU build takes 20 ns for an exponential, NumPy less than one."""
-    if mx.default_device() == mx.Device(mx.cpu) and scores.dtype == mx.float32:
+    if _is_on_cpu(scores):
         return softmax_in_place(scores)
     return mx.softmax(scores, axis=-1, precise=True)
 

@@ -17,7 +17,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from distributed.checkpoint import BadCheckpoint, UnsupportedModel
-from distributed.models.cpu import DenseLayers, DensePlan, plan_dense_layers
+from distributed.models.cpu import DenseLayers, DensePlan, ExpertsPlan, plan_dense_layers, plan_experts
 from distributed.models.stage_model import Identity, StageModel
 from distributed.models.weights import (
     Weights,
@@ -79,16 +79,11 @@ class GeneralProvider:
         fill(parts, {cut.local_name(name) or name: array for name, array in weights.items()})
         dtype = dtype or default_dtype(weights[f"model.layers.{layers.start}.input_layernorm.weight"])
         del weights, model  # what they hold would stay in memory beside its cast or unpacked form
-        plan = None
+        plan: DensePlan | ExpertsPlan | None = None
         if cpu_products is not None:
-            plan = plan_dense_layers(
-                parts.inner,
-                _head_module(parts, cut),
-                config,
-                dtype=dtype,
-                dequantize=dequantize,
-                products=cpu_products,
-            )
+            how = {"dtype": dtype, "dequantize": dequantize, "products": cpu_products}
+            plan = plan_dense_layers(parts.inner, _head_module(parts, cut), config, **how)
+            plan = plan or plan_experts(parts.inner, **how)
         materialize(
             parts,
             dtype,
@@ -96,6 +91,8 @@ class GeneralProvider:
             on_module=(lambda path, module: plan.take(module, is_head=path == HEAD)) if plan else None,
             on_progress=on_progress,
         )
+        if isinstance(plan, ExpertsPlan):
+            plan.place(parts.inner)
         return _stage_model(parts, cut, config, dtype, plan)
 
 
@@ -126,7 +123,7 @@ def _head_module(parts: Any, cut: StageCut) -> Any:
 
 
 def _stage_model(
-    parts: Any, cut: StageCut, config: dict[str, Any], dtype: Any, plan: DensePlan | None
+    parts: Any, cut: StageCut, config: dict[str, Any], dtype: Any, plan: DensePlan | ExpertsPlan | None
 ) -> StageModel:
     head, module = None, _head_module(parts, cut)
     if module is not None:
@@ -143,5 +140,7 @@ def _stage_model(
         dtype=dtype,
         weights_bytes=sum(array.nbytes for _, array in tree_flatten(parts.parameters()))
         + (plan.packed_bytes if plan else 0),
-        cpu=DenseLayers(plan, parts.inner, module) if plan else None,
+        cpu=DenseLayers(plan, parts.inner, module) if isinstance(plan, DensePlan) else None,
+        works_aside=plan is None,
+        use_threads=plan.packer.use_threads if plan is not None and plan.packer is not None else None,
     )

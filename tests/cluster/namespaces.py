@@ -17,6 +17,7 @@ import secrets
 import select
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ from tests.cluster.leftovers import (
 )
 
 NAMES = ("mac1", "mac2", "mac3")
+CARRIER_LIMIT_S = 10.0
 SUBNET = "10.77.0"
 NEEDED = ("ip", "unshare", "nsenter", "mount", "sshd", "ssh", "ssh-keygen", "rsync")
 PREFIX = "mlxring"
@@ -239,8 +241,14 @@ class Hosts:
         _ip("-n", self._switch, "link", "set", self._port_of(host), "down")
 
     def heal(self, host: NamespaceHost) -> None:
-        """Plug the cable in again."""
+        """Plug the cable in again; returns when the host sees it, which the kernel may take a second for."""
         _ip("-n", self._switch, "link", "set", self._port_of(host), "up")
+        deadline = time.monotonic() + CARRIER_LIMIT_S
+        while "state UP" not in _ip("-n", host.namespace, "link", "show", "eth0"):
+            assert time.monotonic() < deadline, f"{host.name} has no carrier"
+            time.sleep(0.02)
+        # Whom it tried to reach without a cable counts as gone for a while.
+        _ip("-n", host.namespace, "neighbour", "flush", "all")
 
     def reboot(self, host: NamespaceHost, *, stays_down: bool = False) -> None:
         """End all processes of the host at once, then start its ssh daemon, unless it is to stay down."""
@@ -379,10 +387,11 @@ def _hold(host: NamespaceHost) -> subprocess.Popen[bytes]:
     return holder
 
 
-def _ip(*arguments: str) -> None:
+def _ip(*arguments: str) -> str:
     ended = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
     if ended.returncode:
         raise NoNamespacesError(f"ip {' '.join(arguments)}: {ended.stderr.strip()}")
+    return ended.stdout
 
 
 def _make_key(path: Path, comment: str) -> None:

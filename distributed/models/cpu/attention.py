@@ -55,7 +55,7 @@ def _attend_chunk(queries: Float32Array, keys: Float32Array, values: Float32Arra
     num_tokens, num_heads, width = queries.shape
     scores = queries.reshape(-1, width) @ keys.T  # (T * R, S)
     later = scores.reshape(num_tokens, num_heads, -1)[:, :, len(keys) - num_tokens :]
-    later += _causal(num_tokens)[:, None]
+    later += causal_mask(num_tokens)[:, None]
     totals = exponentiate(scores)
     out = np.matmul(scores, values)
     out /= totals
@@ -83,6 +83,6 @@ def exponentiate(scores: Float32Array) -> Float32Array:
 
 
 @cache
-def _causal(num_tokens: int) -> Float32Array:
+def causal_mask(num_tokens: int) -> Float32Array:
     """(T, T): 0 where a token may see, -inf where it may not."""
     return np.triu(np.full((num_tokens, num_tokens), -np.inf, np.float32), 1)

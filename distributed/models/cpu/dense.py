@@ -107,7 +107,7 @@ class DensePlan:
         packed = self._packed.get(id(module))
         width = packed.width if packed is not None else module["weight"].shape[0]
         bias = view(module["bias"]) if "bias" in module else None
-        return Linear(packed or on_blas(self._blas, module), width, bias)
+        return Linear(packed or on_blas(self._blas, view(module["weight"])), width, bias)
 
     def linears(self, modules: list[Any]) -> Linears:
         """Return layers that have the same input, to run as one where their weights are packed."""
@@ -173,7 +173,6 @@ class DenseLayers:
 
     def __init__(self, plan: DensePlan, inner: Any, head: Any) -> None:
         """Args: see plan_dense_layers; every weight has been read by now."""
-        self.use_threads = plan.packer.use_threads if plan.packer is not None else None
         self._rotary = plan.rotary
         self._layers = [DenseLayer(plan, layer) for layer in inner.layers]
         embedding = getattr(inner, "embed_tokens", None)

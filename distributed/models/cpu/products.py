@@ -137,13 +137,8 @@ class Linears:
         return [part.add_bias(out[:, columns]) for part, columns in pairs]
 
 
-def on_blas(blas: Blas, module: Any) -> Product:
-    """Return the product with the weight of an MLX module as it lies in memory.
-
-    Args:
-        module: an `nn.Linear` (or an embedding used as a head) of evaluated float32 arrays.
-    """
-    weight = view(module["weight"])
+def on_blas(blas: Blas, weight: Float32Array) -> Product:
+    """Return the product with a weight (N, K), contiguous, as it lies in memory."""
     address = address_of(weight)
     return lambda x: blas.multiply(x, weight, address)
 
