@@ -19,7 +19,9 @@ _STEP_TOKENS = 32
 class ChunkPace:
     """How large a chunk may be while answers wait for it, by what chunks were measured to take."""
 
-    def __init__(self) -> None:
+    def __init__(self, min_tokens: int = MIN_PACED_TOKENS) -> None:
+        """Args: min_tokens: a chunk is never made smaller than this."""
+        self._min_tokens = min_tokens
         self._us_per_token: float | None = None
 
     def note(self, num_tokens: int, slowest_us: float) -> None:
@@ -33,7 +35,7 @@ class ChunkPace:
         if self._us_per_token is None:
             return most
         tokens = int(MAX_WAIT_US / self._us_per_token) - _STEP_TOKENS
-        return min(most, max(MIN_PACED_TOKENS, tokens // MIN_PACED_TOKENS * MIN_PACED_TOKENS))
+        return min(most, max(self._min_tokens, tokens // MIN_PACED_TOKENS * MIN_PACED_TOKENS))
 
 
 def best_fill(num_left: Items[int], budget: int) -> tuple[int, int]:

@@ -29,6 +29,7 @@ from distributed.handshake import RankInfo, RingPlan
 from distributed.intake import Intake, ModelFacts
 from distributed.lifeline import Lifeline, RankStart
 from distributed.model_shape import ModelShape, count_experts, read_shape
+from distributed.prefill import MIN_PACED_TOKENS
 from distributed.ring import HiddenShape, LoopbackRing, MlxRing
 from distributed.ring_status import RingStatus
 from distributed.scheduler import Scheduler, SchedulerLimits
@@ -51,6 +52,7 @@ WARM_UP_TOKEN_IDS = (1, 2, 3, 4, 5, 6, 7, 8)
 # Share of free memory that unpacked weights may take on a machine without a GPU.
 MAX_DEQUANTIZED_SHARE = 0.6
 GPU_CHUNK_TOKENS, CPU_CHUNK_TOKENS = 512, 128
+MIN_MIXTURE_CHUNK_TOKENS = 64  # also beside answers that wait: a step reads about every expert
 CPU_MIXTURE_CHUNK_TOKENS = 256  # an expert gets a share of them; latents gain, too (models/deepseek_v2.py)
 
 AnyRing = MlxRing | LoopbackRing
@@ -247,8 +249,11 @@ def _chunk_tokens(settings: Settings) -> int:
         return int(settings.prefill_chunk_tokens)
     if has_gpu():
         return GPU_CHUNK_TOKENS
-    has_experts = count_experts(read_config(settings.model_dir)) > 0
-    return CPU_MIXTURE_CHUNK_TOKENS if has_experts else CPU_CHUNK_TOKENS
+    return CPU_MIXTURE_CHUNK_TOKENS if _has_experts(settings) else CPU_CHUNK_TOKENS
+
+
+def _has_experts(settings: Settings) -> bool:
+    return count_experts(read_config(settings.model_dir)) > 0
 
 
 def _check_memory(settings: Settings, shape: ModelShape, layers: tuple[range, ...]) -> None:
@@ -409,6 +414,7 @@ def _make_scheduler(settings: Settings, status: RingStatus, thread_gain: float) 
         max_chunk_tokens=_chunk_tokens(settings),
         slots=slots,
         paces_chunks=settings.prefill_chunk_tokens == "auto",
+        min_paced_tokens=MIN_MIXTURE_CHUNK_TOKENS if _has_experts(settings) else MIN_PACED_TOKENS,
     )
     # Stages with cores of their own cannot gain by one group, which is at least as much work, one by one.
     may_gather = is_auto and num_tables > 1 and thread_gain > 1

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from distributed.drafting import Drafter, NoDrafter
 from distributed.frame import PrefixCopy
-from distributed.prefill import MAX_CHUNK_ROWS, ChunkPace, best_fill, could_copy
+from distributed.prefill import MAX_CHUNK_ROWS, MIN_PACED_TOKENS, ChunkPace, best_fill, could_copy
 from distributed.sequence import Microbatch, Row, Sequence, Status
 from distributed.slots import SlotLimits, SlotTables
 from distributed.splitting import Splitting
@@ -27,12 +27,16 @@ MAX_UNEVEN_SHARE = 0.125
 
 @dataclass(frozen=True)
 class SchedulerLimits:
-    """`max_chunk_tokens` bounds rows x columns of a prefill chunk; `paces_chunks`: less where one is slow."""
+    """`max_chunk_tokens` bounds rows x columns of a prefill chunk; `paces_chunks`: less where one is slow.
+
+    `min_paced_tokens` bounds that: a step that reads all experts for a few tokens wastes its time.
+    """
 
     max_in_flight: int
     max_chunk_tokens: int
     slots: SlotLimits
     paces_chunks: bool = False
+    min_paced_tokens: int = MIN_PACED_TOKENS
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Scheduler:
         self.limits = limits
         self._splitting = splitting
         self._max_ahead = limits.slots.num_tables * limits.max_chunk_tokens  # a chunk for each table
-        self._pace = ChunkPace()
+        self._pace = ChunkPace(limits.min_paced_tokens)
         self._drafter = drafter or NoDrafter()
         self.slots = SlotTables(limits.slots)
         self.waiting: deque[Sequence] = deque()

@@ -25,7 +25,7 @@ class Stage:
         """Args: threads: what to multiply with; None: as many as the libraries start by themselves."""
         self.model = model
         self._threads = threads
-        self._use_threads = model.use_threads
+        self._use_threads = model.cpu.use_threads if model.cpu is not None else None
         self._tables: dict[int, Any] = {}
         self.kv_bytes_per_token = 0
 

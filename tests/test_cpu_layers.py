@@ -124,8 +124,14 @@ def test_numpy_is_really_used(folder_of: MakeFolder, variant: str) -> None:
     assert load_stage(folder, whole, is_first=True, is_last=True).cpu is None
 
 
-@pytest.mark.parametrize("products", PRODUCTS)
-@pytest.mark.parametrize("variant", [*DENSE, *MIXTURES])
+@pytest.mark.parametrize(
+    ("variant", "products"),
+    [
+        *itertools.product(DENSE, ["blas"]),
+        *(pytest.param(name, *packer.values, marks=packer.marks) for name in DENSE for packer in PACKERS),
+        *itertools.product(MIXTURES, ["auto"]),
+    ],
+)
 def test_chunks_decode_holes_and_gathered_rows(folder_of: MakeFolder, variant: str, products: str) -> None:
     """Prompts in chunks, ragged rows together, decode with holes and out of order slots: all equal."""
     rng = random.Random(1)
@@ -191,15 +197,17 @@ def test_both_kinds_of_table_take_the_same_memory(folder_of: MakeFolder) -> None
 @pytest.mark.parametrize("variant", MIXTURES)
 def test_of_a_mixture_the_experts_alone_leave_mlx(folder_of: MakeFolder, variant: str) -> None:
     """Every one of them, and nothing without being asked."""
-    whole = range(NUM_LAYERS)
-    model = load_stage(folder_of(variant), whole, is_first=True, is_last=True, cpu_products="auto")
-    assert model.cpu is None
-    kinds = [type(layer.mlp.switch_mlp) for layer in model.inner.layers if "gate" in layer.mlp]
-    assert set(kinds) == {Experts}
-    plain = load_stage(folder_of(variant), whole, is_first=True, is_last=True)
-    assert [type(layer.mlp.switch_mlp) for layer in plain.inner.layers if "gate" in layer.mlp] == [
-        SwitchGLU
-    ] * len(kinds)
+    sizes = set()
+    for cpu_products, kind in (("auto", Experts), (None, SwitchGLU)):
+        model = load_stage(
+            folder_of(variant), range(NUM_LAYERS), is_first=True, is_last=True, cpu_products=cpu_products
+        )
+        assert model.cpu is None
+        assert model.works_aside == (cpu_products is None)
+        kinds = [type(layer.mlp.switch_mlp) for layer in model.inner.layers if "gate" in layer.mlp]
+        assert set(kinds) == {kind}
+        sizes.add(model.weights_bytes)
+    assert len(sizes) == 1
 
 
 @pytest.mark.parametrize("variant", ["qwen3_moe-8bit", "deepseek_v2-8bit"])
@@ -315,16 +323,17 @@ def test_helping_threads_sleep_between_steps(folder_of: MakeFolder) -> None:
     model = load_stage(
         folder_of("llama"), range(NUM_LAYERS), is_first=True, is_last=True, cpu_products="auto"
     )
-    if model.use_threads is None:
+    if model.cpu is None or model.cpu.use_threads is None:
         pytest.skip("nothing packs weights here")
     asked: list[int] = []
-    use_threads = model.use_threads
+    use_threads = model.cpu.use_threads
 
     def note_and_use(num_threads: int) -> None:
         asked.append(num_threads)
         use_threads(num_threads)
 
-    stage = Stage(dataclasses.replace(model, use_threads=note_and_use), ProductThreads(1, 2))
+    model.cpu.use_threads = note_and_use
+    stage = Stage(model, ProductThreads(1, 2))
     assert stage.thread_gain == 2
     for is_alone in (False, True):
         step = dataclasses.replace(make_step({0: (0, 3)}), is_alone=is_alone)

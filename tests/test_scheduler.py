@@ -474,6 +474,10 @@ def test_a_slow_chunk_is_smaller_while_somebody_waits_for_it() -> None:
 def test_chunks_never_shrink_to_nothing() -> None:
     """However slow the machine, and not at all before anything was measured."""
     pace = ChunkPace()
+    reads_all_experts = ChunkPace(64)
+    reads_all_experts.note(128, 10_000_000)
+    assert reads_all_experts.budget(256) == 64
+    assert reads_all_experts.budget(48) == 48
     assert pace.budget(128) == 128
     pace.note(128, 1e9)
     assert pace.budget(128) == 16

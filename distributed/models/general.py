@@ -9,6 +9,7 @@ never by structure.
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from distributed.checkpoint import BadCheckpoint, UnsupportedModel
-from distributed.models.cpu import DenseLayers, DensePlan, ExpertsPlan, plan_dense_layers, plan_experts
+from distributed.models.cpu import DenseLayers, DensePlan, place_experts, plan_dense_layers
 from distributed.models.stage_model import Identity, StageModel
 from distributed.models.weights import (
     Weights,
@@ -68,22 +69,27 @@ class GeneralProvider:
         """Load one stage; see models.load_stage."""
         self.check(config)
         try:
-            model = self.build(config)
+            whole = self.build(config)
         except (TypeError, KeyError, ValueError) as error:
             raise BadCheckpoint(f"{folder / 'config.json'} does not describe a model: {error}") from error
-        cut = StageCut(layers, is_first, is_last, is_tied="lm_head" not in model)
+        cut = StageCut(layers, is_first, is_last, is_tied="lm_head" not in whole)
         weights = load_tensors(folder, lambda name: cut.local_name(name) is not None)
-        weights = self.adapt(model.sanitize(weights), config)
-        quantize_modules(model, weights, config)
-        parts = _cut_parts(model, cut)
+        weights = self.adapt(whole.sanitize(weights), config)
+        quantize_modules(whole, weights, config)
+        parts = _cut_parts(whole, cut)
         fill(parts, {cut.local_name(name) or name: array for name, array in weights.items()})
         dtype = dtype or default_dtype(weights[f"model.layers.{layers.start}.input_layernorm.weight"])
-        del weights, model  # what they hold would stay in memory beside its cast or unpacked form
-        plan: DensePlan | ExpertsPlan | None = None
+        del weights, whole  # what they hold would stay in memory beside its cast or unpacked form
+        plan = None
         if cpu_products is not None:
-            how = {"dtype": dtype, "dequantize": dequantize, "products": cpu_products}
-            plan = plan_dense_layers(parts.inner, _head_module(parts, cut), config, **how)
-            plan = plan or plan_experts(parts.inner, **how)
+            plan = plan_dense_layers(
+                parts.inner,
+                _head_module(parts, cut),
+                config,
+                dtype=dtype,
+                dequantize=dequantize,
+                products=cpu_products,
+            )
         materialize(
             parts,
             dtype,
@@ -91,9 +97,9 @@ class GeneralProvider:
             on_module=(lambda path, module: plan.take(module, is_head=path == HEAD)) if plan else None,
             on_progress=on_progress,
         )
-        if isinstance(plan, ExpertsPlan):
-            plan.place(parts.inner)
-        return _stage_model(parts, cut, config, dtype, plan)
+        model = _stage_model(parts, cut, config, dtype, plan)
+        has_experts = cpu_products is not None and place_experts(parts.inner)
+        return replace(model, works_aside=False) if has_experts else model
 
 
 def default_dtype(stored: mx.array) -> Any:
@@ -123,7 +129,7 @@ def _head_module(parts: Any, cut: StageCut) -> Any:
 
 
 def _stage_model(
-    parts: Any, cut: StageCut, config: dict[str, Any], dtype: Any, plan: DensePlan | ExpertsPlan | None
+    parts: Any, cut: StageCut, config: dict[str, Any], dtype: Any, plan: DensePlan | None
 ) -> StageModel:
     head, module = None, _head_module(parts, cut)
     if module is not None:
@@ -140,7 +146,6 @@ def _stage_model(
         dtype=dtype,
         weights_bytes=sum(array.nbytes for _, array in tree_flatten(parts.parameters()))
         + (plan.packed_bytes if plan else 0),
-        cpu=DenseLayers(plan, parts.inner, module) if isinstance(plan, DensePlan) else None,
+        cpu=DenseLayers(plan, parts.inner, module) if plan else None,
         works_aside=plan is None,
-        use_threads=plan.packer.use_threads if plan is not None and plan.packer is not None else None,
     )

@@ -36,8 +36,7 @@ class StageModel:
     dtype: Any  # mx.Dtype of the hidden states
     weights_bytes: int
     cpu: DenseLayers | None = None  # runs the same layers, without MLX, on a machine without a GPU
-    works_aside: bool = True  # the layers run on threads of MLX or on the GPU
-    use_threads: Callable[[int], None] | None = None  # so many share products from now on, where they can
+    works_aside: bool = True  # the layers run on threads of MLX or on the GPU, and leave the caller's free
 
     def make_table(self) -> Any:
         """Make an empty KV table of the kind that `forward` writes."""

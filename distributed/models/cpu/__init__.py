@@ -4,20 +4,19 @@ MLX's CPU build takes 20 ns for an exponential and 10 µs for any operation, how
 products that is most of a step. Here the same layers run on NumPy arrays: half of the time at 16 rows, a
 third at one; packed weights halve what is left. Only float32, only model types that have a parity test, and
 never with a GPU: there the model's own MLX code runs, as it does here for everything else (quantized weights,
-latents). Of a mixture of experts, the experts alone are run here.
+latents). Of those, the experts of a chunk and its attention are run here.
 """
 
 from distributed.models.cpu.attention import softmax_in_place
 from distributed.models.cpu.dense import DenseLayers, DensePlan, plan_dense_layers
-from distributed.models.cpu.experts import ExpertsPlan, plan_experts
+from distributed.models.cpu.experts import place_experts
 from distributed.models.cpu.latents import attend_latents
 
 __all__ = [
     "DenseLayers",
     "DensePlan",
-    "ExpertsPlan",
     "attend_latents",
+    "place_experts",
     "plan_dense_layers",
-    "plan_experts",
     "softmax_in_place",
 ]

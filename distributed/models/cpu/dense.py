@@ -173,6 +173,7 @@ class DenseLayers:
 
     def __init__(self, plan: DensePlan, inner: Any, head: Any) -> None:
         """Args: see plan_dense_layers; every weight has been read by now."""
+        self.use_threads = plan.packer.use_threads if plan.packer is not None else None
         self._rotary = plan.rotary
         self._layers = [DenseLayer(plan, layer) for layer in inner.layers]
         embedding = getattr(inner, "embed_tokens", None)
