@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx_lm.models.deepseek_v2 import ModelArgs
+from mlx_lm.models.mla import QuantizedMultiLinear
 
 from distributed.models import deepseek_v2
 from distributed.models.deepseek_v2 import LatentAttention
@@ -35,10 +37,18 @@ def make_mask(kind: str) -> Any:
     return None if kind == "all" else kind
 
 
+def has_latent(path: str, module: nn.Module) -> bool:
+    return path in ("embed_q", "unembed_out")
+
+
+@pytest.mark.parametrize("is_quantized", [False, True])
 @pytest.mark.parametrize("kind", ["all", "causal", "ragged"])
-def test_both_ways_give_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Absorbed; expanded by NumPy, and by MLX as on a GPU."""
+def test_both_ways_give_the_same(kind: str, is_quantized: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Absorbed; expanded by NumPy (plain weights), and by MLX as on a GPU."""
     attention, args = make_attention()
+    if is_quantized:
+        nn.quantize(attention, group_size=32, bits=8, class_predicate=has_latent)
+        assert type(attention.embed_q) is QuantizedMultiLinear
     shapes = {
         "q_nope": (NUM_ROWS, args.num_attention_heads, NUM_TOKENS, args.qk_nope_head_dim),
         "q_rope": (NUM_ROWS, args.num_attention_heads, NUM_TOKENS, args.qk_rope_head_dim),
