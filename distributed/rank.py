@@ -22,21 +22,17 @@ from config import Settings
 from distributed import handshake, tokenizers
 from distributed.capacities import HostCapacity, make_reserve
 from distributed.checkpoint import BadCheckpoint, read_config
-from distributed.drafting import MAX_DRAFTS, PromptLookup
-from distributed.engine import Engine, EngineLimits
-from distributed.frame import FLAG_READY, Frame, Kind, max_step_bytes, parse_step
+from distributed.engine import Engine
+from distributed.frame import FLAG_READY, Frame, Kind, parse_step
 from distributed.handshake import RankInfo, RingPlan
 from distributed.intake import Intake, ModelFacts
 from distributed.lifeline import Lifeline, RankStart
-from distributed.model_shape import ModelShape, count_experts, read_shape
-from distributed.prefill import MIN_PACED_TOKENS
+from distributed.limits import chunk_tokens, has_gpu, make_engine_limits, make_scheduler
+from distributed.model_shape import ModelShape, read_shape
 from distributed.ring import HiddenShape, LoopbackRing, MlxRing
 from distributed.ring_status import RingStatus
-from distributed.scheduler import Scheduler, SchedulerLimits
 from distributed.sharding import DoesNotFit, needs_of, plan_layers, split_layers, weights_hash
 from distributed.simulated import is_simulated, load_simulated_stage
-from distributed.slots import SlotLimits
-from distributed.splitting import Splitting
 from distributed.stage import Stage
 from distributed.stage_files import SUMS_NAME, WeightsMark, local_sums_file, mark_weights
 from distributed.threads import ProductThreads
@@ -51,9 +47,6 @@ ROOT = Path(__file__).resolve().parent.parent
 WARM_UP_TOKEN_IDS = (1, 2, 3, 4, 5, 6, 7, 8)
 # Share of free memory that unpacked weights may take on a machine without a GPU.
 MAX_DEQUANTIZED_SHARE = 0.6
-GPU_CHUNK_TOKENS, CPU_CHUNK_TOKENS = 512, 128
-MIN_MIXTURE_CHUNK_TOKENS = 64  # also beside answers that wait: a step reads about every expert
-CPU_MIXTURE_CHUNK_TOKENS = 256  # an expert gets a share of them; latents gain, too (models/deepseek_v2.py)
 
 AnyRing = MlxRing | LoopbackRing
 
@@ -126,7 +119,7 @@ def serve_rank0(
     own = _describe(ring, plan, stage, lifeline, start, load_s)
     status.ranks = _ready_lap(ring, own, settings, lifeline)
     _warm_up(ring, stage, settings, status)
-    scheduler = _make_scheduler(settings, status, stage.thread_gain)
+    scheduler = make_scheduler(settings, status, stage.thread_gain)
     recovered = owner.recover()
     if recovered:
         logger.info("%d unfinished requests of an earlier life go on", len(recovered))
@@ -134,18 +127,7 @@ def serve_rank0(
         layers = tuple((info.first_layer, info.num_layers) for info in status.ranks)
         facts = _model_facts(settings, plan, stage, finish_tokenizers())
         intake = Intake(owner, bell, facts, layers)
-        limits = EngineLimits(
-            max_frame_bytes=max_step_bytes(
-                settings.max_rows_per_microbatch,
-                max(_chunk_tokens(settings), settings.max_rows_per_microbatch * (1 + MAX_DRAFTS)),
-            ),
-            poll_interval_seconds=settings.poll_interval,
-            step_timeout_seconds=settings.step_timeout,
-            shutdown_timeout_seconds=settings.shutdown_timeout,
-            retention_seconds=settings.result_retention_hours * 3600,
-            retention_bytes=settings.result_retention_mb * 2**20,
-        )
-        engine = Engine(ring, stage, scheduler, intake, status, lifeline, limits)
+        engine = Engine(ring, stage, scheduler, intake, status, lifeline, make_engine_limits(settings))
         lifeline.on_settings(engine.on_settings)
         logger.info("ready: %s on %d ranks, layers %s", settings.model_name, ring.size, list(plan.layers))
         engine.run(signals.has_arrived, signals.descriptor)
@@ -243,19 +225,6 @@ def _plan_here(settings: Settings, folder: Path, ring: AnyRing, *, dequantize: b
     return layers
 
 
-def _chunk_tokens(settings: Settings) -> int:
-    """Return a prefill chunk's tokens: so few that decode rows wait little, enough to use the machine."""
-    if settings.prefill_chunk_tokens != "auto":
-        return int(settings.prefill_chunk_tokens)
-    if has_gpu():
-        return GPU_CHUNK_TOKENS
-    return CPU_MIXTURE_CHUNK_TOKENS if _has_experts(settings) else CPU_CHUNK_TOKENS
-
-
-def _has_experts(settings: Settings) -> bool:
-    return count_experts(read_config(settings.model_dir)) > 0
-
-
 def _check_memory(settings: Settings, shape: ModelShape, layers: tuple[range, ...]) -> None:
     """All ranks are on this machine: refuse weights that its free memory cannot hold, before reading them.
 
@@ -281,10 +250,6 @@ def _check_memory(settings: Settings, shape: ModelShape, layers: tuple[range, ..
             need.kv_bytes / 2**30,
             available / 2**30,
         )
-
-
-def has_gpu() -> bool:
-    return bool(mx.default_device().type == mx.DeviceType.gpu)
 
 
 def _should_dequantize(folder: Path) -> bool:
@@ -381,7 +346,7 @@ def _describe(
 
 def _warm_up(ring: AnyRing, stage: Stage, settings: Settings, status: RingStatus) -> None:
     """Send a prompt round the whole ring, so that ready means real progress, then drop its KV everywhere."""
-    for _ in range(broadcast_prompt(ring, WARM_UP_TOKEN_IDS, max_chunk_tokens=_chunk_tokens(settings))):
+    for _ in range(broadcast_prompt(ring, WARM_UP_TOKEN_IDS, max_chunk_tokens=chunk_tokens(settings))):
         while not ring.is_readable():
             ring.wait(settings.step_timeout)
         frame, hidden = ring.recv()
@@ -395,34 +360,6 @@ def _warm_up(ring: AnyRing, stage: Stage, settings: Settings, status: RingStatus
         ring.wait(settings.step_timeout)
     ring.recv()
     status.last_lap_unix = time.time()
-
-
-def _make_scheduler(settings: Settings, status: RingStatus, thread_gain: float) -> Scheduler:
-    is_auto = settings.microbatches == "auto"
-    num_tables = len(status.ranks) if is_auto else int(settings.microbatches)
-    largest = max(info.kv_bytes_per_token for info in status.ranks)
-    max_kv_tokens = settings.kv_cache_reserved_memory_mb * 2**20 // max(1, largest)
-    status.kv["max_tokens"] = max_kv_tokens
-    slots = SlotLimits(
-        num_tables=num_tables,
-        max_rows=settings.max_rows_per_microbatch,
-        max_kv_tokens=max_kv_tokens,
-        max_kept_tokens=settings.kv_cache_max_size,
-    )
-    limits = SchedulerLimits(
-        max_in_flight=num_tables + 1,
-        max_chunk_tokens=_chunk_tokens(settings),
-        slots=slots,
-        paces_chunks=settings.prefill_chunk_tokens == "auto",
-        min_paced_tokens=MIN_MIXTURE_CHUNK_TOKENS if _has_experts(settings) else MIN_PACED_TOKENS,
-    )
-    # Stages with cores of their own cannot gain by one group, which is at least as much work, one by one.
-    may_gather = is_auto and num_tables > 1 and thread_gain > 1
-    return Scheduler(
-        limits,
-        PromptLookup() if settings.speculation == "prompt-lookup" else None,
-        Splitting(num_tables, thread_gain) if may_gather else None,
-    )
 
 
 def _model_facts(settings: Settings, plan: RingPlan, stage: Stage, loaded: Tokenizers) -> ModelFacts:

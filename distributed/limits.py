@@ -1,0 +1,89 @@
+"""How much rank 0 does at a time: chunks, rows, KV and waits, from the settings and what the machine is.
+
+Knows nothing of the ring, the spool or how a rank starts.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from config import Settings
+from distributed.checkpoint import read_config
+from distributed.drafting import MAX_DRAFTS, PromptLookup
+from distributed.engine import EngineLimits
+from distributed.frame import max_step_bytes
+from distributed.model_shape import count_experts
+from distributed.prefill import MIN_PACED_TOKENS
+from distributed.ring_status import RingStatus
+from distributed.scheduler import Scheduler, SchedulerLimits
+from distributed.slots import SlotLimits
+from distributed.splitting import Splitting
+
+GPU_CHUNK_TOKENS, CPU_CHUNK_TOKENS = 512, 128
+MIN_MIXTURE_CHUNK_TOKENS = 64  # also beside answers that wait: a step reads about every expert
+CPU_MIXTURE_CHUNK_TOKENS = 256  # an expert gets a share of them; latents gain, too (models/deepseek_v2.py)
+
+
+def has_gpu() -> bool:
+    return bool(mx.default_device().type == mx.DeviceType.gpu)
+
+
+def chunk_tokens(settings: Settings) -> int:
+    """Return a prefill chunk's tokens: so few that decode rows wait little, enough to use the machine."""
+    if settings.prefill_chunk_tokens != "auto":
+        return int(settings.prefill_chunk_tokens)
+    if has_gpu():
+        return GPU_CHUNK_TOKENS
+    return CPU_MIXTURE_CHUNK_TOKENS if _has_experts(settings) else CPU_CHUNK_TOKENS
+
+
+def _has_experts(settings: Settings) -> bool:
+    return count_experts(read_config(settings.model_dir)) > 0
+
+
+def make_engine_limits(settings: Settings) -> EngineLimits:
+    """Return the limits of rank 0's loop."""
+    return EngineLimits(
+        max_frame_bytes=max_step_bytes(
+            settings.max_rows_per_microbatch,
+            max(chunk_tokens(settings), settings.max_rows_per_microbatch * (1 + MAX_DRAFTS)),
+        ),
+        poll_interval_seconds=settings.poll_interval,
+        step_timeout_seconds=settings.step_timeout,
+        shutdown_timeout_seconds=settings.shutdown_timeout,
+        retention_seconds=settings.result_retention_hours * 3600,
+        retention_bytes=settings.result_retention_mb * 2**20,
+    )
+
+
+def make_scheduler(settings: Settings, status: RingStatus, thread_gain: float) -> Scheduler:
+    """Return the scheduler of a ring whose ranks are ready; the status learns how many tokens of KV it has.
+
+    Args:
+        thread_gain: how many times as many threads a stage has while the others have no work.
+    """
+    is_auto = settings.microbatches == "auto"
+    num_tables = len(status.ranks) if is_auto else int(settings.microbatches)
+    largest = max(info.kv_bytes_per_token for info in status.ranks)
+    max_kv_tokens = settings.kv_cache_reserved_memory_mb * 2**20 // max(1, largest)
+    status.kv["max_tokens"] = max_kv_tokens
+    slots = SlotLimits(
+        num_tables=num_tables,
+        max_rows=settings.max_rows_per_microbatch,
+        max_kv_tokens=max_kv_tokens,
+        max_kept_tokens=settings.kv_cache_max_size,
+    )
+    limits = SchedulerLimits(
+        max_in_flight=num_tables + 1,
+        max_chunk_tokens=chunk_tokens(settings),
+        slots=slots,
+        paces_chunks=settings.prefill_chunk_tokens == "auto",
+        min_paced_tokens=MIN_MIXTURE_CHUNK_TOKENS if _has_experts(settings) else MIN_PACED_TOKENS,
+    )
+    # Stages with cores of their own cannot gain by one group, which is at least as much work, one by one.
+    may_gather = is_auto and num_tables > 1 and thread_gain > 1
+    return Scheduler(
+        limits,
+        PromptLookup() if settings.speculation == "prompt-lookup" else None,
+        Splitting(num_tables, thread_gain) if may_gather else None,
+    )
