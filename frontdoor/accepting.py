@@ -96,6 +96,7 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
     if key is not None:
         submit = partial(submit, idempotency_key=key, body_hash=hash_body(draft.sampling))
     request_id = await _submit(front, submit)
+    front.spool.prepare()
     front.forecast.look()
     if request_id != request.id:
         log.info("request %s is asked for again (X-Request-Id %s)", request_id, caller.http_id)

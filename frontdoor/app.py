@@ -1,6 +1,6 @@
 """Builds the FastAPI app from its parts: the front door, the layers around the routes, and the routes.
 
-    Edge (request id, Host, last resort) → CORS (where set) → Gate (Origin, keys) → Shortcut (POST) → routes
+    Edge (request id, Host, last resort) → CORS (where set) → Gate (Origin, keys) → Shortcut (POST) → FastAPI
 
 Opens the spool and the tokenizer before the first request; knows nothing of sockets or of how it is served.
 """
@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from config import Settings
 from frontdoor import (
@@ -50,7 +50,24 @@ ROOMS = (page, health, metrics, generate, requests, openai_chat, openai_completi
 log = logging.getLogger(__name__)
 
 
-def make_app(settings: Settings) -> FastAPI:
+class LayeredApp(FastAPI):
+    """FastAPI behind layers of ours: none of its own is passed before them (a dozen calls a request)."""
+
+    entrance: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self.entrance is None:
+            await self.inner(scope, receive, send)
+            return
+        scope["app"] = self
+        await self.entrance(scope, receive, send)
+
+    async def inner(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """FastAPI itself."""
+        await super().__call__(scope, receive, send)
+
+
+def make_app(settings: Settings) -> LayeredApp:
     """Build the app.
 
     Raises:
@@ -66,13 +83,12 @@ def make_app(settings: Settings) -> FastAPI:
         yield
         front.stop()
 
-    app = FastAPI(
+    app = LayeredApp(
         title=NAME,
         version=VERSION,
         docs_url=None,  # FastAPI's documentation pages load from a CDN
         redoc_url=None,
         lifespan=lifespan,
-        middleware=_layers(settings, keys),
         redirect_slashes=False,
     )
     app.state.front_door = front
@@ -81,6 +97,7 @@ def make_app(settings: Settings) -> FastAPI:
         app.include_router(room.router)
     description = describe(app)
     app.openapi = lambda: description  # type: ignore[method-assign]
+    app.entrance = _layers(app.inner, settings, keys)
     return app
 
 
@@ -121,22 +138,18 @@ def make_front_door(settings: Settings) -> FrontDoor:
     )
 
 
-def _layers(settings: Settings, keys: Keys) -> list[Middleware]:
+def _layers(app: ASGIApp, settings: Settings, keys: Keys) -> ASGIApp:
     origins = frozenset(origin.lower() for origin in settings.cors_origin_list)
-    layers = [Middleware(Edge, own_names=frozenset({settings.api_host.lower()}))]
+    layered: ASGIApp = Gate(Shortcut(app, endpoints=_taking_in()), keys=keys, origins=origins)
     if origins:
-        layers.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=list(settings.cors_origin_list),
-                allow_methods=["GET", "POST", "DELETE"],
-                allow_headers=["*"],
-                expose_headers=["X-Request-Id", "Location", "Retry-After"],
-            )
+        layered = CORSMiddleware(
+            layered,
+            allow_origins=list(settings.cors_origin_list),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Location", "Retry-After"],
         )
-    layers.append(Middleware(Gate, keys=keys, origins=origins))
-    layers.append(Middleware(Shortcut, endpoints=_taking_in()))
-    return layers
+    return Edge(layered, own_names=frozenset({settings.api_host.lower()}))
 
 
 def _taking_in() -> dict[str, Endpoint]:

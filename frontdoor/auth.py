@@ -9,11 +9,11 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from config.api_keys import read_api_keys
 from frontdoor.errors import ForbiddenOrigin, FrontDoorError, Unauthorized, error_response
+from frontdoor.scope import header, notes
 
 # What a load balancer, a browser's first visit and a newcomer need before they have a key.
 OPEN_PATHS = frozenset({"/", "/ui", "/health", "/livez", "/readyz"})
@@ -65,7 +65,7 @@ class Keys:
 
 
 class Gate:
-    """ASGI middleware; `scope["state"]["owner"]` is whose request this is."""
+    """ASGI middleware; finds out whose request this is."""
 
     def __init__(self, app: ASGIApp, *, keys: Keys, origins: frozenset[str]) -> None:
         self._app = app
@@ -76,12 +76,11 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
         try:
-            check_origin(headers.get("origin"), headers.get("host"), self._origins)
+            check_origin(header(scope, b"origin"), header(scope, b"host"), self._origins)
             path = scope["path"]
             is_open = path in OPEN_PATHS or path.startswith(OPEN_PREFIX)
-            scope["state"]["owner"] = "" if is_open else self._keys.owner(headers.get("authorization"))
+            notes(scope)["owner"] = "" if is_open else self._keys.owner(header(scope, b"authorization"))
         except FrontDoorError as error:
             await error_response(error)(scope, receive, send)
             return

@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
+from starlette.types import Scope
 
 from frontdoor.errors import BodyTooLarge, BodyTooSlow, InvalidRequest, UnsupportedMediaType
+from frontdoor.scope import header, notes
 
 BODY_TIMEOUT_SECONDS = 30.0
 MAX_NAMED_PROBLEMS = 3
@@ -27,12 +29,11 @@ async def read_json(http: Request, model: type[BodyModel], *, max_bytes: int) ->
         InvalidRequest, UnsupportedMediaType, BodyTooLarge, BodyTooSlow: answered by the error handler.
         ClientDisconnect: nobody is left to answer.
     """
-    _check_declared_type(http)
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
-            body = await _read_limited(http, max_bytes)
-    except TimeoutError as error:
-        raise BodyTooSlow(f"the body did not arrive within {BODY_TIMEOUT_SECONDS:g} s") from error
+    _check_declared_type(http.scope)
+    if notes(http.scope).get("is_whole"):
+        body = await _read_limited(http, max_bytes)
+    else:
+        body = await _read_in_time(http, max_bytes)
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
@@ -48,16 +49,24 @@ def explain(error: ValidationError) -> InvalidRequest:
     return InvalidRequest("; ".join(named), param=_path(problems[0]["loc"]) or None)
 
 
-def _check_declared_type(http: Request) -> None:
-    media_type = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+def _check_declared_type(scope: Scope) -> None:
+    media_type = (header(scope, b"content-type") or "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedMediaType("send the header Content-Type: application/json")
-    if http.headers.get("content-encoding", "identity").lower() != "identity":
+    if (header(scope, b"content-encoding") or "identity").lower() != "identity":
         raise UnsupportedMediaType("a body with a Content-Encoding is not supported")
 
 
+async def _read_in_time(http: Request, max_bytes: int) -> bytearray:
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
+            return await _read_limited(http, max_bytes)
+    except TimeoutError as error:
+        raise BodyTooSlow(f"the body did not arrive within {BODY_TIMEOUT_SECONDS:g} s") from error
+
+
 async def _read_limited(http: Request, max_bytes: int) -> bytearray:
-    declared = http.headers.get("content-length", "")
+    declared = header(http.scope, b"content-length") or ""
     if declared.isdigit() and int(declared[:20]) > max_bytes:
         raise _too_large(max_bytes)
     body, has_more = bytearray(), True

@@ -6,8 +6,8 @@
     more than NUM_TURNED_AWAY beyond that                         503 at once, unread: descriptors stay free
     bytes that are no HTTP                                        400
 
-It also notes when each request's first bytes came, in `scope["state"]["received_unix"]`: nothing of ours sees
-them earlier.
+It also notes for each request when its first bytes came, which nothing of ours sees earlier, and whether it
+is whole (frontdoor/scope.py).
 Uses the methods that uvicorn 0.54's HttpToolsProtocol offers to asyncio and to the parser, and `self.app`.
 Knows nothing of routes.
 """
@@ -65,18 +65,23 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._read_unix = time.time()
-        if self._header_timer is None and self._is_between_requests():
-            self._expect_headers()
-        if self._header_timer is not None:
-            self._num_header_bytes += len(data)
         super().data_received(data)
         # What came with the headers in one piece may be body: only headers that are not over count.
-        if self._header_timer is not None and self._num_header_bytes > MAX_HEADER_BYTES:
+        if not self._is_between_requests() or self.transport.is_closing():
+            return
+        if self._header_timer is None:
+            self._expect_headers()
+        self._num_header_bytes += len(data)
+        if self._num_header_bytes > MAX_HEADER_BYTES:
             self._refuse(HeadersTooLarge(f"the headers are larger than {MAX_HEADER_BYTES} bytes"))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["state"]["received_unix"] = self._read_unix
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self.scope["state"]["is_whole"] = True
 
     def on_headers_complete(self) -> None:
         self._have_headers()

@@ -5,16 +5,18 @@ address (DNS rebinding): only names that cannot be such a page's are served. Kno
 or bodies.
 """
 
+import functools
 import ipaddress
 import logging
 import re
 import time
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from frontdoor.errors import FrontDoorError, InvalidRequest, error_response
+from frontdoor.errors import InvalidRequest, error_response, internal_error
+from frontdoor.scope import header, notes
 from spool import make_id
 
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -26,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Edge:
-    """ASGI middleware; leaves `request_id`, `is_request_id_new`, and `received_unix` in `scope["state"]`."""
+    """ASGI middleware; see frontdoor/scope.py for what it leaves."""
 
     def __init__(self, app: ASGIApp, *, own_names: frozenset[str]) -> None:
         self._app = app
@@ -36,13 +38,12 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        given = headers.get("x-request-id")
+        given = header(scope, b"x-request-id")
         is_new = given is None or _SANE_ID.fullmatch(given) is None
         request_id = make_id() if given is None or is_new else given
-        state = scope.setdefault("state", {})
-        state.update(request_id=request_id, is_request_id_new=is_new)
-        state.setdefault("received_unix", time.time())  # by the connection, where it is ours
+        left = notes(scope)
+        left.update(request_id=request_id, is_request_id_new=is_new)
+        left.setdefault("received_unix", time.time())  # by the connection, where it is ours
         has_started = False
 
         async def send_with_id(message: Message) -> None:
@@ -53,20 +54,19 @@ class Edge:
             await send(message)
 
         try:
-            if is_allowed_host(headers.get("host"), self._own_names):
+            if is_allowed_host(header(scope, b"host"), self._own_names):
                 await self._app(scope, receive, send_with_id)
             else:
                 await error_response(_wrong_host())(scope, receive, send_with_id)
         except ClientDisconnect:
             log.debug("the client left before its request was read")
         except Exception:  # the process boundary of one HTTP request
-            if has_started:
-                raise
             log.exception("a request failed inside the front door (request id %s)", request_id)
-            failure = FrontDoorError("internal error; the log has the details")
-            await error_response(failure)(scope, receive, send_with_id)
+            if not has_started:  # else the server closes what is not whole
+                await error_response(internal_error())(scope, receive, send_with_id)
 
 
+@functools.lru_cache(maxsize=64)
 def is_allowed_host(header: str | None, names: frozenset[str]) -> bool:
     """Tell whether a Host header is one of our names or an IP address (a rebound name is neither)."""
     if header is None:

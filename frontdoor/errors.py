@@ -264,6 +264,11 @@ def error_response(error: FrontDoorError) -> JSONResponse:
     return JSONResponse(error.body(), status_code=error.status, headers=dict(error.headers))
 
 
+def internal_error() -> FrontDoorError:
+    """What a client is told of an exception that nobody expected."""
+    return FrontDoorError("internal error; the log has the details")
+
+
 def from_http_exception(exception: HTTPException) -> FrontDoorError:
     """Translate what the router itself raises (no route, wrong method)."""
     if exception.status_code == 404:
@@ -272,7 +277,7 @@ def from_http_exception(exception: HTTPException) -> FrontDoorError:
         return MethodNotAllowed("method not allowed on this path; GET / lists the endpoints")
     if exception.status_code < 500:
         return InvalidRequest(str(exception.detail) or HTTPStatus(exception.status_code).phrase)
-    return FrontDoorError("internal error; the log has the details")
+    return internal_error()
 
 
 def install_error_handler(app: FastAPI) -> None:
@@ -285,8 +290,8 @@ def install_error_handler(app: FastAPI) -> None:
             return response
         if isinstance(exception, RequestValidationError):
             return error_response(InvalidRequest("the path or query is not valid"))
-        assert isinstance(exception, FrontDoorError)
-        return error_response(exception)
+        # What is of no kind of ours is raised further by starlette, to the outermost layer, which logs it.
+        return error_response(exception if isinstance(exception, FrontDoorError) else internal_error())
 
-    for kind in (FrontDoorError, HTTPException, RequestValidationError):
+    for kind in (FrontDoorError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, handle)

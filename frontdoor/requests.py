@@ -18,6 +18,7 @@ from frontdoor.errors import InvalidRequest, Overloaded
 from frontdoor.events import EventStream
 from frontdoor.generate import NativeRenderer, answer, describe_place
 from frontdoor.lookup import Found, find_owned
+from frontdoor.scope import notes
 from frontdoor.state import FrontDoor, front_door, owner_of
 from spool import SpoolUnavailable
 
@@ -51,7 +52,11 @@ async def cancel_request(http: HttpRequest, request_id: str) -> dict[str, Any]:
     if found.result is None and after.result is not None:  # rank 0 was quicker than our own look
         is_cancelled = after.result.finish_reason == "cancelled"
     if is_cancelled:
-        log.info("request %s is cancelled by its owner (X-Request-Id %s)", found.id, http.state.request_id)
+        log.info(
+            "request %s is cancelled by its owner (X-Request-Id %s)",
+            found.id,
+            notes(http.scope)["request_id"],
+        )
     return {"cancelled": is_cancelled, **_describe(front, after)}
 
 

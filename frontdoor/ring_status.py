@@ -35,21 +35,21 @@ class StatusFile:
     """One JSON file that others replace as a whole."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path = str(path)
         self._mark: tuple[int, int, int] | None = None
         self._data: dict[str, Any] = {}
 
     def read(self) -> dict[str, Any]:
         """Return what the file says; empty when it is missing or broken."""
         try:
-            stat = self._path.stat()
+            stat = os.stat(self._path)
         except OSError:
             self._mark, self._data = None, {}
             return self._data
         mark = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
         if mark != self._mark:
             try:
-                self._data, self._mark = read_json(self._path) or {}, mark
+                self._data, self._mark = read_json(Path(self._path)) or {}, mark
             except OSError:  # no descriptors left, or a bad disk: nothing is known now
                 self._mark, self._data = None, {}
         return self._data

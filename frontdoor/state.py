@@ -16,6 +16,7 @@ from frontdoor.forecast import Forecast
 from frontdoor.latencies import Latencies
 from frontdoor.leaving import Leavers
 from frontdoor.ring_status import RingStatus
+from frontdoor.scope import header, notes
 from frontdoor.waiting import Listener
 from prompts.tokenizer import PromptTokenizer
 from spool import Spool, make_id
@@ -49,12 +50,14 @@ class FrontDoor:
     def start(self) -> None:
         """Begin to listen; needs the running event loop."""
         self.listener.start()
+        self.spool.prepare()
 
     def stop(self) -> None:
         """Stop listening; accepted requests stay in the spool and go on."""
         self.leavers.stop()
         self.listener.stop()
         self.workers.shutdown(wait=False, cancel_futures=True)
+        self.spool.close()
 
 
 def front_door(http: Request) -> FrontDoor:
@@ -85,16 +88,17 @@ def caller(http: Request) -> Caller:
     Raises:
         InvalidRequest: the key is none.
     """
-    key = http.headers.get("idempotency-key")
+    key = header(http.scope, b"idempotency-key")
     if key is not None and _IDEMPOTENCY_KEY.fullmatch(key) is None:
         raise InvalidRequest(
             "Idempotency-Key must have 1 to 255 visible ASCII characters", param="Idempotency-Key"
         )
-    made_here = http.state.request_id if http.state.is_request_id_new else make_id()
-    state = http.state
-    return Caller(str(state.owner), str(state.request_id), str(made_here), float(state.received_unix), key)
+    left = notes(http.scope)
+    http_id = left["request_id"]
+    request_id = http_id if left["is_request_id_new"] else make_id()
+    return Caller(left["owner"], http_id, request_id, left["received_unix"], key)
 
 
 def owner_of(http: Request) -> str:
     """Return whose HTTP request this is; "" where no keys are asked for."""
-    return str(http.state.owner)
+    return str(notes(http.scope)["owner"])

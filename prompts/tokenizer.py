@@ -164,7 +164,10 @@ def _compile(template: str) -> jinja2.Template:
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda style: datetime.now().strftime(style)
-    return environment.from_string(template)
+    compiled = environment.from_string(template)
+    # jinja looks through two layers of names at every rendering; nothing is ever added to either of them.
+    compiled.globals = dict(compiled.globals)
+    return compiled
 
 
 def _to_json(

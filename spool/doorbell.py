@@ -120,7 +120,7 @@ def _inode(path: Path, fs: FileSystem) -> int | None:
 
 
 def _is_short(folder: Path) -> bool:
-    return len(os.fsencode(folder)) + 1 + _MAX_NAME_BYTES <= MAX_PATH_BYTES
+    return len(f"{folder}".encode("utf-8", "surrogateescape")) + 1 + _MAX_NAME_BYTES <= MAX_PATH_BYTES
 
 
 def _find_place(folder: Path, fs: FileSystem) -> Path | None:
@@ -145,14 +145,13 @@ def _make_place(folder: Path, fs: FileSystem) -> Path:
     fs.make_folder(fresh)
     note = folder / f".PATH-{secrets.token_hex(4)}"
     fs.write_new(note, os.fsencode(fresh), is_synced=False)
-    try:
-        fs.link(note, folder / "PATH")
+    if fs.link(note, folder / "PATH"):
         fs.unlink(note)
-    except FileExistsError:  # a note to a folder that is gone, or someone was quicker
-        place = _find_place(folder, fs)
-        if place is not None:
-            fs.unlink(note)
-            fs.remove_tree(fresh)
-            return place
+        return fresh
+    place = _find_place(folder, fs)
+    if place is None:  # a note to a folder that is gone
         fs.rename(note, folder / "PATH")
-    return fresh
+        return fresh
+    fs.unlink(note)  # someone was quicker
+    fs.remove_tree(fresh)
+    return place

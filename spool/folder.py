@@ -150,8 +150,6 @@ def _check_version(root: Path, fs: FileSystem, *, is_synced: bool) -> None:
         fs.write_new(fresh, VERSION, is_synced=is_synced)
         try:
             fs.link(fresh, path)
-        except FileExistsError:
-            pass
         finally:
             fs.unlink(fresh)
     try:

@@ -19,7 +19,6 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,7 +92,14 @@ class FileSystem:
 
     def write_new(self, path: AnyPath, data: bytes, *, is_synced: bool) -> None:
         """Write a file that must not exist yet; with `is_synced` it is on the disk when this returns."""
-        fd = os.open(path, _NEW, 0o600)
+        self.fill(self.create(path), data, is_synced=is_synced)
+
+    def create(self, path: AnyPath) -> int:
+        """Make an empty file that must not exist yet and open it for `fill`."""
+        return os.open(path, _NEW, 0o600)
+
+    def fill(self, fd: int, data: bytes, *, is_synced: bool) -> None:
+        """Write what `create` opened, and close it, whatever happens."""
         try:
             view = memoryview(data)
             while view:
@@ -105,29 +111,19 @@ class FileSystem:
 
     def read(self, path: AnyPath, max_bytes: int) -> bytes:
         """Read a plain file. Raises NotPlainFile for everything that is none, and FileNotFoundError."""
-        with self._open_plain(path) as (fd, info):
+        fd, info = _open_plain(path)
+        try:
             if info.st_size > max_bytes:
                 raise NotPlainFile(f"larger than {max_bytes} bytes")
             return _read_all(fd, 0, info.st_size)
+        finally:
+            os.close(fd)
 
     def read_from(self, path: AnyPath, offset: int) -> FileTail:
         """Read a plain file from an offset on; no bytes when it is shorter. Raises as `read` does."""
-        with self._open_plain(path) as (fd, info):
+        fd, info = _open_plain(path)
+        try:
             return FileTail(info.st_ino, info.st_size, _read_all(fd, offset, info.st_size - offset))
-
-    @contextlib.contextmanager
-    def _open_plain(self, path: AnyPath) -> Iterator[tuple[int, os.stat_result]]:
-        try:
-            fd = os.open(path, _READ)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise _not_plain(path, error) from error
-        try:
-            info = os.fstat(fd)
-            if not stat.S_ISREG(info.st_mode):
-                raise NotPlainFile("not a plain file")
-            yield fd, info
         finally:
             os.close(fd)
 
@@ -151,9 +147,13 @@ class FileSystem:
         """Move within one file system, replacing a file that is there."""
         os.rename(source, target)
 
-    def link(self, source: AnyPath, target: AnyPath) -> None:
-        """Give a file a second name. Raises FileExistsError when that name is taken."""
-        os.link(source, target)
+    def link(self, source: AnyPath, target: AnyPath) -> bool:
+        """Give a file a second name; False when that name is taken."""
+        try:
+            os.link(source, target)
+        except FileExistsError:
+            return False
+        return True
 
     def unlink(self, path: AnyPath) -> bool:
         """Remove a name; False when there was none."""
@@ -265,6 +265,24 @@ def _bell_sender() -> socket.socket:
     sender.setblocking(False)
     atexit.register(sender.close)
     return sender
+
+
+def _open_plain(path: AnyPath) -> tuple[int, os.stat_result]:
+    """Open a plain file for reading; the caller closes it. No context manager: each request pays for one."""
+    try:
+        fd = os.open(path, _READ)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _not_plain(path, error) from error
+    try:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            raise NotPlainFile("not a plain file")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, info
 
 
 def _read_all(fd: int, offset: int, num_bytes: int) -> bytes:

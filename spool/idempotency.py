@@ -100,8 +100,7 @@ class Keys:
         temporary = self._folder.tmp / f"{os.getpid()}-{secrets.token_hex(8)}"
         try:
             self._fs.write_new(temporary, record.to_json(), is_synced=self._is_synced)
-            with contextlib.suppress(FileExistsError):
-                self._fs.link(temporary, path)
+            self._fs.link(temporary, path)
         finally:
             with contextlib.suppress(OSError):
                 self._fs.unlink(temporary)

@@ -284,8 +284,8 @@ class SpoolOwner:
                 raise CorruptRequest("the id in the file is not the one in its name")
             num_logged = self._num_logged(name.id)
             name = replace(name, num_tokens=num_logged) if num_logged != name.num_tokens else name
-            with contextlib.suppress(FileExistsError):  # could not be removed when it was answered
-                self._fs.link(path, join(self._folder.active, name.active))
+            # The second name may be there: it could not be removed when this was answered.
+            self._fs.link(path, join(self._folder.active, name.active))
         except FileNotFoundError:
             return None
         except (CorruptRequest, NotPlainFile) as error:
@@ -320,9 +320,10 @@ class SpoolOwner:
     def _num_logged(self, id: str) -> int:
         """How many tokens a request has; none where its log cannot be read, which clears nobody."""
         path = join(self._folder.stream, id)
-        with contextlib.suppress(OSError, SpoolUnavailable):
+        try:
             return len(read_log(path, self._fs).records) if self._fs.exists(path) else 0
-        return 0
+        except (OSError, SpoolUnavailable):
+            return 0
 
     def _requeue(self, moves: list[tuple[EntryName, EntryName]]) -> None:
         """Let claimed requests wait again under their new names, sure to stay before the old ones go."""
@@ -340,9 +341,8 @@ class SpoolOwner:
     def _has_waiting_name(self, name: EntryName, back: EntryName) -> bool:
         """Make a claimed request's name in incoming/; False where someone deleted the file in active/."""
         try:
+            # The name may be there: it never lost it, or an owner died here before.
             self._fs.link(self._folder.active / name.active, self._folder.incoming / back.waiting)
-        except FileExistsError:  # the name it never lost, or an owner died here before
-            return True
         except FileNotFoundError:
             _log.warning("the active file of request %s was deleted; it waits as it did", name.id)
             return False

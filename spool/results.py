@@ -61,11 +61,7 @@ class ResultWriter:
         try:
             self._fs.unlink(temporary)
             self._fs.write_new(temporary, result.to_json(), is_synced=self._spool.is_synced)
-            is_first = True
-            try:
-                self._fs.link(temporary, target)
-            except FileExistsError:
-                is_first = False
+            is_first = self._fs.link(temporary, target)
             self.sync()
         finally:
             with contextlib.suppress(OSError):

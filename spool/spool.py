@@ -13,13 +13,9 @@ request may move on ahead of the scan.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
-import os
-import secrets
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -31,6 +27,7 @@ from spool.fsio import FileSystem, NotPlainFile, join
 from spool.idempotency import KeyRecord, Keys, check_same, hash_body
 from spool.messages import Request, Result
 from spool.names import EntryName, NameClock, check_id, id_of, is_entry_name
+from spool.spares import SpareFiles
 from spool.token_log import TokenLogReader
 
 Durability = Literal["power", "process"]
@@ -83,8 +80,7 @@ class Spool:
         self.clock = NameClock()
         self._keys = Keys(folder, fs, is_synced=is_synced)
         self._admission_lock = threading.Lock()
-        self._tag = secrets.token_hex(8)  # of this object's temporary files
-        self._counter = itertools.count()
+        self._spares = SpareFiles(folder.tmp, fs)
         self._num_admitted = 0
         self._num_admitted_bytes = 0
         self._sizes: dict[str, int] = {}  # of waiting files, by name: a file never changes
@@ -141,12 +137,23 @@ class Spool:
         """
         if idempotency_key is None:
             name, data = EntryName(request.priority, self.clock.next_ns(), request.id), request.to_json()
-            with self._admission(len(data)):
+            self._admit(len(data))
+            try:
                 self._publish(name, data, is_shared=False)
+            finally:
+                self._let_go(len(data))
         else:
             path = self._keys.path(request.owner, idempotency_key)
             name = self._submit_once(request, path, body_hash or hash_body(request))
         return name.id
+
+    def prepare(self) -> None:
+        """Make the file that the next request is written to, while nobody waits for it."""
+        self._spares.make()
+
+    def close(self) -> None:
+        """Remove what `prepare` made; nothing else is held, and this object can be used on."""
+        self._spares.remove()
 
     def cancel(self, id: str) -> bool:
         """Ask for a request to be stopped. False when there is nothing to stop: unknown or done."""
@@ -263,23 +270,21 @@ class Spool:
         except OSError as error:
             raise SpoolUnavailable.from_os_error("look for a result", error) from error
 
-    @contextlib.contextmanager
-    def _admission(self, num_bytes: int) -> Iterator[None]:
-        """Hold a place in the queue for a file about to be published; other threads count it meanwhile.
+    def _admit(self, num_bytes: int) -> None:
+        """Hold a place in the queue, until `_let_go`, for a file about to be published; others count it.
 
-        A file between its publication and the end of this counts twice, so under pressure one may be refused
-        too early. Several processes may pass the limit by what they publish in the same moment.
+        A file between its publication and `_let_go` counts twice, so under pressure one may be refused too
+        early. Several processes may pass the limit by what they publish in the same moment.
         """
         with self._admission_lock:
             self._check_admissible(num_bytes)
             self._num_admitted += 1
             self._num_admitted_bytes += num_bytes
-        try:
-            yield
-        finally:
-            with self._admission_lock:
-                self._num_admitted -= 1
-                self._num_admitted_bytes -= num_bytes
+
+    def _let_go(self, num_bytes: int) -> None:
+        with self._admission_lock:
+            self._num_admitted -= 1
+            self._num_admitted_bytes -= num_bytes
 
     def _check_admissible(self, num_bytes: int) -> None:
         if num_bytes > MAX_REQUEST_BYTES:
@@ -339,12 +344,16 @@ class Spool:
                 ring(self.folder.bell, RANK0, self.fs)
                 return record.name
         name = EntryName(request.priority, self.clock.next_ns(), request.id)
-        with self._admission(len(request.to_json())):
+        num_bytes = len(request.to_json())
+        self._admit(num_bytes)
+        try:
             with system_trouble("write an idempotency key"):
                 record = self._keys.take(path, record or KeyRecord(name, body_hash))
             check_same(record, body_hash)
             first = replace(request, id=record.id)
             self._publish(record.name, first.to_json(), is_shared=True)
+        finally:
+            self._let_go(num_bytes)
         return record.name
 
     def _publish(self, name: EntryName, data: bytes, *, is_shared: bool) -> None:
@@ -353,11 +362,10 @@ class Spool:
         A shared name is that of a key: whoever links it first publishes for all, and nobody may take it
         back, because another may have told its client already.
         """
-        temporary = join(self.folder.tmp, f"{os.getpid()}-{self._tag}-{next(self._counter)}")
+        temporary = None
         try:
-            self.fs.write_new(temporary, data, is_synced=self.is_synced)
-            with contextlib.suppress(FileExistsError):
-                self.fs.link(temporary, join(self.folder.incoming, name.waiting))
+            temporary = self._spares.write(data, is_synced=self.is_synced)
+            self.fs.link(temporary, join(self.folder.incoming, name.waiting))
             if self.is_synced:
                 self.fs.sync_folder(self.folder.incoming)
             ring(self.folder.bell, RANK0, self.fs)  # never raises; what is left to do here can wait
@@ -366,8 +374,9 @@ class Spool:
                 self._withdraw(name)
             raise SpoolUnavailable.from_os_error("accept a request", error) from error
         finally:
-            with contextlib.suppress(OSError):
-                self.fs.unlink(temporary)
+            if temporary is not None:
+                with contextlib.suppress(OSError):
+                    self.fs.unlink(temporary)
 
     def _withdraw(self, name: EntryName) -> None:
         """Undo a submit that failed half way. Where rank 0 was quicker, nobody waits for the answer."""

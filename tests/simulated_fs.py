@@ -203,13 +203,16 @@ class SimulatedFileSystem(FileSystem):
         self._call()
         return self._open[fd].num_links == 0
 
-    def write_new(self, path: AnyPath, data: bytes, *, is_synced: bool) -> None:
+    def create(self, path: AnyPath) -> int:
         path = Path(path)
         parent = self._find(path.parent)
         if path.name in parent.names:
             raise _error(errno.EEXIST)
-        inode = Inode(is_folder=False)
-        parent.set(path.name, inode)
+        parent.set(path.name, Inode(is_folder=False))
+        return self._descriptor(parent.names[path.name])
+
+    def fill(self, fd: int, data: bytes, *, is_synced: bool) -> None:
+        inode = self._open.pop(fd)
         for size in (len(data) // 2, len(data)):
             self._call()
             inode.data = data[:size]
@@ -256,12 +259,13 @@ class SimulatedFileSystem(FileSystem):
             parent.set(target.name, inode)
             self.disk.find(source.parent).set(source.name, None)
 
-    def link(self, source: AnyPath, target: AnyPath) -> None:
+    def link(self, source: AnyPath, target: AnyPath) -> bool:
         source, target = Path(source), Path(target)
         inode, parent = self._find(source), self.disk.find(target.parent)
         if target.name in parent.names:
-            raise _error(errno.EEXIST)
+            return False
         parent.set(target.name, inode)
+        return True
 
     def unlink(self, path: AnyPath) -> bool:
         path = Path(path)

@@ -208,8 +208,9 @@ def test_ballast_lets_a_result_be_written_on_a_full_disk(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("call", "part", "number", "code"),
     [
-        ("write_new", "tmp/", errno.ENOSPC, "disk_full"),
-        ("write_new", "tmp/", errno.EMFILE, "too_many_files"),
+        ("create", "tmp/", errno.ENOSPC, "disk_full"),
+        ("create", "tmp/", errno.EMFILE, "too_many_files"),
+        ("fill", "", errno.ENOSPC, "disk_full"),
         ("link", "tmp/", errno.EROFS, "read_only"),
         ("sync_folder", "incoming", errno.EIO, "disk_error"),
         ("names", "incoming", errno.EIO, "disk_error"),
