@@ -23,6 +23,8 @@ import jinja2.parser
 import jinja2.sandbox
 from tokenizers import Tokenizer
 
+from prompts.turns import TurnEncoder
+
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -52,6 +54,7 @@ class PromptTokenizer:
         except (ValueError, jinja2.TemplateError) as error:
             raise TokenizerUnusable(f"the tokenizer in {folder} cannot be read: {error}") from error
         self._special = _special_tokens(config)
+        self._turns = TurnEncoder(self._tokenizer, json.loads(data), self._render_sample())
         self._bos_id = self._leading_bos(config)
         self.hash = _hash(data, template)
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
@@ -77,7 +80,7 @@ class PromptTokenizer:
 
     def encode_rendered(self, text: str) -> list[int]:
         """Count and number the tokens of a rendered chat, which already has its special tokens."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return self._turns.encode(text)
 
     def encode_raw(self, text: str) -> list[int]:
         """Number the tokens of plain text, with the tokens the model expects before any text."""
@@ -85,6 +88,14 @@ class PromptTokenizer:
         if self._bos_id is not None and ids[:1] != [self._bos_id]:
             ids.insert(0, self._bos_id)
         return ids
+
+    def _render_sample(self) -> str:
+        """A chat of several turns, where the template takes one."""
+        roles = ("user", "assistant", "user")
+        try:
+            return self.render([{"role": role, "content": "hi"} for role in roles])
+        except MessagesRefused:
+            return ""
 
     def _leading_bos(self, config: Mapping[str, Any]) -> int | None:
         # Llama-style tokenizers keep this in the configuration, not in tokenizer.json's post-processor.

@@ -70,6 +70,8 @@ class HandPrompts:
 
     def take_in(self, names: list[str]) -> None:
         """Look at everything foreign that one scan found."""
+        if not names and not self._seen and not self._refused:
+            return  # as after nearly every bell
         self._seen = {name: self._seen[name] for name in names if name in self._seen}
         self._refused.intersection_update(names)
         for name in names:

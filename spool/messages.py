@@ -191,8 +191,9 @@ class _Form(Generic[T]):
     def read(self, data: bytes) -> T:
         inner = _unwrap(self._kind, data)
         try:
-            if any(field in inner for field in _RETIRED_FIELDS):
-                inner = _without_retired(inner)
+            for retired in _RETIRED_FIELDS:
+                if retired in inner:
+                    inner = _without_retired(inner)
             return self._adapter.validate_json(inner)
         except ValidationError as error:  # its own text would have the prompt in it
             problem = error.errors(include_url=False, include_context=False, include_input=False)[0]

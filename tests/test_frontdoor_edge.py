@@ -1,10 +1,11 @@
 """Keys, host names, origins and request ids: the same on every route, taken from the route table."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
+from fastapi.responses import StreamingResponse
 
 from frontdoor.app import make_app
 from frontdoor.auth import OPEN_PATHS, OPEN_PREFIX, KeysUnreadable
@@ -156,8 +157,10 @@ def test_without_a_keys_file_any_key_is_accepted(tmp_path: Path) -> None:
         assert answer.status_code == 200
 
 
-def test_a_crash_inside_a_route_is_a_500_without_a_traceback(tmp_path: Path) -> None:
-    """The client learns nothing of our insides, and the answer has the usual shape."""
+def test_a_crash_inside_a_route_is_a_500_without_a_traceback(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client learns nothing of our insides, the answer has the usual shape, the log tells it once."""
     settings = make_settings(tmp_path)
     app = make_app(settings)
 
@@ -170,4 +173,25 @@ def test_a_crash_inside_a_route_is_a_500_without_a_traceback(tmp_path: Path) -> 
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == "internal_error"
     assert "secret" not in answer.text
-    assert answer.headers["x-request-id"]
+    (error,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert answer.headers["x-request-id"] in error.getMessage()
+
+
+def test_a_crash_in_the_midst_of_an_answer_ends_the_connection(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is not whole must not look whole."""
+    settings = make_settings(tmp_path)
+    app = make_app(settings)
+
+    @app.get("/crash")
+    async def crash() -> StreamingResponse:
+        async def parts() -> AsyncIterator[bytes]:
+            yield b"half"
+            raise RuntimeError("a secret of ours")
+
+        return StreamingResponse(parts())
+
+    with serving_app(app, settings) as url, pytest.raises(httpx2.RemoteProtocolError):
+        httpx2.get(f"{url}/crash")
+    assert any("request id" in record.getMessage() for record in caplog.records)

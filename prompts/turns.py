@@ -1,0 +1,136 @@
+"""Token ids of chats, turn by turn: a turn that came before is not tokenized again.
+
+A chat comes back with its whole history at every turn, and many chats begin with the same system prompt. A
+tokenizer cuts its text at special tokens before anything else, so what lies between two of them has the same
+ids wherever it stands. Of those tokens the one that recurs most between turns is taken, and the ids of the
+pieces between are remembered, by the piece. That this is so depends on the tokenizer (`find_separator`);
+where it may not be, every text is tokenized as a whole. Knows nothing of templates and messages.
+"""
+
+import threading
+from array import array
+from collections.abc import Mapping
+from typing import Any
+
+from tokenizers import Tokenizer
+
+MAX_REMEMBERED_CHARS = 4 * 2**20  # text of the pieces; the ids take as many bytes again, or fewer
+# What works on each piece by itself, wherever it stands. Metaspace does not: it marks the first one.
+_NORMALIZERS = frozenset({"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Replace", "StripAccents"})
+_PRE_TOKENIZERS = frozenset({"ByteLevel", "Split", "Digits", "Punctuation", "Whitespace", "WhitespaceSplit"})
+
+
+class TurnEncoder:
+    """Tokenizes rendered chats; safe to use from several threads."""
+
+    def __init__(self, tokenizer: Tokenizer, config: Mapping[str, Any], sample: str) -> None:
+        """
+        Args:
+            config: what tokenizer.json says.
+            sample: a rendered chat of several turns, to see which token stands between them.
+        """
+        self._tokenizer = tokenizer
+        self.separator = find_separator(config, sample)
+        self._separator_id = None if self.separator is None else tokenizer.token_to_id(self.separator)
+        self._remembered: dict[str, array[int]] = {}  # the one that was used last is the last
+        self._num_chars = 0
+        self._lock = threading.Lock()
+
+    def encode(self, text: str) -> list[int]:
+        """Number the tokens of a rendered chat."""
+        if self.separator is None or self._separator_id is None:
+            return self._encode(text)
+        first, *rest = text.split(self.separator)
+        ids = list(self._ids(first))
+        for piece in rest:
+            ids.append(self._separator_id)
+            ids.extend(self._ids(piece))
+        return ids
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _ids(self, piece: str) -> "array[int] | list[int]":
+        if not piece:
+            return []
+        with self._lock:
+            ids = self._remembered.pop(piece, None)
+            if ids is not None:
+                self._remembered[piece] = ids
+                return ids
+        fresh = self._encode(piece)
+        self._remember(piece, fresh)
+        return fresh
+
+    def _remember(self, piece: str, ids: list[int]) -> None:
+        with self._lock:
+            if piece in self._remembered or len(piece) > MAX_REMEMBERED_CHARS:
+                return
+            self._remembered[piece] = array("i", ids)
+            self._num_chars += len(piece)
+            while self._num_chars > MAX_REMEMBERED_CHARS:
+                oldest = next(iter(self._remembered))
+                del self._remembered[oldest]
+                self._num_chars -= len(oldest)
+
+
+def find_separator(config: Mapping[str, Any], sample: str) -> str | None:
+    """Return the special token that recurs most in a chat, if texts may be cut at it; else None.
+
+    Args:
+        config: what tokenizer.json says (tokenizers 0.23: the added tokens are found in the raw text, the
+            leftmost and longest first; what is between them is normalized, split and merged piece by piece).
+        sample: a rendered chat of several turns.
+    """
+    if not _works_by_pieces(config):
+        return None
+    contents = [str(token["content"]) for token in config.get("added_tokens") or ()]
+    candidates = [
+        str(token["content"])
+        for token in config.get("added_tokens") or ()
+        if token.get("special")
+        and not any(token.get(flag) for flag in ("normalized", "lstrip", "rstrip", "single_word"))
+    ]
+    clear = [
+        content
+        for content in candidates
+        if content in sample and not any(_may_overlap(content, other) for other in contents)
+    ]
+    return max(clear, key=lambda content: (sample.count(content), sample.rfind(content)), default=None)
+
+
+def _works_by_pieces(config: Mapping[str, Any]) -> bool:
+    model = config.get("model") or {}
+    return (
+        model.get("type") == "BPE"
+        and not model.get("dropout")
+        and not config.get("truncation")
+        and not config.get("padding")
+        and all(part.get("type") in _NORMALIZERS for part in _parts(config.get("normalizer"), "normalizers"))
+        and all(
+            part.get("type") in _PRE_TOKENIZERS
+            and (part["type"] != "ByteLevel" or part.get("add_prefix_space") is False)
+            for part in _parts(config.get("pre_tokenizer"), "pretokenizers")
+        )
+    )
+
+
+def _parts(component: Mapping[str, Any] | None, members: str) -> list[Mapping[str, Any]]:
+    """A component, or the parts of a sequence of them."""
+    if component is None:
+        return []
+    if component.get("type") != "Sequence":
+        return [component]
+    return [part for member in component.get(members) or () for part in _parts(member, members)]
+
+
+def _may_overlap(content: str, other: str) -> bool:
+    """Whether another token may take a part of this one from a text: then it is not sure to be found."""
+    if content == other:
+        return False
+    if content in other or other in content:
+        return True
+    shorter = min(len(content), len(other))
+    return any(
+        content.startswith(other[-num:]) or other.startswith(content[-num:]) for num in range(1, shorter)
+    )
