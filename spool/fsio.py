@@ -207,6 +207,16 @@ class FileSystem:
         os.ftruncate(fd, 0)
         os.pwrite(fd, data, 0)
 
+    def is_process_alive(self, pid: int) -> bool:
+        """Whether there is a process of this number, whoever's it is."""
+        try:
+            os.kill(pid, 0)
+        except (ProcessLookupError, OverflowError):
+            return False
+        except PermissionError:
+            return True
+        return True
+
     def boot_id(self) -> str | None:
         """What differs after each start of the machine; None where the system does not tell."""
         if sys.platform == "darwin":

@@ -1,8 +1,8 @@
 """Temporary files of one process, one of them made ahead.
 
 To make a file takes longer than all else that the disk does at a submit (180 of 260 us on ext4 after a
-pause), so the next request's is made while nobody waits for it. It is empty, lies in tmp/ as all that is
-half done, and goes the same way when its process dies: the sweep removes it. Knows nothing of requests.
+pause), so the next request's is made while nobody waits for it. It is empty and lies in tmp/; when its
+process dies, the next sweep removes it (`is_orphan`). Knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -66,3 +66,13 @@ class SpareFiles:
 
     def _new_path(self) -> str:
         return join(self._folder, f"{os.getpid()}-{self._tag}-{next(self._counter)}")
+
+
+def is_orphan(name: str, num_bytes: int, fs: FileSystem) -> bool:
+    """Whether a temporary file was made ahead by a process that is gone.
+
+    Where processes do not see each other (two containers, one folder), a living one's may seem so: it makes
+    another.
+    """
+    pid = name.partition("-")[0]
+    return num_bytes == 0 and pid.isdecimal() and pid.isascii() and not fs.is_process_alive(int(pid))

@@ -22,6 +22,7 @@ from spool.errors import CorruptRequest, system_trouble
 from spool.fsio import join
 from spool.idempotency import Keys
 from spool.names import id_of, is_entry_name, is_id
+from spool.spares import is_orphan
 from spool.spool import Spool
 
 STALE_SECONDS = 3600.0  # nothing is being written for that long
@@ -167,10 +168,12 @@ class _Broom:
         return is_old and not (record and self._has_owner(record.id)) and self._fs.unlink(path)
 
     def remove_marker(self, path: Path) -> bool:
-        return path.name not in self._living and self.remove_temporary(path)
+        is_stale = path.name not in self._living and self._is_old(path, STALE_SECONDS)
+        return is_stale and self._fs.unlink(path)
 
     def remove_temporary(self, path: Path) -> bool:
-        return self._is_old(path, STALE_SECONDS) and self._fs.unlink(path)
+        is_spare = is_orphan(path.name, self._fs.stat(path).st_size, self._fs)
+        return (is_spare or self._is_old(path, STALE_SECONDS)) and self._fs.unlink(path)
 
     def remove_bad(self, path: Path) -> bool:
         if not self._is_old(path, self._retention_seconds):

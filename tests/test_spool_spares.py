@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,21 @@ def test_a_prepared_file_that_was_swept_is_made_again(tmp_path: Path) -> None:
     request = submit(spool)
     with open_owner(spool) as owner:
         assert claim_one(owner).request == request
+
+
+def test_the_sweep_takes_those_of_dead_processes_alone(tmp_path: Path) -> None:
+    """A killed front door leaves one; a living one's stays, and so does what is half written."""
+    spool = open_spool(tmp_path)
+    spool.prepare()
+    (own,) = spares(spool)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for name in (f"{gone.pid}-0-0", f"{gone.pid}-0-1", "no-number"):
+        (spool.folder.tmp / name).touch()
+    (spool.folder.tmp / f"{gone.pid}-0-1").write_text("half")
+    with open_owner(spool) as owner:
+        owner.sweep(time.time(), retention_seconds=86_400)
+    assert set(spares(spool)) == {own, f"{gone.pid}-0-1", "no-number"}
 
 
 def test_closing_removes_it_and_its_descriptor(tmp_path: Path) -> None:
