@@ -11,9 +11,9 @@ from pathlib import Path
 
 from frontdoor.errors import FrontDoorError, NotFound, Overloaded
 from spool import CorruptRequest, Request, Result, Spool, SpoolUnavailable, State
+from spool.admission import MAX_REQUEST_BYTES
 from spool.fsio import NotPlainFile
 from spool.names import is_entry_name
-from spool.spool import MAX_REQUEST_BYTES
 
 _ID = re.compile(r"(?:chatcmpl-|cmpl-)?([0-9a-f]{32})")
 _NUM_TRIES = 3  # a scan that races a rename may miss a name

@@ -58,8 +58,8 @@ class LiveSettings:
 
 def apply_to_parts(front: FrontDoor, settings: Settings) -> None:
     """Tell the parts that were made with a setting of its new value."""
-    front.spool.max_depth = settings.max_queue_depth
-    front.spool.max_bytes = settings.max_queue_mb * 2**20
+    front.spool.admission.max_depth = settings.max_queue_depth
+    front.spool.admission.max_bytes = settings.max_queue_mb * 2**20
     front.listener.poll_interval_seconds = settings.poll_interval
     front.leavers.grace_seconds = settings.disconnect_grace_seconds
 

@@ -8,6 +8,7 @@ quarantine.py, sweep.py (age and room); errors.py, fsio.py (every system call). 
 no HTTP.
 """
 
+from spool.admission import DiskLimits
 from spool.by_hand import HandDefaults
 from spool.doorbell import DOOR_PREFIX, RANK0, Doorbell, make_door_name, ring, ring_all
 from spool.errors import (
@@ -24,7 +25,7 @@ from spool.fsio import FileSystem
 from spool.messages import FinishReason, Request, Result, SamplingParams, Usage
 from spool.names import MAX_SOLO_CRASHES, EntryName, check_id, is_id, make_id
 from spool.owner import Claim, SpoolOwner
-from spool.spool import Depth, DiskLimits, Durability, Spool, State
+from spool.spool import Depth, Durability, Spool, State
 from spool.sweep import Swept
 from spool.token_log import LogHeader, TokenLogReader, TokenLogWriter, TokenRecord, replay
 

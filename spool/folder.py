@@ -99,6 +99,14 @@ class SpoolFolder:
         return join(self.asked, f"{id}.json")
 
 
+def list_names(folder: Path, fs: FileSystem) -> list[str]:
+    """List one of the folders. Raises SpoolUnavailable."""
+    try:
+        return fs.names(folder)
+    except OSError as error:
+        raise SpoolUnavailable.from_os_error(f"list {folder.name}/", error) from error
+
+
 def open_folder(root: Path, fs: FileSystem, *, is_synced: bool) -> SpoolFolder:
     """Make or check the folder. Raises SpoolRefused, and SpoolUnavailable when the disk says no."""
     try:

@@ -26,6 +26,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from spool.admission import MAX_REQUEST_BYTES
 from spool.by_hand import HandDefaults, HandPrompts
 from spool.doorbell import DOOR_PREFIX, RANK0, Doorbell, ring_all
 from spool.errors import CorruptRequest, SpoolError, SpoolLocked, SpoolUnavailable, system_trouble
@@ -34,7 +35,7 @@ from spool.messages import Request, Result
 from spool.names import MAX_SOLO_CRASHES, EntryName, check_id, is_entry_name, is_id
 from spool.quarantine import Quarantine
 from spool.results import ResultWriter, make_failed
-from spool.spool import MAX_REQUEST_BYTES, Spool
+from spool.spool import Spool
 from spool.sweep import Swept, sweep
 from spool.token_log import LogHeader, TokenLogWriter, read_log
 

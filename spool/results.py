@@ -45,7 +45,7 @@ class ResultWriter:
 
     def restore_ballast(self) -> None:
         """Set space aside for results, if it is not and there is plenty."""
-        path, fresh, limits = self._folder.ballast, self._folder.tmp / "ballast", self._spool.disk
+        path, fresh, limits = self._folder.ballast, self._folder.tmp / "ballast", self._spool.admission.disk
         with contextlib.suppress(OSError):  # later: submit asks for this much more space meanwhile
             space = self._fs.disk_space(self._folder.root)
             if self._fs.exists(path) or space.num_free_bytes < limits.min_free_bytes + limits.ballast_bytes:

@@ -14,38 +14,26 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from spool.admission import MAX_REQUEST_BYTES, Admission, DiskLimits
 from spool.doorbell import RANK0, Doorbell, ring
-from spool.errors import CorruptRequest, SpoolFull, SpoolUnavailable, system_trouble
-from spool.folder import SpoolFolder, open_folder
+from spool.errors import CorruptRequest, SpoolUnavailable, system_trouble
+from spool.folder import SpoolFolder, list_names, open_folder
 from spool.fsio import FileSystem, NotPlainFile, join
 from spool.idempotency import KeyRecord, Keys, check_same, hash_body
 from spool.messages import Request, Result
-from spool.names import EntryName, NameClock, check_id, id_of, is_entry_name
+from spool.names import EntryName, NameClock, check_id, is_entry_name
 from spool.spares import SpareFiles
 from spool.token_log import TokenLogReader
 
 Durability = Literal["power", "process"]
 State = Literal["waiting", "active", "done"]
-MAX_REQUEST_BYTES = (
-    64 * 2**20
-)  # what a claim takes for a request at all; larger is refused before it is accepted
 MAX_RESULT_BYTES = 1 << 30
-_MIN_FREE_FILES = 64
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class DiskLimits:
-    """What must be left on the disk for a request to be accepted, and what is set aside for results."""
-
-    min_free_bytes: int = 64 * 2**20
-    ballast_bytes: int = 2**20
 
 
 @dataclass(frozen=True)
@@ -61,29 +49,14 @@ class Depth:
 class Spool:
     """One spool folder. Safe to use from several threads and processes; make it with `Spool.open`."""
 
-    def __init__(
-        self,
-        folder: SpoolFolder,
-        fs: FileSystem,
-        *,
-        is_synced: bool,
-        max_depth: int,
-        max_bytes: int,
-        disk: DiskLimits,
-    ) -> None:
+    def __init__(self, folder: SpoolFolder, fs: FileSystem, admission: Admission, *, is_synced: bool) -> None:
         self.folder = folder
         self.fs = fs
         self.is_synced = is_synced
-        self.max_depth = max_depth
-        self.max_bytes = max_bytes
-        self.disk = disk
+        self.admission = admission
         self.clock = NameClock()
         self._keys = Keys(folder, fs, is_synced=is_synced)
-        self._admission_lock = threading.Lock()
         self._spares = SpareFiles(folder.tmp, fs)
-        self._num_admitted = 0
-        self._num_admitted_bytes = 0
-        self._sizes: dict[str, int] = {}  # of waiting files, by name: a file never changes
 
     @classmethod
     def open(
@@ -107,14 +80,9 @@ class Spool:
         fs = fs or FileSystem()
         is_synced = durability == "power"
         folder = open_folder(Path(root), fs, is_synced=is_synced)
-        return cls(
-            folder,
-            fs,
-            is_synced=is_synced,
-            max_depth=max_depth,
-            max_bytes=max_bytes,
-            disk=disk or DiskLimits(),
-        )
+        limits = disk or DiskLimits()
+        admission = Admission(folder, fs, max_depth=max_depth, max_bytes=max_bytes, disk=limits)
+        return cls(folder, fs, admission, is_synced=is_synced)
 
     def submit(
         self, request: Request, idempotency_key: str | None = None, *, body_hash: str | None = None
@@ -137,11 +105,11 @@ class Spool:
         """
         if idempotency_key is None:
             name, data = EntryName(request.priority, self.clock.next_ns(), request.id), request.to_json()
-            self._admit(len(data))
+            self.admission.hold(len(data))
             try:
                 self._publish(name, data, is_shared=False)
             finally:
-                self._let_go(len(data))
+                self.admission.let_go(len(data))
         else:
             path = self._keys.path(request.owner, idempotency_key)
             name = self._submit_once(request, path, body_hash or hash_body(request))
@@ -226,8 +194,7 @@ class Spool:
 
     def depth(self) -> Depth:
         """Count what waits and what is worked on."""
-        with self._admission_lock:
-            sizes = self._measure_waiting()
+        sizes = self.admission.measure()
         num_active = sum(map(is_entry_name, self.names(self.folder.active)))
         accepted_ns = [name.time_ns for name in map(EntryName.parse, sizes) if name is not None]
         oldest_wait_s = max(0.0, (time.time_ns() - min(accepted_ns)) / 1e9) if accepted_ns else 0.0
@@ -236,7 +203,7 @@ class Spool:
     def position(self, id: str) -> int | None:
         """How many requests will be claimed before this one; None when it does not wait."""
         check_id(id)
-        waiting = sorted(self._waiting_names())
+        waiting = sorted(self.admission.waiting_names())
         return next((place for place, name in enumerate(waiting) if id in name), None)
 
     def make_sure(self) -> None:
@@ -247,18 +214,7 @@ class Spool:
 
     def names(self, folder: Path) -> list[str]:
         """List one of the spool's folders. Raises SpoolUnavailable."""
-        try:
-            return self.fs.names(folder)
-        except OSError as error:
-            raise SpoolUnavailable.from_os_error(f"list {folder.name}/", error) from error
-
-    def _waiting_names(self) -> list[str]:
-        """The files of requests that wait and that nobody works on."""
-        names = list(filter(is_entry_name, self.names(self.folder.incoming)))
-        if not names:
-            return []
-        active = set(map(id_of, filter(is_entry_name, self.names(self.folder.active))))
-        return [name for name in names if id_of(name) not in active]
+        return list_names(folder, self.fs)
 
     def _paths(self, folder: Path, id: str) -> list[str]:
         """The files of a request in incoming/ or active/."""
@@ -269,68 +225,6 @@ class Spool:
             return self.fs.exists(self.folder.result(id))
         except OSError as error:
             raise SpoolUnavailable.from_os_error("look for a result", error) from error
-
-    def _admit(self, num_bytes: int) -> None:
-        """Hold a place in the queue, until `_let_go`, for a file about to be published; others count it.
-
-        A file between its publication and `_let_go` counts twice, so under pressure one may be refused too
-        early. Several processes may pass the limit by what they publish in the same moment.
-        """
-        with self._admission_lock:
-            self._check_admissible(num_bytes)
-            self._num_admitted += 1
-            self._num_admitted_bytes += num_bytes
-
-    def _let_go(self, num_bytes: int) -> None:
-        with self._admission_lock:
-            self._num_admitted -= 1
-            self._num_admitted_bytes -= num_bytes
-
-    def _check_admissible(self, num_bytes: int) -> None:
-        if num_bytes > MAX_REQUEST_BYTES:
-            raise SpoolUnavailable(
-                "the request is too large for the spool", code="request_too_large", status=413
-            )
-        sizes = self._measure_waiting()
-        num_waiting = len(sizes) + self._num_admitted
-        if num_waiting >= self.max_depth:
-            raise SpoolFull(
-                f"the queue is full: {num_waiting} requests wait (MAX_QUEUE_DEPTH={self.max_depth})"
-            )
-        num_waiting_bytes = sum(sizes.values()) + self._num_admitted_bytes
-        if num_waiting_bytes + num_bytes > self.max_bytes:
-            limit_mb = self.max_bytes // 2**20
-            raise SpoolFull(f"the queue is full: {num_waiting_bytes} bytes wait (MAX_QUEUE_MB={limit_mb})")
-        self._check_disk(num_bytes + self._num_admitted_bytes)
-
-    def _check_disk(self, num_bytes: int) -> None:
-        wanted = self.disk.min_free_bytes + num_bytes
-        try:
-            space = self.fs.disk_space(self.folder.root)
-            is_close = space.num_free_bytes < wanted + self.disk.ballast_bytes
-            if is_close and not self.fs.exists(self.folder.ballast):
-                wanted += self.disk.ballast_bytes
-        except OSError as error:
-            raise SpoolUnavailable.from_os_error("ask for disk space", error) from error
-        if space.num_free_bytes < wanted:
-            free_mb, wanted_mb = space.num_free_bytes // 2**20, -(-wanted // 2**20)
-            message = f"the disk is nearly full: {free_mb} MiB free, {wanted_mb} MiB needed"
-            raise SpoolUnavailable(message, code="disk_full", status=507)
-        if space.num_free_files is not None and space.num_free_files < _MIN_FREE_FILES:
-            raise SpoolUnavailable("the disk is nearly out of files (inodes)", code="disk_full", status=507)
-
-    def _measure_waiting(self) -> dict[str, int]:
-        """Sizes of the waiting files; only new names are asked for. The admission lock is held."""
-        known: dict[str, int] = {}
-        for name in self._waiting_names():
-            size = self._sizes.get(name)
-            if size is None:
-                with contextlib.suppress(OSError):  # claimed meanwhile
-                    size = self.fs.stat(join(self.folder.incoming, name)).st_size
-            if size is not None:
-                known[name] = size
-        self._sizes = known
-        return known
 
     def _submit_once(self, request: Request, path: Path, body_hash: str) -> EntryName:
         """Accept the first request under a key; the name of that one."""
@@ -345,7 +239,7 @@ class Spool:
                 return record.name
         name = EntryName(request.priority, self.clock.next_ns(), request.id)
         num_bytes = len(request.to_json())
-        self._admit(num_bytes)
+        self.admission.hold(num_bytes)
         try:
             with system_trouble("write an idempotency key"):
                 record = self._keys.take(path, record or KeyRecord(name, body_hash))
@@ -353,7 +247,7 @@ class Spool:
             first = replace(request, id=record.id)
             self._publish(record.name, first.to_json(), is_shared=True)
         finally:
-            self._let_go(num_bytes)
+            self.admission.let_go(num_bytes)
         return record.name
 
     def _publish(self, name: EntryName, data: bytes, *, is_shared: bool) -> None:

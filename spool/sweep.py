@@ -205,7 +205,7 @@ def _blocks(num_bytes: int) -> int:
 
 def _is_disk_low(spool: Spool) -> bool:
     """Whether so little is left that nothing is accepted any more."""
-    limits = spool.disk
+    limits = spool.admission.disk
     with contextlib.suppress(OSError):
         space = spool.fs.disk_space(spool.folder.root)
         return space.num_free_bytes < limits.min_free_bytes + limits.ballast_bytes
