@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from distributed.sampling import draw, sample
+from distributed.sampling import draw, order_falling, sample
 from distributed.sampling_key import RowSampling, uniform
 
 
@@ -70,6 +70,17 @@ def test_any_filter_finds_a_token(seed: int, top_p: float, top_k: int, temperatu
     row = make_row(seed=seed, top_p=top_p, top_k=top_k, temperature=temperature)
     token = draw(logits, int(logits.argmax()), row)
     assert expected(logits, row)[token] > 0
+
+
+@pytest.mark.parametrize("num", [0, 1, 100, 5000])
+def test_many_weights_are_ordered_as_few(num: int) -> None:
+    """As a stable sort would, with equal weights, zeros and the smallest numbers there are."""
+    source = np.random.default_rng(num)
+    weights = np.exp(source.standard_normal(num).astype(np.float32) * 20)
+    weights[source.random(num) < 0.3] = np.float32(0.5)
+    weights[source.random(num) < 0.1] = 0
+    weights[source.random(num) < 0.1] = np.finfo(np.float32).smallest_subnormal
+    assert order_falling(weights).tolist() == np.argsort(-weights, kind="stable").tolist()
 
 
 def test_rows_are_drawn_each_by_its_own_rule() -> None:
