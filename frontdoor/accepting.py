@@ -96,7 +96,6 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
     if key is not None:
         submit = partial(submit, idempotency_key=key, body_hash=hash_body(draft.sampling))
     request_id = await _submit(front, submit)
-    front.spool.prepare()
     front.forecast.look()
     if request_id != request.id:
         log.info("request %s is asked for again (X-Request-Id %s)", request_id, caller.http_id)
@@ -226,9 +225,10 @@ def _answer_budget(front: FrontDoor, draft: Draft, num_prompt_tokens: int) -> in
 async def _submit(front: FrontDoor, submit: Callable[[], str]) -> str:
     try:
         if front.settings.spool_durability == "process":
-            return submit()
+            return _submit_and_prepare(front, submit)
         # fsync takes milliseconds, sometimes a tenth of a second
-        return await asyncio.get_running_loop().run_in_executor(front.workers, submit)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(front.workers, _submit_and_prepare, front, submit)
     except SpoolFull as error:
         retry_seconds = front.forecast.retry_after_seconds()
         raise QueueFull(f"the queue is full: {error}", retry_seconds=retry_seconds) from error
@@ -238,6 +238,14 @@ async def _submit(front: FrontDoor, submit: Callable[[], str]) -> str:
         if error.code == IdempotencyConflict.code:
             raise IdempotencyConflict from error
         raise FrontDoorError(f"the request cannot be taken: {error}") from error
+
+
+def _submit_and_prepare(front: FrontDoor, submit: Callable[[], str]) -> str:
+    """Submit, then make the file for the next request in the same thread: this may wait for the disk, too."""
+    try:
+        return submit()
+    finally:
+        front.spool.prepare()
 
 
 def _unavailable(front: FrontDoor, error: SpoolUnavailable) -> FrontDoorError:

@@ -25,6 +25,16 @@ from tokenizers import Tokenizer
 
 from prompts.turns import TurnEncoder
 
+# What a template that does not expect such messages may raise.
+_TEMPLATE_ERRORS = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -75,7 +85,7 @@ class PromptTokenizer:
             return self._template.render(
                 messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._special
             )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+        except _TEMPLATE_ERRORS as error:
             raise MessagesRefused(f"the chat template refuses these messages: {error}") from error
 
     def encode_rendered(self, text: str) -> list[int]:

@@ -73,6 +73,16 @@ def test_a_template_may_refuse(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "fault", ["1 // 0", "2.0 ** 10000", "'{x}'.format()", "'a' + 1", "'%d' % 'a'", "1.5 | round('x')"]
+)
+def test_a_template_that_fails_stops_no_start(tmp_path: Path, fault: str) -> None:
+    """It is told as a refusal of the messages, whatever it raises."""
+    tokenizer = PromptTokenizer(make_model_folder(tmp_path, template="{{ " + fault + " }}"))
+    with pytest.raises(MessagesRefused):
+        tokenizer.render(CHAT)
+
+
+@pytest.mark.parametrize(
     "template",
     [
         "{{ messages.__class__.__mro__ }}",
