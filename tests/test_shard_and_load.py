@@ -1,5 +1,6 @@
 """A rank loads its own layers and no more, in files read and in memory at the peak."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -44,25 +45,21 @@ needs_proc = pytest.mark.skipif(
 )
 
 
-def measure(
-    tiny: Path, folder: Path, rank: int, dequantize: bool, cpu_products: str | None
-) -> tuple[int, int]:
-    """Return the bytes of weights a rank holds and the bytes its process grew by at the peak."""
-    job = {
-        "folder": str(folder),
-        "tiny": str(tiny),
-        "rank": rank,
-        "dequantize": dequantize,
-        "cpu_products": cpu_products,
-    }
-    command = [sys.executable, "-c", MEASURE, json.dumps(job)]
-    output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    own_bytes, peak_bytes = json.loads(output)
-    return own_bytes, peak_bytes
+def measure(tiny: Path, folder: Path, **options: Any) -> list[tuple[int, int]]:
+    """Return of each of two ranks the bytes of weights it holds and those its process grew by at the peak."""
+    processes = []
+    for rank in (0, 1):
+        job = {"folder": str(folder), "tiny": str(tiny), "rank": rank, **options}
+        command = [sys.executable, "-c", MEASURE, json.dumps(job)]
+        processes.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True))
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    return [tuple(json.loads(output)) for output in outputs]
 
 
+@functools.cache
 def make_stored(folder: Path, stored: str) -> Path:
-    """Make a folder of about 100 MB whose weights are stored as float32, bfloat16 or 8-bit."""
+    """Make a folder of about 100 MB whose weights are stored as float32, bfloat16 or 8-bit; once."""
     if stored == "8-bit":
         sizes: dict[str, Any] = {"num_hidden_layers": 8, "moe_intermediate_size": 256, "n_routed_experts": 16}
         return make_checkpoint(folder, "deepseek_v2-8bit", num_files=4, **BIG, **sizes)
@@ -73,6 +70,12 @@ def make_stored(folder: Path, stored: str) -> Path:
         mx.eval(weights)
         write_weights(folder, weights)
     return folder
+
+
+@pytest.fixture(scope="module")
+def shared_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all tests of this file share."""
+    return tmp_path_factory.mktemp("stored")
 
 
 @needs_proc
@@ -90,13 +93,13 @@ def make_stored(folder: Path, stored: str) -> Path:
     ],
 )
 def test_a_rank_peaks_at_its_own_tensors(
-    tmp_path: Path, stored: str, dequantize: bool, cpu_products: str | None
+    tmp_path: Path, shared_path: Path, stored: str, dequantize: bool, cpu_products: str | None
 ) -> None:
     """Peak resident memory stays within a tenth of what the rank keeps, cast and unpacked weights too."""
     tiny = make_checkpoint(tmp_path / "tiny", "deepseek_v2-8bit" if stored == "8-bit" else "llama")
-    folder = make_stored(tmp_path / "big", stored)
-    for rank in (0, 1):
-        own_bytes, peak_bytes = measure(tiny, folder, rank, dequantize, cpu_products)
+    folder = make_stored(shared_path / stored, stored)
+    measured = measure(tiny, folder, dequantize=dequantize, cpu_products=cpu_products)
+    for rank, (own_bytes, peak_bytes) in enumerate(measured):
         assert own_bytes > 20_000_000
         assert peak_bytes <= MAX_PEAK_SHARE * own_bytes, (rank, peak_bytes / own_bytes)
 
