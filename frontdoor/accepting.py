@@ -77,7 +77,7 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
     failure = front.ring_status.failure()
     if failure is not None:
         raise RingDown(f"the ring is down: {failure}")
-    text, token_ids = await _tokens(front, draft)
+    text, token_ids = await _tokens(front, draft, caller.owner)
     request = Request(
         id=caller.request_id,
         params=_sampling_params(front, draft, num_prompt_tokens=len(token_ids)),
@@ -141,7 +141,7 @@ def check_model(front: FrontDoor, name: str | None) -> None:
         raise ModelNotFound(f"the model served here is {served!r}", param="model")
 
 
-async def _tokens(front: FrontDoor, draft: Draft) -> tuple[str | None, Sequence[int]]:
+async def _tokens(front: FrontDoor, draft: Draft, owner: str) -> tuple[str | None, Sequence[int]]:
     prompt = draft.prompt
     if isinstance(prompt, tuple):
         _check_token_ids(prompt, front.tokenizer.vocab_size, draft.prompt_field)
@@ -149,15 +149,15 @@ async def _tokens(front: FrontDoor, draft: Draft) -> tuple[str | None, Sequence[
     num_bytes = _check_text_length(prompt, front.settings.max_prompt_len_bytes, draft.prompt_field)
     if num_bytes > LONG_TEXT_BYTES:
         loop = asyncio.get_running_loop()
-        text, token_ids = await loop.run_in_executor(front.workers, _encode, front, draft)
+        text, token_ids = await loop.run_in_executor(front.workers, _encode, front, draft, owner)
     else:
-        text, token_ids = _encode(front, draft)
+        text, token_ids = _encode(front, draft, owner)
     if not token_ids:
         raise InvalidRequest("the prompt is empty", param=draft.prompt_field)
     return text, token_ids
 
 
-def _encode(front: FrontDoor, draft: Draft) -> tuple[str, list[int]]:
+def _encode(front: FrontDoor, draft: Draft, owner: str) -> tuple[str, list[int]]:
     tokenizer = front.tokenizer
     if isinstance(draft.prompt, str):
         if draft.is_raw or not tokenizer.has_chat_template:
@@ -169,7 +169,7 @@ def _encode(front: FrontDoor, draft: Draft) -> tuple[str, list[int]]:
         text = tokenizer.render(turns)
     except MessagesRefused as error:
         raise InvalidRequest(str(error), param=draft.prompt_field) from error
-    return text, tokenizer.encode_rendered(text)
+    return text, tokenizer.encode_rendered(text, owner)
 
 
 def _check_text_length(prompt: str | Sequence[Message], max_bytes: int, field: str) -> int:

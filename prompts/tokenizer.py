@@ -88,9 +88,9 @@ class PromptTokenizer:
         except _TEMPLATE_ERRORS as error:
             raise MessagesRefused(f"the chat template refuses these messages: {error}") from error
 
-    def encode_rendered(self, text: str) -> list[int]:
-        """Count and number the tokens of a rendered chat, which already has its special tokens."""
-        return self._turns.encode(text)
+    def encode_rendered(self, text: str, owner: str = "") -> list[int]:
+        """Number the tokens of a rendered chat of an owner, which already has its special tokens."""
+        return self._turns.encode(text, owner)
 
     def encode_raw(self, text: str) -> list[int]:
         """Number the tokens of plain text, with the tokens the model expects before any text."""

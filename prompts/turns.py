@@ -9,12 +9,13 @@ where it may not be, every text is tokenized as a whole. Knows nothing of templa
 
 import threading
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer
 
-MAX_REMEMBERED_CHARS = 4 * 2**20  # text of the pieces; the ids take as many bytes again, or fewer
+MAX_REMEMBERED_BYTES = 32 * 2**20
+PIECE_BYTES = 512  # of what holds one piece and its owner, whatever its length
 # What works on each piece by itself, wherever it stands. Metaspace does not: it marks the first one.
 _NORMALIZERS = frozenset({"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Replace", "StripAccents"})
 _PRE_TOKENIZERS = frozenset({"ByteLevel", "Split", "Digits", "Punctuation", "Whitespace", "WhitespaceSplit"})
@@ -31,47 +32,58 @@ class TurnEncoder:
         """
         self._tokenizer = tokenizer
         self.separator = find_separator(config, sample)
-        self._separator_id = None if self.separator is None else tokenizer.token_to_id(self.separator)
-        self._remembered: dict[str, array[int]] = {}  # the one that was used last is the last
-        self._num_chars = 0
+        self._separator_id = tokenizer.token_to_id(self.separator) if self.separator else None
+        # By owner and piece; the one that was used last is the last.
+        self._remembered: dict[tuple[str, str], array[int]] = {}
+        self._num_bytes = 0
         self._lock = threading.Lock()
 
-    def encode(self, text: str) -> list[int]:
-        """Number the tokens of a rendered chat."""
-        if self.separator is None or self._separator_id is None:
+    def encode(self, text: str, owner: str = "") -> list[int]:
+        """Number the tokens of a rendered chat.
+
+        Args:
+            owner: whose it is. Nobody can tell by the time what others have sent.
+        """
+        if not self.separator or self._separator_id is None:
             return self._encode(text)
         first, *rest = text.split(self.separator)
-        ids = list(self._ids(first))
+        ids = list(self._ids(owner, first))
         for piece in rest:
             ids.append(self._separator_id)
-            ids.extend(self._ids(piece))
+            ids.extend(self._ids(owner, piece))
         return ids
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def _ids(self, piece: str) -> "array[int] | list[int]":
+    def _ids(self, owner: str, piece: str) -> "array[int] | list[int]":
         if not piece:
             return []
+        key = owner, piece
         with self._lock:
-            ids = self._remembered.pop(piece, None)
+            ids = self._remembered.pop(key, None)
             if ids is not None:
-                self._remembered[piece] = ids
+                self._remembered[key] = ids
                 return ids
         fresh = self._encode(piece)
-        self._remember(piece, fresh)
+        self._remember(key, fresh)
         return fresh
 
-    def _remember(self, piece: str, ids: list[int]) -> None:
+    def _remember(self, key: tuple[str, str], ids: list[int]) -> None:
+        num_bytes = _num_bytes(key, ids)
         with self._lock:
-            if piece in self._remembered or len(piece) > MAX_REMEMBERED_CHARS:
+            if key in self._remembered or num_bytes > MAX_REMEMBERED_BYTES:
                 return
-            self._remembered[piece] = array("i", ids)
-            self._num_chars += len(piece)
-            while self._num_chars > MAX_REMEMBERED_CHARS:
+            self._remembered[key] = array("i", ids)
+            self._num_bytes += num_bytes
+            while self._num_bytes > MAX_REMEMBERED_BYTES:
                 oldest = next(iter(self._remembered))
-                del self._remembered[oldest]
-                self._num_chars -= len(oldest)
+                self._num_bytes -= _num_bytes(oldest, self._remembered.pop(oldest))
+
+
+def _num_bytes(key: tuple[str, str], ids: Sequence[int]) -> int:
+    """How much a piece takes in memory, at most: four bytes a character, and an id."""
+    return PIECE_BYTES + 4 * (len(key[1]) + len(ids))
 
 
 def find_separator(config: Mapping[str, Any], sample: str) -> str | None:

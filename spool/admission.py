@@ -62,6 +62,10 @@ class Admission:
             SpoolFull: over the count or byte limit.
             SpoolUnavailable: too large, or too little disk.
         """
+        if num_bytes > MAX_REQUEST_BYTES:
+            raise SpoolUnavailable(
+                "the request is too large for the spool", code="request_too_large", status=413
+            )
         with self._lock:
             if not self._is_far_from_full(num_bytes):
                 self._look(num_bytes)
@@ -95,15 +99,10 @@ class Admission:
             time.monotonic() < self._look_ends
             and 2 * (self._num_counted + 1) <= self.max_depth
             and 2 * (self._num_counted_bytes + num_bytes) <= self.max_bytes
-            and num_bytes <= MAX_REQUEST_BYTES
         )
 
     def _look(self, num_bytes: int) -> None:
         self._look_ends = 0.0
-        if num_bytes > MAX_REQUEST_BYTES:
-            raise SpoolUnavailable(
-                "the request is too large for the spool", code="request_too_large", status=413
-            )
         sizes = self._measure()
         num_waiting = len(sizes) + self._num_held
         if num_waiting >= self.max_depth:

@@ -1,6 +1,7 @@
 """Keys, host names, origins and request ids: the same on every route, taken from the route table."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx2
@@ -157,18 +158,23 @@ def test_without_a_keys_file_any_key_is_accepted(tmp_path: Path) -> None:
         assert answer.status_code == 200
 
 
+def serving_crash(folder: Path, crash: Callable[[], Awaitable[object]]) -> AbstractContextManager[str]:
+    """Serve the front door with one route more."""
+    settings = make_settings(folder)
+    app = make_app(settings)
+    app.get("/crash", response_model=None)(crash)
+    return serving_app(app, settings)
+
+
 def test_a_crash_inside_a_route_is_a_500_without_a_traceback(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The client learns nothing of our insides, the answer has the usual shape, the log tells it once."""
-    settings = make_settings(tmp_path)
-    app = make_app(settings)
 
-    @app.get("/crash")
     async def crash() -> None:
         raise RuntimeError("a secret of ours")
 
-    with serving_app(app, settings) as url:
+    with serving_crash(tmp_path, crash) as url:
         answer = httpx2.get(f"{url}/crash")
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == "internal_error"
@@ -181,10 +187,7 @@ def test_a_crash_in_the_midst_of_an_answer_ends_the_connection(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What is not whole must not look whole."""
-    settings = make_settings(tmp_path)
-    app = make_app(settings)
 
-    @app.get("/crash")
     async def crash() -> StreamingResponse:
         async def parts() -> AsyncIterator[bytes]:
             yield b"half"
@@ -192,6 +195,6 @@ def test_a_crash_in_the_midst_of_an_answer_ends_the_connection(
 
         return StreamingResponse(parts())
 
-    with serving_app(app, settings) as url, pytest.raises(httpx2.RemoteProtocolError):
+    with serving_crash(tmp_path, crash) as url, pytest.raises(httpx2.RemoteProtocolError):
         httpx2.get(f"{url}/crash")
     assert any("request id" in record.getMessage() for record in caplog.records)

@@ -100,7 +100,10 @@ def test_only_new_turns_are_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
     history = f"{system}{ask}<|im_start|>assistant\nyes<|im_end|>\n"
     encoder.encode(f"{history}<|im_start|>user\nwhy?<|im_end|>\n<|im_start|>assistant\n")
     assert tokenizer.texts == ["assistant\nyes<|im_end|>\n", "user\nwhy?<|im_end|>\n"]
-    monkeypatch.setattr(turns, "MAX_REMEMBERED_CHARS", 40)
+    tokenizer.texts.clear()
+    encoder.encode(ask, "somebody else")
+    assert tokenizer.texts == ["user\nhi<|im_end|>\n"]
+    monkeypatch.setattr(turns, "MAX_REMEMBERED_BYTES", turns.PIECE_BYTES + 4 * 60)
     for _ in range(2):
         tokenizer.texts.clear()
         encoder.encode("<|im_start|>" + "x" * 30 + "<|im_start|>" + "y" * 30)
