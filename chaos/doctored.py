@@ -11,6 +11,8 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import msgspec
+
 from chaos.client import STREAMS
 from chaos.found import Found
 from chaos.journal import Entry, Question
@@ -31,7 +33,7 @@ def _without_result(entry: Entry, found: Found) -> Found:
 def _with_unknown_result(entry: Entry, found: Found) -> Found:
     stranger = uuid.uuid4().hex
     return _with_results(
-        found, {**found.results, stranger: replace(found.results[entry.ids[-1]], id=stranger)}
+        found, {**found.results, stranger: msgspec.structs.replace(found.results[entry.ids[-1]], id=stranger)}
     )
 
 
@@ -58,7 +60,9 @@ def _without_token(entry: Entry, found: Found) -> Found:
 
 def _with_failure(entry: Entry, found: Found) -> Found:
     id = entry.ids[-1]
-    failed = replace(found.results[id], finish_reason="error", error={"code": "poison", "message": ""})
+    failed = msgspec.structs.replace(
+        found.results[id], finish_reason="error", error={"code": "poison", "message": ""}
+    )
     return _with_results(found, {**found.results, id: failed})
 
 

@@ -14,7 +14,9 @@ import re
 import select
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from cluster.errors import ClusterError
 from cluster.service import STALE_S, read_service

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from cluster.errors import ClusterError
 from cluster.terminal import Terminal
 from config import Settings
@@ -108,4 +110,8 @@ def wait_for_all(spool: Spool, ids: Sequence[str], terminal: Terminal) -> int:
 def make_answer(result: Any) -> dict[str, Any]:
     """An answer for a program to read."""
     answer = {"id": result.id, "finish_reason": result.finish_reason, "text": result.text}
-    return answer | {"usage": vars(result.usage)} | ({"error": result.error} if result.error else {})
+    return (
+        answer
+        | {"usage": msgspec.structs.asdict(result.usage)}
+        | ({"error": result.error} if result.error else {})
+    )

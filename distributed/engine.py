@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -116,8 +116,7 @@ class Engine:
         due = min(self._next_scan, self._next_status)
         ready = self._ring.wait(max(0.0, due - now), (bell, wakeup))
         if bell in ready:
-            self._intake.bell.drain()
-            self._next_scan = 0.0
+            self._answer_bell(takes_requests)
         if self._ring.is_readable():
             self._receive()
 
@@ -142,15 +141,31 @@ class Engine:
             pass
         self._status.enter("stopped")
 
+    def _answer_bell(self, takes_requests: bool) -> None:
+        """Claim what the rings named; where they named nothing, look at the spool at once."""
+        hints = self._intake.bell.hear()
+        answers = None
+        if takes_requests:
+            self._publish()
+            answers = self._intake.claim_hinted(hints, self._scheduler.num_free)
+        if answers is None:
+            self._next_scan = 0.0
+        else:
+            self._add(answers)
+
+    def _add(self, answers: Sequence[Answer]) -> None:
+        """Let new answers be scheduled, or end those that no table can ever hold."""
+        for answer in answers:
+            if self._scheduler.can_ever_fit(answer.sequence):
+                self._scheduler.add(answer.sequence)
+            else:
+                self._intake.fail(answer, _does_not_fit(answer))
+
     def _scan(self, takes_requests: bool) -> None:
         """Look at the spool: as many requests as the tables have rows, then cancellations, which can wait."""
         self._publish()
         if takes_requests:
-            for answer in self._intake.claim(self._scheduler.max_open - self._scheduler.num_open):
-                if self._scheduler.can_ever_fit(answer.sequence):
-                    self._scheduler.add(answer.sequence)
-                else:
-                    self._intake.fail(answer, _does_not_fit(answer))
+            self._add(self._intake.claim(self._scheduler.num_free))
         for answer in self._intake.cancelled():
             self._scheduler.finish(answer.sequence)
             self._intake.end(answer, "cancelled")

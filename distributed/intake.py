@@ -97,8 +97,16 @@ class Intake:
 
     def claim(self, max_claims: int) -> list[Answer]:
         """Claim waiting requests, oldest first; what cannot run or has ended already gets its result here."""
-        opened = []
-        claims, claimed_unix = self._claim(max_claims), time.time()
+        return self._open_all(self._claim(max_claims))
+
+    def claim_hinted(self, hints: Items[str], max_claims: int) -> list[Answer] | None:
+        """The same for what the bell named; None: `claim` has to look."""
+        claims = self._owner.claim_hinted(hints, max_claims)
+        return None if claims is None else self._open_all(claims)
+
+    def _open_all(self, claims: Items[Claim]) -> list[Answer]:
+        opened: list[Answer] = []
+        claimed_unix = time.time()
         for claim in claims:
             try:
                 answer = self._open(claim, claimed_unix)

@@ -84,9 +84,9 @@ class Scheduler:
         return len(self.waiting) + len(self.running)
 
     @property
-    def max_open(self) -> int:
-        """As many as the tables have rows: more would only wait here instead of in the spool."""
-        return self.limits.slots.num_tables * self.limits.slots.max_rows
+    def num_free(self) -> int:
+        """How many more the tables have rows for; others would only wait here instead of in the spool."""
+        return self.limits.slots.num_tables * self.limits.slots.max_rows - self.num_open
 
     def can_ever_fit(self, sequence: Sequence) -> bool:
         return self.slots.can_ever_fit(sequence)

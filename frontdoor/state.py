@@ -51,6 +51,7 @@ class FrontDoor:
         """Begin to listen; needs the running event loop."""
         self.listener.start()
         self.spool.prepare()
+        self.workers.submit(self.tokenizer.hasten)
 
     def stop(self) -> None:
         """Stop listening; accepted requests stay in the spool and go on."""

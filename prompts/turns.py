@@ -12,27 +12,25 @@ from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tokenizers import Tokenizer
+from prompts.encoder import TextEncoder
+from prompts.pieces import works_by_pieces
 
 MAX_REMEMBERED_BYTES = 32 * 2**20
 PIECE_BYTES = 512  # of what holds one piece and its owner, whatever its length
-# What works on each piece by itself, wherever it stands. Metaspace does not: it marks the first one.
-_NORMALIZERS = frozenset({"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Replace", "StripAccents"})
-_PRE_TOKENIZERS = frozenset({"ByteLevel", "Split", "Digits", "Punctuation", "Whitespace", "WhitespaceSplit"})
 
 
 class TurnEncoder:
     """Tokenizes rendered chats; safe to use from several threads."""
 
-    def __init__(self, tokenizer: Tokenizer, config: Mapping[str, Any], sample: str) -> None:
+    def __init__(self, encoder: TextEncoder, config: Mapping[str, Any], sample: str) -> None:
         """
         Args:
             config: what tokenizer.json says.
             sample: a rendered chat of several turns, to see which token stands between them.
         """
-        self._tokenizer = tokenizer
+        self._encoder = encoder
         self.separator = find_separator(config, sample)
-        self._separator_id = tokenizer.token_to_id(self.separator) if self.separator else None
+        self._separator_id = encoder.token_to_id(self.separator) if self.separator else None
         # By owner and piece; the one that was used last is the last.
         self._remembered: dict[tuple[str, str], array[int]] = {}
         self._num_bytes = 0
@@ -45,16 +43,13 @@ class TurnEncoder:
             owner: whose it is. Nobody can tell by the time what others have sent.
         """
         if not self.separator or self._separator_id is None:
-            return self._encode(text)
+            return self._encoder.encode(text)
         first, *rest = text.split(self.separator)
         ids = list(self._ids(owner, first))
         for piece in rest:
             ids.append(self._separator_id)
             ids.extend(self._ids(owner, piece))
         return ids
-
-    def _encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _ids(self, owner: str, piece: str) -> "array[int] | list[int]":
         if not piece:
@@ -65,7 +60,7 @@ class TurnEncoder:
             if ids is not None:
                 self._remembered[key] = ids
                 return ids
-        fresh = self._encode(piece)
+        fresh = self._encoder.encode(piece)
         self._remember(key, fresh)
         return fresh
 
@@ -94,7 +89,7 @@ def find_separator(config: Mapping[str, Any], sample: str) -> str | None:
             leftmost and longest first; what is between them is normalized, split and merged piece by piece).
         sample: a rendered chat of several turns.
     """
-    if not _works_by_pieces(config):
+    if not works_by_pieces(config):
         return None
     contents = [str(token["content"]) for token in config.get("added_tokens") or ()]
     candidates = [
@@ -109,31 +104,6 @@ def find_separator(config: Mapping[str, Any], sample: str) -> str | None:
         if content in sample and not any(_may_overlap(content, other) for other in contents)
     ]
     return max(clear, key=lambda content: (sample.count(content), sample.rfind(content)), default=None)
-
-
-def _works_by_pieces(config: Mapping[str, Any]) -> bool:
-    model = config.get("model") or {}
-    return (
-        model.get("type") == "BPE"
-        and not model.get("dropout")
-        and not config.get("truncation")
-        and not config.get("padding")
-        and all(part.get("type") in _NORMALIZERS for part in _parts(config.get("normalizer"), "normalizers"))
-        and all(
-            part.get("type") in _PRE_TOKENIZERS
-            and (part["type"] != "ByteLevel" or part.get("add_prefix_space") is False)
-            for part in _parts(config.get("pre_tokenizer"), "pretokenizers")
-        )
-    )
-
-
-def _parts(component: Mapping[str, Any] | None, members: str) -> list[Mapping[str, Any]]:
-    """A component, or the parts of a sequence of them."""
-    if component is None:
-        return []
-    if component.get("type") != "Sequence":
-        return [component]
-    return [part for member in component.get(members) or () for part in _parts(member, members)]
 
 
 def _may_overlap(content: str, other: str) -> bool:

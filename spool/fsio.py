@@ -255,13 +255,13 @@ class FileSystem:
             raise
         return bell
 
-    def ring_bells(self, paths: list[str]) -> list[OSError | None]:
-        """Send an empty datagram to each path without waiting; one entry a path: None or why it failed."""
+    def ring_bells(self, paths: list[str], hint: bytes = b"") -> list[OSError | None]:
+        """Send a datagram to each path without waiting; one entry a path: None or why it failed."""
         outcomes: list[OSError | None] = []
         sender = _bell_sender()
         for path in paths:
             try:
-                sender.sendto(b"", path)
+                sender.sendto(hint, path)
                 outcomes.append(None)
             except OSError as error:
                 outcomes.append(error)

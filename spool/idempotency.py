@@ -16,8 +16,10 @@ import hashlib
 import json
 import os
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from spool.errors import CorruptRequest, IdempotencyConflict
 from spool.folder import SpoolFolder

@@ -22,14 +22,14 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spool.admission import MAX_REQUEST_BYTES
 from spool.by_hand import HandDefaults, HandPrompts
 from spool.doorbell import DOOR_PREFIX, RANK0, Doorbell, ring_all
-from spool.errors import CorruptRequest, SpoolError, SpoolLocked, SpoolUnavailable, system_trouble
+from spool.errors import CorruptRequest, SpoolLocked, SpoolUnavailable, system_trouble
 from spool.fsio import NotPlainFile, join
 from spool.messages import Request, Result
 from spool.names import MAX_SOLO_CRASHES, EntryName, check_id, is_entry_name, is_id
@@ -39,6 +39,7 @@ from spool.spool import Spool
 from spool.sweep import Swept, sweep
 from spool.token_log import LogHeader, TokenLogWriter, read_log
 
+MAX_HINTS = 4  # a bell that nobody drained holds ten rings on Linux: with more, one may have been lost
 _MAX_NOTE_BYTES = 64
 _log = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class SpoolOwner:
         self._boot_id: str | None = None
         self._was_power_cut = False
         self._claims: dict[str, Claim] = {}
+        self._left_none = False  # the last look at incoming/ left nothing that can be claimed
         self._results = ResultWriter(spool)
         self._quarantine = Quarantine(spool)
         self._by_hand = HandPrompts(spool, self._quarantine, hand_defaults)
@@ -167,23 +169,32 @@ class SpoolOwner:
         nothing could be claimed because the disk or system said no: try again at the next poll.
         """
         assert self._is_recovered, "claim before recover"
-        claims: list[Claim] = []
-        trouble: SpoolError | None = None
-        for name in self._waiting() if max_claims > 0 else []:
-            if len(claims) >= max_claims:
-                break
-            if only is not None and name.id not in only:
-                continue
-            try:
-                claim = self._take(name)
-            except SpoolUnavailable as error:
-                trouble = error
-                continue
-            if claim is not None:
-                claims.append(claim)
+        names = self._waiting() if max_claims > 0 else iter(())
+        if only is not None:
+            names = (name for name in names if name.id in only)
+        claims, trouble = self._take_first(names, max_claims)
+        if only is None:
+            self._left_none = max_claims > 0 and trouble is None and next(names, None) is None
         if trouble is not None and not claims:
             raise trouble
         return claims
+
+    def claim_hinted(self, hints: Collection[str], max_claims: int) -> list[Claim] | None:
+        """Take the requests that the bell's rings named, without a look at the folder.
+
+        None where a look is needed (`claim`): a ring named nothing, one may have been lost, or others may
+        stand before these.
+        """
+        assert self._is_recovered, "claim before recover"
+        left_none, self._left_none = self._left_none, False
+        if not left_none or not 0 < len(hints) <= min(max_claims, MAX_HINTS):
+            return None
+        names = [name for hint in sorted(hints) if (name := EntryName.parse(hint)) and name.waiting == hint]
+        if len(names) < len(hints):
+            return None
+        claims, trouble = self._take_first(names, max_claims)
+        self._left_none = trouble is None
+        return claims if claims or trouble is None else None
 
     def complete(self, claim: Claim, result: Result) -> bool:
         """Publish the one answer and give the claim up; False when there was an answer already (which
@@ -270,6 +281,24 @@ class SpoolOwner:
             else:
                 self._quarantine.take(self._folder.incoming / text, "not a name of ours")
 
+    def _take_first(
+        self, names: Iterable[EntryName], max_claims: int
+    ) -> tuple[list[Claim], SpoolUnavailable | None]:
+        """Claim the first ones that can be; also why one could not, if the disk or system said so."""
+        claims: list[Claim] = []
+        trouble: SpoolUnavailable | None = None
+        for name in names:
+            try:
+                claim = self._take(name)
+            except SpoolUnavailable as error:
+                trouble = error
+                continue
+            if claim is not None:
+                claims.append(claim)
+                if len(claims) == max_claims:
+                    break
+        return claims, trouble
+
     def _take(self, name: EntryName) -> Claim | None:
         """Claim one file; None when it is ours already, gone, answered, a duplicate or damaged."""
         path = join(self._folder.incoming, name.waiting)
@@ -328,6 +357,7 @@ class SpoolOwner:
 
     def _requeue(self, moves: list[tuple[EntryName, EntryName]]) -> None:
         """Let claimed requests wait again under their new names, sure to stay before the old ones go."""
+        self._left_none = False
         moves = [(name, back) for name, back in moves if self._has_waiting_name(name, back)]
         if moves and self.spool.is_synced:
             self._fs.sync_folder(self._folder.incoming)

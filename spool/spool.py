@@ -15,9 +15,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from msgspec.structs import replace
 
 from spool.admission import MAX_REQUEST_BYTES, Admission, DiskLimits
 from spool.doorbell import RANK0, Doorbell, ring
@@ -262,7 +264,8 @@ class Spool:
             self.fs.link(temporary, join(self.folder.incoming, name.waiting))
             if self.is_synced:
                 self.fs.sync_folder(self.folder.incoming)
-            ring(self.folder.bell, RANK0, self.fs)  # never raises; what is left to do here can wait
+            # It never raises; what is left to do here can wait.
+            ring(self.folder.bell, RANK0, self.fs, hint=name.waiting)
         except OSError as error:
             if not is_shared:
                 self._withdraw(name)

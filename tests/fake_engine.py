@@ -9,9 +9,11 @@ import selectors
 import socket
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from config.run_files import write_json
 from spool import Claim, LogHeader, Request, Result, Spool, SpoolOwner, TokenLogWriter, TokenRecord, Usage

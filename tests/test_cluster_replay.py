@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cluster import replay as room
@@ -61,7 +62,7 @@ def forge(spool: Spool, result: Result, token_ids: tuple[int, ...]) -> None:
     """Put other tokens in the place of the old answer, and take its log away."""
     path = Path(spool.folder.result(result.id))
     path.unlink()
-    path.write_bytes(replace(result, token_ids=token_ids).to_json())
+    path.write_bytes(msgspec.structs.replace(result, token_ids=token_ids).to_json())
     (spool.folder.stream / result.id).unlink()
 
 
@@ -80,7 +81,9 @@ def test_the_same_tokens_are_identical(settings: Settings, spool: Spool, engine:
     first, second = engine.claimed
     assert second.id != first.id
     assert second.client_id == f"replay:{first.id}"
-    assert replace(second, id=first.id, client_id="", created_unix=first.created_unix) == first
+    assert (
+        msgspec.structs.replace(second, id=first.id, client_id="", created_unix=first.created_unix) == first
+    )
     assert spool.read_result(first.id) == result
 
 
@@ -234,7 +237,8 @@ def test_a_sampled_answer_of_a_real_ring_is_repeated(tmp_path: Path) -> None:
         spool = ring.spool()
         request = spool.read_request(result.id)
         assert request is not None
-        kept = replace(request, params=replace(request.params, seed=12))
+        params = msgspec.structs.replace(request.params, seed=12)
+        kept = msgspec.structs.replace(request, params=params)
         Path(spool.folder.request(result.id)).unlink()
         Path(spool.folder.request(result.id)).write_bytes(kept.to_json())
         code, output = run_replay(settings, result.id)

@@ -1,10 +1,10 @@
 """With API keys, a request is there for the key that asked for it and for nobody else."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from frontdoor.lookup import Found, may_see
 from spool import Result

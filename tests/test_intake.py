@@ -7,11 +7,11 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from distributed.answers import Answer
 from distributed.intake import Intake, ModelFacts

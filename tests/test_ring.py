@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import make_prompt_cache
+from msgspec.structs import replace
 
 from distributed.lifeline import EXIT_REFUSED, EXIT_RING_LOST, EXIT_SUPERVISOR_GONE
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint, reference_model

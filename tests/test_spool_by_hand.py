@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from spool import HandDefaults, Spool, SpoolOwner
@@ -78,7 +79,7 @@ def test_fields_of_a_prompt_file_are_honoured() -> None:
     body = {"prompt": "x", "max_tokens": 3, "temperature": 1, "top_p": 0.5, "top_k": 4, "min_p": 0.1}
     body |= {"stop": "end", "seed": 9, "priority": 2, "raw": True}
     request = read_prompt("a", json.dumps(body).encode(), DEFAULTS)
-    assert vars(request.params) == {
+    assert msgspec.structs.asdict(request.params) == {
         **{name: body[name] for name in ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")},
         "stop": ("end",),
         "choice": 0,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from spool import CorruptRequest, IdempotencyConflict, Request, Spool, SpoolFull
 from tests.simulated_fs import Crash, Disk, SimulatedFileSystem

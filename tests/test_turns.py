@@ -1,47 +1,17 @@
 """Chats tokenized turn by turn: the same ids as the whole text, and no turn twice."""
 
-import json
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
 from prompts import turns
+from prompts.encoder import TextEncoder
 from prompts.turns import TurnEncoder, find_separator
+from tests.trained_tokenizers import BY_NEIGHBOUR, BY_PLACE, SAMPLE, SPECIAL, TOKENIZERS, config_of
 
-SPECIAL = ("<|bos|>", "<|im_start|>", "<|im_end|>")
-SAMPLE = "<|bos|><|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nhi<|im_end|>\n<|im_start|>user\n"
-CORPUS = ["the water of the sea is cold in the north, 12 345 degrees", "Größe, naïve café 北京 🎉", SAMPLE]
-BYTE_LEVEL = pre_tokenizers.ByteLevel(add_prefix_space=False)
-
-
-def train(pre_tokenizer: Any = BYTE_LEVEL, normalizer: Any = None, **flags: bool) -> Tokenizer:
-    """Train a BPE tokenizer with real merges; `flags` are those of its special tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.normalizer = pre_tokenizer, normalizer
-    special = [AddedToken(text, special=True, normalized=False, **flags) for text in SPECIAL]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(CORPUS * 3, trainer)
-    tokenizer.add_tokens([AddedToken("<tool>", normalized=False), AddedToken("north", normalized=True)])
-    return tokenizer
-
-
-def config_of(tokenizer: Tokenizer) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(tokenizer.to_str())
-    return config
-
-
-DIGITS = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), BYTE_LEVEL])
-TOKENIZERS = {
-    "plain": train(),
-    "digits": train(DIGITS),
-    "normalized": train(normalizer=normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])),
-}
 PIECES = st.sampled_from(
     [
         *SPECIAL,
@@ -62,37 +32,36 @@ PIECES = st.sampled_from(
 TEXTS = st.lists(PIECES | st.text(max_size=8), max_size=30).map("".join)
 
 
+def make_encoder(tokenizer: Tokenizer) -> TurnEncoder:
+    return TurnEncoder(TextEncoder(tokenizer.to_str().encode()), config_of(tokenizer), SAMPLE)
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
 @given(texts=st.lists(TEXTS, min_size=1, max_size=4))
 def test_turn_by_turn_is_the_same_as_at_once(name: str, texts: list[str]) -> None:
     """Whatever is between the special tokens, halves of them included, fresh or remembered."""
     tokenizer = TOKENIZERS[name]
-    encoder = TurnEncoder(tokenizer, config_of(tokenizer), SAMPLE)
+    encoder = make_encoder(tokenizer)
     assert encoder.separator == "<|im_start|>"
     for text in [*texts, *texts]:
         assert encoder.encode(text) == tokenizer.encode(text, add_special_tokens=False).ids
 
 
-class CountingTokenizer:
-    """Passes texts on and keeps a list of them."""
+class CountingEncoder(TextEncoder):
+    """Keeps a list of the texts."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-        self.texts: list[str] = []
+    texts: list[str]
 
-    def encode(self, text: str, add_special_tokens: bool) -> Any:
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         self.texts.append(text)
-        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-
-    def token_to_id(self, token: str) -> int | None:
-        token_id: int | None = self.tokenizer.token_to_id(token)
-        return token_id
+        return super().encode(text, add_special_tokens=add_special_tokens)
 
 
 def test_only_new_turns_are_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
     """The history and a shared system prompt are remembered; the oldest go when it is too much."""
-    tokenizer = CountingTokenizer(TOKENIZERS["plain"])
-    encoder = TurnEncoder(tokenizer, config_of(tokenizer.tokenizer), SAMPLE)
+    tokenizer = CountingEncoder(TOKENIZERS["plain"].to_str().encode())
+    tokenizer.texts = []
+    encoder = TurnEncoder(tokenizer, config_of(TOKENIZERS["plain"]), SAMPLE)
     system, ask = "<|im_start|>system\nbe brief<|im_end|>\n", "<|im_start|>user\nhi<|im_end|>\n"
     encoder.encode(f"{system}{ask}<|im_start|>assistant\n")
     assert tokenizer.texts == ["system\nbe brief<|im_end|>\n", "user\nhi<|im_end|>\n", "assistant\n"]
@@ -112,20 +81,14 @@ def test_only_new_turns_are_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(tokenizer.texts) == 2
 
 
-UNSURE = {
-    "marks the first piece": train(pre_tokenizers.Metaspace()),
-    "puts a space before each piece": train(pre_tokenizers.ByteLevel(add_prefix_space=True)),
-    "takes spaces after the token": train(rstrip=True),
-    "takes spaces before the token": train(lstrip=True),
-    "a token only beside spaces": train(single_word=True),
-}
+UNSURE = BY_PLACE | BY_NEIGHBOUR
 
 
 @pytest.mark.parametrize("name", UNSURE)
 def test_a_tokenizer_that_may_differ_gets_the_whole_text(name: str) -> None:
     """No separator is found, and the ids are its own."""
     tokenizer = UNSURE[name]
-    encoder = TurnEncoder(tokenizer, config_of(tokenizer), SAMPLE)
+    encoder = make_encoder(tokenizer)
     assert encoder.separator is None
     assert encoder.encode(SAMPLE) == tokenizer.encode(SAMPLE, add_special_tokens=False).ids
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pydantic
+import msgspec
 import pytest
 
 from spool import DiskLimits, Request, Result, SamplingParams, Spool, SpoolOwner, TokenRecord, Usage, replay
@@ -32,11 +32,7 @@ ERRORS = {  # which calls say so
     "ENOSPC": CHANGING | {"openat", "write", "pwrite64", "fsync", "mkdir"},
     "EMFILE": frozenset({"openat", "socket"}),
 }
-ENVIRONMENT = {  # what -S leaves out, without a search for plugins at every start
-    **os.environ,
-    "PYTHONPATH": str(Path(pydantic.__file__).parent.parent),
-    "PYDANTIC_DISABLE_PLUGINS": "1",
-}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(msgspec.__file__).parent.parent)}  # what -S leaves out
 LINE = re.compile(r"(?:\d+ +)?(\w+)\((.*)")
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
