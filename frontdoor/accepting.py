@@ -33,6 +33,7 @@ from prompts.tokenizer import MessagesRefused
 from spool import CorruptRequest, Request, SamplingParams, SpoolError, SpoolFull, SpoolUnavailable
 
 LONG_TEXT_BYTES = 8192  # about 2 ms of tokenizing; longer texts must not hold up other clients
+PREPARE_SECONDS = 0.005
 DEFAULT_TEMPERATURE = 0.0
 RANDOM_SEED_BITS = 53  # survives JSON readers that keep numbers as doubles
 
@@ -224,10 +225,14 @@ def _answer_budget(front: FrontDoor, draft: Draft, num_prompt_tokens: int) -> in
 
 async def _submit(front: FrontDoor, submit: Callable[[], str]) -> str:
     try:
-        if front.settings.spool_durability == "process":
-            return _submit_and_prepare(front, submit)
-        # fsync takes milliseconds, sometimes a tenth of a second
         loop = asyncio.get_running_loop()
+        if front.settings.spool_durability == "process":
+            request_id = submit()
+            loop.call_later(
+                PREPARE_SECONDS, front.spool.prepare
+            )  # first this client hears that it is accepted
+            return request_id
+        # fsync takes milliseconds, sometimes a tenth of a second
         return await loop.run_in_executor(front.workers, _submit_and_prepare, front, submit)
     except SpoolFull as error:
         retry_seconds = front.forecast.retry_after_seconds()

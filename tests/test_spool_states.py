@@ -34,6 +34,7 @@ from spool import (
     TokenRecord,
     Usage,
 )
+from spool.names import EntryName
 from tests.spool_fakes import make_request
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,6 +78,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.owner = Owner(self.spool)
         self.owner.acquire()
         self.owner.recover()
+        self.bell = self.owner.listen()
         self.claims.clear()
 
     def teardown(self) -> None:
@@ -87,12 +89,19 @@ class SpoolMachine(RuleBasedStateMachine):
         assert len(os.listdir(self.spool.folder.done)) == len(self.accepted)
         assert not os.listdir(self.spool.folder.incoming)
         assert not os.listdir(self.spool.folder.active)
+        self.bell.close()
         self.owner.close()
         shutil.rmtree(self.root)
 
     def _crash(self) -> None:
+        self.bell.close()
         self.owner.close()
         self._open()
+
+    def _queue(self) -> list[str]:
+        """The ids that wait, in the queue's order."""
+        names = map(EntryName.parse, sorted(os.listdir(self.spool.folder.incoming)))
+        return [name.id for name in names if name and name.id not in self.claims.keys() | self.answers]
 
     @rule(priority=st.integers(0, 9))
     def submit(self, priority: int) -> None:
@@ -103,12 +112,18 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @rule(max_claims=st.integers(0, 3))
     def claim(self, max_claims: int) -> None:
-        for claim in self.owner.claim(max_claims):
-            id = claim.request.id
-            assert id in self.accepted
-            assert id not in self.claims
-            assert id not in self.answers
-            self.claims[id] = claim
+        self._take(self.owner.claim(max_claims), max_claims)
+
+    @rule(max_claims=st.integers(0, 3))
+    def answer_the_bell(self, max_claims: int) -> None:
+        claims = self.owner.claim_hinted(self.bell.hear(), max_claims)
+        self._take(self.owner.claim(max_claims) if claims is None else claims, max_claims)
+
+    def _take(self, claims: list[Claim], max_claims: int) -> None:
+        assert [claim.request.id for claim in claims] == self._queue()[:max_claims]
+        for claim in claims:
+            assert claim.request.id in self.accepted
+            self.claims[claim.request.id] = claim
 
     @rule(data=st.data(), token_ids=st.lists(st.integers(0, 9), min_size=1, max_size=3))
     def append(self, data: st.DataObject, token_ids: list[int]) -> None:
