@@ -88,8 +88,8 @@ class Request(_Message, frozen=True):
     def to_json(self) -> bytes:
         """The file's content. Raises ValueError for what JSON cannot hold (NaN, half a surrogate pair)."""
         params = self.params
-        times = self.created_unix + self.received_unix
-        if not math.isfinite(times + params.temperature + params.top_p + params.min_p):
+        numbers = self.created_unix, self.received_unix, params.temperature, params.top_p, params.min_p
+        if not all(map(math.isfinite, numbers)):
             raise ValueError("a number that JSON cannot hold")
         return _wrap("request", self)
 
