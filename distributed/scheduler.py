@@ -16,13 +16,12 @@ from dataclasses import dataclass, replace
 from distributed.drafting import Drafter, NoDrafter
 from distributed.frame import PrefixCopy
 from distributed.prefill import MAX_CHUNK_ROWS, MIN_PACED_TOKENS, ChunkPace, best_fill, could_copy
+from distributed.regrouping import MAX_UNEVEN_SHARE, Moves, find_moves
 from distributed.sequence import Microbatch, Row, Sequence, Status
 from distributed.slots import SlotLimits, SlotTables
 from distributed.splitting import Splitting
 
 Drawn = Mapping[Sequence, Items[int]]
-# Groups that differ by more than this share of all rows say nothing about even ones.
-MAX_UNEVEN_SHARE = 0.125
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,7 @@ class Scheduler:
         self._num_microbatches = 0
         self._prefill_served = 0
         self._decode_served = [0] * limits.slots.num_tables
+        self._num_groups = limits.slots.num_tables  # wanted, since the last sequence was taken in
 
     @property
     def has_work(self) -> bool:
@@ -176,11 +176,16 @@ class Scheduler:
         """
         if not self.waiting:
             return
-        num_groups = self._splitting.choose(self.num_open) if self._splitting else None
+        if self._splitting:
+            self._num_groups = self._splitting.choose(self.num_open)
         num_ahead = sum(
             sequence.num_unscheduled_tokens for sequence in self.running if sequence.is_prefilling
         )
-        while self.waiting and num_ahead < self._max_ahead and self.slots.admit(self.waiting[0], num_groups):
+        while (
+            self.waiting
+            and num_ahead < self._max_ahead
+            and self.slots.admit(self.waiting[0], self._num_groups)
+        ):
             sequence = self.waiting.popleft()
             sequence.status = Status.RUNNING
             self.running.append(sequence)
@@ -191,12 +196,37 @@ class Scheduler:
         runnable = self._runnable()
         prefilling = [sequence for sequence in runnable if sequence.is_prefilling]
         decoding = self._decoding_by_table(runnable)
+        moves = self._begin_moves(decoding) if runnable is self.running else None
         table = min(decoding, key=lambda number: self._decode_served[number], default=None)
         if prefilling and (table is None or self._is_chunks_turn(table, len(prefilling))):
             return (*self._chunk_rows(prefilling), True)
         if table is None:
             return [], [], False
-        return self._with_drafts(decoding[table]), [], False
+        rows, copies = decoding[table], []
+        if moves is not None and table == moves.home:
+            for sequence in moves.sequences:
+                if self.slots.can_move(sequence, table):
+                    copies.append(self.slots.move(sequence, table))
+                    rows.append(_row(sequence, 1))
+        return self._with_drafts(rows), copies, False
+
+    def _begin_moves(self, decoding: dict[int, list[Row]]) -> Moves | None:
+        """Keep rows that are to join another group out of their own; return those that can join now."""
+        if self._splitting is None or len(self.running) < 2:
+            return None
+        moves = find_moves(self.running, self._num_groups, self.limits.slots.num_tables)
+        if moves is None:
+            return None
+        joining = [sequence for sequence in moves.sequences if self.slots.can_move(sequence, moves.home)]
+        for table in {sequence.table for sequence in joining} & decoding.keys():
+            rows = [row for row in decoding.pop(table) if row.sequence not in joining]
+            if rows:
+                decoding[table] = rows
+        ready = [sequence for sequence in joining if sequence.is_decoding]
+        if not ready or self._is_decoding_in_flight(moves.home):
+            return None
+        decoding.setdefault(moves.home, [])
+        return Moves(moves.home, tuple(ready))
 
     def _is_chunks_turn(self, table: int, num_prefilling: int) -> bool:
         """Whether a chunk goes before the decode group of `table`, which was served longest ago.
@@ -229,12 +259,14 @@ class Scheduler:
         return [suspect] if is_alone else []
 
     def _decoding_by_table(self, runnable: list[Sequence]) -> dict[int, list[Row]]:
-        busy = {microbatch.table for microbatch in self.in_flight if not microbatch.is_prefill}
         rows: dict[int, list[Row]] = {}
         for sequence in runnable:
-            if sequence.table not in busy and sequence.is_decoding:
+            if sequence.is_decoding and not self._is_decoding_in_flight(sequence.table):
                 rows.setdefault(sequence.table, []).append(_row(sequence, 1))
         return rows
+
+    def _is_decoding_in_flight(self, table: int) -> bool:
+        return any(microbatch.table == table and not microbatch.is_prefill for microbatch in self.in_flight)
 
     def _chunk_rows(self, prefilling: list[Sequence]) -> tuple[list[Row], list[PrefixCopy]]:
         """Return one chunk: the oldest prompts of the oldest one's table, as many as fill it best.

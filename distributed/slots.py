@@ -88,6 +88,23 @@ class SlotTables:
                     best_num = num_matching
         return best
 
+    def can_move(self, sequence: Sequence, number: int) -> bool:
+        """Tell whether a running sequence has room in another table."""
+        index = self._free_slot(self.tables[number])
+        return index is not None and self._fits(number, index, sequence)
+
+    def move(self, sequence: Sequence, number: int) -> PrefixCopy:
+        """Give a running sequence, nothing of which is in flight, a slot in another table; see `can_move`.
+
+        Its old slot is empty: what is written there comes after the copy, as frames are served in order.
+        """
+        index = self._free_slot(self.tables[number])
+        assert index is not None, "a move to a full table"
+        copy = PrefixCopy(sequence.table, sequence.slot, index, sequence.num_cached_tokens)
+        self.tables[sequence.table].slots[sequence.slot] = Slot()
+        self._seat(sequence, number, index)
+        return copy
+
     def release(self, sequence: Sequence) -> None:
         """Take the slot back; its cached tokens stay for reuse as far as the limit allows."""
         slot = self.tables[sequence.table].slots[sequence.slot]
@@ -176,13 +193,16 @@ class SlotTables:
             table.slots, table.max_tokens, table.needs_reset = [], 0, True
         return bool(idle)
 
-    def _occupy(self, sequence: Sequence, number: int, index: int, num_matching: int) -> None:
+    def _seat(self, sequence: Sequence, number: int, index: int) -> None:
         table = self.tables[number]
         if index == len(table.slots):
             table.slots.append(Slot())
         table.max_tokens = max(table.max_tokens, sequence.max_total_tokens)
         table.slots[index] = Slot(sequence=sequence, owner=sequence.owner, last_used=self._tick())
         sequence.table, sequence.slot = number, index
+
+    def _occupy(self, sequence: Sequence, number: int, index: int, num_matching: int) -> None:
+        self._seat(sequence, number, index)
         sequence.num_reused_tokens = num_matching
         sequence.num_scheduled_tokens = sequence.num_cached_tokens = num_matching
 

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from distributed.drafting import Drafter
 from distributed.frame import PrefixCopy
 from distributed.kv_sizes import padded_tokens, round_rows, round_tokens
 from distributed.prefill import ChunkPace, best_fill
+from distributed.regrouping import MAX_MOVED_TOKENS, MIN_TOKENS_LEFT, Moves, find_moves
 from distributed.scheduler import Advance, Scheduler, SchedulerLimits
 from distributed.sequence import Microbatch, Sequence, Status
 from distributed.slots import SlotLimits, SlotTables
@@ -27,11 +29,13 @@ def make_scheduler(
     kept: int = 4096,
     chunk: int = 64,
     drafter: Drafter | None = None,
+    splitting: Splitting | None = None,
 ) -> Scheduler:
     slots = SlotLimits(
         num_tables=num_tables, max_rows=max_rows, max_kv_tokens=max_kv_tokens, max_kept_tokens=kept
     )
-    return Scheduler(SchedulerLimits(max_in_flight=num_tables, max_chunk_tokens=chunk, slots=slots), drafter)
+    limits = SchedulerLimits(max_in_flight=num_tables, max_chunk_tokens=chunk, slots=slots)
+    return Scheduler(limits, drafter, splitting)
 
 
 def make_sequence(name: str, num_prompt: int = 10, max_tokens: int = 4, first: int = 100) -> Sequence:
@@ -332,38 +336,82 @@ def cancel(scheduler: Scheduler, sequences: list[Sequence], indexes: set[int]) -
             scheduler.finish(sequence)
 
 
+class Whims(Splitting):
+    """Wants one group or all, in turn as it is told; measures nothing."""
+
+    def __init__(self, num_tables: int, wishes: Items[bool]) -> None:
+        super().__init__(num_tables, thread_gain=2.0)
+        self._wishes = itertools.cycle(wishes)
+
+    def choose(self, num_rows: int) -> int:
+        return 1 if next(self._wishes) else self.num_tables
+
+
+class WrittenKV:
+    """The tokens in each row of each table, as the stages write them, frame by frame."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[int, int], list[int]] = {}
+        self.written: dict[str, int] = {}
+
+    def step(self, microbatch: Microbatch) -> None:
+        """Play a frame; what its rows see must be theirs."""
+        table = microbatch.table
+        if microbatch.resets_table:
+            self.rows = {place: ids for place, ids in self.rows.items() if place[0] != table}
+        for copy in microbatch.copies:
+            source = self.rows[copy.from_table, copy.from_slot]
+            assert len(source) >= copy.num_tokens > 0
+            self.rows[table, copy.to_slot] = source[: copy.num_tokens]
+        for row in microbatch.rows:
+            if row.sequence is not None:
+                ids = self.rows.setdefault((table, row.slot), [])
+                assert row.offset == self.written.get(row.sequence.id, row.sequence.num_reused_tokens)
+                assert ids[: row.offset] == row.sequence.token_ids[: row.offset]
+                ids[row.offset :] = row.token_ids
+                self.written[row.sequence.id] = row.offset + len(row.token_ids)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
-    prompts=st.lists(st.tuples(st.integers(1, 200), st.integers(1, 12)), min_size=1, max_size=14),
+    prompts=st.lists(st.tuples(st.integers(1, 200), st.integers(1, 30)), min_size=1, max_size=14),
     num_tables=st.integers(1, 4),
     max_rows=st.integers(1, 6),
     max_kv_tokens=st.sampled_from([512, 2048, 50_000]),
     cancelled=st.sets(st.integers(0, 13)),
+    wishes=st.none() | st.lists(st.booleans(), min_size=1, max_size=20),
 )
 def test_every_sequence_ends_and_no_token_is_stepped_twice(
-    prompts: list[tuple[int, int]], num_tables: int, max_rows: int, max_kv_tokens: int, cancelled: set[int]
+    prompts: list[tuple[int, int]],
+    num_tables: int,
+    max_rows: int,
+    max_kv_tokens: int,
+    cancelled: set[int],
+    wishes: list[bool] | None,
 ) -> None:
-    """Whatever the mix: each row starts where its KV ends, the budget holds, and all that fit finish."""
-    scheduler = make_scheduler(num_tables=num_tables, max_rows=max_rows, max_kv_tokens=max_kv_tokens)
+    """Whatever the mix, and however often rows change their table: each row starts where its KV ends, the
+    budget holds, and all that fit finish."""
+    splitting = None if wishes is None else Whims(num_tables, wishes)
+    scheduler = make_scheduler(
+        num_tables=num_tables, max_rows=max_rows, max_kv_tokens=max_kv_tokens, splitting=splitting
+    )
     sequences = [make_sequence(f"s{i}", n, m, first=1000 * i) for i, (n, m) in enumerate(prompts)]
     sequences = [sequence for sequence in sequences if scheduler.can_ever_fit(sequence)]
-    for sequence in sequences:
-        scheduler.add(sequence)
-    written: dict[str, int] = {}
+    coming = sequences[::-1]
+    kv = WrittenKV()
     for turn in range(5000):
+        if coming and turn % 2 == 0:
+            scheduler.add(coming.pop())
         while microbatch := scheduler.schedule():
             assert len(scheduler.in_flight) <= num_tables
-            for row in microbatch.rows:
-                if row.sequence is not None:
-                    start = written.get(row.sequence.id, row.sequence.num_reused_tokens)
-                    assert row.offset == start
-                    written[row.sequence.id] = start + len(row.token_ids)
+            kv.step(microbatch)
             assert scheduler.slots.num_kv_tokens <= max_kv_tokens
-        if turn == 3:
-            cancel(scheduler, sequences, cancelled)
-        if not scheduler.in_flight:
+        if turn == 9:
+            cancel(scheduler, sequences[: len(sequences) - len(coming)], cancelled)
+        if scheduler.in_flight:
+            give_back(scheduler, scheduler.in_flight[0])
+        elif not coming:
             break
-        give_back(scheduler, scheduler.in_flight[0])
     assert not scheduler.has_work
     for index, sequence in enumerate(sequences):
         assert sequence.num_answer_tokens == sequence.max_tokens or index in cancelled
@@ -403,6 +451,57 @@ def test_rows_gather_in_one_table_where_laps_are_shorter_for_it() -> None:
         while scheduler.has_work:
             seen |= lap(scheduler, {1: 30_000.0, 2: 50_000.0, 0: 0.0})
         assert seen == expected, wave
+
+
+def decode_sizes(scheduler: Scheduler, kv: WrittenKV) -> list[int]:
+    """Play a lap; return the rows of each decode group that left."""
+    sizes = []
+    while microbatch := scheduler.schedule():
+        kv.step(microbatch)
+        sizes += [len(microbatch.sequences)] * (not microbatch.is_prefill)
+    for _ in range(len(scheduler.in_flight)):
+        give_back(scheduler, scheduler.in_flight[0])
+    return sizes
+
+
+@pytest.mark.parametrize(("is_one", "expected"), [(True, [[8]]), (False, [[4, 4], [4, 4]])])
+def test_groups_become_as_is_best_while_rows_run(is_one: bool, expected: list[list[int]]) -> None:
+    """Rows that were admitted to other tables join, or leave for the emptier one, with their KV."""
+    splitting, kv = Whims(2, [not is_one]), WrittenKV()
+    scheduler = make_scheduler(max_rows=16, splitting=splitting)
+    sequences = [make_sequence(str(number), max_tokens=40, first=100 * number) for number in range(8)]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    while any(not sequence.num_answer_tokens for sequence in sequences):
+        decode_sizes(scheduler, kv)
+    assert sorted(table.num_running for table in scheduler.slots.tables) == ([4, 4] if is_one else [0, 8])
+    scheduler._num_groups = 1 if is_one else 2
+    for _ in range(3):
+        sizes = decode_sizes(scheduler, kv)
+    assert [sorted(sizes), *expected[1:]] == expected
+    assert scheduler.slots.num_kv_tokens <= 2 * padded_tokens(8, 50)
+    while scheduler.has_work:
+        decode_sizes(scheduler, kv)
+    assert all(sequence.num_answer_tokens == 40 for sequence in sequences)
+
+
+def test_only_what_is_worth_a_copy_moves() -> None:
+    """Not a prompt that is being read, an answer near its end, or more KV than a step may wait for."""
+    rows = [make_sequence(str(number), max_tokens=20, first=100 * number) for number in range(4)]
+    for number, row in enumerate(rows):
+        row.status, row.table, row.slot = Status.RUNNING, int(number > 0), number
+        row.num_scheduled_tokens = row.num_cached_tokens = 9
+    assert find_moves(rows, 1, 2) == Moves(1, (rows[0],))
+    assert find_moves(rows, 2, 2) == Moves(0, (rows[3],))
+    assert find_moves(rows[:2], 2, 2) is None
+    rows[0].max_tokens = MIN_TOKENS_LEFT - 1
+    assert find_moves(rows, 1, 2) is None
+    rows[0].max_tokens, rows[0].num_scheduled_tokens = 20, 5
+    assert find_moves(rows, 1, 2) is None
+    rows[0].token_ids = list(range(MAX_MOVED_TOKENS + 1))
+    rows[0].num_scheduled_tokens = rows[0].num_cached_tokens = MAX_MOVED_TOKENS
+    rows[0].num_prompt_tokens = MAX_MOVED_TOKENS + 1
+    assert find_moves(rows, 1, 2) is None
 
 
 def test_a_prompt_gets_its_slot_when_it_is_due() -> None:
