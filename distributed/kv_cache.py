@@ -2,8 +2,7 @@
 
 Knows arrays and slots, nothing of requests, rings or budgets: rank 0 decides who has which slot and when a
 table is dropped. A prefill writes straight into its row, a sequence that joins or leaves copies nobody else's
-KV, rows never move, and rolling back is not advancing. Full and latent (one head, two widths) caches share
-this code.
+KV, and rolling back is not advancing. Full and latent (one head, two widths) caches share this code.
 
     keys, values of a layer: (rows, H, capacity, D), rows and capacity grow in the steps of `round_rows`,
     `round_tokens`

@@ -3,7 +3,8 @@
 Reads tokenizer.json with the `tokenizers` library and renders the chat template with jinja2 in the sandbox
 and with the names that transformers gives templates (transformers 5.23 utils/chat_template_utils.py), so
 the token ids equal `AutoTokenizer.apply_chat_template`; a test compares them. Measured here: ready in 0.25
-s and 65 MB against 1.6 s and 124 MB for AutoTokenizer. No code from the model's folder ever runs.
+s and 65 MB against 1.6 s and 124 MB for AutoTokenizer; `hasten` adds 0.7 s beside the serving, and 47 MB. No
+code from the model's folder ever runs.
 
 The tokenizer's hash, which travels in each request file, is the SHA-256 over the bytes of tokenizer.json,
 one zero byte, and the chat template in UTF-8 (nothing, if there is none).
