@@ -110,8 +110,5 @@ def wait_for_all(spool: Spool, ids: Sequence[str], terminal: Terminal) -> int:
 def make_answer(result: Any) -> dict[str, Any]:
     """An answer for a program to read."""
     answer = {"id": result.id, "finish_reason": result.finish_reason, "text": result.text}
-    return (
-        answer
-        | {"usage": msgspec.structs.asdict(result.usage)}
-        | ({"error": result.error} if result.error else {})
-    )
+    answer["usage"] = msgspec.structs.asdict(result.usage)
+    return answer | ({"error": result.error} if result.error else {})

@@ -33,7 +33,7 @@ from prompts.tokenizer import MessagesRefused
 from spool import CorruptRequest, Request, SamplingParams, SpoolError, SpoolFull, SpoolUnavailable
 
 LONG_TEXT_BYTES = 8192  # about 2 ms of tokenizing; longer texts must not hold up other clients
-PREPARE_SECONDS = 0.005
+PREPARE_SECONDS = 0.005  # after a request is in the spool: first its client hears of it
 DEFAULT_TEMPERATURE = 0.0
 RANDOM_SEED_BITS = 53  # survives JSON readers that keep numbers as doubles
 
@@ -228,9 +228,7 @@ async def _submit(front: FrontDoor, submit: Callable[[], str]) -> str:
         loop = asyncio.get_running_loop()
         if front.settings.spool_durability == "process":
             request_id = submit()
-            loop.call_later(
-                PREPARE_SECONDS, front.spool.prepare
-            )  # first this client hears that it is accepted
+            loop.call_later(PREPARE_SECONDS, front.spool.prepare)
             return request_id
         # fsync takes milliseconds, sometimes a tenth of a second
         return await loop.run_in_executor(front.workers, _submit_and_prepare, front, submit)
