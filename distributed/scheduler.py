@@ -211,8 +211,11 @@ class Scheduler:
         return self._with_drafts(rows), copies, False
 
     def _begin_moves(self, decoding: dict[int, list[Row]]) -> Moves | None:
-        """Keep rows that are to join another group out of their own; return those that can join now."""
-        if self._splitting is None or len(self.running) < 2:
+        """Keep rows that are to join another group out of their own; return those that can join now.
+
+        Not while prompts are read: a row that is kept back would wait for a chunk and a group.
+        """
+        if self._splitting is None or any(sequence.is_prefilling for sequence in self.running):
             return None
         moves = find_moves(self.running, self._num_groups, self.limits.slots.num_tables)
         if moves is None:
