@@ -1,7 +1,7 @@
 """Which decode rows change their table, so that there are as many groups as is best, and even ones.
 
 Rows stay where they were admitted, while how many groups are best changes with every request that comes: 3
-rows of one table and 29 of the other cost each lap a quarter more than 32 of one. A row moves by a copy of
+rows of one table and 29 of the other make each lap longer than 32 of one do. A row moves by a copy of
 its KV, in the frame of the group that it joins. Pure Python: no MLX, no clock, no slots.
 """
 

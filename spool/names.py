@@ -134,6 +134,20 @@ class EntryName:
         return replace(back, is_suspect=True, num_solo_crashes=num_solo_crashes)
 
 
+def judge(entries: list[tuple[EntryName, int]], *, was_power_cut: bool) -> list[tuple[EntryName, EntryName]]:
+    """How each request waits after a crash; entries are names with the tokens in their logs.
+
+    While one ran alone and had no new token, the others did not run. It comes last: a death half way
+    through the requeueing must still find it.
+    """
+    alone = [name for name, num_tokens in entries if name.is_solo and num_tokens <= name.num_tokens]
+    entries = sorted(entries, key=lambda entry: entry[0] in alone)
+    return [
+        (name, name.after_crash(num, has_run=not alone or name in alone, was_power_cut=was_power_cut))
+        for name, num in entries
+    ]
+
+
 class NameClock:
     """Nanoseconds since 1970 that never repeat and never run backwards in this process."""
 

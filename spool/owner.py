@@ -23,16 +23,17 @@ import logging
 import os
 import time
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from spool.admission import MAX_REQUEST_BYTES
 from spool.by_hand import HandDefaults, HandPrompts
+from spool.claim import Claim
 from spool.doorbell import DOOR_PREFIX, RANK0, Doorbell, ring_all
 from spool.errors import CorruptRequest, SpoolLocked, SpoolUnavailable, system_trouble
 from spool.fsio import NotPlainFile, join
 from spool.messages import Request, Result
-from spool.names import MAX_SOLO_CRASHES, EntryName, check_id, is_entry_name, is_id
+from spool.names import EntryName, check_id, is_entry_name, is_id, judge
 from spool.quarantine import Quarantine
 from spool.results import ResultWriter, make_failed
 from spool.spool import Spool
@@ -42,35 +43,6 @@ from spool.token_log import LogHeader, TokenLogWriter, read_log
 MAX_HINTS = 4  # a bell that nobody drained holds ten rings on Linux: with more, one may have been lost
 _MAX_NOTE_BYTES = 64
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A request that is ours to answer. waited_s is since it was accepted."""
-
-    request: Request
-    name: EntryName
-    waited_s: float
-
-    @property
-    def attempt(self) -> int:
-        """Which try this is: counts claims, from 1."""
-        return self.name.attempt
-
-    @property
-    def is_suspect(self) -> bool:
-        """Whether it was active in a life that crashed and made no new token since: it should run alone."""
-        return self.name.is_suspect
-
-    @property
-    def num_solo_crashes(self) -> int:
-        """How many lives in a row crashed while it ran alone, without a new token."""
-        return self.name.num_solo_crashes
-
-    @property
-    def is_poison(self) -> bool:
-        """Whether it has crashed alone so often that it must fail instead of running."""
-        return self.name.num_solo_crashes >= MAX_SOLO_CRASHES
 
 
 class SpoolOwner:
@@ -140,7 +112,7 @@ class SpoolOwner:
                 else:
                     unanswered.append(name)
             entries = [(name, self._num_logged(name.id)) for name in unanswered]
-            self._requeue(_judge(entries, was_power_cut=self._was_power_cut))
+            self._requeue(judge(entries, was_power_cut=self._was_power_cut))
         self._is_recovered = True
         self._note_holder(self._boot_id or "")
         return [name.id for name in unanswered]
@@ -413,17 +385,3 @@ class SpoolOwner:
     def _read_number(self, path: Path) -> int | None:
         words = self._read_note(path)
         return int(words[0]) if words and words[0].isascii() and words[0].isdigit() else None
-
-
-def _judge(entries: list[tuple[EntryName, int]], *, was_power_cut: bool) -> list[tuple[EntryName, EntryName]]:
-    """How each request waits after a crash; entries are names with the tokens in their logs.
-
-    While one ran alone and had no new token, the others did not run. It comes last: a death half way
-    through the requeueing must still find it.
-    """
-    alone = [name for name, num_tokens in entries if name.is_solo and num_tokens <= name.num_tokens]
-    entries = sorted(entries, key=lambda entry: entry[0] in alone)
-    return [
-        (name, name.after_crash(num, has_run=not alone or name in alone, was_power_cut=was_power_cut))
-        for name, num in entries
-    ]
