@@ -109,7 +109,9 @@ def describe_memory(facts: HostFacts) -> Finding:
     if free is None or total is None:
         return _finding(facts, "memory", "note", "the free memory could not be read")
     chip = f" ({facts.chip})" if facts.chip else ""
-    return _finding(facts, "memory", "ok", f"{format_bytes(free)} free of {format_bytes(total)}{chip}")
+    gpu = facts.gpu_wired_limit_bytes
+    limit = f", of which the GPU may use {format_bytes(gpu)}" if gpu else ""
+    return _finding(facts, "memory", "ok", f"{format_bytes(free)} free of {format_bytes(total)}{limit}{chip}")
 
 
 def check_ring_address(facts: HostFacts) -> Finding:

@@ -19,7 +19,7 @@ from cluster.copy_progress import CopyProgress
 from cluster.errors import ClusterError
 from cluster.hosts import Cluster, Host
 from cluster.model_files import ensure_models
-from cluster.plan import RingLayout, plan_ring
+from cluster.plan import RingLayout, find_short_hosts, plan_ring
 from cluster.probe import HostFacts, probe
 from cluster.spares import mark_code
 from cluster.ssh import HostUnreachable
@@ -204,7 +204,8 @@ async def plan_model(
         ModelUnknown: a model that is made or copied here first.
     """
     layout = await plan_ring(settings, cluster, facts, held_bytes=held_bytes)
-    show.done("plan", describe_shares(layout))
+    short = [f"{name}: {text}" for name, text in find_short_hosts(layout).items()]
+    show.done("plan", "; ".join([describe_shares(layout), *short]))
     return layout
 
 

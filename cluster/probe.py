@@ -74,7 +74,7 @@ class HostFacts:
     can_make_environments: bool
     total_memory_bytes: int | None
     free_memory_bytes: int | None  # within the limits of control groups
-    gpu_wired_limit_bytes: int | None  # macOS, where iogpu.wired_limit_mb is set
+    gpu_wired_limit_bytes: int | None  # macOS: what MLX or sysctl says that the GPU may use
     chip: str  # the processor's name; empty where not told
     worker_dir: str  # absolute
     disk_free_bytes: int | None
