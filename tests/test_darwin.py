@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
+from chaos import flatness
+from cluster import front_door_watch, hosts, ports, ring_life
+from cluster.processes import ProcessIdentity, identify
+from cluster.sent import ending
+from cluster.sent import ports as sent_ports
 from distributed import mac
 from distributed.lifeline import EXIT_SUPERVISOR_GONE
 
@@ -107,3 +117,107 @@ def test_a_setting_that_is_not_there_is_not_spoken_of(
     monkeypatch.delenv(mac.FAST_SYNCH, raising=False)
     mac.drop_fast_synch()
     assert not caplog.records
+
+
+FAILURES = [
+    RuntimeError("proc_pidinfo(PROC_PIDLISTFDS) failed"),
+    SystemError("returned NULL without setting an exception"),
+    psutil.AccessDenied(1),
+    PermissionError(1, "sysctl"),
+]
+
+
+class FailingProcess:
+    """What psutil gives for a process where macOS tells nothing of it."""
+
+    error: Exception = FAILURES[0]
+
+    def __init__(self, pid: int | None = None) -> None:
+        raise self.error
+
+
+@pytest.fixture(params=FAILURES, ids=lambda error: type(error).__name__)
+def failing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let psutil fail at all that it is asked of processes, connections and memory."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise request.param
+
+    FailingProcess.error = request.param
+    monkeypatch.setattr(psutil, "Process", FailingProcess)
+    for name in ("net_connections", "virtual_memory", "net_if_addrs"):
+        monkeypatch.setattr(psutil, name, fail)
+
+
+@pytest.mark.usefixtures("failing")
+def test_where_psutil_tells_nothing_a_process_is_alive_and_never_signalled() -> None:
+    """By its pid alone: nobody takes what runs for dead, and nothing is killed that may be another's."""
+    me = identify(os.getpid())
+    assert me is not None
+    assert abs(me.start_time - time.time()) < 60
+    assert me.is_alive()
+    assert not me.send(signal.SIGKILL)
+    assert not me.wait(0.1)
+    gone = ProcessIdentity(2**22 + 1, 1.0)
+    assert not gone.is_alive()
+    assert gone.wait(0.1)
+
+
+@pytest.mark.usefixtures("failing")
+def test_where_psutil_tells_nothing_a_start_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ports, addresses, the front door's watch and the programs on other hosts all answer."""
+    assert "port 80 on ::1 is taken: end that" in str(ports.describe_taken("::1", 80))
+    assert hosts.own_addresses() == set()
+    assert front_door_watch.read_cpu_s(1) == 0.0
+    assert not front_door_watch.waits_for_disk(1)
+    assert not ring_life.is_listening(1, 1)
+    sent_ports.main({"address": "127.0.0.1", "num_ports": 1})
+    ending.main({"processes": [[os.getpid(), time.time()]], "tolerance_s": 1e9})
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert told[0]["free_memory_bytes"] == 0
+    assert told[1] == {"num_killed": 0, "left": []}
+    assert list(flatness.marked_processes("mine")) == []
+
+
+def test_a_failure_of_psutil_by_chance_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice in a row changes nothing: this very process is found."""
+    me = identify(os.getpid())
+    assert me is not None
+    real, outcomes = psutil.Process.create_time, iter([RuntimeError(), psutil.AccessDenied(1)])
+
+    def create_time(self: psutil.Process) -> float:
+        for error in outcomes:
+            raise error
+        return real(self)
+
+    monkeypatch.setattr(psutil.Process, "create_time", create_time)
+    assert me.send(signal.SIGCONT)
+
+
+async def wait_for_last(head_phase: str, *, seconds_ago: float) -> bool:
+    """Whether the last of two ranks gets its start line while nobody says whether rank 0 listens."""
+    plan = ring_life.LifePlan(1, ("a:1", "b:2"), "", (), Path("/"), {}, 1.0, 1.0)
+    life = ring_life.RingLife(plan, lambda name: None, lambda: None, None)  # type: ignore[arg-type, return-value]
+    written = asyncio.Event()
+
+    async def write_line(line: str) -> None:
+        written.set()
+
+    for rank in life.ranks:
+        child = SimpleNamespace(exit_code=None, identity=SimpleNamespace(pid=1), write_line=write_line)
+        rank.child = child  # type: ignore[assignment]
+    life.ranks[0].phase, life.ranks[0].phase_since = head_phase, time.monotonic() - seconds_ago
+    starting = asyncio.create_task(life._start_last())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    return written.is_set()
+
+
+@pytest.mark.usefixtures("failing")
+def test_no_start_hangs_where_psutil_does_not_say_who_listens() -> None:
+    """A rank 0 that has long been connecting listens; one that still starts does not."""
+    assert asyncio.run(wait_for_last("connecting", seconds_ago=60))
+    assert not asyncio.run(wait_for_last("connecting", seconds_ago=0))
+    assert not asyncio.run(wait_for_last("starting", seconds_ago=60))
