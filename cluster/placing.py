@@ -151,6 +151,8 @@ async def check_hosts(cluster: Cluster, settings: Settings, show: Show) -> tuple
 async def _check_worker(worker: Worker, facts: HostFacts) -> None:
     name = worker.host.name
     is_mac = facts.system == "Darwin"
+    if facts.mac_trouble:
+        raise ClusterError(f"{name}: {': '.join(facts.mac_trouble)}")
     if not facts.is_new_enough and not await has_environment(worker):
         install = "brew install python" if is_mac else "sudo apt-get install python3 python3-venv"
         raise ClusterError(f"{name}: Python {facts.python_version} is too old, 3.11 is needed: {install}")
