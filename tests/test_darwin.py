@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,12 +19,17 @@ import psutil
 import pytest
 
 from chaos import flatness
-from cluster import front_door_watch, hosts, ports, ring_life
+from cluster import front_door_watch, hosts, ports, ring_life, unit_install
+from cluster.errors import ClusterError
 from cluster.processes import ProcessIdentity, identify
 from cluster.sent import ending
 from cluster.sent import ports as sent_ports
+from cluster.terminal import Terminal
+from config import load_settings
+from config.limits import raise_descriptor_limits
 from distributed import mac
 from distributed.lifeline import EXIT_SUPERVISOR_GONE
+from spool.fsio import FileSystem
 
 ROOT = Path(__file__).resolve().parent.parent
 # Says what it was given, and lives as long as the process behind -w.
@@ -221,3 +229,121 @@ def test_no_start_hangs_where_psutil_does_not_say_who_listens() -> None:
     assert asyncio.run(wait_for_last("connecting", seconds_ago=60))
     assert not asyncio.run(wait_for_last("connecting", seconds_ago=0))
     assert not asyncio.run(wait_for_last("starting", seconds_ago=60))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reached"), [(2048, 2048), (65_536, 10_240), (10_240, 10_240)], ids=["usual", "above", "equal"]
+)
+def test_a_limit_of_files_that_macos_refuses_ends_at_what_it_grants(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wanted: int, reached: int
+) -> None:
+    """The hard limit says unlimited, and more than OPEN_MAX is an invalid argument all the same."""
+    limits = [256, resource.RLIM_INFINITY]
+
+    def set_limits(which: int, pair: tuple[int, int]) -> None:
+        if pair[0] > 10_240:
+            raise ValueError("current limit exceeds maximum limit")
+        limits[:] = pair
+
+    monkeypatch.setattr(resource, "getrlimit", lambda which: tuple(limits))
+    monkeypatch.setattr(resource, "setrlimit", set_limits)
+    keys = dict.fromkeys(("FILE_DESCRIPTOR_SOFT_LIMIT", "FILE_DESCRIPTOR_HARD_LIMIT"), str(wanted))
+    settings = load_settings(keys, root=tmp_path, environ={})
+    message = raise_descriptor_limits(settings)
+    assert limits == [reached, resource.RLIM_INFINITY]
+    assert (message is not None) == (reached < wanted)
+
+
+MOUNTS = """\
+/dev/disk3s1s1 on / (apfs, sealed, local, read-only, journaled)
+devfs on /dev (devfs, local, nobrowse)
+/dev/disk3s5 on /System/Volumes/Data (apfs, local, journaled, nobrowse, protect, root data)
+map auto_home on /System/Volumes/Data/home (autofs, automounted, nobrowse)
+//anna@nas/files on /Volumes/files of anna (smbfs, nodev, nosuid, mounted by anna)
+"""
+
+
+def test_what_is_mounted_on_a_mac_is_read_from_mount(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blanks in a name, kinds of file systems; a network one is refused for the spool by its kind."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=MOUNTS))
+    assert FileSystem().mounts() == [
+        (Path("/"), "apfs"),
+        (Path("/dev"), "devfs"),
+        (Path("/System/Volumes/Data"), "apfs"),
+        (Path("/System/Volumes/Data/home"), "autofs"),
+        (Path("/Volumes/files of anna"), "smbfs"),
+    ]
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(), subprocess.TimeoutExpired("mount", 10)])
+def test_a_start_does_without_what_a_command_of_macos_does_not_tell(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """mount that hangs at a dead server, sysctl that is not there."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(subprocess, "run", fail)
+    assert FileSystem().mounts() == []
+    assert FileSystem().boot_id() is None
+
+
+@pytest.mark.parametrize("name", ["Documents", "Desktop", "Downloads"])
+def test_a_daemon_is_not_installed_in_a_folder_that_macos_keeps_from_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    """Nor with its STATE_DIR there; elsewhere in the home folder it is."""
+    monkeypatch.setattr(unit_install, "owner", lambda: SimpleNamespace(pw_name="anna", pw_dir=str(tmp_path)))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    installed: list[str] = []
+    monkeypatch.setattr(unit_install, "install", lambda keeper, *_: installed.append(keeper.name))
+
+    def run(folder: Path, platform: str = "darwin") -> int:
+        settings = load_settings({"STATE_DIR": str(folder)}, root=tmp_path, environ={})
+        terminal = Terminal(StringIO())
+        return unit_install.run_service_command(
+            settings, {}, terminal, "install", is_system=True, platform=platform
+        )
+
+    with pytest.raises(ClusterError, match=f"state lies in .*{name}, which macOS keeps from daemons"):
+        run(tmp_path / name / "ring" / "state")
+    assert run(tmp_path / "ring") == 0
+    assert run(tmp_path / name, platform="linux") == 0
+    assert installed == ["launchd", "systemd"]
+
+
+PRODUCT = ("config", "spool", "prompts", "frontdoor", "distributed", "cluster")
+LINUX_ONLY = {
+    "os": "sched_getaffinity sched_setaffinity sched_setscheduler eventfd memfd_create pidfd_open fdatasync "
+    "posix_fadvise posix_fallocate splice copy_file_range getrandom setns unshare getxattr setxattr pipe2 "
+    "getresuid setresuid waitid O_TMPFILE O_DIRECT O_PATH O_NOATIME RTLD_DEEPBIND",
+    "socket": "MSG_NOSIGNAL SOCK_CLOEXEC SOCK_NONBLOCK SO_PEERCRED TCP_KEEPIDLE TCP_USER_TIMEOUT TCP_INFO "
+    "TCP_QUICKACK TCP_DEFER_ACCEPT TCP_CORK AF_NETLINK AF_PACKET SO_BINDTODEVICE",
+    "select": "epoll",
+    "signal": "sigtimedwait sigwaitinfo SIGRTMIN SIGPWR SIGSTKFLT pidfd_send_signal",
+    "mmap": "MAP_POPULATE MADV_HUGEPAGE MADV_NOHUGEPAGE MADV_DONTDUMP",
+    "resource": "prlimit RUSAGE_THREAD",
+    "time": "CLOCK_BOOTTIME",
+}
+
+
+def test_names_that_darwin_lacks_are_looked_for_before_they_are_used() -> None:
+    """A file that uses one asks for it by name (hasattr, getattr); else a start ends in a traceback."""
+    files = [ROOT / "server.py", ROOT / "api.py"]
+    files += [path for room in PRODUCT for path in (ROOT / room).rglob("*.py")]
+    found = []
+    for path in files:
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        asked = {node.value for node in nodes if isinstance(node, ast.Constant)}
+        found += [
+            f"{path.relative_to(ROOT)}:{node.lineno} {node.value.id}.{node.attr}"
+            for node in nodes
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.attr in LINUX_ONLY.get(node.value.id, "").split()
+            and node.attr not in asked
+        ]
+    assert not found
