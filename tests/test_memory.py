@@ -128,8 +128,8 @@ def test_without_a_gpu_the_cache_is_left_alone(monkeypatch: pytest.MonkeyPatch) 
     memory.drop_cache()
 
 
-def test_long_chunks_and_tables_that_go_give_their_buffers_back(tmp_path: Path, gpu: dict[str, Any]) -> None:
-    """A decode step gives none back: it takes the same ones again."""
+def test_long_chunks_and_dropped_tables_give_their_buffers_back(tmp_path: Path, gpu: dict[str, Any]) -> None:
+    """A decode step gives none back: it takes the same ones again. A table that is emptied does."""
     stage = Stage(shard_and_load(make_checkpoint(tmp_path, "llama"), 0, 1))
 
     def run(num_tokens: int, *, resets: bool = False) -> int:
