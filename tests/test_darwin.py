@@ -6,6 +6,7 @@ import ast
 import asyncio
 import json
 import os
+import platform
 import resource
 import signal
 import subprocess
@@ -21,8 +22,11 @@ import pytest
 from chaos import flatness
 from cluster import front_door_watch, hosts, ports, ring_life, unit_install
 from cluster.errors import ClusterError
+from cluster.hosts import Cluster, Host
+from cluster.plan import choose_layout, find_short_hosts, measure_rooms
+from cluster.probe import make_facts
 from cluster.processes import ProcessIdentity, identify
-from cluster.sent import ending
+from cluster.sent import ending, facts
 from cluster.sent import ports as sent_ports
 from cluster.terminal import Terminal
 from config import load_settings
@@ -30,6 +34,7 @@ from config.limits import raise_descriptor_limits
 from distributed import mac
 from distributed.lifeline import EXIT_SUPERVISOR_GONE
 from spool.fsio import FileSystem
+from tests.test_plan import make_default_source
 
 ROOT = Path(__file__).resolve().parent.parent
 # Says what it was given, and lives as long as the process behind -w.
@@ -347,3 +352,34 @@ def test_names_that_darwin_lacks_are_looked_for_before_they_are_used() -> None:
             and node.attr not in asked
         ]
     assert not found
+
+
+# Made up, in the form of vm_stat: total bytes; free, inactive and speculative pages, 2/5 of the memory.
+MACS_IN_USE = {16: (17_179_869_184, 7161, 350_101, 4387), 32: (34_359_738_368, 61_204, 803_377, 21_556)}
+
+
+@pytest.mark.parametrize("gib", MACS_IN_USE)
+def test_two_macs_in_use_hold_the_default_model_from_their_commands_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gib: int
+) -> None:
+    """From what vm_stat and sysctl print to the layers of each rank; no MLX is there to be asked."""
+    total, *pages = MACS_IN_USE[gib]
+    lines = (f"{name}: {num}." for name, num in zip(("free", "inactive", "speculative"), pages, strict=True))
+    said = {
+        "vm_stat": "Mach Virtual Memory Statistics: (page size of 16384 bytes)\n"
+        + "\n".join(f"Pages {line}" for line in lines),
+        "hw.memsize": f"{total}\n",
+        "iogpu.wired_limit_mb": "0\n",
+        "machdep.cpu.brand_string": "Apple M2\n",
+    }
+    monkeypatch.setattr(facts, "run", lambda command: said.get(command[-1], ""))
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    answer = facts.collect({"worker_dir": str(tmp_path), "environment": str(tmp_path / "venv")})
+    assert 0.3 < answer["free_memory_bytes"] / answer["total_memory_bytes"] < 0.5
+    cluster = Cluster((Host("localhost", None, "10.0.0.1", 1), Host("mac2", "mac2", "10.0.0.2", 1)))
+    told = [make_facts(host, answer, answer["unix_time"], answer["unix_time"]) for host in cluster.hosts]
+    settings = load_settings({}, root=tmp_path, environ={})
+    layout = choose_layout(settings, make_default_source(), measure_rooms(cluster, told, {}))
+    assert sum(layout.counts) == 27
+    assert list(find_short_hosts(layout)) == (["localhost", "mac2"] if gib == 16 else [])
