@@ -14,14 +14,66 @@ fail() {
 
 # Prints the first Python that is new enough: $PYTHON, then python3, then the versioned names.
 find_python() {
-    local candidate
+    local candidate path
     for candidate in "${PYTHON:-}" python3 python3.14 python3.13 python3.12 python3.11; do
-        if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
-            command -v "$candidate"
+        path=$(command -v "${candidate:-none}") || continue
+        if ! is_stub "$path" && is_new_enough "$path" && ! is_translated "$path"; then
+            printf '%s\n' "$path"
             return 0
         fi
     done
     return 1
+}
+
+is_new_enough() {
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+}
+
+# Without Apple's developer tools this Python opens a dialog on the screen and does nothing else: never run.
+is_stub() {
+    if [ "$1" != /usr/bin/python3 ] || ! is_mac || xcode-select -p >/dev/null 2>&1; then
+        return 1
+    fi
+    note "$1 is left alone: it would only ask on the screen for Apple's developer tools (xcode-select --install)"
+}
+
+# A Python for Intel Macs runs on Apple silicon under Rosetta, and no package of MLX is for it.
+is_translated() {
+    if ! is_mac || ! has_apple_silicon || [ "$(machine_of "$1")" != x86_64 ]; then
+        return 1
+    fi
+    note "$1 is left alone: it is a Python for Intel Macs, which runs under Rosetta; MLX needs one for arm64"
+}
+
+machine_of() {
+    "$1" -c 'import platform; print(platform.machine())' 2>/dev/null
+}
+
+is_mac() {
+    [ "$(uname -s)" = Darwin ]
+}
+
+# Under Rosetta uname says x86_64, too; Intel Macs do not have this value of sysctl.
+has_apple_silicon() {
+    [ "$(uname -m)" = arm64 ] || [ -n "$(sysctl -n sysctl.proc_translated 2>/dev/null)" ]
+}
+
+note() {
+    printf 'launch.sh: %s\n' "$*" >&2
+}
+
+# MLX has packages for Macs with Apple silicon and macOS 14 or newer only.
+check_mac() {
+    local version
+    is_mac || return 0
+    has_apple_silicon || fail "this Mac has an Intel processor; MLX needs a Mac with Apple silicon (M1 or newer)"
+    version=$(SYSTEM_VERSION_COMPAT=0 sw_vers -productVersion 2>/dev/null) || version=
+    case ${version%%.*} in
+    [1-9] | 1[0-3]) fail "macOS $version is too old, MLX needs 14 or newer: System Settings, General, Software Update" ;;
+    esac
+    if [ ! -f "$stamp" ] && [ -x "$venv/bin/python" ] && is_translated "$venv/bin/python"; then
+        fail "$venv cannot be used: rm -r $venv, then run this again with a Python for arm64 (brew install python)"
+    fi
 }
 
 require_python() {
@@ -84,6 +136,7 @@ if wants_help "$@"; then
     require_python
     exec "$python" -m cluster "$@"
 fi
+check_mac
 
 if [ ! -x "$venv/bin/python" ] || [ "$(cat "$stamp" 2>/dev/null)" != "$(requirements_hash)" ]; then
     "$venv/bin/python" -c 'import pip' >/dev/null 2>&1 || make_venv

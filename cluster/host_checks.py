@@ -38,6 +38,8 @@ def check_host(facts: HostFacts, here: Mapping[str, str]) -> list[Finding]:
 def check_python(facts: HostFacts) -> Finding:
     """A Python that is new enough, with its venv module where an environment is still to be made."""
     text = f"Python {facts.python_version} ({facts.python}), {facts.system} {facts.release} {facts.machine}"
+    if facts.mac_trouble:
+        return _finding(facts, "python", "failed", *facts.mac_trouble)
     if not facts.is_new_enough:
         text = f"the newest Python found is {facts.python_version} ({facts.python}); 3.11 or newer is needed"
         return _finding(facts, "python", "failed", text, install_python(facts.host.name, facts.system))
@@ -109,7 +111,9 @@ def describe_memory(facts: HostFacts) -> Finding:
     if free is None or total is None:
         return _finding(facts, "memory", "note", "the free memory could not be read")
     chip = f" ({facts.chip})" if facts.chip else ""
-    return _finding(facts, "memory", "ok", f"{format_bytes(free)} free of {format_bytes(total)}{chip}")
+    gpu = facts.gpu_wired_limit_bytes
+    limit = f", of which the GPU may use {format_bytes(gpu)}" if gpu else ""
+    return _finding(facts, "memory", "ok", f"{format_bytes(free)} free of {format_bytes(total)}{limit}{chip}")
 
 
 def check_ring_address(facts: HostFacts) -> Finding:

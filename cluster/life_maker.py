@@ -20,7 +20,7 @@ from cluster.errors import ClusterError
 from cluster.heartbeats import Rank
 from cluster.hosts import Cluster, read_cluster
 from cluster.placing import Placed, forget_placed, load_placed, make_key, on_all, place_all
-from cluster.processes import ProcessIdentity
+from cluster.processes import PSUTIL_ERRORS, ProcessIdentity
 from cluster.remote_ranks import HostAnswer, ask_host, end_processes, make_rank_command
 from cluster.ring_life import LifePlan, RankPlace
 from cluster.running import Running
@@ -194,7 +194,10 @@ class LifeMaker:
 
     def _has_memory(self, cluster: Cluster) -> bool:
         needed = SPARE_MEMORY_BYTES * cluster.num_local_ranks
-        is_tight = psutil.virtual_memory().available <= needed
+        try:
+            is_tight = psutil.virtual_memory().available <= needed
+        except PSUTIL_ERRORS:
+            is_tight = True
         return not is_tight or self._running.settings.spare_ranks == "on"
 
     def mark(self) -> object:

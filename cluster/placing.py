@@ -19,7 +19,7 @@ from cluster.copy_progress import CopyProgress
 from cluster.errors import ClusterError
 from cluster.hosts import Cluster, Host
 from cluster.model_files import ensure_models
-from cluster.plan import RingLayout, plan_ring
+from cluster.plan import RingLayout, find_short_hosts, plan_ring
 from cluster.probe import HostFacts, probe
 from cluster.spares import mark_code
 from cluster.ssh import HostUnreachable
@@ -151,6 +151,8 @@ async def check_hosts(cluster: Cluster, settings: Settings, show: Show) -> tuple
 async def _check_worker(worker: Worker, facts: HostFacts) -> None:
     name = worker.host.name
     is_mac = facts.system == "Darwin"
+    if facts.mac_trouble:
+        raise ClusterError(f"{name}: {': '.join(facts.mac_trouble)}")
     if not facts.is_new_enough and not await has_environment(worker):
         install = "brew install python" if is_mac else "sudo apt-get install python3 python3-venv"
         raise ClusterError(f"{name}: Python {facts.python_version} is too old, 3.11 is needed: {install}")
@@ -204,7 +206,8 @@ async def plan_model(
         ModelUnknown: a model that is made or copied here first.
     """
     layout = await plan_ring(settings, cluster, facts, held_bytes=held_bytes)
-    show.done("plan", describe_shares(layout))
+    short = [f"{name}: {text}" for name, text in find_short_hosts(layout).items()]
+    show.done("plan", "; ".join([describe_shares(layout), *short]))
     return layout
 
 

@@ -25,6 +25,7 @@ SENT = Path(__file__).resolve().parent / "sent"
 PROBE_LIMIT_S = 30.0
 EXIT_NO_PYTHON = 86
 NEEDED_PYTHON = (3, 11)
+OLDEST_MACOS = 14
 
 # Runs the first Python that is new enough, else the first there is. Without Apple's developer tools
 # /usr/bin/python3 is a stub that opens a dialog on that Mac's screen: left alone.
@@ -74,7 +75,7 @@ class HostFacts:
     can_make_environments: bool
     total_memory_bytes: int | None
     free_memory_bytes: int | None  # within the limits of control groups
-    gpu_wired_limit_bytes: int | None  # macOS, where iogpu.wired_limit_mb is set
+    gpu_wired_limit_bytes: int | None  # macOS: what MLX or sysctl says that the GPU may use
     chip: str  # the processor's name; empty where not told
     worker_dir: str  # absolute
     disk_free_bytes: int | None
@@ -91,6 +92,27 @@ class HostFacts:
     def is_new_enough(self) -> bool:
         """True if its Python runs this program."""
         return tuple(int(part) for part in self.python_version.split(".")[:2]) >= NEEDED_PYTHON
+
+    @property
+    def mac_trouble(self) -> tuple[str, str] | None:
+        """Why MLX cannot run on this Mac, and what helps; None where it can, and on other systems."""
+        if self.system != "Darwin":
+            return None
+        if self.machine != "arm64" and "Apple" in self.chip:
+            text = (
+                f"{self.python} is a Python for Intel Macs, which runs under Rosetta; MLX needs one for arm64"
+            )
+            return text, "brew install python, or name another with WORKER_PYTHON in .env"
+        if self.machine != "arm64":
+            return (
+                f"it is an Intel Mac ({self.chip}); MLX needs Apple silicon",
+                "leave it out of WORKER_HOSTS",
+            )
+        major = self.release.partition(".")[0]
+        if major.isdigit() and int(major) < OLDEST_MACOS:
+            text = f"macOS {self.release} is too old, MLX needs {OLDEST_MACOS} or newer"
+            return text, "update it there: System Settings, General, Software Update"
+        return None
 
     def interface_of(self, address: str) -> Interface | None:
         """The interface that has an address."""

@@ -14,7 +14,7 @@ from cluster.errors import ClusterError
 from cluster.hosts import Cluster
 from cluster.model_source import ModelUnknown, read_source
 from cluster.placing import check_hosts, describe_shares, on_all, place_code, place_model, plan_model
-from cluster.plan import choose_layout, measure_rooms
+from cluster.plan import choose_layout, find_short_hosts, measure_rooms
 from cluster.probe import HostFacts
 from cluster.ssh import close_connections
 from cluster.steps import Steps
@@ -90,7 +90,8 @@ def _rehearse_plan(settings: Settings, cluster: Cluster, facts: Sequence[HostFac
         layout = choose_layout(settings, read_source(settings), measure_rooms(cluster, facts, {}))
     except ModelUnknown as error:
         return [f"plan: when the model is there ({error})"]
-    return [f"plan: {describe_shares(layout)}"]
+    short = [f"{name}: {text}" for name, text in find_short_hosts(layout).items()]
+    return [f"plan: {describe_shares(layout)}", *short]
 
 
 async def _rehearse_worker(worker: Worker) -> list[str]:

@@ -7,6 +7,8 @@ from distributed.kv_sizes import padded_tokens
 from distributed.model_shape import ModelShape
 
 MIB = 1 << 20
+# Beside weights and KV: interpreter, MLX, activations (180 to 260 MB seen), and a spare in waiting (200 MB).
+RANK_BYTES = 512 * MIB
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,12 @@ Knows nothing of the ring, the spool or how a rank starts.
 
 from __future__ import annotations
 
-import mlx.core as mx
-
 from config import Settings
 from distributed.checkpoint import read_config
 from distributed.drafting import MAX_DRAFTS, PromptLookup
 from distributed.engine import EngineLimits
 from distributed.frame import max_step_bytes
+from distributed.memory import has_gpu
 from distributed.model_shape import count_experts
 from distributed.prefill import MIN_PACED_TOKENS
 from distributed.ring_status import RingStatus
@@ -22,10 +21,6 @@ from distributed.splitting import Splitting
 GPU_CHUNK_TOKENS, CPU_CHUNK_TOKENS = 512, 128
 MIN_MIXTURE_CHUNK_TOKENS = 64  # also beside answers that wait: a step reads about every expert
 CPU_MIXTURE_CHUNK_TOKENS = 256  # an expert gets a share of them; latents gain, too (models/deepseek_v2.py)
-
-
-def has_gpu() -> bool:
-    return bool(mx.default_device().type == mx.DeviceType.gpu)
 
 
 def chunk_tokens(settings: Settings) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import platform
 import signal
 import socket
@@ -15,23 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import psutil
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from config import Settings
 from distributed import handshake, tokenizers
-from distributed.capacities import HostCapacity, make_reserve
+from distributed.capacities import HostCapacity
 from distributed.checkpoint import BadCheckpoint, read_config
 from distributed.engine import Engine
 from distributed.frame import FLAG_READY, Frame, Kind, parse_step
 from distributed.handshake import RankInfo, RingPlan
 from distributed.intake import Intake, ModelFacts
 from distributed.lifeline import Lifeline, RankStart
-from distributed.limits import chunk_tokens, has_gpu, make_engine_limits, make_scheduler
-from distributed.model_shape import ModelShape, read_shape
+from distributed.limits import chunk_tokens, make_engine_limits, make_scheduler
+from distributed.memory import can_unpack, check_memory, has_gpu, held_bytes, limit_cache
+from distributed.model_shape import read_shape
 from distributed.ring import HiddenShape, LoopbackRing, MlxRing
 from distributed.ring_status import RingStatus
-from distributed.sharding import DoesNotFit, needs_of, plan_layers, split_layers, weights_hash
+from distributed.sharding import plan_layers, split_layers, weights_hash
 from distributed.simulated import is_simulated, load_simulated_stage
 from distributed.stage import Stage
 from distributed.stage_files import SUMS_NAME, WeightsMark, local_sums_file, mark_weights
@@ -78,7 +79,7 @@ def serve_worker(
     handshake.check_weights(plan, start, mark_weights(folder, plan.ranges, ring.rank, folder / SUMS_NAME))
     ring.send(answer)
     lifeline.enter("loading", plan.load_timeout_seconds)
-    stage, load_s = _load_stage(ring, plan, lifeline, threads)
+    stage, load_s = _load_stage(ring, plan, lifeline, threads, settings.local_ranks)
     worker = Worker(ring, stage, lifeline, plan.step_timeout_seconds)
     worker.run(lambda: _describe(ring, plan, stage, lifeline, start, load_s))
 
@@ -115,7 +116,7 @@ def serve_rank0(
     status.enter("loading")
     lifeline.enter("loading", settings.load_timeout)
     finish_tokenizers = tokenizers.begin_loading(folder)
-    stage, load_s = _load_stage(ring, plan, lifeline, threads)
+    stage, load_s = _load_stage(ring, plan, lifeline, threads, settings.local_ranks)
     own = _describe(ring, plan, stage, lifeline, start, load_s)
     status.ranks = _ready_lap(ring, own, settings, lifeline)
     _warm_up(ring, stage, settings, status)
@@ -221,35 +222,8 @@ def _plan_here(settings: Settings, folder: Path, ring: AnyRing, *, dequantize: b
         layers = split_layers(shape.num_layers, counts)
     else:
         layers = plan_layers(shape, [HostCapacity(num_ranks=ring.size)])
-    _check_memory(settings, shape, layers)
+    check_memory(settings, shape, layers)
     return layers
-
-
-def _check_memory(settings: Settings, shape: ModelShape, layers: tuple[range, ...]) -> None:
-    """All ranks are on this machine: refuse weights that its free memory cannot hold, before reading them.
-
-    KV is not taken at the start, and short texts never need all of the reserve: too large a one is only told.
-
-    Raises:
-        DoesNotFit: with the numbers.
-    """
-    available = psutil.virtual_memory().available
-    kv = make_reserve(settings, len(layers))
-    (need,) = needs_of(shape, [HostCapacity(num_ranks=len(layers), memory_bytes=available)], layers, kv)
-    if need.weights_bytes > available:
-        raise DoesNotFit(
-            f"the model's weights take {need.weights_bytes / 2**30:.1f} GiB, "
-            f"this machine has {available / 2**30:.1f} GiB free"
-        )
-    if not need.fits:
-        logger.warning(
-            "weights (%.1f GiB) and KV_CACHE_RESERVED_MEMORY_MB for %d ranks (%.1f GiB) are more than the "
-            "%.1f GiB that are free: lower it, or many long texts will be too much for this machine",
-            need.weights_bytes / 2**30,
-            len(layers),
-            need.kv_bytes / 2**30,
-            available / 2**30,
-        )
 
 
 def _should_dequantize(folder: Path) -> bool:
@@ -258,7 +232,7 @@ def _should_dequantize(folder: Path) -> bool:
         return False
     shape = read_shape(folder, dequantize=True, float_bytes=4)
     unpacked = sum(shape.layer_bytes) + shape.embed_bytes + shape.head_bytes
-    return unpacked <= MAX_DEQUANTIZED_SHARE * psutil.virtual_memory().available
+    return can_unpack(unpacked, MAX_DEQUANTIZED_SHARE)
 
 
 def _hello_lap(ring: AnyRing, plan: RingPlan, secret: str, settings: Settings, lifeline: Lifeline) -> None:
@@ -284,10 +258,13 @@ def _next_frame(ring: AnyRing, lifeline: Lifeline, limit_seconds: float) -> Fram
 
 
 def _load_stage(
-    ring: AnyRing, plan: RingPlan, lifeline: Lifeline, threads: ProductThreads | None
+    ring: AnyRing, plan: RingPlan, lifeline: Lifeline, threads: ProductThreads | None, num_local_ranks: int
 ) -> tuple[Stage, float]:
     """Load this rank's layers and run them once; returns the stage and the seconds it took."""
     start = time.monotonic()
+    if has_gpu():
+        lifeline.count_memory_by(held_bytes)
+    limit_cache()
     # Metal keeps the weights in memory; elsewhere this does nothing (mlx_lm 0.32.2 utils.py).
     maybe_set_recommended_wired_limit()
     folder = Path(plan.model_folder)
@@ -295,6 +272,7 @@ def _load_stage(
         stage = _load_simulated(folder, ring, plan)
     else:
         stage = _load_model(folder, ring, plan, lifeline, None if has_gpu() else threads)
+    limit_cache(stage.model.weights_bytes, min(num_local_ranks, ring.size))
     stage.measure_kv()
     ring.set_hidden_shape(HiddenShape(stage.model.hidden_size, stage.model.dtype))
     # All that was imported and loaded stays: to go through it would hold a step up for 0.07 s (CPython 3.11).
@@ -333,7 +311,7 @@ def _describe(
     return RankInfo(
         rank=ring.rank,
         host=start.host_name or start.hosts[ring.rank].rpartition(":")[0] or platform.node(),
-        pid=psutil.Process().pid,
+        pid=os.getpid(),
         first_layer=layers.start,
         num_layers=len(layers),
         weights_bytes=stage.model.weights_bytes,

@@ -14,8 +14,12 @@ import numpy as np
 
 from distributed.frame import StageStep
 from distributed.kv_sizes import padded_tokens
+from distributed.memory import drop_cache
 from distributed.models import StageModel
 from distributed.threads import ProductThreads
+
+# What such a step leaves for reuse (scores that grow with the context) fits no later one.
+LONG_STEP_TOKENS = 256
 
 
 class Stage:
@@ -59,6 +63,7 @@ class Stage:
             table = self._tables[step.table] = self.model.make_table()
         if step.resets_table:
             table.reset()
+            drop_cache()
         for copy in step.copies:
             source = self._tables[copy.from_table]
             table.copy_prefix(source, copy.from_slot, copy.to_slot, copy.num_tokens)
@@ -67,6 +72,8 @@ class Stage:
             mx.async_eval(hidden, table.arrays)
             meanwhile()
         mx.eval(hidden, table.arrays)
+        if step.num_rows * step.num_tokens >= LONG_STEP_TOKENS:
+            drop_cache()
         if not (step.wants_logits and self.model.is_last):
             self.rest()
         return hidden
@@ -117,3 +124,4 @@ class Stage:
     def drop_tables(self) -> None:
         """Forget all KV."""
         self._tables.clear()
+        drop_cache()

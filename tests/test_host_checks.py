@@ -59,6 +59,33 @@ def find(findings: list[Finding], check: str) -> Finding:
     return found
 
 
+@pytest.mark.parametrize(
+    ("told", "text", "mend"),
+    [
+        ({"machine": "x86_64"}, "runs under Rosetta; MLX needs one for arm64", "WORKER_PYTHON"),
+        ({"machine": "x86_64", "chip": "VirtualApple @ 2.50GHz"}, "under Rosetta", "brew install python"),
+        ({"machine": "x86_64", "chip": "Intel(R) Core(TM) i7"}, "Intel Mac", "leave it out of WORKER_HOSTS"),
+        ({"release": "13.6.9"}, "macOS 13.6.9 is too old, MLX needs 14 or newer", "Software Update"),
+    ],
+)
+def test_a_mac_that_cannot_run_mlx_is_named_with_what_helps(
+    told: dict[str, str], text: str, mend: str
+) -> None:
+    """An Intel Mac, a Python under Rosetta, an old macOS: the start's sentence is the same."""
+    facts = replace(FACTS, **told)  # type: ignore[arg-type]
+    finding = host_checks.check_python(facts)
+    assert finding.level == "failed"
+    assert text in finding.text
+    assert mend in finding.mend
+
+
+def test_a_mac_that_runs_mlx_has_no_trouble() -> None:
+    """Nor has any other system."""
+    assert FACTS.mac_trouble is None
+    assert replace(FACTS, release="14.0").mac_trouble is None
+    assert replace(FACTS, system="Linux", machine="x86_64", release="6.1").mac_trouble is None
+
+
 def test_a_host_in_order_has_no_other_finding_than_ok() -> None:
     """The interface of the ring address is named with its kind."""
     findings = host_checks.check_host(FACTS, HERE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,6 +12,7 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache
 from msgspec.structs import replace
 
+from distributed import ring
 from distributed.lifeline import EXIT_REFUSED, EXIT_RING_LOST, EXIT_SUPERVISOR_GONE
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint, reference_model
 from tests.ring_service import SECRET, RingService
@@ -47,6 +49,34 @@ def greedy(folder: Path, prompt: list[int], num_tokens: int) -> tuple[list[int],
         tokens.append(int(mx.argmax(logits).item()))
         inputs = mx.array([tokens[-1:]])
     return tokens, num_sure
+
+
+def test_only_connected_tcp_sockets_are_duplicated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS kills a process that duplicates a file, pipe or socket that a system library guards."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    one = socket.create_connection(listener.getsockname())
+    other, _ = listener.accept()
+    unix, unconnected = socket.socketpair(), socket.socket()
+    connected = {one.fileno(), other.fileno()}
+    duplicated: list[int] = []
+    real_dup = os.dup
+
+    def dup(descriptor: int) -> int:
+        duplicated.append(descriptor)
+        return real_dup(descriptor)
+
+    with (tmp_path / "file").open("w"), monkeypatch.context() as patched:
+        patched.setattr(os, "dup", dup)
+        found = ring._connected_sockets()
+    names = {entry.getsockname() for entry in found}
+    assert connected <= set(duplicated)
+    assert {one.getsockname(), other.getsockname()} <= names
+    for descriptor in duplicated:  # what else is connected in this process is another test's
+        with socket.socket(fileno=real_dup(descriptor)) as view:
+            assert view.family in (socket.AF_INET, socket.AF_INET6)
+            assert view.getpeername()
+    for entry in (*found, *unix, unconnected, one, other, listener):
+        entry.close()
 
 
 @pytest.mark.parametrize(("num_ranks", "split"), [(1, "auto"), (2, "auto"), (2, "3,1"), (3, "1,2,1")])
