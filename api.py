@@ -24,7 +24,7 @@ from config import ConfigError, Settings
 from config.binding import BindingRefused, check_binding, resolve
 from config.limits import raise_descriptor_limits
 from config.live import load_inherited_settings
-from config.logs import configure_logging
+from config.logs import configure_logging, say
 from frontdoor.app import make_app
 from frontdoor.auth import KeysUnreadable
 from frontdoor.connections import Connection
@@ -52,7 +52,7 @@ def main() -> int:
         check_who_may_connect(settings, listening)
         app = make_app(settings)
     except (ConfigError, BindingRefused, KeysUnreadable, TokenizerUnusable, SpoolError) as error:
-        print(error, file=sys.stderr)
+        say(error)
         return 2
     # uvicorn raises the signal that stopped it once more when it has shut down: that is a clean end.
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -24,10 +24,11 @@ from pydantic import ValidationError
 from config import ConfigError, Settings
 from config.limits import count_cores, raise_descriptor_limits
 from config.live import load_inherited_settings, with_values
-from config.logs import configure_logging, set_level
+from config.logs import configure_logging, say, set_level
 from distributed.blas import BlasNotFound, load_fast_blas
 from distributed.lifeline import (
     EXIT_CLEAN,
+    EXIT_DISK_REFUSED,
     EXIT_REFUSED,
     EXIT_RING_LOST,
     EXIT_SUPERVISOR_GONE,
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = load_inherited_settings()
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        say(error)
         return EXIT_REFUSED
     configure_logging(settings, process=f"rank {options.rank or 0}")
     try:
@@ -113,7 +114,7 @@ def _run(
     from distributed.handshake import RefusedStart
     from distributed.rank import open_spool, serve_rank0, serve_worker
     from distributed.ring import RingLost
-    from spool import SpoolError
+    from spool import SpoolError, SpoolUnavailable
 
     try:
         if start is not None and start.rank:
@@ -125,6 +126,9 @@ def _run(
     except RingLost as error:
         logger.error("the ring is lost: %s", error)
         return EXIT_RING_LOST
+    except SpoolUnavailable as error:
+        logger.error("%s", error)
+        return EXIT_DISK_REFUSED
     except (RefusedStart, ModelError, ConfigError, SpoolError) as error:
         logger.error("%s", error)
         return EXIT_REFUSED

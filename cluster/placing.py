@@ -33,6 +33,7 @@ from cluster.workers import (
     sync_code,
 )
 from config import Settings
+from config.disk_trouble import DiskTroubles
 from config.run_files import read_json, write_json
 
 PLACED_NAME = "placed.json"
@@ -98,8 +99,9 @@ class Placed:
     model_folders: Mapping[str, str] = field(default_factory=dict)  # by the host's ssh destination
 
     def save(self, run_dir: Path) -> None:
-        """Keep it for the supervisor."""
-        write_json(run_dir / PLACED_NAME, asdict(self))
+        """Keep it for the supervisor, which looks at everything again where the disk refuses."""
+        with DiskTroubles().guard(PLACED_NAME):
+            write_json(run_dir / PLACED_NAME, asdict(self))
 
 
 def load_placed(run_dir: Path, key: str) -> Placed | None:
@@ -113,7 +115,8 @@ def load_placed(run_dir: Path, key: str) -> Placed | None:
 
 def forget_placed(run_dir: Path) -> None:
     """Look at everything again before the next life."""
-    (run_dir / PLACED_NAME).unlink(missing_ok=True)
+    with DiskTroubles().guard(PLACED_NAME):
+        (run_dir / PLACED_NAME).unlink(missing_ok=True)
 
 
 def make_key(settings: Settings, cluster: Cluster) -> str:

@@ -22,6 +22,7 @@ from cluster.hosts import Cluster
 from cluster.model_source import ModelSource, read_source
 from cluster.probe import HostFacts
 from config import Settings
+from config.disk_trouble import DiskTroubles
 from config.run_files import read_json, write_json
 from distributed.capacities import HostCapacity, KVReserve, make_reserve
 from distributed.model_shape import ModelShape
@@ -126,7 +127,8 @@ async def plan_ring(
     rooms = measure_rooms(cluster, facts, held_bytes or {})
     source = await asyncio.to_thread(read_source, settings)
     layout = choose_layout(settings, source, rooms)
-    write_json(settings.run_dir / LAYOUT_NAME, {"key": _key(settings, layout), **_body(layout)})
+    with DiskTroubles().guard(LAYOUT_NAME):  # it costs the next start its choice, and no more
+        write_json(settings.run_dir / LAYOUT_NAME, {"key": _key(settings, layout), **_body(layout)})
     return layout
 
 

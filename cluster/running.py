@@ -18,6 +18,7 @@ from cluster.restart_policy import FIRST_DELAY_S
 from cluster.ring_life import HEARTBEAT_LIMIT_S
 from cluster.state_file import SupervisorState
 from config import Settings
+from config.disk_trouble import DiskTroubles
 from config.fields import json_value
 from config.live import to_environment
 from config.rotating_file import RotatingFile
@@ -49,6 +50,7 @@ class Running:
     state: SupervisorState
     publish: Callable[[], None]
     was_ready: bool = False
+    troubles: DiskTroubles = field(default_factory=DiskTroubles)
     _logs: dict[str, RotatingFile] = field(default_factory=dict)
 
     def make_environment(self, num_local_ranks: int | None = None) -> dict[str, str]:

@@ -42,9 +42,9 @@ from cluster.stop import end_leftovers
 from config import Settings, SettingsError, load_settings
 from config.checks import start_problems
 from config.limits import raise_descriptor_limits
-from config.logs import configure_logging, set_level
+from config.logs import configure_logging, say, set_level
 from config.ring_secret import load_ring_secret
-from config.run_files import write_json
+from config.run_files import write_status
 from config.show import parse_overrides
 
 SETTINGS_LOOK_S = 1.0
@@ -202,11 +202,9 @@ class Supervisor:
             waiting = [make_process_entry(child, "spare") for child in ring.spares]
             leaving = [make_process_entry(child, "leaving") for child in api.leaving]
             state.spares = [*waiting, *leaving]
-        try:
-            write_json(running.settings.run_dir / STATE_NAME, make_state(state))
-        except OSError as error:
-            # A full disk must not end the service; the next change is written again.
-            logger.warning("cannot write %s: %s", STATE_NAME, error.strerror)
+        state.troubles = running.troubles.sentences
+        with running.troubles.guard(STATE_NAME):
+            write_status(running.settings.run_dir / STATE_NAME, make_state(state))
 
     def _list_processes(self, ring: RingKeeper, api: FrontDoorKeeper) -> list[dict[str, Any]]:
         ranks = [make_rank_entry(rank) for rank in ring.life.ranks] if ring.life else []
@@ -251,7 +249,7 @@ def run_supervisor(
             raise SettingsError(problems)
         configure_logging(settings, process="supervisor")
     except SettingsError as error:
-        print(error, file=sys.stderr)
+        say(error)
         return 2
     if message := raise_descriptor_limits(settings):
         logger.warning("%s", message)

@@ -204,8 +204,8 @@ class FileSystem:
 
     def overwrite(self, fd: int, data: bytes) -> None:
         """Replace the content of an open file; not atomic, for notes to people only."""
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, data, 0)
+        os.pwrite(fd, data, 0)  # first: on a full disk, what is given back may be gone
+        os.ftruncate(fd, len(data))
 
     def is_process_alive(self, pid: int) -> bool:
         """Whether there is a process of this number, whoever's it is."""
