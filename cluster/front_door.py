@@ -23,7 +23,7 @@ from cluster.log_files import LineBuffer, ProcessLog
 from cluster.ports import host_to_dial
 from cluster.restart_policy import MAX_DELAY_S, RestartPolicy
 from cluster.ring_keeper import wait_for_any
-from cluster.ring_life import EXIT_DISK_REFUSED, EXIT_REFUSED
+from cluster.ring_life import EXIT_REFUSED
 from cluster.running import Running
 
 API_END_LIMIT_S = 5.0
@@ -104,19 +104,13 @@ class FrontDoorKeeper:
             reason = await self._serve()
             if reason is None:
                 break
-            delay_s = self._judge(policy, made_progress=time.monotonic() - started_at > API_PROGRESS_S)
+            delay_s = policy.after_failure(
+                made_progress=time.monotonic() - started_at > API_PROGRESS_S,
+                is_permanent=self._is_refusing and not self._running.was_ready,
+                was_killed=self._was_killed,
+            )
             await self._pause(reason, delay_s, policy.num_failures)
         await asyncio.gather(*self._retiring, return_exceptions=True)
-
-    def _judge(self, policy: RestartPolicy, *, made_progress: bool) -> float | None:
-        """Seconds to the next start; None when there is none."""
-        if self.child is not None and self.child.exit_code == EXIT_DISK_REFUSED:
-            return policy.after_away()
-        return policy.after_failure(
-            made_progress=made_progress,
-            is_permanent=self._is_refusing and not self._running.was_ready,
-            was_killed=self._was_killed,
-        )
 
     async def _pause(self, reason: str, delay_s: float | None, num_failures: int) -> None:
         running = self._running

@@ -25,7 +25,6 @@ from cluster.running import Running
 from cluster.spares import Spares
 from cluster.state_file import mark_ring_ended
 from config import ConfigError
-from config.disk_trouble import describe_refused
 
 # Rank 0 drains for SHUTDOWN_TIMEOUT; then it puts back what still runs and sends STOP round.
 STOP_LAP_LIMIT_S = 5.0
@@ -114,7 +113,7 @@ class RingKeeper:
             return None
         if verdict.is_away or not life.made_progress:
             self._maker.forget_placed()
-        self._mark_ended(plan.epoch, "failed", verdict.reason)
+        mark_ring_ended(self._running.settings.run_dir, plan.epoch, "failed", verdict.reason)
         return replace(verdict, made_progress=life.made_progress)
 
     async def _make_plan(self) -> LifePlan | Verdict | None:
@@ -128,8 +127,6 @@ class RingKeeper:
             return making.result()
         except (ClusterError, ConfigError) as error:
             return self._take_refusal(error)
-        except OSError as error:  # a full disk, or no descriptors: nothing of it is for good
-            return Verdict(f"the ring cannot be planned: {describe_refused(error)}", is_away=True)
         finally:
             for task in (making, asked):
                 task.cancel()
@@ -139,7 +136,7 @@ class RingKeeper:
         running = self._running
         self._maker.forget_placed()
         reason = "; ".join(str(error).splitlines())
-        self._mark_ended(running.state.epoch, "failed", reason)
+        mark_ring_ended(running.settings.run_dir, running.state.epoch, "failed", reason)
         if isinstance(error, ConfigError):  # a host's name that is not known is one that is off
             return Verdict(reason, is_away=running.was_ready, was_refused=not running.was_ready)
         return Verdict(reason, is_away=is_away(error), was_refused=self._maker.is_single)
@@ -181,7 +178,7 @@ class RingKeeper:
             await life.start()
         except OSError as error:
             await life.end()
-            return Verdict(f"a rank cannot be started: {describe_refused(error)}")
+            return Verdict(f"a rank cannot be started: {error}")
         failure = asyncio.create_task(life.wait_for_failure())
         asked = asyncio.create_task(wait_for_any(self._stop, self._restart))
         try:
@@ -192,15 +189,11 @@ class RingKeeper:
             await asyncio.gather(failure, return_exceptions=True)
             is_clean = await life.drain(self._running.settings.shutdown_timeout + STOP_LAP_LIMIT_S)
             logger.info("epoch %d: %s", epoch, "drained" if is_clean else "ended")
-            self._mark_ended(epoch, "stopped", None)
+            mark_ring_ended(self._running.settings.run_dir, epoch, "stopped", None)
             return None
         finally:
             asked.cancel()
             await life.end()
-
-    def _mark_ended(self, epoch: int, phase: str, reason: str | None) -> None:
-        running = self._running
-        mark_ring_ended(running.settings.run_dir, epoch, phase, reason, running.troubles)
 
     def _on_change(self) -> None:
         """A rank has come further: when all are ready, see to the spares of the next life."""

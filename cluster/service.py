@@ -13,6 +13,7 @@ from typing import Any
 
 from cluster import ports
 from cluster.child import EXIT_SSH
+from cluster.disk import find_disk_trouble
 from cluster.hosts import Host
 from cluster.lock import read_holder
 from cluster.processes import ProcessIdentity, read_identity
@@ -31,6 +32,8 @@ class Service:
     supervisor: dict[str, Any]
     ring: dict[str, Any]
     holder: ProcessIdentity | None
+    # Why nothing is accepted for want of disk; then the files may be old, too.
+    disk_trouble: str | None = None
 
     @property
     def state(self) -> str:
@@ -43,6 +46,8 @@ class Service:
     @property
     def trouble(self) -> str | None:
         """Why a service whose processes all run is not ready all the same."""
+        if self.disk_trouble:
+            return self.disk_trouble
         if self.ring.get("epoch") != self.supervisor.get("epoch") or self.ring.get("phase") != "ready":
             return (
                 f"rank 0 says {self.ring.get('phase', 'nothing')}: {self.ring.get('reason') or 'not ready'}"
@@ -54,7 +59,24 @@ class Service:
     def reason(self) -> str | None:
         """Why it is not ready."""
         said = self.supervisor.get("reason")
+        if said and self.holder and self.disk_trouble:
+            return f"{said}; {self.disk_trouble}"
         return str(said) if said else (self.trouble if self.state == "degraded" else None)
+
+    @property
+    def is_up(self) -> bool:
+        """All of it runs; at most the disk keeps it from accepting."""
+        return (
+            self._is_of_holder
+            and self.supervisor.get("state") == "ready"
+            and (self.trouble == self.disk_trouble)
+        )
+
+    @property
+    def write_troubles(self) -> list[str]:
+        """What rank 0 and the supervisor cannot write at present."""
+        said = (("rank 0", self.ring), ("supervisor", self.supervisor))
+        return [f"{who}: {text}" for who, words in said for text in words.get("troubles") or ()]
 
     @property
     def exit_code(self) -> int:
@@ -129,4 +151,5 @@ def read_service(settings: Settings) -> Service:
 def read_service_at(run_dir: Path) -> Service:
     """The same for a run folder."""
     holder = read_holder(run_dir)
-    return Service(read_json(run_dir / STATE_NAME) or {}, read_json(run_dir / RING_NAME) or {}, holder)
+    supervisor, ring = (read_json(run_dir / name) or {} for name in (STATE_NAME, RING_NAME))
+    return Service(supervisor, ring, holder, find_disk_trouble(run_dir.parent))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import packages, ports
+from cluster.disk import check_disk
 from cluster.errors import ClusterError, StartFailed
 from cluster.hosts import Cluster, read_cluster
 from cluster.log_files import log_path
@@ -62,6 +63,7 @@ def start(
     cluster = read_cluster(settings)
     if is_rehearsal:
         return rehearse(settings, cluster, terminal)
+    check_disk(settings)
     end_leftovers(running)
     host, port = settings.api_host, settings.api_port
     if not ports.is_free(host, port):
@@ -196,7 +198,7 @@ def follow(settings: Settings, supervisor: ProcessIdentity, shown: _Shown) -> No
         has_ended = supervisor.wait(LOOK_INTERVAL_S)
         if service.supervisor.get("pid") == supervisor.pid:
             shown.update(service)
-            if service.state == "ready":
+            if service.is_up:
                 shown.finish(service)
                 return
             if service.supervisor.get("state") in ("failed", "stopping", "stopped"):
@@ -235,7 +237,9 @@ class _Shown:
             self._print_phases(entries)
 
     def finish(self, service: Service) -> None:
-        """Print the last two steps."""
+        """Print the last two steps, and what keeps requests out."""
+        if service.trouble:
+            self._terminal.line(self._terminal.colored(service.trouble, "red"))
         if not self._steps:
             return
         num_ranks = int(service.ring.get("ring_size", 0))

@@ -111,13 +111,11 @@ def last_epoch(run_dir: Path) -> int:
     return max((int(entry.get("epoch") or 0) for entry in found), default=0)
 
 
-def mark_ring_ended(
-    run_dir: Path, epoch: int, phase: str, reason: str | None, troubles: DiskTroubles
-) -> None:
+def mark_ring_ended(run_dir: Path, epoch: int, phase: str, reason: str | None) -> None:
     """Say in ring.json that its ring is gone; its ranks have ended, so nobody else writes it."""
     ring = read_json(run_dir / RING_NAME) or {}
     is_said = ring.get("epoch") == epoch and ring.get("phase") == "stopped" and phase == "stopped"
     if not is_said:
         ring |= {"updated_unix": time.time(), "epoch": epoch, "phase": phase, "reason": reason}
-        with troubles.guard(RING_NAME):
+        with DiskTroubles().guard(RING_NAME):
             write_status(run_dir / RING_NAME, ring)

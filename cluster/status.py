@@ -48,6 +48,7 @@ def make_report(service: Service) -> dict[str, Any]:
     return {
         "state": service.state,
         "reason": service.reason,
+        "disk_trouble": service.disk_trouble,
         "exit_code": service.exit_code,
         "url": service.url if service.holder else None,
         "supervisor": service.supervisor or None,
@@ -65,6 +66,7 @@ def describe(service: Service, terminal: Terminal) -> list[str]:
     lines = [f"{state}  {service.url}  {ring.get('model', '')}  up {uptime}"]
     if service.reason:
         lines.append(f"reason: {service.reason}")
+    lines += [terminal.colored(f"trouble: {text}", "yellow") for text in service.write_troubles]
     lines += ["", *make_table(_make_rows(service)), ""]
     queue, totals = ring.get("queue", {}), ring.get("totals", {})
     lines.append(
