@@ -42,7 +42,7 @@ from cluster.stop import end_leftovers
 from config import Settings, SettingsError, load_settings
 from config.checks import start_problems
 from config.limits import raise_descriptor_limits
-from config.logs import configure_logging, say, set_level
+from config.logs import configure_logging, let_go_of_lost_lines, say, set_level
 from config.ring_secret import load_ring_secret
 from config.run_files import write_status
 from config.show import parse_overrides
@@ -202,7 +202,7 @@ class Supervisor:
             waiting = [make_process_entry(child, "spare") for child in ring.spares]
             leaving = [make_process_entry(child, "leaving") for child in api.leaving]
             state.spares = [*waiting, *leaving]
-        state.troubles = running.troubles.sentences
+        state.troubles = running.troubles.sentences(STATE_NAME)
         with running.troubles.guard(STATE_NAME):
             write_status(running.settings.run_dir / STATE_NAME, make_state(state))
 
@@ -253,7 +253,10 @@ def run_supervisor(
         return 2
     if message := raise_descriptor_limits(settings):
         logger.warning("%s", message)
-    return asyncio.run(supervise(settings, overrides, programs or Programs()))
+    try:
+        return asyncio.run(supervise(settings, overrides, programs or Programs()))
+    finally:
+        let_go_of_lost_lines()
 
 
 def parse_flags(arguments: Sequence[str]) -> dict[str, str]:

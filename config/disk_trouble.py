@@ -33,10 +33,10 @@ class DiskTroubles:
     def __init__(self) -> None:
         self._reasons: dict[str, str] = {}
 
-    @property
-    def sentences(self) -> list[str]:
-        """One sentence for each."""
-        return [f"{trouble}: {reason}" for trouble, reason in self._reasons.copy().items()]
+    def sentences(self, for_file: str = "") -> list[str]:
+        """One sentence for each; a file that can be read needs no word about itself."""
+        own = _cannot_write(for_file)
+        return [f"{what}: {reason}" for what, reason in self._reasons.copy().items() if what != own]
 
     @contextmanager
     def guard(self, what: str) -> Iterator[None]:
@@ -44,9 +44,9 @@ class DiskTroubles:
         try:
             yield
         except OSError as error:
-            self.note(f"{what} cannot be written", describe_os_error(error))
+            self.note(_cannot_write(what), describe_os_error(error))
         else:
-            self.clear(f"{what} cannot be written")
+            self.clear(_cannot_write(what))
 
     def note(self, trouble: str, reason: str) -> None:
         """Something does not work for a reason; logged where this is new."""
@@ -58,6 +58,10 @@ class DiskTroubles:
         """It works; logged where it did not before."""
         if self._reasons.pop(trouble, None) is not None:
             logger.info("no longer: %s", trouble)
+
+
+def _cannot_write(what: str) -> str:
+    return f"{what} cannot be written"
 
 
 def describe_os_error(error: OSError) -> str:

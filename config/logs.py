@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO
@@ -125,6 +126,14 @@ def say(message: object) -> None:
     """Print a line on standard error, for a process that has no log yet; lost where it cannot be written."""
     with contextlib.suppress(OSError):
         print(message, file=sys.stderr, flush=True)
+
+
+def let_go_of_lost_lines() -> None:
+    """Drop what standard error refuses; left to the end, it would change the process's exit code to 120."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def set_level(level: str | None) -> None:

@@ -99,7 +99,7 @@ class RingStatus:
             "kv": self.kv,
             "results": self.results,
             "totals": {**self.tokens, "requests": self.requests},
-            "troubles": self.troubles.sentences,
+            "troubles": self.troubles.sentences(self._path.name),
         }
 
     def _rank_lines(self) -> list[dict[str, Any]]:

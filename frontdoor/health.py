@@ -1,8 +1,8 @@
 """GET /livez, /readyz and /health: does this process answer, does the ring make progress, what is it made
 of.
 
-Never green while stuck: the verdict is ring_status's, and the disk's. Everything here is public, so no secrets, no places on
-this machine and nothing of requests.
+Never green while stuck: the verdict is ring_status's, and the disk's. Everything here is public, so no
+secrets, no places on this machine and nothing of requests.
 """
 
 import time
