@@ -13,7 +13,6 @@ import contextlib
 import importlib
 import logging
 import os
-import resource
 import sys
 import threading
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from config import ConfigError, Settings
-from config.limits import count_cores, raise_descriptor_limits
+from config.limits import count_cores, describe_descriptor_shortage, raise_descriptor_limits
 from config.live import load_inherited_settings, with_values
 from config.logs import configure_logging, say, set_level
 from distributed.blas import BlasNotFound, load_fast_blas
@@ -158,10 +157,7 @@ class Imports:
         """
         self._thread.join()
         if isinstance(self._error, ValueError):
-            logger.error(
-                "mlx_lm needs a hard limit of 4096 open files, this process has %d: try `ulimit -Hn 4096`",
-                resource.getrlimit(resource.RLIMIT_NOFILE)[1],
-            )
+            logger.error("%s", describe_descriptor_shortage())
             return False
         if self._error is not None:
             raise self._error

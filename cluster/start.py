@@ -6,6 +6,7 @@ Shows what the status files say; the work is the supervisor's. Knows nothing of 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from cluster import packages, ports
 from cluster.disk import check_disk
 from cluster.errors import ClusterError, StartFailed
 from cluster.hosts import Cluster, read_cluster
-from cluster.log_files import log_path
+from cluster.log_files import LogMarks, log_path
 from cluster.processes import ProcessIdentity, identify
 from cluster.restart_policy import MAX_FAILURES
 from cluster.service import Service, read_service
@@ -30,6 +31,7 @@ from cluster.terminal import Terminal, format_duration, make_bar
 from config import Settings
 from config.checks import start_problems, start_warnings
 from config.errors import SettingsError
+from config.limits import limit_problems
 from config.model_path import BUILTIN_PREFIX
 from config.rotating_file import RotatingFile
 
@@ -70,6 +72,7 @@ def start(
         raise ports.describe_taken(host, port)
     steps = Steps(terminal, NUM_STEPS if cluster.is_single else NUM_STEPS - 1 + NUM_PLACING_STEPS)
     place_everything(settings, overrides, cluster, steps, prepare)
+    marks = LogMarks(settings.log_dir)
     process = launch_supervisor(settings, overrides, supervisor)
     try:
         follow(settings, process, _Shown(terminal, steps, cluster.ring_size))
@@ -77,7 +80,7 @@ def start(
         other = read_service(settings).holder
         if other and other.pid != process.pid:
             return join_running(settings, read_service(settings), terminal)
-        show_last_lines(settings, terminal)
+        show_last_lines(settings, terminal, marks)
         stop(settings, Terminal(), is_quiet=True)
         raise error from None
     return 0
@@ -111,9 +114,11 @@ def place_everything(
 
 
 def check_startable(settings: Settings) -> None:
-    """Raise SettingsError for settings that are well formed and cannot be served."""
+    """Raise SettingsError for settings that are well formed and cannot be served, ClusterError for limits."""
     if problems := start_problems(settings):
         raise SettingsError(problems)
+    if short := limit_problems(settings):
+        raise ClusterError("\n".join(short))
 
 
 def show_warnings(settings: Settings, terminal: Terminal) -> None:
@@ -166,7 +171,9 @@ def launch_supervisor(
     path = log_path(settings.log_dir, "supervisor")
     # Its standard error is the log: what even a crash of the interpreter is written to.
     log = RotatingFile(path)
-    log.write_line(f"{datetime.now().isoformat(sep=' ', timespec='milliseconds')} INFO start: new supervisor")
+    now = datetime.now().isoformat(sep=" ", timespec="milliseconds")
+    with contextlib.suppress(OSError):  # whether it can be opened, and no more, counts below
+        log.write_line(f"{now} INFO start: new supervisor")
     log.close()
     flags = [word for key, value in overrides.items() for word in ("--set", f"{key}={value}")]
     with path.open("ab") as errors:
@@ -265,14 +272,12 @@ def _describe_rank(entry: Mapping[str, Any]) -> str:
     return f"{name} {make_bar(float(entry.get('progress', 0))) if state == 'loading' else state}"
 
 
-def show_last_lines(settings: Settings, terminal: Terminal) -> None:
-    """Print the end of the log of the process that failed."""
+def show_last_lines(settings: Settings, terminal: Terminal, marks: LogMarks) -> None:
+    """Print the end of what the process that failed has logged in this start."""
     failed = read_service(settings).supervisor.get("failed_process") or "supervisor"
     path = log_path(settings.log_dir, failed)
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-NUM_LOG_LINES:]
-    except OSError:
-        return
-    terminal.line(terminal.colored(f"The last lines of {path}:", "yellow"))
+    lines = marks.read_since(path)[-NUM_LOG_LINES:]
+    if lines:
+        terminal.line(terminal.colored(f"The last lines of {path}:", "yellow"))
     for line in lines:
         terminal.line(f"    {line}")

@@ -21,7 +21,10 @@ _REMEDIES = {
     errno.EACCES: "give this user the right to write there (chown, chmod)",
     errno.EPERM: "give this user the right to write there (chown, chmod)",
     errno.EMFILE: "allow this user more open files: ulimit -n 4096",
+    errno.ENFILE: "the whole system has no open files left",
     errno.EIO: "the disk is failing: see the system's log",
+    errno.EAGAIN: "allow this user more processes and threads: ulimit -u",
+    errno.ENOMEM: "this machine, or `ulimit -v`, leaves too little memory",
 }
 
 logger = logging.getLogger(__name__)
@@ -69,8 +72,12 @@ def describe_os_error(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
 
 
+def is_of_system(error: OSError) -> bool:
+    """Whether disk, memory or limits are at fault and not a program."""
+    return error.errno in _REMEDIES
+
+
 def describe_refused(error: OSError, path: Path | str | None = None) -> str:
     """A sentence for whoever has to fix what the system refuses: the file, the reason, the remedy."""
-    where = path or error.filename or "a file"
-    remedy = _REMEDIES.get(error.errno or 0)
-    return f"{where}: {describe_os_error(error)}{f'; {remedy}' if remedy else ''}"
+    where, remedy = path or error.filename, _REMEDIES.get(error.errno or 0)
+    return f"{f'{where}: ' if where else ''}{describe_os_error(error)}{f'; {remedy}' if remedy else ''}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import logging
 import os
@@ -15,14 +16,17 @@ from typing import Any, NoReturn
 import pytest
 
 from cluster import disk
+from cluster.command_line import run_command
 from cluster.errors import ClusterError
 from cluster.lock import LOCK_NAME, SupervisorLock, read_holder
+from cluster.log_files import LogMarks
 from cluster.placing import Placed, forget_placed, load_placed
 from cluster.service import Service, read_service_at
 from cluster.state_file import mark_ring_ended
-from config import REPOSITORY_ROOT, load_settings
+from config import REPOSITORY_ROOT, SettingsError, load_settings
 from config.disk_trouble import DiskTroubles, describe_refused
 from config.logs import RotatingFileHandler
+from config.ring_secret import load_ring_secret
 from config.rotating_file import RotatingFile
 from config.run_files import overwrite, read_json, write_json, write_status
 from distributed.ring_status import RingStatus
@@ -297,3 +301,98 @@ def test_a_start_is_refused_where_nothing_can_be_written(tmp_path: Path) -> None
     settings = load_settings({"STATE_DIR": str(tmp_path / "state")}, root=tmp_path, environ={})
     with pytest.raises(ClusterError, match=r"STATE_DIR cannot be used: .*/run: (Not a dir|File exists)"):
         disk.check_disk(settings)
+
+
+LIMITS_PROGRAM = """
+import os, resource, sys
+from pathlib import Path
+from cluster.errors import ClusterError
+from cluster.own_checks import check_limits
+from cluster.start import check_startable
+from config import load_settings
+settings = load_settings({}, root=Path("/nonexistent"), environ={})
+check_startable(settings)  # imports all that it needs, while it may
+for name, value in (word.split("=") for word in sys.argv[1:]):
+    resource.setrlimit(getattr(resource, name), (int(value), int(value)))
+if os.geteuid() == 0:
+    os.setuid(65534)
+try:
+    check_startable(settings)
+except ClusterError as error:
+    print(error)
+    assert [finding.level for finding in check_limits(settings)] == ["failed"] * (len(sys.argv) - 1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("limits", "sentences"),
+    [
+        ([], []),
+        (["RLIMIT_NOFILE=256"], ["mlx_lm needs a hard limit of 4096 open files, this process has 256"]),
+        (["RLIMIT_NPROC=20"], ["a ring needs more than the 20 processes and threads of this user"]),
+        (
+            ["RLIMIT_NOFILE=256", f"RLIMIT_AS={1 << 29}"],
+            ["mlx_lm needs a hard limit", "more than the 512 MiB of address space that `ulimit -v` allows"],
+        ),
+    ],
+)
+def test_limits_that_let_no_rank_start_are_said_by_start_and_doctor(
+    limits: list[str], sentences: list[str]
+) -> None:
+    """Before anything is started, with the limit, what it is, and what raises it."""
+    if sys.platform == "darwin" and any("RLIMIT_AS" in limit for limit in limits):
+        pytest.skip("macOS does not limit address space")
+    command = [sys.executable, "-c", LIMITS_PROGRAM, *limits]
+    done = subprocess.run(
+        command, cwd=REPOSITORY_ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(sentences)
+    for line, sentence in zip(lines, sentences, strict=True):
+        assert sentence in line
+        assert "limits.conf" in line or "ulimit -v unlimited" in line
+
+
+def test_a_secret_that_cannot_be_made_is_a_sentence(tmp_path: Path, refuse: Refuse) -> None:
+    """A start needs it: the file, what the system says, and what helps."""
+    settings = load_settings({"STATE_DIR": str(tmp_path)}, root=tmp_path, environ={})
+    refuse(FULL)
+    with pytest.raises(SettingsError, match=r"secret: No space left on device; make room on that disk"):
+        load_ring_secret(settings)
+    assert list(settings.ring_secret_path.parent.glob("*secret*")) == []
+
+
+@pytest.mark.parametrize(
+    "error", [FULL, READ_ONLY, OSError(errno.EAGAIN, "no fork"), FileNotFoundError(2, "")]
+)
+def test_what_the_system_refuses_a_command_is_a_sentence(
+    error: OSError, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No traceback for a full disk; an error of the program keeps its own."""
+
+    def fail(_: argparse.Namespace) -> NoReturn:
+        raise error
+
+    options = argparse.Namespace(command="start", run=fail)
+    if error.errno == errno.ENOENT:
+        with pytest.raises(FileNotFoundError):
+            run_command(options)
+        return
+    assert run_command(options) == 1
+    assert capsys.readouterr().err.startswith(f"start: {os.strerror(error.errno or 0)}; ")
+
+
+def test_only_lines_of_this_start_are_shown(tmp_path: Path) -> None:
+    """What is behind the mark; all of a log that is new or was rotated."""
+    for name in ("old", "rotated"):
+        (tmp_path / f"{name}.log").write_text("before\n")
+    marks = LogMarks(tmp_path)
+    with (tmp_path / "old.log").open("a") as file:
+        file.write("after\n")
+    (tmp_path / "rotated.log").rename(tmp_path / "rotated.log.1")
+    for name in ("rotated", "new"):
+        (tmp_path / f"{name}.log").write_text("all\n")
+    assert marks.read_since(tmp_path / "old.log") == ["after"]
+    assert marks.read_since(tmp_path / "rotated.log") == marks.read_since(tmp_path / "new.log") == ["all"]
+    assert marks.read_since(tmp_path / "missing.log") == []
