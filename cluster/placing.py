@@ -8,6 +8,7 @@ where something has changed. Knows nothing of the ring's life.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -33,7 +34,6 @@ from cluster.workers import (
     sync_code,
 )
 from config import Settings
-from config.disk_trouble import DiskTroubles
 from config.run_files import read_json, write_json
 
 PLACED_NAME = "placed.json"
@@ -99,8 +99,8 @@ class Placed:
     model_folders: Mapping[str, str] = field(default_factory=dict)  # by the host's ssh destination
 
     def save(self, run_dir: Path) -> None:
-        """Keep it for the supervisor, which looks at everything again where the disk refuses."""
-        with DiskTroubles().guard(PLACED_NAME):
+        """Keep it for the supervisor and its next life; where the disk refuses, all is looked at again."""
+        with contextlib.suppress(OSError):
             write_json(run_dir / PLACED_NAME, asdict(self))
 
 
@@ -115,8 +115,8 @@ def load_placed(run_dir: Path, key: str) -> Placed | None:
 
 def forget_placed(run_dir: Path) -> None:
     """Look at everything again before the next life."""
-    with DiskTroubles().guard(PLACED_NAME):
-        (run_dir / PLACED_NAME).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not there, or a disk that can only be read
+        (run_dir / PLACED_NAME).unlink()
 
 
 def make_key(settings: Settings, cluster: Cluster) -> str:

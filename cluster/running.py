@@ -50,8 +50,8 @@ class Running:
     state: SupervisorState
     publish: Callable[[], None]
     was_ready: bool = False
-    troubles: DiskTroubles = field(default_factory=DiskTroubles)
     _logs: dict[str, RotatingFile] = field(default_factory=dict)
+    troubles: DiskTroubles = field(default_factory=DiskTroubles)
 
     def make_environment(self, num_local_ranks: int | None = None) -> dict[str, str]:
         """What a child that is started now runs with."""

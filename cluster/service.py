@@ -59,24 +59,7 @@ class Service:
     def reason(self) -> str | None:
         """Why it is not ready."""
         said = self.supervisor.get("reason")
-        if said and self.holder and self.disk_trouble:
-            return f"{said}; {self.disk_trouble}"
         return str(said) if said else (self.trouble if self.state == "degraded" else None)
-
-    @property
-    def is_up(self) -> bool:
-        """All of it runs; at most the disk keeps it from accepting."""
-        return (
-            self._is_of_holder
-            and self.supervisor.get("state") == "ready"
-            and (self.trouble == self.disk_trouble)
-        )
-
-    @property
-    def write_troubles(self) -> list[str]:
-        """What rank 0 and the supervisor cannot write at present."""
-        said = (("rank 0", self.ring), ("supervisor", self.supervisor))
-        return [f"{who}: {text}" for who, words in said for text in words.get("troubles") or ()]
 
     @property
     def exit_code(self) -> int:
@@ -93,6 +76,20 @@ class Service:
     def url(self) -> str:
         """The front door's address for a person."""
         return ports.make_url(*self.api_address) if self.api_address else ""
+
+    @property
+    def is_up(self) -> bool:
+        """All of it runs; at most the disk keeps it from accepting."""
+        is_said = self._is_of_holder and self.supervisor.get("state") == "ready"
+        return is_said and self.trouble == self.disk_trouble
+
+    @property
+    def troubles(self) -> list[str]:
+        """What the disk refuses, beside the reason."""
+        said = (("rank 0", self.ring), ("supervisor", self.supervisor))
+        found = [f"{who}: {text}" for who, words in said for text in words.get("troubles") or ()]
+        is_told = self.disk_trouble is None or self.reason == self.disk_trouble
+        return found if is_told else [str(self.disk_trouble), *found]
 
     @property
     def processes(self) -> dict[str, ProcessIdentity]:

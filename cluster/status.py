@@ -48,11 +48,11 @@ def make_report(service: Service) -> dict[str, Any]:
     return {
         "state": service.state,
         "reason": service.reason,
-        "disk_trouble": service.disk_trouble,
         "exit_code": service.exit_code,
         "url": service.url if service.holder else None,
         "supervisor": service.supervisor or None,
         "ring": service.ring or None,
+        "disk_trouble": service.disk_trouble,
     }
 
 
@@ -66,7 +66,6 @@ def describe(service: Service, terminal: Terminal) -> list[str]:
     lines = [f"{state}  {service.url}  {ring.get('model', '')}  up {uptime}"]
     if service.reason:
         lines.append(f"reason: {service.reason}")
-    lines += [terminal.colored(f"trouble: {text}", "yellow") for text in service.write_troubles]
     lines += ["", *make_table(_make_rows(service)), ""]
     queue, totals = ring.get("queue", {}), ring.get("totals", {})
     lines.append(
@@ -82,6 +81,7 @@ def describe(service: Service, terminal: Terminal) -> list[str]:
     )
     num_spares = sum(entry.get("state") == "spare" for entry in said.get("spares", []))
     lines.append(f"spares: {num_spares} warm, for the next start of the ring")
+    lines += [terminal.colored(f"trouble: {text}", "yellow") for text in service.troubles]
     return lines + _describe_settings(said, terminal)
 
 

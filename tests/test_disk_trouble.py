@@ -275,7 +275,11 @@ def test_an_old_status_on_a_full_disk_is_the_disks_trouble() -> None:
     service = make_service("no request is accepted: full", updated_unix=0)
     assert (service.state, service.exit_code, service.is_up) == ("degraded", 1, True)
     assert service.reason == "no request is accepted: full"
-    assert service.write_troubles == ["supervisor: supervisor.json: full"]
+    assert service.troubles == ["supervisor: supervisor.json: full"]
+    told = make_service("no request is accepted: full", updated_unix=0)
+    told.supervisor["reason"] = "rank 1 was killed by SIGKILL"
+    assert told.reason == "rank 1 was killed by SIGKILL"
+    assert told.troubles[0] == "no request is accepted: full"
     silent = make_service(None, updated_unix=0)
     assert (silent.state, silent.is_up) == ("degraded", False)
     assert "rank 0 has not written its status" in str(silent.reason)

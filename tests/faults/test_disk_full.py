@@ -224,5 +224,5 @@ def test_a_full_disk_ends_no_process_and_no_stream(tmp_path: Path) -> None:
         until(lambda: are_done(bench, [answer["id"] for _, answer in accepted]))
         assert ask(bench, "POST", "/generate", make_body(3))[0] == 200
         service = bench.read()
-        assert (service.state, service.reason, service.write_troubles) == ("ready", None, [])
+        assert (service.state, service.reason, service.troubles) == ("ready", None, [])
         assert (service.supervisor["restarts"], pids(service)) == (0, before)
