@@ -5,7 +5,9 @@ one, with a simulated model that takes its time for each token.
 """
 
 import http.client
+import itertools
 import json
+import signal
 import subprocess
 import threading
 import time
@@ -18,8 +20,9 @@ from typing import Any
 import pytest
 
 from cluster.client import read_events
-from cluster.service import Service
-from cluster.start import PREPARE, SUPERVISOR, start
+from cluster.errors import ClusterError
+from cluster.service import STALE_S, Service
+from cluster.start import PREPARE, ROOT, SUPERVISOR, start
 from tests.cluster_service import Bench, find_free_port
 
 pytestmark = pytest.mark.slow
@@ -54,6 +57,14 @@ class Disk:
         for size in ("64k", "4k", "1"):
             words = ["dd", "if=/dev/zero", f"of={self.filler}.{size}", f"bs={size}", "status=none"]
             assert subprocess.run(words, check=False, capture_output=True).returncode == 1
+
+    def use_up_inodes(self) -> None:
+        """Leave room, and no file to be made."""
+        for number in itertools.count():
+            try:
+                (self.folder / f"filler.{number}").touch()
+            except OSError:
+                return
 
     def make_room(self) -> None:
         """Give all of it back."""
@@ -201,14 +212,7 @@ def test_a_full_disk_ends_no_process_and_no_stream(tmp_path: Path) -> None:
         num_tokens = len(stream.tokens)
         written = bench.read().ring["updated_unix"]
 
-        status, answer = ask(bench, "POST", "/generate", make_body(3))
-        assert (status, answer["error"]["code"]) == (507, "disk_full")
-        status, answer = ask(bench, "GET", "/readyz")
-        assert status == 503
-        assert "disk is nearly full" in answer["reason"]
-        service = bench.read()
-        assert (service.state, service.exit_code) == ("degraded", 1)
-        assert "disk is nearly full" in str(service.reason)
+        expect_trouble(bench, "disk is nearly full", (507, "disk_full"))
         until(lambda: bench.read().ring["updated_unix"] > written)
         until(lambda: len(stream.tokens) >= num_tokens + 20)
         assert not stream.has_ended, "these came while the disk was full"
@@ -220,9 +224,134 @@ def test_a_full_disk_ends_no_process_and_no_stream(tmp_path: Path) -> None:
         assert pids(bench.read()) == before
 
         disk.make_room()
-        until(lambda: ask(bench, "GET", "/readyz")[0] == 200)
         until(lambda: are_done(bench, [answer["id"] for _, answer in accepted]))
-        assert ask(bench, "POST", "/generate", make_body(3))[0] == 200
+        expect_well(bench)
         service = bench.read()
-        assert (service.state, service.reason, service.troubles) == ("ready", None, [])
         assert (service.supervisor["restarts"], pids(service)) == (0, before)
+
+
+def pass_time(seconds: float) -> None:
+    """Let a limit of the service pass."""
+    until_at = time.monotonic() + seconds
+    until(lambda: time.monotonic() > until_at)
+
+
+def wait_until_up(bench: Bench, num_restarts: int) -> None:
+    """Wait for the end of a restart."""
+    until(lambda: bench.read().supervisor["restarts"] == num_restarts and bench.read().is_up)
+
+
+def expect_trouble(bench: Bench, words: str, code: tuple[int, str]) -> None:
+    """Nothing is accepted, for a reason that readyz and status give; all processes are well."""
+    status, answer = ask(bench, "POST", "/generate", make_body(3))
+    assert (status, answer["error"]["code"]) == code
+    status, answer = ask(bench, "GET", "/readyz")
+    assert (status, answer["status"]) == (503, code[1])
+    assert words in answer["reason"]
+    service = bench.read()
+    assert (service.state, service.exit_code, service.is_up) == ("degraded", 1, True)
+    assert words in str(service.reason)
+
+
+def expect_well(bench: Bench) -> None:
+    """Ready again by itself, and requests are answered."""
+    until(lambda: ask(bench, "GET", "/readyz")[0] == 200)
+    assert ask(bench, "POST", "/generate", make_body(3))[0] == 200
+    until(lambda: (bench.read().state, bench.read().troubles) == ("ready", []))
+
+
+def test_a_start_on_a_full_disk_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    """One sentence before anything is started: what is full, and what helps."""
+    with mounted(tmp_path / "state", "size=1m") as disk:
+        disk.fill()
+        values = {"STATE_DIR": str(disk.folder), "MODEL_REPO": MODEL, "API_PORT": str(find_free_port())}
+        bench = RealBench(values, tmp_path)
+        with pytest.raises(ClusterError, match=r"STATE_DIR cannot be used: .*No space left on device; make"):
+            bench.start()
+        disk.make_room()
+        with pytest.raises(ClusterError, match=r"the disk is nearly full: . MiB free, .. MiB needed"):
+            bench.start()
+        assert bench.read().holder is None
+
+
+@pytest.mark.long
+def test_an_idle_ring_on_a_full_disk_is_not_held_to_be_dead(tmp_path: Path) -> None:
+    """Row 33: longer than a silent rank 0 is believed."""
+    with mounted(tmp_path / "state") as disk, serving(tmp_path, disk.folder) as bench:
+        before = pids(bench.read())
+        disk.fill()
+        pass_time(STALE_S + 2)
+        expect_trouble(bench, "disk is nearly full", (507, "disk_full"))
+        disk.make_room()
+        expect_well(bench)
+        assert pids(bench.read()) == before
+
+
+@pytest.mark.long
+def test_a_disk_that_can_only_be_read_ends_no_process(tmp_path: Path) -> None:
+    """Row 17: not even the status can be written; a stream ends when it can be."""
+    with mounted(tmp_path / "state") as disk, serving(tmp_path, disk.folder) as bench:
+        before = pids(bench.read())
+        stream = Stream(bench)
+        until(lambda: len(stream.tokens) >= 5)
+        with disk.read_only():
+            pass_time(STALE_S + 2)
+            expect_trouble(bench, "the disk is mounted read-only", (503, "read_only"))
+        stream.join()
+        assert (stream.trouble, stream.tokens) == (None, list(range(NUM_TOKENS)))
+        expect_well(bench)
+        assert pids(bench.read()) == before
+        log = (bench.settings.log_dir / "rank-0.log").read_text()
+        assert log.count("ring.json cannot be written: Read-only file system") == 1
+
+
+@pytest.mark.long
+def test_a_disk_without_inodes_ends_no_process(tmp_path: Path) -> None:
+    """Row 33: there is room, and no file can be made."""
+    options = f"size={DISK_MB}m,nr_inodes=800"
+    with mounted(tmp_path / "state", options) as disk, serving(tmp_path, disk.folder) as bench:
+        before = pids(bench.read())
+        disk.use_up_inodes()
+        pass_time(STALE_S + 2)
+        expect_trouble(bench, "nearly out of files (inodes)", (507, "disk_full"))
+        disk.make_room()
+        expect_well(bench)
+        assert pids(bench.read()) == before
+
+
+@pytest.mark.long
+def test_what_is_killed_on_a_full_disk_comes_back_there(tmp_path: Path) -> None:
+    """Row 33: rank 0 and the front door start with a full STATE_DIR, and a supervisor after a boot, too."""
+    with mounted(tmp_path / "state") as disk, serving(tmp_path, disk.folder) as bench:
+        disk.fill()
+        for number, name in enumerate(("rank 0", "api"), 1):
+            bench.read().processes[name].send(signal.SIGKILL)
+            wait_until_up(bench, num_restarts=number)
+        expect_trouble(bench, "disk is nearly full", (507, "disk_full"))
+        bench.stop()
+        with pytest.raises(ClusterError, match="STATE_DIR cannot be used"):
+            bench.start()
+        flags = [word for key, value in bench.overrides.items() for word in ("--set", f"{key}={value}")]
+        with subprocess.Popen([*SUPERVISOR, *flags], cwd=ROOT, stderr=subprocess.DEVNULL) as supervisor:
+            until(lambda: bench.read().is_up)
+            expect_trouble(bench, "disk is nearly full", (507, "disk_full"))
+            disk.make_room()
+            expect_well(bench)
+            bench.stop()
+            assert supervisor.wait(LIMIT_S) == 0
+
+
+@pytest.mark.long
+def test_full_disks_beside_state_dir_cost_log_lines_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row 33: LOG_FILE and the system's temporary files."""
+    with mounted(tmp_path / "other", "size=1m") as disk:
+        disk.fill()
+        monkeypatch.setenv("TMPDIR", str(disk.folder))
+        with serving(tmp_path, tmp_path / "state", LOG_FILE=str(disk.folder / "all.log")) as bench:
+            bench.read().processes["rank 1"].send(signal.SIGKILL)
+            wait_until_up(bench, num_restarts=1)
+            expect_well(bench)
+            log = (bench.settings.log_dir / "rank-0.log").read_text()
+            assert log.count("all.log cannot be written: No space left on device; log lines are lost") == 2
