@@ -56,10 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         settings = load_inherited_settings()
+        configure_logging(settings, process=f"rank {options.rank or 0}")
     except ConfigError as error:
         say(error)
         return EXIT_REFUSED
-    configure_logging(settings, process=f"rank {options.rank or 0}")
     try:
         return _serve(settings, options)
     except BlasNotFound as error:

@@ -77,6 +77,11 @@ def is_of_system(error: OSError) -> bool:
     return error.errno in _REMEDIES
 
 
+def is_passing(error: OSError) -> bool:
+    """Whether it may be over at the next try, with nothing changed by us: all but missing rights."""
+    return is_of_system(error) and error.errno not in (errno.EACCES, errno.EPERM)
+
+
 def describe_refused(error: OSError, path: Path | str | None = None) -> str:
     """A sentence for whoever has to fix what the system refuses: the file, the reason, the remedy."""
     where, remedy = path or error.filename, _REMEDIES.get(error.errno or 0)

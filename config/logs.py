@@ -15,7 +15,7 @@ import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO
 
-from config.disk_trouble import describe_os_error
+from config.disk_trouble import describe_os_error, is_passing
 from config.errors import Problem, SettingsError
 from config.rotating_file import RotatingFile
 
@@ -105,7 +105,7 @@ def configure_logging(settings: Settings, *, process: str) -> None:
 
     Args:
         process: the name that stands on each line: "rank 0", "api", "supervisor".
-    Raises: SettingsError where LOG_FILE cannot be written.
+    Raises: SettingsError where LOG_FILE can never be written; a full disk costs lines, and no start.
     """
     handlers: list[logging.Handler] = [StandardErrorHandler()]
     if settings.log_file is not None:
@@ -154,6 +154,8 @@ def _file_handler(settings: Settings) -> RotatingFileHandler:
     try:
         file.open()
     except OSError as error:
+        if is_passing(error):  # the handler says so, and tries at each line
+            return RotatingFileHandler(file)
         origin = str(settings.origin("LOG_FILE"))
         sentence = f"LOG_FILE = {settings.log_file} cannot be written: {error.strerror}"
         raise SettingsError([Problem(origin, sentence, "LOG_FILE")]) from error

@@ -25,7 +25,7 @@ from cluster.service import Service, read_service_at
 from cluster.state_file import mark_ring_ended
 from config import REPOSITORY_ROOT, SettingsError, load_settings
 from config.disk_trouble import DiskTroubles, describe_refused
-from config.logs import RotatingFileHandler
+from config.logs import RotatingFileHandler, configure_logging
 from config.ring_secret import load_ring_secret
 from config.rotating_file import RotatingFile
 from config.run_files import overwrite, read_json, write_json, write_status
@@ -207,6 +207,33 @@ def test_a_log_on_a_full_disk_is_said_once_and_raises_nothing(capsys: pytest.Cap
     handler.emit(record)
     (said,) = capsys.readouterr().err.splitlines()
     assert said == "/dev/full cannot be written: No space left on device; log lines are lost there"
+
+
+@has_full_device
+def test_a_log_file_on_a_full_disk_is_no_reason_not_to_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not even where it cannot be opened; lines go there as soon as they can."""
+
+    def refuse_open(_: RotatingFile) -> NoReturn:
+        raise READ_ONLY
+
+    settings = load_settings({"LOG_FILE": "/dev/full"}, root=Path("/nonexistent"), environ={})
+    monkeypatch.setattr(RotatingFile, "open", refuse_open)
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    root.handlers[:] = []
+    try:
+        configure_logging(settings, process="rank 0")
+        logging.warning("a line")
+        logging.warning("another")
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+        logging.captureWarnings(False)
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition("rank 0: ")[2] for line in said if "rank 0: " in line] == ["a line", "another"]
+    assert len([line for line in said if "/dev/full cannot be written: Read-only file system" in line]) == 1
 
 
 LOGGING_PROGRAM = """
