@@ -251,7 +251,7 @@ class _Shown:
             return
         num_ranks = int(service.ring.get("ring_size", 0))
         self._steps.done(
-            "ring", f"epoch {service.ring['epoch']}, {num_ranks} of {num_ranks} ranks answered HELLO"
+            "ring", f"epoch {service.ring.get('epoch')}, {num_ranks} of {num_ranks} ranks answered HELLO"
         )
         self._steps.done("ready", self._terminal.colored(service.url, "bold"))
 

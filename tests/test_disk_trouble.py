@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import errno
 import logging
 import os
@@ -11,11 +12,14 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
 
-from cluster import disk
+import api
+import server
+from cluster import disk, ring_life
 from cluster.command_line import run_command
 from cluster.errors import ClusterError
 from cluster.lock import LOCK_NAME, SupervisorLock, read_holder
@@ -29,10 +33,12 @@ from config.logs import RotatingFileHandler, configure_logging
 from config.ring_secret import load_ring_secret
 from config.rotating_file import RotatingFile
 from config.run_files import overwrite, read_json, write_json, write_status
+from distributed import rank
+from distributed.lifeline import EXIT_DISK_REFUSED, Lifeline
 from distributed.ring_status import RingStatus
 from distributed.step_trace import RECORD_NAME, REQUEST_NAME, StepTrace
 from frontdoor.ring_status import StatusFile
-from spool import Spool
+from spool import Spool, SpoolUnavailable
 from spool.admission import DiskLimits
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -427,3 +433,39 @@ def test_only_lines_of_this_start_are_shown(tmp_path: Path) -> None:
     assert marks.read_since(tmp_path / "old.log") == ["after"]
     assert marks.read_since(tmp_path / "rotated.log") == marks.read_since(tmp_path / "new.log") == ["all"]
     assert marks.read_since(tmp_path / "missing.log") == []
+
+
+def refuse_spool(*_: object) -> NoReturn:
+    raise SpoolUnavailable("cannot open the spool: No space left on device", code="disk_full", status=507)
+
+
+def test_a_rank_and_a_front_door_that_the_disk_refuses_end_with_a_code_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unlike what a refusal ends with, it is worth another try."""
+    settings = load_settings({"STATE_DIR": str(tmp_path)}, root=tmp_path, environ={})
+    monkeypatch.setattr(rank, "open_spool", refuse_spool)
+    lifeline = Lifeline(0, has_supervisor=False)
+    assert server._run(None, settings, lifeline, None) == EXIT_DISK_REFUSED
+    monkeypatch.setattr(api, "make_app", refuse_spool)
+    monkeypatch.setattr(api, "load_inherited_settings", lambda: settings)
+    monkeypatch.setattr(api, "configure_logging", lambda *_, **__: None)
+    monkeypatch.setattr(sys, "argv", ["api.py"])
+    assert api.main() == EXIT_DISK_REFUSED == api.EXIT_DISK_REFUSED == ring_life.EXIT_DISK_REFUSED
+    assert "cannot open the spool: No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("code", "is_away"), [(EXIT_DISK_REFUSED, True), (1, False)])
+def test_a_ring_that_the_disk_refuses_is_tried_for_as_long_as_it_takes(code: int, is_away: bool) -> None:
+    """As one of hosts that do not answer: no breaker opens for what passes."""
+    plan = ring_life.LifePlan(1, ("127.0.0.1:1",), "", (), Path(), {}, connect_limit_s=1.0, load_limit_s=1.0)
+
+    async def take_none(*_: object) -> None:
+        return None
+
+    life = ring_life.RingLife(plan, lambda name: RotatingFile(Path(name)), lambda: None, take_none)
+    log = SimpleNamespace(last_lines=["the disk says no"])
+    ended = SimpleNamespace(exit_code=code, name="rank 0", has_lost_host=False, log=log)
+    life.ranks[0].child = ended  # type: ignore[assignment]
+    verdict = asyncio.run(life._name_culprit([]))
+    assert (verdict.reason, verdict.is_away) == (f"rank 0 exited with code {code}: the disk says no", is_away)
