@@ -35,7 +35,7 @@ from spool import (
 from spool.messages import FinishReason
 
 NO_CLAIMS, NOT_PUT_BACK = "requests cannot be claimed", "requests cannot be put back"
-NOT_LISTED = "the queue cannot be listed"
+NOT_LISTED, NOT_SWEPT = "the queue cannot be listed", "old results cannot be removed"
 NO_LOGS, NO_RESULTS = "token logs cannot be written", "results cannot be written"
 
 logger = logging.getLogger(__name__)
@@ -359,8 +359,9 @@ class Intake:
         try:
             swept = self._owner.sweep(time.time(), retention_seconds, max_bytes)
         except SpoolUnavailable as error:
-            logger.warning("old results are not removed: %s", error)
+            self._troubles.note(NOT_SWEPT, str(error))
             return
+        self._troubles.clear(NOT_SWEPT)
         by_age, by_size = self.results["removed_by_age"], self.results["removed_by_size"]
         self.results = {
             "num_bytes": swept.num_kept_bytes,
