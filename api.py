@@ -5,7 +5,7 @@
                                 (frontdoor/supervised.py)
 
 Exit codes: 0 after SIGTERM or SIGINT, 2 when the settings or the model do not let it start (the reason is
-on stderr), 5 when the supervisor is gone.
+on stderr), 5 when the supervisor is gone, 6 when the disk refuses now.
 """
 
 import argparse
@@ -24,17 +24,17 @@ from config import ConfigError, Settings
 from config.binding import BindingRefused, check_binding, resolve
 from config.limits import raise_descriptor_limits
 from config.live import load_inherited_settings
-from config.logs import configure_logging
+from config.logs import configure_logging, say
 from frontdoor.app import make_app
 from frontdoor.auth import KeysUnreadable
 from frontdoor.connections import Connection
 from frontdoor.supervised import SupervisedServer, follow_supervisor
 from prompts.tokenizer import TokenizerUnusable
-from spool import SpoolError
+from spool import SpoolError, SpoolUnavailable
 
 KEEP_ALIVE_SECONDS = 75  # longer than the idle time of common proxies and clients, which then close first
 DESCRIPTORS_KEPT_FREE = 128
-EXIT_SUPERVISOR_GONE = 5  # as a rank
+EXIT_SUPERVISOR_GONE, EXIT_DISK_REFUSED = 5, 6  # as a rank
 
 log = logging.getLogger("api")
 
@@ -51,8 +51,11 @@ def main() -> int:
         listening = None if arguments.fd is None else socket.socket(fileno=arguments.fd)
         check_who_may_connect(settings, listening)
         app = make_app(settings)
+    except SpoolUnavailable as error:
+        say(error)
+        return EXIT_DISK_REFUSED
     except (ConfigError, BindingRefused, KeysUnreadable, TokenizerUnusable, SpoolError) as error:
-        print(error, file=sys.stderr)
+        say(error)
         return 2
     # uvicorn raises the signal that stopped it once more when it has shut down: that is a clean end.
     for number in (signal.SIGTERM, signal.SIGINT):

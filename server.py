@@ -13,7 +13,6 @@ import contextlib
 import importlib
 import logging
 import os
-import resource
 import sys
 import threading
 from pathlib import Path
@@ -22,12 +21,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from config import ConfigError, Settings
-from config.limits import count_cores, raise_descriptor_limits
+from config.limits import count_cores, describe_descriptor_shortage, raise_descriptor_limits
 from config.live import load_inherited_settings, with_values
-from config.logs import configure_logging, set_level
+from config.logs import configure_logging, say, set_level
 from distributed.blas import BlasNotFound, load_fast_blas
 from distributed.lifeline import (
     EXIT_CLEAN,
+    EXIT_DISK_REFUSED,
     EXIT_REFUSED,
     EXIT_RING_LOST,
     EXIT_SUPERVISOR_GONE,
@@ -57,10 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         settings = load_inherited_settings()
+        configure_logging(settings, process=f"rank {options.rank or 0}")
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        say(error)
         return EXIT_REFUSED
-    configure_logging(settings, process=f"rank {options.rank or 0}")
     try:
         return _serve(settings, options)
     except BlasNotFound as error:
@@ -116,7 +116,7 @@ def _run(
     from distributed.handshake import RefusedStart
     from distributed.rank import open_spool, serve_rank0, serve_worker
     from distributed.ring import RingLost
-    from spool import SpoolError
+    from spool import SpoolError, SpoolUnavailable
 
     try:
         if start is not None and start.rank:
@@ -128,6 +128,9 @@ def _run(
     except RingLost as error:
         logger.error("the ring is lost: %s", error)
         return EXIT_RING_LOST
+    except SpoolUnavailable as error:
+        logger.error("%s", error)
+        return EXIT_DISK_REFUSED
     except (RefusedStart, ModelError, ConfigError, SpoolError) as error:
         logger.error("%s", error)
         return EXIT_REFUSED
@@ -157,10 +160,7 @@ class Imports:
         """
         self._thread.join()
         if isinstance(self._error, ValueError):
-            logger.error(
-                "mlx_lm needs a hard limit of 4096 open files, this process has %d: try `ulimit -Hn 4096`",
-                resource.getrlimit(resource.RLIMIT_NOFILE)[1],
-            )
+            logger.error("%s", describe_descriptor_shortage())
             return False
         if self._error is not None:
             raise self._error

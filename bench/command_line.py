@@ -46,6 +46,7 @@ def run_command(options: argparse.Namespace) -> int:
     """Run the command and print what it refuses with."""
     from bench.contender import BenchError
     from bench.progress import Progress
+    from config.disk_trouble import describe_refused, is_of_system
 
     run = {
         COMPARE: _compare,
@@ -61,6 +62,11 @@ def run_command(options: argparse.Namespace) -> int:
         return run(options, Progress())
     except BenchError as error:
         print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        if not is_of_system(error):
+            raise
+        print(f"bench {options.command}: {describe_refused(error)}", file=sys.stderr)
         return 1
 
 

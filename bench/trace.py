@@ -31,6 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     from bench.contender import BenchError
     from config import SettingsError
+    from config.disk_trouble import describe_refused, is_of_system
 
     try:
         return run(options)
@@ -39,6 +40,11 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_WRONG_SETTINGS
     except BenchError as error:
         print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        if not is_of_system(error):
+            raise
+        print(f"trace: {describe_refused(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

@@ -62,6 +62,7 @@ def run_command(options: argparse.Namespace) -> int:
     """Run the command and print what it refuses with."""
     from cluster.errors import ClusterError
     from config import SettingsError
+    from config.disk_trouble import describe_refused, is_of_system
 
     try:
         run: Callable[[argparse.Namespace], int] = options.run
@@ -72,6 +73,11 @@ def run_command(options: argparse.Namespace) -> int:
     except ClusterError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if not is_of_system(error):
+            raise
+        print(f"{options.command}: {describe_refused(error)}", file=sys.stderr)
+        return 1
 
 
 def make_parser() -> argparse.ArgumentParser:

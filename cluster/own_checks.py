@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from cluster import ports
+from cluster.disk import find_disk_trouble
 from cluster.errors import ClusterError
 from cluster.findings import Finding, Level
 from cluster.host_checks import COMPARED, DOCTOR_FIX, describe_versions
@@ -21,6 +22,7 @@ from cluster.hosts import LOCAL_NAME
 from cluster.service import Service
 from config import ModelNotReady, Settings
 from config.checks import start_problems
+from config.limits import limit_problems
 from config.model_path import is_folder_name, missing_files
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,6 +44,8 @@ def check_this_machine(settings: Settings, service: Service) -> list[Finding]:
             _finding("settings", "failed", str(problem), "./launch.sh config check")
             for problem in start_problems(settings)
         ),
+        *check_limits(settings),
+        *check_disk(settings),
         check_packages(),
         *check_blas(settings.cpu_blas),
         *(check_products(settings.cpu_products) if settings.cpu_layers == "numpy" else []),
@@ -49,6 +53,21 @@ def check_this_machine(settings: Settings, service: Service) -> list[Finding]:
         check_api_port(settings, service),
         check_model(settings),
     ]
+
+
+def check_limits(settings: Settings) -> list[Finding]:
+    """This user's limits let a rank start."""
+    found = (sentence.rpartition(": ") for sentence in limit_problems(settings))
+    return [_finding("limits", "failed", text, mend) for text, _, mend in found]
+
+
+def check_disk(settings: Settings) -> list[Finding]:
+    """The disk of STATE_DIR has room for a request."""
+    trouble = find_disk_trouble(settings.state_dir)
+    if trouble is None:
+        return []
+    mend = "make room there, or choose another folder with STATE_DIR in .env"
+    return [_finding("disk", "failed", trouble, mend)]
 
 
 def own_versions() -> dict[str, str]:

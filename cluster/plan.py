@@ -10,6 +10,7 @@ good: free memory that wobbles moves no layer. Starts nothing and asks no host.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -125,7 +126,8 @@ async def plan_ring(
     rooms = measure_rooms(cluster, facts, held_bytes or {})
     source = await asyncio.to_thread(read_source, settings)
     layout = choose_layout(settings, source, rooms)
-    write_json(settings.run_dir / LAYOUT_NAME, {"key": _key(settings, layout), **_body(layout)})
+    with contextlib.suppress(OSError):  # a full disk: planned anew the next time
+        write_json(settings.run_dir / LAYOUT_NAME, {"key": _key(settings, layout), **_body(layout)})
     return layout
 
 

@@ -117,7 +117,7 @@ def _follow(settings: Settings, supervisor: ProcessIdentity, order_id: str, term
         terminal.live(f"restarting: {service.state}")
         if outcome.get("state") == "failed":
             raise ClusterError(f"not restarted: {outcome.get('error')}")
-        if outcome.get("state") == "done" and service.state == "ready":
+        if outcome.get("state") == "done" and service.is_up:
             return
         if service.supervisor.get("state") in ("failed", "stopping", "stopped"):
             raise StartFailed(f"{service.reason}; the queue is kept, and ./launch.sh restart tries again")

@@ -8,6 +8,7 @@ Reads and compares; who is told, and who is started again, is the supervisor's b
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Mapping
@@ -99,7 +100,8 @@ def write_order(run_dir: Path, order: RestartOrder) -> None:
 def take_order(run_dir: Path) -> RestartOrder | None:
     """The order that lies there, which is gone then; None for a SIGHUP without one."""
     found = read_json(run_dir / ORDER_NAME) or {}
-    (run_dir / ORDER_NAME).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a read-only disk: the order is the next one's, too
+        (run_dir / ORDER_NAME).unlink(missing_ok=True)
     try:
         return RestartOrder(str(found["id"]), dict(found["overrides"]), dict(found["environment"]))
     except (KeyError, TypeError, ValueError):

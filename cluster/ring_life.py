@@ -9,8 +9,8 @@ of what ranks compute:
                      file there means: exit at once
     standard output  what it says of itself (cluster/heartbeats.py)
     standard error   its log
-    exit codes       0 drained, 2 refused (again is no use), 3 ring lost, 4 watchdog, 5 we are gone; of a rank
-                     on another host also 255: ssh has lost it
+    exit codes       0 drained, 2 refused (again is no use), 3 ring lost, 4 watchdog, 5 we are gone, 6 the
+                     disk refused; of a rank on another host also 255: ssh has lost it
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from config.rotating_file import RotatingFile
 PING_LINE = json.dumps({"event": "ping"})
 EXIT_REFUSED = 2
 EXIT_RING_LOST = 3
+EXIT_DISK_REFUSED = 6
 HEARTBEAT_LIMIT_S = 10.0
 END_GRACE_S = 0.5
 # A neighbour notices a dead rank within tens of milliseconds and exits too: who was first is asked later.
@@ -127,7 +128,8 @@ class Verdict:
     was_refused: bool = False
     was_killed: bool = False  # by a SIGKILL that was not ours
     made_progress: bool = False  # before that
-    is_away: bool = False  # another host did not answer: nobody's failure, and tried for as long as it takes
+    # Another host did not answer, or the disk refused: nobody's failure, and tried for as long as it takes.
+    is_away: bool = False
     is_unconnected: bool = False  # ranks on several hosts did not find each other
 
 
@@ -340,6 +342,7 @@ class RingLife:
             culprit.name,
             code == EXIT_REFUSED,
             code == -signal.SIGKILL,
+            is_away=code == EXIT_DISK_REFUSED,
         )
 
     def _find_missing(self) -> Verdict | None:

@@ -18,6 +18,7 @@ from cluster.restart_policy import FIRST_DELAY_S
 from cluster.ring_life import HEARTBEAT_LIMIT_S
 from cluster.state_file import SupervisorState
 from config import Settings
+from config.disk_trouble import DiskTroubles
 from config.fields import json_value
 from config.live import to_environment
 from config.rotating_file import RotatingFile
@@ -50,6 +51,7 @@ class Running:
     publish: Callable[[], None]
     was_ready: bool = False
     _logs: dict[str, RotatingFile] = field(default_factory=dict)
+    troubles: DiskTroubles = field(default_factory=DiskTroubles)
 
     def make_environment(self, num_local_ranks: int | None = None) -> dict[str, str]:
         """What a child that is started now runs with."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from cluster import ports
 from cluster.child import EXIT_SSH
+from cluster.disk import find_disk_trouble
 from cluster.hosts import Host
 from cluster.lock import read_holder
 from cluster.processes import ProcessIdentity, read_identity
@@ -31,6 +32,8 @@ class Service:
     supervisor: dict[str, Any]
     ring: dict[str, Any]
     holder: ProcessIdentity | None
+    # Why nothing is accepted for want of disk; then the files may be old, too.
+    disk_trouble: str | None = None
 
     @property
     def state(self) -> str:
@@ -43,6 +46,8 @@ class Service:
     @property
     def trouble(self) -> str | None:
         """Why a service whose processes all run is not ready all the same."""
+        if self.disk_trouble:
+            return self.disk_trouble
         if self.ring.get("epoch") != self.supervisor.get("epoch") or self.ring.get("phase") != "ready":
             return (
                 f"rank 0 says {self.ring.get('phase', 'nothing')}: {self.ring.get('reason') or 'not ready'}"
@@ -71,6 +76,20 @@ class Service:
     def url(self) -> str:
         """The front door's address for a person."""
         return ports.make_url(*self.api_address) if self.api_address else ""
+
+    @property
+    def is_up(self) -> bool:
+        """All of it runs; at most the disk keeps it from accepting."""
+        is_said = self._is_of_holder and self.supervisor.get("state") == "ready"
+        return is_said and self.trouble == self.disk_trouble
+
+    @property
+    def troubles(self) -> list[str]:
+        """What the disk refuses, beside the reason."""
+        said = (("rank 0", self.ring), ("supervisor", self.supervisor))
+        found = [f"{who}: {text}" for who, words in said for text in words.get("troubles") or ()]
+        is_told = self.disk_trouble is None or self.reason == self.disk_trouble
+        return found if is_told else [str(self.disk_trouble), *found]
 
     @property
     def processes(self) -> dict[str, ProcessIdentity]:
@@ -129,4 +148,5 @@ def read_service(settings: Settings) -> Service:
 def read_service_at(run_dir: Path) -> Service:
     """The same for a run folder."""
     holder = read_holder(run_dir)
-    return Service(read_json(run_dir / STATE_NAME) or {}, read_json(run_dir / RING_NAME) or {}, holder)
+    supervisor, ring = (read_json(run_dir / name) or {} for name in (STATE_NAME, RING_NAME))
+    return Service(supervisor, ring, holder, find_disk_trouble(run_dir.parent))

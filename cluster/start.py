@@ -6,6 +6,7 @@ Shows what the status files say; the work is the supervisor's. Knows nothing of 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster import packages, ports
+from cluster.disk import check_disk
 from cluster.errors import ClusterError, StartFailed
 from cluster.hosts import Cluster, read_cluster
-from cluster.log_files import log_path
+from cluster.log_files import LogMarks, log_path
 from cluster.processes import ProcessIdentity, identify
 from cluster.restart_policy import MAX_FAILURES
 from cluster.service import Service, read_service
@@ -29,6 +31,7 @@ from cluster.terminal import Terminal, format_duration, make_bar
 from config import Settings
 from config.checks import start_problems, start_warnings
 from config.errors import SettingsError
+from config.limits import limit_problems
 from config.model_path import BUILTIN_PREFIX
 from config.rotating_file import RotatingFile
 
@@ -62,12 +65,14 @@ def start(
     cluster = read_cluster(settings)
     if is_rehearsal:
         return rehearse(settings, cluster, terminal)
+    check_disk(settings)
     end_leftovers(running)
     host, port = settings.api_host, settings.api_port
     if not ports.is_free(host, port):
         raise ports.describe_taken(host, port)
     steps = Steps(terminal, NUM_STEPS if cluster.is_single else NUM_STEPS - 1 + NUM_PLACING_STEPS)
     place_everything(settings, overrides, cluster, steps, prepare)
+    marks = LogMarks(settings.log_dir)
     process = launch_supervisor(settings, overrides, supervisor)
     try:
         follow(settings, process, _Shown(terminal, steps, cluster.ring_size))
@@ -75,7 +80,7 @@ def start(
         other = read_service(settings).holder
         if other and other.pid != process.pid:
             return join_running(settings, read_service(settings), terminal)
-        show_last_lines(settings, terminal)
+        show_last_lines(settings, terminal, marks)
         stop(settings, Terminal(), is_quiet=True)
         raise error from None
     return 0
@@ -109,9 +114,11 @@ def place_everything(
 
 
 def check_startable(settings: Settings) -> None:
-    """Raise SettingsError for settings that are well formed and cannot be served."""
+    """Raise SettingsError for settings that are well formed and cannot be served, ClusterError for limits."""
     if problems := start_problems(settings):
         raise SettingsError(problems)
+    if short := limit_problems(settings):
+        raise ClusterError("\n".join(short))
 
 
 def show_warnings(settings: Settings, terminal: Terminal) -> None:
@@ -164,7 +171,9 @@ def launch_supervisor(
     path = log_path(settings.log_dir, "supervisor")
     # Its standard error is the log: what even a crash of the interpreter is written to.
     log = RotatingFile(path)
-    log.write_line(f"{datetime.now().isoformat(sep=' ', timespec='milliseconds')} INFO start: new supervisor")
+    now = datetime.now().isoformat(sep=" ", timespec="milliseconds")
+    with contextlib.suppress(OSError):  # whether it can be opened, and no more, counts below
+        log.write_line(f"{now} INFO start: new supervisor")
     log.close()
     flags = [word for key, value in overrides.items() for word in ("--set", f"{key}={value}")]
     with path.open("ab") as errors:
@@ -196,7 +205,7 @@ def follow(settings: Settings, supervisor: ProcessIdentity, shown: _Shown) -> No
         has_ended = supervisor.wait(LOOK_INTERVAL_S)
         if service.supervisor.get("pid") == supervisor.pid:
             shown.update(service)
-            if service.state == "ready":
+            if service.is_up:
                 shown.finish(service)
                 return
             if service.supervisor.get("state") in ("failed", "stopping", "stopped"):
@@ -235,12 +244,14 @@ class _Shown:
             self._print_phases(entries)
 
     def finish(self, service: Service) -> None:
-        """Print the last two steps."""
+        """Print the last two steps, and what keeps requests out."""
+        if service.trouble:
+            self._terminal.line(self._terminal.colored(service.trouble, "red"))
         if not self._steps:
             return
         num_ranks = int(service.ring.get("ring_size", 0))
         self._steps.done(
-            "ring", f"epoch {service.ring['epoch']}, {num_ranks} of {num_ranks} ranks answered HELLO"
+            "ring", f"epoch {service.ring.get('epoch')}, {num_ranks} of {num_ranks} ranks answered HELLO"
         )
         self._steps.done("ready", self._terminal.colored(service.url, "bold"))
 
@@ -261,14 +272,12 @@ def _describe_rank(entry: Mapping[str, Any]) -> str:
     return f"{name} {make_bar(float(entry.get('progress', 0))) if state == 'loading' else state}"
 
 
-def show_last_lines(settings: Settings, terminal: Terminal) -> None:
-    """Print the end of the log of the process that failed."""
+def show_last_lines(settings: Settings, terminal: Terminal, marks: LogMarks) -> None:
+    """Print the end of what the process that failed has logged in this start."""
     failed = read_service(settings).supervisor.get("failed_process") or "supervisor"
     path = log_path(settings.log_dir, failed)
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-NUM_LOG_LINES:]
-    except OSError:
-        return
-    terminal.line(terminal.colored(f"The last lines of {path}:", "yellow"))
+    lines = marks.read_since(path)[-NUM_LOG_LINES:]
+    if lines:
+        terminal.line(terminal.colored(f"The last lines of {path}:", "yellow"))
     for line in lines:
         terminal.line(f"    {line}")

@@ -13,7 +13,8 @@ from typing import Any
 
 from cluster.child import Child
 from cluster.heartbeats import Rank
-from config.run_files import read_json, write_json
+from config.disk_trouble import DiskTroubles
+from config.run_files import read_json, write_status
 
 STATE_NAME = "supervisor.json"
 RING_NAME = "ring.json"
@@ -42,6 +43,8 @@ class SupervisorState:
     # The last `restart` that this supervisor was asked for: {"id", "state": running|done|failed, "error"}.
     restart: dict[str, Any] | None = None
     code: str = ""
+    # What the supervisor cannot write at present.
+    troubles: list[str] = field(default_factory=list)
 
 
 def make_state(state: SupervisorState) -> dict[str, Any]:
@@ -65,6 +68,7 @@ def make_state(state: SupervisorState) -> dict[str, Any]:
         "settings_error": state.settings_error,
         "restart": state.restart,
         "code": state.code,
+        "troubles": state.troubles,
     }
 
 
@@ -113,4 +117,5 @@ def mark_ring_ended(run_dir: Path, epoch: int, phase: str, reason: str | None) -
     is_said = ring.get("epoch") == epoch and ring.get("phase") == "stopped" and phase == "stopped"
     if not is_said:
         ring |= {"updated_unix": time.time(), "epoch": epoch, "phase": phase, "reason": reason}
-        write_json(run_dir / RING_NAME, ring)
+        with DiskTroubles().guard(RING_NAME):
+            write_status(run_dir / RING_NAME, ring)

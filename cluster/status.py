@@ -52,6 +52,7 @@ def make_report(service: Service) -> dict[str, Any]:
         "url": service.url if service.holder else None,
         "supervisor": service.supervisor or None,
         "ring": service.ring or None,
+        "disk_trouble": service.disk_trouble,
     }
 
 
@@ -80,6 +81,7 @@ def describe(service: Service, terminal: Terminal) -> list[str]:
     )
     num_spares = sum(entry.get("state") == "spare" for entry in said.get("spares", []))
     lines.append(f"spares: {num_spares} warm, for the next start of the ring")
+    lines += [terminal.colored(f"trouble: {text}", "yellow") for text in service.troubles]
     return lines + _describe_settings(said, terminal)
 
 

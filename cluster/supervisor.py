@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import ports
+from cluster.disk import find_disk_trouble
 from cluster.errors import ClusterError
 from cluster.front_door import FrontDoorKeeper
 from cluster.lock import SupervisorLock
@@ -42,9 +43,9 @@ from cluster.stop import end_leftovers
 from config import Settings, SettingsError, load_settings
 from config.checks import start_problems
 from config.limits import raise_descriptor_limits
-from config.logs import configure_logging, set_level
+from config.logs import configure_logging, let_go_of_lost_lines, say, set_level
 from config.ring_secret import load_ring_secret
-from config.run_files import write_json
+from config.run_files import write_status
 from config.show import parse_overrides
 
 SETTINGS_LOOK_S = 1.0
@@ -69,6 +70,7 @@ class Supervisor:
         )
         self._running = Running(settings, overrides, programs, state, self._publish)
         self._watch = SettingsWatch(Sources(settings.root, overrides))
+        self._disk_trouble: str | None = None
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
         self._has_terminal = sys.stdin is not None and sys.stdin.isatty()
@@ -124,11 +126,20 @@ class Supervisor:
         """Follow edits of the settings files, once a second, and orders to restart."""
         while True:
             await wait_for_any(self._hangup, limit_s=SETTINGS_LOOK_S)
+            self._look_at_disk()
             if self._hangup.is_set():
                 self._hangup.clear()
                 await self._restart(ring, api)
             elif self._watch.sources.root.is_dir():
                 await self._follow_edit(ring, api)
+
+    def _look_at_disk(self) -> None:
+        """Log when the disk begins to refuse requests, and when that is over."""
+        before, self._disk_trouble = self._disk_trouble, find_disk_trouble(self._running.settings.state_dir)
+        if self._disk_trouble and not before:
+            logger.warning("%s", self._disk_trouble)
+        elif before and not self._disk_trouble:
+            logger.info("requests are accepted again: the disk has room")
 
     async def _follow_edit(self, ring: RingKeeper, api: FrontDoorKeeper) -> None:
         running = self._running
@@ -159,6 +170,7 @@ class Supervisor:
         sources = Sources(running.settings.root, order.overrides, self._environ_of(order))
         try:
             settings = load_ordered(sources, running.settings)
+            configure_logging(settings, process="supervisor")
         except (SettingsError, ClusterError) as error:
             logger.error("no restart: %s", error)
             self._say_restart(order.id, "failed", str(error))
@@ -168,7 +180,6 @@ class Supervisor:
         running.settings, running.overrides = settings, order.overrides
         running.state.settings, running.state.overrides = settings.public(), dict(order.overrides)
         running.state.needs_restart, running.state.settings_error = [], None
-        configure_logging(settings, process="supervisor")
         ring.restart()
         running.set_state("starting", None)
         self._say_restart(order.id, "running", None)
@@ -202,11 +213,9 @@ class Supervisor:
             waiting = [make_process_entry(child, "spare") for child in ring.spares]
             leaving = [make_process_entry(child, "leaving") for child in api.leaving]
             state.spares = [*waiting, *leaving]
-        try:
-            write_json(running.settings.run_dir / STATE_NAME, make_state(state))
-        except OSError as error:
-            # A full disk must not end the service; the next change is written again.
-            logger.warning("cannot write %s: %s", STATE_NAME, error.strerror)
+        state.troubles = running.troubles.sentences(STATE_NAME)
+        with running.troubles.guard(STATE_NAME):
+            write_status(running.settings.run_dir / STATE_NAME, make_state(state))
 
     def _list_processes(self, ring: RingKeeper, api: FrontDoorKeeper) -> list[dict[str, Any]]:
         ranks = [make_rank_entry(rank) for rank in ring.life.ranks] if ring.life else []
@@ -251,11 +260,14 @@ def run_supervisor(
             raise SettingsError(problems)
         configure_logging(settings, process="supervisor")
     except SettingsError as error:
-        print(error, file=sys.stderr)
+        say(error)
         return 2
     if message := raise_descriptor_limits(settings):
         logger.warning("%s", message)
-    return asyncio.run(supervise(settings, overrides, programs or Programs()))
+    try:
+        return asyncio.run(supervise(settings, overrides, programs or Programs()))
+    finally:
+        let_go_of_lost_lines()
 
 
 def parse_flags(arguments: Sequence[str]) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""Sets this process's limits on open files, and knows how many cores it has.
+"""Sets this process's limits on open files, says which limits let no rank start, and counts cores.
 
 Limits are only ever raised: a lower hard limit could not be undone. This file knows nothing of who needs
-the files.
+the files, but for the least that a rank needs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from config.manager import Settings
+
+# mlx_lm sets this process's limits to 2048 and 4096 when it is imported, or fails (mlx_lm 0.32.2 utils.py).
+MIN_HARD_DESCRIPTORS = 4096
+# Processes and threads; with fewer not even the packages of one rank can be imported.
+MIN_PROCESSES = 64
+MIN_ADDRESS_SPACE_BYTES = 1 << 30
+_RAISE = (
+    "raise it for this user (Linux: /etc/security/limits.conf, or LimitNOFILE= and the like of its unit; "
+    "macOS: sudo launchctl limit), then log in again"
+)
 
 
 # OPEN_MAX: macOS may refuse a higher soft limit whatever the hard one says, "unlimited" included.
@@ -29,6 +39,36 @@ def raise_descriptor_limits(settings: Settings) -> str | None:
         if _is_less(soft, reachable) and _set_limits(reachable, hard):
             soft = reachable
     return _shortfall(soft, hard, wanted_soft, wanted_hard)
+
+
+def limit_problems(settings: Settings) -> list[str]:
+    """Why no rank can start under this process's limits; raises those on open files as far as it may."""
+    raise_descriptor_limits(settings)
+    problems = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if _is_less(hard, MIN_HARD_DESCRIPTORS) and not _set_limits(soft, MIN_HARD_DESCRIPTORS):
+        problems.append(describe_descriptor_shortage())
+    processes = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    if _is_less(processes, MIN_PROCESSES) and os.geteuid() != 0:  # root has no such limit
+        problems.append(
+            f"a ring needs more than the {processes} processes and threads of this user (ulimit -u): {_RAISE}"
+        )
+    space = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if _is_less(space, MIN_ADDRESS_SPACE_BYTES):
+        problems.append(
+            f"a rank needs more than the {space >> 20} MiB of address space that `ulimit -v` allows, and the "
+            "model's files beside it: start from a shell with `ulimit -v unlimited`"
+        )
+    return problems
+
+
+def describe_descriptor_shortage() -> str:
+    """Why mlx_lm cannot be imported in this process."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return (
+        f"mlx_lm needs a hard limit of {MIN_HARD_DESCRIPTORS} open files, this process has {hard} "
+        f"(ulimit -Hn): {_RAISE}"
+    )
 
 
 def count_cores() -> int:

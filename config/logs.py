@@ -7,12 +7,15 @@ the callers' duty.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import sys
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
+from config.disk_trouble import describe_os_error, is_passing
 from config.errors import Problem, SettingsError
 from config.rotating_file import RotatingFile
 
@@ -58,19 +61,38 @@ class JsonFormatter(logging.Formatter):
         return json.dumps({**data, **{key: fields[key] for key in fields if key not in data}}, default=str)
 
 
+class StandardErrorHandler(logging.StreamHandler[TextIO]):
+    """Writes records on standard error, which may be a file on a full disk or a pipe that nobody reads."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
+        """Lose a line that the system refuses, without a word: there is nowhere to say it."""
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+
 class RotatingFileHandler(logging.Handler):
     """Writes records into a RotatingFile."""
 
     def __init__(self, file: RotatingFile) -> None:
         super().__init__()
         self._file = file
+        self._trouble: str | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record; a full disk is reported on standard error and stops nothing."""
+        """Write one record; what keeps it from the file is said once on standard error and stops nothing."""
+        line = self.format(record)
         try:
-            self._file.write_line(self.format(record))
-        except OSError:
-            self.handleError(record)
+            self._file.write_line(line)
+        except OSError as error:
+            trouble = describe_os_error(error)
+            if trouble != self._trouble:
+                say(f"{self._file.path} cannot be written: {trouble}; log lines are lost there")
+            self._trouble = trouble
+        else:
+            self._trouble = None
 
     def close(self) -> None:
         """Close the file."""
@@ -83,9 +105,9 @@ def configure_logging(settings: Settings, *, process: str) -> None:
 
     Args:
         process: the name that stands on each line: "rank 0", "api", "supervisor".
-    Raises: SettingsError where LOG_FILE cannot be written.
+    Raises: SettingsError where LOG_FILE can never be written; a full disk costs lines, and no start.
     """
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    handlers: list[logging.Handler] = [StandardErrorHandler()]
     if settings.log_file is not None:
         handlers.append(_file_handler(settings))
     formatter = JsonFormatter(process) if settings.log_format == "json" else TextFormatter(process)
@@ -98,6 +120,20 @@ def configure_logging(settings: Settings, *, process: str) -> None:
         root.addHandler(handler)
     set_level(settings.log_level)
     logging.captureWarnings(True)
+
+
+def say(message: object) -> None:
+    """Print a line on standard error, for a process that has no log yet; lost where it cannot be written."""
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr, flush=True)
+
+
+def let_go_of_lost_lines() -> None:
+    """Drop what standard error refuses; left to the end, it would change the process's exit code to 120."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def set_level(level: str | None) -> None:
@@ -114,12 +150,16 @@ def set_level(level: str | None) -> None:
 
 def _file_handler(settings: Settings) -> RotatingFileHandler:
     assert settings.log_file is not None
+    file = RotatingFile(settings.log_file)
     try:
-        return RotatingFileHandler(RotatingFile(settings.log_file))
+        file.open()
     except OSError as error:
+        if is_passing(error):  # the handler says so, and tries at each line
+            return RotatingFileHandler(file)
         origin = str(settings.origin("LOG_FILE"))
         sentence = f"LOG_FILE = {settings.log_file} cannot be written: {error.strerror}"
         raise SettingsError([Problem(origin, sentence, "LOG_FILE")]) from error
+    return RotatingFileHandler(file)
 
 
 def _one_line(message: str) -> str:

@@ -6,12 +6,14 @@ the ring proves that it has the secret.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from config.disk_trouble import describe_refused
 from config.errors import Problem, SettingsError
 
 if TYPE_CHECKING:
@@ -22,10 +24,14 @@ MIN_SECRET_LENGTH = 32
 
 
 def load_ring_secret(settings: Settings) -> str:
-    """Return the ring's secret; raises SettingsError if the file is missing, too short or open to others."""
+    """Return the ring's secret; raises SettingsError if there is none, or one too short or open to others."""
     path = settings.ring_secret_path
-    if settings.ring_secret_file is None and not path.exists():
-        _make_secret(path)
+    try:
+        if settings.ring_secret_file is None and not path.exists():
+            _make_secret(path)
+    except OSError as error:
+        sentence = f"the ring's secret cannot be made: {describe_refused(error, path)}"
+        raise _refusal(settings, sentence) from error
     try:
         mode = path.stat().st_mode
         secret = path.read_text(encoding="ascii").strip()
@@ -49,7 +55,8 @@ def _make_secret(path: Path) -> None:
     except FileExistsError:
         return
     finally:
-        Path(temporary).unlink()
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink()
 
 
 def _refusal(settings: Settings, sentence: str) -> SettingsError:

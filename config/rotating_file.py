@@ -7,6 +7,7 @@ Knows nothing of what is logged.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -16,53 +17,69 @@ NUM_KEPT_LOGS = 5
 
 
 class RotatingFile:
-    """An append-only text file of bounded size. Not for use by several threads at once."""
+    """An append-only text file of bounded size, opened at its first line. Not for several threads at once."""
 
     def __init__(self, path: Path, *, max_bytes: int = MAX_LOG_BYTES, num_kept: int = NUM_KEPT_LOGS) -> None:
         self.path = path
         self._max_bytes = max_bytes
         self._num_kept = num_kept
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._descriptor = self._open()
+        self._descriptor: int | None = None
+        self._is_torn = False
+
+    def open(self) -> int:
+        """Open the file, made with its folder if it is missing, and return its descriptor.
+
+        Raises:
+            OSError: as of every other method that writes; the next line tries again.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fresh = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.close()
+        self._descriptor = fresh
+        return fresh
 
     def write_line(self, line: str) -> None:
-        """Append one line; the newline is added here."""
+        """Append one line; the newline is added here. Raises OSError, and the line is lost then."""
         data = (line + "\n").encode("utf-8", errors="backslashreplace")
-        if not self._is_current():
-            self._reopen()
-        if os.fstat(self._descriptor).st_size + len(data) > self._max_bytes:
-            self._rotate()
-        os.write(self._descriptor, data)
+        current = self._find_current()
+        descriptor = self.open() if current is None else current
+        if os.fstat(descriptor).st_size + len(data) > self._max_bytes:
+            descriptor = self._rotate()
+        if self._is_torn:  # a full disk took half a line
+            data = b"\n" + data
+        num_written = os.write(descriptor, data)
+        self._is_torn = num_written < len(data)
 
     def close(self) -> None:
-        """Close the file; nothing may be written afterwards."""
-        os.close(self._descriptor)
+        """Close the file; a line that is written afterwards opens it again."""
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.close(self._descriptor)
+            self._descriptor = None
 
-    def _open(self) -> int:
-        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-    def _is_current(self) -> bool:
+    def _find_current(self) -> int | None:
+        """The open descriptor, if the name still leads to it."""
+        if self._descriptor is None:
+            return None
         try:
             named = self.path.stat()
         except FileNotFoundError:
-            return False
+            return None
         ours = os.fstat(self._descriptor)
-        return (named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino)
+        is_current = (named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino)
+        return self._descriptor if is_current else None
 
-    def _reopen(self) -> None:
-        os.close(self._descriptor)
-        self._descriptor = self._open()
-
-    def _rotate(self) -> None:
+    def _rotate(self) -> int:
         lock = os.open(
             self.path.with_name(f".{self.path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
         )
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             # Another writer may have rotated while this one waited for the lock.
-            if self._is_current() and os.fstat(self._descriptor).st_size > 0:
+            current = self._find_current()
+            if current is not None and os.fstat(current).st_size > 0:
                 self._shift()
-            self._reopen()
+            return self.open()
         finally:
             os.close(lock)
 

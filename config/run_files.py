@@ -1,11 +1,14 @@
 """Reads and writes the small JSON status files in STATE_DIR/run.
 
-A file is replaced as a whole, so a reader sees the old or the new one and never half of either. This file
-does not know what the files say.
+A file is replaced as a whole, so a reader sees the old or the new one and never half of either. A status file
+that is written again and again keeps blanks behind its text: on a full disk, which has no room for a second
+file, it is written over in place. This file does not know what the files say.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -13,25 +16,76 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+BLOCK_BYTES = 4096
+# A status file may grow by this much and still be written over in place.
+SPARE_BYTES = 2048
+# A file that is just being written over is whole again at the next look.
+NUM_LOOKS = 3
+
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the object in a file; None where the file is missing or holds something else."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    return data if isinstance(data, dict) else None
+    """Return the object in a file; None where the file is missing, unreadable or holds something else."""
+    for _ in range(NUM_LOOKS):
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            continue
+        except OSError:
+            return None
+        return data if isinstance(data, dict) else None
+    return None
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Replace a file, readable by its owner only; its folder is made if it is missing."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False)
+    """Replace a file, readable by its owner only; its folder is made if it is missing.
+
+    Raises:
+        OSError: the disk refused; the old file is as it was, and nothing is left of the new one.
+    """
+    _replace(path, _encode(data))
+
+
+def write_status(path: Path, data: Mapping[str, Any]) -> None:
+    """Replace a file as `write_json` does; on a full disk, write over the old one.
+
+    Raises:
+        OSError: neither was possible. A process that keeps the file guards the call (config/disk_trouble.py).
+    """
+    text = _encode(data)
+    num_bytes = -(-(len(text) + SPARE_BYTES) // BLOCK_BYTES) * BLOCK_BYTES
+    try:
+        _replace(path, text.ljust(num_bytes))
+    except OSError as error:
+        if error.errno not in NO_ROOM or not overwrite(path, text):
+            raise
+
+
+def overwrite(path: Path, text: bytes) -> bool:
+    """Write text over a file in place and blank what is behind it; False where it would have to grow."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        num_bytes = os.fstat(descriptor).st_size
+        return len(text) <= num_bytes == os.pwrite(descriptor, text.ljust(num_bytes), 0)
+    finally:
+        os.close(descriptor)
+
+
+def _encode(data: Mapping[str, Any]) -> bytes:
+    return json.dumps(data, ensure_ascii=False, allow_nan=False).encode("utf-8")
+
+
+def _replace(path: Path, text: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with os.fdopen(descriptor, "wb") as file:
             file.write(text)
         Path(temporary).replace(path)
     except BaseException:
-        Path(temporary).unlink()
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink()
         raise

@@ -302,7 +302,7 @@ class Engine:
             self._intake.sweep(self._limits.retention_seconds, self._limits.retention_bytes)
         if now >= self._next_status:
             self._next_status = now + STATUS_SECONDS
-            self._intake.retry_unwritten()
+            self._intake.retry()
             self._update_status()
 
     def _update_status(self) -> None:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from config.disk_trouble import DiskTroubles
 from distributed.answers import Answer
 from distributed.sequence import Sequence
 from distributed.text_stream import TextStream
@@ -32,6 +33,10 @@ from spool import (
     Usage,
 )
 from spool.messages import FinishReason
+
+NO_CLAIMS, NOT_PUT_BACK = "requests cannot be claimed", "requests cannot be put back"
+NOT_LISTED, NOT_SWEPT = "the queue cannot be listed", "old results cannot be removed"
+NO_LOGS, NO_RESULTS = "token logs cannot be written", "results cannot be written"
 
 logger = logging.getLogger(__name__)
 
@@ -74,19 +79,27 @@ class Intake:
     """The open answers by request id, and the way from and to the spool."""
 
     def __init__(
-        self, owner: SpoolOwner, bell: Doorbell, model: ModelFacts, layers: tuple[tuple[int, int], ...]
+        self,
+        owner: SpoolOwner,
+        bell: Doorbell,
+        model: ModelFacts,
+        layers: tuple[tuple[int, int], ...],
+        troubles: DiskTroubles | None = None,
     ) -> None:
         """
         Args:
             layers: (first layer, number of layers) by rank, for the results.
+            troubles: takes what the disk refuses.
         """
+        self._troubles = troubles or DiskTroubles()
         self._owner, self.bell, self._model, self._layers = owner, bell, model, layers
         self.answers: dict[str, Answer] = {}
         self._by_sequence: dict[Sequence, Answer] = {}
         self._unlogged: dict[str, list[TokenRecord]] = {}
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="results")
         self._unwritten: deque[tuple[Claim, Result]] = deque()
-        self._has_trouble = False
+        self._unreturned: deque[Claim] = deque()
+        self._depth = Depth(0, 0, 0)
         self._solo: set[Answer] = set()
         self.num_ended: dict[str, int] = {"stop": 0, "length": 0, "cancelled": 0, "error": 0}
         self.results = {"num_bytes": 0, "removed_by_age": 0, "removed_by_size": 0}
@@ -114,9 +127,9 @@ class Intake:
                 self._fail(claim, error)
                 continue
             except SpoolUnavailable as error:
-                logger.error("request %s waits: %s", claim.request.label, error)
-                self._owner.put_back(claim)
-                break
+                self._troubles.note(NO_LOGS, str(error))
+                self._put_back(claim)
+                continue
             _log_start(answer)
             if answer.finish_reason is not None:
                 self.end(answer, answer.finish_reason)
@@ -128,20 +141,22 @@ class Intake:
         try:
             claims = self._owner.claim(max_claims) if max_claims > 0 else []
         except SpoolUnavailable as error:
-            if not self._has_trouble:
-                logger.error("no requests can be claimed at present: %s", error)
-            self._has_trouble = True
+            self._troubles.note(NO_CLAIMS, str(error))
             return []
-        self._has_trouble = False
+        self._troubles.clear(NO_CLAIMS)
         return claims
 
     def cancelled(self) -> list[Answer]:
         """Return the open answers that were cancelled; waiting requests end here at once."""
-        ids = self._owner.cancelled()
-        for request_id in ids - self.answers.keys():
-            for claim in self._owner.claim(1, only=[request_id]):
-                self._write(claim, _cancelled(claim.request))
-            self._owner.clear_cancel(request_id)
+        try:
+            ids = self._owner.cancelled()
+            for request_id in ids - self.answers.keys():
+                for claim in self._owner.claim(1, only=[request_id]):
+                    self._write(claim, _cancelled(claim.request))
+                self._owner.clear_cancel(request_id)
+        except SpoolUnavailable as error:  # the markers stay for the next look
+            self._troubles.note(NO_CLAIMS, str(error))
+            return []
         return [self.answers[request_id] for request_id in ids & self.answers.keys()]
 
     def mark_solo(self, sequence: Sequence) -> None:
@@ -160,15 +175,28 @@ class Intake:
     def log_tokens(self, advanced: Iterable[tuple[Answer, Items[int]]]) -> None:
         """Append each answer's newest tokens to its log. A full disk delays the log, never the answer."""
         for answer, token_ids in advanced:
-            records = [*self._unlogged.pop(answer.request.id, ()), *answer.record(token_ids)]
+            unlogged = self._unlogged.pop(answer.request.id, ())
+            records = [*unlogged, *answer.record(token_ids)]
             try:
-                answer.log.append(records)
+                self._append(answer, records)
             except SpoolUnavailable as error:
+                if not unlogged:  # once, and not at each token
+                    logger.error("request %s: token log not written: %s", answer.request.label, error)
                 self._unlogged[answer.request.id] = records
-                logger.error("request %s: token log not written: %s", answer.request.label, error)
+                self._troubles.note(NO_LOGS, str(error))
             else:
+                self._troubles.clear(NO_LOGS)
                 # Only what a crash cannot take back proves that it does not bring the ring down.
                 answer.sequence.is_suspect = False
+
+    def _append(self, answer: Answer, records: list[TokenRecord]) -> None:
+        """Append to the log; on a full disk, with what is set aside for logs. Raises SpoolUnavailable."""
+        try:
+            answer.log.append(records)
+        except SpoolUnavailable:
+            if not self._owner.make_log_room():
+                raise
+            answer.log.append(records)
 
     def end(self, answer: Answer, finish_reason: FinishReason) -> None:
         """Write the result and forget the answer."""
@@ -191,13 +219,21 @@ class Intake:
         self._owner.ring_doors()
 
     def depth(self) -> Depth:
-        """How much waits in the spool."""
-        return self._owner.spool.depth()
+        """How much waits in the spool, or waited when it could last be listed."""
+        try:
+            self._depth = self._owner.spool.depth()
+        except SpoolUnavailable as error:
+            self._troubles.note(NOT_LISTED, str(error))
+        else:
+            self._troubles.clear(NOT_LISTED)
+        return self._depth
 
-    def retry_unwritten(self) -> None:
-        """Try again to write the results that the disk refused."""
+    def retry(self) -> None:
+        """Try again what the disk refused: results, and requests that go back to the queue."""
         for _ in range(len(self._unwritten)):
             self._writer.submit(self._complete, *self._unwritten.popleft())
+        for _ in range(len(self._unreturned)):
+            self._put_back(self._unreturned.popleft())
 
     def sweep(self, retention_seconds: float, max_bytes: int) -> None:
         """Remove results older than the retention or above the bytes, and leftovers, beside the steps."""
@@ -208,8 +244,18 @@ class Intake:
         self._writer.shutdown(wait=True)
         for answer in self.answers.values():
             answer.log.close()
-            self._owner.put_back(answer.claim)
+            self._put_back(answer.claim)
             logger.info("request %s is put back: it goes on at the next start", answer.request.label)
+
+    def _put_back(self, claim: Claim) -> None:
+        """Let a claimed request wait again; where the disk refuses, it is tried again, or a start does it."""
+        try:
+            self._owner.put_back(claim)
+        except SpoolUnavailable as error:
+            self._troubles.note(NOT_PUT_BACK, str(error))
+            self._unreturned.append(claim)
+        else:
+            self._troubles.clear(NOT_PUT_BACK)
 
     def _forget(self, answer: Answer) -> None:
         self.answers.pop(answer.request.id, None)
@@ -303,17 +349,19 @@ class Intake:
         try:
             self._owner.complete(claim, result)
         except SpoolUnavailable as error:
-            logger.error("request %s: result not written yet: %s", claim.request.label, error)
+            self._troubles.note(NO_RESULTS, str(error))
             self._unwritten.append((claim, result))
         else:
+            self._troubles.clear(NO_RESULTS)
             self._owner.ring_doors()
 
     def _sweep(self, retention_seconds: float, max_bytes: int) -> None:
         try:
             swept = self._owner.sweep(time.time(), retention_seconds, max_bytes)
         except SpoolUnavailable as error:
-            logger.warning("old results are not removed: %s", error)
+            self._troubles.note(NOT_SWEPT, str(error))
             return
+        self._troubles.clear(NOT_SWEPT)
         by_age, by_size = self.results["removed_by_age"], self.results["removed_by_size"]
         self.results = {
             "num_bytes": swept.num_kept_bytes,

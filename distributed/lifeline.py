@@ -33,12 +33,14 @@ from typing import Any
 import psutil
 
 from config.live import SettingsLines
+from config.logs import say
 
 HEARTBEAT_SECONDS = 1.0
 # On macOS psutil fails now and then, in ways of its own (psutil issues 1901, 2116).
 PSUTIL_ERRORS = (psutil.Error, RuntimeError, SystemError, OSError)
 PING_LINE = b'{"event": "ping"}\n'
 EXIT_CLEAN, EXIT_REFUSED, EXIT_RING_LOST, EXIT_WATCHDOG, EXIT_SUPERVISOR_GONE = 0, 2, 3, 4, 5
+EXIT_DISK_REFUSED = 6  # a full or broken disk: the next start may find it better
 
 
 @dataclass(frozen=True)
@@ -221,8 +223,7 @@ class Lifeline:
 
     def _check_pings(self, last_word_at: float) -> None:
         if self._ping_limit_s is not None and time.monotonic() - last_word_at > self._ping_limit_s:
-            sys.stderr.write(f"rank {self._rank}: the supervisor's host is silent; ending\n")
-            sys.stderr.flush()
+            say(f"rank {self._rank}: the supervisor's host is silent; ending")
             os._exit(EXIT_SUPERVISOR_GONE)
 
     def _tell_listeners(self, values: dict[str, Any]) -> None:
@@ -233,8 +234,6 @@ class Lifeline:
         deadline = self._deadline
         if deadline is None or time.monotonic() < deadline:
             return
-        message = f"rank {self._rank}: no progress in {self._phase} for {self._limit:g} s; ending\n"
-        sys.stderr.write(message)
+        say(f"rank {self._rank}: no progress in {self._phase} for {self._limit:g} s; ending")
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-        sys.stderr.flush()
         os._exit(EXIT_WATCHDOG)

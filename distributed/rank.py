@@ -127,7 +127,7 @@ def serve_rank0(
     with owner.listen() as bell:
         layers = tuple((info.first_layer, info.num_layers) for info in status.ranks)
         facts = _model_facts(settings, plan, stage, finish_tokenizers())
-        intake = Intake(owner, bell, facts, layers)
+        intake = Intake(owner, bell, facts, layers, status.troubles)
         engine = Engine(ring, stage, scheduler, intake, status, lifeline, make_engine_limits(settings))
         lifeline.on_settings(engine.on_settings)
         logger.info("ready: %s on %d ranks, layers %s", settings.model_name, ring.size, list(plan.layers))

@@ -19,7 +19,6 @@ import select
 import selectors
 import socket
 import stat
-import tempfile
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -266,16 +265,19 @@ def _init_group(rank: int, hosts: list[str], connect_timeout: float) -> Any:
 
 
 def _make_group(rank: int, hosts: list[str], connect_timeout: float) -> Any:
-    with tempfile.NamedTemporaryFile("w", suffix=".json", prefix="ring-hosts-") as hostfile:
-        json.dump([[host] for host in hosts], hostfile)
-        hostfile.flush()
-        os.environ.update(MLX_RANK=str(rank), MLX_HOSTFILE=hostfile.name)
-        try:
-            group = mx.distributed.init(strict=True, backend="ring")
-        except RuntimeError as error:
-            raise RingLost(
-                f"rank {rank} could not join the ring within {connect_timeout:g} s: {error}"
-            ) from error
+    # MLX reads the hosts from a file, once and in order (mlx 0.32.4): a pipe does, and needs no disk.
+    hostfile, writing = os.pipe()
+    try:
+        os.write(writing, json.dumps([[host] for host in hosts]).encode())
+        os.close(writing)
+        os.environ.update(MLX_RANK=str(rank), MLX_HOSTFILE=f"/dev/fd/{hostfile}")
+        group = mx.distributed.init(strict=True, backend="ring")
+    except RuntimeError as error:
+        raise RingLost(
+            f"rank {rank} could not join the ring within {connect_timeout:g} s: {error}"
+        ) from error
+    finally:
+        os.close(hostfile)
     if group.size() != len(hosts) or group.rank() != rank:
         raise RingLost(f"asked for rank {rank} of {len(hosts)}, got {group.rank()} of {group.size()}")
     return group

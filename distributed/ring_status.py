@@ -13,7 +13,8 @@ from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Any
 
-from config.run_files import write_json
+from config.disk_trouble import DiskTroubles
+from config.run_files import write_status
 from distributed.handshake import RankInfo
 from distributed.step_trace import StepTrace
 
@@ -64,7 +65,8 @@ class RingStatus:
         self.reason: str | None = None
         self.ranks: tuple[RankInfo, ...] = ()
         self.busy = BusyMeter(ring_size)
-        self.trace = StepTrace(path.parent, epoch, ring_size)
+        self.troubles = DiskTroubles()
+        self.trace = StepTrace(path.parent, epoch, ring_size, self.troubles)
         self.step = 0
         self.last_lap_unix: float | None = None
         self.tokens = {"prompt_tokens": 0, "generation_tokens": 0, "cached_tokens": 0}
@@ -79,23 +81,26 @@ class RingStatus:
         self.publish()
 
     def publish(self) -> None:
+        """Write the file; a disk that refuses costs the news and nothing else."""
         self.trace.tick(self.ranks)
-        write_json(
-            self._path,
-            {
-                **self._fixed,
-                "updated_unix": time.time(),
-                "phase": self.phase,
-                "reason": self.reason,
-                "step": self.step,
-                "last_lap_unix": self.last_lap_unix,
-                "ranks": self._rank_lines(),
-                "queue": self.queue,
-                "kv": self.kv,
-                "results": self.results,
-                "totals": {**self.tokens, "requests": self.requests},
-            },
-        )
+        with self.troubles.guard(self._path.name):
+            write_status(self._path, self._describe())
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            **self._fixed,
+            "updated_unix": time.time(),
+            "phase": self.phase,
+            "reason": self.reason,
+            "step": self.step,
+            "last_lap_unix": self.last_lap_unix,
+            "ranks": self._rank_lines(),
+            "queue": self.queue,
+            "kv": self.kv,
+            "results": self.results,
+            "totals": {**self.tokens, "requests": self.requests},
+            "troubles": self.troubles.sentences(self._path.name),
+        }
 
     def _rank_lines(self) -> list[dict[str, Any]]:
         ratios = self.busy.ratios()

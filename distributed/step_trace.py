@@ -15,10 +15,12 @@ have lost all above 31 bits in their frame.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Any
 
+from config.disk_trouble import DiskTroubles
 from config.run_files import read_json, write_json
 from distributed.frame import Frame
 from distributed.handshake import RankInfo
@@ -33,8 +35,12 @@ MAX_STEPS = 200_000
 class StepTrace:
     """Records while somebody has asked for it."""
 
-    def __init__(self, run_dir: Path, epoch: int, num_ranks: int) -> None:
+    def __init__(
+        self, run_dir: Path, epoch: int, num_ranks: int, troubles: DiskTroubles | None = None
+    ) -> None:
         self._run_dir, self._epoch, self._num_ranks = run_dir, epoch, num_ranks
+        self._troubles = troubles or DiskTroubles()
+        self._unwritten: dict[str, Any] | None = None
         self._id = ""
         self._begin_us = self._end_us = 0
         self._is_on = False
@@ -46,7 +52,9 @@ class StepTrace:
         seconds, wanted = self._look()
         is_over = clock_us() >= self._end_us or len(self._steps) >= MAX_STEPS
         if self._is_on and (is_over or seconds is not None):
-            self._write(ranks)
+            self._end(ranks)
+        if self._unwritten is not None:
+            self._write(self._unwritten)
         if seconds:
             self._id, self._is_on = wanted, True
             self._begin_us = clock_us()
@@ -84,15 +92,18 @@ class StepTrace:
         asked = read_json(path)
         if asked is None:
             return None, ""
-        path.unlink(missing_ok=True)
+        with self._troubles.guard(REQUEST_NAME):
+            path.unlink(missing_ok=True)
+        if os.path.exists(path):  # it would be taken again each second
+            return None, ""
         seconds = asked.get("seconds")
         if not isinstance(seconds, int | float) or not 0 <= seconds <= MAX_SECONDS:
             return None, ""
         return float(seconds), str(asked.get("id", ""))
 
-    def _write(self, ranks: Items[RankInfo]) -> None:
+    def _end(self, ranks: Items[RankInfo]) -> None:
         names = ("rank", "host", "first_layer", "num_layers")
-        record = {
+        self._unwritten = {
             "id": self._id,
             "epoch": self._epoch,
             "begin_us": self._begin_us,
@@ -101,4 +112,9 @@ class StepTrace:
             "steps": self._steps,
         }
         self._is_on, self._steps, self._sent_us = False, [], {}
-        write_json(self._run_dir / RECORD_NAME, record)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        """Write a record; where the disk refuses, it is kept for the next tick."""
+        with self._troubles.guard(RECORD_NAME):
+            write_json(self._run_dir / RECORD_NAME, record)
+            self._unwritten = None

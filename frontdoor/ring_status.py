@@ -40,7 +40,7 @@ class StatusFile:
         self._data: dict[str, Any] = {}
 
     def read(self) -> dict[str, Any]:
-        """Return what the file says; empty when it is missing or broken."""
+        """Return what the file says, or said when it could last be read; empty when it is missing."""
         try:
             stat = os.stat(self._path)
         except OSError:
@@ -48,10 +48,11 @@ class StatusFile:
             return self._data
         mark = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
         if mark != self._mark:
-            try:
-                self._data, self._mark = read_json(Path(self._path)) or {}, mark
-            except OSError:  # no descriptors left, or a bad disk: nothing is known now
-                self._mark, self._data = None, {}
+            data = read_json(Path(self._path))
+            if data is None:  # no descriptors left, a bad disk, damaged: what it said before ages
+                self._mark = None
+            else:
+                self._data, self._mark = data, mark
         return self._data
 
 

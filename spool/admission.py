@@ -80,6 +80,10 @@ class Admission:
             self._num_held -= 1
             self._num_held_bytes -= num_bytes
 
+    def check_disk(self) -> None:
+        """Raise SpoolUnavailable where nothing is accepted for want of disk, however small."""
+        has_ample_disk(self._folder, self._fs, self.disk)
+
     def waiting_names(self) -> list[str]:
         """The files of requests that wait and that nobody works on. Raises SpoolUnavailable."""
         names = list(filter(is_entry_name, list_names(self._folder.incoming, self._fs)))
@@ -113,28 +117,9 @@ class Admission:
         if num_waiting_bytes + num_bytes > self.max_bytes:
             limit_mb = self.max_bytes // 2**20
             raise SpoolFull(f"the queue is full: {num_waiting_bytes} bytes wait (MAX_QUEUE_MB={limit_mb})")
-        if self._has_ample_disk(num_bytes + self._num_held_bytes):
+        if has_ample_disk(self._folder, self._fs, self.disk, num_bytes + self._num_held_bytes):
             self._look_ends = time.monotonic() + LOOK_SECONDS
         self._num_counted, self._num_counted_bytes = num_waiting, num_waiting_bytes
-
-    def _has_ample_disk(self, num_bytes: int) -> bool:
-        """Whether so much is left that a look counts for a while. Raises SpoolUnavailable: too little."""
-        wanted = self.disk.min_free_bytes + num_bytes
-        try:
-            space = self._fs.disk_space(self._folder.root)
-            is_close = space.num_free_bytes < wanted + self.disk.ballast_bytes
-            if is_close and not self._fs.exists(self._folder.ballast):
-                wanted += self.disk.ballast_bytes
-        except OSError as error:
-            raise SpoolUnavailable.from_os_error("ask for disk space", error) from error
-        if space.num_free_bytes < wanted:
-            free_mb, wanted_mb = space.num_free_bytes // 2**20, -(-wanted // 2**20)
-            message = f"the disk is nearly full: {free_mb} MiB free, {wanted_mb} MiB needed"
-            raise SpoolUnavailable(message, code="disk_full", status=507)
-        if space.num_free_files is not None and space.num_free_files < _MIN_FREE_FILES:
-            raise SpoolUnavailable("the disk is nearly out of files (inodes)", code="disk_full", status=507)
-        has_files = space.num_free_files is None or space.num_free_files > _AMPLE_FILES
-        return has_files and space.num_free_bytes > wanted + AMPLE_BYTES
 
     def _measure(self) -> dict[str, int]:
         """Only new names are asked for. The lock is held."""
@@ -148,3 +133,29 @@ class Admission:
                 known[name] = size
         self._sizes = known
         return known
+
+
+def has_ample_disk(folder: SpoolFolder, fs: FileSystem, disk: DiskLimits, num_bytes: int = 0) -> bool:
+    """Whether so much is left beside a file of `num_bytes` that a look counts for a while.
+
+    Raises:
+        SpoolUnavailable: so little is left, or the disk is such, that nothing is accepted.
+    """
+    wanted = disk.min_free_bytes + num_bytes
+    try:
+        space = fs.disk_space(folder.root)
+        is_close = space.num_free_bytes < wanted + disk.ballast_bytes
+        if is_close and not fs.exists(folder.ballast):
+            wanted += disk.ballast_bytes
+    except OSError as error:
+        raise SpoolUnavailable.from_os_error("ask for disk space", error) from error
+    if space.is_read_only:
+        raise SpoolUnavailable("the disk is mounted read-only", code="read_only")
+    if space.num_free_bytes < wanted:
+        free_mb, wanted_mb = space.num_free_bytes // 2**20, -(-wanted // 2**20)
+        message = f"the disk is nearly full: {free_mb} MiB free, {wanted_mb} MiB needed"
+        raise SpoolUnavailable(message, code="disk_full", status=507)
+    if space.num_free_files is not None and space.num_free_files < _MIN_FREE_FILES:
+        raise SpoolUnavailable("the disk is nearly out of files (inodes)", code="disk_full", status=507)
+    has_files = space.num_free_files is None or space.num_free_files > _AMPLE_FILES
+    return has_files and space.num_free_bytes > wanted + AMPLE_BYTES

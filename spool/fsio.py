@@ -47,6 +47,7 @@ class DiskSpace:
 
     num_free_bytes: int
     num_free_files: int | None
+    is_read_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,8 @@ class FileSystem:
     def disk_space(self, path: Path) -> DiskSpace:
         """Ask how much is left where `path` lies."""
         info = os.statvfs(path)
-        return DiskSpace(info.f_bavail * info.f_frsize, info.f_favail if info.f_files else None)
+        num_free_files = info.f_favail if info.f_files else None
+        return DiskSpace(info.f_bavail * info.f_frsize, num_free_files, bool(info.f_flag & os.ST_RDONLY))
 
     def try_lock(self, path: Path) -> int | None:
         """Take an exclusive flock; the open descriptor holds it, None when someone else does."""
@@ -204,8 +206,8 @@ class FileSystem:
 
     def overwrite(self, fd: int, data: bytes) -> None:
         """Replace the content of an open file; not atomic, for notes to people only."""
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, data, 0)
+        os.pwrite(fd, data, 0)  # first: on a full disk, what is given back may be gone
+        os.ftruncate(fd, len(data))
 
     def is_process_alive(self, pid: int) -> bool:
         """Whether there is a process of this number, whoever's it is."""

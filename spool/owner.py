@@ -220,6 +220,10 @@ class SpoolOwner:
         """Open a request's token log for appending; `resumed` has the tokens that are in it already."""
         return TokenLogWriter(join(self._folder.stream, check_id(id)), self._fs, header=header)
 
+    def make_log_room(self) -> bool:
+        """Give up what is set aside for token logs on a full disk; False where nothing is left of it."""
+        return self._results.give_up_half()
+
     def listen(self) -> Doorbell:
         """Rank 0's own doorbell."""
         return self.spool.listen(RANK0)

@@ -1,8 +1,8 @@
 """Results: how an answer gets into done/, once, and where the disk is full.
 
 A result is written whole to tmp/ and linked into done/, so a second one is impossible and half a one never
-seen. The ballast is space that is set aside for it and given up when the disk is full. This room knows
-nothing of claims.
+seen. The ballast is space that is set aside and given up when the disk is full: half of it for the logs of
+running requests, the rest for results. This room knows nothing of claims.
 """
 
 from __future__ import annotations
@@ -43,17 +43,39 @@ class ResultWriter:
         if self._spool.is_synced:
             self._fs.sync_folder(self._folder.done)
 
+    def give_up_half(self) -> bool:
+        """Shorten the ballast to what results need; False where that was done already, or did not work."""
+        with contextlib.suppress(OSError):
+            if not self._is_ballast_whole():
+                return False
+            fd = self._fs.open_append(self._folder.ballast)
+            try:
+                self._fs.truncate(fd, self._spool.admission.disk.ballast_bytes // 2)
+            finally:
+                self._fs.close(fd)
+            _log.warning("the disk is full: half of the ballast was released to write token logs")
+            return True
+        return False
+
     def restore_ballast(self) -> None:
-        """Set space aside for results, if it is not and there is plenty."""
+        """Set space aside, if it is not and there is plenty."""
         path, fresh, limits = self._folder.ballast, self._folder.tmp / "ballast", self._spool.admission.disk
         with contextlib.suppress(OSError):  # later: submit asks for this much more space meanwhile
             space = self._fs.disk_space(self._folder.root)
-            if self._fs.exists(path) or space.num_free_bytes < limits.min_free_bytes + limits.ballast_bytes:
+            is_low = space.num_free_bytes < limits.min_free_bytes + limits.ballast_bytes
+            if is_low or self._is_ballast_whole():
                 return
             self._fs.unlink(fresh)
             # Random bytes: neither compression nor sparse files may make them smaller than they look.
             self._fs.write_new(fresh, os.urandom(limits.ballast_bytes), is_synced=True)
             self._fs.rename(fresh, path)
+
+    def _is_ballast_whole(self) -> bool:
+        """Raises OSError."""
+        path = self._folder.ballast
+        return self._fs.exists(path) and (
+            self._fs.stat(path).st_size >= self._spool.admission.disk.ballast_bytes
+        )
 
     def _publish(self, result: Result) -> bool:
         target = self._folder.result(result.id)

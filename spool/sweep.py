@@ -215,13 +215,19 @@ def _is_disk_low(spool: Spool) -> bool:
 def _remove_each(
     spool: Spool, folder: Path, remove: Callable[[Path], bool], names: Iterable[str] | None = None
 ) -> int:
-    """Offer everything in a folder, or these names of it; what cannot go now is offered again next time."""
-    num_removed = 0
+    """Offer everything in a folder, or these names of it; what cannot go now is offered again next time.
+
+    The log has the first that could not, and how many: on a read-only disk that is all of them.
+    """
+    num_removed, refused = 0, []
     for name in spool.names(folder) if names is None else names:
         try:
             num_removed += remove(folder / name)
         except FileNotFoundError:
             continue
         except OSError as error:
-            _log.warning("cannot sweep %a in %s/: %s", name, folder.name, error)
+            refused.append((name, error))
+    if refused:
+        others = f", nor {len(refused) - 1} others" if len(refused) > 1 else ""
+        _log.warning("cannot sweep %a in %s/: %s%s", refused[0][0], folder.name, refused[0][1], others)
     return num_removed

@@ -166,8 +166,14 @@ def test_a_refusing_rank_fails_the_start_with_its_own_words(
 ) -> None:
     """Exit code 2 is not tried again: the rank's last line is the reason, and nothing is left running."""
     monkeypatch.setenv("FAKE_RANK", "refuse:1")
+    log = bench.settings.log_dir / "rank-1.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("rank 1: what an earlier start died of\n")
     with pytest.raises(StartFailed, match="rank 1 exited with code 2: rank 1: LAYER_SPLIT does not fit"):
         bench.start()
+    said = bench.output.getvalue()
+    assert "rank 1: LAYER_SPLIT does not fit" in said
+    assert "an earlier start" not in said
     service = bench.read()
     assert service.exit_code == 3
     assert service.supervisor["epoch"] == 1

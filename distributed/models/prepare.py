@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from config import ConfigError, ModelNotReady, Settings, load_settings
+from config.disk_trouble import describe_refused, is_of_system
 from config.model_path import BUILTIN_PREFIX, is_folder_name
 from config.simulated import SIMULATED_PREFIX
 from distributed.checkpoint import ModelError, read_config, read_tensors
@@ -106,6 +107,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, ModelError) as error:
         say(str(error))
         return 2
+    except OSError as error:
+        if not is_of_system(error):
+            raise
+        say(f"the model cannot be written: {describe_refused(error)}")
+        return 1
     return 0
 
 

@@ -1,0 +1,51 @@
+"""Whether the disk of STATE_DIR takes what the service has to write, for `status`, `start` and `doctor`.
+
+Asks the condition under which the spool accepts a request, and tries a small file where the service keeps its
+own. Knows nothing of what is in the files.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from cluster.errors import ClusterError
+from config import Settings
+from config.disk_trouble import describe_refused
+from spool import SpoolUnavailable
+from spool.admission import DiskLimits, has_ample_disk
+from spool.folder import SpoolFolder
+from spool.fsio import FileSystem
+
+PROBE_BYTES = 16 * 1024
+
+
+def find_disk_trouble(state_dir: Path) -> str | None:
+    """Why the spool accepts nothing now for want of disk; None where it does, or there is no STATE_DIR."""
+    root = state_dir / "spool" if (state_dir / "spool").is_dir() else state_dir
+    if not root.is_dir():
+        return None
+    try:
+        has_ample_disk(SpoolFolder(root), FileSystem(), DiskLimits())
+    except SpoolUnavailable as error:
+        return f"no request is accepted: {error} (STATE_DIR {state_dir})"
+    return None
+
+
+def check_disk(settings: Settings) -> None:
+    """Refuse a start that could write neither its status files nor its logs.
+
+    Raises:
+        ClusterError: names the folder, what the system says, and what helps.
+    """
+    for folder in (settings.run_dir, settings.log_dir):
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as file:
+                file.write(os.urandom(PROBE_BYTES))
+                file.flush()
+        except OSError as error:
+            raise ClusterError(f"STATE_DIR cannot be used: {describe_refused(error, folder)}") from error
+    if trouble := find_disk_trouble(settings.state_dir):
+        raise ClusterError(f"{trouble}: make room there, or choose another folder with STATE_DIR in .env")
