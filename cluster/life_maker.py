@@ -47,6 +47,7 @@ class LifeMaker:
         self._left_behind = {ssh: list(identities) for ssh, identities in left_behind.items()}
         self._used: set[Worker] = set()
         self.cluster: Cluster | None = None
+        self.has_kept_placed = False  # the last plan took over what was placed earlier
 
     @property
     def is_single(self) -> bool:
@@ -63,7 +64,7 @@ class LifeMaker:
         settings = self._running.settings
         cluster = self.cluster = await self._read_cluster(settings)
         workers = list_workers(cluster, settings)
-        placed, answers = None, {}
+        placed, answers, self.has_kept_placed = None, {}, False
         if workers:
             self._used |= set(workers)
             await on_all(workers, self._end_left_behind)
@@ -80,8 +81,9 @@ class LifeMaker:
         return await asyncio.to_thread(read_cluster, settings)  # looks names up
 
     async def _place(self, cluster: Cluster, settings: Settings) -> Placed:
-        placed = load_placed(settings.run_dir, make_key(settings, cluster))
-        return placed or await place_all(cluster, settings, LoggedSteps())
+        kept = load_placed(settings.run_dir, make_key(settings, cluster))
+        self.has_kept_placed = kept is not None
+        return kept or await place_all(cluster, settings, LoggedSteps())
 
     async def _end_left_behind(self, worker: Worker) -> None:
         identities = self._left_behind.get(worker.host.ssh or "")

@@ -121,4 +121,6 @@ def _follow(settings: Settings, supervisor: ProcessIdentity, order_id: str, term
             return
         if service.supervisor.get("state") in ("failed", "stopping", "stopped"):
             raise StartFailed(f"{service.reason}; the queue is kept, and ./launch.sh restart tries again")
+        if service.is_stuck:
+            raise StartFailed(f"{service.reason}; the queue is kept, and the ring is tried again by itself")
     raise StartFailed(f"not ready after {format_duration(limit_s)}")

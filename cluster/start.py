@@ -201,6 +201,8 @@ def follow(settings: Settings, supervisor: ProcessIdentity, shown: _Shown) -> No
                 return
             if service.supervisor.get("state") in ("failed", "stopping", "stopped"):
                 raise StartFailed(service.reason or "it was stopped while it started")
+            if service.is_stuck:
+                raise StartFailed(str(service.reason))
         if has_ended:
             raise StartFailed("the supervisor ended: see the last lines of its log")
     raise StartFailed(f"not ready after {format_duration(limit_s)}")

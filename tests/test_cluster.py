@@ -64,6 +64,20 @@ def test_kills_from_outside_restart_at_once_and_open_the_breaker_late() -> None:
     assert mixed.after_failure(made_progress=False) is None
 
 
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=80))
+def test_what_worked_once_is_tried_for_ever(ends: list[tuple[bool, bool]]) -> None:
+    """Refusals, failures and kills only make the delays longer, up to the longest, and mark it as stuck."""
+    policy = RestartPolicy()
+    for is_permanent, was_killed in ends:
+        delay_s = policy.after_failure(
+            made_progress=False, is_permanent=is_permanent, was_killed=was_killed, can_give_up=False
+        )
+        assert delay_s is not None
+        assert 0.0 <= delay_s <= MAX_DELAY_S
+        assert policy.is_open or (not is_permanent and policy.num_own_failures < 5)
+    assert not policy.is_open or policy.num_failures < 8 or delay_s == MAX_DELAY_S
+
+
 def test_a_refusal_opens_the_breaker_at_once() -> None:
     """What refuses its settings refuses them again."""
     assert RestartPolicy().after_failure(made_progress=True, is_permanent=True) is None

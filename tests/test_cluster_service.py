@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -12,6 +13,7 @@ from cluster import ports
 from cluster.errors import ClusterError, PortTaken, StartFailed
 from cluster.lock import SupervisorLock
 from cluster.processes import identify
+from cluster.status import describe
 from cluster.trial import run_trial
 from config.run_files import write_json
 from tests.cluster_service import SUPERVISOR, Bench
@@ -197,6 +199,77 @@ def test_an_open_breaker_keeps_the_front_door_and_says_why(
         assert "the weights are broken" in str(service.reason)
         assert service.ring["phase"] == "failed"
         assert bench.get_health() == service.processes["api"].pid
+        supervisor.send_signal(signal.SIGTERM)
+        assert supervisor.wait(10) == 0
+
+
+@pytest.mark.parametrize("trouble", ["refuse:1", "crash:0"])
+def test_a_ring_that_was_ready_is_tried_until_its_trouble_has_passed(bench: Bench, trouble: str) -> None:
+    """Refusals and failures in a row are shown with what happens next, and end with their cause."""
+    bench.start()
+    (bench.root / "trouble").write_text(trouble, encoding="ascii")
+    bench.read().processes["rank 0"].send(signal.SIGKILL)
+    stuck = bench.wait_until(lambda service: service.supervisor["num_failures"] > 6)
+    assert stuck.state == "degraded" and stuck.is_stuck
+    shown = "\n".join(describe(stuck, bench.terminal))
+    assert f"reason: rank {trouble[-1]} exited with code" in shown
+    assert "tries that failed: " in shown and "it is tried until it works" in shown
+    assert bench.get_health() == stuck.processes["api"].pid
+    with pytest.raises(StartFailed, match=f"rank {trouble[-1]} exited with code"):
+        bench.start()
+    (bench.root / "trouble").unlink()
+    ready = bench.wait_until(lambda service: service.state == "ready")
+    assert ready.reason is None and ready.waits_for is None and not ready.is_stuck
+
+
+def test_a_killed_supervisor_leaves_its_last_reason_and_the_next_one_goes_on_trying(bench: Bench) -> None:
+    """status says that it is gone, why the ring was down, and what to do; the next one tries on."""
+    bench.start()
+    (bench.root / "trouble").write_text("refuse:1", encoding="ascii")
+    bench.read().processes["rank 0"].send(signal.SIGKILL)
+    before = bench.wait_until(lambda service: service.is_stuck)
+    assert before.holder
+    before.holder.send(signal.SIGKILL)
+    before.holder.wait(5.0)
+    gone = bench.read()
+    assert gone.exit_code == 3
+    shown = "\n".join(describe(gone, bench.terminal))
+    assert "./launch.sh start" in shown
+    assert f"supervisor {before.holder.pid} is gone" in shown
+    assert "it last said degraded: rank 1 exited with code 2: rank 1: LAYER_SPLIT does not fit" in shown
+
+    command = [*SUPERVISOR, *(word for pair in bench.overrides.items() for word in ("--set", "=".join(pair)))]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as supervisor:
+        bench.wait_until(lambda service: service.state == "degraded" and service.is_stuck)
+        (bench.root / "trouble").unlink()
+        bench.wait_until(lambda service: service.state == "ready")
+        supervisor.send_signal(signal.SIGTERM)
+        assert supervisor.wait(10) == 0
+    assert bench.read().reason is None
+
+
+def test_a_service_in_trouble_stops_at_once(bench: Bench) -> None:
+    """Neither a pause between two tries nor a rank that says nothing keeps stop waiting."""
+    bench.start()
+    (bench.root / "trouble").write_text("hang:1", encoding="ascii")
+    bench.read().processes["rank 0"].send(signal.SIGKILL)
+    bench.wait_until(lambda service: service.state == "degraded")
+    began = time.monotonic()
+    assert bench.stop() == 0
+    assert time.monotonic() - began < float(bench.overrides["SHUTDOWN_TIMEOUT"])
+
+
+def test_a_restart_brings_back_a_service_that_was_given_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ring and front door that never worked are tried anew when somebody asks."""
+    (bench.root / "trouble").write_text("refuse:0", encoding="ascii")
+    command = [*SUPERVISOR, *(word for pair in bench.overrides.items() for word in ("--set", "=".join(pair)))]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as supervisor:
+        failed = bench.wait_until(lambda service: service.state == "failed")
+        assert "./launch.sh restart" in str(failed.waits_for)
+        (bench.root / "trouble").unlink()
+        assert bench.restart() == 0
         supervisor.send_signal(signal.SIGTERM)
         assert supervisor.wait(10) == 0
 
