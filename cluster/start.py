@@ -7,6 +7,7 @@ Shows what the status files say; the work is the supervisor's. Knows nothing of 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from cluster import packages, ports
-from cluster.errors import ClusterError, StartFailed
+from cluster.errors import ClusterError, Interrupted, StartFailed
 from cluster.hosts import Cluster, read_cluster
+from cluster.interrupts import InterruptFlag, run_to_end
 from cluster.log_files import log_path
 from cluster.processes import ProcessIdentity, identify
 from cluster.restart_policy import MAX_FAILURES
 from cluster.service import Service, read_service
 from cluster.start_hosts import place_shown, rehearse
 from cluster.steps import Steps
-from cluster.stop import end_leftovers, stop
+from cluster.stop import EXTRA_LIMIT_S, KILL_GRACE_S, end_leftovers, stop
 from cluster.terminal import Terminal, format_duration, make_bar
 from config import Settings
 from config.checks import start_problems, start_warnings
@@ -68,17 +70,35 @@ def start(
         raise ports.describe_taken(host, port)
     steps = Steps(terminal, NUM_STEPS if cluster.is_single else NUM_STEPS - 1 + NUM_PLACING_STEPS)
     place_everything(settings, overrides, cluster, steps, prepare)
-    process = launch_supervisor(settings, overrides, supervisor)
-    try:
-        follow(settings, process, _Shown(terminal, steps, cluster.ring_size))
-    except StartFailed as error:
-        other = read_service(settings).holder
-        if other and other.pid != process.pid:
-            return join_running(settings, read_service(settings), terminal)
-        show_last_lines(settings, terminal)
-        stop(settings, Terminal(), is_quiet=True)
-        raise error from None
+    with InterruptFlag() as interrupt:
+        process = launch_supervisor(settings, overrides, supervisor)
+        try:
+            follow(settings, process, _Shown(terminal, steps, cluster.ring_size), interrupt)
+        except StartFailed as error:
+            other = read_service(settings).holder
+            if other and other.pid != process.pid:
+                return join_running(settings, read_service(settings), terminal)
+            show_last_lines(settings, terminal)
+            stop(settings, Terminal(), is_quiet=True)
+            raise error from None
+        except Interrupted:
+            end_started(settings, process, terminal)
+            raise
     return 0
+
+
+def end_started(settings: Settings, supervisor: ProcessIdentity, terminal: Terminal) -> None:
+    """End a supervisor that was to become ready: as `stop` does, and at once where Ctrl-C comes again."""
+    try:
+        terminal.line("Interrupted: stopping what was started (Ctrl-C again: at once)")
+        supervisor.send(signal.SIGTERM)
+        is_gone = supervisor.wait(settings.shutdown_timeout + EXTRA_LIMIT_S)
+    except KeyboardInterrupt:
+        is_gone = False
+    if not is_gone:
+        supervisor.send(signal.SIGKILL)
+        supervisor.wait(KILL_GRACE_S)
+    stop(settings, terminal, is_quiet=True)
 
 
 def place_everything(
@@ -130,7 +150,13 @@ def join_running(settings: Settings, running: Service, terminal: Terminal) -> in
             f"already running ({who}) with other settings: {'; '.join(others)}. "
             "./launch.sh restart applies yours"
         )
-    follow(settings, running.holder, _Shown(terminal, None))
+    with InterruptFlag() as interrupt:
+        try:
+            follow(settings, running.holder, _Shown(terminal, None), interrupt)
+        except Interrupted:
+            raise Interrupted(
+                f"Interrupted: {who}, goes on: see ./launch.sh status; ./launch.sh stop ends it"
+            ) from None
     terminal.line(f"Already running ({who}): ready at {read_service(settings).url}")
     return 0
 
@@ -148,13 +174,9 @@ def prepare_model(settings: Settings, overrides: Mapping[str, str], prepare: Seq
     """Make or fetch the model, in a process of its own that shows its progress on standard error."""
     if settings.model_repo.startswith(BUILTIN_PREFIX):
         packages.ensure_builtin()
-    ended = subprocess.run(
-        prepare, cwd=ROOT, env={**os.environ, **overrides}, stdout=subprocess.DEVNULL, check=False
-    )
-    if ended.returncode != 0:
-        raise StartFailed(
-            f"the model {settings.model_repo} could not be prepared (exit code {ended.returncode})"
-        )
+    code = run_to_end(prepare, folder=ROOT, environment={**os.environ, **overrides})
+    if code != 0:
+        raise StartFailed(f"the model {settings.model_repo} could not be prepared (exit code {code})")
 
 
 def launch_supervisor(
@@ -183,15 +205,18 @@ def launch_supervisor(
     return identity
 
 
-def follow(settings: Settings, supervisor: ProcessIdentity, shown: _Shown) -> None:
+def follow(settings: Settings, supervisor: ProcessIdentity, shown: _Shown, interrupt: InterruptFlag) -> None:
     """Show what a supervisor says until the service is ready.
 
     Raises:
         StartFailed: it gave up, ended, or took longer than its own limits allow.
+        Interrupted: Ctrl-C.
     """
     limit_s = (settings.connect_timeout + settings.load_timeout) * MAX_FAILURES + 60
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
+        if interrupt.is_set:
+            raise Interrupted("Stopped: nothing is left running. ./launch.sh start goes on where this ended")
         service = read_service(settings)
         has_ended = supervisor.wait(LOOK_INTERVAL_S)
         if service.supervisor.get("pid") == supervisor.pid:

@@ -48,7 +48,7 @@ def place_shown(
             layout = asyncio.run(plan_model(cluster, settings, facts, steps, held_bytes))
         asyncio.run(place_code(list_workers(cluster, settings), steps))
         placed = asyncio.run(place_model(cluster, settings, layout, steps))
-    except ClusterError:
+    except (ClusterError, KeyboardInterrupt):
         asyncio.run(close_connections(cluster.remote_hosts))
         raise
     placed.save(settings.run_dir)

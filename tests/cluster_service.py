@@ -69,6 +69,11 @@ class Bench:
             return int(json.load(response)["pid"])
 
 
+def supervisor_command(bench: Bench) -> list[str]:
+    """A supervisor as `start` launches it."""
+    return [*SUPERVISOR, *(word for pair in bench.overrides.items() for word in ("--set", "=".join(pair)))]
+
+
 def find_free_port() -> int:
     with ports.listen("127.0.0.1", 0) as listening:
         return int(listening.getsockname()[1])

@@ -5,18 +5,22 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
 from cluster import ports
-from cluster.errors import ClusterError, PortTaken, StartFailed
+from cluster.errors import ClusterError, Interrupted, PortTaken, StartFailed
 from cluster.lock import SupervisorLock
 from cluster.processes import identify
+from cluster.service import Service
+from cluster.start import start
 from cluster.status import describe
 from cluster.trial import run_trial
 from config.run_files import write_json
-from tests.cluster_service import SUPERVISOR, Bench
+from tests.cluster_service import Bench, supervisor_command
 
 pytestmark = pytest.mark.slow
 
@@ -192,8 +196,7 @@ def test_an_open_breaker_keeps_the_front_door_and_says_why(
 ) -> None:
     """A ring that is given up later leaves the front door up and the reason in both status files."""
     monkeypatch.setenv("FAKE_RANK", "crash:0")
-    command = [*SUPERVISOR, *(word for pair in bench.overrides.items() for word in ("--set", "=".join(pair)))]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as supervisor:
+    with subprocess.Popen(supervisor_command(bench), stderr=subprocess.DEVNULL) as supervisor:
         service = bench.wait_until(lambda service: service.state == "failed")
         assert service.exit_code == 1
         assert "the weights are broken" in str(service.reason)
@@ -238,8 +241,7 @@ def test_a_killed_supervisor_leaves_its_last_reason_and_the_next_one_goes_on_try
     assert f"supervisor {before.holder.pid} is gone" in shown
     assert "it last said degraded: rank 1 exited with code 2: rank 1: LAYER_SPLIT does not fit" in shown
 
-    command = [*SUPERVISOR, *(word for pair in bench.overrides.items() for word in ("--set", "=".join(pair)))]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as supervisor:
+    with subprocess.Popen(supervisor_command(bench), stderr=subprocess.DEVNULL) as supervisor:
         bench.wait_until(lambda service: service.state == "degraded" and service.is_stuck)
         (bench.root / "trouble").unlink()
         bench.wait_until(lambda service: service.state == "ready")
@@ -264,14 +266,72 @@ def test_a_restart_brings_back_a_service_that_was_given_up(
 ) -> None:
     """Ring and front door that never worked are tried anew when somebody asks."""
     (bench.root / "trouble").write_text("refuse:0", encoding="ascii")
-    command = [*SUPERVISOR, *(word for pair in bench.overrides.items() for word in ("--set", "=".join(pair)))]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as supervisor:
+    with subprocess.Popen(supervisor_command(bench), stderr=subprocess.DEVNULL) as supervisor:
         failed = bench.wait_until(lambda service: service.state == "failed")
         assert "./launch.sh restart" in str(failed.waits_for)
         (bench.root / "trouble").unlink()
         assert bench.restart() == 0
         supervisor.send_signal(signal.SIGTERM)
         assert supervisor.wait(10) == 0
+
+
+def interrupt_when(bench: Bench, holds: Callable[[Service], bool], num_signals: int = 1) -> threading.Thread:
+    """Ctrl-C for this process as soon as the service is so; joined by the caller."""
+
+    def press() -> None:
+        holder = bench.wait_until(holds).holder
+        if num_signals > 1 and holder:
+            holder.send(signal.SIGSTOP)  # slow to go
+        os.kill(os.getpid(), signal.SIGINT)
+        if num_signals > 1:
+            bench.wait_until(lambda _: "Ctrl-C again" in bench.output.getvalue())
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("num_signals", [1, 2])
+def test_an_interrupted_start_stops_what_it_started(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, num_signals: int
+) -> None:
+    """Ctrl-C while ranks load: every process is ended, one sentence says so, and start works again."""
+    monkeypatch.setenv("FAKE_RANK", "hang:1")
+    pressed = interrupt_when(bench, lambda service: len(service.processes) == 3, num_signals)
+    with pytest.raises(Interrupted, match="nothing is left running") as caught:
+        bench.start()
+    pressed.join()
+    assert caught.value.exit_code == 130
+    service = bench.read()
+    assert service.holder is None
+    assert not any(identity.is_alive() for identity in service.processes.values())
+    monkeypatch.delenv("FAKE_RANK")
+    assert bench.start() == 0
+
+
+def test_an_interrupted_second_start_leaves_the_service_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever only waits for a service that another one started does not stop it."""
+    monkeypatch.setenv("FAKE_RANK", "hang:1")
+    with subprocess.Popen(supervisor_command(bench), stderr=subprocess.DEVNULL) as supervisor:
+        bench.wait_until(lambda service: len(service.processes) == 3)
+        pressed = interrupt_when(bench, lambda _: "rank 0: " in bench.output.getvalue())
+        with pytest.raises(Interrupted, match=rf"supervisor {supervisor.pid}, .*goes on"):
+            bench.start()
+        pressed.join()
+        assert supervisor.poll() is None
+        supervisor.send_signal(signal.SIGTERM)
+        assert supervisor.wait(10) == 0
+
+
+def test_an_interrupted_preparation_is_ended_and_said(bench: Bench) -> None:
+    """Ctrl-C before anything runs: the download ends too, and the command says that nothing was started."""
+    program = "import os, signal, time; os.kill(os.getppid(), signal.SIGINT); time.sleep(60)"
+    with pytest.raises(Interrupted, match="nothing was started"):
+        start(bench.settings, bench.overrides, bench.terminal, prepare=(sys.executable, "-c", program))
+    assert bench.read().holder is None
 
 
 def test_a_taken_port_is_refused_by_name(bench: Bench) -> None:
@@ -304,8 +364,7 @@ def test_the_trial_fails_where_a_rank_took_no_part(bench: Bench, monkeypatch: py
 def test_a_supervisor_cannot_start_under_a_held_lock(bench: Bench) -> None:
     """The lock, not the status file, makes the supervisor the only one."""
     lock = SupervisorLock(bench.settings.run_dir)
-    command = [*SUPERVISOR, *(word for pair in bench.overrides.items() for word in ("--set", "=".join(pair)))]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    ended = subprocess.run(supervisor_command(bench), capture_output=True, text=True, timeout=20, check=False)
     lock.release()
     assert ended.returncode == 1
     assert f"supervisor {os.getpid()} already serves" in ended.stderr
