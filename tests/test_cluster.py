@@ -285,7 +285,7 @@ def test_help_needs_no_packages(tmp_path: Path) -> None:
 def make_tool_folder(folder: Path) -> Path:
     """A PATH with what launch.sh may use, and no Python."""
     folder.mkdir()
-    for name in ("bash", "dirname", "cat", "cksum", "uname", "awk"):
+    for name in ("bash", "dirname", "cat", "cksum", "uname", "awk", "mkdir", "rm", "sleep"):
         found = shutil.which(name)
         assert found
         (folder / name).symlink_to(found)
