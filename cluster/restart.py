@@ -26,6 +26,7 @@ from cluster.start import (
     PREPARE,
     ROOT,
     check_startable,
+    check_this_start,
     place_everything,
     prepare_model,
     show_warnings,
@@ -57,6 +58,7 @@ def restart(
         stop(settings, terminal)
         return start(settings, overrides, terminal, prepare=prepare)
     show_warnings(settings, terminal)
+    check_this_start(settings, service)
     _place(settings, overrides, service, terminal, prepare)
     started_at = time.monotonic()
     order = RestartOrder(uuid.uuid4().hex, dict(overrides), settings_among(os.environ))

@@ -16,8 +16,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cluster import packages, ports
+from cluster import own_checks, packages, ports
 from cluster.errors import ClusterError, Interrupted, StartFailed
+from cluster.findings import refuse_failed
 from cluster.hosts import Cluster, read_cluster
 from cluster.interrupts import InterruptFlag, run_to_end
 from cluster.log_files import log_path
@@ -68,6 +69,7 @@ def start(
     host, port = settings.api_host, settings.api_port
     if not ports.is_free(host, port):
         raise ports.describe_taken(host, port)
+    check_this_start(settings, running)
     steps = Steps(terminal, NUM_STEPS if cluster.is_single else NUM_STEPS - 1 + NUM_PLACING_STEPS)
     place_everything(settings, overrides, cluster, steps, prepare)
     with InterruptFlag() as interrupt:
@@ -132,6 +134,16 @@ def check_startable(settings: Settings) -> None:
     """Raise SettingsError for settings that are well formed and cannot be served."""
     if problems := start_problems(settings):
         raise SettingsError(problems)
+
+
+def check_this_start(settings: Settings, running: Service) -> None:
+    """Look at this machine as `doctor` does. What others could read that is private only counts there.
+
+    Raises:
+        ClusterError: with the doctor's sentences about what keeps the start from being of use.
+    """
+    findings = own_checks.check_this_machine(settings, running)
+    refuse_failed([finding for finding in findings if finding.check != "private"])
 
 
 def show_warnings(settings: Settings, terminal: Terminal) -> None:

@@ -19,7 +19,7 @@ from cluster.probe import HostFacts
 from cluster.ssh import close_connections
 from cluster.steps import Steps
 from cluster.terminal import Terminal
-from cluster.workers import Worker, has_environment, list_workers, sync_code
+from cluster.workers import Environment, Worker, list_workers, read_environment, sync_code
 from config import ModelNotReady, Settings
 from config.model_path import is_complete
 
@@ -98,11 +98,17 @@ async def _rehearse_worker(worker: Worker) -> list[str]:
     changed = await sync_code(worker, dry_run=True)
     shown = ", ".join(changed[:NUM_SHOWN_FILES])
     more = f" and {len(changed) - NUM_SHOWN_FILES} more" if len(changed) > NUM_SHOWN_FILES else ""
-    has_packages = await has_environment(worker)
+    environment = await read_environment(worker)
     return [
         f"{name}: code to {worker.folder}/code: {f'{shown}{more}' if changed else 'nothing has changed'}",
-        f"{name}: packages {'are there' if has_packages else f'to be installed into {worker.folder}/venv'}",
+        f"{name}: packages {_describe_packages(environment, worker)}",
     ]
+
+
+def _describe_packages(environment: Environment, worker: Worker) -> str:
+    if environment.state == "good":
+        return "are there"
+    return f"to be installed into {worker.folder}/venv ({environment.trouble})"
 
 
 class RehearsedSteps:

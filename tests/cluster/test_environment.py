@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 import sys
 from pathlib import Path
 
 import pytest
 
+from cluster.workers import MARK
 from tests.cluster.namespaces import Hosts
 from tests.cluster.prepared import WORKER_DIR
 
@@ -20,7 +22,9 @@ import asyncio, json, sys
 from cluster.errors import ClusterError
 from cluster.hosts import Host
 from cluster.ssh import close_connections
+from cluster import workers
 from cluster.workers import Worker, ensure_environment
+workers.read_wanted = dict  # requirements.txt there asks for nothing
 told = []
 worker = Worker(Host(sys.argv[1], sys.argv[1], "10.77.0.2", 1), sys.argv[2], sys.argv[3])
 try:
@@ -58,6 +62,42 @@ def test_an_environment_is_made_once_and_its_failures_are_sentences(hosts: Hosts
     requirements.write_text("# nothing\n", encoding="utf-8")
     told, outcome = ensure(hosts, sys.executable)
     assert outcome is True
-    assert told == ["making the virtual environment"]
+    assert told == ["making it anew: its installation did not end"]
     assert stat.S_IMODE((folder / "venv").stat().st_mode) == 0o700
     assert ensure(hosts) == ([], False)
+
+    venv = folder / "venv"
+    for damage, trouble in (
+        (lose_mark, "its installation did not end"),
+        (lose_pip, "pip"),
+        (lose_python, "its Python does not work"),
+    ):
+        (venv / "left").touch()
+        damage(venv)
+        told, outcome = ensure(hosts, sys.executable)
+        assert outcome is True
+        assert told[0].startswith("making it anew: ") and trouble in told[0]
+        assert not (venv / "left").exists()
+        assert ensure(hosts) == ([], False)
+
+    (venv / MARK).write_text("of another release\n")
+    (venv / "left").touch()
+    told, outcome = ensure(hosts, sys.executable)
+    assert outcome is True
+    assert (venv / "left").exists(), "what is only older is renewed in its place"
+
+
+def lose_mark(venv: Path) -> None:
+    """pip was killed."""
+    (venv / MARK).unlink()
+
+
+def lose_pip(venv: Path) -> None:
+    """The files of a package are gone."""
+    shutil.rmtree(next(venv.glob("lib/*/site-packages/pip")))
+
+
+def lose_python(venv: Path) -> None:
+    """Python was upgraded, and the one that made this is gone."""
+    (venv / "bin" / "python").unlink()
+    (venv / "bin" / "python").symlink_to("/nowhere/python3")
