@@ -7,7 +7,6 @@ nothing of when a life begins or why one ended.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from cluster.ring_life import LifePlan, RankPlace
 from cluster.running import Running
 from cluster.spares import mark_code
 from cluster.ssh import HostUnreachable, close_connections
+from cluster.threads import run_beside
 from cluster.workers import Worker, list_workers
 from config import Settings
 
@@ -78,7 +78,7 @@ class LifeMaker:
     async def _read_cluster(self, settings: Settings) -> Cluster:
         if not settings.worker_hosts and not settings.ring_hostfile:
             return read_cluster(settings)
-        return await asyncio.to_thread(read_cluster, settings)  # looks names up
+        return await run_beside(read_cluster, settings)  # looks names up
 
     async def _place(self, cluster: Cluster, settings: Settings) -> Placed:
         kept = load_placed(settings.run_dir, make_key(settings, cluster))

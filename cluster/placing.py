@@ -8,6 +8,7 @@ where something has changed. Knows nothing of the ring's life.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -97,8 +98,9 @@ class Placed:
     model_folders: Mapping[str, str] = field(default_factory=dict)  # by the host's ssh destination
 
     def save(self, run_dir: Path) -> None:
-        """Keep it for the supervisor."""
-        write_json(run_dir / PLACED_NAME, asdict(self))
+        """Keep it for the supervisor and its next life; where the disk refuses, all is looked at again."""
+        with contextlib.suppress(OSError):
+            write_json(run_dir / PLACED_NAME, asdict(self))
 
 
 def load_placed(run_dir: Path, key: str) -> Placed | None:
@@ -112,7 +114,8 @@ def load_placed(run_dir: Path, key: str) -> Placed | None:
 
 def forget_placed(run_dir: Path) -> None:
     """Look at everything again before the next life."""
-    (run_dir / PLACED_NAME).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not there, or a disk that can only be read
+        (run_dir / PLACED_NAME).unlink()
 
 
 def make_key(settings: Settings, cluster: Cluster) -> str:

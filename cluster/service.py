@@ -22,6 +22,7 @@ from config import Settings
 from config.run_files import read_json
 
 STALE_S = 10.0
+UNREADY = ("starting", "degraded")
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Service:
         said = self.supervisor
         if self.state == "failed":
             return "the ring is not tried again by itself: mend that, then ./launch.sh restart"
-        if not self._is_of_holder or self.state == "ready" or not said.get("num_failures"):
+        if self.state not in UNREADY or not self._is_of_holder or not said.get("num_failures"):
             return None
         left_s = float(said.get("next_try_unix") or 0) - time.time()
         when = f"the next try is in {left_s:.0f} s" if left_s >= 1 else "the ring is being tried now"

@@ -19,6 +19,7 @@ from cluster.probe import HostFacts
 from cluster.ssh import close_connections
 from cluster.steps import Steps
 from cluster.terminal import Terminal
+from cluster.threads import run_beside
 from cluster.workers import Environment, Worker, list_workers, read_environment, sync_code
 from config import ModelNotReady, Settings
 from config.model_path import is_complete
@@ -79,7 +80,7 @@ def _describe_model(settings: Settings) -> str:
 async def _rehearse_hosts(settings: Settings, cluster: Cluster, terminal: Terminal) -> list[list[str]]:
     try:
         facts = await check_hosts(cluster, settings, RehearsedSteps(terminal))
-        planned = await asyncio.to_thread(_rehearse_plan, settings, cluster, facts)
+        planned = await run_beside(_rehearse_plan, settings, cluster, facts)
         return [planned, *await on_all(list_workers(cluster, settings), _rehearse_worker)]
     finally:
         await close_connections(cluster.remote_hosts)

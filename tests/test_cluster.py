@@ -1,5 +1,6 @@
 """The parts of cluster/ without a service: policy, heartbeats, log lines, proofs, command line, launch.sh."""
 
+import asyncio
 import io
 import json
 import os
@@ -7,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +32,7 @@ from cluster.ring_life import LifePlan
 from cluster.running import make_environment
 from cluster.start import list_differences
 from cluster.terminal import Terminal, format_duration, make_bar
+from cluster.threads import run_beside
 from cluster.trial import find_idle_ranks
 from config import SettingsError, load_settings
 from config.rotating_file import RotatingFile
@@ -262,6 +266,24 @@ def test_exits_durations_and_bars_read_as_words() -> None:
         "3 d 4 h",
     ]
     assert make_bar(0.5) == "████████░░░░░░░░  50 %"
+
+
+def test_a_slow_answer_keeps_no_program_from_ending() -> None:
+    """A look-up beside the loop gives its result or its error; one that hangs is left alone."""
+    never = threading.Event()
+
+    async def look_up() -> str:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await run_beside(never.wait)
+        with pytest.raises(ValueError, match="invalid literal"):
+            await run_beside(int, "x")
+        return await run_beside("{}-{}".format, 1, 2)
+
+    began = time.monotonic()
+    assert asyncio.run(look_up()) == "1-2"
+    assert time.monotonic() - began < 5.0
+    never.set()
 
 
 def test_help_needs_no_packages(tmp_path: Path) -> None:
