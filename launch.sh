@@ -9,7 +9,8 @@ packages=$venv/packages.installed
 lock=$venv.lock
 is_new=no
 
-# Enters the folder of this file, also where it was called by a link (readlink -f is not on every macOS).
+# Enters the folder of this file, also where it was called by a link (readlink -f is not on every macOS). A file
+# named on the command line is meant from CALLED_FROM.
 enter_folder() {
     local file=${BASH_SOURCE[0]} target
     while [ -L "$file" ]; do
@@ -19,6 +20,7 @@ enter_folder() {
         *) file=$(dirname "$file")/$target ;;
         esac
     done
+    export CALLED_FROM=$PWD
     CDPATH='' cd -P "$(dirname "$file")"
 }
 

@@ -326,7 +326,8 @@ def _submit(options: argparse.Namespace) -> int:
     from cluster.submit import submit_file
 
     settings, _, terminal = _load(options)
-    return submit_file(settings, terminal, options.file, waits=options.wait)
+    file = Path(os.environ.get("CALLED_FROM", "")) / options.file  # launch.sh has left that folder
+    return submit_file(settings, terminal, file, waits=options.wait)
 
 
 def _replay(options: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -332,6 +333,32 @@ def test_an_interrupted_preparation_is_ended_and_said(bench: Bench) -> None:
     with pytest.raises(Interrupted, match="nothing was started"):
         start(bench.settings, bench.overrides, bench.terminal, prepare=(sys.executable, "-c", program))
     assert bench.read().holder is None
+
+
+def test_an_interrupted_look_at_the_hosts_leaves_no_ssh(bench: Bench, tmp_path: Path) -> None:
+    """Ctrl-C while a host does not answer: one sentence, exit code 130, and no program of ours goes on."""
+    asked, ssh = tmp_path / "asked", tmp_path / "bin" / "ssh"
+    ssh.parent.mkdir()
+    script = f"#!/bin/sh\necho $$ >{asked}.new\nmv {asked}.new {asked}\nexec sleep 60\n"
+    ssh.write_text(script, encoding="ascii")
+    ssh.chmod(0o755)
+    bench.overrides |= {"WORKER_HOSTS": "far=192.0.2.7", "RING_ADDRESS": "192.0.2.8"}
+    flags = [word for pair in bench.overrides.items() for word in ("--set", "=".join(pair))]
+    with subprocess.Popen(
+        [sys.executable, "-m", "cluster", "start", *flags],
+        env=os.environ | {"PATH": f"{ssh.parent}:{os.environ['PATH']}"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as command:
+        bench.wait_until(lambda _: asked.exists())
+        command.send_signal(signal.SIGINT)
+        _, said = command.communicate(timeout=20)
+    assert (command.returncode, said) == (
+        130,
+        "Interrupted: nothing was started; ./launch.sh start goes on where this ended\n",
+    )
+    assert identify(int(asked.read_text())) is None
 
 
 def test_a_taken_port_is_refused_by_name(bench: Bench) -> None:
