@@ -276,14 +276,14 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _start(options: argparse.Namespace) -> int:
-    from cluster.start import PREPARE, check_startable, prepare_model, start
+    from cluster.start import check_startable, prepare_foreground, start
     from cluster.supervisor import run_supervisor
 
     settings, overrides, terminal = _load(options)
     if options.dry_run or not options.foreground:
         return start(settings, overrides, terminal, is_rehearsal=options.dry_run)
     check_startable(settings)
-    prepare_model(settings, overrides, PREPARE)
+    prepare_foreground(settings, overrides, terminal)
     return run_supervisor(overrides)
 
 

@@ -136,6 +136,31 @@ def check_startable(settings: Settings) -> None:
         raise SettingsError(problems)
 
 
+def prepare_foreground(
+    settings: Settings, overrides: Mapping[str, str], terminal: Terminal, prepare: Sequence[str] = PREPARE
+) -> None:
+    """Check this machine and prepare the model for a supervisor that runs in this process.
+
+    What keeps a ring from starting that was ready once may pass, as with a disk that is mounted late: it is
+    said, and the supervisor waits for it.
+
+    Raises:
+        ClusterError: of a service that was never ready.
+    """
+    running = read_service(settings)
+    try:
+        check_this_start(settings, running)
+        prepare_model(settings, overrides, prepare)
+    except Interrupted:
+        raise
+    except ClusterError as error:
+        if not running.supervisor.get("was_ready"):
+            raise
+        terminal.line(
+            terminal.colored(f"{error}; it was ready before, so it is tried until it works", "yellow")
+        )
+
+
 def check_this_start(settings: Settings, running: Service) -> None:
     """Look at this machine as `doctor` does. What others could read that is private only counts there.
 

@@ -45,6 +45,7 @@ CODE = ("server.py", "requirements.txt", "config", "distributed", "prompts", "sp
 RSYNC_FLAGS = ("-rlc", "-i", "--delete", "--exclude=__pycache__", "--exclude=*.pyc", "--exclude=.*")
 MARK = "requirements.installed"
 SHORT_LIMIT_S = 30.0
+LOOK_LIMIT_S = 120.0  # tens of thousands of files, on a slow disk
 RSYNC_LIMIT_S = 300.0
 PIP_LIMIT_S = 3600.0
 # A command that comes by ssh does not have what a login shell adds to PATH on macOS.
@@ -177,6 +178,7 @@ async def read_environment(worker: Worker) -> Environment:
         f"cat {venv}/{MARK} 2>/dev/null; echo\n"
         f"exec {venv}/bin/python -I -",
         input=make_program("environment", {"wanted": read_wanted()}),
+        timeout_s=LOOK_LIMIT_S,
     )
     if done.code == NO_FOLDER:
         return Environment("missing", "there is none")

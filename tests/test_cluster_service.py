@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from cluster.errors import ClusterError, Interrupted, PortTaken, StartFailed
 from cluster.lock import SupervisorLock
 from cluster.processes import identify
 from cluster.service import Service
-from cluster.start import start
+from cluster.start import prepare_foreground, start
 from cluster.status import describe
 from cluster.trial import run_trial
 from config.run_files import write_json
@@ -359,6 +360,16 @@ def test_an_interrupted_look_at_the_hosts_leaves_no_ssh(bench: Bench, tmp_path: 
         "Interrupted: nothing was started; ./launch.sh start goes on where this ended\n",
     )
     assert identify(int(asked.read_text())) is None
+
+
+def test_a_service_that_was_ready_starts_by_itself_in_spite_of_trouble(bench: Bench) -> None:
+    """At boot the model's disk is not there yet: only what was never ready is refused."""
+    shutil.rmtree(bench.overrides["MODEL_REPO"])
+    with pytest.raises(ClusterError, match="is no whole model"):
+        prepare_foreground(bench.settings, bench.overrides, bench.terminal)
+    write_json(bench.settings.run_dir / "supervisor.json", {"was_ready": True})
+    prepare_foreground(bench.settings, bench.overrides, bench.terminal)
+    assert "is no whole model" in bench.output.getvalue()
 
 
 def test_a_taken_port_is_refused_by_name(bench: Bench) -> None:
