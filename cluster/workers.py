@@ -209,15 +209,18 @@ async def ensure_environment(worker: Worker, say: Say) -> bool:
     venv = worker.shell_path("venv")
     is_kept = f"{venv}/bin/python -m pip --version >/dev/null 2>&1" if found.state == "other" else "false"
     script = f"""set -e; umask 077; export PATH="$PATH":{MORE_PATH}
+# When we are gone, nothing must go on in the environment that the next one makes.
+exec 3<&0; (cat <&3; kill 0) >/dev/null 2>&1 &
 {find_python_script(worker)}
 rm -f {venv}/{MARK}
 {is_kept} || "$python" -m venv --clear {venv} || exit {NO_VENV}
-cat >{venv}/constraints.txt
+cat >{venv}/constraints.txt <<'END'
+{make_constraints()}END
 {venv}/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
   -r {worker.shell_path("code/requirements.txt")} -c {venv}/constraints.txt
 echo {environment_mark()} >{venv}/{MARK}
 """
-    done = await _run_shown(worker, script, make_constraints().encode(), say)
+    done = await _run_shown(worker, script, say)
     if done.code:
         raise ClusterError(f"{worker.host.name}: {_describe_environment_failure(worker, done)}")
     return True
@@ -279,12 +282,12 @@ class PipLines(LineBuffer):
             self._say("pip: unpacking")
 
 
-async def _run_shown(worker: Worker, script: str, input: bytes, say: Say) -> Completed:
+async def _run_shown(worker: Worker, script: str, say: Say) -> Completed:
     lines = PipLines(say)
     done = await run_words(
         ssh_command(worker.host, script, control_dir=make_control_dir()),
-        input=input,
         timeout_s=PIP_LIMIT_S,
+        holds_stdin=True,
         on_output=lines.feed,
     )
     if done is None:

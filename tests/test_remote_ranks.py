@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
 import re
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from cluster.child import Child, ChildPlan, describe_exit, start_child
@@ -29,7 +33,7 @@ from cluster.ring_life import LifePlan, RankPlace, Verdict
 from cluster.running import Programs, Running
 from cluster.sent import ending, ports
 from cluster.spares import Relay
-from cluster.ssh import HostUnreachable
+from cluster.ssh import HostUnreachable, run_words
 from cluster.state_file import SupervisorState
 from cluster.workers import Worker
 from config import ModelNotReady, Settings, load_settings
@@ -223,8 +227,6 @@ def test_free_ports_are_those_of_one_address(capsys: pytest.CaptureFixture[str])
 
 def test_only_the_very_process_is_ended(capsys: pytest.CaptureFixture[str]) -> None:
     """Pid and start time must both be right: a reused pid belongs to somebody else."""
-    import psutil
-
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
         start_time = psutil.Process(stranger.pid).create_time()
         question: dict[str, Any] = {"processes": [[stranger.pid, start_time - 100]], "tolerance_s": 2.0}
@@ -287,3 +289,34 @@ def test_a_refusal_counts_when_everything_was_placed_anew(tmp_path: Path) -> Non
     assert keeper._judge(refused, RestartPolicy()) == 0.0
     keeper._maker.has_kept_placed = False
     assert keeper._judge(refused, RestartPolicy()) is None
+
+
+def test_a_program_that_watches_its_input_ends_with_us() -> None:
+    """As pip on a host: cancelled here, nothing of it goes on; left alone, it ends with its own code."""
+    script = "exec 3<&0; (cat <&3; kill 0) >/dev/null 2>&1 &\necho $$; sleep {seconds}; exit 7"
+
+    async def run(seconds: int, on_output: Callable[[bytes], None]) -> int:
+        words = ["sh", "-c", script.format(seconds=seconds)]
+        done = await run_words(words, timeout_s=60.0, holds_stdin=True, on_output=on_output)
+        assert done is not None
+        return done.code
+
+    async def cancel() -> int:
+        said: asyncio.Queue[bytes] = asyncio.Queue()
+        running = asyncio.create_task(run(60, said.put_nowait))
+        group = int(await said.get())
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        return group
+
+    assert asyncio.run(run(0, lambda _: None)) == 7
+    group, deadline = asyncio.run(cancel()), time.monotonic() + 10.0
+    while any(is_in_group(pid, group) for pid in psutil.pids()):
+        assert time.monotonic() < deadline
+
+
+def is_in_group(pid: int, group: int) -> bool:
+    try:
+        return os.getpgid(pid) == group and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return False

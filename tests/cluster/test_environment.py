@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import stat
+import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ from tests.cluster.namespaces import Hosts
 from tests.cluster.prepared import WORKER_DIR
 
 pytestmark = pytest.mark.long
+LIMIT_S = 30.0
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Makes the environment on a host, as `start` does; prints what was told meanwhile and what came of it.
 PROGRAM = """
@@ -101,3 +106,42 @@ def lose_python(venv: Path) -> None:
     """Python was upgraded, and the one that made this is gone."""
     (venv / "bin" / "python").unlink()
     (venv / "bin" / "python").symlink_to("/nowhere/python3")
+
+
+def test_an_installation_ends_with_whoever_wanted_it(hosts: Hosts) -> None:
+    """start is killed while pip waits for a package: nothing of it goes on beside the next one."""
+    folder = hosts.second.home / WORKER_DIR
+    (folder / "code").mkdir(parents=True)
+    (folder / "code" / "requirements.txt").write_text("some-package\n", encoding="utf-8")
+    pip = hosts.second.home / ".config" / "pip" / "pip.conf"
+    pip.parent.mkdir(parents=True)
+    silent = socket_that_says_nothing(hosts)
+    pip.write_text("[global]\nindex-url = http://10.77.0.2:8001/simple\ntimeout = 300\n", encoding="utf-8")
+    words = [sys.executable, "-c", PROGRAM, "mac2", f"~/{WORKER_DIR}", sys.executable]
+    with hosts.first.popen(words, cwd=ROOT) as program:
+        wait_until(lambda: runs_pip(hosts))
+        program.kill()
+    wait_until(lambda: not runs_pip(hosts))
+    silent.kill()
+    silent.communicate()
+
+
+def socket_that_says_nothing(hosts: Hosts) -> subprocess.Popen[str]:
+    """A package index on the second host that accepts and never answers."""
+    program = "import socket; s = socket.create_server(('10.77.0.2', 8001)); print('on', flush=True); input()"
+    silent = hosts.second.popen([sys.executable, "-c", program])
+    assert silent.stdout is not None
+    silent.stdout.readline()
+    return silent
+
+
+def runs_pip(hosts: Hosts) -> bool:
+    lines = hosts.second.find_leftovers(within=[WORKER_DIR]).processes
+    return any("-m pip install" in line for line in lines)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline, pause = time.monotonic() + LIMIT_S, threading.Event()
+    while not holds():
+        assert time.monotonic() < deadline
+        pause.wait(0.1)
