@@ -16,6 +16,7 @@ import pytest
 from cluster import ports
 from cluster.errors import ClusterError, Interrupted, PortTaken, StartFailed
 from cluster.lock import SupervisorLock
+from cluster.own_checks import check_this_machine
 from cluster.processes import identify
 from cluster.service import Service
 from cluster.start import prepare_foreground, start
@@ -360,6 +361,18 @@ def test_an_interrupted_look_at_the_hosts_leaves_no_ssh(bench: Bench, tmp_path: 
         "Interrupted: nothing was started; ./launch.sh start goes on where this ended\n",
     )
     assert identify(int(asked.read_text())) is None
+
+
+def test_a_start_refuses_with_the_words_of_the_doctor(bench: Bench) -> None:
+    """What the doctor finds on this machine keeps a start from beginning, and nothing runs."""
+    (Path(bench.overrides["MODEL_REPO"]) / "model.safetensors").unlink()
+    findings = check_this_machine(bench.settings, bench.read())
+    failed = [str(finding) for finding in findings if finding.level == "failed"]
+    with pytest.raises(ClusterError) as caught:
+        bench.start()
+    assert str(caught.value).splitlines() == failed
+    assert "model.safetensors missing: correct MODEL_REPO in .env" in failed[0]
+    assert bench.read().holder is None
 
 
 def test_a_service_that_was_ready_starts_by_itself_in_spite_of_trouble(bench: Bench) -> None:
