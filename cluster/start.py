@@ -60,7 +60,7 @@ def start(
     """
     check_startable(settings)
     show_warnings(settings, terminal)
-    if (running := read_service(settings)).holder:
+    if (running := wait_for_stop(settings, terminal)).holder:
         return join_running(settings, running, terminal)
     cluster = read_cluster(settings)
     if is_rehearsal:
@@ -177,6 +177,16 @@ def show_warnings(settings: Settings, terminal: Terminal) -> None:
         terminal.line(terminal.colored(warning, "red"))
 
 
+def wait_for_stop(settings: Settings, terminal: Terminal) -> Service:
+    """The service as it is, once one that is on its way out has gone."""
+    service = read_service(settings)
+    if service.holder and service.state == "stopping":
+        terminal.line(f"supervisor {service.holder.pid} is still stopping: waiting for it")
+        service.holder.wait(settings.shutdown_timeout + EXTRA_LIMIT_S)
+        return read_service(settings)
+    return service
+
+
 def join_running(settings: Settings, running: Service, terminal: Terminal) -> int:
     """Somebody else started it: wait until it is ready, and refuse where its settings are not ours."""
     assert running.holder is not None
@@ -193,6 +203,11 @@ def join_running(settings: Settings, running: Service, terminal: Terminal) -> in
         except Interrupted:
             raise Interrupted(
                 f"Interrupted: {who}, goes on: see ./launch.sh status; ./launch.sh stop ends it"
+            ) from None
+        except StartFailed as error:
+            next_step = read_service(settings).waits_for
+            raise StartFailed(
+                f"already running ({who}), and not ready: {error}{f'; {next_step}' if next_step else ''}"
             ) from None
     terminal.line(f"Already running ({who}): ready at {read_service(settings).url}")
     return 0

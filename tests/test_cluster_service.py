@@ -221,7 +221,8 @@ def test_a_ring_that_was_ready_is_tried_until_its_trouble_has_passed(bench: Benc
     assert f"reason: rank {trouble[-1]} exited with code" in shown
     assert "tries that failed: " in shown and "it is tried until it works" in shown
     assert bench.get_health() == stuck.processes["api"].pid
-    with pytest.raises(StartFailed, match=f"rank {trouble[-1]} exited with code"):
+    words = f"already running .*rank {trouble[-1]} exited with code .* ./launch.sh restart tries at once"
+    with pytest.raises(StartFailed, match=words):
         bench.start()
     (bench.root / "trouble").unlink()
     ready = bench.wait_until(lambda service: service.state == "ready")
@@ -262,6 +263,20 @@ def test_a_service_in_trouble_stops_at_once(bench: Bench) -> None:
     began = time.monotonic()
     assert bench.stop() == 0
     assert time.monotonic() - began < float(bench.overrides["SHUTDOWN_TIMEOUT"])
+
+
+def test_a_start_waits_for_a_service_that_is_still_stopping(bench: Bench) -> None:
+    """stop was interrupted: the next start does not take the old supervisor for the new one."""
+    bench.start()
+    old = bench.read().holder
+    assert old
+    bench.read().processes["api"].send(signal.SIGSTOP)  # a front door that takes its time
+    old.send(signal.SIGTERM)
+    bench.wait_until(lambda service: service.state == "stopping")
+    assert bench.start() == 0
+    assert "is still stopping" in bench.output.getvalue()
+    now = bench.read()
+    assert now.state == "ready" and now.holder and now.holder.pid != old.pid
 
 
 def test_a_restart_brings_back_a_service_that_was_given_up(
