@@ -9,7 +9,6 @@ good: free memory that wobbles moves no layer. Starts nothing and asks no host.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import json
@@ -23,6 +22,7 @@ from cluster.hosts import Cluster
 from cluster.model_source import ModelSource, read_source
 from cluster.probe import HostFacts
 from cluster.terminal import format_bytes
+from cluster.threads import run_beside
 from config import Settings
 from config.run_files import read_json, write_json
 from distributed.capacities import RANK_BYTES, HostCapacity, KVReserve, make_reserve
@@ -124,7 +124,7 @@ async def plan_ring(
         ModelUnknown: the model is not here, and the Hub does not tell its sizes.
     """
     rooms = measure_rooms(cluster, facts, held_bytes or {})
-    source = await asyncio.to_thread(read_source, settings)
+    source = await run_beside(read_source, settings)
     layout = choose_layout(settings, source, rooms)
     with contextlib.suppress(OSError):  # a full disk: planned anew the next time
         write_json(settings.run_dir / LAYOUT_NAME, {"key": _key(settings, layout), **_body(layout)})

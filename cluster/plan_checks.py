@@ -18,6 +18,7 @@ from cluster.plan import PlanRefused, RingLayout, choose_layout, find_short_host
 from cluster.probe import HostFacts, probe
 from cluster.service import Service
 from cluster.terminal import format_bytes
+from cluster.threads import run_beside
 from config import Settings
 from distributed.checkpoint import ModelError
 from distributed.stage_files import needed_files
@@ -29,7 +30,7 @@ async def check_plan(
     """One finding a host, or one that says why there is no plan."""
     try:
         rooms = measure_rooms(cluster, facts, read_held(service))
-        source = await asyncio.to_thread(read_source, settings)
+        source = await run_beside(read_source, settings)
         layout = choose_layout(settings, source, rooms)
     except PlanRefused as error:
         return [Finding(LOCAL_NAME, "plan", "failed", str(error), "./launch.sh plan --help")]

@@ -12,16 +12,15 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cluster.errors import ClusterError
 from cluster.hosts import Host
+from cluster.sent_program import make_program
 from cluster.ssh import Completed, run_on
 from cluster.workers import MORE_PATH, NEWEST_PYTHONS, Worker
 from config import Settings
 
-SENT = Path(__file__).resolve().parent / "sent"
 PROBE_LIMIT_S = 30.0
 EXIT_NO_PYTHON = 86
 NEEDED_PYTHON = (3, 11)
@@ -166,12 +165,6 @@ def make_python_command(host: Host, settings: Settings) -> str:
 def quote_remote(path: str) -> str:
     """A path for a remote shell; `~/` stays the home folder there."""
     return '"$HOME"/' + shlex.quote(path[2:]) if path.startswith("~/") else shlex.quote(path)
-
-
-def make_program(name: str, question: Mapping[str, Any]) -> bytes:
-    """A program of cluster/sent with the call of its `main`."""
-    source = (SENT / f"{name}.py").read_text(encoding="utf-8")
-    return f"{source}\n\nmain(json.loads({json.dumps(question)!r}))\n".encode()
 
 
 def read_answer(host: Host, done: Completed) -> dict[str, Any]:
