@@ -157,6 +157,14 @@ def _cors_origins(value: str) -> str:
     return ",".join(origins)
 
 
+def _allowed_hosts(value: str) -> str:
+    names = split_list(value)
+    for name in names:
+        if name != "*" and HOST_NAME.fullmatch(re.sub(r"^\*?\.", "", name)) is None:
+            raise ValueError(f"{name!r} is no host name: without http://, port and path")
+    return ",".join(names).lower()
+
+
 def _layer_split(value: str) -> str:
     if value == "auto":
         return value
@@ -205,6 +213,7 @@ OptionalPath = Annotated[Path | None, BeforeValidator(_empty_is_none), AfterVali
 ListeningHost = Annotated[str, AfterValidator(_listening_host)]
 RingAddress = Annotated[str, AfterValidator(_ring_address)]
 CorsOrigins = Annotated[str, AfterValidator(_cors_origins)]
+AllowedHosts = Annotated[str, AfterValidator(_allowed_hosts)]
 LayerSplit = Annotated[str, BeforeValidator(_lower), AfterValidator(_layer_split)]
 WorkerHosts = Annotated[str, AfterValidator(_worker_hosts)]
 WorkerDir = Annotated[str, AfterValidator(_worker_dir)]

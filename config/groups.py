@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from config import model_path
 from config.fields import (
     About,
+    AllowedHosts,
     AnyPath,
     Auto,
     CorsOrigins,
@@ -98,6 +99,16 @@ class ApiSettings(RootedSettings):
             "API",
             "Web pages of other origins that may call the API.",
             allowed="a comma list of origins such as https://example.org, or * for all, or empty for none",
+        ),
+    ] = ""
+    allowed_hosts: Annotated[
+        AllowedHosts,
+        About(
+            "API",
+            "Further names in Host headers that are served, such as a proxy's; loopback names, IP addresses, "
+            "*.local, host.docker.internal, this machine's names and API_HOST always are.",
+            allowed="a comma list of names, *.example.org for all names below it, .example.org for these and "
+            "itself, or * for any, or empty for none",
         ),
     ] = ""
     max_prompt_len_bytes: Annotated[

@@ -34,6 +34,7 @@ from frontdoor.auth import Gate, Keys
 from frontdoor.edge import Edge
 from frontdoor.errors import install_error_handler
 from frontdoor.forecast import Forecast
+from frontdoor.hosts import HostNames
 from frontdoor.latencies import Latencies
 from frontdoor.leaving import Leavers
 from frontdoor.openapi import describe
@@ -76,9 +77,11 @@ def make_app(settings: Settings) -> LayeredApp:
     """
     keys = Keys.load(settings.api_keys_file)
     front = make_front_door(settings)
+    hosts = HostNames([settings.api_host, *settings.allowed_host_list])
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        hosts.learn()
         front.start()
         yield
         front.stop()
@@ -97,7 +100,7 @@ def make_app(settings: Settings) -> LayeredApp:
         app.include_router(room.router)
     description = describe(app)
     app.openapi = lambda: description  # type: ignore[method-assign]
-    app.entrance = _layers(app.inner, settings, keys)
+    app.entrance = Edge(_layers(app.inner, settings, keys), hosts=hosts)
     return app
 
 
@@ -149,7 +152,7 @@ def _layers(app: ASGIApp, settings: Settings, keys: Keys) -> ASGIApp:
             allow_headers=["*"],
             expose_headers=["X-Request-Id", "Location", "Retry-After"],
         )
-    return Edge(layered, own_names=frozenset({settings.api_host.lower()}))
+    return layered
 
 
 def _taking_in() -> dict[str, Endpoint]:
