@@ -1,6 +1,6 @@
 """Builds the FastAPI app from its parts: the front door, the layers around the routes, and the routes.
 
-    Edge (request id, Host, last resort) → CORS (where set) → Gate (Origin, keys) → Shortcut (POST) → FastAPI
+    Edge (path, request id, Host, 500) → CORS (where set) → Gate (Origin, keys) → Shortcut (POST) → FastAPI
 
 Opens the spool and the tokenizer before the first request; knows nothing of sockets or of how it is served.
 """
@@ -38,6 +38,7 @@ from frontdoor.hosts import HostNames
 from frontdoor.latencies import Latencies
 from frontdoor.leaving import Leavers
 from frontdoor.openapi import describe
+from frontdoor.paths import names_behind_v1
 from frontdoor.ring_status import RingStatus
 from frontdoor.shortcut import Endpoint, Shortcut
 from frontdoor.state import FrontDoor
@@ -100,7 +101,8 @@ def make_app(settings: Settings) -> LayeredApp:
         app.include_router(room.router)
     description = describe(app)
     app.openapi = lambda: description  # type: ignore[method-assign]
-    app.entrance = Edge(_layers(app.inner, settings, keys), hosts=hosts)
+    v1_names = names_behind_v1(description["paths"])
+    app.entrance = Edge(_layers(app.inner, settings, keys), hosts=hosts, v1_names=v1_names)
     return app
 
 

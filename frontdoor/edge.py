@@ -1,4 +1,5 @@
-"""The outermost layer: every answer has a request id, no foreign host name is served, no traceback leaves.
+"""The outermost layer: a path has one spelling, every answer a request id, no foreign host name is served,
+and no traceback leaves.
 
 Knows nothing of routes, keys or bodies.
 """
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from frontdoor.errors import InvalidRequest, error_response, internal_error
 from frontdoor.hosts import HostNames
+from frontdoor.paths import with_canonical_path
 from frontdoor.scope import header, notes
 from spool import make_id
 
@@ -25,14 +27,16 @@ log = logging.getLogger(__name__)
 class Edge:
     """ASGI middleware; see frontdoor/scope.py for what it leaves."""
 
-    def __init__(self, app: ASGIApp, *, hosts: HostNames) -> None:
+    def __init__(self, app: ASGIApp, *, hosts: HostNames, v1_names: frozenset[str]) -> None:
         self._app = app
         self._hosts = hosts
+        self._v1_names = v1_names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = with_canonical_path(scope, self._v1_names)
         given = header(scope, b"x-request-id")
         is_new = given is None or _SANE_ID.fullmatch(given) is None
         request_id = make_id() if given is None or is_new else given
