@@ -150,7 +150,7 @@ def _layers(app: ASGIApp, settings: Settings, keys: Keys) -> ASGIApp:
         layered = CORSMiddleware(
             layered,
             allow_origins=list(settings.cors_origin_list),
-            allow_methods=["GET", "POST", "DELETE"],
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=["X-Request-Id", "Location", "Retry-After"],
         )

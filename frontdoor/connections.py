@@ -5,6 +5,7 @@
     more connections than limit_concurrency                       503 as soon as the headers are here
     more than NUM_TURNED_AWAY beyond that                         503 at once, unread: descriptors stay free
     bytes that are no HTTP                                        400
+    an answer of unknown length to an HTTP/1.0 client             as it is, until the connection closes
 
 It also notes for each request when its first bytes came, which nothing of ours sees earlier, and whether it
 is whole (frontdoor/scope.py).
@@ -15,10 +16,12 @@ Knows nothing of routes.
 import asyncio
 import logging
 import time
+from functools import partial
 from typing import Any
 
-from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from starlette.types import Message, Receive, Scope, Send
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from frontdoor.errors import (
     BadHttp,
@@ -86,6 +89,8 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._have_headers()
         self.app = _turn_away if self._is_over_limit(0) else self._served_app
+        if self.parser.get_http_version() == "1.0":
+            self.app = partial(_serve_unframed, self.app)
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -137,3 +142,15 @@ async def _turn_away(scope: Scope, receive: Receive, send: Send) -> None:
     response = error_response(TooManyConnections())
     response.headers["x-request-id"] = make_id()
     await response(scope, receive, send)
+
+
+async def _serve_unframed(app: ASGI3Application, scope: Scope, receive: Receive, send: Send) -> None:
+    """Keep uvicorn from cutting the body into chunks, which came with HTTP/1.1."""
+    cycle: RequestResponseCycle = send.__self__  # type: ignore[attr-defined]
+    cycle.chunked_encoding = False
+
+    async def send_unframed(message: Message) -> None:
+        cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    await app(scope, receive, send_unframed)  # type: ignore[arg-type]

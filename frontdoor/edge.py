@@ -1,5 +1,5 @@
-"""The outermost layer: a path has one spelling, every answer a request id, no foreign host name is served,
-and no traceback leaves.
+"""The outermost layer: a path has one spelling, HEAD is GET without its body, every answer has a request id,
+no foreign host name is served, and no traceback leaves.
 
 Knows nothing of routes, keys or bodies.
 """
@@ -43,6 +43,8 @@ class Edge:
         left = notes(scope)
         left.update(request_id=request_id, is_request_id_new=is_new)
         left.setdefault("received_unix", time.time())  # by the connection, where it is ours
+        if scope["method"] == "HEAD":
+            scope, send = {**scope, "method": "GET"}, _send_head(send)
         has_started = False
 
         async def send_with_id(message: Message) -> None:
@@ -64,6 +66,17 @@ class Edge:
             log.exception("a request failed inside the front door (request id %s)", request_id)
             if not has_started:  # else the server closes what is not whole
                 await error_response(internal_error())(scope, receive, send_with_id)
+
+
+def _send_head(send: Send) -> Send:
+    """Send the head alone, at once: the connection's next news is then that the answer is complete."""
+
+    async def send_head(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await send(message)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    return send_head
 
 
 def _wrong_host(given: str) -> InvalidRequest:

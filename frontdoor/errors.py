@@ -287,6 +287,8 @@ def install_error_handler(app: FastAPI) -> None:
         if isinstance(exception, HTTPException):
             response = error_response(from_http_exception(exception))
             response.headers.update(exception.headers or {})
+            if response.headers.get("allow") == "GET":
+                response.headers["allow"] = "GET, HEAD"
             return response
         if isinstance(exception, RequestValidationError):
             return error_response(InvalidRequest("the path or query is not valid"))

@@ -1,0 +1,122 @@
+"""HTTP as it is spoken: HEAD, HTTP/1.0, upgrades that are declined, clients that shut their write side."""
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from urllib.parse import urlsplit
+
+import pytest
+
+from frontdoor.app import make_app
+from tests.frontdoor_service import Service, events, running_service
+
+BODY = b'{"prompt": "hi"}'
+STREAM = b'{"prompt": "hi", "stream": true}'
+CHAT = b'{"messages": [{"role": "user", "content": "hi"}], "stream": true}'
+CHANGING = {b"date", b"x-request-id", b"transfer-encoding", b"connection"}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running_service(tmp_path_factory.mktemp("service")) as running:
+        yield running
+
+
+def connect(service: Service) -> socket.socket:
+    address = urlsplit(service.url)
+    return socket.create_connection((address.hostname or "", address.port or 0), timeout=10)
+
+
+def send(service: Service, head: str, body: bytes = b"") -> tuple[bytes, dict[bytes, bytes], bytes]:
+    """Send one request as it is written and read until the server closes: status line, headers, body."""
+    fields = "Host: localhost\r\nContent-Type: application/json\r\n"
+    length = f"Content-Length: {len(body)}\r\n" if body else ""
+    with closing(connect(service)) as connection:
+        connection.sendall(f"{head}\r\n{fields}{length}\r\n".encode() + body)
+        return read_answer(connection)
+
+
+def read_answer(connection: socket.socket) -> tuple[bytes, dict[bytes, bytes], bytes]:
+    data = b""
+    while piece := connection.recv(65536):
+        data += piece
+    head, _, rest = data.partition(b"\r\n\r\n")
+    status, *lines = head.split(b"\r\n")
+    return status, dict(line.split(b": ", 1) for line in lines), rest
+
+
+def get_paths(service: Service) -> list[str]:
+    """Every path of the route table, with a finished request in the place of the parameter."""
+    request_id = service.http.post("/generate", content=BODY, headers={"Content-Type": "application/json"})
+    paths = make_app(service.settings).openapi()["paths"]
+    known = [path.replace("{request_id}", request_id.json()["id"]) for path in paths]
+    found = [path.replace("/ui/{name}", "/ui/page.css").replace("{name}", "tiny") for path in known]
+    return [*found, "/nothing", "/requests/x", "/v1/models/other", "/v1/messages", "/openapi.json"]
+
+
+def test_head_is_get_without_a_body(service: Service) -> None:
+    """On every route: the same status and headers, the length of what GET would send, and no byte of it."""
+    for path in get_paths(service):
+        got, get_headers, body = send(service, f"GET {path} HTTP/1.1\r\nConnection: close")
+        status, headers, nothing = send(service, f"HEAD {path} HTTP/1.1\r\nConnection: close")
+        assert (status, nothing) == (got, b""), path
+        for fields in (headers, get_headers):
+            for name in CHANGING:
+                fields.pop(name, None)
+        if path in ("/livez", "/health", "/metrics", "/"):  # times are in them: the lengths may differ
+            assert int(headers.pop(b"content-length")) > 0
+            get_headers.pop(b"content-length")
+        assert headers == get_headers, path
+        assert body, path
+
+
+def test_head_of_a_stream_ends_at_once(service: Service) -> None:
+    """It neither waits for the answer nor cancels it."""
+    body = {"prompt": "[hold]", "background": True}
+    url = service.http.post("/generate", json=body).json()["status_url"]
+    status, headers, body_sent = send(service, f"HEAD {url}/stream HTTP/1.1\r\nConnection: close")
+    assert status == b"HTTP/1.1 200 OK"
+    assert headers[b"content-type"].startswith(b"text/event-stream")
+    assert body_sent == b""
+    assert service.http.get(url).json()["state"] in ("waiting", "active")
+    assert service.http.delete(url).json()["cancelled"] is True
+
+
+def test_head_leaves_the_connection_in_order(service: Service) -> None:
+    """The next request on it is answered."""
+    answer = service.http.head("/v1/models")
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert service.http.get("/v1/models").json()["data"][0]["id"] == "tiny"
+    assert service.http.request("PUT", "/v1/models").headers["allow"] == "GET, HEAD"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/generate", STREAM), ("/v1/chat/completions", CHAT), ("/v1/completions", STREAM)]
+)
+@pytest.mark.parametrize("more", ["", "\r\nConnection: keep-alive"])
+def test_a_stream_to_an_old_client_has_no_chunk_sizes(
+    service: Service, path: str, body: bytes, more: str
+) -> None:
+    """HTTP/1.0 knows no chunks: the body is what comes until the connection closes."""
+    _, headers, answer = send(service, f"POST {path} HTTP/1.0{more}", body)
+    assert b"transfer-encoding" not in headers
+    assert headers[b"connection"] == b"close"
+    lines = [line for line in answer.decode().split("\n") if line]
+    assert all(line.startswith(("data: ", "event: ", "id: ", ": ")) for line in lines)
+    assert "n1 " in lines[-1] or lines[-1] == "data: [DONE]"
+
+
+def test_an_old_client_gets_every_other_answer_too(service: Service) -> None:
+    """With its length, and closed: routes, errors and HEAD."""
+    for path in get_paths(service):
+        for method in ("GET", "HEAD"):
+            status, headers, body = send(service, f"{method} {path} HTTP/1.0")
+            assert b"transfer-encoding" not in headers
+            assert headers[b"connection"] == b"close"
+            if method == "GET" and b"content-length" in headers:
+                assert int(headers[b"content-length"]) == len(body)
+            assert status.startswith(b"HTTP/1.")
+    answer = send(service, "POST /generate HTTP/1.0", BODY)[2]
+    assert json.loads(answer)["finish_reason"] == "length"
+    assert events(send(service, "POST /generate HTTP/1.0", STREAM)[2].decode())[-1][0] == "done"
