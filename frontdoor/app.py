@@ -31,6 +31,7 @@ from frontdoor import (
 )
 from frontdoor.attendance import Attendance
 from frontdoor.auth import Gate, Keys
+from frontdoor.dialects import NOT_SERVED
 from frontdoor.edge import Edge
 from frontdoor.errors import install_error_handler
 from frontdoor.forecast import Forecast
@@ -101,7 +102,7 @@ def make_app(settings: Settings) -> LayeredApp:
         app.include_router(room.router)
     description = describe(app)
     app.openapi = lambda: description  # type: ignore[method-assign]
-    v1_names = names_behind_v1(description["paths"])
+    v1_names = names_behind_v1([*description["paths"], *NOT_SERVED])
     app.entrance = Edge(_layers(app.inner, settings, keys), hosts=hosts, v1_names=v1_names)
     return app
 

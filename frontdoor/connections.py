@@ -139,7 +139,7 @@ class Connection(HttpToolsProtocol):
 
 async def _turn_away(scope: Scope, receive: Receive, send: Send) -> None:
     """The app that is served at the limit."""
-    response = error_response(TooManyConnections())
+    response = error_response(TooManyConnections(), scope["path"])
     response.headers["x-request-id"] = make_id()
     await response(scope, receive, send)
 

@@ -59,13 +59,13 @@ class Edge:
             if self._hosts.allows(host):
                 await self._app(scope, receive, send_with_id)
             else:
-                await error_response(_wrong_host(host or ""))(scope, receive, send_with_id)
+                await error_response(_wrong_host(host or ""), scope["path"])(scope, receive, send_with_id)
         except ClientDisconnect:
             log.debug("the client left before its request was read")
         except Exception:  # the process boundary of one HTTP request
             log.exception("a request failed inside the front door (request id %s)", request_id)
             if not has_started:  # else the server closes what is not whole
-                await error_response(internal_error())(scope, receive, send_with_id)
+                await error_response(internal_error(), scope["path"])(scope, receive, send_with_id)
 
 
 def _send_head(send: Send) -> Send:
