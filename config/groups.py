@@ -128,7 +128,11 @@ class ApiSettings(RootedSettings):
         FiniteFloat,
         between(0, 86_400),
         About(
-            "API", "A request whose caller has left is cancelled after this time.", "seconds", is_live=True
+            "API",
+            "A request whose caller has left is cancelled after this time; on /v1 without an Idempotency-Key "
+            "at once.",
+            "seconds",
+            is_live=True,
         ),
     ] = 10.0
 

@@ -58,7 +58,7 @@ class Accepted:
     """A request in the spool, as the HTTP request that waits for it knows it.
 
     `is_asker`: its client asked for it, so that it is cancelled when that client stays away. `is_first`: this
-    very HTTP request put it into the spool.
+    very HTTP request put it into the spool. `may_return`: its client gets a grace time (`Caller`).
     """
 
     id: str
@@ -66,6 +66,7 @@ class Accepted:
     created_unix: float
     is_asker: bool = True
     is_first: bool = True
+    may_return: bool = True
 
 
 async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
@@ -103,7 +104,8 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
         return _earlier(front, request_id)
     log.info("request %s accepted", request.label)
     log.debug("request %s: %d prompt tokens", request.id, len(token_ids))
-    return Accepted(request.id, request.params.seed, request.created_unix)
+    seed, may_return = request.params.seed, caller.may_return
+    return Accepted(request.id, seed, request.created_unix, may_return=may_return)
 
 
 def hash_body(body: SamplingFields) -> str:

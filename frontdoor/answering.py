@@ -109,7 +109,7 @@ async def _watching(
     if watch.result is not None and accepted.is_first:
         front.latencies.observe(watch.result)
     if watch.result is None and watch.is_client_gone and accepted.is_asker:
-        front.leavers.left(accepted.id)
+        front.leavers.left(accepted.id, may_return=accepted.may_return)
 
 
 async def _events(

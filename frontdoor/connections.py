@@ -6,10 +6,15 @@
     more than NUM_TURNED_AWAY beyond that                         503 at once, unread: descriptors stay free
     bytes that are no HTTP                                        400
     an answer of unknown length to an HTTP/1.0 client             as it is, until the connection closes
+    a wish for another protocol (Upgrade: h2c or websocket)       not heard: HTTP/1.1, with the body
+    a client that shuts its write side and waits                  is answered
 
+The last looks like a client that left: what is written to one that did comes back as a reset. So a few bytes
+that mean nothing are written now and then, "100 Continue" before an answer and an empty comment in a stream.
 It also notes for each request when its first bytes came, which nothing of ours sees earlier, and whether it
 is whole (frontdoor/scope.py).
-Uses the methods that uvicorn 0.54's HttpToolsProtocol offers to asyncio and to the parser, and `self.app`.
+Uses the methods that uvicorn 0.54's HttpToolsProtocol offers to asyncio and to the parser, `self.app`, and
+what its RequestResponseCycle knows of an answer.
 Knows nothing of routes.
 """
 
@@ -19,6 +24,7 @@ import time
 from functools import partial
 from typing import Any
 
+import httptools
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -37,6 +43,9 @@ from spool import make_id
 HEADER_TIMEOUT_SECONDS = 10.0
 MAX_HEADER_BYTES = 64 * 1024
 NUM_TURNED_AWAY = 32
+FIRST_PROBE_SECONDS = 0.05
+PROBE_SECONDS = 0.3  # a client that is gone is noticed within twice this time
+UPGRADING = frozenset({b"connection", b"upgrade", b"http2-settings"})
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +77,8 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._read_unix = time.time()
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         # What came with the headers in one piece may be body: only headers that are not over count.
         if not self._is_between_requests() or self.transport.is_closing():
             return
@@ -78,23 +88,68 @@ class Connection(HttpToolsProtocol):
         if self._num_header_bytes > MAX_HEADER_BYTES:
             self._refuse(HeadersTooLarge(f"the headers are larger than {MAX_HEADER_BYTES} bytes"))
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keep the connection (True) where an answer is due that may still be heard."""
+        cycle: Any = self.cycle
+        if self._is_between_requests() or self.pipeline or cycle.more_body:
+            return False
+        if not cycle.response_started and self.scope["http_version"] == "1.0":
+            return False  # it knows no "100 Continue": nothing can be written
+        cycle.keep_alive = False
+        self._probe(FIRST_PROBE_SECONDS)
+        return True
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["state"]["received_unix"] = self._read_unix
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         super().on_message_complete()
         self.scope["state"]["is_whole"] = True
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # it is read again, without the wish
         self._have_headers()
         self.app = _turn_away if self._is_over_limit(0) else self._served_app
         if self.parser.get_http_version() == "1.0":
             self.app = partial(_serve_unframed, self.app)
         super().on_headers_complete()
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(BadHttp("this is not HTTP/1.1"))
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as wish:
+            self._parse_without_wish(data[wish.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(BadHttp("this is not HTTP/1.1"))
+
+    def _parse_without_wish(self, rest: bytes) -> None:
+        """Read the head again as if it asked for no other protocol: else the parser skips the body."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._refuse(BadHttp("this server is no proxy"))
+            return
+        is_last = any(name == b"connection" and b"close" in value.lower() for name, value in self.headers)
+        kept = [(name, value) for name, value in self.headers if name not in UPGRADING]
+        kept += [(b"connection", b"close")] if is_last else []
+        lines = [b"%s %s HTTP/1.1" % (method, self.url), *(b"%s: %s" % field for field in kept), b"", rest]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self._parse(b"\r\n".join(lines))
+
+    def _probe(self, next_seconds: float) -> None:
+        """Write what means nothing; asyncio hears of a reset by the next write at the latest."""
+        cycle: Any = self.cycle
+        if self.transport.is_closing() or cycle.response_complete:
+            return
+        if not cycle.response_started:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        elif self.scope["state"].get("is_event_stream"):
+            self.transport.write(b"3\r\n:\n\n\r\n" if cycle.chunked_encoding else b":\n\n")
+        self.loop.call_later(next_seconds, self._probe, PROBE_SECONDS)
 
     def _is_over_limit(self, num_more: int) -> bool:
         return self._max_connections is not None and len(self.connections) > self._max_connections + num_more

@@ -12,6 +12,8 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from frontdoor.scope import notes
+
 FIRST_COMMENT_SECONDS = 1.0  # who waits this long wants to know its place
 COMMENT_SECONDS = 10.0
 # Readers that strip each piece they get (vllm bench serve) take a comment for the beginning of the data that
@@ -52,6 +54,7 @@ class EventStream(Response):
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        notes(scope)["is_event_stream"] = True
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async with aclosing(self._frames(receive)) as frames:
             async for frame in frames:

@@ -4,6 +4,7 @@ import json
 import socket
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -120,3 +121,73 @@ def test_an_old_client_gets_every_other_answer_too(service: Service) -> None:
     answer = send(service, "POST /generate HTTP/1.0", BODY)[2]
     assert json.loads(answer)["finish_reason"] == "length"
     assert events(send(service, "POST /generate HTTP/1.0", STREAM)[2].decode())[-1][0] == "done"
+
+
+def post(path: str, body: bytes, more: str = "") -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{more}"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+@pytest.mark.parametrize("size", [10_000, 1, 60])
+@pytest.mark.parametrize(
+    "wish", ["Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n",
+             "Upgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n"]
+)  # fmt: skip
+def test_a_wish_for_another_protocol_loses_no_body(service: Service, wish: str, size: int) -> None:
+    """Java's HTTP client asks for h2c each time: it is answered in HTTP/1.1, and so is the next one."""
+    last = "GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    data = post("/generate", BODY, wish) + post("/generate", STREAM, wish) + last.encode()
+    with closing(connect(service)) as connection:
+        for at in range(0, len(data), size):
+            connection.sendall(data[at : at + size])
+        answer = b""
+        while piece := connection.recv(65536):
+            answer += piece
+    assert answer.count(b"HTTP/1.1 200 OK") == 3
+    assert answer.count(b'"finish_reason":"length"') == 2
+    assert b'"object":"list"' in answer
+
+
+def test_a_wish_with_close_still_closes(service: Service) -> None:
+    """And CONNECT, which asks for a proxy, is refused."""
+    wish = "Connection: close, Upgrade\r\nUpgrade: h2c\r\n"
+    with closing(connect(service)) as connection:
+        connection.sendall(post("/generate", BODY, wish))
+        status, headers, body = read_answer(connection)
+    assert (status, headers[b"connection"]) == (b"HTTP/1.1 200 OK", b"close")
+    assert json.loads(body)["finish_reason"] == "length"
+    status, _, body = send(service, "CONNECT example.org:443 HTTP/1.1")
+    assert status.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"]["code"] == "bad_http"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/generate", STREAM), ("/v1/completions", STREAM), ("/generate", BODY)]
+)
+def test_a_client_that_shuts_its_write_side_is_answered(tmp_path: Path, path: str, body: bytes) -> None:
+    """It has said all it has to say and listens, as `nc -N` does, however long the answer takes."""
+    with running_service(tmp_path) as service, closing(connect(service)) as connection:
+        connection.sendall(post(path, body.replace(b"hi", b"[hold]")))
+        connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        while answer.count(b"100 Continue") + answer.count(b"3\r\n:\n\n\r\n") < 3:  # it is probed
+            answer += connection.recv(65536)
+        service.engine.release()
+        while piece := connection.recv(65536):
+            answer += piece
+        result = service.spool.read_result(service.engine.claimed[-1].id)
+    assert result is not None
+    assert result.finish_reason == "length"
+    assert answer.count(b"HTTP/1.1 200 OK") == 1
+    assert b"connection: close" in answer or b"transfer-encoding: chunked" in answer
+    assert b"[DONE]" in answer or b'"finish_reason":"length"' in answer
+
+
+def test_a_get_of_a_client_that_shuts_its_write_side_is_answered(service: Service) -> None:
+    """The common way of scripts: printf | nc."""
+    with closing(connect(service)) as connection:
+        connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        connection.shutdown(socket.SHUT_WR)
+        status, _, body = read_answer(connection)
+    assert status == b"HTTP/1.1 200 OK"
+    assert json.loads(body)["data"][0]["id"] == "tiny"

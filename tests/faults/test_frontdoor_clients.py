@@ -40,7 +40,8 @@ def settings_of(ring: RingService, **more: str) -> dict[str, str]:
 
 def test_a_client_that_leaves_stops_its_answer_and_no_other(ring: RingService, tmp_path: Path) -> None:
     """Row 22: within a few steps on all ranks; a neighbour of its batch gets the tokens it gets alone."""
-    ours = {**settings_of(ring), "STATE_DIR": str(ring.state), "MODEL_REPO": str(ring.model)}
+    ours = {"STATE_DIR": str(ring.state), "MODEL_REPO": str(ring.model), "DISCONNECT_GRACE_SECONDS": "3600"}
+    ours = {**settings_of(ring), **ours}
     settings = load_settings(ours, root=tmp_path, environ={})
     spool = ring.spool()
     # Prompts that this model does not end by itself, as token ids: with text comes a token of its own.
