@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from frontdoor.errors import (
     ContextLengthExceeded,
@@ -36,6 +37,8 @@ LONG_TEXT_BYTES = 8192  # about 2 ms of tokenizing; longer texts must not hold u
 PREPARE_SECONDS = 0.005  # after a request is in the spool: first its client hears of it
 DEFAULT_TEMPERATURE = 0.0
 RANDOM_SEED_BITS = 53  # survives JSON readers that keep numbers as doubles
+
+Answer = TypeVar("Answer")
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +78,9 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
     Raises:
         FrontDoorError: refused; nothing was accepted.
     """
+    earlier = await _find_earlier(front, draft, caller)
+    if earlier is not None:
+        return _earlier(front, earlier)
     check_model(front, draft.sampling.model)
     failure = front.ring_status.failure()
     if failure is not None:
@@ -115,6 +121,18 @@ def hash_body(body: SamplingFields) -> str:
     """
     asked = body.model_dump_json(exclude={"stream", "stream_options", "background"})
     return hashlib.sha256(f"{type(body).__name__} {asked}".encode()).hexdigest()
+
+
+async def _find_earlier(front: FrontDoor, draft: Draft, caller: Caller) -> str | None:
+    """Find what was accepted under this Idempotency-Key: its id is told whatever state the service is in."""
+    key = caller.idempotency_key
+    if key is None:
+        return None
+    find_first = partial(front.spool.find_first, caller.owner, key, body_hash=hash_body(draft.sampling))
+    request_id = await _call_spool(front, find_first)
+    if request_id is not None:
+        log.info("request %s is asked for again (X-Request-Id %s)", request_id, caller.http_id)
+    return request_id
 
 
 def _earlier(front: FrontDoor, request_id: str) -> Accepted:
@@ -226,14 +244,20 @@ def _answer_budget(front: FrontDoor, draft: Draft, num_prompt_tokens: int) -> in
 
 
 async def _submit(front: FrontDoor, submit: Callable[[], str]) -> str:
+    if front.settings.spool_durability == "process":
+        request_id = await _call_spool(front, submit)
+        asyncio.get_running_loop().call_later(PREPARE_SECONDS, front.spool.prepare)
+        return request_id
+    return await _call_spool(front, partial(_submit_and_prepare, front, submit))
+
+
+async def _call_spool(front: FrontDoor, call: Callable[[], Answer]) -> Answer:
+    """Ask the spool; its exceptions become the client's."""
     try:
-        loop = asyncio.get_running_loop()
         if front.settings.spool_durability == "process":
-            request_id = submit()
-            loop.call_later(PREPARE_SECONDS, front.spool.prepare)
-            return request_id
+            return call()
         # fsync takes milliseconds, sometimes a tenth of a second
-        return await loop.run_in_executor(front.workers, _submit_and_prepare, front, submit)
+        return await asyncio.get_running_loop().run_in_executor(front.workers, call)
     except SpoolFull as error:
         retry_seconds = front.forecast.retry_after_seconds()
         raise QueueFull(f"the queue is full: {error}", retry_seconds=retry_seconds) from error

@@ -1,8 +1,8 @@
 """GET /livez, /readyz and /health: does this process answer, does the ring make progress, what is it made
 of.
 
-Never green while stuck: the verdict is ring_status's. Everything here is public, so no secrets, no places on
-this machine and nothing of requests.
+Never green while stuck: the verdict is ring_status's, and the spool's. Everything here is public, so no
+secrets, no places on this machine and nothing of requests.
 """
 
 import time
@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from frontdoor import VERSION
 from frontdoor.ring_status import Readiness
 from frontdoor.state import FrontDoor, front_door
+from spool import SpoolUnavailable
 
 router = APIRouter()
 
@@ -36,9 +37,8 @@ async def livez(http: HttpRequest) -> dict[str, Any]:
 
 @router.get("/readyz")
 async def readyz(http: HttpRequest) -> JSONResponse:
-    """Tell whether the ring makes progress."""
-    readiness = front_door(http).ring_status.readiness()
-    return _respond(readiness, {})
+    """Tell whether the ring makes progress and the spool takes requests."""
+    return _respond(_judge(front_door(http)), {})
 
 
 @router.get("/health")
@@ -54,13 +54,25 @@ async def health(http: HttpRequest) -> JSONResponse:
         "supervisor": {name: supervisor[name] for name in SUPERVISOR_MEMBERS if name in supervisor},
         "settings": public_settings(front),
     }
-    return _respond(front.ring_status.readiness(), details)
+    return _respond(_judge(front), details)
 
 
 def public_settings(front: FrontDoor) -> dict[str, str | int | float | None]:
     """Return the effective settings without secrets and without places on this machine."""
     shown = {key: value for key, value in front.settings.public().items() if key not in PLACES}
     return {**shown, "MODEL_REPO": front.public_model_repo}
+
+
+def _judge(front: FrontDoor) -> Readiness:
+    """The ring's verdict, after the spool's: where that takes nothing the ring may not be able to say."""
+    readiness = front.ring_status.readiness()
+    if readiness.state not in ("ready", "down", "stalled"):
+        return readiness
+    try:
+        front.spool.check_room()
+    except SpoolUnavailable as error:
+        return Readiness(error.code, f"no request is accepted: {error}")
+    return readiness
 
 
 def _respond(readiness: Readiness, details: dict[str, Any]) -> JSONResponse:

@@ -80,6 +80,10 @@ class Admission:
             self._num_held -= 1
             self._num_held_bytes -= num_bytes
 
+    def check_disk(self) -> None:
+        """Raise SpoolUnavailable where nothing is accepted for want of disk, however small."""
+        self._has_ample_disk(0)
+
     def waiting_names(self) -> list[str]:
         """The files of requests that wait and that nobody works on. Raises SpoolUnavailable."""
         names = list(filter(is_entry_name, list_names(self._folder.incoming, self._fs)))
