@@ -7,9 +7,11 @@
     bytes that are no HTTP                                        400
     an answer of unknown length to an HTTP/1.0 client             as it is, until the connection closes
     a wish for another protocol (Upgrade: h2c or websocket)       not heard: HTTP/1.1, with the body
+    an answer before the whole body is here (no key, no path)     the rest is read and dropped, within limits
     a client that shuts its write side and waits                  is answered
 
-The last looks like a client that left: what is written to one that did comes back as a reset. So a few bytes
+To close instead of reading the rest would reset the connection, and the client would not see its answer. The
+last looks like a client that left: what is written to one that did comes back as a reset. So a few bytes
 that mean nothing are written now and then, "100 Continue" before an answer and an empty comment in a stream.
 It also notes for each request when its first bytes came, which nothing of ours sees earlier, and whether it
 is whole (frontdoor/scope.py).
@@ -43,6 +45,7 @@ from spool import make_id
 HEADER_TIMEOUT_SECONDS = 10.0
 MAX_HEADER_BYTES = 64 * 1024
 NUM_TURNED_AWAY = 32
+MAX_DROPPED_BYTES = 64 * 2**20  # of a body after its answer, for HEADER_TIMEOUT_SECONDS
 FIRST_PROBE_SECONDS = 0.05
 PROBE_SECONDS = 0.3  # a client that is gone is noticed within twice this time
 UPGRADING = frozenset({b"connection", b"upgrade", b"http2-settings"})
@@ -60,6 +63,9 @@ class Connection(HttpToolsProtocol):
         self._served_app = self.app
         self._header_timer: asyncio.TimerHandle | None = None
         self._num_header_bytes = 0
+        self._num_dropped_bytes = 0
+        self._is_in_body = False
+        self._closes_after_body = False
         self._read_unix = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -78,9 +84,15 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._read_unix = time.time()
         self._unset_keepalive_if_required()
+        was_in_body = self._is_in_body
         self._parse(data)
         # What came with the headers in one piece may be body: only headers that are not over count.
         if not self._is_between_requests() or self.transport.is_closing():
+            return
+        if was_in_body or self._is_in_body:
+            self._num_dropped_bytes += len(data)
+            if self._num_dropped_bytes > MAX_DROPPED_BYTES:
+                self.transport.close()
             return
         if self._header_timer is None:
             self._expect_headers()
@@ -108,6 +120,22 @@ class Connection(HttpToolsProtocol):
             return
         super().on_message_complete()
         self.scope["state"]["is_whole"] = True
+        self._is_in_body = False
+        if not self.cycle.response_complete:
+            self.cycle.keep_alive = self.cycle.keep_alive and not self._closes_after_body
+        elif self._closes_after_body:
+            self.transport.close()
+        else:
+            self._have_headers()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def on_response_complete(self) -> None:
+        if self._is_in_body and self.cycle.response_complete and not self.transport.is_closing():
+            self._num_dropped_bytes = 0
+            self._expect_headers()
+        super().on_response_complete()
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -117,6 +145,10 @@ class Connection(HttpToolsProtocol):
         if self.parser.get_http_version() == "1.0":
             self.app = partial(_serve_unframed, self.app)
         super().on_headers_complete()
+        self._is_in_body = True
+        # Who waits for "100 Continue" has sent no body: nothing tells whether one follows an answer.
+        self._closes_after_body = not self.cycle.keep_alive and not self.expect_100_continue
+        self.cycle.keep_alive = not self.expect_100_continue
 
     def _parse(self, data: bytes) -> None:
         try:

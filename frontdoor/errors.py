@@ -176,11 +176,10 @@ class Cancelled(InvalidRequest):
 
 
 class BodyTooLarge(InvalidRequest):
-    """The body is over MAX_BODY_BYTES; the rest of it is not read."""
+    """The body is over MAX_BODY_BYTES; the rest of it is dropped."""
 
     status = 413
     code = "body_too_large"
-    headers = _CLOSE
 
 
 class UnsupportedMediaType(InvalidRequest):

@@ -3,7 +3,7 @@
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -191,3 +191,71 @@ def test_a_get_of_a_client_that_shuts_its_write_side_is_answered(service: Servic
         status, _, body = read_answer(connection)
     assert status == b"HTTP/1.1 200 OK"
     assert json.loads(body)["data"][0]["id"] == "tiny"
+
+
+LARGE = b"x" * 20_000_000
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type", "status"),
+    [
+        ("/v1/messages", "application/json", 404),
+        ("/v1/models", "application/json", 405),
+        ("/generate", "text/plain", 415),
+        ("/generate", "application/json", 413),
+        ("/generate", "application/json; over=1", 413),
+    ],
+)
+@pytest.mark.parametrize(
+    "more", ["HTTP/1.1\r\nConnection: keep-alive", "HTTP/1.1\r\nConnection: close", "HTTP/1.0"]
+)
+def test_a_client_that_is_still_sending_sees_its_error(
+    service: Service, path: str, content_type: str, status: int, more: str
+) -> None:
+    """The rest of the body is read and dropped: a reset would come before the answer."""
+    head = f"POST {path} {more}\r\nHost: localhost\r\nContent-Type: {content_type}\r\n"
+    body = LARGE[: 5_000_000 if "over" in content_type else None]
+    with closing(connect(service)) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        if "keep-alive" in more:  # the connection is in order
+            connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        answer = b""
+        while piece := connection.recv(65536):
+            answer += piece
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert answer.count(b"HTTP/1.1 ") == (2 if "keep-alive" in more else 1)
+    assert (b'"alive"' in answer) == ("keep-alive" in more)
+
+
+def test_a_body_after_its_answer_is_dropped_within_limits(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither endless ones nor those that never come keep the connection."""
+    head = b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
+    monkeypatch.setattr("frontdoor.connections.MAX_DROPPED_BYTES", 200_000)
+    num_sent = 0
+    with closing(connect(service)) as connection, suppress(OSError):  # reset or broken pipe
+        connection.sendall(head)
+        for num_sent in range(10_000):  # noqa: B007
+            connection.sendall(chunk)
+    assert num_sent < 1000
+    monkeypatch.setattr("frontdoor.connections.HEADER_TIMEOUT_SECONDS", 0.1)
+    with closing(connect(service)) as connection:
+        connection.sendall(head + chunk)
+        assert read_answer(connection)[0] == b"HTTP/1.1 404 Not Found"
+
+
+def test_who_waits_for_100_continue_may_send_its_body_or_not(service: Service) -> None:
+    """The body is asked for where it is wanted; after a refusal the connection closes, as nobody knows."""
+    expect = "Expect: 100-continue\r\n"
+    with closing(connect(service)) as connection:
+        head = post("/generate", BODY, expect)[: -len(BODY)]
+        connection.sendall(head)
+        assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(BODY)
+        assert read_answer(connection)[0] == b"HTTP/1.1 200 OK"
+    with closing(connect(service)) as connection:
+        connection.sendall(post("/nothing", BODY, expect)[: -len(BODY)])
+        status, headers, _ = read_answer(connection)
+        assert (status, headers[b"connection"]) == (b"HTTP/1.1 404 Not Found", b"close")
