@@ -153,6 +153,7 @@ def _layers(app: ASGIApp, settings: Settings, keys: Keys) -> ASGIApp:
             allow_origins=list(settings.cors_origin_list),
             allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],
+            allow_private_network=True,  # a page of the internet that may call us asks Chrome for this
             expose_headers=["X-Request-Id", "Location", "Retry-After"],
         )
     return layered

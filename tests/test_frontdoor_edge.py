@@ -167,11 +167,17 @@ def test_another_origin_is_refused_on_every_route(service: Service) -> None:
 
 def test_cors_answers_the_listed_origins_only(service: Service) -> None:
     """A preflight needs no key; errors carry the headers too, so that pages can read them."""
-    asking = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    asking = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization, x-api-key",
+        "Access-Control-Request-Private-Network": "true",
+    }
     friend = {"Origin": "https://friend.example"}
     answer = service.http.options("/generate", headers={**asking, **friend})
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == "https://friend.example"
+    assert answer.headers["access-control-allow-private-network"] == "true"
+    assert "x-api-key" in answer.headers["access-control-allow-headers"]
     refused = service.http.post("/generate", json={"prompt": "hi"}, headers=friend)
     assert refused.status_code == 401
     assert refused.headers["access-control-allow-origin"] == "https://friend.example"
