@@ -156,7 +156,15 @@ class Connection(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as wish:
             self._parse_without_wish(data[wish.args[0] :])
         except httptools.HttpParserError:
-            self._refuse(BadHttp("this is not HTTP/1.1"))
+            if self._has_begun_to_answer():  # a second answer would be read as a part of the first
+                self.transport.close()
+            else:
+                self._refuse(BadHttp("this is not HTTP/1.1"))
+
+    def _has_begun_to_answer(self) -> bool:
+        cycle: Any = self.cycle
+        is_due = cycle is not None and (self._is_in_body or not cycle.response_complete)
+        return is_due and bool(cycle.response_started)
 
     def _parse_without_wish(self, rest: bytes) -> None:
         """Read the head again as if it asked for no other protocol: else the parser skips the body."""
@@ -167,10 +175,11 @@ class Connection(HttpToolsProtocol):
         is_last = any(name == b"connection" and b"close" in value.lower() for name, value in self.headers)
         kept = [(name, value) for name, value in self.headers if name not in UPGRADING]
         kept += [(b"connection", b"close")] if is_last else []
-        lines = [b"%s %s HTTP/1.1" % (method, self.url), *(b"%s: %s" % field for field in kept), b"", rest]
+        version = self.parser.get_http_version().encode()
+        head = [b"%s %s HTTP/%s" % (method, self.url, version), *(b"%s: %s" % field for field in kept)]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-        self._parse(b"\r\n".join(lines))
+        self._parse(b"\r\n".join([*head, b"", rest]))
 
     def _probe(self, next_seconds: float) -> None:
         """Write what means nothing; asyncio hears of a reset by the next write at the latest."""

@@ -259,3 +259,28 @@ def test_who_waits_for_100_continue_may_send_its_body_or_not(service: Service) -
         connection.sendall(post("/nothing", BODY, expect)[: -len(BODY)])
         status, headers, _ = read_answer(connection)
         assert (status, headers[b"connection"]) == (b"HTTP/1.1 404 Not Found", b"close")
+
+
+def test_garbage_after_an_answer_has_begun_is_no_second_answer(service: Service) -> None:
+    """In a body that is dropped, or while a stream runs: the connection just ends."""
+    head = b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with closing(connect(service)) as connection:
+        connection.sendall(head)
+        answer = connection.recv(65536)
+        connection.sendall(b"no chunk\r\n")
+        assert connection.recv(65536) == b""
+    assert answer.count(b"HTTP/1.1 ") == 1
+    held = STREAM.replace(b"hi", b"[hold]")
+    with closing(connect(service)) as connection:
+        connection.sendall(post("/generate", held))
+        answer = connection.recv(65536)
+        connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+        while piece := connection.recv(65536):
+            answer += piece
+    assert answer.count(b"HTTP/1.1 ") == 1
+    with closing(connect(service)) as connection:  # a body that is none is answered
+        connection.sendall(
+            post("/generate", b"", "Transfer-Encoding: chunked\r\n").replace(b"Content-Length: 0\r\n", b"")
+        )
+        connection.sendall(b"no chunk\r\n")
+        assert read_answer(connection)[0] == b"HTTP/1.1 400 Bad Request"
