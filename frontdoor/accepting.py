@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 from frontdoor.errors import (
     ContextLengthExceeded,
@@ -37,8 +36,6 @@ LONG_TEXT_BYTES = 8192  # about 2 ms of tokenizing; longer texts must not hold u
 PREPARE_SECONDS = 0.005  # after a request is in the spool: first its client hears of it
 DEFAULT_TEMPERATURE = 0.0
 RANDOM_SEED_BITS = 53  # survives JSON readers that keep numbers as doubles
-
-Answer = TypeVar("Answer")
 
 log = logging.getLogger(__name__)
 
@@ -110,8 +107,8 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
         return _earlier(front, request_id)
     log.info("request %s accepted", request.label)
     log.debug("request %s: %d prompt tokens", request.id, len(token_ids))
-    seed, may_return = request.params.seed, caller.may_return
-    return Accepted(request.id, seed, request.created_unix, may_return=may_return)
+    may_return = caller.may_return
+    return Accepted(request.id, request.params.seed, request.created_unix, may_return=may_return)
 
 
 def hash_body(body: SamplingFields) -> str:
@@ -129,9 +126,10 @@ async def _find_earlier(front: FrontDoor, draft: Draft, caller: Caller) -> str |
     if key is None:
         return None
     find_first = partial(front.spool.find_first, caller.owner, key, body_hash=hash_body(draft.sampling))
-    request_id = await _call_spool(front, find_first)
-    if request_id is not None:
-        log.info("request %s is asked for again (X-Request-Id %s)", request_id, caller.http_id)
+    request_id = await _call_spool(front, lambda: find_first() or "")
+    if not request_id:
+        return None
+    log.info("request %s is asked for again (X-Request-Id %s)", request_id, caller.http_id)
     return request_id
 
 
@@ -251,7 +249,7 @@ async def _submit(front: FrontDoor, submit: Callable[[], str]) -> str:
     return await _call_spool(front, partial(_submit_and_prepare, front, submit))
 
 
-async def _call_spool(front: FrontDoor, call: Callable[[], Answer]) -> Answer:
+async def _call_spool(front: FrontDoor, call: Callable[[], str]) -> str:
     """Ask the spool; its exceptions become the client's."""
     try:
         if front.settings.spool_durability == "process":
