@@ -93,14 +93,6 @@ class ApiSettings(RootedSettings):
             is_secret=True,
         ),
     ] = None
-    cors_origins: Annotated[
-        CorsOrigins,
-        About(
-            "API",
-            "Web pages of other origins that may call the API.",
-            allowed="a comma list of origins such as https://example.org, or * for all, or empty for none",
-        ),
-    ] = ""
     allowed_hosts: Annotated[
         AllowedHosts,
         About(
@@ -109,6 +101,14 @@ class ApiSettings(RootedSettings):
             "*.local, host.docker.internal, this machine's names and API_HOST always are.",
             allowed="a comma list of names, *.example.org for all names below it, .example.org for these and "
             "itself, or * for any, or empty for none",
+        ),
+    ] = ""
+    cors_origins: Annotated[
+        CorsOrigins,
+        About(
+            "API",
+            "Web pages of other origins that may call the API.",
+            allowed="a comma list of origins such as https://example.org, or * for all, or empty for none",
         ),
     ] = ""
     max_prompt_len_bytes: Annotated[
