@@ -12,9 +12,9 @@ import pytest
 from frontdoor.app import make_app
 from tests.frontdoor_service import Service, events, running_service
 
-BODY = b'{"prompt": "hi"}'
-STREAM = b'{"prompt": "hi", "stream": true}'
-CHAT = b'{"messages": [{"role": "user", "content": "hi"}], "stream": true}'
+BODY = b'{"prompt": "hi", "max_tokens": 6}'
+STREAM = b'{"prompt": "hi", "max_tokens": 6, "stream": true}'
+CHAT = b'{"messages": [{"role": "user", "content": "hi"}], "max_tokens": 6, "stream": true}'
 CHANGING = {b"date", b"x-request-id", b"transfer-encoding", b"connection"}
 
 

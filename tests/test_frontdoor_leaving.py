@@ -176,8 +176,10 @@ def test_a_request_that_still_waits_is_cancelled_too(tmp_path: Path) -> None:
 
 
 V1 = {
-    "/v1/chat/completions": '{"messages": [{"role": "user", "content": "[hold]"}], "stream": %s}',
-    "/v1/completions": '{"prompt": "[hold]", "stream": %s}',
+    "/v1/chat/completions": (
+        '{"messages": [{"role": "user", "content": "[hold]"}], "stream": %s, "max_tokens": 6}'
+    ),
+    "/v1/completions": '{"prompt": "[hold]", "stream": %s, "max_tokens": 6}',
 }
 FOREVER = {"DISCONNECT_GRACE_SECONDS": "3600"}
 

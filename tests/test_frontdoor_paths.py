@@ -139,7 +139,7 @@ def test_a_client_with_any_base_url_works(service: Service) -> None:
             for name in ("tiny", service.settings.model_repo):
                 assert client.models.retrieve(name).id == "tiny"
             answer = client.chat.completions.create(
-                model="tiny", messages=[{"role": "user", "content": "hi"}]
+                max_tokens=6, model="tiny", messages=[{"role": "user", "content": "hi"}]
             )
             assert answer.choices[0].finish_reason == "length"
     assert ask(service, "GET", f"/v1/models/{service.settings.model_repo}", KEY)[0] == 200

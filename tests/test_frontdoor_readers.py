@@ -13,14 +13,11 @@ import openai
 import pytest
 
 from frontdoor import events
-from frontdoor.openai_chat import ChatRenderer
-from frontdoor.openai_completions import CompletionRenderer
-from spool import TokenRecord
 from tests.frontdoor_service import Service, running_service
 
 TEXT = "Grüße, wörld! 🎉 n0 n1 "
-CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
-COMPLETION: dict[str, Any] = {"prompt": "hi", "stream": True}
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 6, "stream": True}
+COMPLETION: dict[str, Any] = {"prompt": "hi", "max_tokens": 6, "stream": True}
 ASKED = [("/v1/chat/completions", CHAT), ("/v1/completions", COMPLETION)]
 Reader = Callable[[Iterable[bytes]], list[Any]]
 
@@ -182,7 +179,7 @@ def test_the_openai_client_reads_past_comments(tmp_path: Path, monkeypatch: pyte
     with (
         running_service(tmp_path, max_open=0) as service,
         openai.OpenAI(base_url=f"{service.url}/v1", api_key="any", max_retries=0) as client,
-        client.completions.create(model="tiny", prompt="hi", stream=True) as stream,
+        client.completions.create(model="tiny", prompt="hi", max_tokens=6, stream=True) as stream,
     ):
         raw = service.http.post("/generate", json={"prompt": "hi", "background": True})
         assert raw.status_code == 202
@@ -196,7 +193,7 @@ def test_the_openai_client_reads_past_comments(tmp_path: Path, monkeypatch: pyte
 def test_no_character_of_an_answer_ends_a_line(odd: str) -> None:
     """Whatever a reader takes for a line's end, a frame has none in it, and the text comes as it was."""
     text = f"a{odd}b ü🎉"
-    for renderer in (ChatRenderer({}, with_usage=False), CompletionRenderer({}, with_usage=False)):
-        frames = renderer.tokens((TokenRecord(0, 1, text),))
+    for choice in ({"text": text}, {"delta": {"content": text}}):
+        frame = events.data_frame(events.to_json({"choices": [choice]}))
         for read in READERS:
-            assert text_of(read([frames])) == text
+            assert text_of(read([frame])) == text
