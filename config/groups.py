@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from config import model_path
 from config.fields import (
     About,
+    AllowedHosts,
     AnyPath,
     Auto,
     CorsOrigins,
@@ -92,6 +93,16 @@ class ApiSettings(RootedSettings):
             is_secret=True,
         ),
     ] = None
+    allowed_hosts: Annotated[
+        AllowedHosts,
+        About(
+            "API",
+            "Further names in Host headers that are served, such as a proxy's; loopback names, IP addresses, "
+            "*.local, host.docker.internal, this machine's names and API_HOST always are.",
+            allowed="a comma list of names, *.example.org for all names below it, .example.org for these and "
+            "itself, or * for any, or empty for none",
+        ),
+    ] = ""
     cors_origins: Annotated[
         CorsOrigins,
         About(
@@ -117,7 +128,11 @@ class ApiSettings(RootedSettings):
         FiniteFloat,
         between(0, 86_400),
         About(
-            "API", "A request whose caller has left is cancelled after this time.", "seconds", is_live=True
+            "API",
+            "A request whose caller has left is cancelled after this time; on /v1 without an Idempotency-Key "
+            "at once.",
+            "seconds",
+            is_live=True,
         ),
     ] = 10.0
 

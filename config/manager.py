@@ -110,6 +110,11 @@ class Settings(
         """CORS_ORIGINS as single origins."""
         return split_list(self.cors_origins)
 
+    @property
+    def allowed_host_list(self) -> tuple[str, ...]:
+        """ALLOWED_HOSTS as single patterns."""
+        return split_list(self.allowed_hosts)
+
     @classmethod
     def all_keys(cls) -> tuple[str, ...]:
         """Every key, in the order of the class."""

@@ -58,7 +58,7 @@ class Accepted:
     """A request in the spool, as the HTTP request that waits for it knows it.
 
     `is_asker`: its client asked for it, so that it is cancelled when that client stays away. `is_first`: this
-    very HTTP request put it into the spool.
+    very HTTP request put it into the spool. `may_return`: its client gets a grace time (`Caller`).
     """
 
     id: str
@@ -66,6 +66,7 @@ class Accepted:
     created_unix: float
     is_asker: bool = True
     is_first: bool = True
+    may_return: bool = True
 
 
 async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
@@ -74,6 +75,9 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
     Raises:
         FrontDoorError: refused; nothing was accepted.
     """
+    earlier = await _find_earlier(front, draft, caller)
+    if earlier is not None:
+        return _earlier(front, earlier)
     check_model(front, draft.sampling.model)
     failure = front.ring_status.failure()
     if failure is not None:
@@ -103,7 +107,8 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
         return _earlier(front, request_id)
     log.info("request %s accepted", request.label)
     log.debug("request %s: %d prompt tokens", request.id, len(token_ids))
-    return Accepted(request.id, request.params.seed, request.created_unix)
+    may_return = caller.may_return
+    return Accepted(request.id, request.params.seed, request.created_unix, may_return=may_return)
 
 
 def hash_body(body: SamplingFields) -> str:
@@ -113,6 +118,19 @@ def hash_body(body: SamplingFields) -> str:
     """
     asked = body.model_dump_json(exclude={"stream", "stream_options", "background"})
     return hashlib.sha256(f"{type(body).__name__} {asked}".encode()).hexdigest()
+
+
+async def _find_earlier(front: FrontDoor, draft: Draft, caller: Caller) -> str | None:
+    """Find what was accepted under this Idempotency-Key: its id is told whatever state the service is in."""
+    key = caller.idempotency_key
+    if key is None:
+        return None
+    find_first = partial(front.spool.find_first, caller.owner, key, body_hash=hash_body(draft.sampling))
+    request_id = await _call_spool(front, lambda: find_first() or "")
+    if not request_id:
+        return None
+    log.info("request %s is asked for again (X-Request-Id %s)", request_id, caller.http_id)
+    return request_id
 
 
 def _earlier(front: FrontDoor, request_id: str) -> Accepted:
@@ -224,14 +242,20 @@ def _answer_budget(front: FrontDoor, draft: Draft, num_prompt_tokens: int) -> in
 
 
 async def _submit(front: FrontDoor, submit: Callable[[], str]) -> str:
+    if front.settings.spool_durability == "process":
+        request_id = await _call_spool(front, submit)
+        asyncio.get_running_loop().call_later(PREPARE_SECONDS, front.spool.prepare)
+        return request_id
+    return await _call_spool(front, partial(_submit_and_prepare, front, submit))
+
+
+async def _call_spool(front: FrontDoor, call: Callable[[], str]) -> str:
+    """Ask the spool; its exceptions become the client's."""
     try:
-        loop = asyncio.get_running_loop()
         if front.settings.spool_durability == "process":
-            request_id = submit()
-            loop.call_later(PREPARE_SECONDS, front.spool.prepare)
-            return request_id
+            return call()
         # fsync takes milliseconds, sometimes a tenth of a second
-        return await loop.run_in_executor(front.workers, _submit_and_prepare, front, submit)
+        return await asyncio.get_running_loop().run_in_executor(front.workers, call)
     except SpoolFull as error:
         retry_seconds = front.forecast.retry_after_seconds()
         raise QueueFull(f"the queue is full: {error}", retry_seconds=retry_seconds) from error

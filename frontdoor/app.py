@@ -1,6 +1,6 @@
 """Builds the FastAPI app from its parts: the front door, the layers around the routes, and the routes.
 
-    Edge (request id, Host, last resort) → CORS (where set) → Gate (Origin, keys) → Shortcut (POST) → FastAPI
+    Edge (path, request id, Host, 500) → CORS (where set) → Gate (Origin, keys) → Shortcut (POST) → FastAPI
 
 Opens the spool and the tokenizer before the first request; knows nothing of sockets or of how it is served.
 """
@@ -31,12 +31,15 @@ from frontdoor import (
 )
 from frontdoor.attendance import Attendance
 from frontdoor.auth import Gate, Keys
+from frontdoor.dialects import NOT_SERVED
 from frontdoor.edge import Edge
 from frontdoor.errors import install_error_handler
 from frontdoor.forecast import Forecast
+from frontdoor.hosts import HostNames
 from frontdoor.latencies import Latencies
 from frontdoor.leaving import Leavers
 from frontdoor.openapi import describe
+from frontdoor.paths import names_behind_v1
 from frontdoor.ring_status import RingStatus
 from frontdoor.shortcut import Endpoint, Shortcut
 from frontdoor.state import FrontDoor
@@ -76,9 +79,11 @@ def make_app(settings: Settings) -> LayeredApp:
     """
     keys = Keys.load(settings.api_keys_file)
     front = make_front_door(settings)
+    hosts = HostNames([settings.api_host, *settings.allowed_host_list])
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        hosts.learn()
         front.start()
         yield
         front.stop()
@@ -97,7 +102,8 @@ def make_app(settings: Settings) -> LayeredApp:
         app.include_router(room.router)
     description = describe(app)
     app.openapi = lambda: description  # type: ignore[method-assign]
-    app.entrance = _layers(app.inner, settings, keys)
+    v1_names = names_behind_v1([*description["paths"], *NOT_SERVED])
+    app.entrance = Edge(_layers(app.inner, settings, keys), hosts=hosts, v1_names=v1_names)
     return app
 
 
@@ -145,11 +151,12 @@ def _layers(app: ASGIApp, settings: Settings, keys: Keys) -> ASGIApp:
         layered = CORSMiddleware(
             layered,
             allow_origins=list(settings.cors_origin_list),
-            allow_methods=["GET", "POST", "DELETE"],
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],
+            allow_private_network=True,  # a page of the internet that may call us asks Chrome for this
             expose_headers=["X-Request-Id", "Location", "Retry-After"],
         )
-    return Edge(layered, own_names=frozenset({settings.api_host.lower()}))
+    return layered
 
 
 def _taking_in() -> dict[str, Endpoint]:

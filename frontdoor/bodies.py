@@ -18,6 +18,7 @@ from frontdoor.scope import header, notes
 
 BODY_TIMEOUT_SECONDS = 30.0
 MAX_NAMED_PROBLEMS = 3
+MAX_SHOWN = 100  # characters of a header that is wrong
 
 BodyModel = TypeVar("BodyModel", bound=BaseModel)
 
@@ -52,9 +53,16 @@ def explain(error: ValidationError) -> InvalidRequest:
 def _check_declared_type(scope: Scope) -> None:
     media_type = (header(scope, b"content-type") or "").partition(";")[0].strip().lower()
     if media_type != "application/json":
-        raise UnsupportedMediaType("send the header Content-Type: application/json")
-    if (header(scope, b"content-encoding") or "identity").lower() != "identity":
-        raise UnsupportedMediaType("a body with a Content-Encoding is not supported")
+        given = f"is declared as {media_type[:MAX_SHOWN]!r}" if media_type else "has no Content-Type"
+        raise UnsupportedMediaType(
+            f"the body {given}: send the header Content-Type: application/json (curl: --json instead of -d, "
+            "or -H 'Content-Type: application/json')"
+        )
+    encoding = (header(scope, b"content-encoding") or "identity").strip().lower()
+    if encoding != "identity":
+        raise UnsupportedMediaType(
+            f"a body with Content-Encoding {encoding[:MAX_SHOWN]!r} is not read: send it without compression"
+        )
 
 
 async def _read_in_time(http: Request, max_bytes: int) -> bytearray:

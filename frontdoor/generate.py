@@ -101,6 +101,7 @@ class NativeRenderer:
     """Writes events as `token`, `reset`, `done` and `error`; the id of a token event is the token's index."""
 
     ends_at_reset = False
+    is_quiet = False
 
     def __init__(self, seed: int | None) -> None:
         self._seed = seed

@@ -20,8 +20,10 @@ async def list_models(http: HttpRequest) -> dict[str, Any]:
 @router.get("/{name:path}")
 async def get_model(http: HttpRequest, name: str) -> dict[str, Any]:
     """Describe one model."""
-    check_model(front_door(http), name)
-    return _model(front_door(http))
+    front = front_door(http)
+    is_folder = f"/{name}" == front.settings.model_repo  # doubled slashes are one by now
+    check_model(front, None if is_folder else name)
+    return _model(front)
 
 
 def _model(front: FrontDoor) -> dict[str, Any]:

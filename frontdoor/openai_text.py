@@ -54,6 +54,7 @@ class ChunkRenderer:
     """Writes events as OpenAI chunks; the subclass says what a choice looks like."""
 
     ends_at_reset = True
+    is_quiet = True
 
     def __init__(self, head: dict[str, Any], *, with_usage: bool) -> None:
         # Where usage comes in a chunk of its own, all others say that they have none.

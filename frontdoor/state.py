@@ -73,7 +73,8 @@ class Caller:
     """Who asks, when, and under which ids.
 
     `request_id` is new for each HTTP request, whatever the client sends; `received_unix` is when its first
-    bytes came.
+    bytes came. `may_return`: the client knows a way back to a request that it left, so that this has a grace
+    time; clients of /v1 without an Idempotency-Key ask anew instead.
     """
 
     owner: str
@@ -81,6 +82,7 @@ class Caller:
     request_id: str
     received_unix: float
     idempotency_key: str | None = None
+    may_return: bool = True
 
 
 def caller(http: Request) -> Caller:
@@ -97,7 +99,8 @@ def caller(http: Request) -> Caller:
     left = notes(http.scope)
     http_id = left["request_id"]
     request_id = http_id if left["is_request_id_new"] else make_id()
-    return Caller(left["owner"], http_id, request_id, left["received_unix"], key)
+    may_return = key is not None or not http.scope["path"].startswith("/v1/")
+    return Caller(left["owner"], http_id, request_id, left["received_unix"], key, may_return)
 
 
 def owner_of(http: Request) -> str:

@@ -311,12 +311,25 @@ def test_relative_paths_are_taken_from_the_folder_of_the_files(tmp_path: Path) -
 def test_derived_lists_are_parsed(tmp_path: Path) -> None:
     """Counts by rank and single origins can be used as they are."""
     settings = load(
-        tmp_path, LAYER_SPLIT="14, 16", LOCAL_RANKS="2", CORS_ORIGINS="https://a.org,https://b.org"
+        tmp_path,
+        LAYER_SPLIT="14, 16",
+        LOCAL_RANKS="2",
+        CORS_ORIGINS="https://a.org,https://b.org",
+        ALLOWED_HOSTS="Ring.example.org, *.example.net,.example.com",
     )
     assert settings.layer_split == "14,16"
     assert settings.layer_counts == (14, 16)
     assert settings.cors_origin_list == ("https://a.org", "https://b.org")
+    assert settings.allowed_host_list == ("ring.example.org", "*.example.net", ".example.com")
+    assert load(tmp_path).allowed_host_list == ()
+    assert load(tmp_path, ALLOWED_HOSTS="*").allowed_host_list == ("*",)
     assert load(tmp_path).layer_counts is None
+
+
+@pytest.mark.parametrize("value", ["http://a.org", "a.org:8100", "*a.org", "a.*", "*.", ".", "a b", "::1"])
+def test_allowed_hosts_are_names(tmp_path: Path, value: str) -> None:
+    """What could never match a Host header is refused."""
+    assert "ALLOWED_HOSTS" in refuse(tmp_path, ALLOWED_HOSTS=value)
 
 
 def test_public_settings_are_json_and_hold_no_secrets(tmp_path: Path) -> None:

@@ -172,11 +172,31 @@ def test_another_content_type_is_a_415(service: Service) -> None:
         headers = {"Content-Type": content_type} if content_type else {}
         answer = service.http.post("/generate", content=b'{"prompt": "hi"}', headers=headers)
         assert answer.status_code == 415
-        assert answer.json()["error"]["code"] == "unsupported_media_type"
-    answer = service.http.post(
-        "/generate", content=b"x", headers={"Content-Type": "application/json", "Content-Encoding": "gzip"}
-    )
-    assert answer.status_code == 415
+        error = answer.json()["error"]
+        assert error["code"] == "unsupported_media_type"
+        assert content_type in error["message"]
+        assert "curl: --json" in error["message"]  # its -d alone says that it sends a form
+    for encoding in ("gzip", "br", "deflate, gzip"):
+        answer = service.http.post(
+            "/generate",
+            content=b"x",
+            headers={"Content-Type": "application/json", "Content-Encoding": encoding},
+        )
+        assert answer.status_code == 415
+        assert f"Content-Encoding '{encoding}'" in answer.json()["error"]["message"]
+
+
+def test_json_may_be_declared_in_any_usual_way(service: Service) -> None:
+    """With a charset, in capitals, with line breaks of any kind, in chunks."""
+    for content_type in (
+        "application/json",
+        "application/json; charset=utf-8",
+        "Application/JSON;charset=UTF-8",
+    ):
+        for body in (b'{"prompt": "hi"}', b'\r\n{\r\n\t"prompt":\r\n"hi"}\r\n', b'{"prompt":"hi"}\n'):
+            headers = {"Content-Type": content_type, "Content-Encoding": "identity"}
+            assert service.http.post("/generate", content=body, headers=headers).status_code == 200
+            assert service.http.post("/generate", content=iter([body]), headers=headers).status_code == 200
 
 
 def test_a_body_that_says_it_is_too_large_is_refused_unread(service: Service) -> None:
