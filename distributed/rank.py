@@ -125,11 +125,12 @@ def serve_rank0(
         logger.info("%d unfinished requests of an earlier life go on", len(recovered))
     with owner.listen() as bell:
         layers = tuple((info.first_layer, info.num_layers) for info in status.ranks)
-        facts = _model_facts(settings, plan, stage, finish_tokenizers())
+        facts = _model_facts(status, plan, stage, finish_tokenizers())
         intake = Intake(owner, bell, facts, layers)
         engine = Engine(ring, stage, scheduler, intake, status, lifeline, make_engine_limits(settings))
         lifeline.on_settings(engine.on_settings)
         logger.info("ready: %s on %d ranks, layers %s", settings.model_name, ring.size, list(plan.layers))
+        logger.info("context: %s", facts.context.describe())
         engine.run(signals.has_arrived, signals.descriptor)
 
 
@@ -362,14 +363,15 @@ def _warm_up(ring: AnyRing, stage: Stage, settings: Settings, status: RingStatus
     status.last_lap_unix = time.time()
 
 
-def _model_facts(settings: Settings, plan: RingPlan, stage: Stage, loaded: Tokenizers) -> ModelFacts:
+def _model_facts(status: RingStatus, plan: RingPlan, stage: Stage, loaded: Tokenizers) -> ModelFacts:
+    assert status.context is not None, "known since the scheduler was made"
     return ModelFacts(
-        name=settings.model_name,
+        name=status.model,
         weights_hash=plan.weights_hash,
         tokenizer=loaded.prompts,
         detokenizer=loaded.detokenizer,
         end_token_ids=loaded.end_token_ids,
         special_token_ids=loaded.special_token_ids,
         vocab_size=stage.model.vocab_size,
-        max_sequence_length=settings.max_sequence_length,
+        context=status.context,
     )

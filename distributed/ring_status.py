@@ -13,6 +13,7 @@ from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Any
 
+from config.context_length import ContextLength
 from config.run_files import write_json
 from distributed.handshake import RankInfo
 from distributed.step_trace import StepTrace
@@ -60,6 +61,8 @@ class RingStatus:
             "started_unix": time.time(),
             "settings": settings,
         }
+        self.model = model
+        self.context: ContextLength | None = None  # not before it is known what the KV of a token takes
         self.phase = "connecting"
         self.reason: str | None = None
         self.ranks: tuple[RankInfo, ...] = ()
@@ -92,6 +95,7 @@ class RingStatus:
                 "ranks": self._rank_lines(),
                 "queue": self.queue,
                 "kv": self.kv,
+                "context": vars(self.context) if self.context else None,
                 "results": self.results,
                 "totals": {**self.tokens, "requests": self.requests},
             },

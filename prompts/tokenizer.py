@@ -24,6 +24,7 @@ import jinja2.parser
 import jinja2.sandbox
 
 from prompts.encoder import TextEncoder
+from prompts.history import without_tools
 from prompts.turns import TurnEncoder
 
 # What a template that does not expect such messages may raise.
@@ -64,15 +65,21 @@ class PromptTokenizer:
             self._template = _compile(template) if template is not None else None
         except (ValueError, jinja2.TemplateError) as error:
             raise TokenizerUnusable(f"the tokenizer in {folder} cannot be read: {error}") from error
+        self._knows_tools = "tool_calls" in (template or "")
         self._special = _special_tokens(config)
         self._turns = TurnEncoder(self._encoder, json.loads(data), self._render_sample())
         self._bos_id = self._leading_bos(config)
         self.hash = _hash(data, template)
         self.vocab_size = self._encoder.vocab_size
+        self._max_token_bytes = self._encoder.max_token_bytes
 
     @property
     def has_chat_template(self) -> bool:
         return self._template is not None
+
+    def least_tokens(self, text: str) -> int:
+        """Return how many tokens a text has at the very least, without a look at it: for what is absurd."""
+        return -(-len(text.encode()) // self._max_token_bytes)
 
     def hasten(self) -> None:
         """Spend a second of one core on being quicker from then on (prompts/encoder.py)."""
@@ -81,17 +88,26 @@ class PromptTokenizer:
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Apply the chat template, with the opening of the assistant's turn.
 
+        Tool calls and their results are text (prompts/history.py) where the template does not know them.
+
         Raises:
             MessagesRefused: the template refuses these messages, or the model has none.
         """
         if self._template is None:
             raise MessagesRefused("this model has no chat template: send a prompt instead")
+        turns = messages if self._knows_tools else without_tools(messages)
         try:
-            return self._template.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._special
-            )
+            return self._fill_in(self._template, turns)
         except _TEMPLATE_ERRORS as error:
+            has_null = any(turn["content"] is None for turn in turns)
+            if has_null:  # some templates know a turn of tool calls alone by it, others fail
+                return self.render([{**turn, "content": turn["content"] or ""} for turn in turns])
             raise MessagesRefused(f"the chat template refuses these messages: {error}") from error
+
+    def _fill_in(self, template: jinja2.Template, turns: Sequence[Mapping[str, Any]]) -> str:
+        return template.render(
+            messages=turns, tools=None, documents=None, add_generation_prompt=True, **self._special
+        )
 
     def encode_rendered(self, text: str, owner: str = "") -> list[int]:
         """Number the tokens of a rendered chat of an owner, which already has its special tokens."""
