@@ -181,7 +181,7 @@ def test_a_template_that_knows_tool_calls_gets_them(tmp_path: Path) -> None:
     """Arguments are objects there, a turn of calls alone has no content, reasoning goes along."""
     model = make_model_folder(tmp_path / "tools", template=TOOL_TEMPLATE)
     with running_service(tmp_path, {"MODEL_REPO": str(model), "MAX_SEQUENCE_LENGTH": "2000"}) as service:
-        turns = [
+        turns: list[dict[str, Any]] = [
             {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning": "hm"},
             {"role": "tool", "tool_call_id": "call_1", "content": None},
             {"role": "assistant", "content": None, "function_call": {"name": "old", "arguments": "no JSON"}},
