@@ -27,7 +27,7 @@ _RESTART = "in .env, then ./launch.sh restart"
 
 Bound = Literal["setting", "auto", "model", "memory"]
 _HINTS: Mapping[Bound, str] = {
-    "setting": f"for more set MAX_SEQUENCE_LENGTH=auto or a larger number {_RESTART}",
+    "setting": f"for more, as coding agents need, set MAX_SEQUENCE_LENGTH=auto or a larger number {_RESTART}",
     "auto": f"for more set MAX_SEQUENCE_LENGTH to a larger number {_RESTART}",
     "model": "that is the model's own length",
     "memory": f"KV_CACHE_RESERVED_MEMORY_MB holds no more: for more raise it {_RESTART}",

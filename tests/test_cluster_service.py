@@ -12,6 +12,7 @@ from cluster import ports
 from cluster.errors import ClusterError, PortTaken, StartFailed
 from cluster.lock import SupervisorLock
 from cluster.processes import identify
+from cluster.status import describe
 from cluster.trial import run_trial
 from config.run_files import write_json
 from tests.cluster_service import SUPERVISOR, Bench
@@ -26,6 +27,11 @@ def test_start_makes_a_ring_ready_and_stop_leaves_nothing(bench: Bench) -> None:
     assert service.exit_code == 0
     assert list(service.processes) == ["rank 0", "rank 1", "api"]
     assert bench.get_health() == service.processes["api"].pid
+    context = "context: 4096 tokens of prompt and answer together"
+    for shown in (bench.output.getvalue(), "\n".join(describe(service, bench.terminal))):
+        assert context in shown
+        assert "MAX_SEQUENCE_LENGTH=auto" in shown
+        assert "beyond 2048, the model's own length" in shown
 
     assert bench.stop() == 0
     stopped = bench.read()
