@@ -28,6 +28,7 @@ from distributed.handshake import RankInfo, RingPlan
 from distributed.intake import Intake, ModelFacts
 from distributed.lifeline import Lifeline, RankStart
 from distributed.limits import chunk_tokens, has_gpu, make_engine_limits, make_scheduler
+from distributed.live_settings import LiveSettings, apply_to_spool
 from distributed.model_shape import ModelShape, read_shape
 from distributed.ring import HiddenShape, LoopbackRing, MlxRing
 from distributed.ring_status import RingStatus
@@ -39,7 +40,7 @@ from distributed.threads import ProductThreads
 from distributed.tokenizers import Tokenizers
 from distributed.utils import broadcast_prompt, shard_and_load
 from distributed.worker import Worker, receive
-from spool import HandDefaults, Spool, SpoolOwner
+from spool import Spool, SpoolOwner
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def serve_rank0(
         facts = _model_facts(status, plan, stage, finish_tokenizers())
         intake = Intake(owner, bell, facts, layers)
         engine = Engine(ring, stage, scheduler, intake, status, lifeline, make_engine_limits(settings))
-        lifeline.on_settings(engine.on_settings)
+        lifeline.on_settings(LiveSettings(settings, owner, engine).on_settings)
         logger.info("ready: %s on %d ranks, layers %s", settings.model_name, ring.size, list(plan.layers))
         logger.info("context: %s", facts.context.describe())
         engine.run(signals.has_arrived, signals.descriptor)
@@ -164,13 +165,8 @@ def open_spool(settings: Settings) -> SpoolOwner:
     Raises:
         SpoolLocked, SpoolRefused, SpoolUnavailable: told to the user by server.py.
     """
-    spool = Spool.open(
-        settings.spool_dir,
-        durability=settings.spool_durability,
-        max_depth=settings.max_queue_depth,
-        max_bytes=settings.max_queue_mb * 2**20,
-    )
-    owner = SpoolOwner(spool, HandDefaults(settings.model_name, settings.default_max_tokens))
+    owner = SpoolOwner(Spool.open(settings.spool_dir, durability=settings.spool_durability))
+    apply_to_spool(settings, owner)
     owner.acquire()
     return owner
 

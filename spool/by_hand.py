@@ -61,14 +61,13 @@ class _Sighting:
 class HandPrompts:
     """Takes in what lies in incoming/ under no name of ours. Without defaults all of it is quarantined."""
 
-    def __init__(self, spool: Spool, quarantine: Quarantine, defaults: HandDefaults | None) -> None:
+    def __init__(self, spool: Spool, quarantine: Quarantine) -> None:
         self._spool = spool
         self._quarantine = quarantine
-        self._defaults = defaults
         self._seen: dict[str, _Sighting] = {}
         self._refused: set[str] = set()  # told once
 
-    def take_in(self, names: list[str]) -> None:
+    def take_in(self, names: list[str], defaults: HandDefaults | None) -> None:
         """Look at everything foreign that one scan found."""
         if not names and not self._seen and not self._refused:
             return  # as after nearly every bell
@@ -78,11 +77,11 @@ class HandPrompts:
             path = self._spool.folder.incoming / name
             if self._quarantine.is_immovable(path):
                 continue
-            if self._defaults is None:
+            if defaults is None:
                 self._quarantine.take(path, "not a name of ours")
                 continue
             try:
-                self._look_at(path, self._defaults)
+                self._look_at(path, defaults)
             except FileNotFoundError:
                 continue
             except (NotPlainFile, ValueError) as error:
