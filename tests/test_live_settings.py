@@ -26,8 +26,8 @@ from tests.frontdoor_service import make_settings
 
 LIVE_KEYS = {key for key in Settings.all_keys() if Settings.about(key).is_live}
 
-# A value unlike the default, and what the part holds then. Where `front.settings` is read when it is needed, the
-# settings are the part.
+# A value unlike the default, and what the part holds then. Where `front.settings` is read when it is needed,
+# the settings are the part.
 DOOR: dict[str, tuple[Any, Callable[[FrontDoor], Any], Any]] = {
     "MODEL_ALIASES": ("gpt-5", lambda front: front.settings.model_alias_list, ("gpt-5",)),
     "DEFAULT_MAX_TOKENS": (77, lambda front: front.settings.default_max_tokens, 77),
