@@ -48,13 +48,12 @@ log = logging.getLogger(__name__)
 class Draft:
     """A request before it is counted and accepted; `prompt` is text, messages, or token ids.
 
-    `default_max_tokens`: the answer's length where `max_tokens` is None; None: the rest of the context.
+    `default_max_tokens`: the answer's length where the body names none; None: the rest of the context.
     `max_text_bytes`: the longest text, where tokens are not the only limit.
     """
 
     prompt: str | tuple[int, ...] | Sequence[Message]
     sampling: SamplingFields
-    max_tokens: int | None
     prompt_field: str = "prompt"
     is_raw: bool = True
     priority: int = 5
@@ -219,7 +218,7 @@ def _check_token_ids(token_ids: Sequence[int], vocab_size: int, field: str) -> N
 def _sampling_params(draft: Draft, *, room: int) -> SamplingParams:
     default = room if draft.default_max_tokens is None else draft.default_max_tokens
     params = make_params(
-        {**dict(draft.sampling), "max_tokens": draft.max_tokens},
+        {**dict(draft.sampling), "max_tokens": draft.sampling.most_tokens},
         max_tokens=default,
         seed=secrets.randbits(RANDOM_SEED_BITS),
     )

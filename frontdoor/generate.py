@@ -56,7 +56,6 @@ def draft_of(body: GenerateBody, settings: Settings) -> Draft:
         prompt=body.prompt if body.prompt is not None else body.messages or (),
         prompt_field="prompt" if body.prompt is not None else "messages",
         sampling=body,
-        max_tokens=body.max_tokens,
         is_raw=bool(body.raw),
         priority=DEFAULT_PRIORITY if body.priority is None else body.priority,
         default_max_tokens=settings.default_max_tokens,

@@ -49,9 +49,8 @@ async def chat_completions(http: HttpRequest) -> Response:
 
 
 def draft_of(body: ChatBody) -> Draft:
-    """Turn the body into a draft; `max_completion_tokens` wins over `max_tokens`."""
-    max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    return Draft(prompt=body.messages, prompt_field="messages", sampling=body, max_tokens=max_tokens)
+    """Turn the body into a draft."""
+    return Draft(prompt=body.messages, prompt_field="messages", sampling=body)
 
 
 class ChatRenderer(ChunkRenderer):

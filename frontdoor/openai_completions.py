@@ -31,7 +31,7 @@ async def completions(http: HttpRequest) -> Response:
     front = front_door(http)
     body = await read_json(http, CompletionBody, max_bytes=front.settings.max_body_bytes)
     check_stream_options(body)
-    draft = Draft(prompt=body.prompt, sampling=body, max_tokens=body.max_tokens)
+    draft = Draft(prompt=body.prompt, sampling=body)
     accepted = await accept(front, draft, caller=caller(http))
     head = envelope(front, accepted, prefix="cmpl", kind="text_completion")
     if body.stream:

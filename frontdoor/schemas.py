@@ -245,6 +245,7 @@ class SamplingFields(Hints):
     """How to choose tokens and when to end; the same names on every route."""
 
     max_tokens: MaxTokens = None
+    max_completion_tokens: MaxTokens = None
     temperature: Annotated[float | None, Number("temperature")] = None
     top_p: Annotated[float | None, Number("top_p")] = None
     top_k: Annotated[int | None, Number("top_k")] = None
@@ -260,6 +261,11 @@ class SamplingFields(Hints):
     repetition_penalty: Annotated[Any, Only(1)] = None
     logit_bias: Annotated[Any, Only({})] = None
     response_format: Annotated[Any, Only({"type": "text"})] = None
+
+    @property
+    def most_tokens(self) -> int | None:
+        """How long the answer may be, under either name; the newer one wins."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
 class GenerateBody(SamplingFields):
@@ -306,7 +312,6 @@ class ChatBody(OpenAIFields):
     """POST /v1/chat/completions."""
 
     messages: Messages
-    max_completion_tokens: MaxTokens = None
     add_generation_prompt: Annotated[Any, Only(True)] = None
 
     logprobs: Annotated[Any, Only(False)] = None

@@ -48,10 +48,14 @@ def test_an_answer_longer_than_the_room_is_cut_to_it(
     assert asked_for(service, path, {**prompt, "max_tokens": max_tokens}) == 256 - num_tokens
 
 
-def test_the_newer_name_is_cut_as_well(service: Service) -> None:
-    """max_completion_tokens beyond the room is the room."""
-    body = {"messages": USER, "max_completion_tokens": 10**12, "max_tokens": 1}
-    assert asked_for(service, "/v1/chat/completions", body) == 256 - NUM_USER_TOKENS
+@pytest.mark.parametrize(("path", "prompt", "num_tokens"), ROUTES)
+def test_the_newer_name_wins_and_is_cut_as_well(
+    service: Service, path: str, prompt: dict[str, Any], num_tokens: int
+) -> None:
+    """max_completion_tokens beyond the room is the room; some clients send both names to every route."""
+    body = {**prompt, "max_completion_tokens": 10**12, "max_tokens": 1}
+    assert asked_for(service, path, body) == 256 - num_tokens
+    assert asked_for(service, path, {**body, "max_completion_tokens": None}) == 1
 
 
 @pytest.mark.parametrize(("path", "prompt", "num_tokens"), ROUTES[1:])
