@@ -24,7 +24,7 @@ import jinja2.parser
 import jinja2.sandbox
 
 from prompts.encoder import TextEncoder
-from prompts.history import without_tools
+from prompts.history import ways_to_write
 from prompts.turns import TurnEncoder
 
 # What a template that does not expect such messages may raise.
@@ -88,26 +88,22 @@ class PromptTokenizer:
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Apply the chat template, with the opening of the assistant's turn.
 
-        Tool calls and their results are text (prompts/history.py) where the template does not know them.
+        Tool calls and their results are text (prompts/history.py) where the template does not take them.
 
         Raises:
             MessagesRefused: the template refuses these messages, or the model has none.
         """
         if self._template is None:
             raise MessagesRefused("this model has no chat template: send a prompt instead")
-        turns = messages if self._knows_tools else without_tools(messages)
-        try:
-            return self._fill_in(self._template, turns)
-        except _TEMPLATE_ERRORS as error:
-            has_null = any(turn["content"] is None for turn in turns)
-            if has_null:  # some templates know a turn of tool calls alone by it, others fail
-                return self.render([{**turn, "content": turn["content"] or ""} for turn in turns])
-            raise MessagesRefused(f"the chat template refuses these messages: {error}") from error
-
-    def _fill_in(self, template: jinja2.Template, turns: Sequence[Mapping[str, Any]]) -> str:
-        return template.render(
-            messages=turns, tools=None, documents=None, add_generation_prompt=True, **self._special
-        )
+        refusal: Exception | None = None
+        for turns in ways_to_write(messages, knows_tools=self._knows_tools):
+            try:
+                return self._template.render(
+                    messages=turns, tools=None, documents=None, add_generation_prompt=True, **self._special
+                )
+            except _TEMPLATE_ERRORS as error:
+                refusal = error
+        raise MessagesRefused(f"the chat template refuses these messages: {refusal}") from refusal
 
     def encode_rendered(self, text: str, owner: str = "") -> list[int]:
         """Number the tokens of a rendered chat of an owner, which already has its special tokens."""

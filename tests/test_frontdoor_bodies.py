@@ -203,6 +203,22 @@ def test_a_template_that_fails_on_a_turn_without_text_gets_an_empty_one(tmp_path
         assert text_of(service, turns) == "assistant1;"
 
 
+def test_a_template_that_takes_not_all_tool_calls_gets_text(tmp_path: Path) -> None:
+    """Such as one call at a time, or ids of nine characters."""
+    template = (
+        "{% for m in messages %}{% if m.tool_calls %}{{ raise_exception('one call at a time') }}{% endif %}"
+        "{{ m.role + ':' + m.content + ';' }}{% endfor %}"
+    )
+    model = make_model_folder(tmp_path / "tools", template=template)
+    with running_service(tmp_path, {"MODEL_REPO": str(model)}) as service:
+        turns: list[dict[str, Any]] = [
+            {"role": "assistant", "tool_calls": [CALL]},
+            {"role": "tool", "content": "x"},
+        ]
+        assert text_of(service, turns).count(";") == 2
+        assert "<tool_call>" in text_of(service, turns)
+
+
 @pytest.mark.parametrize(
     "message",
     [
