@@ -43,6 +43,7 @@ def _read_arguments(arguments: object) -> dict[str, Any] | str:
         raise ValueError("the arguments of a tool call must be a string or an object")
     try:
         found = json.loads(arguments)
+        json.dumps(found, ensure_ascii=False).encode()  # as a template writes them: half a character fails
     except (ValueError, RecursionError):  # a model's broken call stays as it was
         return arguments
     return found if isinstance(found, dict) else arguments

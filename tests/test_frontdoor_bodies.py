@@ -13,7 +13,7 @@ import pytest
 from config import REPOSITORY_ROOT
 from frontdoor.schemas import Hints, PastFields
 from spool import SamplingParams
-from tests.frontdoor_service import Service, make_model_folder, running_service
+from tests.frontdoor_service import TEMPLATE, Service, make_model_folder, running_service
 
 USER = {"role": "user", "content": "hi"}
 ROUTES = (("/generate", {"prompt": "hi"}), ("/v1/completions", {"prompt": "hi"}))
@@ -201,6 +201,26 @@ def test_a_template_that_fails_on_a_turn_without_text_gets_an_empty_one(tmp_path
     with running_service(tmp_path, {"MODEL_REPO": str(model)}) as service:
         turns = [{"role": "assistant", "content": None, "tool_calls": [CALL]}]
         assert text_of(service, turns) == "assistant1;"
+
+
+@pytest.mark.parametrize("template", [TOOL_TEMPLATE, TEMPLATE])
+def test_arguments_that_are_no_object_stay_text(tmp_path: Path, template: str) -> None:
+    """Whatever a model once wrote comes back without harm, with and without tools in the template."""
+    model = make_model_folder(tmp_path / "model", template=template)
+    with running_service(tmp_path, {"MODEL_REPO": str(model), "MAX_SEQUENCE_LENGTH": "20000"}) as service:
+        for arguments in (
+            '{"a": "\\ud800"}',
+            "[" * 5000,
+            '{"a": ' * 900,
+            "[1]",
+            "{",
+            "",
+            '{"a": NaN}',
+            "1" * 5000,
+        ):
+            call = {"id": "c", "type": "function", "function": {"name": "call_me", "arguments": arguments}}
+            turns: list[dict[str, Any]] = [USER, {"role": "assistant", "content": None, "tool_calls": [call]}]
+            assert "call_me" in text_of(service, turns)
 
 
 def test_a_template_that_takes_not_all_tool_calls_gets_text(tmp_path: Path) -> None:
