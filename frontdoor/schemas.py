@@ -236,6 +236,7 @@ class Hints(Body):
     length_penalty: Annotated[Any, Only(1)] = None
     min_tokens: Annotated[Any, Only(0)] = None
     use_beam_search: Annotated[Any, Only(False)] = None
+    add_generation_prompt: Annotated[Any, Only(True)] = None
     skip_special_tokens: Annotated[Any, Only(True)] = None
     spaces_between_special_tokens: Annotated[Any, Only(True)] = None
     include_stop_str_in_output: Annotated[Any, Only(False)] = None
@@ -312,7 +313,6 @@ class ChatBody(OpenAIFields):
     """POST /v1/chat/completions."""
 
     messages: Messages
-    add_generation_prompt: Annotated[Any, Only(True)] = None
 
     logprobs: Annotated[Any, Only(False)] = None
     top_logprobs: Annotated[Any, Only(0)] = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import pytest
 
 from config import Settings, load_settings
 from config.context_length import ContextLength, find_model_tokens, limit_context, read_model_tokens
+from distributed.handshake import RankInfo
 from distributed.kv_sizes import most_tokens, padded_tokens
+from distributed.limits import make_scheduler
+from distributed.ring_status import RingStatus
 
 
 def make_settings(folder: Path, length: str) -> Settings:
@@ -112,3 +116,26 @@ def test_a_number_beyond_the_models_length_is_said() -> None:
     """It is taken, and whoever looks is told."""
     assert "beyond 8192, the model's own length" in ContextLength(16384, "setting", 8192).describe()
     assert "beyond" not in ContextLength(8192, "setting", 8192).describe()
+
+
+def test_rank_0_counts_by_the_rank_where_a_token_takes_most(tmp_path: Path) -> None:
+    """1 MiB holds 1,024 tokens of the rank that takes 1 KiB of each: 512 for each of two requests."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    config = {"model_type": "llama", "num_hidden_layers": 3, "hidden_size": 1, "vocab_size": 1}
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 2048}))
+    info = RankInfo(
+        rank=0, host="a", pid=1, first_layer=2, num_layers=1, weights_bytes=1, kv_bytes_per_token=512,
+        memory_bytes=1, load_s=0.0, device="cpu",
+    )  # fmt: skip
+    for length, wanted in (("auto", (512, "memory")), ("900", (900, "setting")), ("4096", (1024, "memory"))):
+        overrides = {"MAX_SEQUENCE_LENGTH": length, "KV_CACHE_RESERVED_MEMORY_MB": "1"}
+        settings = load_settings({**overrides, "MODEL_REPO": str(folder)}, root=tmp_path, environ={})
+        status = RingStatus(
+            tmp_path / "ring.json", epoch=1, ring_size=2, model="m", settings=settings.public()
+        )
+        status.ranks = (info, replace(info, rank=1, kv_bytes_per_token=1024))
+        make_scheduler(settings, status, 1.0)
+        status.publish()
+        context = ContextLength.from_json(json.loads((tmp_path / "ring.json").read_text())["context"])
+        assert context == ContextLength(*wanted, model_tokens=2048)  # type: ignore[arg-type]

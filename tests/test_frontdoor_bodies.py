@@ -266,6 +266,7 @@ HINTS: dict[str, Any] = {
     "session_id": "s",
     "chat_id": "c",
     "repeat_penalty": 1.0,
+    "add_generation_prompt": True,
     "skip_special_tokens": True,
     "extra_headers": {"a": "b"},
 }
