@@ -70,6 +70,8 @@ def restart(
         f"Restarted in {format_duration(time.monotonic() - started_at)}: epoch {ready.ring.get('epoch')} "
         f"at {ready.url}"
     )
+    for line in ready.context_lines:
+        terminal.line(line)
     return 0
 
 

@@ -20,6 +20,7 @@ from cluster.processes import ProcessIdentity, read_identity
 from cluster.state_file import RING_NAME, STATE_NAME
 from cluster.workers import Worker
 from config import Settings
+from config.context_length import ContextLength
 from config.run_files import read_json
 
 STALE_S = 10.0
@@ -99,6 +100,12 @@ class Service:
     def exit_code(self) -> int:
         """0 ready, 1 degraded, 3 stopped."""
         return {"ready": 0, "stopped": 3}.get(self.state, 1)
+
+    @property
+    def context_lines(self) -> list[str]:
+        """How long a request may be, as rank 0 says, for a person; empty where it does not say yet."""
+        context = ContextLength.from_json(self.ring.get("context"))
+        return [f"context: {context.describe()}"] if context else []
 
     @property
     def api_address(self) -> tuple[str, int] | None:

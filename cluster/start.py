@@ -333,6 +333,8 @@ class _Shown:
             "ring", f"epoch {service.ring.get('epoch')}, {num_ranks} of {num_ranks} ranks answered HELLO"
         )
         self._steps.done("ready", self._terminal.colored(service.url, "bold"))
+        for line in service.context_lines:
+            self._terminal.line(f"    {line}")
 
     def _print_phases(self, ranks: Sequence[Mapping[str, Any]]) -> None:
         for entry in ranks:

@@ -85,7 +85,7 @@ def describe(service: Service, terminal: Terminal) -> list[str]:
     num_spares = sum(entry.get("state") == "spare" for entry in said.get("spares", []))
     lines.append(f"spares: {num_spares} warm, for the next start of the ring")
     lines += [terminal.colored(f"trouble: {text}", "yellow") for text in service.troubles]
-    return lines + _describe_settings(said, terminal)
+    return lines + service.context_lines + _describe_settings(said, terminal)
 
 
 def _describe_settings(said: dict[str, Any], terminal: Terminal) -> list[str]:

@@ -165,6 +165,13 @@ def _cors_origins(value: str) -> str:
     return ",".join(origins)
 
 
+def _model_aliases(value: str) -> str:
+    names = split_list(value)
+    if "*" in names and len(names) > 1:
+        raise ValueError("* stands alone")
+    return ",".join(names)
+
+
 def _layer_split(value: str) -> str:
     if value == "auto":
         return value
@@ -214,6 +221,7 @@ ListeningHost = Annotated[str, AfterValidator(_listening_host)]
 RingAddress = Annotated[str, AfterValidator(_ring_address)]
 AllowedHosts = Annotated[str, AfterValidator(_allowed_hosts)]
 CorsOrigins = Annotated[str, AfterValidator(_cors_origins)]
+ModelAliases = Annotated[str, AfterValidator(_model_aliases)]
 LayerSplit = Annotated[str, BeforeValidator(_lower), AfterValidator(_layer_split)]
 WorkerHosts = Annotated[str, AfterValidator(_worker_hosts)]
 WorkerDir = Annotated[str, AfterValidator(_worker_dir)]

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from config import Settings
 from distributed.answers import Answer
 from distributed.frame import (
     NUM_INLINE_INTS,
@@ -91,15 +91,13 @@ class Engine:
             self.step(wakeup, takes_requests=True)
         self._drain(wakeup)
 
-    def on_settings(self, values: Mapping[str, Any]) -> None:
-        """Take live settings over, by key; called on another thread, seen at the next turn of the loop."""
-        limits = self._limits
+    def follow(self, settings: Settings) -> None:
+        """Take live settings over; called on another thread, seen at the next turn of the loop."""
         self._limits = replace(
-            limits,
-            poll_interval_seconds=float(values.get("POLL_INTERVAL", limits.poll_interval_seconds)),
-            retention_seconds=3600
-            * float(values.get("RESULT_RETENTION_HOURS", limits.retention_seconds / 3600)),
-            retention_bytes=2**20 * int(values.get("RESULT_RETENTION_MB", limits.retention_bytes // 2**20)),
+            self._limits,
+            poll_interval_seconds=settings.poll_interval,
+            retention_seconds=settings.result_retention_hours * 3600,
+            retention_bytes=settings.result_retention_mb * 2**20,
         )
 
     def step(self, wakeup: int, *, takes_requests: bool) -> None:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from config.context_length import ContextLength
 from config.disk_trouble import DiskTroubles
 from distributed.answers import Answer
 from distributed.sequence import Sequence
@@ -46,6 +47,8 @@ class Tokenizer(Protocol):
 
     hash: str
 
+    def least_tokens(self, text: str) -> int: ...
+
     def encode_raw(self, text: str) -> list[int]: ...
 
     def render(self, messages: Items[Mapping[str, Any]]) -> str: ...
@@ -64,7 +67,7 @@ class ModelFacts:
     end_token_ids: frozenset[int]
     special_token_ids: frozenset[int]
     vocab_size: int
-    max_sequence_length: int
+    context: ContextLength
 
 
 class CannotRun(Exception):
@@ -270,22 +273,7 @@ class Intake:
             raise CannotRun(
                 "poison", "the ring went down each time this request ran alone: it is not tried again", 500
             )
-        prompt = self._prompt_ids(request)
-        sequence = Sequence(
-            id=request.id,
-            token_ids=prompt,
-            num_prompt_tokens=len(prompt),
-            max_tokens=request.params.max_tokens,
-            end_token_ids=model.end_token_ids,
-            owner=request.owner,
-            is_suspect=claim.is_suspect,
-        )
-        if sequence.max_total_tokens > model.max_sequence_length:
-            raise CannotRun(
-                "context_length_exceeded",
-                f"prompt and answer may need {sequence.max_total_tokens} tokens, "
-                f"MAX_SEQUENCE_LENGTH is {model.max_sequence_length}",
-            )
+        sequence = self._make_sequence(claim)
         header = LogHeader(model.name, model.weights_hash, model.tokenizer.hash)
         log = self._owner.append_log(request.id, header=header)
         if log.header is not None and log.header != header:
@@ -293,19 +281,40 @@ class Intake:
             raise CannotRun("model_changed", "the answer began with other weights or another tokenizer", 409)
         stream = TextStream(model.detokenizer, request.params.stop)
         answer = Answer(
-            claim, sequence, stream, log, model.special_token_ids, len(self._layers), claimed_unix
+            claim,
+            sequence,
+            stream,
+            log,
+            model.special_token_ids | model.end_token_ids,
+            len(self._layers),
+            claimed_unix,
         )
         self.answers[request.id] = self._by_sequence[sequence] = answer
         return answer
+
+    def _make_sequence(self, claim: Claim) -> Sequence:
+        """Return the sequence; an answer longer than the room that its prompt leaves is cut to that."""
+        request, model = claim.request, self._model
+        prompt = self._prompt_ids(request)
+        room = model.context.max_tokens - len(prompt)
+        if room < 1:
+            raise CannotRun("context_length_exceeded", model.context.explain_too_long(len(prompt)))
+        return Sequence(
+            id=request.id,
+            token_ids=prompt,
+            num_prompt_tokens=len(prompt),
+            max_tokens=min(request.params.max_tokens, room),
+            end_token_ids=frozenset() if request.params.ignore_eos else model.end_token_ids,
+            owner=request.owner,
+            is_suspect=claim.is_suspect,
+        )
 
     def _prompt_ids(self, request: Request) -> list[int]:
         tokenizer = self._model.tokenizer
         if request.token_ids is not None and request.tokenizer_hash == tokenizer.hash:
             ids = list(request.token_ids)
-        elif request.text is not None and request.is_chat:
-            ids = self._chat_ids(request.text)
         elif request.text is not None:
-            ids = tokenizer.encode_raw(request.text)
+            ids = self._encode(request.text, is_chat=request.is_chat)
         else:
             raise CannotRun(
                 "model_changed", "the prompt was tokenized for another model and has no text", 409
@@ -316,9 +325,14 @@ class Intake:
             )
         return ids
 
-    def _chat_ids(self, text: str) -> list[int]:
-        """Tokenize a prompt file's text as a user's message."""
-        tokenizer = self._model.tokenizer
+    def _encode(self, text: str, *, is_chat: bool) -> list[int]:
+        """Tokenize a prompt file's text, as a user's message where it is one."""
+        tokenizer, context = self._model.tokenizer, self._model.context
+        num_tokens = tokenizer.least_tokens(text)
+        if num_tokens >= context.max_tokens:
+            raise CannotRun("context_length_exceeded", context.explain_too_long(num_tokens, is_least=True))
+        if not is_chat:
+            return tokenizer.encode_raw(text)
         try:
             return tokenizer.encode_rendered(tokenizer.render([{"role": "user", "content": text}]))
         except MessagesRefused as error:

@@ -144,14 +144,22 @@ class Lifeline:
         self._count_memory = read_rss
         self._write_lock = threading.Lock()
         self._listeners: list[Callable[[dict[str, Any]], None]] = []
+        self._values: dict[str, Any] = {}
+        self._settings_lock = threading.Lock()
 
     def count_memory_by(self, count: Callable[[], int]) -> None:
         """Let heartbeats tell what `count` returns in place of this process's RSS; called in any thread."""
         self._count_memory = count
 
     def on_settings(self, listener: Callable[[dict[str, Any]], None]) -> None:
-        """Call `listener` with new values of live settings, by key; in the lifeline's thread."""
-        self._listeners.append(listener)
+        """Call `listener` with new values of live settings, by key; in the lifeline's thread.
+
+        What has come before, as while the model was loaded, it hears now.
+        """
+        with self._settings_lock:
+            self._listeners.append(listener)
+            if self._values:
+                listener(dict(self._values))
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="lifeline", daemon=True).start()
@@ -227,8 +235,10 @@ class Lifeline:
             os._exit(EXIT_SUPERVISOR_GONE)
 
     def _tell_listeners(self, values: dict[str, Any]) -> None:
-        for listener in self._listeners:
-            listener(values)
+        with self._settings_lock:
+            self._values |= values
+            for listener in self._listeners:
+                listener(values)
 
     def _check_deadline(self) -> None:
         deadline = self._deadline

@@ -6,10 +6,12 @@ Knows nothing of the ring, the spool or how a rank starts.
 from __future__ import annotations
 
 from config import Settings
+from config.context_length import limit_context, read_model_tokens
 from distributed.checkpoint import read_config
 from distributed.drafting import MAX_DRAFTS, PromptLookup
 from distributed.engine import EngineLimits
 from distributed.frame import max_step_bytes
+from distributed.kv_sizes import most_tokens
 from distributed.memory import has_gpu
 from distributed.model_shape import count_experts
 from distributed.prefill import MIN_PACED_TOKENS
@@ -52,7 +54,7 @@ def make_engine_limits(settings: Settings) -> EngineLimits:
 
 
 def make_scheduler(settings: Settings, status: RingStatus, thread_gain: float) -> Scheduler:
-    """Return the scheduler of a ring whose ranks are ready; the status learns how many tokens of KV it has.
+    """Return the scheduler of a ring whose ranks are ready; the status learns what fits into its KV.
 
     Args:
         thread_gain: how many times as many threads a stage has while the others have no work.
@@ -62,6 +64,11 @@ def make_scheduler(settings: Settings, status: RingStatus, thread_gain: float) -
     largest = max(info.kv_bytes_per_token for info in status.ranks)
     max_kv_tokens = settings.kv_cache_reserved_memory_mb * 2**20 // max(1, largest)
     status.kv["max_tokens"] = max_kv_tokens
+    # A long request of `auto` leaves room for another one beside it.
+    num_rows = 2 if settings.max_sequence_length == "auto" else 1
+    status.context = limit_context(
+        settings, read_model_tokens(settings.model_dir), most_tokens(num_rows, max_kv_tokens)
+    )
     slots = SlotLimits(
         num_tables=num_tables,
         max_rows=settings.max_rows_per_microbatch,

@@ -28,6 +28,7 @@ from distributed.handshake import RankInfo, RingPlan
 from distributed.intake import Intake, ModelFacts
 from distributed.lifeline import Lifeline, RankStart
 from distributed.limits import chunk_tokens, make_engine_limits, make_scheduler
+from distributed.live_settings import LiveSettings, apply_to_spool
 from distributed.memory import can_unpack, check_memory, has_gpu, held_bytes, limit_cache
 from distributed.model_shape import read_shape
 from distributed.ring import HiddenShape, LoopbackRing, MlxRing
@@ -40,7 +41,7 @@ from distributed.threads import ProductThreads
 from distributed.tokenizers import Tokenizers
 from distributed.utils import broadcast_prompt, shard_and_load
 from distributed.worker import Worker, receive
-from spool import HandDefaults, Spool, SpoolOwner
+from spool import Spool, SpoolOwner
 
 logger = logging.getLogger(__name__)
 
@@ -126,11 +127,12 @@ def serve_rank0(
         logger.info("%d unfinished requests of an earlier life go on", len(recovered))
     with owner.listen() as bell:
         layers = tuple((info.first_layer, info.num_layers) for info in status.ranks)
-        facts = _model_facts(settings, plan, stage, finish_tokenizers())
+        facts = _model_facts(status, plan, stage, finish_tokenizers())
         intake = Intake(owner, bell, facts, layers, status.troubles)
         engine = Engine(ring, stage, scheduler, intake, status, lifeline, make_engine_limits(settings))
-        lifeline.on_settings(engine.on_settings)
+        lifeline.on_settings(LiveSettings(settings, owner, engine).on_settings)
         logger.info("ready: %s on %d ranks, layers %s", settings.model_name, ring.size, list(plan.layers))
+        logger.info("context: %s", facts.context.describe())
         engine.run(signals.has_arrived, signals.descriptor)
 
 
@@ -164,13 +166,8 @@ def open_spool(settings: Settings) -> SpoolOwner:
     Raises:
         SpoolLocked, SpoolRefused, SpoolUnavailable: told to the user by server.py.
     """
-    spool = Spool.open(
-        settings.spool_dir,
-        durability=settings.spool_durability,
-        max_depth=settings.max_queue_depth,
-        max_bytes=settings.max_queue_mb * 2**20,
-    )
-    owner = SpoolOwner(spool, HandDefaults(settings.model_name, settings.default_max_tokens))
+    owner = SpoolOwner(Spool.open(settings.spool_dir, durability=settings.spool_durability))
+    apply_to_spool(settings, owner)
     owner.acquire()
     return owner
 
@@ -340,14 +337,15 @@ def _warm_up(ring: AnyRing, stage: Stage, settings: Settings, status: RingStatus
     status.last_lap_unix = time.time()
 
 
-def _model_facts(settings: Settings, plan: RingPlan, stage: Stage, loaded: Tokenizers) -> ModelFacts:
+def _model_facts(status: RingStatus, plan: RingPlan, stage: Stage, loaded: Tokenizers) -> ModelFacts:
+    assert status.context is not None, "known since the scheduler was made"
     return ModelFacts(
-        name=settings.model_name,
+        name=status.model,
         weights_hash=plan.weights_hash,
         tokenizer=loaded.prompts,
         detokenizer=loaded.detokenizer,
         end_token_ids=loaded.end_token_ids,
         special_token_ids=loaded.special_token_ids,
         vocab_size=stage.model.vocab_size,
-        max_sequence_length=settings.max_sequence_length,
+        context=status.context,
     )

@@ -17,6 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from config import Settings
+from config.context_length import read_model_tokens
 from frontdoor import (
     NAME,
     VERSION,
@@ -116,7 +117,7 @@ def make_front_door(settings: Settings) -> FrontDoor:
         max_bytes=settings.max_queue_mb * 2**20,
     )
 
-    ring_status = RingStatus(settings.run_dir)
+    model_folder, ring_status = settings.model_dir, RingStatus(settings.run_dir)
 
     def cancel(request_id: str) -> None:
         try:
@@ -129,7 +130,7 @@ def make_front_door(settings: Settings) -> FrontDoor:
         settings=settings,
         model_name=settings.model_name,
         spool=spool,
-        tokenizer=PromptTokenizer(settings.model_dir),
+        tokenizer=PromptTokenizer(model_folder),
         listener=Listener(spool, poll_interval_seconds=settings.poll_interval),
         leavers=Leavers(
             cancel,
@@ -141,6 +142,7 @@ def make_front_door(settings: Settings) -> FrontDoor:
         latencies=Latencies(),
         workers=ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="front-door"),
         started_unix=time.time(),
+        model_tokens=read_model_tokens(model_folder),
     )
 
 

@@ -5,6 +5,7 @@ it does not say. Knows nothing of what the body asks for.
 """
 
 import asyncio
+import json
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -32,13 +33,25 @@ async def read_json(http: Request, model: type[BodyModel], *, max_bytes: int) ->
     """
     _check_declared_type(http.scope)
     if notes(http.scope).get("is_whole"):
-        body = await _read_limited(http, max_bytes)
+        body: bytes | bytearray = await _read_limited(http, max_bytes)
     else:
         body = await _read_in_time(http, max_bytes)
+    if b'"extra_body"' in body:
+        body = _without_extra_body(body)
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
         raise explain(error) from None
+
+
+def _without_extra_body(body: bytes | bytearray) -> bytes | bytearray:
+    """Lift the fields of `extra_body`, which clients' own libraries should have done; others' names win."""
+    try:
+        asked = json.loads(body)
+        extra = asked.pop("extra_body") or {}
+        return json.dumps({**extra, **asked}).encode()
+    except (ValueError, RecursionError, AttributeError, LookupError, TypeError):
+        return body  # no JSON object, or not at its top: the schema says what is wrong
 
 
 def explain(error: ValidationError) -> InvalidRequest:

@@ -5,14 +5,16 @@ Holds the parts and starts and stops them; knows nothing of bodies, answers or r
 
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi import Request
 
 from config import Settings
+from config.context_length import ContextLength, limit_context
 from config.model_path import is_folder_name
 from frontdoor.errors import InvalidRequest
 from frontdoor.forecast import Forecast
+from frontdoor.hints import HintLog
 from frontdoor.latencies import Latencies
 from frontdoor.leaving import Leavers
 from frontdoor.ring_status import RingStatus
@@ -26,7 +28,10 @@ _IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
 
 @dataclass(frozen=True)
 class FrontDoor:
-    """The parts; `workers` are threads for what may block (fsync, long texts)."""
+    """The parts; `workers` are threads for what may block (fsync, long texts).
+
+    `model_tokens` is the model's own length, where its config names one.
+    """
 
     settings: Settings
     model_name: str
@@ -39,6 +44,13 @@ class FrontDoor:
     latencies: Latencies
     workers: ThreadPoolExecutor
     started_unix: float
+    model_tokens: int | None = None
+    hints: HintLog = field(default_factory=HintLog)
+
+    @property
+    def context(self) -> ContextLength:
+        """How many tokens a request may have: rank 0's word, before that what is known without the ring."""
+        return self.ring_status.context(self.settings) or limit_context(self.settings, self.model_tokens)
 
     @property
     def public_model_repo(self) -> str:

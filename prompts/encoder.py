@@ -52,7 +52,10 @@ class TextEncoder:
         """
         self._tokenizer = Tokenizer.from_buffer(data)
         self._quick: Any = None
+        vocab = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        # A byte-level token is written with one or two bytes a byte: this is no less than what it stands for.
+        self.max_token_bytes = max((len(token.encode()) for token in vocab), default=1)
 
     @property
     def is_quick(self) -> bool:

@@ -24,6 +24,7 @@ import jinja2.parser
 import jinja2.sandbox
 
 from prompts.encoder import TextEncoder
+from prompts.history import ways_to_write
 from prompts.turns import TurnEncoder
 
 # What a template that does not expect such messages may raise.
@@ -64,15 +65,21 @@ class PromptTokenizer:
             self._template = _compile(template) if template is not None else None
         except (ValueError, jinja2.TemplateError) as error:
             raise TokenizerUnusable(f"the tokenizer in {folder} cannot be read: {error}") from error
+        self._knows_tools = "tool_calls" in (template or "")
         self._special = _special_tokens(config)
         self._turns = TurnEncoder(self._encoder, json.loads(data), self._render_sample())
         self._bos_id = self._leading_bos(config)
         self.hash = _hash(data, template)
         self.vocab_size = self._encoder.vocab_size
+        self._max_token_bytes = self._encoder.max_token_bytes
 
     @property
     def has_chat_template(self) -> bool:
         return self._template is not None
+
+    def least_tokens(self, text: str) -> int:
+        """Return how many tokens a text has at the very least, without a look at it: for what is absurd."""
+        return -(-len(text.encode()) // self._max_token_bytes)
 
     def hasten(self) -> None:
         """Spend a second of one core on being quicker from then on (prompts/encoder.py)."""
@@ -81,17 +88,22 @@ class PromptTokenizer:
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Apply the chat template, with the opening of the assistant's turn.
 
+        Tool calls and their results are text (prompts/history.py) where the template does not take them.
+
         Raises:
             MessagesRefused: the template refuses these messages, or the model has none.
         """
         if self._template is None:
             raise MessagesRefused("this model has no chat template: send a prompt instead")
-        try:
-            return self._template.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._special
-            )
-        except _TEMPLATE_ERRORS as error:
-            raise MessagesRefused(f"the chat template refuses these messages: {error}") from error
+        refusal: Exception | None = None
+        for turns in ways_to_write(messages, knows_tools=self._knows_tools):
+            try:
+                return self._template.render(
+                    messages=turns, tools=None, documents=None, add_generation_prompt=True, **self._special
+                )
+            except _TEMPLATE_ERRORS as error:
+                refusal = error
+        raise MessagesRefused(f"the chat template refuses these messages: {refusal}") from refusal
 
     def encode_rendered(self, text: str, owner: str = "") -> list[int]:
         """Number the tokens of a rendered chat of an owner, which already has its special tokens."""

@@ -37,7 +37,10 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SamplingParams(_Message, frozen=True):
-    """How to draw tokens. temperature 0 is greedy; choice tells the n answers to one prompt apart."""
+    """How to draw tokens. temperature 0 is greedy; choice tells the n answers to one prompt apart.
+
+    With ignore_eos only max_tokens and stop end the answer, no token of the model's own. seed: any int64.
+    """
 
     max_tokens: int
     temperature: float = 0.0
@@ -47,6 +50,7 @@ class SamplingParams(_Message, frozen=True):
     stop: tuple[str, ...] = ()
     seed: int = 0
     choice: int = 0
+    ignore_eos: bool = False
 
 
 class Request(_Message, frozen=True):

@@ -82,6 +82,7 @@ class FakeRank:
             for r in range(size)
         ]
         status = {"updated_unix": time.time(), "epoch": self.epoch, "phase": self.phase, "ring_size": size}
+        status["context"] = {"max_tokens": 4096, "bound": "setting", "model_tokens": 2048}
         run_dir = Path(os.environ["STATE_DIR"]) / "run"
         write_json(run_dir / "ring.json", {**status, "reason": None, "model": "fake", "ranks": ranks})
 

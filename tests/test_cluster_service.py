@@ -35,6 +35,11 @@ def test_start_makes_a_ring_ready_and_stop_leaves_nothing(bench: Bench) -> None:
     assert service.exit_code == 0
     assert list(service.processes) == ["rank 0", "rank 1", "api"]
     assert bench.get_health() == service.processes["api"].pid
+    context = "context: 4096 tokens of prompt and answer together"
+    for shown in (bench.output.getvalue(), "\n".join(describe(service, bench.terminal))):
+        assert context in shown
+        assert "MAX_SEQUENCE_LENGTH=auto" in shown
+        assert "beyond 2048, the model's own length" in shown
 
     assert bench.stop() == 0
     stopped = bench.read()

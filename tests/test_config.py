@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from config import Settings, SettingsError, load_settings
+from config import Settings, SettingsError, load_settings, show
 
 KEYS = Settings.all_keys()
 
@@ -278,6 +278,21 @@ def test_a_broken_config_json_is_named_with_its_line(tmp_path: Path, text: str, 
     """Syntax errors, wrong kinds of value and repeated keys carry the line."""
     write_json(tmp_path, text)
     assert refuse(tmp_path).startswith(expected)
+
+
+@pytest.mark.parametrize("second", ["API_PORT=9000", "API_PORT=8100", "API_PORT="])
+def test_a_key_that_stands_twice_in_a_file_is_refused_with_both_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], second: str
+) -> None:
+    """Nobody can see which of them counts; a key of both files is no such thing."""
+    write_dotenv(tmp_path, f"API_PORT=8100\n\n# later\n{second}\n")
+    write_json(tmp_path, '{"API_PORT": 8200}')
+    wanted = ".env:4: API_PORT stands here for the second time, first at .env:1: remove one of them"
+    assert refuse(tmp_path) == wanted
+    assert show.main(["check"], root=tmp_path, environ={}) == show.WRONG
+    assert wanted in capsys.readouterr().err
+    write_dotenv(tmp_path, "API_PORT=8100\n")
+    assert load(tmp_path).api_port == 8100
 
 
 def test_files_that_are_not_text_are_named(tmp_path: Path) -> None:

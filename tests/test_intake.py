@@ -13,10 +13,11 @@ from typing import Any, NoReturn
 import pytest
 from msgspec.structs import replace
 
+from config.context_length import ContextLength
 from config.disk_trouble import DiskTroubles
 from distributed.answers import Answer
 from distributed.intake import Intake, ModelFacts
-from spool import Request, Spool, SpoolOwner, SpoolUnavailable
+from spool import Request, Result, Spool, SpoolOwner, SpoolUnavailable
 from spool.admission import DiskLimits
 from spool.fsio import FileSystem
 from spool.sweep import BLOCK_BYTES
@@ -30,6 +31,9 @@ class Letters:
 
     def __init__(self) -> None:
         self.last_segment = ""
+
+    def least_tokens(self, text: str) -> int:
+        return len(text) // 10
 
     def encode_raw(self, text: str) -> list[int]:
         return [ord(letter) for letter in text]
@@ -50,7 +54,8 @@ class Letters:
         self.last_segment = chr(token_id)
 
 
-FACTS = ModelFacts("tiny", "weights", Letters(), Letters(), frozenset(), frozenset(), 256, 100)
+ENDS = frozenset({ord("$")})
+FACTS = ModelFacts("tiny", "weights", Letters(), Letters(), ENDS, frozenset(), 256, ContextLength(100))
 
 
 @pytest.fixture
@@ -230,3 +235,48 @@ def test_sweeps_are_counted_and_told(owner: SpoolOwner, caplog: pytest.LogCaptur
     assert intake.results == {"num_bytes": 0, "removed_by_age": 0, "removed_by_size": 1}
     assert "0 results removed by age, 1 early" in caplog.text
     intake.bell.close()
+
+
+def open_request(tmp_path: Path, **changes: Any) -> tuple[Answer | None, Result | None]:
+    """Submit a request and let rank 0 claim it; the answer that is open then, or the result."""
+    spool = Spool.open(tmp_path / "one", durability="process")
+    asked = make_request()
+    params = replace(asked.params, **changes.pop("params", {}))
+    spool.submit(replace(asked, params=params, **changes))
+    with open_owner(spool) as owner:
+        intake = Intake(owner, owner.listen(), FACTS, ((0, 1),))
+        opened = intake.claim(1)
+        intake.close()
+        intake.bell.close()
+    return (opened[0] if opened else None), spool.read_result(asked.id)
+
+
+def test_an_answer_longer_than_the_room_is_cut_to_it(tmp_path: Path) -> None:
+    """Whoever accepted it may have assumed a longer context, or none at all."""
+    answer, _ = open_request(tmp_path, params={"max_tokens": 2**63 - 1})
+    assert answer is not None
+    assert answer.sequence.max_tokens == 100 - len("hello")
+
+
+@pytest.mark.parametrize("num_letters", [100, 1000, 10_000])
+def test_a_prompt_without_room_for_an_answer_is_refused(tmp_path: Path, num_letters: int) -> None:
+    """In the words that clients look for, and with the way to a longer context."""
+    _, result = open_request(tmp_path, text="x" * num_letters)
+    assert result is not None
+    assert result.error is not None
+    assert (result.error["code"], result.error["status"]) == ("context_length_exceeded", 400)
+    assert (
+        "This model's maximum context length is 100 tokens. However, your messages resulted in"
+        in (result.error["message"])
+    )
+    assert "MAX_SEQUENCE_LENGTH=auto" in result.error["message"]
+
+
+@pytest.mark.parametrize("ignores", [False, True])
+def test_an_ignored_end_token_neither_ends_the_answer_nor_shows(tmp_path: Path, ignores: bool) -> None:
+    """With ignore_eos the answer goes on; the end token has no text in either case."""
+    answer, _ = open_request(tmp_path, params={"ignore_eos": ignores})
+    assert answer is not None
+    taken = answer.sequence.extend([ord("a"), ord("$"), ord("b")])
+    answer.record(taken)
+    assert (answer.text, answer.finish_reason) == (("ab", None) if ignores else ("a", "stop"))

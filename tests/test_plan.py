@@ -318,6 +318,8 @@ def test_no_more_kv_is_counted_than_the_tables_can_hold(make_settings: MakeSetti
     """Rows times the longest text, padded, for as many tables as microbatches."""
     settings = make_settings(MAX_ROWS_PER_MICROBATCH="4", MAX_SEQUENCE_LENGTH="1000", MICROBATCHES="3")
     assert make_reserve(settings, 2).max_tokens == 3 * 4 * 1024
+    settings = make_settings(MAX_ROWS_PER_MICROBATCH="4", MAX_SEQUENCE_LENGTH="auto", MICROBATCHES="3")
+    assert make_reserve(settings, 2).max_tokens == 3 * 4 * 32_768
 
 
 def plan_with(settings: Settings, *free_bytes: int) -> RingLayout:
