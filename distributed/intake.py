@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from distributed.answers import Answer
 from distributed.sequence import Sequence
-from distributed.text_stream import TextStream
+from distributed.text_stream import TextStream, TokenTexts
 from prompts.tokenizer import MessagesRefused
 from spool import (
     Claim,
@@ -55,9 +55,8 @@ class ModelFacts:
     name: str
     weights_hash: str
     tokenizer: Tokenizer
-    detokenizer: Any  # mlx_lm StreamingDetokenizer
+    detokenizer: TokenTexts
     end_token_ids: frozenset[int]
-    special_token_ids: frozenset[int]
     vocab_size: int
     max_sequence_length: int
 
@@ -245,12 +244,16 @@ class Intake:
         if log.header is not None and log.header != header:
             log.close()
             raise CannotRun("model_changed", "the answer began with other weights or another tokenizer", 409)
-        stream = TextStream(model.detokenizer, request.params.stop)
-        answer = Answer(
-            claim, sequence, stream, log, model.special_token_ids, len(self._layers), claimed_unix
-        )
+        stream = TextStream(model.detokenizer, request.params.stop, self._before_answer(request, prompt))
+        answer = Answer(claim, sequence, stream, log, len(self._layers), claimed_unix)
         self.answers[request.id] = self._by_sequence[sequence] = answer
         return answer
+
+    def _before_answer(self, request: Request, prompt: Items[int]) -> int | None:
+        """Return the token whose text an answer continues; the answer in a chat is a text of its own."""
+        if request.is_chat or request.literals is not None:
+            return None
+        return next((token for token in reversed(prompt) if self._model.detokenizer.is_known(token)), None)
 
     def _prompt_ids(self, request: Request) -> list[int]:
         tokenizer = self._model.tokenizer

@@ -36,9 +36,9 @@ from distributed.simulated import is_simulated, load_simulated_stage
 from distributed.stage import Stage
 from distributed.stage_files import SUMS_NAME, WeightsMark, local_sums_file, mark_weights
 from distributed.threads import ProductThreads
-from distributed.tokenizers import Tokenizers
 from distributed.utils import broadcast_prompt, shard_and_load
 from distributed.worker import Worker, receive
+from prompts.tokenizer import PromptTokenizer
 from spool import HandDefaults, Spool, SpoolOwner
 
 logger = logging.getLogger(__name__)
@@ -362,14 +362,13 @@ def _warm_up(ring: AnyRing, stage: Stage, settings: Settings, status: RingStatus
     status.last_lap_unix = time.time()
 
 
-def _model_facts(settings: Settings, plan: RingPlan, stage: Stage, loaded: Tokenizers) -> ModelFacts:
+def _model_facts(settings: Settings, plan: RingPlan, stage: Stage, tokenizer: PromptTokenizer) -> ModelFacts:
     return ModelFacts(
         name=settings.model_name,
         weights_hash=plan.weights_hash,
-        tokenizer=loaded.prompts,
-        detokenizer=loaded.detokenizer,
-        end_token_ids=loaded.end_token_ids,
-        special_token_ids=loaded.special_token_ids,
+        tokenizer=tokenizer,
+        detokenizer=tokenizer.detokenizer,
+        end_token_ids=tokenizer.end_token_ids,
         vocab_size=stage.model.vocab_size,
         max_sequence_length=settings.max_sequence_length,
     )

@@ -36,6 +36,7 @@ LONG_TEXT_BYTES = 8192  # about 2 ms of tokenizing; longer texts must not hold u
 PREPARE_SECONDS = 0.005  # after a request is in the spool: first its client hears of it
 DEFAULT_TEMPERATURE = 0.0
 RANDOM_SEED_BITS = 53  # survives JSON readers that keep numbers as doubles
+Prompt = tuple[str | None, Sequence[int], tuple[int, ...] | None]  # text, token ids, literals of a Request
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
     failure = front.ring_status.failure()
     if failure is not None:
         raise RingDown(f"the ring is down: {failure}")
-    text, token_ids = await _tokens(front, draft, caller.owner)
+    text, token_ids, literals = await _tokens(front, draft, caller.owner)
     request = Request(
         id=caller.request_id,
         params=_sampling_params(front, draft, num_prompt_tokens=len(token_ids)),
@@ -91,6 +92,7 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
         created_unix=time.time(),
         received_unix=caller.received_unix,
         client_id=caller.http_id,
+        literals=literals,
     )
     key = caller.idempotency_key
     submit = partial(front.spool.submit, request)
@@ -142,27 +144,27 @@ def check_model(front: FrontDoor, name: str | None) -> None:
         raise ModelNotFound(f"the model served here is {served!r}", param="model")
 
 
-async def _tokens(front: FrontDoor, draft: Draft, owner: str) -> tuple[str | None, Sequence[int]]:
+async def _tokens(front: FrontDoor, draft: Draft, owner: str) -> Prompt:
     prompt = draft.prompt
     if isinstance(prompt, tuple):
         _check_token_ids(prompt, front.tokenizer.vocab_size, draft.prompt_field)
-        return None, prompt
+        return None, prompt, None
     num_bytes = _check_text_length(prompt, front.settings.max_prompt_len_bytes, draft.prompt_field)
     if num_bytes > LONG_TEXT_BYTES:
         loop = asyncio.get_running_loop()
-        text, token_ids = await loop.run_in_executor(front.workers, _encode, front, draft, owner)
+        encoded = await loop.run_in_executor(front.workers, _encode, front, draft, owner)
     else:
-        text, token_ids = _encode(front, draft, owner)
-    if not token_ids:
+        encoded = _encode(front, draft, owner)
+    if not encoded[1]:
         raise InvalidRequest("the prompt is empty", param=draft.prompt_field)
-    return text, token_ids
+    return encoded
 
 
-def _encode(front: FrontDoor, draft: Draft, owner: str) -> tuple[str, list[int]]:
+def _encode(front: FrontDoor, draft: Draft, owner: str) -> Prompt:
     tokenizer = front.tokenizer
     if isinstance(draft.prompt, str):
         if draft.is_raw or not tokenizer.has_chat_template:
-            return draft.prompt, tokenizer.encode_raw(draft.prompt)
+            return draft.prompt, tokenizer.encode_raw(draft.prompt), None
         turns = [{"role": "user", "content": draft.prompt}]
     else:
         turns = [message.for_template() for message in draft.prompt if isinstance(message, Message)]
@@ -170,7 +172,7 @@ def _encode(front: FrontDoor, draft: Draft, owner: str) -> tuple[str, list[int]]
         text = tokenizer.render(turns)
     except MessagesRefused as error:
         raise InvalidRequest(str(error), param=draft.prompt_field) from error
-    return text, tokenizer.encode_rendered(text, owner)
+    return text, tokenizer.encode_rendered(text, owner), ()
 
 
 def _check_text_length(prompt: str | Sequence[Message], max_bytes: int, field: str) -> int:

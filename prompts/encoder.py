@@ -50,9 +50,11 @@ class TextEncoder:
         Raises:
             ValueError: it cannot be read.
         """
-        self._tokenizer = Tokenizer.from_buffer(data)
+        self.tokenizer = Tokenizer.from_buffer(data)
+        self.tokenizer.no_truncation()  # left over from training: a prompt is read whole or refused
+        self.tokenizer.no_padding()
         self._quick: Any = None
-        self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self.vocab_size = self.tokenizer.get_vocab_size(with_added_tokens=True)
 
     @property
     def is_quick(self) -> bool:
@@ -69,12 +71,12 @@ class TextEncoder:
 
     def token_to_id(self, token: str) -> int | None:
         """Return the id of one token, if there is such a token."""
-        token_id: int | None = self._tokenizer.token_to_id(token)
+        token_id: int | None = self.tokenizer.token_to_id(token)
         return token_id
 
     def hasten(self) -> bool:
         """Load fastokens and use it from now on, unless it may say otherwise; whether it is used."""
-        described = self._tokenizer.to_str()
+        described = self.tokenizer.to_str()
         config = json.loads(described)
         if fastokens is None or not works_by_pieces(config):
             return False
@@ -98,7 +100,7 @@ class TextEncoder:
         )
 
     def _encode_by_definition(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        encodings = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        encodings = self.tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return list(encodings[0].ids)
 
 

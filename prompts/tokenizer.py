@@ -23,7 +23,9 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
+from prompts.detokenizer import Detokenizer
 from prompts.encoder import TextEncoder
+from prompts.special_tokens import end_token_ids, merge_configs, named_tokens, special_texts
 from prompts.turns import TurnEncoder
 
 # What a template that does not expect such messages may raise.
@@ -36,7 +38,6 @@ _TEMPLATE_ERRORS = (
     TypeError,
     ValueError,
 )
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class TokenizerUnusable(Exception):
@@ -57,16 +58,24 @@ class PromptTokenizer:
             TokenizerUnusable: a file is missing or broken (handled by the process that starts us).
         """
         data = _read_bytes(folder / "tokenizer.json")
-        config = _read_config(folder / "tokenizer_config.json")
-        template = _read_template(folder, config)
+        own = _read_config(folder / "tokenizer_config.json")
+        config = merge_configs(own, _read_config(folder / "special_tokens_map.json"))
+        template = _read_template(folder, own)
         try:
             self._encoder = TextEncoder(data)
             self._template = _compile(template) if template is not None else None
         except (ValueError, jinja2.TemplateError) as error:
             raise TokenizerUnusable(f"the tokenizer in {folder} cannot be read: {error}") from error
-        self._special = _special_tokens(config)
-        self._turns = TurnEncoder(self._encoder, json.loads(data), self._render_sample())
+        described = json.loads(data)
+        self._special = named_tokens(config)
+        self._turns = TurnEncoder(self._encoder, described, self._render_sample())
         self._bos_id = self._leading_bos(config)
+        ids = map(self._encoder.token_to_id, special_texts(config))
+        self.end_token_ids = end_token_ids(
+            _end_sources(folder), self._special.get("eos_token"), self._encoder.token_to_id
+        )
+        silent = self.end_token_ids.union(token_id for token_id in ids if token_id is not None)
+        self.detokenizer = Detokenizer(self._encoder.tokenizer, described.get("decoder"), silent)
         self.hash = _hash(data, template)
         self.vocab_size = self._encoder.vocab_size
 
@@ -161,15 +170,15 @@ def _read_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    tokens = {}
-    for name in SPECIAL_TOKENS:
-        value = config.get(name)
-        if isinstance(value, dict):  # AddedToken written out
-            value = value.get("content")
-        if isinstance(value, str):
-            tokens[name] = value
-    return tokens
+def _end_sources(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the files say of the end of answers, the strongest first."""
+    config = _read_config(folder / "config.json")
+    inner = config.get("text_config")
+    return {
+        "generation_config.json": _read_config(folder / "generation_config.json"),
+        "config.json": config,
+        "text_config of config.json": inner if isinstance(inner, dict) else {},
+    }
 
 
 class _GenerationTag(jinja2.ext.Extension):

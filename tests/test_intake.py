@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace as replace_facts
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from msgspec.structs import replace
 
 from distributed.answers import Answer
 from distributed.intake import Intake, ModelFacts
-from spool import Request, Spool, SpoolOwner
+from spool import Request, SamplingParams, Spool, SpoolOwner
 from spool.sweep import BLOCK_BYTES
 from tests.spool_fakes import FailingFileSystem, make_request, open_owner
 
@@ -24,9 +25,6 @@ class Letters:
     """Tokenizer and detokenizer in one: a token is a letter."""
 
     hash = "letters"
-
-    def __init__(self) -> None:
-        self.last_segment = ""
 
     def encode_raw(self, text: str) -> list[int]:
         return [ord(letter) for letter in text]
@@ -37,17 +35,14 @@ class Letters:
     def encode_rendered(self, text: str) -> list[int]:
         return self.encode_raw(text)
 
-    def reset(self) -> None:
-        self.last_segment = ""
+    def is_known(self, token_id: int) -> bool:
+        return True
 
-    def finalize(self) -> None:
-        self.last_segment = ""
-
-    def add_token(self, token_id: int) -> None:
-        self.last_segment = chr(token_id)
+    def added_bytes(self, token_id: int, before: int | None) -> bytes:
+        return chr(token_id).encode()
 
 
-FACTS = ModelFacts("tiny", "weights", Letters(), Letters(), frozenset(), frozenset(), 256, 100)
+FACTS = ModelFacts("tiny", "weights", Letters(), Letters(), frozenset(), 256, 100)
 
 
 @pytest.fixture
@@ -139,3 +134,39 @@ def test_sweeps_are_counted_and_told(owner: SpoolOwner, caplog: pytest.LogCaptur
     assert intake.results == {"num_bytes": 0, "removed_by_age": 0, "removed_by_size": 1}
     assert "0 results removed by age, 1 early" in caplog.text
     intake.bell.close()
+
+
+class Spaced(Letters):
+    """Drops the first space of a text of its own, as SentencePiece does."""
+
+    def added_bytes(self, token_id: int, before: int | None) -> bytes:
+        return b"" if before is None and token_id == ord(" ") else chr(token_id).encode()
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({}, " Paris"),
+        ({"is_chat": True}, "Paris"),
+        ({"literals": ()}, "Paris"),
+        ({"token_ids": (97,)}, " Paris"),
+    ],
+)
+def test_the_first_space_belongs_to_what_continues_a_text(
+    spool: Spool, fields: dict[str, Any], text: str
+) -> None:
+    """A raw prompt is gone on with; the answer in a chat is a text of its own. A crash changes neither."""
+    request = replace(make_request(text="The capital is"), params=SamplingParams(20), **fields)
+    spool.submit(replace(request, tokenizer_hash="letters"))
+    facts = replace_facts(FACTS, tokenizer=Spaced(), detokenizer=Spaced())
+    for number, letter in enumerate(" Paris"):
+        with open_owner(spool) as owner:  # each token in a life of its own
+            intake = Intake(owner, owner.listen(), facts, ((0, 1),))
+            (answer,) = intake.claim(1)
+            answer.sequence.token_ids.append(ord(letter))
+            intake.log_tokens([(answer, [ord(letter)])])
+            assert answer.text == text[: number + len(text) - len(" Paris") + 1]
+            intake.close()
+            intake.bell.close()
+    records = owner.spool.open_log(answer.request.id).read_new()
+    assert "".join(record.text for record in records) == text
