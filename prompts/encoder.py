@@ -10,6 +10,8 @@ same; it needs 0.7 s to load, so `hasten` is called beside the serving. Knows no
 import json
 import logging
 from collections.abc import Iterator
+from itertools import takewhile
+from operator import itemgetter
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -68,6 +70,12 @@ class TextEncoder:
             except ValueError:  # its regular expressions give up on, say, a million spaces
                 log.debug("a text of %d characters is too much for fastokens", len(text))
         return self._encode_by_definition(text, add_special_tokens=add_special_tokens)
+
+    def opening_ids(self) -> list[int]:
+        """Return the special tokens that the tokenizer puts before any text."""
+        encoding = self.tokenizer.encode("a")
+        added = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+        return [token_id for token_id, _ in takewhile(itemgetter(1), added)]
 
     def token_to_id(self, token: str) -> int | None:
         """Return the id of one token, if there is such a token."""

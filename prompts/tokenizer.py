@@ -69,7 +69,7 @@ class PromptTokenizer:
         described = json.loads(data)
         self._special = named_tokens(config)
         self._turns = TurnEncoder(self._encoder, described, self._render_sample())
-        self._bos_id = self._leading_bos(config)
+        self._opening = self._opening_ids(config)
         ids = map(self._encoder.token_to_id, special_texts(config))
         self.end_token_ids = end_token_ids(
             _end_sources(folder), self._special.get("eos_token"), self._encoder.token_to_id
@@ -107,11 +107,16 @@ class PromptTokenizer:
         return self._turns.encode(text, owner)
 
     def encode_raw(self, text: str) -> list[int]:
-        """Number the tokens of plain text, with the tokens the model expects before any text."""
-        ids = self._encoder.encode(text, add_special_tokens=True)
-        if self._bos_id is not None and ids[:1] != [self._bos_id]:
-            ids.insert(0, self._bos_id)
-        return ids
+        """Number the tokens of plain text, behind the tokens the model expects before any text.
+
+        Those of them with which the text itself begins are not put there again. What the tokenizer would put
+        behind a text (its end token) ends no prompt, which is there to be continued.
+        """
+        ids = self._encoder.encode(text)
+        for num_missing in range(len(self._opening)):
+            if ids[: len(self._opening) - num_missing] == self._opening[num_missing:]:
+                return self._opening[:num_missing] + ids
+        return self._opening + ids
 
     def _render_sample(self) -> str:
         """A chat of several turns, where the template takes one."""
@@ -121,11 +126,14 @@ class PromptTokenizer:
         except MessagesRefused:
             return ""
 
-    def _leading_bos(self, config: Mapping[str, Any]) -> int | None:
+    def _opening_ids(self, config: Mapping[str, Any]) -> list[int]:
+        ids = self._encoder.opening_ids()
         # Llama-style tokenizers keep this in the configuration, not in tokenizer.json's post-processor.
-        if not config.get("add_bos_token") or "bos_token" not in self._special:
-            return None
-        return self._encoder.token_to_id(self._special["bos_token"])
+        if config.get("add_bos_token") and "bos_token" in self._special:
+            bos_id = self._encoder.token_to_id(self._special["bos_token"])
+            if bos_id is not None and ids[:1] != [bos_id]:
+                return [bos_id, *ids]
+        return ids
 
 
 def tokenizer_hash(folder: Path) -> str:
