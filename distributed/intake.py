@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from distributed.answers import Answer
 from distributed.sequence import Sequence
 from distributed.text_stream import TextStream, TokenTexts
-from prompts.tokenizer import MessagesRefused
+from prompts.tokenizer import MessagesRefused, RenderedChat
 from spool import (
     Claim,
     Depth,
@@ -43,9 +43,9 @@ class Tokenizer(Protocol):
 
     def encode_raw(self, text: str) -> list[int]: ...
 
-    def render(self, messages: Items[Mapping[str, Any]]) -> str: ...
+    def render(self, messages: Items[Mapping[str, Any]]) -> RenderedChat: ...
 
-    def encode_rendered(self, text: str) -> list[int]: ...
+    def encode_rendered(self, text: str, *, literals: Items[int] = ()) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -259,8 +259,8 @@ class Intake:
         tokenizer = self._model.tokenizer
         if request.token_ids is not None and request.tokenizer_hash == tokenizer.hash:
             ids = list(request.token_ids)
-        elif request.text is not None and request.is_chat:
-            ids = self._chat_ids(request.text)
+        elif request.text is not None and (request.is_chat or request.literals is not None):
+            ids = self._chat_ids(request.text, request.literals)
         elif request.text is not None:
             ids = tokenizer.encode_raw(request.text)
         else:
@@ -273,11 +273,14 @@ class Intake:
             )
         return ids
 
-    def _chat_ids(self, text: str) -> list[int]:
-        """Tokenize a prompt file's text as a user's message."""
+    def _chat_ids(self, text: str, literals: tuple[int, ...] | None) -> list[int]:
+        """Tokenize a rendered chat, or, without literals, a prompt file's text as a user's message."""
         tokenizer = self._model.tokenizer
         try:
-            return tokenizer.encode_rendered(tokenizer.render([{"role": "user", "content": text}]))
+            if literals is None:
+                chat = tokenizer.render([{"role": "user", "content": text}])
+                text, literals = chat.text, chat.literals
+            return tokenizer.encode_rendered(text, literals=literals)
         except MessagesRefused as error:
             raise CannotRun("invalid_prompt", str(error)) from error
 

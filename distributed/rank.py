@@ -114,7 +114,7 @@ def serve_rank0(
     _hello_lap(ring, plan, start.secret, settings, lifeline)
     status.enter("loading")
     lifeline.enter("loading", settings.load_timeout)
-    finish_tokenizers = tokenizers.begin_loading(folder)
+    finish_tokenizers = tokenizers.begin_loading(settings)
     stage, load_s = _load_stage(ring, plan, lifeline, threads)
     own = _describe(ring, plan, stage, lifeline, start, load_s)
     status.ranks = _ready_lap(ring, own, settings, lifeline)

@@ -169,10 +169,10 @@ def _encode(front: FrontDoor, draft: Draft, owner: str) -> Prompt:
     else:
         turns = [message.for_template() for message in draft.prompt if isinstance(message, Message)]
     try:
-        text = tokenizer.render(turns)
+        chat = tokenizer.render(turns)
+        return chat.text, tokenizer.encode_rendered(chat.text, owner, chat.literals), chat.literals
     except MessagesRefused as error:
         raise InvalidRequest(str(error), param=draft.prompt_field) from error
-    return text, tokenizer.encode_rendered(text, owner), ()
 
 
 def _check_text_length(prompt: str | Sequence[Message], max_bytes: int, field: str) -> int:

@@ -38,7 +38,7 @@ def test_token_ids_equal_those_of_transformers(tmp_path: Path, template: str) ->
     """White space, JSON, loop controls, namespaces and the generation tag render alike."""
     folder = make_model_folder(tmp_path, template=template)
     tokenizer = PromptTokenizer(folder)
-    assert tokenizer.encode_rendered(tokenizer.render(CHAT)) == transformers_ids(folder, CHAT)
+    assert tokenizer.encode_rendered(tokenizer.render(CHAT).text) == transformers_ids(folder, CHAT)
 
 
 def test_a_template_in_the_configuration_is_found(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_a_template_in_the_configuration_is_found(tmp_path: Path) -> None:
     make_model_folder(tmp_path, template=None)
     for written in ("plain", [{"name": "tools", "template": "no"}, {"name": "default", "template": "plain"}]):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": written}))
-        assert PromptTokenizer(tmp_path).render(CHAT) == "plain"
+        assert PromptTokenizer(tmp_path).render(CHAT).text == "plain"
 
 
 def test_raw_text_begins_with_the_bos_token_where_the_model_wants_it(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_template_that_writes_the_bos_token_writes_it_once(tmp_path: Path) -> 
     folder = make_folder_that_adds(tmp_path, "<|start|> $A <|end|>", add_bos_token=True)
     (folder / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}go")
     tokenizer = PromptTokenizer(folder)
-    ids = tokenizer.encode_rendered(tokenizer.render([{"role": "user", "content": "hi"}]))
+    ids = tokenizer.encode_rendered(tokenizer.render([{"role": "user", "content": "hi"}]).text)
     assert (ids[0], ids.count(START), ids.count(END)) == (START, 1, 1)
 
 
