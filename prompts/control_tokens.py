@@ -25,6 +25,7 @@ _PRIVATE = [chr(code) for code in range(0xE000, 0xF900)]
 _IS_PRIVATE = re.compile(f"[{_PRIVATE[0]}-{_PRIVATE[-1]}]")
 _BARRED = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)
 _OWN_ROLES = frozenset({"system", "assistant"})
+_MAX_HEAD_LENGTH, _MAX_HEADS = 3, 16
 _FULL_WIDTH = 0xFEE0  # from an ASCII character to the wide one that NFKC makes the same
 
 
@@ -52,6 +53,7 @@ class ControlTokens:
         unknown = getattr(tokenizer.model, "unk_token", None)  # comes of any text
         self._ids = {tokenizer.token_to_id(token.content) for token in control if token.content != unknown}
         self._beginnings = sorted(set().union(*map(_beginnings, control)))
+        self._goes_on = {beginning: _continuations(beginning, control) for beginning in self._beginnings}
         self._outside_tags = _outside_tags({added[token_id].content for token_id in plain}, self._beginnings)
 
     def read(self, text: str, messages: Messages, render: Callable[[Messages], str]) -> RenderedChat:
@@ -74,6 +76,10 @@ class ControlTokens:
                 raise
             return RenderedChat(text)
         is_same = _unmarked(marked, marks) == text  # else the template asks what is in the messages
+        if is_same and not any(
+            re.search(mark + self._goes_on[first], marked) for first, mark in marks.items()
+        ):
+            return RenderedChat(text)
         if self._count(text) == self._count(marked) and (is_same or not self._count(said)):
             return RenderedChat(text)
         return self._locate(marked, marks)
@@ -176,6 +182,19 @@ def _beginnings(token: AddedToken) -> set[str]:
         return {first}
     wide = {chr(ord(first) + _FULL_WIDTH)} if "!" <= first <= "~" else set()
     return {first, *first.lower(), *first.upper(), *wide}
+
+
+def _continuations(beginning: str, tokens: Iterable[AddedToken]) -> str:
+    """Return a short pattern of what follows a beginning in any of the tokens: for a first, quick look."""
+    own = [token for token in tokens if beginning in _beginnings(token)]
+    rests = ["" if token.normalized else token.content.lstrip()[1:] for token in own]
+    heads: set[str] = {""}
+    for length in range(1, _MAX_HEAD_LENGTH + 1):
+        longer = {rest[:length] for rest in rests}
+        if len(longer) > _MAX_HEADS:
+            break
+        heads = longer
+    return f"(?:{'|'.join(map(re.escape, sorted(heads)))})"
 
 
 def _outside_tags(contents: set[str], beginnings: Sequence[str]) -> re.Pattern[str] | None:
