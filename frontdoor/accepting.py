@@ -29,7 +29,7 @@ from frontdoor.errors import (
 from frontdoor.lookup import find
 from frontdoor.schemas import Message, SamplingFields
 from frontdoor.state import Caller, FrontDoor
-from prompts.tokenizer import MessagesRefused
+from prompts.tokenizer import EffortRefused, MessagesRefused
 from spool import CorruptRequest, Request, SamplingParams, SpoolError, SpoolFull, SpoolUnavailable
 
 LONG_TEXT_BYTES = 8192  # about 2 ms of tokenizing; longer texts must not hold up other clients
@@ -52,6 +52,7 @@ class Draft:
     max_tokens_field: str = "max_tokens"
     is_raw: bool = True
     priority: int = 5
+    effort: str | None = None
 
 
 @dataclass(frozen=True)
@@ -169,8 +170,10 @@ def _encode(front: FrontDoor, draft: Draft, owner: str) -> Prompt:
     else:
         turns = [message.for_template() for message in draft.prompt if isinstance(message, Message)]
     try:
-        chat = tokenizer.render(turns)
+        chat = tokenizer.render(turns, draft.effort)
         return chat.text, tokenizer.encode_rendered(chat.text, owner, chat.literals), chat.literals
+    except EffortRefused as error:
+        raise InvalidRequest(str(error), param="reasoning_effort") from error
     except MessagesRefused as error:
         raise InvalidRequest(str(error), param=draft.prompt_field) from error
 

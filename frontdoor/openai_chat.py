@@ -56,6 +56,7 @@ def draft_of(body: ChatBody) -> Draft:
         sampling=body,
         max_tokens=body.max_completion_tokens if is_new_name else body.max_tokens,
         max_tokens_field="max_completion_tokens" if is_new_name else "max_tokens",
+        effort=body.reasoning_effort,
     )
 
 

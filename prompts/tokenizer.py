@@ -13,6 +13,7 @@ one zero byte, and the chat template in UTF-8 (nothing, if there is none).
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from prompts.control_tokens import ControlTokens
 from prompts.detokenizer import Detokenizer
 from prompts.encoder import TextEncoder
 from prompts.special_tokens import end_token_ids, merge_configs, named_tokens, special_texts
+from prompts.thinking import EffortRefused, effort_variables
 from prompts.turns import TurnEncoder
 
 __all__ = [
+    "EffortRefused",
     "MessagesRefused",
     "PromptTokenizer",
     "RenderedChat",
@@ -84,16 +87,21 @@ class PromptTokenizer:
         """Spend a second of one core on being quicker from then on (prompts/encoder.py)."""
         self._encoder.hasten()
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> RenderedChat:
+    def render(self, messages: Sequence[Mapping[str, Any]], effort: str | None = None) -> RenderedChat:
         """Apply the chat template, with the opening of the assistant's turn.
+
+        Args:
+            effort: how much to think: none, minimal, low, medium or high; None: as the template has it.
 
         Raises:
             MessagesRefused: the template refuses these messages, or the model has none.
+            EffortRefused: the template cannot be told this effort.
         """
-        text = self._write(messages)
+        write = partial(self._write, effort=effort)
+        text = write(messages)
         if self._has_control_in_text:
             return RenderedChat(text)
-        return self._control.read(text, messages, self._write)
+        return self._control.read(text, messages, write)
 
     def encode_rendered(self, text: str, owner: str = "", literals: Sequence[int] = ()) -> list[int]:
         """Number the tokens of a rendered chat of an owner, which already has its special tokens.
@@ -117,10 +125,17 @@ class PromptTokenizer:
                 return self._opening[:num_missing] + ids
         return self._opening + ids
 
-    def _write(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def _write(self, messages: Sequence[Mapping[str, Any]], effort: str | None = None) -> str:
         if self._template is None:
             raise MessagesRefused("this model has no chat template: send a prompt instead")
-        return self._template.render(messages, self._special)
+        if effort is None:
+            return self._template.render(messages, self._special)
+        variables = effort_variables(self._template, effort)
+        try:
+            return self._template.render(messages, self._special | variables)
+        except MessagesRefused as error:
+            self._write(messages)  # it may refuse them whatever the effort
+            raise EffortRefused(str(error)) from error
 
     def _render_sample(self) -> str:
         """A chat of several turns, where the template takes one."""
