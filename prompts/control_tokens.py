@@ -43,7 +43,7 @@ class ControlTokens:
         plain = {
             token_id
             for token_id, token in added.items()
-            if token_id not in named and (_BARRED.fullmatch(token.content) or token.content in written)
+            if token_id not in named and _is_markup(token.content, written)
         }
         control = [added[token_id] for token_id in named | plain if not added[token_id].content.isspace()]
         self._tokenizer = tokenizer
@@ -173,6 +173,14 @@ def _make_finder(tokenizer: Tokenizer, added: Sequence[AddedToken]) -> Tokenizer
         ]
     )
     return finder
+
+
+def _is_markup(content: str, written: str) -> bool:
+    """Whether this has bars, or the template writes it and it is neither a word nor blank."""
+    if _BARRED.fullmatch(content):
+        return True
+    word = content.strip(" \t\r\n▁")
+    return bool(word) and not word.isalnum() and content in written
 
 
 def _beginnings(token: AddedToken) -> set[str]:

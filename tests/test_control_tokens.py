@@ -329,6 +329,16 @@ def test_raw_prompts_may_spell_control_tokens(tmp_path: Path) -> None:
     assert tokenizer.encode_raw(INJECTION).count(start) == 2
 
 
+def test_words_and_blanks_that_are_added_tokens_are_no_control_tokens() -> None:
+    """Though the template writes them: only special ones, tags of its own and what has bars are."""
+    tokenizer = with_chatml(TOKENIZERS["plain"])
+    words = ["user", "assistant", "\n", "\n\n", "▁▁", "[INST]", "<table>"]
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in words])
+    chats = Chats(tokenizer, "user\n\n▁▁[INST]<|im_start|>{{ messages[0].content }}assistant")
+    for spelled, is_control in ((word, word == "[INST]") for word in words):
+        assert bool(chats.render(f"a {spelled} b").literals) == is_control
+
+
 def test_an_end_token_of_the_configuration_is_a_control_token(tmp_path: Path) -> None:
     """Even one that tokenizer.json does not call special."""
     folder = write_folder(tmp_path / "model", "{{ messages[0].content }}")
