@@ -7,8 +7,8 @@ client wrote any, and the first is the chat. Else the second says which are the 
 
 A control token is one that tokenizer.json or the model's configuration calls special, one that the template
 writes (as transformers 5.24 has it in `sanitize_control_tokens`), or one between bars, `<|…|>`. The tags of
-a pair like `<think>` and `</think>` that are not special stay tags in what the system and the assistant
-say: templates look for them in earlier answers. Knows no requests.
+a pair like `<think>` and `</think>` that the configuration does not call special stay tags in what the system
+and the assistant say: templates look for them in earlier answers. Knows no requests.
 """
 
 import re
@@ -37,15 +37,15 @@ class ControlTokens:
         Args:
             special: ids that the model's configuration calls special.
         """
-        written = "" if template is None else template.literals
         added = tokenizer.get_added_tokens_decoder()
-        named = {token_id for token_id, token in added.items() if token.special or token_id in special}
-        plain = {
-            token_id
+        written = "" if template is None else template.literals
+        is_control = {
+            token_id: token_id in special or token.special or _is_markup(token.content, written)
             for token_id, token in added.items()
-            if token_id not in named and _is_markup(token.content, written)
+            if not token.content.isspace()
         }
-        control = [added[token_id] for token_id in named | plain if not added[token_id].content.isspace()]
+        control = [added[token_id] for token_id in is_control if is_control[token_id]]
+        unnamed = {token.content: token for token_id, token in added.items() if token_id not in special}
         self._tokenizer = tokenizer
         self._finder = _make_finder(tokenizer, list(added.values()))
         self._contents = frozenset(token.content for token in control)
@@ -54,7 +54,7 @@ class ControlTokens:
         self._ids = {tokenizer.token_to_id(token.content) for token in control if token.content != unknown}
         self._beginnings = sorted(set().union(*map(_beginnings, control)))
         self._goes_on = {beginning: _continuations(beginning, control) for beginning in self._beginnings}
-        self._outside_tags = _outside_tags({added[token_id].content for token_id in plain}, self._beginnings)
+        self._outside_tags = _outside(_tags(unnamed, written), self._beginnings)
 
     def read(self, text: str, messages: Messages, render: Callable[[Messages], str]) -> RenderedChat:
         """Find what clients wrote of control tokens.
@@ -205,9 +205,18 @@ def _continuations(beginning: str, tokens: Iterable[AddedToken]) -> str:
     return f"(?:{'|'.join(map(re.escape, sorted(heads)))})"
 
 
-def _outside_tags(contents: set[str], beginnings: Sequence[str]) -> re.Pattern[str] | None:
-    """Return what matches a beginning that is none of a tag with a partner."""
-    tags = {content for content in contents if _partner(content) in contents}
+def _tags(tokens: Mapping[str, AddedToken], written: str) -> list[str]:
+    """Return the pairs of tags; a special one only if the template writes or looks for it."""
+    return [
+        tag
+        for tag, token in tokens.items()
+        if (partner := _partner(tag)) in tokens
+        and (not token.special or tag in written or (partner or tag) in written)
+    ]
+
+
+def _outside(tags: Sequence[str], beginnings: Sequence[str]) -> re.Pattern[str] | None:
+    """Return what matches a beginning that is none of a tag."""
     if not tags:
         return None
     return re.compile(f"(?!{'|'.join(map(re.escape, sorted(tags)))})[{re.escape(''.join(beginnings))}]")

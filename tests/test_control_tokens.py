@@ -224,6 +224,22 @@ def test_tags_stay_tags_in_what_the_system_and_the_assistant_say() -> None:
         assert chats.encode(chats.render((role, "<think>"))).count(think) == num
 
 
+@pytest.mark.parametrize("is_special", [False, True])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_template_finds_the_end_of_earlier_thoughts(is_special: bool, named: bool) -> None:
+    """Even where it names one tag of the two alone, and where tokenizer.json calls both special."""
+    tokenizer = Tokenizer.from_str(TOKENIZERS["qwen"].to_str())
+    tags = [AddedToken(text, normalized=False, special=is_special) for text in ("<think>", "</think>")]
+    tokenizer.add_tokens(tags)
+    special = frozenset(map(tokenizer.token_to_id, ("<think>", "</think>"))) if named else frozenset()
+    template = "{% for m in messages %}<|im_start|>{{ m.content.split('</think>')[-1] }}{% endfor %}"
+    chats = Chats(tokenizer, template)
+    chats.control = ControlTokens(tokenizer, special, chats.template)
+    chat = chats.render(("assistant", "<think>so</think>yes"), "<|im_end|>")
+    assert (chat.text == "<|im_start|>yes<|im_start|><|im_end|>") == (not named)
+    assert chats.control_of(chats.encode(chat)) == ["<|im_start|>"] * 2
+
+
 def test_other_fields_and_parts_are_text_too() -> None:
     """Names, ids, lists and nested objects, keys included; the role is ours."""
     template = "<|im_start|>{{ messages[0] | tojson }}"
