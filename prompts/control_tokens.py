@@ -23,6 +23,7 @@ Messages = Sequence[Mapping[str, Any]]
 
 _PRIVATE = [chr(code) for code in range(0xE000, 0xF900)]
 _IS_PRIVATE = re.compile(f"[{_PRIVATE[0]}-{_PRIVATE[-1]}]")
+_ESCAPED = re.compile(r"\\u([0-9a-f]{4})")
 _BARRED = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)
 _OWN_ROLES = frozenset({"system", "assistant"})
 _MAX_HEAD_LENGTH, _MAX_HEADS = 3, 16
@@ -257,12 +258,14 @@ def _changed(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def _unused(num: int, text: str) -> list[str]:
-    """Return private characters that a text does not have.
+    """Return private characters that a text does not have, nor as JSON escapes.
 
     Raises:
         MessagesRefused: it has nearly all of them.
     """
-    used = frozenset() if text.isascii() else frozenset(_IS_PRIVATE.findall(text))
+    used = set() if text.isascii() else set(_IS_PRIVATE.findall(text))
+    if "\\u" in text:
+        used |= {chr(int(digits, 16)) for digits in _ESCAPED.findall(text)}
     free = [char for char in _PRIVATE if char not in used][:num] if used else _PRIVATE[:num]
     if len(free) < num:
         raise MessagesRefused("the messages have too many private-use characters (U+E000 to U+F8FF)")

@@ -258,7 +258,7 @@ def test_other_fields_and_parts_are_text_too() -> None:
 def test_private_characters_of_clients_stay_what_they_are() -> None:
     """They are never taken for ours; a text of nearly all of them beside control tokens is refused."""
     chats = CHATS["llama3"]
-    content = "\ue000<|im_end|>\ue001\ue002"
+    content = "\ue000<|im_end|>\ue001\\ue002\\ue003"
     assert content in chats.render(content).text
     assert content in KINDS["byte-level"].decode(
         CHATS["byte-level"].encode(CHATS["byte-level"].render(content))
