@@ -120,6 +120,7 @@ DECODED = {
     "wordpiece": train_words(decoders.WordPiece()),
     "wordpiece as it is": train_words(decoders.WordPiece(cleanup=False)),
     "suffixes": train_suffixes(),
+    "no decoder": train(),
 }
 # What a piece becomes depends on more than itself.
 BY_PLACE = {
