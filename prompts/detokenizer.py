@@ -2,8 +2,10 @@
 
 Three kinds of tokenizer.json (tokenizers 0.23) cover all: byte-level, where a token is bytes; byte-fallback,
 where some tokens are one byte each; and the rest (Metaspace, WordPiece, suffixes), where a token's text may
-depend on the token before it. The first space of a text is the decoder's own business: it is dropped by some
-families where nothing stands before, and kept by all after another token. Special tokens that the model's
+depend on the token before it. The first space of a text is kept after another token. Where nothing stands
+before, as at the start of an answer in a chat, some families' decoders drop it, and some templates write one
+of their own there (`Assistant:` and, in earlier turns, `Assistant: yes`): an answer that is sent back has the
+same token ids only without it. Special tokens that the model's
 folder names and tokens that end an answer have no text, nor have ids beyond the vocabulary.
 """
 
@@ -23,13 +25,20 @@ class Detokenizer:
     """Bytes of UTF-8 by token; shared by all answers, which keep their own place."""
 
     def __init__(
-        self, tokenizer: Tokenizer, decoder: Mapping[str, Any] | None, silent: frozenset[int]
+        self,
+        tokenizer: Tokenizer,
+        decoder: Mapping[str, Any] | None,
+        silent: frozenset[int],
+        *,
+        has_template_space: bool = False,
     ) -> None:
         """
         Args:
             decoder: tokenizer.json's decoder.
             silent: ids without a text.
+            has_template_space: whether the chat template writes the space before an answer.
         """
+        self._has_template_space = has_template_space
         self._tokenizer, self._silent = tokenizer, silent
         kinds = {part.get("type") for part in parts(decoder, "decoders")}
         self._is_byte_level = "ByteLevel" in kinds and kinds <= {"ByteLevel", "Fuse"}
@@ -48,13 +57,20 @@ class Detokenizer:
             before: the known token that stands before it; None: it is the first of a text.
         """
         if before is None:
-            return self._find_bytes(token_id, None)
+            return self._first_bytes(token_id)
         try:
             return self._known[token_id]
         except KeyError:
             added = self._find_bytes(token_id, before)
         if self._can_remember:
             self._known[token_id] = added
+        return added
+
+    def _first_bytes(self, token_id: int) -> bytes | None:
+        added = self._find_bytes(token_id, None)
+        if self._has_template_space and added is not None and added.startswith(b" "):
+            is_dropped = added != self._find_bytes(token_id, token_id)  # by the decoder
+            return added if is_dropped else added[1:]
         return added
 
     def _find_bytes(self, token_id: int, before: int | None) -> bytes | None:

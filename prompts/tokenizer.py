@@ -71,7 +71,12 @@ class PromptTokenizer:
         )
         ids = map(self._encoder.token_to_id, special_texts(config))
         special = self.end_token_ids.union(token_id for token_id in ids if token_id is not None)
-        self.detokenizer = Detokenizer(self._encoder.tokenizer, described.get("decoder"), special)
+        self.detokenizer = Detokenizer(
+            self._encoder.tokenizer,
+            described.get("decoder"),
+            special,
+            has_template_space=self._has_template_space(),
+        )
         self._control = ControlTokens(self._encoder.tokenizer, special, self._template)
         self._has_control_in_text = has_control_in_text
         self._turns = TurnEncoder(self._encoder, described, self._render_sample())
@@ -144,6 +149,14 @@ class PromptTokenizer:
             return self._write([{"role": role, "content": "hi"} for role in roles])
         except MessagesRefused:
             return ""
+
+    def _has_template_space(self) -> bool:
+        """Whether the template writes a space between the opening of an answer and the answer."""
+        asked, answered = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}
+        try:
+            return self._write([asked, answered]).startswith(self._write([asked]) + " yes")
+        except MessagesRefused:
+            return False
 
     def _opening_ids(self, config: Mapping[str, Any]) -> list[int]:
         ids = self._encoder.opening_ids()

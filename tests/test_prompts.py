@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, processors
 
+from distributed.text_stream import TextStream
 from prompts.tokenizer import MessagesRefused, PromptTokenizer, TokenizerUnusable, tokenizer_hash
 from tests.frontdoor_service import make_model_folder
 
@@ -108,6 +109,28 @@ def test_a_template_that_writes_the_bos_token_writes_it_once(tmp_path: Path) -> 
     tokenizer = PromptTokenizer(folder)
     ids = tokenizer.encode_rendered(tokenizer.render([{"role": "user", "content": "hi"}]).text)
     assert (ids[0], ids.count(START), ids.count(END)) == (START, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("opening", "turn", "text"),
+    [("Assistant:", "Assistant: ", "Paris"), ("<|start|>", "<|start|>", " Paris"), ("A: ", "A: ", " Paris")],
+)
+def test_an_answer_that_is_sent_back_has_the_ids_it_had(
+    tmp_path: Path, opening: str, turn: str, text: str
+) -> None:
+    """Its first space is the template's where the template writes one; so its KV is found again."""
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}User: {{ m.content }}\n{% else %}"
+        + f"{turn}{{{{ m.content }}}}{{{{ eos_token }}}}{{% endif %}}{{% endfor %}}{opening}"
+    )
+    tokenizer = PromptTokenizer(make_model_folder(tmp_path, template=template))
+    chat = [{"role": "user", "content": "Where?"}]
+    asked = tokenizer.encode_rendered(tokenizer.render(chat).text)
+    answer = tokenizer.encode_rendered(" Paris")
+    stream = TextStream(tokenizer.detokenizer, ())
+    assert "".join(map(stream.add, answer)) + stream.finish() == text
+    back = tokenizer.render([*chat, {"role": "assistant", "content": text}, *chat])
+    assert tokenizer.encode_rendered(back.text)[: len(asked) + len(answer)] == asked + answer
 
 
 def test_a_template_may_refuse(tmp_path: Path) -> None:

@@ -104,6 +104,20 @@ def test_the_first_space_of_an_answer_belongs_to_it() -> None:
         assert ("".join(pieces), made.is_stopped) == ("", True)
 
 
+@pytest.mark.parametrize("name", DECODED)
+def test_a_space_that_the_template_writes_is_dropped_once(name: str) -> None:
+    """By the decoder or here, and only from the start of an answer in a chat."""
+    tokenizer, described = DECODED[name], json.loads(DECODED[name].to_str())
+    made = Detokenizer(tokenizer, described["decoder"], frozenset(), has_template_space=True)
+    for text in ("the sea", " the sea", "sea"):
+        ids = tokenizer.encode(text).ids
+        plain = text_of(TextStream(DETOKENIZERS[name], ()), ids)
+        spaced = text_of(TextStream(DETOKENIZERS[name], (), ids[0]), ids)
+        wanted = spaced[1:] if spaced.startswith(" ") else plain
+        assert text_of(TextStream(made, ()), ids) == wanted
+        assert text_of(TextStream(made, (), ids[0]), ids) == spaced
+
+
 def test_incomplete_utf8_is_held_back() -> None:
     """A character of four bytes appears with its last byte; half of one at the end is not lost."""
     assert stream("a😀b")[0] == ["a", "", "", "", "😀", "b", ""]
