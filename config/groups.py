@@ -89,6 +89,14 @@ class ModelSettings(RootedSettings):
         ),
     ] = 4096
 
+    control_tokens_in_text: Annotated[
+        Literal["off", "on"],
+        About(
+            "Model",
+            "Whether a control token that a chat's message spells counts as one (on), or is text (off).",
+        ),
+    ] = "off"
+
     @field_validator("model_repo")
     @classmethod
     def _model_repo_is_well_formed(cls, value: str, info: ValidationInfo) -> str:

@@ -33,7 +33,6 @@ class Answer:
     sequence: Sequence
     stream: TextStream
     log: TokenLogWriter
-    special_token_ids: frozenset[int]
     num_ranks: int
     claimed_unix: float
     text: str = ""
@@ -135,7 +134,7 @@ class Answer:
             self._take(record.token_id, is_newest=True)
 
     def _take(self, token_id: int, *, is_newest: bool) -> str:
-        text = "" if token_id in self.special_token_ids else self.stream.add(token_id)
+        text = self.stream.add(token_id)
         if self.stream.is_stopped or (is_newest and self.finish_reason is not None):
             text += self.stream.finish()
         self.text += text

@@ -18,8 +18,8 @@ from config.context_length import ContextLength
 from config.disk_trouble import DiskTroubles
 from distributed.answers import Answer
 from distributed.sequence import Sequence
-from distributed.text_stream import TextStream
-from prompts.tokenizer import MessagesRefused
+from distributed.text_stream import TextStream, TokenTexts
+from prompts.tokenizer import MessagesRefused, RenderedChat
 from spool import (
     Claim,
     Depth,
@@ -51,9 +51,9 @@ class Tokenizer(Protocol):
 
     def encode_raw(self, text: str) -> list[int]: ...
 
-    def render(self, messages: Items[Mapping[str, Any]]) -> str: ...
+    def render(self, messages: Items[Mapping[str, Any]]) -> RenderedChat: ...
 
-    def encode_rendered(self, text: str) -> list[int]: ...
+    def encode_rendered(self, text: str, *, literals: Items[int] = ()) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,8 @@ class ModelFacts:
     name: str
     weights_hash: str
     tokenizer: Tokenizer
-    detokenizer: Any  # mlx_lm StreamingDetokenizer
+    detokenizer: TokenTexts
     end_token_ids: frozenset[int]
-    special_token_ids: frozenset[int]
     vocab_size: int
     context: ContextLength
 
@@ -279,16 +278,9 @@ class Intake:
         if log.header is not None and log.header != header:
             log.close()
             raise CannotRun("model_changed", "the answer began with other weights or another tokenizer", 409)
-        stream = TextStream(model.detokenizer, request.params.stop)
-        answer = Answer(
-            claim,
-            sequence,
-            stream,
-            log,
-            model.special_token_ids | model.end_token_ids,
-            len(self._layers),
-            claimed_unix,
-        )
+        before = self._before_answer(request, sequence.token_ids)
+        stream = TextStream(model.detokenizer, request.params.stop, before)
+        answer = Answer(claim, sequence, stream, log, len(self._layers), claimed_unix)
         self.answers[request.id] = self._by_sequence[sequence] = answer
         return answer
 
@@ -309,12 +301,18 @@ class Intake:
             is_suspect=claim.is_suspect,
         )
 
+    def _before_answer(self, request: Request, prompt: Items[int]) -> int | None:
+        """Return the token whose text an answer continues; the answer in a chat is a text of its own."""
+        if request.is_chat or request.literals is not None:
+            return None
+        return next((token for token in reversed(prompt) if self._model.detokenizer.is_known(token)), None)
+
     def _prompt_ids(self, request: Request) -> list[int]:
         tokenizer = self._model.tokenizer
         if request.token_ids is not None and request.tokenizer_hash == tokenizer.hash:
             ids = list(request.token_ids)
         elif request.text is not None:
-            ids = self._encode(request.text, is_chat=request.is_chat)
+            ids = self._encode(request, request.text)
         else:
             raise CannotRun(
                 "model_changed", "the prompt was tokenized for another model and has no text", 409
@@ -325,16 +323,19 @@ class Intake:
             )
         return ids
 
-    def _encode(self, text: str, *, is_chat: bool) -> list[int]:
-        """Tokenize a prompt file's text, as a user's message where it is one."""
-        tokenizer, context = self._model.tokenizer, self._model.context
+    def _encode(self, request: Request, text: str) -> list[int]:
+        """Tokenize a raw prompt, a rendered chat, or a prompt file's text as a user's message."""
+        tokenizer, context, literals = self._model.tokenizer, self._model.context, request.literals
         num_tokens = tokenizer.least_tokens(text)
         if num_tokens >= context.max_tokens:
             raise CannotRun("context_length_exceeded", context.explain_too_long(num_tokens, is_least=True))
-        if not is_chat:
+        if not request.is_chat and literals is None:
             return tokenizer.encode_raw(text)
         try:
-            return tokenizer.encode_rendered(tokenizer.render([{"role": "user", "content": text}]))
+            if literals is None:
+                chat = tokenizer.render([{"role": "user", "content": text}])
+                text, literals = chat.text, chat.literals
+            return tokenizer.encode_rendered(text, literals=literals)
         except MessagesRefused as error:
             raise CannotRun("invalid_prompt", str(error)) from error
 

@@ -38,9 +38,9 @@ from distributed.simulated import is_simulated, load_simulated_stage
 from distributed.stage import Stage
 from distributed.stage_files import SUMS_NAME, WeightsMark, local_sums_file, mark_weights
 from distributed.threads import ProductThreads
-from distributed.tokenizers import Tokenizers
 from distributed.utils import broadcast_prompt, shard_and_load
 from distributed.worker import Worker, receive
+from prompts.tokenizer import PromptTokenizer
 from spool import Spool, SpoolOwner
 
 logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def serve_rank0(
     _hello_lap(ring, plan, start.secret, settings, lifeline)
     status.enter("loading")
     lifeline.enter("loading", settings.load_timeout)
-    finish_tokenizers = tokenizers.begin_loading(folder)
+    finish_tokenizers = tokenizers.begin_loading(settings)
     stage, load_s = _load_stage(ring, plan, lifeline, threads, settings.local_ranks)
     own = _describe(ring, plan, stage, lifeline, start, load_s)
     status.ranks = _ready_lap(ring, own, settings, lifeline)
@@ -337,15 +337,14 @@ def _warm_up(ring: AnyRing, stage: Stage, settings: Settings, status: RingStatus
     status.last_lap_unix = time.time()
 
 
-def _model_facts(status: RingStatus, plan: RingPlan, stage: Stage, loaded: Tokenizers) -> ModelFacts:
+def _model_facts(status: RingStatus, plan: RingPlan, stage: Stage, tokenizer: PromptTokenizer) -> ModelFacts:
     assert status.context is not None, "known since the scheduler was made"
     return ModelFacts(
         name=status.model,
         weights_hash=plan.weights_hash,
-        tokenizer=loaded.prompts,
-        detokenizer=loaded.detokenizer,
-        end_token_ids=loaded.end_token_ids,
-        special_token_ids=loaded.special_token_ids,
+        tokenizer=tokenizer,
+        detokenizer=tokenizer.detokenizer,
+        end_token_ids=tokenizer.end_token_ids,
         vocab_size=stage.model.vocab_size,
         context=status.context,
     )

@@ -33,13 +33,14 @@ from frontdoor.errors import (
 from frontdoor.lookup import find
 from frontdoor.schemas import Message, SamplingFields
 from frontdoor.state import Caller, FrontDoor
-from prompts.tokenizer import MessagesRefused
+from prompts.tokenizer import EffortRefused, MessagesRefused
 from spool import CorruptRequest, Request, SamplingParams, SpoolError, SpoolFull, SpoolUnavailable
 from spool.sampling_fields import make_params
 
 LONG_TEXT_BYTES = 8192  # about 2 ms of tokenizing; longer texts must not hold up other clients
 PREPARE_SECONDS = 0.005  # after a request is in the spool: first its client hears of it
 RANDOM_SEED_BITS = 53  # survives JSON readers that keep numbers as doubles
+Prompt = tuple[str | None, Sequence[int], tuple[int, ...] | None]  # text, token ids, literals of a Request
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Draft:
     priority: int = 5
     default_max_tokens: int | None = None
     max_text_bytes: int | None = None
+    effort: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
     failure = front.ring_status.failure()
     if failure is not None:
         raise RingDown(f"the ring is down: {failure}")
-    text, token_ids = await _tokens(front, draft, caller.owner)
+    text, token_ids, literals = await _tokens(front, draft, caller.owner)
     request = Request(
         id=caller.request_id,
         params=_sampling_params(draft, room=_room(front.context, draft, len(token_ids))),
@@ -105,6 +107,7 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
         created_unix=time.time(),
         received_unix=caller.received_unix,
         client_id=caller.http_id,
+        literals=literals,
     )
     key = caller.idempotency_key
     submit = partial(front.spool.submit, request)
@@ -172,37 +175,39 @@ def check_model(front: FrontDoor, name: str | None) -> None:
         )
 
 
-async def _tokens(front: FrontDoor, draft: Draft, owner: str) -> tuple[str | None, Sequence[int]]:
+async def _tokens(front: FrontDoor, draft: Draft, owner: str) -> Prompt:
     prompt = draft.prompt
     if isinstance(prompt, tuple):
         _check_token_ids(prompt, front.tokenizer.vocab_size, draft.prompt_field)
-        return None, prompt
+        return None, prompt, None
     num_bytes = _check_text_length(draft, prompt)
     if num_bytes > LONG_TEXT_BYTES:
         loop = asyncio.get_running_loop()
-        text, token_ids = await loop.run_in_executor(front.workers, _encode, front, draft, owner)
+        encoded = await loop.run_in_executor(front.workers, _encode, front, draft, owner)
     else:
-        text, token_ids = _encode(front, draft, owner)
-    if not token_ids:
+        encoded = _encode(front, draft, owner)
+    if not encoded[1]:
         raise InvalidRequest("the prompt is empty", param=draft.prompt_field)
-    return text, token_ids
+    return encoded
 
 
-def _encode(front: FrontDoor, draft: Draft, owner: str) -> tuple[str, list[int]]:
+def _encode(front: FrontDoor, draft: Draft, owner: str) -> Prompt:
     tokenizer = front.tokenizer
     if isinstance(draft.prompt, str):
         if draft.is_raw or not tokenizer.has_chat_template:
             _check_not_absurd(front, draft, draft.prompt)
-            return draft.prompt, tokenizer.encode_raw(draft.prompt)
+            return draft.prompt, tokenizer.encode_raw(draft.prompt), None
         turns: list[dict[str, Any]] = [{"role": "user", "content": draft.prompt}]
     else:
         turns = [message.for_template() for message in draft.prompt if isinstance(message, Message)]
     try:
-        text = tokenizer.render(turns)
+        chat = tokenizer.render(turns, draft.effort)
+        _check_not_absurd(front, draft, chat.text)
+        return chat.text, tokenizer.encode_rendered(chat.text, owner, chat.literals), chat.literals
+    except EffortRefused as error:
+        raise InvalidRequest(str(error), param="reasoning_effort") from error
     except MessagesRefused as error:
         raise InvalidRequest(str(error), param=draft.prompt_field) from error
-    _check_not_absurd(front, draft, text)
-    return text, tokenizer.encode_rendered(text, owner)
 
 
 def _check_text_length(draft: Draft, prompt: str | Sequence[Message]) -> int:

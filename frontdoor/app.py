@@ -45,7 +45,7 @@ from frontdoor.ring_status import RingStatus
 from frontdoor.shortcut import Endpoint, Shortcut
 from frontdoor.state import FrontDoor
 from frontdoor.waiting import Listener
-from prompts.tokenizer import PromptTokenizer
+from prompts.tokenizer import load_tokenizer
 from spool import Spool, SpoolError
 
 NUM_WORKERS = 8
@@ -130,7 +130,7 @@ def make_front_door(settings: Settings) -> FrontDoor:
         settings=settings,
         model_name=settings.model_name,
         spool=spool,
-        tokenizer=PromptTokenizer(model_folder),
+        tokenizer=load_tokenizer(settings),
         listener=Listener(spool, poll_interval_seconds=settings.poll_interval),
         leavers=Leavers(
             cancel,

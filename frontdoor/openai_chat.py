@@ -50,7 +50,7 @@ async def chat_completions(http: HttpRequest) -> Response:
 
 def draft_of(body: ChatBody) -> Draft:
     """Turn the body into a draft."""
-    return Draft(prompt=body.messages, prompt_field="messages", sampling=body)
+    return Draft(prompt=body.messages, prompt_field="messages", sampling=body, effort=body.reasoning_effort)
 
 
 class ChatRenderer(ChunkRenderer):

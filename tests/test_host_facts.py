@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from cluster.hosts import Host
-from cluster.probe import FIND_PYTHON, make_facts, make_program, make_python_command, probe, quote_remote
+from cluster.probe import FIND_PYTHON, make_facts, make_python_command, probe, quote_remote
 from cluster.sent import facts
+from cluster.sent_program import make_program
 from config.live import load_for_looking
 
 VM_STAT = """\
