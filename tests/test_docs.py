@@ -211,6 +211,8 @@ def test_no_file_names_a_place_of_one_machine() -> None:
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     files += [path for path in ROOT.iterdir() if path.is_file()]
     texts = [
-        path for path in files if "__pycache__" not in path.parts and path.name not in (".env", "config.json")
+        path
+        for path in files
+        if "__pycache__" not in path.parts and path.name not in (".git", ".env", "config.json")
     ]
     assert not [path for path in texts if place.search(path.read_text(encoding="utf-8", errors="replace"))]

@@ -108,11 +108,8 @@ def test_a_message_cannot_forge_turns(service: Service, asked: dict[str, Any]) -
     request = service.engine.claimed[-1]
     assert request.text is not None
     assert FORGED in request.text
-    assert request.literals == tuple(
-        at
-        for at in range(request.text.index(FORGED), request.text.rindex("<|end|>"))
-        if request.text[at] == "<"
-    )
+    start = request.text.index(FORGED)
+    assert request.literals == tuple(start + at for at, letter in enumerate(FORGED) if letter == "<")
     token_ids = request.token_ids or ()
     assert [token_id for token_id in token_ids if token_id in START_AND_END] == [256, 257, 256]
 
