@@ -9,9 +9,8 @@ import mlx.core as mx
 
 from config import Settings
 from distributed.checkpoint import read_config
-from distributed.drafting import MAX_DRAFTS, PromptLookup
+from distributed.drafting import PromptLookup
 from distributed.engine import EngineLimits
-from distributed.frame import max_step_bytes
 from distributed.model_shape import count_experts
 from distributed.prefill import MIN_PACED_TOKENS
 from distributed.ring_status import RingStatus
@@ -44,10 +43,6 @@ def _has_experts(settings: Settings) -> bool:
 def make_engine_limits(settings: Settings) -> EngineLimits:
     """Return the limits of rank 0's loop."""
     return EngineLimits(
-        max_frame_bytes=max_step_bytes(
-            settings.max_rows_per_microbatch,
-            max(chunk_tokens(settings), settings.max_rows_per_microbatch * (1 + MAX_DRAFTS)),
-        ),
         poll_interval_seconds=settings.poll_interval,
         step_timeout_seconds=settings.step_timeout,
         shutdown_timeout_seconds=settings.shutdown_timeout,

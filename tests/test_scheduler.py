@@ -10,61 +10,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distributed.drafting import Drafter
 from distributed.frame import PrefixCopy
 from distributed.kv_sizes import padded_tokens, round_rows, round_tokens
 from distributed.prefill import ChunkPace, best_fill
 from distributed.regrouping import MAX_MOVED_TOKENS, MIN_TOKENS_LEFT, Moves, find_moves
 from distributed.scheduler import Advance, Scheduler, SchedulerLimits
-from distributed.sequence import Microbatch, Sequence, Status
+from distributed.sequence import Sequence, Status
 from distributed.slots import SlotLimits, SlotTables
 from distributed.splitting import Splitting
-
-
-def make_scheduler(
-    *,
-    num_tables: int = 2,
-    max_rows: int = 8,
-    max_kv_tokens: int = 100_000,
-    kept: int = 4096,
-    chunk: int = 64,
-    drafter: Drafter | None = None,
-    splitting: Splitting | None = None,
-) -> Scheduler:
-    slots = SlotLimits(
-        num_tables=num_tables, max_rows=max_rows, max_kv_tokens=max_kv_tokens, max_kept_tokens=kept
-    )
-    limits = SchedulerLimits(max_in_flight=num_tables, max_chunk_tokens=chunk, slots=slots)
-    return Scheduler(limits, drafter, splitting)
-
-
-def make_sequence(name: str, num_prompt: int = 10, max_tokens: int = 4, first: int = 100) -> Sequence:
-    return Sequence(name, list(range(first, first + num_prompt)), num_prompt, max_tokens)
-
-
-def give_back(scheduler: Scheduler, microbatch: Microbatch, token: int = 7) -> list[Sequence]:
-    """Play the ring: every row whose tokens are all known gets a token; what is at its end is finished."""
-    sampled = (
-        {row.sequence: [token] for row in microbatch.rows if row.sequence is not None and row.wants_tokens}
-        if microbatch.wants_logits
-        else {}
-    )
-    advanced = [advance.sequence for advance in scheduler.postprocess(microbatch, sampled)]
-    for sequence in advanced:
-        if sequence.ended_by:
-            scheduler.finish(sequence)
-    return advanced
-
-
-def run_all(scheduler: Scheduler) -> list[Microbatch]:
-    log = []
-    for _ in range(10_000):
-        while microbatch := scheduler.schedule():
-            log.append(microbatch)
-        if not scheduler.in_flight:
-            return log
-        give_back(scheduler, scheduler.in_flight[0])
-    raise AssertionError("the scheduler does not come to an end")
+from tests.scheduling import (
+    Whims,
+    WrittenKV,
+    cancel,
+    give_back,
+    make_scheduler,
+    make_sequence,
+    run_all,
+)
 
 
 def test_a_prompt_goes_in_chunks_and_then_decodes_token_by_token() -> None:
@@ -325,51 +287,14 @@ def test_a_full_budget_makes_requests_wait_and_then_serves_them() -> None:
 
 
 def test_a_sequence_larger_than_the_budget_can_never_fit() -> None:
-    """It is to be refused at once."""
-    scheduler = make_scheduler(max_kv_tokens=128)
-    assert not scheduler.can_ever_fit(make_sequence("a", num_prompt=120, max_tokens=20))
-
-
-def cancel(scheduler: Scheduler, sequences: list[Sequence], indexes: set[int]) -> None:
-    for index, sequence in enumerate(sequences):
-        if index in indexes and sequence.status is not Status.FINISHED:
-            scheduler.finish(sequence)
-
-
-class Whims(Splitting):
-    """Wants one group or all, in turn as it is told; measures nothing."""
-
-    def __init__(self, num_tables: int, wishes: Items[bool]) -> None:
-        super().__init__(num_tables, thread_gain=2.0)
-        self._wishes = itertools.cycle(wishes)
-
-    def choose(self, num_rows: int) -> int:
-        return 1 if next(self._wishes) else self.num_tables
-
-
-class WrittenKV:
-    """The tokens in each row of each table, as the stages write them, frame by frame."""
-
-    def __init__(self) -> None:
-        self.rows: dict[tuple[int, int], list[int]] = {}
-        self.written: dict[str, int] = {}
-
-    def step(self, microbatch: Microbatch) -> None:
-        """Play a frame; what its rows see must be theirs."""
-        table = microbatch.table
-        if microbatch.resets_table:
-            self.rows = {place: ids for place, ids in self.rows.items() if place[0] != table}
-        for copy in microbatch.copies:
-            source = self.rows[copy.from_table, copy.from_slot]
-            assert len(source) >= copy.num_tokens > 0
-            self.rows[table, copy.to_slot] = source[: copy.num_tokens]
-        for row in microbatch.rows:
-            if row.sequence is not None:
-                ids = self.rows.setdefault((table, row.slot), [])
-                assert row.offset == self.written.get(row.sequence.id, row.sequence.num_reused_tokens)
-                assert ids[: row.offset] == row.sequence.token_ids[: row.offset]
-                ids[row.offset :] = row.token_ids
-                self.written[row.sequence.id] = row.offset + len(row.token_ids)
+    """Its prompt is refused at once; an answer is cut to what there is room for."""
+    scheduler = make_scheduler(max_kv_tokens=200)
+    assert not scheduler.fit(make_sequence("a", num_prompt=128, max_tokens=20))
+    long = make_sequence("b", num_prompt=120, max_tokens=20)
+    assert scheduler.fit(long)
+    scheduler.add(long)
+    run_all(scheduler)
+    assert (len(long.token_ids), long.ended_by) == (128, "length")
 
 
 @settings(max_examples=60, deadline=None)
@@ -396,7 +321,7 @@ def test_every_sequence_ends_and_no_token_is_stepped_twice(
         num_tables=num_tables, max_rows=max_rows, max_kv_tokens=max_kv_tokens, splitting=splitting
     )
     sequences = [make_sequence(f"s{i}", n, m, first=1000 * i) for i, (n, m) in enumerate(prompts)]
-    sequences = [sequence for sequence in sequences if scheduler.can_ever_fit(sequence)]
+    sequences = [sequence for sequence in sequences if scheduler.slots.can_ever_fit(sequence)]
     coming = sequences[::-1]
     kv = WrittenKV()
     for turn in range(5000):
@@ -405,7 +330,7 @@ def test_every_sequence_ends_and_no_token_is_stepped_twice(
         while microbatch := scheduler.schedule():
             assert len(scheduler.in_flight) <= num_tables
             kv.step(microbatch)
-            assert scheduler.slots.num_kv_tokens <= max_kv_tokens
+            assert kv.num_tokens == scheduler.slots.num_kv_tokens <= max_kv_tokens
         if turn == 9:
             cancel(scheduler, sequences[: len(sequences) - len(coming)], cancelled)
         if scheduler.in_flight:
@@ -525,7 +450,7 @@ def test_a_long_kept_prefix_is_followed_to_its_table() -> None:
         assert slots.admit(sequence)
         sequence.status = Status.RUNNING
     assert (first.table, second.table) == (0, 1)
-    second.num_cached_tokens = 300
+    second.num_cached_tokens = second.num_proven_tokens = 300
     slots.release(second)
     short, long = (
         make_sequence("c", num_prompt=40, first=5000),
