@@ -275,6 +275,25 @@ def test_kept_tokens_never_exceed_their_limit() -> None:
         assert scheduler.slots.num_kept_tokens <= 50
 
 
+def test_of_an_entry_that_is_too_long_the_beginning_is_kept() -> None:
+    """A prompt above the limit, asked again, is read from there on; the oldest entry loses its end first."""
+    scheduler = make_scheduler(num_tables=1, kept=8192, chunk=512)
+    for name in ("long", "again"):
+        sequence = make_sequence(name, num_prompt=9200, first=20_000)
+        scheduler.add(sequence)
+        run_all(scheduler)
+        assert scheduler.slots.num_kept_tokens == 8192
+    assert sequence.num_reused_tokens == 8192
+    scheduler.add(make_sequence("short", num_prompt=100, max_tokens=1))
+    run_all(scheduler)
+    lengths = sorted(len(slot.kept_token_ids) for slot in scheduler.slots.tables[0].slots)
+    assert lengths == [100, 8092]
+    follower = make_sequence("follower", num_prompt=8500, first=20_000)
+    scheduler.add(follower)
+    run_all(scheduler)
+    assert follower.num_reused_tokens == 8092
+
+
 def test_a_full_budget_makes_requests_wait_and_then_serves_them() -> None:
     """With room for one row of 64 tokens, three sequences run one after the other."""
     scheduler = make_scheduler(num_tables=2, max_kv_tokens=64, kept=0)
