@@ -25,8 +25,8 @@ from distributed.lifeline import Lifeline
 from distributed.ring import MAX_UNREAD_BYTES, Ring, RingLost, clock_us
 from distributed.ring_status import RingStatus
 from distributed.sampling import sample
-from distributed.scheduler import Advance, Scheduler
-from distributed.sequence import Drawn, Microbatch, Sequence
+from distributed.scheduler import Scheduler
+from distributed.sequence import Advance, Drawn, Microbatch, Sequence
 from distributed.stage import Stage
 
 logger = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ class Engine:
     def _add(self, answers: Items[Answer]) -> None:
         """Let new answers be scheduled, or end those whose tokens no table can ever hold."""
         for answer in answers:
-            if self._scheduler.fit(answer.sequence):
+            if self._scheduler.slots.fit(answer.sequence):
                 self._scheduler.add(answer.sequence)
             else:
                 self._intake.fail(answer, _does_not_fit(answer, self._scheduler.slots.max_row_tokens))

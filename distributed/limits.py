@@ -12,7 +12,7 @@ from distributed.checkpoint import read_config
 from distributed.drafting import PromptLookup
 from distributed.engine import EngineLimits
 from distributed.model_shape import count_experts
-from distributed.prefill import MIN_PACED_TOKENS
+from distributed.prefill import FULL_CHUNK_CONTEXT, MIN_PACED_TOKENS
 from distributed.ring_status import RingStatus
 from distributed.scheduler import Scheduler, SchedulerLimits
 from distributed.slots import SlotLimits
@@ -73,6 +73,7 @@ def make_scheduler(settings: Settings, status: RingStatus, thread_gain: float) -
         max_chunk_tokens=chunk_tokens(settings),
         slots=slots,
         paces_chunks=settings.prefill_chunk_tokens == "auto",
+        max_chunk_scores=max(GPU_CHUNK_TOKENS, chunk_tokens(settings)) * FULL_CHUNK_CONTEXT,
         min_paced_tokens=MIN_MIXTURE_CHUNK_TOKENS if _has_experts(settings) else MIN_PACED_TOKENS,
     )
     # Stages with cores of their own cannot gain by one group, which is at least as much work, one by one.

@@ -15,9 +15,16 @@ from dataclasses import dataclass, replace
 
 from distributed.drafting import Drafter, NoDrafter
 from distributed.frame import PrefixCopy
-from distributed.prefill import MAX_CHUNK_ROWS, MIN_PACED_TOKENS, ChunkPace, best_fill, could_copy
+from distributed.prefill import (
+    MAX_CHUNK_ROWS,
+    MIN_PACED_TOKENS,
+    ChunkPace,
+    best_fill,
+    could_copy,
+    within_scores,
+)
 from distributed.regrouping import MAX_UNEVEN_SHARE, Moves, find_moves
-from distributed.sequence import Drawn, Microbatch, Row, Sequence, Status, by_slot, make_row, with_holes
+from distributed.sequence import Advance, Drawn, Microbatch, Row, Sequence, Status, arrange, make_row
 from distributed.slots import SlotLimits, SlotTables
 from distributed.splitting import Splitting
 
@@ -27,6 +34,7 @@ class SchedulerLimits:
     """`max_chunk_tokens` bounds rows x columns of a prefill chunk; `paces_chunks`: less where one is slow.
 
     `min_paced_tokens` bounds that: a step that reads all experts for a few tokens wastes its time.
+    `max_chunk_scores` bounds rows x columns x context: what attention holds in memory.
     """
 
     max_in_flight: int
@@ -34,15 +42,7 @@ class SchedulerLimits:
     slots: SlotLimits
     paces_chunks: bool = False
     min_paced_tokens: int = MIN_PACED_TOKENS
-
-
-@dataclass(frozen=True)
-class Advance:
-    """A sequence and the tokens it just got, in order; at least one, unless it can get no more."""
-
-    sequence: Sequence
-    token_ids: tuple[int, ...]
-    is_finite: bool = True  # False: the numbers that the next token would be drawn from are not finite
+    max_chunk_scores: int = 1 << 40
 
 
 class Scheduler:
@@ -87,14 +87,6 @@ class Scheduler:
     def num_free(self) -> int:
         """How many more the tables have rows for; others would only wait here instead of in the spool."""
         return self.limits.slots.num_tables * self.limits.slots.max_rows - self.num_open
-
-    def fit(self, sequence: Sequence) -> bool:
-        """Shorten the longest answer to what the tables can hold; False: not even the tokens so far fit."""
-        room = self.slots.max_row_tokens
-        if len(sequence.token_ids) >= room and not self.slots.can_ever_fit(sequence):
-            return False
-        sequence.max_tokens = min(sequence.max_tokens, room - sequence.num_prompt_tokens)
-        return True
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -331,6 +323,8 @@ class Scheduler:
         budget = self.limits.max_chunk_tokens
         if self.limits.paces_chunks and len(prefilling) < len(self.running):
             budget = self._pace.budget(budget)
+        context = max(len(each.token_ids) - left + min(left, budget) for each, _, left in candidates)
+        budget = within_scores(budget, context, self.limits.max_chunk_scores)
         num_rows, width = best_fill([left for _, _, left in candidates], budget)
         rows, copies = [], []
         for sequence, copy, num_left in candidates[:num_rows]:
@@ -386,7 +380,7 @@ class Scheduler:
         microbatch = Microbatch(
             number=self._num_microbatches,
             table=number,
-            rows=tuple(sorted(rows, key=by_slot)) if is_prefill else with_holes(rows),
+            rows=arrange(rows, fills_holes=not is_prefill),
             wants_logits=wants_logits,
             is_prefill=is_prefill,
             copies=tuple(copies),

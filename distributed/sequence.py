@@ -155,21 +155,25 @@ def make_row(sequence: Sequence, num_tokens: int) -> Row:
     return Row(sequence, sequence.slot, start, token_ids, num_preemptions=sequence.num_preemptions)
 
 
-def by_slot(row: Row) -> int:
-    """The order in which rows travel."""
-    return row.slot
-
-
-def with_holes(rows: Items[Row]) -> tuple[Row, ...]:
-    """Sort decode rows by slot and fill gaps with empty rows, so that stages read their table in place.
+def arrange(rows: Items[Row], *, fills_holes: bool) -> tuple[Row, ...]:
+    """Sort rows by slot; fill gaps with empty rows, so that stages read their table in place.
 
     Where more than half would be holes the rows stay as they are, and stages gather them.
     """
-    known = {row.slot: row for row in rows}
+    known = {row.slot: row for row in sorted(rows, key=lambda row: row.slot)}
     first, last = min(known), max(known)
-    if last - first + 1 > 2 * len(rows):
-        return tuple(sorted(rows, key=by_slot))
+    if not fills_holes or last - first + 1 > 2 * len(rows):
+        return tuple(known.values())
     return tuple(known.get(slot) or Row(None, slot, 0, ()) for slot in range(first, last + 1))
+
+
+@dataclass(frozen=True)
+class Advance:
+    """A sequence and the tokens it just got, in order; at least one, unless it can get no more."""
+
+    sequence: Sequence
+    token_ids: tuple[int, ...]
+    is_finite: bool = True  # False: the numbers that the next token would be drawn from are not finite
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -14,8 +15,8 @@ from distributed.frame import PrefixCopy
 from distributed.kv_sizes import padded_tokens, round_rows, round_tokens
 from distributed.prefill import ChunkPace, best_fill
 from distributed.regrouping import MAX_MOVED_TOKENS, MIN_TOKENS_LEFT, Moves, find_moves
-from distributed.scheduler import Advance, Scheduler, SchedulerLimits
-from distributed.sequence import Sequence, Status
+from distributed.scheduler import Scheduler, SchedulerLimits
+from distributed.sequence import Advance, Sequence, Status
 from distributed.slots import SlotLimits, SlotTables
 from distributed.splitting import Splitting
 from tests.scheduling import (
@@ -308,9 +309,9 @@ def test_a_full_budget_makes_requests_wait_and_then_serves_them() -> None:
 def test_a_sequence_larger_than_the_budget_can_never_fit() -> None:
     """Its prompt is refused at once; an answer is cut to what there is room for."""
     scheduler = make_scheduler(max_kv_tokens=200)
-    assert not scheduler.fit(make_sequence("a", num_prompt=128, max_tokens=20))
+    assert not scheduler.slots.fit(make_sequence("a", num_prompt=128, max_tokens=20))
     long = make_sequence("b", num_prompt=120, max_tokens=20)
-    assert scheduler.fit(long)
+    assert scheduler.slots.fit(long)
     scheduler.add(long)
     run_all(scheduler)
     assert (len(long.token_ids), long.ended_by) == (128, "length")
@@ -340,7 +341,8 @@ def test_every_sequence_ends_and_no_token_is_stepped_twice(
         num_tables=num_tables, max_rows=max_rows, max_kv_tokens=max_kv_tokens, splitting=splitting
     )
     sequences = [make_sequence(f"s{i}", n, m, first=1000 * i) for i, (n, m) in enumerate(prompts)]
-    sequences = [sequence for sequence in sequences if scheduler.slots.can_ever_fit(sequence)]
+    max_row = scheduler.slots.max_row_tokens
+    sequences = [sequence for sequence in sequences if sequence.max_total_tokens <= max_row]
     coming = sequences[::-1]
     kv = WrittenKV()
     for turn in range(5000):
@@ -512,6 +514,17 @@ def test_a_slow_chunk_is_smaller_while_somebody_waits_for_it() -> None:
             scheduler.add(make_sequence("late", num_prompt=300, max_tokens=60, first=5000))
     assert sizes[:5] == [128, 128, 128, 128, 88]
     assert sizes[5:] == [64, 64, 64, 64, 44]  # 200 ms / 2 ms - 32 = 68, in steps of 16
+
+
+def test_chunks_shrink_with_the_context_that_they_see() -> None:
+    """Tokens times context stay within a limit, down to 64 tokens; short prompts go whole."""
+    scheduler = make_scheduler(num_tables=1, chunk=512)
+    scheduler.limits = replace(scheduler.limits, max_chunk_scores=512 * 4096)
+    scheduler.add(make_sequence("a", num_prompt=40_000, max_tokens=1))
+    chunks = [(microbatch.rows[0].offset, microbatch.num_tokens) for microbatch in run_all(scheduler)]
+    assert all((offset + width) * width <= 512 * 4096 or width <= 64 for offset, width in chunks)
+    assert all(width == 512 for offset, width in chunks if offset + 512 <= 4096)
+    assert {width for _, width in chunks[:-1]} == {512, 448, 384, 320, 256, 192, 128, 64}
 
 
 def test_chunks_never_shrink_to_nothing() -> None:
