@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from distributed.sampling import draw, order_falling, sample
+from distributed.sampling import _greedy_on_gpu, draw, order_falling, sample
 from distributed.sampling_key import RowSampling, uniform
 
 
@@ -101,3 +101,20 @@ def test_the_key_is_spread_and_stable() -> None:
     assert abs(numbers.mean() - 0.5) < 0.02
     assert len({uniform(1, 0, 0), uniform(2, 0, 0), uniform(1, 1, 0), uniform(1, 0, 1)}) == 4
     assert uniform(42, 0, 7) == uniform(42, 0, 7)
+
+
+@pytest.mark.parametrize("rule", [{"temperature": 0.0}, {}, {"top_p": 0.9}, {"min_p": 0.1}, {"forced": 3}])
+def test_nothing_is_drawn_from_numbers_that_are_not_finite(rule: dict[str, float]) -> None:
+    """NaN or infinity anywhere in a row, or nothing but -infinity; tokens that are ruled out are no fault."""
+    logits = np.random.default_rng(1).standard_normal((5, 64)).astype(np.float32)
+    logits[1, 7], logits[2, 9], logits[3, :], logits[4, 1:] = np.nan, np.inf, -np.inf, -np.inf
+    for drawn in (sample(mx.array(logits), [make_row(**rule)] * 5), _greedy_on_gpu(mx.array(logits))):
+        assert [token is None for token in drawn] == [False, True, True, True, False]
+
+
+def test_greedy_ids_on_a_gpu_are_those_of_the_cpu() -> None:
+    """In every type that logits come in."""
+    logits = mx.random.normal((6, 500), key=mx.random.key(2))
+    for dtype in (mx.float32, mx.float16, mx.bfloat16):
+        rounded = logits.astype(dtype)
+        assert _greedy_on_gpu(rounded) == sample(rounded, [make_row(temperature=0.0)] * 6)
