@@ -45,7 +45,8 @@ class SlotTables:
     def __init__(self, limits: SlotLimits) -> None:
         self.limits = limits
         self.tables = [Table() for _ in range(limits.num_tables)]
-        self._resizes: list[Resize] = []  # not told yet, in the order in which they count
+        # Not told yet, in the order in which they count, and whether one only adds rows or tokens.
+        self._resizes: list[tuple[Resize, bool]] = []
         self._clock = 0
 
     @property
@@ -108,7 +109,7 @@ class SlotTables:
 
     def take_orders(self, number: int, slots: Items[int]) -> tuple[tuple[Resize, ...], tuple[Clear, ...]]:
         """Return what stages are to do before a frame with these rows of a table; once."""
-        resizes, self._resizes = tuple(self._resizes), []
+        resizes, self._resizes = tuple(order for order, _ in self._resizes), []
         clears = []
         for index in slots:
             slot = self.tables[number].slots[index]
@@ -319,9 +320,15 @@ class SlotTables:
 
     def _resize(self, number: int, num_rows: int, num_tokens: int, slots: tuple[int, ...] = ()) -> None:
         table = self.tables[number]
-        if slots or (table.num_rows, table.num_tokens) != (num_rows, num_tokens):
-            table.num_rows, table.num_tokens = num_rows, num_tokens
-            self._resizes.append(Resize(number, num_rows, num_tokens, slots))
+        if not slots and (table.num_rows, table.num_tokens) == (num_rows, num_tokens):
+            return
+        order = Resize(number, num_rows, num_tokens, slots)
+        only_grows = not slots and num_rows >= table.num_rows and num_tokens >= table.num_tokens
+        earlier = [i for i, (each, _) in enumerate(self._resizes) if each.table == number]
+        if only_grows and earlier and self._resizes[earlier[-1]][1]:
+            del self._resizes[earlier[-1]]  # one copy of the table instead of two
+        self._resizes.append((order, only_grows))
+        table.num_rows, table.num_tokens = num_rows, num_tokens
 
     def _seat(self, sequence: Sequence, number: int, index: int) -> None:
         table = self.tables[number]

@@ -46,6 +46,7 @@ class LocalRing:
         shape: RingShape,
         *,
         cpu_products: str | None = None,
+        dtype: str | None = None,
         drafter: Drafter | None = None,
     ) -> None:
         """Args: counts: layers by stage, first layers first."""
@@ -59,6 +60,7 @@ class LocalRing:
                     is_first=layers is ranges[0],
                     is_last=layers is ranges[-1],
                     cpu_products=cpu_products,
+                    dtype=dtype,
                 )
             )
             for layers in ranges

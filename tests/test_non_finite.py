@@ -6,6 +6,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ BAD = [3, 14, 15, POISON, 9, 2, 6]
 SHORT, LONG = [(11 * i) % 190 for i in range(9)], [(7 * i + 5) % 190 for i in range(30)]
 WAYS = [("llama", None), ("llama", "auto"), ("qwen2", None), ("qwen2", "blas")]
 WAYS += [("deepseek_v2", None), ("deepseek_v2", "auto")]
+WAYS += [("llama", "bfloat16")]  # by MLX alone, as on a GPU
 # NumPy warns of NaN; the tests are about what comes of it.
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 
@@ -37,8 +39,9 @@ def make_ring(request: pytest.FixtureRequest, folder_of: Callable[[str], Path]) 
     variant, products, split = request.param
 
     def make(shape: RingShape | None = None, **options: object) -> LocalRing:
-        kept = {"cpu_products": products, **options}
-        return LocalRing(folder_of(variant), split, shape or RingShape(), **kept)
+        kind = "dtype" if products == "bfloat16" else "cpu_products"
+        kinds: dict[str, Any] = {kind: products, **options}
+        return LocalRing(folder_of(variant), split, shape or RingShape(), **kinds)
 
     return make
 

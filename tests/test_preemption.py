@@ -174,13 +174,20 @@ def test_a_table_grows_by_a_step_and_in_powers_of_two_while_there_is_room() -> N
     scheduler.add(make_sequence("a", 600, 5000))
     scheduler.schedule()
     assert scheduler.slots.num_kv_tokens == next_tokens(600) == round_tokens(600) + 512
-    for number in range(4):
-        scheduler.add(make_sequence(str(number), 10, 20, first=1000 * number))
-    scheduler.finish(scheduler.running[0])
     short = make_scheduler(num_tables=1)
     short.add(make_sequence("b", 10, 20))
     short.schedule()
     assert short.slots.num_kv_tokens == padded_tokens(1, 30)
+
+
+def test_a_burst_of_requests_grows_a_table_once() -> None:
+    """Each growth is a copy of what is in it."""
+    scheduler = make_scheduler(num_tables=2, max_rows=16)
+    for number in range(20):
+        scheduler.add(make_sequence(str(number), 3, 20, first=1000 * number))
+    first = scheduler.schedule()
+    assert first is not None
+    assert sorted((order.table, order.num_rows) for order in first.resizes) == [(0, 16), (1, 16)]
 
 
 @pytest.mark.parametrize("products", [None, "auto"])
