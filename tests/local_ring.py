@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
 from distributed.drafting import Drafter
 from distributed.engine import to_frame
 from distributed.frame import parse_step
-from distributed.kv_sizes import most_tokens
 from distributed.models import load_stage
 from distributed.sampling import sample
 from distributed.sampling_key import RowSampling
@@ -36,43 +36,31 @@ class RingShape:
     chunk: int = 64
 
 
+def load_stages(folder: Path, counts: Items[int], **options: Any) -> list[Stage]:
+    """Load the stages of `counts` layers, first layers first; options as for `load_stage`."""
+    ends = [sum(counts[: i + 1]) for i in range(len(counts))]
+    ranges = [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
+    stages = []
+    for layers in ranges:
+        is_first, is_last = layers is ranges[0], layers is ranges[-1]
+        stages.append(Stage(load_stage(folder, layers, is_first=is_first, is_last=is_last, **options)))
+        stages[-1].measure_kv()
+    return stages
+
+
 class LocalRing:
     """Steps microbatches through all stages in the order in which they were made."""
 
-    def __init__(
-        self,
-        folder: Path,
-        counts: Items[int],
-        shape: RingShape,
-        *,
-        cpu_products: str | None = None,
-        dtype: str | None = None,
-        drafter: Drafter | None = None,
-    ) -> None:
-        """Args: counts: layers by stage, first layers first."""
-        ends = [sum(counts[: i + 1]) for i in range(len(counts))]
-        ranges = [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
-        self.stages = [
-            Stage(
-                load_stage(
-                    folder,
-                    layers,
-                    is_first=layers is ranges[0],
-                    is_last=layers is ranges[-1],
-                    cpu_products=cpu_products,
-                    dtype=dtype,
-                )
-            )
-            for layers in ranges
-        ]
-        for stage in self.stages:
-            stage.measure_kv()
+    def __init__(self, stages: Items[Stage], shape: RingShape, drafter: Drafter | None = None) -> None:
+        """Args: stages: of one model, in order; they forget their KV."""
+        self.stages = stages
+        for stage in stages:
+            stage.drop_tables()
         slots = SlotLimits(shape.num_tables, shape.max_rows, shape.max_kv_tokens, shape.max_kept_tokens)
         limits = SchedulerLimits(shape.num_tables + 1, shape.chunk, slots)
         self.scheduler = Scheduler(limits, drafter)
         self.failed: list[Sequence] = []
         self.rules: dict[Sequence, RowSampling] = {}
-        assert most_tokens(shape.max_kv_tokens)
 
     def ask(self, prompt: Items[int], max_tokens: int, rule: RowSampling = GREEDY) -> Sequence:
         """Let a prompt wait for its turn."""

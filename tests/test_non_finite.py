@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import pytest
 
+from distributed.drafting import Drafter, PromptLookup
 from distributed.sampling_key import RowSampling
-from distributed.sequence import Sequence
-from tests.local_ring import GREEDY, WARM, LocalRing, RingShape, answer, make_poisoned
+from distributed.sequence import Sequence, Status
+from distributed.stage import Stage
+from tests.local_ring import GREEDY, WARM, LocalRing, RingShape, answer, load_stages, make_poisoned
 
 POISON = 200
 SPLITS = ((4,), (2, 2))
@@ -28,20 +29,25 @@ MakeRing = Callable[..., LocalRing]
 
 
 @pytest.fixture(scope="module")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Make each variant's folder once."""
-    return cache(lambda variant: make_poisoned(tmp_path_factory.mktemp(variant), variant, POISON))
+def stages_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Stage]]:
+    """Load each variant's stages once."""
+
+    @cache
+    def load(variant: str, products: str | None, split: tuple[int, ...]) -> list[Stage]:
+        folder = make_poisoned(tmp_path_factory.mktemp(variant), variant, POISON)
+        kind = "dtype" if products == "bfloat16" else "cpu_products"
+        return load_stages(folder, split, **{kind: products})
+
+    return load
 
 
 @pytest.fixture(params=[(*way, split) for way in WAYS for split in SPLITS], ids=str)
-def make_ring(request: pytest.FixtureRequest, folder_of: Callable[[str], Path]) -> MakeRing:
+def make_ring(request: pytest.FixtureRequest, stages_of: Callable[..., list[Stage]]) -> MakeRing:
     """Make rings of one model, one way to run its layers and one split."""
-    variant, products, split = request.param
+    stages = stages_of(*request.param)
 
-    def make(shape: RingShape | None = None, **options: object) -> LocalRing:
-        kind = "dtype" if products == "bfloat16" else "cpu_products"
-        kinds: dict[str, Any] = {kind: products, **options}
-        return LocalRing(folder_of(variant), split, shape or RingShape(), **kinds)
+    def make(shape: RingShape | None = None, drafter: Drafter | None = None) -> LocalRing:
+        return LocalRing(stages, shape or RingShape(), drafter)
 
     return make
 
@@ -144,3 +150,60 @@ def test_an_answer_that_comes_to_it_keeps_the_tokens_before(make_ring: MakeRing)
     row = ring.ask(SHORT, 8, RowSampling(**{**vars(GREEDY), "forced": POISON}))
     ring.run()
     assert (ring.failed, answer(row)) == ([row], [POISON])
+
+
+def make_prompt(source: random.Random) -> list[int]:
+    """Make a prompt that often begins as others do, and now and then holds the token that is not finite."""
+    opening, length = source.randint(0, 3), source.randint(8, 60)
+    prompt = [(37 * opening + 11 * i) % 190 for i in range(length if opening else 0)]
+    prompt += [source.randint(0, 189) for _ in range(source.randint(1, 40))]
+    if source.random() < 0.35:
+        prompt.insert(source.randint(0, len(prompt)), POISON)
+    return prompt
+
+
+class Wild(Misled):
+    """Guesses anything, so now and then what is not finite."""
+
+    def __init__(self, source: random.Random) -> None:
+        self._source = source
+
+    def propose(self, sequences: Items[Sequence]) -> list[tuple[int, ...]]:
+        """See Drafter."""
+        wild = [
+            tuple(self._source.choice((POISON, 5, 9)) for _ in range(self._source.randint(0, 4)))
+            for _ in sequences
+        ]
+        return [
+            guess[: max(0, each.max_total_tokens - len(each.token_ids) - 1)]
+            for guess, each in zip(wild, sequences, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_in_any_company_each_ends_as_it_does_alone(make_ring: MakeRing, seed: int) -> None:
+    """Shared openings, kept tokens, guesses, cancels and little KV: the same tokens, the same failures."""
+    source = random.Random(seed)
+    plan = [(make_prompt(source), source.randint(1, 90), source.choice((GREEDY, WARM))) for _ in range(7)]
+    expected = []
+    for each in plan:
+        single = make_ring()
+        sequence = single.ask(*each)
+        single.run()
+        expected.append((bool(single.failed), answer(sequence)))
+    kept, chunk = source.choice((0, 300, 2000)), source.choice((8, 16, 64))
+    shape = RingShape(source.randint(1, 2), source.randint(2, 5), 1024, kept, chunk)
+    ring = make_ring(shape, source.choice((None, Wild(source), PromptLookup())))
+    sequences: list[Sequence] = []
+    gone = set()
+    while len(sequences) < len(plan) or ring.scheduler.has_work:
+        if len(sequences) < len(plan) and source.random() < 0.3:
+            sequences.append(ring.ask(*plan[len(sequences)]))
+        elif sequences and source.random() < 0.02:
+            victim = source.choice(sequences)
+            if victim.status is not Status.FINISHED:
+                ring.scheduler.finish(victim)
+                gone.add(victim)
+        ring.run(num_steps=1)
+    for sequence, wanted in zip(sequences, expected, strict=True):
+        assert sequence in gone or (sequence in ring.failed, answer(sequence)) == wanted

@@ -13,7 +13,7 @@ from distributed.kv_sizes import next_tokens, padded_tokens, round_tokens
 from distributed.scheduler import Scheduler
 from distributed.sequence import Sequence, Status
 from tests.checkpoints import make_checkpoint
-from tests.local_ring import GREEDY, WARM, LocalRing, RingShape, answer
+from tests.local_ring import GREEDY, WARM, LocalRing, RingShape, answer, load_stages
 from tests.scheduling import Whims, WrittenKV, give_back, make_scheduler, make_sequence
 
 
@@ -201,12 +201,13 @@ def test_answers_are_as_if_alone(
     prompts = [[(7 * i + 31 * j + 3) % 250 for i in range(30 + 9 * j)] for j in range(4)]
     rules = [GREEDY, WARM, GREEDY, WARM]
     shape = RingShape(num_tables=2, max_kv_tokens=640, chunk=32)
-    crowded = LocalRing(folder, split, shape, cpu_products=products)
+    stages = load_stages(folder, split, cpu_products=products)
+    crowded = LocalRing(stages, shape)
     rows = [crowded.ask(prompt, 120, rule) for prompt, rule in zip(prompts, rules, strict=True)]
     crowded.run()
     assert crowded.scheduler.num_preemptions > 0
     for row, prompt, rule in zip(rows, prompts, rules, strict=True):
-        alone = LocalRing(folder, split, RingShape(), cpu_products=products)
+        alone = LocalRing(stages, RingShape())
         single = alone.ask(prompt, 120, rule)
         alone.run()
         assert answer(row) == answer(single)
