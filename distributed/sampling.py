@@ -28,6 +28,7 @@ _CUTOFFS = (1e-2, 1e-4, 1e-7, 0.0)
 # From so many on, sorting keys is the faster way: 4 to 7 times at 10,000 and more (numpy 2.4 with AVX2).
 _MANY = 2000
 _SURELY_LESS = 0.999  # whatever the order is in which float32 numbers are summed
+_MAX_FLOAT = float(np.finfo(np.float32).max)
 
 
 def sample(logits: mx.array, rows: Items[RowSampling]) -> list[int | None]:
@@ -69,7 +70,9 @@ def _greedy_on_gpu(logits: mx.array) -> list[int | None]:
 def draw(logits: Float32Array, best: int, row: RowSampling) -> int:
     """Draw one token id from one row's logits (V,) float32 whose argmax is `best`."""
     weights = logits - logits[best]
-    weights *= np.float32(1.0 / row.temperature)
+    weights *= np.float32(
+        min(1.0 / row.temperature, _MAX_FLOAT)
+    )  # infinity would make 0 x infinity of the best
     np.exp(weights, out=weights)
     if row.min_p:
         token = _draw_above(weights, row.min_p, None, row)

@@ -72,6 +72,16 @@ def test_any_filter_finds_a_token(seed: int, top_p: float, top_k: int, temperatu
     assert expected(logits, row)[token] > 0
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+@pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}, {"top_k": 3}, {"min_p": 0.5}])
+def test_the_smallest_temperatures_take_the_best_token(filters: dict[str, float]) -> None:
+    """Down to the smallest number there is, which has no finite inverse."""
+    logits = np.random.default_rng(4).standard_normal(500).astype(np.float32)
+    for temperature in (1e-5, 1e-30, 1e-39, 5e-324):
+        best = int(logits.argmax())
+        assert draw(logits, best, make_row(temperature=temperature, **filters)) == best
+
+
 @pytest.mark.parametrize("num", [0, 1, 100, 5000])
 def test_many_weights_are_ordered_as_few(num: int) -> None:
     """As a stable sort would, with equal weights, zeros and the smallest numbers there are."""
