@@ -70,9 +70,10 @@ def _greedy_on_gpu(logits: mx.array) -> list[int | None]:
 def draw(logits: Float32Array, best: int, row: RowSampling) -> int:
     """Draw one token id from one row's logits (V,) float32 whose argmax is `best`."""
     weights = logits - logits[best]
-    weights *= np.float32(
-        min(1.0 / row.temperature, _MAX_FLOAT)
-    )  # infinity would make 0 x infinity of the best
+    with np.errstate(
+        over="ignore"
+    ):  # -infinity is as good; an infinite factor would make NaN of the best token
+        weights *= np.float32(min(1.0 / row.temperature, _MAX_FLOAT))
     np.exp(weights, out=weights)
     if row.min_p:
         token = _draw_above(weights, row.min_p, None, row)

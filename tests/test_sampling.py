@@ -72,7 +72,6 @@ def test_any_filter_finds_a_token(seed: int, top_p: float, top_k: int, temperatu
     assert expected(logits, row)[token] > 0
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered")
 @pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}, {"top_k": 3}, {"min_p": 0.5}])
 def test_the_smallest_temperatures_take_the_best_token(filters: dict[str, float]) -> None:
     """Down to the smallest number there is, which has no finite inverse."""
