@@ -205,7 +205,6 @@ class Intake:
         result = answer.result(finish_reason, self._layers)
         answer.log.close()
         self._forget(answer)
-        self._unlogged.pop(answer.request.id, None)
         if finish_reason == "cancelled":
             self._owner.clear_cancel(answer.request.id)
         self._write(answer.claim, result)
@@ -261,6 +260,7 @@ class Intake:
 
     def _forget(self, answer: Answer) -> None:
         self.answers.pop(answer.request.id, None)
+        self._unlogged.pop(answer.request.id, None)
         self._by_sequence.pop(answer.sequence, None)
         self._solo.discard(answer)
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 from config import Settings
 from config.context_length import limit_context, read_model_tokens
 from distributed.checkpoint import read_config
-from distributed.drafting import MAX_DRAFTS, PromptLookup
+from distributed.drafting import PromptLookup
 from distributed.engine import EngineLimits
-from distributed.frame import max_step_bytes
 from distributed.kv_sizes import most_tokens
 from distributed.memory import has_gpu
 from distributed.model_shape import count_experts
-from distributed.prefill import MIN_PACED_TOKENS
+from distributed.prefill import FULL_CHUNK_CONTEXT, MIN_PACED_TOKENS
 from distributed.ring_status import RingStatus
 from distributed.scheduler import Scheduler, SchedulerLimits
 from distributed.slots import SlotLimits
@@ -41,10 +40,6 @@ def _has_experts(settings: Settings) -> bool:
 def make_engine_limits(settings: Settings) -> EngineLimits:
     """Return the limits of rank 0's loop."""
     return EngineLimits(
-        max_frame_bytes=max_step_bytes(
-            settings.max_rows_per_microbatch,
-            max(chunk_tokens(settings), settings.max_rows_per_microbatch * (1 + MAX_DRAFTS)),
-        ),
         poll_interval_seconds=settings.poll_interval,
         step_timeout_seconds=settings.step_timeout,
         shutdown_timeout_seconds=settings.shutdown_timeout,
@@ -80,6 +75,7 @@ def make_scheduler(settings: Settings, status: RingStatus, thread_gain: float) -
         max_chunk_tokens=chunk_tokens(settings),
         slots=slots,
         paces_chunks=settings.prefill_chunk_tokens == "auto",
+        max_chunk_scores=max(GPU_CHUNK_TOKENS, chunk_tokens(settings)) * FULL_CHUNK_CONTEXT,
         min_paced_tokens=MIN_MIXTURE_CHUNK_TOKENS if _has_experts(settings) else MIN_PACED_TOKENS,
     )
     # Stages with cores of their own cannot gain by one group, which is at least as much work, one by one.

@@ -58,15 +58,15 @@ class Stage:
             Hidden states (B, T, D), after the final norm on the last stage.
         """
         self._begin_products(is_alone=step.is_alone)
-        table = self._tables.get(step.table)
-        if table is None:
-            table = self._tables[step.table] = self.model.make_table()
-        if step.resets_table:
-            table.reset()
+        for resize in step.resizes:
+            self._table(resize.table).resize(resize)
+        if step.resizes:
             drop_cache()
+        table = self._table(step.table)
+        for clear in step.clears:
+            table.clear(clear)
         for copy in step.copies:
-            source = self._tables[copy.from_table]
-            table.copy_prefix(source, copy.from_slot, copy.to_slot, copy.num_tokens)
+            table.copy_prefix(self._table(copy.from_table), copy.from_slot, copy.to_slot, copy.num_tokens)
         hidden = self.model.forward(inputs, table.begin(step))
         if meanwhile is not None:
             mx.async_eval(hidden, table.arrays)
@@ -98,6 +98,11 @@ class Stage:
         if step.num_tokens == 1 and len(wanted) == step.num_rows:
             return self.model.logits(hidden[:, 0])
         return self.model.logits(hidden[mx.array(rows), mx.array(columns)])
+
+    def _table(self, number: int) -> Any:
+        if number not in self._tables:
+            self._tables[number] = self.model.make_table()
+        return self._tables[number]
 
     def _begin_products(self, *, is_alone: bool) -> None:
         if self._threads is not None and self._use_threads is not None:

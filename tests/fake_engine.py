@@ -115,7 +115,7 @@ class FakeEngine:
             "last_lap_unix": now,
             "ranks": [rank],
             "queue": {"num_waiting": 0, "num_running": 0, "oldest_wait_s": 0.0},
-            "kv": {"max_tokens": 100, "num_tokens": 25},
+            "kv": {"max_tokens": 100, "num_tokens": 25, "num_preemptions": 6},
             "totals": totals,
             "results": {"num_bytes": 12288, "removed_by_age": 2, "removed_by_size": 5},
         }

@@ -240,6 +240,7 @@ def test_metrics_report_the_ring(service: Service) -> None:
         'ring_results_removed_total{reason="age"} 2.0',
         'ring_results_removed_total{reason="size"} 5.0',
         "ring_kv_cache_usage_perc 0.25",
+        "ring_num_preemptions_total 6.0",
         'ring_rank_up{host="127.0.0.1",rank="0"} 1.0',
         'ring_rank_layers{rank="0"} 30.0',
         'ring_rank_busy_ratio{rank="0"} 0.5',

@@ -14,7 +14,7 @@ import pytest
 from config import Settings, load_settings
 from distributed import lifeline, memory, rank
 from distributed.capacities import RANK_BYTES
-from distributed.frame import StageStep
+from distributed.frame import Resize, StageStep
 from distributed.lifeline import Lifeline
 from distributed.model_shape import ModelShape
 from distributed.ring import LoopbackRing
@@ -129,18 +129,19 @@ def test_without_a_gpu_the_cache_is_left_alone(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_long_chunks_and_dropped_tables_give_their_buffers_back(tmp_path: Path, gpu: dict[str, Any]) -> None:
-    """A decode step gives none back: it takes the same ones again. A table that is emptied does."""
+    """A decode step gives none back: it takes the same ones again. A table of another size does."""
     stage = Stage(shard_and_load(make_checkpoint(tmp_path, "llama"), 0, 1))
 
-    def run(num_tokens: int, *, resets: bool = False) -> int:
+    def run(num_tokens: int, *resizes: Resize) -> int:
         before: int = gpu["num_clears"]
-        step = StageStep(0, (0,), (0,), (num_tokens,), num_tokens=num_tokens, resets_table=resets)
+        step = StageStep(0, (0,), (0,), (num_tokens,), num_tokens=num_tokens, resizes=resizes)
         stage.run(step, mx.ones((1, num_tokens), mx.int32))
         return int(gpu["num_clears"]) - before
 
+    table = Resize(0, 1, 2 * LONG_STEP_TOKENS)
+    assert run(1, table) == 1
     assert run(1) == 0
     assert run(LONG_STEP_TOKENS) == 1
-    assert run(1, resets=True) == 1
     before = gpu["num_clears"]
     stage.drop_tables()
     assert gpu["num_clears"] == before + 1
