@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from cluster.hosts import Host
-from cluster.probe import FIND_PYTHON, make_facts, make_program, make_python_command, probe, quote_remote
+from cluster.probe import FIND_PYTHON, make_facts, make_python_command, probe, quote_remote
 from cluster.sent import facts
+from cluster.sent_program import make_program
 from config.live import load_for_looking
 
 VM_STAT = """\
@@ -216,7 +217,7 @@ def test_a_clock_that_is_off_is_told_by_how_much() -> None:
 
 def test_the_programs_are_of_the_standard_library_and_fit_old_pythons() -> None:
     """They run in a host's own Python, from 3.8 on, with nothing of ours beside them."""
-    for name in ("facts", "link"):
+    for name in ("environment", "facts", "link"):
         program = make_program(name, {"a": 'quotes " and \\ and \n'}).decode()
         tree = ast.parse(program, feature_version=(3, 8))
         imported = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
