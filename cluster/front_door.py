@@ -270,4 +270,4 @@ def _describe_end(child: Child) -> str:
 
 
 def _last_line(child: Child) -> str:
-    return f": {child.log.last_lines[-1]}" if child.log.last_lines else ""
+    return f": {child.log.last_words}" if child.log.last_words else ""

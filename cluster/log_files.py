@@ -7,7 +7,9 @@ lines, not the service. Knows nothing of what the lines say.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 from collections import deque
 from pathlib import Path
 
@@ -20,6 +22,10 @@ NUM_LAST_LINES = 20
 def log_path(log_dir: Path, process: str) -> Path:
     """Where the log of a process lies: `rank 0` → `rank-0.log`."""
     return log_dir / f"{process.replace(' ', '-')}.log"
+
+
+# As config/logs.py writes it.
+_LINE_START = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+ [A-Z]+ [^:]+: ")
 
 
 class LogMarks:
@@ -75,6 +81,14 @@ class ProcessLog(LineBuffer):
         super().__init__()
         self._file = file
         self.last_lines: deque[str] = deque(maxlen=NUM_LAST_LINES)
+
+    @property
+    def last_words(self) -> str:
+        """What its last line says, without time, level and process; empty where it said nothing."""
+        line = self.last_lines[-1] if self.last_lines else ""
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            return str(json.loads(line)["message"])  # LOG_FORMAT=json
+        return _LINE_START.sub("", line)
 
     def put_line(self, line: str) -> None:
         """Append to the file; the line is dropped where the disk refuses it."""

@@ -161,7 +161,7 @@ class RingKeeper:
     async def _pause(self, verdict: Verdict, delay_s: float | None, policy: RestartPolicy) -> None:
         """Say what happened and wait for the next try; for ever, where there is none."""
         running, state = self._running, self._running.state
-        is_news = not verdict.is_away or verdict.reason != state.reason  # a host that stays away is told once
+        is_known = verdict.reason == state.reason and (verdict.is_away or policy.is_open)
         state.failed_process, state.reason = verdict.process, verdict.reason
         state.num_failures, state.is_stuck = max(policy.num_failures, policy.num_away), policy.is_open
         if delay_s is None:
@@ -169,7 +169,7 @@ class RingKeeper:
             running.set_state("failed", verdict.reason)
             await wait_for_any(self._stop, self._restart)
             return
-        if is_news:
+        if not is_known:  # what stays is told once
             logger.warning("%s; the ring starts again in %.1f s", verdict.reason, delay_s)
         state.num_restarts += not verdict.is_away
         state.next_try_unix = time.time() + delay_s

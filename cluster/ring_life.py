@@ -333,8 +333,7 @@ class RingLife:
         if code == EXIT_RING_LOST and (missing := self._find_missing()):
             return missing
         title = next(rank.title for rank in self.ranks if rank.child is culprit)
-        last_lines = culprit.log.last_lines
-        said = f": {last_lines[-1]}" if code > 0 and last_lines else ""
+        said = f": {culprit.log.last_words}" if code > 0 and culprit.log.last_words else ""
         if culprit.has_lost_host:
             return Verdict(f"{title} was lost with the ssh connection{said}", culprit.name, is_away=True)
         return Verdict(

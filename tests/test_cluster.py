@@ -155,6 +155,26 @@ def test_a_log_on_a_full_disk_loses_lines_and_nothing_else() -> None:
     log = ProcessLog(RotatingFile(Path("/dev/full")))
     log.feed(b"one\ntwo\n")
     assert list(log.last_lines) == ["one", "two"]
+    assert log.last_words == "two"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            "2026-11-29 19:20:24.855 ERROR rank 0: /there/config.json is missing",
+            "/there/config.json is missing",
+        ),
+        ('{"time": "2026", "level": "ERROR", "process": "api", "message": "no: room"}', "no: room"),
+        ("ModuleNotFoundError: No module named 'mlx'", "ModuleNotFoundError: No module named 'mlx'"),
+        ("[1, 2]", "[1, 2]"),
+    ],
+)
+def test_the_reason_of_an_end_is_what_was_said_not_when(tmp_path: Path, line: str, words: str) -> None:
+    """Time, level and process of the log's line are left out, in both formats."""
+    log = ProcessLog(RotatingFile(tmp_path / "rank-0.log"))
+    log.put_line(line)
+    assert log.last_words == words
 
 
 def test_an_identity_tells_a_process_from_another_with_its_pid() -> None:

@@ -290,15 +290,14 @@ def test_a_start_waits_for_a_service_that_is_still_stopping(bench: Bench) -> Non
     assert now.state == "ready" and now.holder and now.holder.pid != old.pid
 
 
-def test_a_restart_brings_back_a_service_that_was_given_up(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ring and front door that never worked are tried anew when somebody asks."""
-    (bench.root / "trouble").write_text("refuse:0", encoding="ascii")
+@pytest.mark.parametrize(("file", "trouble"), [("trouble", "refuse:0"), ("refuse-api", "")])
+def test_a_restart_brings_back_a_service_that_was_given_up(bench: Bench, file: str, trouble: str) -> None:
+    """A ring or a front door that never worked is tried anew when somebody asks."""
+    (bench.root / file).write_text(trouble, encoding="ascii")
     with subprocess.Popen(supervisor_command(bench), stderr=subprocess.DEVNULL) as supervisor:
         failed = bench.wait_until(lambda service: service.state == "failed")
         assert "./launch.sh restart" in str(failed.waits_for)
-        (bench.root / "trouble").unlink()
+        (bench.root / file).unlink()
         assert bench.restart() == 0
         supervisor.send_signal(signal.SIGTERM)
         assert supervisor.wait(10) == 0

@@ -218,7 +218,7 @@ def test_a_clock_that_is_off_is_told_by_how_much() -> None:
 
 def test_the_programs_are_of_the_standard_library_and_fit_old_pythons() -> None:
     """They run in a host's own Python, from 3.8 on, with nothing of ours beside them."""
-    for name in ("facts", "link"):
+    for name in ("environment", "facts", "link"):
         program = make_program(name, {"a": 'quotes " and \\ and \n'}).decode()
         tree = ast.parse(program, feature_version=(3, 8))
         imported = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
