@@ -464,7 +464,7 @@ def test_a_ring_that_the_disk_refuses_is_tried_for_as_long_as_it_takes(code: int
         return None
 
     life = ring_life.RingLife(plan, lambda name: RotatingFile(Path(name)), lambda: None, take_none)
-    log = SimpleNamespace(last_lines=["the disk says no"])
+    log = SimpleNamespace(last_words="the disk says no")
     ended = SimpleNamespace(exit_code=code, name="rank 0", has_lost_host=False, log=log)
     life.ranks[0].child = ended  # type: ignore[assignment]
     verdict = asyncio.run(life._name_culprit([]))
