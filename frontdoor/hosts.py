@@ -5,6 +5,7 @@ The check keeps such a page from reaching a server on the user's machine by givi
 below it), `.name` (both) or `*` (any). Knows nothing of requests; docs/security.md has the list for people.
 """
 
+import contextlib
 import functools
 import ipaddress
 import re
@@ -61,11 +62,12 @@ def is_allowed_host(header: str | None, patterns: frozenset[str]) -> bool:
 
 
 def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
+    """Tell an address, also in the short forms that curl sends as they are typed (127.1)."""
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.ip_address(name))
+    with contextlib.suppress(OSError):
+        return bool(socket.inet_aton(name))
+    return False
 
 
 def _matches(name: str, patterns: frozenset[str]) -> bool:
