@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -42,6 +42,7 @@ ENCODERS = {name: make_encoder(tokenizer) for name, tokenizer in BOTH.items()}
 
 
 @pytest.mark.parametrize("name", BOTH)
+@settings(deadline=None)
 @given(text=TEXTS, adds=st.booleans())
 def test_both_libraries_number_alike(name: str, text: str, adds: bool) -> None:
     """Any text in any script, for every family of tokenizers that is served."""

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distributed.text_stream import TextStream
@@ -56,6 +56,7 @@ def is_utf8(name: str, token_ids: list[int]) -> bool:
 
 
 @pytest.mark.parametrize("name", DECODED)
+@settings(deadline=None)
 @given(data=st.data())
 def test_the_text_is_that_of_the_whole_list_of_ids(name: str, data: Any) -> None:
     """Token by token, whatever the kind of tokenizer, ids beyond the vocabulary and halves of characters."""
@@ -178,6 +179,7 @@ TEXT = st.characters(codec="utf-8")
 STOPS = st.lists(st.text(TEXT, min_size=1, max_size=4), max_size=16)
 
 
+@settings(deadline=None)
 @given(text=st.text(TEXT, max_size=40), stops=STOPS)
 def test_pieces_are_the_text_up_to_the_first_stop_string(text: str, stops: list[str]) -> None:
     """Whatever the text and the stop strings."""

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -37,6 +37,7 @@ def make_encoder(tokenizer: Tokenizer) -> TurnEncoder:
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
+@settings(deadline=None)
 @given(texts=st.lists(TEXTS, min_size=1, max_size=4))
 def test_turn_by_turn_is_the_same_as_at_once(name: str, texts: list[str]) -> None:
     """Whatever is between the special tokens, halves of them included, fresh or remembered."""
