@@ -205,6 +205,25 @@ def test_ballast_lets_a_result_be_written_on_a_full_disk(tmp_path: Path) -> None
         assert spool.folder.ballast.exists()
 
 
+def test_a_sweep_of_a_read_only_disk_is_one_line_a_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However many results are old; at the next sweep they go."""
+    fs = FailingFileSystem("unlink", errno.EROFS, "done/")
+    spool = Spool.open(tmp_path / "spool", durability="process", fs=fs)
+    with open_owner(spool) as owner:
+        for _ in range(3):
+            request = submit(spool)
+            assert owner.complete(claim_one(owner), answer(request))
+        fs.is_failing = True
+        assert owner.sweep(time.time() + 100, 10.0).num_results_by_age == 0
+        lines = [line for line in caplog.text.splitlines() if "in done/" in line]
+        assert len(lines) == 1
+        assert lines[0].endswith("Read-only file system, nor 2 others")
+        fs.is_failing = False
+        assert owner.sweep(time.time() + 100, 10.0).num_results_by_age == 3
+
+
 @pytest.mark.parametrize(
     ("call", "part", "number", "code"),
     [
@@ -339,22 +358,3 @@ def test_subfolder_that_is_a_link_is_refused(spool: Spool, tmp_path: Path) -> No
     spool.folder.idem.symlink_to(tmp_path)
     with pytest.raises(SpoolRefused, match="not a folder"):
         Spool.open(spool.folder.root)
-
-
-def test_a_sweep_of_a_read_only_disk_is_one_line_a_folder(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """However many results are old; at the next sweep they go."""
-    fs = FailingFileSystem("unlink", errno.EROFS, "done/")
-    spool = Spool.open(tmp_path / "spool", durability="process", fs=fs)
-    with open_owner(spool) as owner:
-        for _ in range(3):
-            request = submit(spool)
-            assert owner.complete(claim_one(owner), answer(request))
-        fs.is_failing = True
-        assert owner.sweep(time.time() + 100, 10.0).num_results_by_age == 0
-        lines = [line for line in caplog.text.splitlines() if "in done/" in line]
-        assert len(lines) == 1
-        assert lines[0].endswith("Read-only file system, nor 2 others")
-        fs.is_failing = False
-        assert owner.sweep(time.time() + 100, 10.0).num_results_by_age == 3
