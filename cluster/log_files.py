@@ -7,7 +7,6 @@ lines, not the service. Knows nothing of what the lines say.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import deque
 from pathlib import Path
 
@@ -20,27 +19,6 @@ NUM_LAST_LINES = 20
 def log_path(log_dir: Path, process: str) -> Path:
     """Where the log of a process lies: `rank 0` → `rank-0.log`."""
     return log_dir / f"{process.replace(' ', '-')}.log"
-
-
-class LogMarks:
-    """Where each log of a folder ended at one moment."""
-
-    def __init__(self, log_dir: Path) -> None:
-        self._ends: dict[Path, tuple[int, int]] = {}
-        for path in log_dir.glob("*.log"):
-            with contextlib.suppress(OSError):
-                found = path.stat()
-                self._ends[path] = (found.st_ino, found.st_size)
-
-    def read_since(self, path: Path) -> list[str]:
-        """The lines that a log got since then; all of one that is new or was rotated."""
-        try:
-            with path.open("rb") as file:
-                inode, size = self._ends.get(path, (0, 0))
-                file.seek(size if os.fstat(file.fileno()).st_ino == inode else 0)
-                return file.read().decode("utf-8", errors="replace").splitlines()
-        except OSError:
-            return []
 
 
 class LineBuffer:
@@ -82,3 +60,24 @@ class ProcessLog(LineBuffer):
             self.last_lines.append(line)
         with contextlib.suppress(OSError):
             self._file.write_line(line)
+
+
+class LogMarks:
+    """Where each log of a folder ended at one moment."""
+
+    def __init__(self, log_dir: Path) -> None:
+        self._ends: dict[Path, tuple[int, int]] = {}
+        for path in log_dir.glob("*.log"):
+            with contextlib.suppress(OSError):
+                found = path.stat()
+                self._ends[path] = (found.st_ino, found.st_size)
+
+    def read_since(self, path: Path) -> list[str]:
+        """The lines that a log got since then; all of one that is new or was rotated."""
+        try:
+            with path.open("rb") as file:
+                inode, size = self._ends.get(path, (0, 0))
+                file.seek(size if path.stat().st_ino == inode else 0)
+                return file.read().decode("utf-8", errors="replace").splitlines()
+        except OSError:
+            return []

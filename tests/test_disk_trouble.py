@@ -23,7 +23,7 @@ from cluster import disk, ring_life
 from cluster.command_line import run_command
 from cluster.errors import ClusterError
 from cluster.lock import LOCK_NAME, SupervisorLock, read_holder
-from cluster.log_files import LogMarks
+from cluster.log_files import LogMarks, ProcessLog
 from cluster.placing import Placed, forget_placed, load_placed
 from cluster.service import Service, read_service_at
 from cluster.state_file import mark_ring_ended
@@ -464,7 +464,8 @@ def test_a_ring_that_the_disk_refuses_is_tried_for_as_long_as_it_takes(code: int
         return None
 
     life = ring_life.RingLife(plan, lambda name: RotatingFile(Path(name)), lambda: None, take_none)
-    log = SimpleNamespace(last_lines=["the disk says no"])
+    log = ProcessLog(RotatingFile(Path("/dev/null")))
+    log.last_lines.append("the disk says no")
     ended = SimpleNamespace(exit_code=code, name="rank 0", has_lost_host=False, log=log)
     life.ranks[0].child = ended  # type: ignore[assignment]
     verdict = asyncio.run(life._name_culprit([]))
