@@ -67,9 +67,10 @@ def main() -> int:
         uvicorn.Server(server_config(app, settings)).run()
     else:
         follow_supervisor(app, _end_with_supervisor)
-        # What replaces it serves already: its clients get the time that they are ready to wait.
-        config = server_config(app, settings, patience_s=settings.request_timeout)
-        SupervisedServer(config).run(sockets=[listening])
+        server = SupervisedServer(
+            server_config(app, settings), lambda: app.state.front_door.settings.request_timeout
+        )
+        server.run(sockets=[listening])
     return 0
 
 
@@ -105,7 +106,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def server_config(app: object, settings: Settings, *, patience_s: float | None = None) -> uvicorn.Config:
+def server_config(app: object, settings: Settings) -> uvicorn.Config:
     """Say how uvicorn serves the app, and how long it waits for clients at the end; it logs where we log."""
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
@@ -119,7 +120,7 @@ def server_config(app: object, settings: Settings, *, patience_s: float | None =
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=int(settings.shutdown_timeout if patience_s is None else patience_s) + 1,
+        timeout_graceful_shutdown=int(settings.shutdown_timeout) + 1,
         limit_concurrency=max(64, settings.file_descriptor_soft_limit - DESCRIPTORS_KEPT_FREE),
         backlog=1024,
     )

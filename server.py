@@ -36,6 +36,7 @@ from distributed.lifeline import (
     read_first_line,
     say_started,
 )
+from distributed.mac import drop_fast_synch, keep_awake
 from distributed.threads import ProductThreads
 
 LOWEST_PRIORITY = 19
@@ -71,6 +72,8 @@ def _serve(settings: Settings, options: argparse.Namespace) -> int:
     rank: int | None = options.rank
     if rank is not None:
         say_started()
+    drop_fast_synch()
+    keep_awake()
     num_threads, num_alone = _count_threads(settings, rank)
     blas = load_fast_blas(settings.cpu_blas, num_threads)
     imports = Imports(settings, is_spare=options.spare)

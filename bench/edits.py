@@ -92,12 +92,13 @@ def make_forced_request(edit: Edit, tokenizer: PromptTokenizer, model: str) -> R
     return Request(
         id=uuid.uuid4().hex,
         params=params,
-        text=rendered,
-        token_ids=tuple(tokenizer.encode_rendered(rendered)),
+        text=rendered.text,
+        token_ids=tuple(tokenizer.encode_rendered(rendered.text, literals=rendered.literals)),
         tokenizer_hash=tokenizer.hash,
         model=model,
         created_unix=time.time(),
         forced_token_ids=tuple(forced),
+        literals=rendered.literals,
     )
 
 

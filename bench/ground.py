@@ -38,7 +38,8 @@ class Ground:
         tokenizer = PromptTokenizer(self.model_folder)
 
         def encode(prompt: str) -> list[int]:
-            return tokenizer.encode_rendered(tokenizer.render([{"role": "user", "content": prompt}]))
+            chat = tokenizer.render([{"role": "user", "content": prompt}])
+            return tokenizer.encode_rendered(chat.text, literals=chat.literals)
 
         return encode
 

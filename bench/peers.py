@@ -31,6 +31,7 @@ from bench.load import Server
 from bench.names import DEFAULT_PEER, PEER
 from bench.ours import read_blas
 from cluster.ports import free_ring_ports
+from cluster.processes import PSUTIL_ERRORS
 from config.limits import count_cores
 
 HOST = "127.0.0.1"
@@ -198,5 +199,5 @@ def _end(ranks: list[subprocess.Popen[bytes]]) -> None:
 def _children_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     try:
         return psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
+    except PSUTIL_ERRORS:
         return []

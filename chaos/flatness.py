@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from chaos.killer import MARKER
-from cluster.processes import ProcessIdentity
+from cluster.processes import PSUTIL_ERRORS, ProcessIdentity
 from cluster.service import read_service
 from config import Settings
 from spool.names import id_of, is_entry_name
@@ -110,17 +110,18 @@ def measure(identity: ProcessIdentity | None) -> dict[str, float]:
             "descriptors": process.num_fds(),
             "memory_mib": round(process.memory_info().rss / MIB, 1),
         }
-    except psutil.Error:
+    except PSUTIL_ERRORS:
         return {}
 
 
 def marked_processes(marker: str) -> Iterator[psutil.Process]:
     """Every living process of a run, orphans among them."""
-    for process in psutil.process_iter():
+    for pid in psutil.pids():
         try:
+            process = psutil.Process(pid)
             if process.environ().get(MARKER) == marker and process.status() != psutil.STATUS_ZOMBIE:
                 yield process
-        except psutil.Error:
+        except PSUTIL_ERRORS:
             continue
 
 

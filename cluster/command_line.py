@@ -25,6 +25,13 @@ DELEGATED = {"bench": "bench", "chaos": "chaos", "trace": "bench.trace"}
 EXIT_WRONG_SETTINGS = 2
 EXIT_INTERRUPTED = 130
 EXIT_NO_READER = 141  # what a shell shows for SIGPIPE
+# What Ctrl-C leaves, where the command itself does not say it.
+LEFT_BY = {
+    "start": "nothing was started; ./launch.sh start goes on where this ended",
+    "restart": "what was begun goes on: see ./launch.sh status",
+    "stop": "the service goes on stopping: see ./launch.sh status",
+    "demo": "./launch.sh status says whether the service runs, ./launch.sh stop ends it",
+}
 AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 # Flags that stand for a setting.
 SETTING_FLAGS = {
@@ -51,6 +58,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return run_command(options)
     except KeyboardInterrupt:
+        if options.command in LEFT_BY:
+            print(f"Interrupted: {LEFT_BY[options.command]}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has gone, as in `logs | head`: Python's flush at the end must not complain.
@@ -273,14 +282,14 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _start(options: argparse.Namespace) -> int:
-    from cluster.start import PREPARE, check_startable, prepare_model, start
+    from cluster.start import check_startable, prepare_foreground, start
     from cluster.supervisor import run_supervisor
 
     settings, overrides, terminal = _load(options)
     if options.dry_run or not options.foreground:
         return start(settings, overrides, terminal, is_rehearsal=options.dry_run)
     check_startable(settings)
-    prepare_model(settings, overrides, PREPARE)
+    prepare_foreground(settings, overrides, terminal)
     return run_supervisor(overrides)
 
 
@@ -323,7 +332,8 @@ def _submit(options: argparse.Namespace) -> int:
     from cluster.submit import submit_file
 
     settings, _, terminal = _load(options)
-    return submit_file(settings, terminal, options.file, waits=options.wait)
+    file = Path(os.environ.get("CALLED_FROM", "")) / options.file  # launch.sh has left that folder
+    return submit_file(settings, terminal, file, waits=options.wait)
 
 
 def _replay(options: argparse.Namespace) -> int:

@@ -20,13 +20,13 @@ from cluster.findings import Finding, count_failed, show_findings
 from cluster.host_keys import describe_key
 from cluster.hosts import Cluster, Host, read_cluster
 from cluster.links import Link, list_links, measure_link
-from cluster.placing import SPARE_DISK_BYTES
 from cluster.plan_checks import check_plan
 from cluster.probe import HostFacts, NoPython, probe
 from cluster.service import read_service
 from cluster.ssh import HostUnreachable, close_connections
 from cluster.terminal import Terminal
 from cluster.treatment import treat
+from cluster.workers import list_workers, read_environment
 from config import Settings
 
 UNKNOWN_KEY = "host key is not known"
@@ -97,12 +97,11 @@ async def examine(cluster: Cluster, settings: Settings) -> Diagnosis:
     facts = await asyncio.gather(*(ask(host, settings) for host in cluster.hosts))
     links = await _measure_reached(cluster.hosts, facts, settings)
     service = read_service(settings)
-    here = own_checks.own_versions()
     systems = {known.host.name: known.system for known in facts if isinstance(known, HostFacts)}
     findings = own_checks.check_this_machine(settings, service)
     for host, known in zip(cluster.hosts, facts, strict=True):
         if isinstance(known, HostFacts):
-            findings += _judge_host(known, here, cluster)
+            findings += await _judge_host(known, cluster, settings)
         else:
             findings.append(await _judge_unknown(host, known))
         findings += [host_checks.check_link(link, systems) for link in links if link.source is host]
@@ -136,16 +135,20 @@ async def _measure_reached(
     ]
 
 
-def _judge_host(facts: HostFacts, here: dict[str, str], cluster: Cluster) -> list[Finding]:
-    if facts.host.is_local and facts.host is not cluster.hosts[0]:
+async def _judge_host(facts: HostFacts, cluster: Cluster, settings: Settings) -> list[Finding]:
+    host = facts.host
+    if host.is_local and host is not cluster.hosts[0]:
         return []  # this machine in a second place of the ring
-    if not facts.host.is_local:
-        return [_reached(facts), *host_checks.check_host(facts, here), host_checks.describe_memory(facts)]
-    findings = [host_checks.check_python(facts), host_checks.check_disk(facts, SPARE_DISK_BYTES)]
-    if not cluster.is_single:
-        findings += [] if facts.rsync else [host_checks.missing_rsync(facts)]
-        findings += host_checks.check_cable(facts)
-    return [*findings, host_checks.check_ring_address(facts), host_checks.describe_memory(facts)]
+    if host.is_local:
+        findings = host_checks.check_first_host(facts, is_single=cluster.is_single)
+        return [*findings, host_checks.describe_memory(facts)]
+    worker = next(worker for worker in list_workers(cluster, settings) if worker.host.ssh == host.ssh)
+    try:
+        environment = await read_environment(worker)
+    except HostUnreachable as error:  # since it was asked
+        return [await _judge_unknown(host, error)]
+    findings = host_checks.check_host(facts, environment)
+    return [_reached(facts), *findings, host_checks.describe_memory(facts)]
 
 
 def _reached(facts: HostFacts) -> Finding:

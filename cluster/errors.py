@@ -3,7 +3,8 @@
 ClusterError
 ├── PortTaken       an address that we are to serve on belongs to somebody else
 ├── AlreadyRunning  another supervisor holds the lock of this STATE_DIR
-└── StartFailed     the service did not become ready
+├── StartFailed     the service did not become ready
+└── Interrupted     Ctrl-C, and what it left
 """
 
 
@@ -23,3 +24,9 @@ class AlreadyRunning(ClusterError):
 
 class StartFailed(ClusterError):
     """The service did not become ready; the message is the reason."""
+
+
+class Interrupted(ClusterError):
+    """Ctrl-C ended the command; the message says what it left."""
+
+    exit_code = 130

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from cluster.errors import ClusterError
 from cluster.terminal import Terminal
 
 Level = Literal["ok", "note", "failed"]
@@ -29,6 +30,9 @@ class Finding:
     level: Level
     text: str
     mend: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.host}: {self.text}{f': {self.mend}' if self.mend else ''}"
 
     def to_json(self) -> dict[str, Any]:
         """As `--json` shows it."""
@@ -56,3 +60,13 @@ def show_findings(findings: Sequence[Finding], terminal: Terminal) -> None:
 def count_failed(findings: Sequence[Finding]) -> int:
     """How many are failed."""
     return sum(finding.level == "failed" for finding in findings)
+
+
+def refuse_failed(findings: Sequence[Finding]) -> None:
+    """Say what keeps a start from being of use, in the doctor's words.
+
+    Raises:
+        ClusterError: a sentence for each finding that failed, with what mends it.
+    """
+    if failed := [finding for finding in findings if finding.level == "failed"]:
+        raise ClusterError("\n".join(str(finding) for finding in failed))

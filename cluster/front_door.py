@@ -21,7 +21,7 @@ from cluster.child import Child, ChildPlan, describe_exit, start_child
 from cluster.front_door_watch import wait_for_silence
 from cluster.log_files import LineBuffer, ProcessLog
 from cluster.ports import host_to_dial
-from cluster.restart_policy import MAX_DELAY_S, RestartPolicy
+from cluster.restart_policy import RestartPolicy
 from cluster.ring_keeper import wait_for_any
 from cluster.ring_life import EXIT_REFUSED
 from cluster.running import Running
@@ -64,6 +64,7 @@ class FrontDoorKeeper:
         self._listening = listening
         self._stop = asyncio.Event()
         self._rolls: asyncio.Queue[asyncio.Future[str | None]] = asyncio.Queue()
+        self._asked = asyncio.Event()  # to roll: no pause goes on then
         self._retiring: dict[asyncio.Task[None], Child] = {}
         self._output: Output | None = None
         self._was_silent = False
@@ -88,6 +89,7 @@ class FrontDoorKeeper:
         """Replace the process by one with the settings of now; why that failed, None if it did not."""
         done: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._rolls.put_nowait(done)
+        self._asked.set()
         return await done
 
     async def send_settings(self, values: Mapping[str, Any]) -> None:
@@ -101,33 +103,34 @@ class FrontDoorKeeper:
         while not self._stop.is_set():
             started_at = time.monotonic()
             self._was_silent = False
+            self._asked.clear()
             reason = await self._serve()
             if reason is None:
                 break
             delay_s = policy.after_failure(
                 made_progress=time.monotonic() - started_at > API_PROGRESS_S,
-                is_permanent=self._is_refusing and not self._running.was_ready,
+                is_permanent=self._is_refusing,
                 was_killed=self._was_killed,
+                can_give_up=not self._running.state.was_ready,
             )
-            await self._pause(reason, delay_s, policy.num_failures)
+            await self._pause(reason, delay_s, policy)
         await asyncio.gather(*self._retiring, return_exceptions=True)
 
-    async def _pause(self, reason: str, delay_s: float | None, num_failures: int) -> None:
-        running = self._running
-        running.state.failed_process = "api"
-        if delay_s is None and running.was_ready:
-            delay_s = MAX_DELAY_S  # a service that worked is worth trying for
+    async def _pause(self, reason: str, delay_s: float | None, policy: RestartPolicy) -> None:
+        running, state = self._running, self._running.state
+        state.failed_process, state.is_stuck = "api", policy.is_open
         if delay_s is None:
-            logger.error("the front door is given up after %d failures: %s", num_failures, reason)
+            logger.error("the front door is given up after %d failures: %s", policy.num_failures, reason)
             running.set_state("failed", reason)
-            await self._stop.wait()
+            await wait_for_any(self._stop, self._asked)
             return
         logger.warning("%s; it starts again in %.1f s", reason, delay_s)
-        running.state.num_restarts += 1
-        running.state.reason = reason
+        state.num_restarts += 1
+        state.reason, state.next_try_unix = reason, time.time() + delay_s
+        state.num_failures = policy.num_failures
         running.publish()
         if delay_s:
-            await wait_for_any(self._stop, limit_s=delay_s)
+            await wait_for_any(self._stop, self._asked, limit_s=delay_s)
 
     @property
     def _is_refusing(self) -> bool:
@@ -267,4 +270,4 @@ def _describe_end(child: Child) -> str:
 
 
 def _last_line(child: Child) -> str:
-    return f": {child.log.last_lines[-1]}" if child.log.last_lines else ""
+    return f": {child.log.last_words}" if child.log.last_words else ""

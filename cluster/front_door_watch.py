@@ -13,7 +13,7 @@ import time
 
 import psutil
 
-from cluster.processes import ProcessIdentity
+from cluster.processes import PSUTIL_ERRORS, ProcessIdentity
 
 SILENCE_LIMIT_S = 15.0
 NUM_ASKED_PER_LIMIT = 3
@@ -64,7 +64,7 @@ def read_cpu_s(pid: int) -> float:
     """Processor time of a process; 0 where it is gone, which is noticed elsewhere."""
     try:
         times = psutil.Process(pid).cpu_times()
-    except psutil.Error:
+    except PSUTIL_ERRORS:
         return 0.0
     return float(times.user + times.system)
 
@@ -73,5 +73,5 @@ def waits_for_disk(pid: int) -> bool:
     """Whether it is in a system call that no signal ends, as with a disk that does not answer."""
     try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_DISK_SLEEP)
-    except psutil.Error:
+    except PSUTIL_ERRORS:
         return False

@@ -10,24 +10,27 @@ from collections.abc import Mapping
 from cluster.findings import Finding, Level
 from cluster.hosts import Host
 from cluster.links import Link
-from cluster.placing import ENVIRONMENT_DISK_BYTES, SPARE_DISK_BYTES
 from cluster.probe import HostFacts, Interface
 from cluster.terminal import format_bytes
+from cluster.workers import Environment
 
 COMPARED = ("mlx", "mlx-lm")
+# pip downloads 360 MB and unpacks three times that (Linux); code and logs take next to nothing.
+NEEDED_DISK_BYTES = {"good": 0, "missing": 3_000_000_000, "other": 1_000_000_000, "broken": 1_000_000_000}
+SPARE_DISK_BYTES = 200_000_000
 MAX_CLOCK_OFFSET_S = 2.0
 MIN_LINK_MBPS = 800.0  # gigabit Ethernet gives about 940
 MAX_LATENCY_US = 2000.0
 DOCTOR_FIX = "./launch.sh doctor --fix"
 
 
-def check_host(facts: HostFacts, here: Mapping[str, str]) -> list[Finding]:
-    """Everything a remote host's facts say. `here`: versions of the packages on this machine."""
+def check_host(facts: HostFacts, environment: Environment) -> list[Finding]:
+    """Everything that a worker's facts and the environment there say."""
     return [
-        check_python(facts),
+        check_python(facts, environment),
         *([] if facts.rsync else [missing_rsync(facts)]),
-        check_environment(facts, here),
-        check_disk(facts, SPARE_DISK_BYTES if facts.versions else ENVIRONMENT_DISK_BYTES),
+        check_environment(facts, environment),
+        check_disk(facts, NEEDED_DISK_BYTES[environment.state]),
         check_ring_address(facts),
         *check_cable(facts),
         *check_clock(facts),
@@ -35,13 +38,25 @@ def check_host(facts: HostFacts, here: Mapping[str, str]) -> list[Finding]:
     ]
 
 
-def check_python(facts: HostFacts) -> Finding:
+def check_first_host(facts: HostFacts, *, is_single: bool) -> list[Finding]:
+    """What this machine's facts say."""
+    findings = [check_python(facts), check_disk(facts, SPARE_DISK_BYTES)]
+    if not is_single:
+        findings += [] if facts.rsync else [missing_rsync(facts)]
+        findings += check_cable(facts)
+    return [*findings, check_ring_address(facts)]
+
+
+def check_python(facts: HostFacts, environment: Environment | None = None) -> Finding:
     """A Python that is new enough, with its venv module where an environment is still to be made."""
     text = f"Python {facts.python_version} ({facts.python}), {facts.system} {facts.release} {facts.machine}"
+    if facts.mac_trouble:
+        return _finding(facts, "python", "failed", *facts.mac_trouble)
     if not facts.is_new_enough:
         text = f"the newest Python found is {facts.python_version} ({facts.python}); 3.11 or newer is needed"
         return _finding(facts, "python", "failed", text, install_python(facts.host.name, facts.system))
-    if not facts.can_make_environments and not facts.versions:
+    is_to_be_made = environment is not None and environment.state in ("missing", "broken")
+    if is_to_be_made and not facts.can_make_environments:
         version = ".".join(facts.python_version.split(".")[:2])
         text = f"{facts.python} has no venv module, so that no environment can be made"
         return _finding(
@@ -69,19 +84,17 @@ def missing_rsync(facts: HostFacts) -> Finding:
     return _finding(facts, "rsync", "failed", text, on_host(facts, "sudo apt-get install rsync"))
 
 
-def check_environment(facts: HostFacts, here: Mapping[str, str]) -> Finding:
-    """mlx and mlx-lm in the versions of this machine."""
-    if not facts.versions:
-        text = f"no environment in {facts.worker_dir}/venv yet: `start` makes it, once, or do it now"
-        return _finding(facts, "packages", "note", text, DOCTOR_FIX)
-    wrong = [
-        f"{name} is {facts.versions.get(name, 'not installed')} there and {here[name]} here"
-        for name in COMPARED
-        if name in here and facts.versions.get(name) != here[name]
-    ]
-    if wrong:
-        return _finding(facts, "packages", "failed", ", ".join(wrong), DOCTOR_FIX)
-    return _finding(facts, "packages", "ok", describe_versions(facts.versions))
+def check_environment(facts: HostFacts, environment: Environment) -> Finding:
+    """The environment is there, whole, and in the versions of this machine."""
+    folder, trouble = f"{facts.worker_dir}/venv", environment.trouble
+    if environment.state == "good":
+        return _finding(facts, "packages", "ok", describe_versions(facts.versions))
+    text = {
+        "missing": f"no environment in {folder} yet: `start` makes it, once, or do it now",
+        "other": f"the environment in {folder} is of another release: `start` renews it ({trouble})",
+        "broken": f"the environment in {folder} is not whole: `start` makes it anew ({trouble})",
+    }[environment.state]
+    return _finding(facts, "packages", "note", text, DOCTOR_FIX)
 
 
 def describe_versions(versions: Mapping[str, str]) -> str:
@@ -90,17 +103,17 @@ def describe_versions(versions: Mapping[str, str]) -> str:
 
 
 def check_disk(facts: HostFacts, needed_bytes: int) -> Finding:
-    """Room for what is still to be put there."""
+    """Room for what is still to be put there; on this machine, room for a queue."""
     free, place = facts.disk_free_bytes, facts.worker_dir
     if free is None:
         return _finding(facts, "disk", "note", f"the free space at {place} could not be read")
-    if free < needed_bytes:
-        text = f"{format_bytes(free)} free at {place}, {format_bytes(needed_bytes)} are needed"
-        mend = "make room there, or choose a folder on another disk: " + (
-            "STATE_DIR in .env" if facts.host.is_local else "WORKER_DIR in .env"
-        )
-        return _finding(facts, "disk", "failed", text, mend)
-    return _finding(facts, "disk", "ok", f"{format_bytes(free)} free at {place}")
+    if free >= needed_bytes:
+        return _finding(facts, "disk", "ok", f"{format_bytes(free)} free at {place}")
+    text = f"{format_bytes(free)} free at {place}, {format_bytes(needed_bytes)} are needed"
+    key = "STATE_DIR" if facts.host.is_local else "WORKER_DIR"
+    mend = f"make room there, or choose a folder on another disk: {key} in .env"
+    # Here, nothing is accepted while there is no room for it; all else goes on.
+    return _finding(facts, "disk", "note" if facts.host.is_local else "failed", text, mend)
 
 
 def describe_memory(facts: HostFacts) -> Finding:
@@ -109,7 +122,9 @@ def describe_memory(facts: HostFacts) -> Finding:
     if free is None or total is None:
         return _finding(facts, "memory", "note", "the free memory could not be read")
     chip = f" ({facts.chip})" if facts.chip else ""
-    return _finding(facts, "memory", "ok", f"{format_bytes(free)} free of {format_bytes(total)}{chip}")
+    gpu = facts.gpu_wired_limit_bytes
+    limit = f", of which the GPU may use {format_bytes(gpu)}" if gpu else ""
+    return _finding(facts, "memory", "ok", f"{format_bytes(free)} free of {format_bytes(total)}{limit}{chip}")
 
 
 def check_ring_address(facts: HostFacts) -> Finding:

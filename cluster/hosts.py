@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from cluster.processes import PSUTIL_ERRORS
 from config import Problem, Settings, SettingsError
 from config.ring_hosts import LOCAL_NAMES, WrittenHost, list_hosts
 from config.sources import DEFAULT
@@ -166,7 +167,7 @@ def _find_own_address(settings: Settings, written: Sequence[WrittenHost], others
 def _check_is_first(written: Sequence[WrittenHost]) -> None:
     """Refuse a host file whose first host is another machine."""
     own = own_addresses()
-    if written[0].address in own:
+    if not own or written[0].address in own:
         return
     for number, host in enumerate(written[1:], start=2):
         if host.address in own:
@@ -178,6 +179,9 @@ def _check_is_first(written: Sequence[WrittenHost]) -> None:
 
 
 def own_addresses() -> set[str]:
-    """The IPv4 addresses of this machine."""
-    found = psutil.net_if_addrs().values()
+    """The IPv4 addresses of this machine; none where the system does not tell."""
+    try:
+        found = psutil.net_if_addrs().values()
+    except PSUTIL_ERRORS:
+        return set()
     return {entry.address for entries in found for entry in entries if entry.family == socket.AF_INET}

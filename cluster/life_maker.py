@@ -7,7 +7,6 @@ nothing of when a life begins or why one ended.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -20,12 +19,13 @@ from cluster.errors import ClusterError
 from cluster.heartbeats import Rank
 from cluster.hosts import Cluster, read_cluster
 from cluster.placing import Placed, forget_placed, load_placed, make_key, on_all, place_all
-from cluster.processes import ProcessIdentity
+from cluster.processes import PSUTIL_ERRORS, ProcessIdentity
 from cluster.remote_ranks import HostAnswer, ask_host, end_processes, make_rank_command
 from cluster.ring_life import LifePlan, RankPlace
 from cluster.running import Running
 from cluster.spares import mark_code
 from cluster.ssh import HostUnreachable, close_connections
+from cluster.threads import run_beside
 from cluster.workers import Worker, list_workers
 from config import Settings
 
@@ -47,6 +47,7 @@ class LifeMaker:
         self._left_behind = {ssh: list(identities) for ssh, identities in left_behind.items()}
         self._used: set[Worker] = set()
         self.cluster: Cluster | None = None
+        self.has_kept_placed = False  # the last plan took over what was placed earlier
 
     @property
     def is_single(self) -> bool:
@@ -63,7 +64,7 @@ class LifeMaker:
         settings = self._running.settings
         cluster = self.cluster = await self._read_cluster(settings)
         workers = list_workers(cluster, settings)
-        placed, answers = None, {}
+        placed, answers, self.has_kept_placed = None, {}, False
         if workers:
             self._used |= set(workers)
             await on_all(workers, self._end_left_behind)
@@ -77,11 +78,12 @@ class LifeMaker:
     async def _read_cluster(self, settings: Settings) -> Cluster:
         if not settings.worker_hosts and not settings.ring_hostfile:
             return read_cluster(settings)
-        return await asyncio.to_thread(read_cluster, settings)  # looks names up
+        return await run_beside(read_cluster, settings)  # looks names up
 
     async def _place(self, cluster: Cluster, settings: Settings) -> Placed:
-        placed = load_placed(settings.run_dir, make_key(settings, cluster))
-        return placed or await place_all(cluster, settings, LoggedSteps())
+        kept = load_placed(settings.run_dir, make_key(settings, cluster))
+        self.has_kept_placed = kept is not None
+        return kept or await place_all(cluster, settings, LoggedSteps())
 
     async def _end_left_behind(self, worker: Worker) -> None:
         identities = self._left_behind.get(worker.host.ssh or "")
@@ -194,7 +196,10 @@ class LifeMaker:
 
     def _has_memory(self, cluster: Cluster) -> bool:
         needed = SPARE_MEMORY_BYTES * cluster.num_local_ranks
-        is_tight = psutil.virtual_memory().available <= needed
+        try:
+            is_tight = psutil.virtual_memory().available <= needed
+        except PSUTIL_ERRORS:
+            is_tight = True
         return not is_tight or self._running.settings.spare_ranks == "on"
 
     def mark(self) -> object:

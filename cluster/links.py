@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from cluster.errors import ClusterError
 from cluster.hosts import Host
-from cluster.probe import make_program, make_python_command, make_token, read_answer
+from cluster.probe import make_python_command, make_token, read_answer
+from cluster.sent_program import make_program
 from cluster.ssh import make_control_dir, run_on, ssh_command
 from config import Settings
 

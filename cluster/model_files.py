@@ -26,7 +26,8 @@ from typing import Any
 from cluster.errors import ClusterError
 from cluster.hosts import Cluster, Host
 from cluster.plan import RingLayout
-from cluster.probe import make_program, make_python_command, read_answer
+from cluster.probe import make_python_command, read_answer
+from cluster.sent_program import make_program
 from cluster.ssh import (
     EXIT_SSH,
     Completed,
@@ -37,7 +38,7 @@ from cluster.ssh import (
     ssh_command,
     ssh_words,
 )
-from cluster.workers import Worker
+from cluster.workers import Worker, describe_rsync
 from config import Settings
 from config.model_path import is_hub_name
 from distributed.checkpoint import ModelError
@@ -280,7 +281,7 @@ async def _copy(shipment: Shipment, lacking: Mapping[str, FileSum], report: Repo
         raise _lost(host, done)
     if done.code:
         raise ModelFilesRefused(
-            f"{host.name}: rsync ended with code {done.code} ({done.last_line}); "
+            f"{host.name}: rsync ended with code {done.code} ({describe_rsync(done)}); "
             "./launch.sh start goes on where it ended"
         )
 

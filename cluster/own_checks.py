@@ -19,6 +19,7 @@ from cluster.errors import ClusterError
 from cluster.findings import Finding, Level
 from cluster.host_checks import COMPARED, DOCTOR_FIX, describe_versions
 from cluster.hosts import LOCAL_NAME
+from cluster.sent.environment import find_trouble
 from cluster.service import Service
 from config import ModelNotReady, Settings
 from config.checks import start_problems
@@ -88,6 +89,9 @@ def check_packages() -> Finding:
     if missing:
         mend = f"{sys.executable} -m pip install -r requirements.txt"
         return _finding("packages", "failed", f"not installed: {', '.join(missing)}", mend)
+    if trouble := find_trouble({}):
+        mend = f"remove {sys.prefix}, then ./launch.sh doctor makes it anew"
+        return _finding("packages", "failed", f"{sys.prefix} is not whole: {trouble}", mend)
     return _finding("packages", "ok", describe_versions(found))
 
 
@@ -183,10 +187,10 @@ def has_rights(path: Path, mask: int) -> bool:
 
 
 def make_private(settings: Settings) -> list[str]:
-    """Take others' rights to what is private; what was changed."""
+    """Take others' rights to what is private; what was changed. A folder like /tmp stays shared."""
     changed = []
     for path, mode in list_open(settings):
-        if path.stat().st_uid == os.geteuid():
+        if path.stat().st_uid == os.geteuid() and not path.stat().st_mode & stat.S_ISVTX:
             path.chmod(mode)
             changed.append(f"chmod {mode:o} {path}")
     return changed

@@ -16,11 +16,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from cluster import host_checks
 from cluster.copy_progress import CopyProgress
 from cluster.errors import ClusterError
+from cluster.findings import Finding, refuse_failed
 from cluster.hosts import Cluster, Host
 from cluster.model_files import ensure_models
-from cluster.plan import RingLayout, plan_ring
+from cluster.plan import RingLayout, find_short_hosts, plan_ring
 from cluster.probe import HostFacts, probe
 from cluster.spares import mark_code
 from cluster.ssh import HostUnreachable
@@ -29,8 +31,8 @@ from cluster.workers import (
     Worker,
     ensure_environment,
     environment_mark,
-    has_environment,
     list_workers,
+    read_environment,
     sync_code,
 )
 from config import Settings
@@ -41,9 +43,6 @@ PLAN_KEYS = (
     *("MODEL_REPO", "MODEL_SYNC", "LAYER_SPLIT", "WORKER_DIR", "WORKER_PYTHON"),
     *("KV_CACHE_RESERVED_MEMORY_MB", "MAX_ROWS_PER_MICROBATCH", "MICROBATCHES", "MAX_SEQUENCE_LENGTH"),
 )
-# pip downloads 360 MB and unpacks three times that (Linux); code and logs take next to nothing.
-ENVIRONMENT_DISK_BYTES = 3_000_000_000
-SPARE_DISK_BYTES = 200_000_000
 
 T = TypeVar("T")
 
@@ -134,14 +133,17 @@ async def check_hosts(cluster: Cluster, settings: Settings, show: Show) -> tuple
     """Ask every host what it is; facts in the order of the hosts.
 
     Raises:
-        ClusterError: naming each host that cannot be used, why, and the command that mends it.
+        ClusterError: naming each host that cannot be used, why, and what mends it, in the doctor's words.
     """
     workers = {worker.host.ssh: worker for worker in list_workers(cluster, settings)}
 
     async def check(host: Host) -> HostFacts:
         facts = await probe(host, settings)
         if not host.is_local:
-            await _check_worker(workers[host.ssh], facts)
+            environment = await read_environment(workers[host.ssh])
+            _refuse_failed(host, host_checks.check_host(facts, environment))
+        elif host is cluster.hosts[0]:
+            _refuse_failed(host, host_checks.check_first_host(facts, is_single=cluster.is_single))
         return facts
 
     facts = tuple(await on_all(cluster.hosts, check))
@@ -151,21 +153,11 @@ async def check_hosts(cluster: Cluster, settings: Settings, show: Show) -> tuple
     return facts
 
 
-async def _check_worker(worker: Worker, facts: HostFacts) -> None:
-    name = worker.host.name
-    is_mac = facts.system == "Darwin"
-    if not facts.is_new_enough and not await has_environment(worker):
-        install = "brew install python" if is_mac else "sudo apt-get install python3 python3-venv"
-        raise ClusterError(f"{name}: Python {facts.python_version} is too old, 3.11 is needed: {install}")
-    if facts.rsync is None:
-        install = "brew install rsync" if is_mac else "sudo apt-get install rsync"
-        raise ClusterError(f"{name}: rsync is not installed there: {install}")
-    needed = SPARE_DISK_BYTES if await has_environment(worker) else ENVIRONMENT_DISK_BYTES
-    if facts.disk_free_bytes is not None and facts.disk_free_bytes < needed:
-        raise ClusterError(
-            f"{name}: {facts.disk_free_bytes / 1e9:.1f} GB of disk are free at {worker.folder}, "
-            f"{needed / 1e9:.1f} GB are needed: make room, or name another folder with WORKER_DIR"
-        )
+def _refuse_failed(host: Host, findings: Sequence[Finding]) -> None:
+    for finding in findings:
+        if finding.level == "failed" and finding.check == "ring":  # an address goes with its cable
+            raise HostUnreachable(host, finding.text, finding.mend)
+    refuse_failed(findings)
 
 
 def _describe_free(facts: HostFacts) -> str:
@@ -207,7 +199,8 @@ async def plan_model(
         ModelUnknown: a model that is made or copied here first.
     """
     layout = await plan_ring(settings, cluster, facts, held_bytes=held_bytes)
-    show.done("plan", describe_shares(layout))
+    short = [f"{name}: {text}" for name, text in find_short_hosts(layout).items()]
+    show.done("plan", "; ".join([describe_shares(layout), *short]))
     return layout
 
 

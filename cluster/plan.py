@@ -1,15 +1,14 @@
 """Who gets which layers on which host: the hosts' facts go in, a layout of the ring comes out.
 
 The arithmetic is `distributed/sharding.py: plan_layers`, the same that a ring on one machine uses. Here it
-is decided what counts as a host's memory: what is free, on a Mac no more than the GPU may use, less what
-each rank takes beside weights and KV. The supervisor plans once and tells the ranks, because files are
+is decided what counts as a host's memory: what is free, on a Mac all that the GPU may use, less what each
+rank takes beside weights and KV. The supervisor plans once and tells the ranks, because files are
 copied for a plan. The last layout stays in STATE_DIR/run/layout.json and is used again while it is still
 good: free memory that wobbles moves no layer. Starts nothing and asks no host.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import json
@@ -22,9 +21,11 @@ from cluster.errors import ClusterError
 from cluster.hosts import Cluster
 from cluster.model_source import ModelSource, read_source
 from cluster.probe import HostFacts
+from cluster.terminal import format_bytes
+from cluster.threads import run_beside
 from config import Settings
 from config.run_files import read_json, write_json
-from distributed.capacities import HostCapacity, KVReserve, make_reserve
+from distributed.capacities import RANK_BYTES, HostCapacity, KVReserve, make_reserve
 from distributed.model_shape import ModelShape
 from distributed.sharding import (
     DoesNotFit,
@@ -38,11 +39,9 @@ from distributed.sharding import (
 
 LAYOUT_NAME = "layout.json"
 MIB = 1 << 20
-# Beside weights and KV: interpreter, MLX, activations (180 to 260 MB seen), and a spare in waiting (200 MB).
-RANK_BYTES = 512 * MIB
-# macOS lets the GPU use about three quarters of the memory unless iogpu.wired_limit_mb says otherwise; mlx
-# tells the figure as max_recommended_working_set_size. Only a Mac can prove it.
-MAC_GPU_SHARE = 0.75
+# macOS lets the GPU use 2/3 of a small memory and 3/4 of a larger one, unless iogpu.wired_limit_mb says
+# otherwise. Only a Mac can prove it.
+MAX_SMALL_MAC_BYTES = 36 << 30
 # A CPU is slow with packed weights: unpacked to float32 where that takes no more of the free memory.
 MAX_DEQUANTIZED_SHARE = 0.6
 # An old layout is kept while its longest stage is no more than this much slower than the best one's.
@@ -61,7 +60,7 @@ class HostRoom:
     num_ranks: int
     total_bytes: int
     free_bytes: int
-    usable_bytes: int  # of the free ones, for weights and KV of its ranks
+    usable_bytes: int  # for weights and KV of its ranks: of the free ones, on a Mac of the GPU's
     speed: float  # of each of its ranks
     has_gpu: bool
 
@@ -125,7 +124,7 @@ async def plan_ring(
         ModelUnknown: the model is not here, and the Hub does not tell its sizes.
     """
     rooms = measure_rooms(cluster, facts, held_bytes or {})
-    source = await asyncio.to_thread(read_source, settings)
+    source = await run_beside(read_source, settings)
     layout = choose_layout(settings, source, rooms)
     with contextlib.suppress(OSError):  # a full disk: planned anew the next time
         write_json(settings.run_dir / LAYOUT_NAME, {"key": _key(settings, layout), **_body(layout)})
@@ -177,18 +176,17 @@ def measure_rooms(
         num_ranks = sum(other.num_ranks for other in places)
         speed = bandwidth if bandwidth and all(bandwidths) else 1.0
         free = min(told.total_memory_bytes, told.free_memory_bytes + held_bytes.get(host.name, 0))
-        is_mac = told.system == "Darwin"
+        has_metal = told.system == "Darwin" and told.machine == "arm64"
         rooms.append(
             make_room(
                 host.name,
                 host.num_ranks,
                 total_bytes=told.total_memory_bytes,
                 free_bytes=free,
-                gpu_limit_bytes=_gpu_limit(told) if is_mac else None,
+                gpu_limit_bytes=_gpu_limit(told) if has_metal else None,
                 num_ranks_there=num_ranks,
                 speed=speed,
-                has_gpu=(is_mac and told.machine == "arm64")
-                or any(name.startswith("mlx-cuda") for name in told.versions),
+                has_gpu=has_metal or any(name.startswith("mlx-cuda") for name in told.versions),
             )
         )
     return tuple(rooms)
@@ -205,16 +203,40 @@ def make_room(
     speed: float = 1.0,
     has_gpu: bool = False,
 ) -> HostRoom:
-    """Say what a place in the ring has; a machine's ranks share its memory and its speed."""
+    """Say what a place in the ring has; a machine's ranks share its memory and its speed.
+
+    Args:
+        gpu_limit_bytes: of a Mac. What is free there says little: macOS gives up caches and compresses other
+            programs' memory when the GPU asks for it.
+    """
     num_ranks_there = num_ranks_there or num_ranks
-    usable = free_bytes if gpu_limit_bytes is None else min(free_bytes, gpu_limit_bytes)
+    usable = free_bytes if gpu_limit_bytes is None else gpu_limit_bytes
     part = (usable - RANK_BYTES * num_ranks_there) * num_ranks // num_ranks_there
     return HostRoom(name, num_ranks, total_bytes, free_bytes, part, speed / num_ranks_there, has_gpu)
 
 
 def _gpu_limit(told: HostFacts) -> int:
     assert told.total_memory_bytes is not None
-    return told.gpu_wired_limit_bytes or int(MAC_GPU_SHARE * told.total_memory_bytes)
+    return told.gpu_wired_limit_bytes or mac_gpu_bytes(told.total_memory_bytes)
+
+
+def mac_gpu_bytes(total_bytes: int) -> int:
+    """What the GPU of a Mac with so much memory may use, where nobody tells."""
+    return total_bytes * 2 // 3 if total_bytes <= MAX_SMALL_MAC_BYTES else total_bytes * 3 // 4
+
+
+def find_short_hosts(layout: RingLayout) -> dict[str, str]:
+    """A sentence for each Mac that has less free now than its ranks will take, by host."""
+    found = {}
+    for room in _machines([room for room in layout.rooms if room.has_gpu]):
+        shares = layout.ranks_of(room.name)
+        needed = sum(share.weights_bytes + share.kv_bytes + RANK_BYTES for share in shares)
+        if needed > room.free_bytes:
+            found[room.name] = (
+                f"its ranks will take {format_bytes(needed)}, {format_bytes(room.free_bytes)} are free now: "
+                "macOS compresses or swaps out what other programs hold; close some if the Mac becomes slow"
+            )
+    return found
 
 
 def _machines(rooms: Sequence[HostRoom]) -> list[HostRoom]:
@@ -239,7 +261,7 @@ def _lay_out(
         else:
             layers = plan_layers(shape, hosts, kv)
     except DoesNotFit as error:
-        raise PlanRefused(f"{source.name}: {error}. {_advise(shape, hosts, kv)}") from None
+        raise PlanRefused(f"{source.name}: {error}. {_advise(shape, hosts, kv, rooms)}") from None
     layout = _make_layout(source.name, shape, rooms, layers, kv, dequantize=dequantize)
     kept = _read_kept(settings, layout)
     if kept is None or settings.layer_counts is not None:
@@ -285,7 +307,9 @@ def _longest(shape: ModelShape, layout: RingLayout) -> float:
     )
 
 
-def _advise(shape: ModelShape, hosts: Sequence[HostCapacity], kv: KVReserve) -> str:
+def _advise(
+    shape: ModelShape, hosts: Sequence[HostCapacity], kv: KVReserve, rooms: Sequence[HostRoom]
+) -> str:
     """What helps where it does not fit."""
     fitting = find_fitting_reserve(shape, hosts, kv)
     if fitting:
@@ -293,7 +317,8 @@ def _advise(shape: ModelShape, hosts: Sequence[HostCapacity], kv: KVReserve) -> 
             f"It fits with KV_CACHE_RESERVED_MEMORY_MB={fitting} (now {kv.reserve_bytes // MIB}), "
             "or with more hosts in WORKER_HOSTS"
         )
-    return "Take a smaller model, free memory there, or add hosts to WORKER_HOSTS"
+    more = "let the GPU use more (sysctl iogpu.wired_limit_mb)" if rooms[0].has_gpu else "free memory there"
+    return f"Take a smaller model, {more}, or add hosts to WORKER_HOSTS"
 
 
 def _key(settings: Settings, layout: RingLayout) -> str:

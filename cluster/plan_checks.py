@@ -14,10 +14,11 @@ from cluster.findings import Finding
 from cluster.hosts import LOCAL_NAME, Cluster
 from cluster.model_files import SPARE_DISK_BYTES, folder_name
 from cluster.model_source import ModelUnknown, read_source
-from cluster.plan import PlanRefused, RingLayout, choose_layout, measure_rooms
+from cluster.plan import PlanRefused, RingLayout, choose_layout, find_short_hosts, measure_rooms
 from cluster.probe import HostFacts, probe
 from cluster.service import Service
 from cluster.terminal import format_bytes
+from cluster.threads import run_beside
 from config import Settings
 from distributed.checkpoint import ModelError
 from distributed.stage_files import needed_files
@@ -29,13 +30,14 @@ async def check_plan(
     """One finding a host, or one that says why there is no plan."""
     try:
         rooms = measure_rooms(cluster, facts, read_held(service))
-        source = await asyncio.to_thread(read_source, settings)
+        source = await run_beside(read_source, settings)
         layout = choose_layout(settings, source, rooms)
     except PlanRefused as error:
         return [Finding(LOCAL_NAME, "plan", "failed", str(error), "./launch.sh plan --help")]
     except ModelUnknown as error:
         return [Finding(LOCAL_NAME, "plan", "note", f"whether the model fits is not known yet: {error}")]
     findings = [_describe_share(layout, name) for name in dict.fromkeys(room.name for room in layout.rooms)]
+    findings += [Finding(name, "memory", "note", text) for name, text in find_short_hosts(layout).items()]
     remote = [told for told in facts if not told.host.is_local]
     if source.folder is not None:
         checks = (_check_files(settings, cluster, layout, told, source.folder) for told in remote)

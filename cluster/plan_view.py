@@ -1,7 +1,7 @@
 """`./launch.sh plan`: who would get which layers, as a table or JSON; starts nothing, copies nothing.
 
 Without --hosts the hosts of the settings are asked; with it a ring of hosts that need not exist is planned,
-from their memory alone. Those count as Macs: three quarters of their memory is for the GPU.
+from their memory alone. Those count as Macs: two thirds or three quarters of it is for the GPU.
 """
 
 from __future__ import annotations
@@ -9,18 +9,17 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Sequence
 
 from cluster.errors import ClusterError
 from cluster.hosts import read_cluster
 from cluster.model_source import read_source
 from cluster.plan import (
-    MAC_GPU_SHARE,
-    RANK_BYTES,
     HostRoom,
     RingLayout,
     choose_layout,
     describe,
+    find_short_hosts,
+    mac_gpu_bytes,
     make_room,
     measure_rooms,
 )
@@ -28,6 +27,7 @@ from cluster.probe import probe
 from cluster.ssh import close_connections
 from cluster.terminal import Terminal, make_table
 from config import Settings
+from distributed.capacities import RANK_BYTES
 
 UNITS = {
     "MB": 10**6,
@@ -81,7 +81,7 @@ def read_hosts(text: str, *, has_gpu: bool = True) -> tuple[HostRoom, ...]:
                 f"(units: {', '.join(('MB', 'GB', 'TB', 'MiB', 'GiB', 'TiB'))})"
             )
         total = int(float(match["number"]) * unit)
-        limit = int(MAC_GPU_SHARE * total) if has_gpu else None
+        limit = mac_gpu_bytes(total) if has_gpu else None
         rooms.append(
             make_room(
                 match["name"],
@@ -131,7 +131,7 @@ def make_lines(layout: RingLayout, *, is_asked: bool) -> list[str]:
         *make_table([heading, *rows]),
         "",
         *_host_lines(layout),
-        *_notes(layout.rooms, is_asked=is_asked),
+        *_notes(layout, is_asked=is_asked),
     ]
 
 
@@ -148,15 +148,15 @@ def _host_lines(layout: RingLayout) -> list[str]:
     return lines
 
 
-def _notes(rooms: Sequence[HostRoom], *, is_asked: bool) -> list[str]:
+def _notes(layout: RingLayout, *, is_asked: bool) -> list[str]:
     """What was taken for granted."""
     notes = [f"Beside weights and KV {_gigabytes(RANK_BYTES)} are counted for each rank."]
-    if any(room.has_gpu for room in rooms):
-        share = f"{MAC_GPU_SHARE:.0%}"
+    if any(room.has_gpu for room in layout.rooms):
         notes.append(
-            f"On a Mac the GPU may use about {share} of the memory, unless sysctl iogpu.wired_limit_mb says "
-            "otherwise; not proven on a Mac by this project."
+            "A Mac has what its GPU may use: 2/3 of the memory up to 36 GB and 3/4 above, unless sysctl "
+            "iogpu.wired_limit_mb says otherwise; not proven on a Mac by this project."
         )
+    notes += [f"{name}: {text}." for name, text in find_short_hosts(layout).items()]
     if not is_asked:
         notes.append("The hosts were not asked: their memory is as given, all of it free, all equally fast.")
     return ["", *notes]

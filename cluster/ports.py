@@ -7,6 +7,7 @@ because MLX's ring binds with SO_REUSEPORT and a stale rank could share an old o
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import random
 import socket
@@ -14,6 +15,7 @@ import socket
 import psutil
 
 from cluster.errors import ClusterError, PortTaken
+from cluster.processes import PSUTIL_ERRORS
 
 RING_PORTS = range(20_000, 32_000)
 LISTEN_BACKLOG = 2048
@@ -84,11 +86,13 @@ def describe_taken(host: str, port: int) -> PortTaken:
     text = f"port {port} on {host} is taken"
     try:
         connections = psutil.net_connections("tcp")
-    except (psutil.AccessDenied, OSError):
+    except PSUTIL_ERRORS:
         connections = []
     for connection in connections:
         is_it = connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
         if is_it and connection.pid:
-            text += f" by process {connection.pid} ({psutil.Process(connection.pid).name()})"
+            text += f" by process {connection.pid}"
+            with contextlib.suppress(*PSUTIL_ERRORS):
+                text += f" ({psutil.Process(connection.pid).name()})"
             break
     return PortTaken(f"{text}: end that, or choose another with API_PORT in .env or --port")

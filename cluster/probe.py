@@ -12,19 +12,19 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cluster.errors import ClusterError
 from cluster.hosts import Host
+from cluster.sent_program import make_program
 from cluster.ssh import Completed, run_on
 from cluster.workers import MORE_PATH, NEWEST_PYTHONS, Worker
 from config import Settings
 
-SENT = Path(__file__).resolve().parent / "sent"
 PROBE_LIMIT_S = 30.0
 EXIT_NO_PYTHON = 86
 NEEDED_PYTHON = (3, 11)
+OLDEST_MACOS = 14
 
 # Runs the first Python that is new enough, else the first there is. Without Apple's developer tools
 # /usr/bin/python3 is a stub that opens a dialog on that Mac's screen: left alone.
@@ -74,7 +74,7 @@ class HostFacts:
     can_make_environments: bool
     total_memory_bytes: int | None
     free_memory_bytes: int | None  # within the limits of control groups
-    gpu_wired_limit_bytes: int | None  # macOS, where iogpu.wired_limit_mb is set
+    gpu_wired_limit_bytes: int | None  # macOS: what MLX or sysctl says that the GPU may use
     chip: str  # the processor's name; empty where not told
     worker_dir: str  # absolute
     disk_free_bytes: int | None
@@ -91,6 +91,27 @@ class HostFacts:
     def is_new_enough(self) -> bool:
         """True if its Python runs this program."""
         return tuple(int(part) for part in self.python_version.split(".")[:2]) >= NEEDED_PYTHON
+
+    @property
+    def mac_trouble(self) -> tuple[str, str] | None:
+        """Why MLX cannot run on this Mac, and what helps; None where it can, and on other systems."""
+        if self.system != "Darwin":
+            return None
+        if self.machine != "arm64" and "Apple" in self.chip:
+            text = (
+                f"{self.python} is a Python for Intel Macs, which runs under Rosetta; MLX needs one for arm64"
+            )
+            return text, "brew install python, or name another with WORKER_PYTHON in .env"
+        if self.machine != "arm64":
+            return (
+                f"it is an Intel Mac ({self.chip}); MLX needs Apple silicon",
+                "leave it out of WORKER_HOSTS",
+            )
+        major = self.release.partition(".")[0]
+        if major.isdigit() and int(major) < OLDEST_MACOS:
+            text = f"macOS {self.release} is too old, MLX needs {OLDEST_MACOS} or newer"
+            return text, "update it there: System Settings, General, Software Update"
+        return None
 
     def interface_of(self, address: str) -> Interface | None:
         """The interface that has an address."""
@@ -144,12 +165,6 @@ def make_python_command(host: Host, settings: Settings) -> str:
 def quote_remote(path: str) -> str:
     """A path for a remote shell; `~/` stays the home folder there."""
     return '"$HOME"/' + shlex.quote(path[2:]) if path.startswith("~/") else shlex.quote(path)
-
-
-def make_program(name: str, question: Mapping[str, Any]) -> bytes:
-    """A program of cluster/sent with the call of its `main`."""
-    source = (SENT / f"{name}.py").read_text(encoding="utf-8")
-    return f"{source}\n\nmain(json.loads({json.dumps(question)!r}))\n".encode()
 
 
 def read_answer(host: Host, done: Completed) -> dict[str, Any]:

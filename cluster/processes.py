@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
 # psutil computes the start time from the boot time, which moves by up to a second when the clock is set.
 START_TIME_TOLERANCE_S = 2.0
+# On macOS psutil fails at random, most of all for processes of others (psutil issues 1901, 2116).
+PSUTIL_ERRORS = (psutil.Error, RuntimeError, SystemError, OSError)
+NUM_TRIES = 3
+LOOK_S = 0.05
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -25,50 +32,73 @@ class ProcessIdentity:
     start_time: float  # seconds since 1970, psutil's create_time
 
     def is_alive(self) -> bool:
-        """True while this very process runs; a zombie does not."""
-        found = self._find()
+        """True while this very process runs; a zombie does not. Where psutil cannot tell, its pid does."""
         try:
+            found = self._find()
             return found is not None and found.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
+        except PSUTIL_ERRORS:
+            return psutil.pid_exists(self.pid)
 
     def send(self, number: signal.Signals) -> bool:
         """Send a signal; False if the process is gone or the pid belongs to another one now."""
-        found = self._find()
-        if found is None:
-            return False
         try:
-            os.kill(found.pid, number)
-        except ProcessLookupError:
+            if self._find() is None:
+                return False
+            os.kill(self.pid, number)
+        except PSUTIL_ERRORS:  # ProcessLookupError among them
             return False
         return True
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for its end; True when it has ended."""
-        found = self._find()
-        if found is None:
-            return True
-        try:
-            found.wait(timeout=timeout_s)
-        except psutil.TimeoutExpired:
-            return not self.is_alive()
+        deadline = time.monotonic() + timeout_s
+        while self.is_alive():
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return False
+            try:
+                psutil.Process(self.pid).wait(timeout=left_s)
+            except psutil.TimeoutExpired:
+                continue
+            except PSUTIL_ERRORS:
+                time.sleep(min(left_s, LOOK_S))
         return True
 
     def _find(self) -> psutil.Process | None:
+        """The process, if it is this one. Raises: one of PSUTIL_ERRORS, where psutil cannot tell."""
         try:
-            found = psutil.Process(self.pid)
-            same = abs(found.create_time() - self.start_time) <= START_TIME_TOLERANCE_S
+            found = insist(lambda: psutil.Process(self.pid))
+            start_time = insist(found.create_time)
         except (psutil.NoSuchProcess, ValueError, OverflowError):
             return None
-        return found if same else None
+        return found if abs(start_time - self.start_time) <= START_TIME_TOLERANCE_S else None
+
+
+def insist(ask: Callable[[], T]) -> T:
+    """What psutil says, asked again where it fails by chance. Raises: what it says the last time."""
+    for _ in range(NUM_TRIES - 1):
+        try:
+            return ask()
+        except psutil.NoSuchProcess:
+            raise
+        except PSUTIL_ERRORS:
+            continue
+    return ask()
 
 
 def identify(pid: int) -> ProcessIdentity | None:
-    """The identity of a process that runs now."""
+    """The identity of a process of ours that runs now; None if it has gone.
+
+    Where psutil does not tell its start, that is now: those who ask have just begun, or just started it.
+    """
     try:
-        return ProcessIdentity(pid, psutil.Process(pid).create_time())
+        return ProcessIdentity(pid, insist(lambda: psutil.Process(pid).create_time()))
     except psutil.NoSuchProcess:
         return None
+    except PSUTIL_ERRORS:
+        return ProcessIdentity(pid, time.time())
 
 
 def read_identity(entry: dict[str, Any] | None) -> ProcessIdentity | None:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ClusterError
-from cluster.probe import make_program, read_answer
+from cluster.probe import read_answer
 from cluster.processes import START_TIME_TOLERANCE_S, ProcessIdentity
+from cluster.sent_program import make_program
 from cluster.ssh import HostUnreachable, ssh_command
 from cluster.workers import Worker
 from config import Settings

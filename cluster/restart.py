@@ -26,6 +26,7 @@ from cluster.start import (
     PREPARE,
     ROOT,
     check_startable,
+    check_this_start,
     place_everything,
     prepare_model,
     show_warnings,
@@ -57,6 +58,7 @@ def restart(
         stop(settings, terminal)
         return start(settings, overrides, terminal, prepare=prepare)
     show_warnings(settings, terminal)
+    check_this_start(settings, service)
     _place(settings, overrides, service, terminal, prepare)
     started_at = time.monotonic()
     order = RestartOrder(uuid.uuid4().hex, dict(overrides), settings_among(os.environ))
@@ -68,6 +70,8 @@ def restart(
         f"Restarted in {format_duration(time.monotonic() - started_at)}: epoch {ready.ring.get('epoch')} "
         f"at {ready.url}"
     )
+    for line in ready.context_lines:
+        terminal.line(line)
     return 0
 
 
@@ -121,4 +125,6 @@ def _follow(settings: Settings, supervisor: ProcessIdentity, order_id: str, term
             return
         if service.supervisor.get("state") in ("failed", "stopping", "stopped"):
             raise StartFailed(f"{service.reason}; the queue is kept, and ./launch.sh restart tries again")
+        if service.is_stuck:
+            raise StartFailed(f"{service.reason}; the queue is kept, and the ring is tried again by itself")
     raise StartFailed(f"not ready after {format_duration(limit_s)}")

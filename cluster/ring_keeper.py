@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -99,7 +100,7 @@ class RingKeeper:
                 continue
             if verdict is None:
                 return
-            await self._pause(verdict, self._judge(verdict, policy), policy.num_failures)
+            await self._pause(verdict, self._judge(verdict, policy), policy)
 
     async def _begin_and_live(self) -> Verdict | None:
         """Live one life from plan to end, or not even begin; None when it was stopped or restarted."""
@@ -125,46 +126,54 @@ class RingKeeper:
             if not making.done():
                 return None
             return making.result()
-        except (ClusterError, ConfigError) as error:
+        except (ClusterError, ConfigError, OSError) as error:
             return self._take_refusal(error)
         finally:
             for task in (making, asked):
                 task.cancel()
             await asyncio.gather(making, asked, return_exceptions=True)
 
-    def _take_refusal(self, error: ClusterError | ConfigError) -> Verdict:
+    def _take_refusal(self, error: ClusterError | ConfigError | OSError) -> Verdict:
         running = self._running
         self._maker.forget_placed()
         reason = "; ".join(str(error).splitlines())
         mark_ring_ended(running.settings.run_dir, running.state.epoch, "failed", reason)
+        if isinstance(error, OSError):  # a disk that is full, no process or descriptor left
+            return Verdict(f"the ring cannot be prepared: {reason}")
         if isinstance(error, ConfigError):  # a host's name that is not known is one that is off
-            return Verdict(reason, is_away=running.was_ready, was_refused=not running.was_ready)
+            return Verdict(reason, is_away=running.state.was_ready, was_refused=not running.state.was_ready)
         return Verdict(reason, is_away=is_away(error), was_refused=self._maker.is_single)
 
     def _judge(self, verdict: Verdict, policy: RestartPolicy) -> float | None:
         """Seconds to the next try; None when there is none."""
         # What worked once and finds no way between the hosts now has a cable out, not a mistake in it.
-        if verdict.is_away or (verdict.is_unconnected and self._running.was_ready):
+        was_ready = self._running.state.was_ready
+        if verdict.is_away or (verdict.is_unconnected and was_ready):
             return policy.after_away()
         return policy.after_failure(
             made_progress=verdict.made_progress,
-            is_permanent=verdict.was_refused,
+            # What was placed earlier may have changed since: a refusal counts when all was placed anew.
+            is_permanent=verdict.was_refused and not self._maker.has_kept_placed,
             was_killed=verdict.was_killed,
+            can_give_up=not was_ready,
         )
 
-    async def _pause(self, verdict: Verdict, delay_s: float | None, num_failures: int) -> None:
+    async def _pause(self, verdict: Verdict, delay_s: float | None, policy: RestartPolicy) -> None:
         """Say what happened and wait for the next try; for ever, where there is none."""
-        running = self._running
-        running.state.failed_process = verdict.process
+        running, state = self._running, self._running.state
+        is_known = verdict.reason == state.reason and (verdict.is_away or policy.is_open)
+        state.failed_process, state.reason = verdict.process, verdict.reason
+        state.num_failures, state.is_stuck = max(policy.num_failures, policy.num_away), policy.is_open
         if delay_s is None:
-            logger.error("the ring is given up after %d failures: %s", num_failures, verdict.reason)
+            logger.error("the ring is given up after %d failures: %s", policy.num_failures, verdict.reason)
             running.set_state("failed", verdict.reason)
             await wait_for_any(self._stop, self._restart)
             return
-        if not verdict.is_away or verdict.reason != running.state.reason:  # one that stays away is told once
+        if not is_known:  # what stays is told once
             logger.warning("%s; the ring starts again in %.1f s", verdict.reason, delay_s)
-        running.state.num_restarts += not verdict.is_away
-        running.set_state("degraded" if running.was_ready else "starting", verdict.reason)
+        state.num_restarts += not verdict.is_away
+        state.next_try_unix = time.time() + delay_s
+        running.set_state(running.unready, verdict.reason)
         if delay_s:
             await wait_for_any(self._stop, self._restart, limit_s=delay_s)
 

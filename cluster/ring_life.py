@@ -34,6 +34,7 @@ from cluster.errors import ClusterError
 from cluster.heartbeats import HeartbeatReader, Rank
 from cluster.hosts import Host
 from cluster.log_files import LineBuffer
+from cluster.processes import PSUTIL_ERRORS
 from cluster.remote_ranks import PING_LIMIT_S, end_processes
 from cluster.workers import Worker
 from config.rotating_file import RotatingFile
@@ -53,6 +54,8 @@ PROGRESS_READY_S = 60.0
 # A heartbeat that is on its way when its time is up still counts.
 LOOK_AFTER_S = 0.1
 LISTEN_LOOK_S = 0.01
+# A rank that says it connects listens soon; the last one's first try costs a second where it does not.
+LISTEN_LIMIT_S = 3.0
 
 logger = logging.getLogger(__name__)
 
@@ -193,12 +196,19 @@ class RingLife:
 
         def has_to_wait() -> bool:
             is_early = any(rank.phase == "starting" for rank in middle)
-            return head.exit_code is None and (is_early or not is_listening(head.identity.pid, port))
+            return head.exit_code is None and (is_early or self._head_is_deaf(head.identity.pid, port))
 
         # Nothing tells when MLX listens, and a connection to try it would be taken for the neighbour's.
         while has_to_wait():  # noqa: ASYNC110 - so we look
             await asyncio.sleep(LISTEN_LOOK_S)
         await last.write_line(self.plan.make_first_line(self.plan.ring_size - 1))
+
+    def _head_is_deaf(self, pid: int, port: int) -> bool:
+        """Rank 0 does not listen yet. Where the system does not tell: it has not long been about to."""
+        head = self.ranks[0]
+        if head.phase != "starting" and time.monotonic() - head.phase_since > LISTEN_LIMIT_S:
+            return False
+        return not is_listening(pid, port)
 
     async def _start_cold(self, rank: Rank, reader: HeartbeatReader) -> Child:
         place = self.plan.place_of(rank.rank)
@@ -323,8 +333,7 @@ class RingLife:
         if code == EXIT_RING_LOST and (missing := self._find_missing()):
             return missing
         title = next(rank.title for rank in self.ranks if rank.child is culprit)
-        last_lines = culprit.log.last_lines
-        said = f": {last_lines[-1]}" if code > 0 and last_lines else ""
+        said = f": {culprit.log.last_words}" if code > 0 and culprit.log.last_words else ""
         if culprit.has_lost_host:
             return Verdict(f"{title} was lost with the ssh connection{said}", culprit.name, is_away=True)
         return Verdict(
@@ -348,7 +357,7 @@ def is_listening(pid: int, port: int) -> bool:
     """True if this process of ours listens on that port."""
     try:
         connections = psutil.Process(pid).net_connections("tcp")
-    except psutil.Error:
+    except PSUTIL_ERRORS:
         return False
     return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in connections)
 

@@ -49,7 +49,7 @@ class Running:
     programs: Programs
     state: SupervisorState
     publish: Callable[[], None]
-    was_ready: bool = False
+    was_ready: bool = False  # since this supervisor began; `state.was_ready` knows the earlier ones too
     _logs: dict[str, RotatingFile] = field(default_factory=dict)
     troubles: DiskTroubles = field(default_factory=DiskTroubles)
 
@@ -74,6 +74,12 @@ class Running:
         if process not in self._logs:
             self._logs[process] = RotatingFile(log_path(self.settings.log_dir, process))
         return self._logs[process]
+
+    @property
+    def unready(self) -> str:
+        """What a service is that is not ready: starting, or degraded where it worked before and failed."""
+        has_failed = self.state.was_ready and self.state.reason is not None
+        return "degraded" if self.was_ready or has_failed else "starting"
 
     def set_state(self, state: str, reason: str | None) -> None:
         """Say how the service is."""

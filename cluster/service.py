@@ -20,9 +20,11 @@ from cluster.processes import ProcessIdentity, read_identity
 from cluster.state_file import RING_NAME, STATE_NAME
 from cluster.workers import Worker
 from config import Settings
+from config.context_length import ContextLength
 from config.run_files import read_json
 
 STALE_S = 10.0
+UNREADY = ("starting", "degraded")
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,53 @@ class Service:
 
     @property
     def reason(self) -> str | None:
-        """Why it is not ready."""
+        """Why it is not ready; of a service that does not run, why it ended, if that was not by `stop`."""
         said = self.supervisor.get("reason")
+        if self.holder is None:
+            return self._describe_end(said)
         return str(said) if said else (self.trouble if self.state == "degraded" else None)
+
+    def _describe_end(self, said: str | None) -> str | None:
+        state = self.supervisor.get("state")
+        if state in (None, "stopped"):
+            return None
+        if state == "failed":  # its own last word
+            return str(said) if said else None
+        last = f"{state}: {said}" if said else state
+        return (
+            f"supervisor {self.supervisor.get('pid')} is gone without a word (killed, out of memory, or the "
+            f"machine went down); it last said {last}. The queue is kept"
+        )
+
+    @property
+    def is_stuck(self) -> bool:
+        """Another try alone hardly helps; where the service worked before, it is tried all the same."""
+        return self._is_of_holder and bool(self.supervisor.get("is_stuck"))
+
+    @property
+    def waits_for(self) -> str | None:
+        """What happens next to a ring that failed, in words."""
+        said = self.supervisor
+        if self.state == "failed":
+            return "the ring is not tried again by itself: mend that, then ./launch.sh restart"
+        if self.state not in UNREADY or not self._is_of_holder or not said.get("num_failures"):
+            return None
+        left_s = float(said.get("next_try_unix") or 0) - time.time()
+        when = f"the next try is in {left_s:.0f} s" if left_s >= 1 else "the ring is being tried now"
+        count = f"tries that failed: {said['num_failures']}"
+        help = "; it is tried until it works, and ./launch.sh restart tries at once" if self.is_stuck else ""
+        return f"{when}, {count}{help}"
 
     @property
     def exit_code(self) -> int:
         """0 ready, 1 degraded, 3 stopped."""
         return {"ready": 0, "stopped": 3}.get(self.state, 1)
+
+    @property
+    def context_lines(self) -> list[str]:
+        """How long a request may be, as rank 0 says, for a person; empty where it does not say yet."""
+        context = ContextLength.from_json(self.ring.get("context"))
+        return [f"context: {context.describe()}"] if context else []
 
     @property
     def api_address(self) -> tuple[str, int] | None:

@@ -208,6 +208,7 @@ async def run_words(
     input: bytes = b"",
     timeout_s: float,
     on_output: Callable[[bytes], None] | None = None,
+    holds_stdin: bool = False,
 ) -> Completed | None:
     """Run a program of this machine to its end; None when the time was up, and it was killed.
 
@@ -215,6 +216,7 @@ async def run_words(
 
     Args:
         on_output: takes standard output as it comes; it is collected otherwise.
+        holds_stdin: its standard input ends with us, not after `input`.
     """
     with tempfile.TemporaryFile() as errors:
         process = await asyncio.create_subprocess_exec(
@@ -226,7 +228,7 @@ async def run_words(
         )
         assert process.stdout is not None
         collected: list[bytes] = []
-        feed = asyncio.create_task(_feed(process, input))
+        feed = asyncio.create_task(_feed(process, input, holds_stdin=holds_stdin))
         try:
             async with asyncio.timeout(timeout_s):
                 while data := await process.stdout.read(1 << 16):
@@ -236,6 +238,8 @@ async def run_words(
             return None
         finally:
             feed.cancel()
+            if process.stdin is not None:
+                process.stdin.close()
             if process.returncode is None:
                 process.kill()
                 await process.wait()
@@ -243,12 +247,13 @@ async def run_words(
         return Completed(code, b"".join(collected), errors.read().decode("utf-8", errors="replace"))
 
 
-async def _feed(process: asyncio.subprocess.Process, data: bytes) -> None:
+async def _feed(process: asyncio.subprocess.Process, data: bytes, *, holds_stdin: bool) -> None:
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         process.stdin.write(data)
         await process.stdin.drain()
-    process.stdin.close()
+    if not holds_stdin:
+        process.stdin.close()
 
 
 async def close_connection(host: Host, *, how: str = "exit") -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,17 +17,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cluster import packages, ports
+from cluster import own_checks, packages, ports
 from cluster.disk import check_disk
-from cluster.errors import ClusterError, StartFailed
+from cluster.errors import ClusterError, Interrupted, StartFailed
+from cluster.findings import refuse_failed
 from cluster.hosts import Cluster, read_cluster
+from cluster.interrupts import InterruptFlag, run_to_end
 from cluster.log_files import LogMarks, log_path
 from cluster.processes import ProcessIdentity, identify
 from cluster.restart_policy import MAX_FAILURES
 from cluster.service import Service, read_service
 from cluster.start_hosts import place_shown, rehearse
 from cluster.steps import Steps
-from cluster.stop import end_leftovers, stop
+from cluster.stop import EXTRA_LIMIT_S, KILL_GRACE_S, end_leftovers, stop
 from cluster.terminal import Terminal, format_duration, make_bar
 from config import Settings
 from config.checks import start_problems, start_warnings
@@ -60,7 +63,7 @@ def start(
     """
     check_startable(settings)
     show_warnings(settings, terminal)
-    if (running := read_service(settings)).holder:
+    if (running := wait_for_stop(settings, terminal)).holder:
         return join_running(settings, running, terminal)
     cluster = read_cluster(settings)
     if is_rehearsal:
@@ -70,20 +73,39 @@ def start(
     host, port = settings.api_host, settings.api_port
     if not ports.is_free(host, port):
         raise ports.describe_taken(host, port)
+    check_this_start(settings, running)
     steps = Steps(terminal, NUM_STEPS if cluster.is_single else NUM_STEPS - 1 + NUM_PLACING_STEPS)
     place_everything(settings, overrides, cluster, steps, prepare)
     marks = LogMarks(settings.log_dir)
-    process = launch_supervisor(settings, overrides, supervisor)
-    try:
-        follow(settings, process, _Shown(terminal, steps, cluster.ring_size))
-    except StartFailed as error:
-        other = read_service(settings).holder
-        if other and other.pid != process.pid:
-            return join_running(settings, read_service(settings), terminal)
-        show_last_lines(settings, terminal, marks)
-        stop(settings, Terminal(), is_quiet=True)
-        raise error from None
+    with InterruptFlag() as interrupt:
+        process = launch_supervisor(settings, overrides, supervisor)
+        try:
+            follow(settings, process, _Shown(terminal, steps, cluster.ring_size), interrupt)
+        except StartFailed as error:
+            other = read_service(settings).holder
+            if other and other.pid != process.pid:
+                return join_running(settings, read_service(settings), terminal)
+            show_last_lines(settings, terminal, marks)
+            stop(settings, Terminal(), is_quiet=True)
+            raise error from None
+        except Interrupted:
+            end_started(settings, process, terminal)
+            raise
     return 0
+
+
+def end_started(settings: Settings, supervisor: ProcessIdentity, terminal: Terminal) -> None:
+    """End a supervisor that was to become ready: as `stop` does, and at once where Ctrl-C comes again."""
+    try:
+        terminal.line("Interrupted: stopping what was started (Ctrl-C again: at once)")
+        supervisor.send(signal.SIGTERM)
+        is_gone = supervisor.wait(settings.shutdown_timeout + EXTRA_LIMIT_S)
+    except KeyboardInterrupt:
+        is_gone = False
+    if not is_gone:
+        supervisor.send(signal.SIGKILL)
+        supervisor.wait(KILL_GRACE_S)
+    stop(settings, terminal, is_quiet=True)
 
 
 def place_everything(
@@ -121,10 +143,55 @@ def check_startable(settings: Settings) -> None:
         raise ClusterError("\n".join(short))
 
 
+def prepare_foreground(
+    settings: Settings, overrides: Mapping[str, str], terminal: Terminal, prepare: Sequence[str] = PREPARE
+) -> None:
+    """Check this machine and prepare the model for a supervisor that runs in this process.
+
+    What keeps a ring from starting that was ready once may pass, as with a disk that is mounted late: it is
+    said, and the supervisor waits for it.
+
+    Raises:
+        ClusterError: of a service that was never ready.
+    """
+    running = read_service(settings)
+    try:
+        check_this_start(settings, running)
+        prepare_model(settings, overrides, prepare)
+    except Interrupted:
+        raise
+    except ClusterError as error:
+        if not running.supervisor.get("was_ready"):
+            raise
+        terminal.line(
+            terminal.colored(f"{error}; it was ready before, so it is tried until it works", "yellow")
+        )
+
+
+def check_this_start(settings: Settings, running: Service) -> None:
+    """Look at this machine as `doctor` does. What others could read that is private only counts there.
+
+    Raises:
+        ClusterError: with the doctor's sentences about what keeps the start from being of use.
+    """
+    findings = own_checks.check_this_machine(settings, running)
+    refuse_failed([finding for finding in findings if finding.check != "private"])
+
+
 def show_warnings(settings: Settings, terminal: Terminal) -> None:
     """Say loudly what a start allows."""
     for warning in start_warnings(settings):
         terminal.line(terminal.colored(warning, "red"))
+
+
+def wait_for_stop(settings: Settings, terminal: Terminal) -> Service:
+    """The service as it is, once one that is on its way out has gone."""
+    service = read_service(settings)
+    if service.holder and service.state == "stopping":
+        terminal.line(f"supervisor {service.holder.pid} is still stopping: waiting for it")
+        service.holder.wait(settings.shutdown_timeout + EXTRA_LIMIT_S)
+        return read_service(settings)
+    return service
 
 
 def join_running(settings: Settings, running: Service, terminal: Terminal) -> int:
@@ -137,7 +204,18 @@ def join_running(settings: Settings, running: Service, terminal: Terminal) -> in
             f"already running ({who}) with other settings: {'; '.join(others)}. "
             "./launch.sh restart applies yours"
         )
-    follow(settings, running.holder, _Shown(terminal, None))
+    with InterruptFlag() as interrupt:
+        try:
+            follow(settings, running.holder, _Shown(terminal, None), interrupt)
+        except Interrupted:
+            raise Interrupted(
+                f"Interrupted: {who}, goes on: see ./launch.sh status; ./launch.sh stop ends it"
+            ) from None
+        except StartFailed as error:
+            next_step = read_service(settings).waits_for
+            raise StartFailed(
+                f"already running ({who}), and not ready: {error}{f'; {next_step}' if next_step else ''}"
+            ) from None
     terminal.line(f"Already running ({who}): ready at {read_service(settings).url}")
     return 0
 
@@ -155,13 +233,9 @@ def prepare_model(settings: Settings, overrides: Mapping[str, str], prepare: Seq
     """Make or fetch the model, in a process of its own that shows its progress on standard error."""
     if settings.model_repo.startswith(BUILTIN_PREFIX):
         packages.ensure_builtin()
-    ended = subprocess.run(
-        prepare, cwd=ROOT, env={**os.environ, **overrides}, stdout=subprocess.DEVNULL, check=False
-    )
-    if ended.returncode != 0:
-        raise StartFailed(
-            f"the model {settings.model_repo} could not be prepared (exit code {ended.returncode})"
-        )
+    code = run_to_end(prepare, folder=ROOT, environment={**os.environ, **overrides})
+    if code != 0:
+        raise StartFailed(f"the model {settings.model_repo} could not be prepared (exit code {code})")
 
 
 def launch_supervisor(
@@ -192,15 +266,18 @@ def launch_supervisor(
     return identity
 
 
-def follow(settings: Settings, supervisor: ProcessIdentity, shown: _Shown) -> None:
+def follow(settings: Settings, supervisor: ProcessIdentity, shown: _Shown, interrupt: InterruptFlag) -> None:
     """Show what a supervisor says until the service is ready.
 
     Raises:
         StartFailed: it gave up, ended, or took longer than its own limits allow.
+        Interrupted: Ctrl-C.
     """
     limit_s = (settings.connect_timeout + settings.load_timeout) * MAX_FAILURES + 60
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
+        if interrupt.is_set:
+            raise Interrupted("Stopped: nothing is left running. ./launch.sh start goes on where this ended")
         service = read_service(settings)
         has_ended = supervisor.wait(LOOK_INTERVAL_S)
         if service.supervisor.get("pid") == supervisor.pid:
@@ -210,6 +287,8 @@ def follow(settings: Settings, supervisor: ProcessIdentity, shown: _Shown) -> No
                 return
             if service.supervisor.get("state") in ("failed", "stopping", "stopped"):
                 raise StartFailed(service.reason or "it was stopped while it started")
+            if service.is_stuck:
+                raise StartFailed(str(service.reason))
         if has_ended:
             raise StartFailed("the supervisor ended: see the last lines of its log")
     raise StartFailed(f"not ready after {format_duration(limit_s)}")
@@ -254,6 +333,8 @@ class _Shown:
             "ring", f"epoch {service.ring.get('epoch')}, {num_ranks} of {num_ranks} ranks answered HELLO"
         )
         self._steps.done("ready", self._terminal.colored(service.url, "bold"))
+        for line in service.context_lines:
+            self._terminal.line(f"    {line}")
 
     def _print_phases(self, ranks: Sequence[Mapping[str, Any]]) -> None:
         for entry in ranks:

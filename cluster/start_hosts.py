@@ -14,12 +14,13 @@ from cluster.errors import ClusterError
 from cluster.hosts import Cluster
 from cluster.model_source import ModelUnknown, read_source
 from cluster.placing import check_hosts, describe_shares, on_all, place_code, place_model, plan_model
-from cluster.plan import choose_layout, measure_rooms
+from cluster.plan import choose_layout, find_short_hosts, measure_rooms
 from cluster.probe import HostFacts
 from cluster.ssh import close_connections
 from cluster.steps import Steps
 from cluster.terminal import Terminal
-from cluster.workers import Worker, has_environment, list_workers, sync_code
+from cluster.threads import run_beside
+from cluster.workers import Environment, Worker, list_workers, read_environment, sync_code
 from config import ModelNotReady, Settings
 from config.model_path import is_complete
 
@@ -48,7 +49,7 @@ def place_shown(
             layout = asyncio.run(plan_model(cluster, settings, facts, steps, held_bytes))
         asyncio.run(place_code(list_workers(cluster, settings), steps))
         placed = asyncio.run(place_model(cluster, settings, layout, steps))
-    except ClusterError:
+    except (ClusterError, KeyboardInterrupt):
         asyncio.run(close_connections(cluster.remote_hosts))
         raise
     placed.save(settings.run_dir)
@@ -79,7 +80,7 @@ def _describe_model(settings: Settings) -> str:
 async def _rehearse_hosts(settings: Settings, cluster: Cluster, terminal: Terminal) -> list[list[str]]:
     try:
         facts = await check_hosts(cluster, settings, RehearsedSteps(terminal))
-        planned = await asyncio.to_thread(_rehearse_plan, settings, cluster, facts)
+        planned = await run_beside(_rehearse_plan, settings, cluster, facts)
         return [planned, *await on_all(list_workers(cluster, settings), _rehearse_worker)]
     finally:
         await close_connections(cluster.remote_hosts)
@@ -90,7 +91,8 @@ def _rehearse_plan(settings: Settings, cluster: Cluster, facts: Sequence[HostFac
         layout = choose_layout(settings, read_source(settings), measure_rooms(cluster, facts, {}))
     except ModelUnknown as error:
         return [f"plan: when the model is there ({error})"]
-    return [f"plan: {describe_shares(layout)}"]
+    short = [f"{name}: {text}" for name, text in find_short_hosts(layout).items()]
+    return [f"plan: {describe_shares(layout)}", *short]
 
 
 async def _rehearse_worker(worker: Worker) -> list[str]:
@@ -98,11 +100,17 @@ async def _rehearse_worker(worker: Worker) -> list[str]:
     changed = await sync_code(worker, dry_run=True)
     shown = ", ".join(changed[:NUM_SHOWN_FILES])
     more = f" and {len(changed) - NUM_SHOWN_FILES} more" if len(changed) > NUM_SHOWN_FILES else ""
-    has_packages = await has_environment(worker)
+    environment = await read_environment(worker)
     return [
         f"{name}: code to {worker.folder}/code: {f'{shown}{more}' if changed else 'nothing has changed'}",
-        f"{name}: packages {'are there' if has_packages else f'to be installed into {worker.folder}/venv'}",
+        f"{name}: packages {_describe_packages(environment, worker)}",
     ]
+
+
+def _describe_packages(environment: Environment, worker: Worker) -> str:
+    if environment.state == "good":
+        return "are there"
+    return f"to be installed into {worker.folder}/venv ({environment.trouble})"
 
 
 class RehearsedSteps:

@@ -35,6 +35,12 @@ class SupervisorState:
     failed_process: str | None = None
     epoch: int = 0
     num_restarts: int = 0
+    was_ready: bool = False  # once, under this supervisor or an earlier one of this STATE_DIR
+    # While it is not ready after a failure: the tries in a row that failed, when the next one begins, and
+    # whether that alone hardly helps.
+    num_failures: int = 0
+    next_try_unix: float | None = None
+    is_stuck: bool = False
     processes: list[dict[str, Any]] = field(default_factory=list)
     spares: list[dict[str, Any]] = field(default_factory=list)
     # What an edit of .env or config.json has changed that takes a restart, and why one was not taken.
@@ -45,6 +51,12 @@ class SupervisorState:
     code: str = ""
     # What the supervisor cannot write at present.
     troubles: list[str] = field(default_factory=list)
+
+
+def forget_trouble(state: SupervisorState) -> None:
+    """All is well, or begins anew."""
+    state.reason = state.failed_process = state.next_try_unix = None
+    state.num_failures, state.is_stuck = 0, False
 
 
 def make_state(state: SupervisorState) -> dict[str, Any]:
@@ -59,6 +71,10 @@ def make_state(state: SupervisorState) -> dict[str, Any]:
         "failed_process": state.failed_process,
         "epoch": state.epoch,
         "restarts": state.num_restarts,
+        "was_ready": state.was_ready,
+        "num_failures": state.num_failures,
+        "next_try_unix": state.next_try_unix,
+        "is_stuck": state.is_stuck,
         "api": state.api,
         "overrides": state.overrides,
         "settings": state.settings,

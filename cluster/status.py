@@ -48,6 +48,7 @@ def make_report(service: Service) -> dict[str, Any]:
     return {
         "state": service.state,
         "reason": service.reason,
+        "waits_for": service.waits_for,
         "exit_code": service.exit_code,
         "url": service.url if service.holder else None,
         "supervisor": service.supervisor or None,
@@ -60,12 +61,14 @@ def describe(service: Service, terminal: Terminal) -> list[str]:
     """The lines for a person."""
     state = terminal.colored(service.state, _COLORS.get(service.state, "yellow"))
     if service.holder is None:
-        return [f"{state}  (./launch.sh start)"]
+        return [f"{state}  (./launch.sh start)", *([f"reason: {service.reason}"] if service.reason else [])]
     ring, said = service.ring, service.supervisor
     uptime = format_duration(max(0.0, time.time() - service.holder.start_time))
     lines = [f"{state}  {service.url}  {ring.get('model', '')}  up {uptime}"]
     if service.reason:
         lines.append(f"reason: {service.reason}")
+    if service.waits_for:
+        lines.append(f"waits: {service.waits_for}")
     lines += ["", *make_table(_make_rows(service)), ""]
     queue, totals = ring.get("queue", {}), ring.get("totals", {})
     lines.append(
@@ -82,7 +85,7 @@ def describe(service: Service, terminal: Terminal) -> list[str]:
     num_spares = sum(entry.get("state") == "spare" for entry in said.get("spares", []))
     lines.append(f"spares: {num_spares} warm, for the next start of the ring")
     lines += [terminal.colored(f"trouble: {text}", "yellow") for text in service.troubles]
-    return lines + _describe_settings(said, terminal)
+    return lines + service.context_lines + _describe_settings(said, terminal)
 
 
 def _describe_settings(said: dict[str, Any], terminal: Terminal) -> list[str]:

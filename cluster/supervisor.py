@@ -34,6 +34,7 @@ from cluster.spares import mark_supervisor
 from cluster.state_file import (
     STATE_NAME,
     SupervisorState,
+    forget_trouble,
     last_epoch,
     make_process_entry,
     make_rank_entry,
@@ -86,6 +87,7 @@ class Supervisor:
             if num_left := end_leftovers(before):
                 logger.warning("ended %d processes of a supervisor that was killed", num_left)
             running.state.epoch = last_epoch(settings.run_dir)
+            running.state.was_ready = bool(before.supervisor.get("was_ready"))
             secret = load_ring_secret(settings)
             with ports.listen(settings.api_host, settings.api_port) as listening:
                 self._watch_signals()
@@ -181,6 +183,7 @@ class Supervisor:
         running.state.settings, running.state.overrides = settings.public(), dict(order.overrides)
         running.state.needs_restart, running.state.settings_error = [], None
         ring.restart()
+        forget_trouble(running.state)
         running.set_state("starting", None)
         self._say_restart(order.id, "running", None)
         reason = await api.roll()
@@ -205,9 +208,9 @@ class Supervisor:
             is_ready = ring.is_ready and api.is_serving
             if is_ready and state.state != "ready":
                 logger.info("ready: epoch %d at %s", state.epoch, ports.make_url(**state.api))
-                running.was_ready = True
-                state.reason = state.failed_process = None
-            state.state = "ready" if is_ready else ("degraded" if running.was_ready else "starting")
+                running.was_ready = state.was_ready = True
+                forget_trouble(state)
+            state.state = "ready" if is_ready else running.unready
         if ring and api:
             state.processes = self._list_processes(ring, api)
             waiting = [make_process_entry(child, "spare") for child in ring.spares]

@@ -9,11 +9,9 @@ import asyncio
 from collections.abc import Callable
 
 from cluster.errors import ClusterError
-from cluster.host_checks import COMPARED
 from cluster.hosts import Cluster
-from cluster.own_checks import own_versions
 from cluster.probe import probe
-from cluster.workers import MARK, Worker, ensure_environment, list_workers, sync_code
+from cluster.workers import Worker, ensure_environment, list_workers, sync_code
 from config import Settings
 
 Say = Callable[[str], None]
@@ -32,14 +30,7 @@ async def _treat_host(worker: Worker, settings: Settings, say: Say) -> None:
             return
         if changed := await sync_code(worker):
             say(f"fixed: {name}: {len(changed)} files of the code copied")
-        if facts.versions and not _has_same(facts.versions):
-            await worker.run(f"rm -f {worker.shell_path(f'venv/{MARK}')}")
         if await ensure_environment(worker, lambda text: say(f"{name}: {text}")):
             say(f"fixed: {name}: the environment is made")
     except ClusterError as error:
         say(f"not fixed: {error}")
-
-
-def _has_same(versions: object) -> bool:
-    here = own_versions()
-    return isinstance(versions, dict) and all(versions.get(name) == here.get(name) for name in COMPARED)

@@ -15,7 +15,6 @@ UNIT_NAME = "mlx-ring.service"
 LABEL = "local.mlx-ring"
 MARK = "Written by launch.sh service install"
 RESTART_S = 5
-MAX_STARTS, MAX_STARTS_SPAN_S = 5, 300
 # Beyond SHUTDOWN_TIMEOUT, for processes to end and files to close.
 STOP_SPARE_S = 30
 EXIT_WRONG_SETTINGS = 2
@@ -54,8 +53,7 @@ def make_systemd_unit(plan: UnitPlan) -> str:
         "[Unit]",
         "Description=Ring of machines that serves one language model",
         *network,
-        f"StartLimitIntervalSec={MAX_STARTS_SPAN_S}",
-        f"StartLimitBurst={MAX_STARTS}",
+        "StartLimitIntervalSec=0",  # a disk or a network that comes late: tried for as long as it takes
         "",
         "[Service]",
         "Type=exec",

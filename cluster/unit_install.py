@@ -64,10 +64,24 @@ def run_service_command(
             "macOS keeps launchd agents of a user off the local network, so that the ring would not connect "
             "(Apple's technical note TN3179): sudo ./launch.sh service install --system"
         )
+    if keeper.name == "launchd" and is_system:
+        _check_private_folders(settings)
     install(keeper, settings, terminal)
     if keeper.name == "systemd" and not is_system:
         _tell_linger(terminal)
     return 0
+
+
+def _check_private_folders(settings: Settings) -> None:
+    """macOS lets no daemon read what a user keeps in these folders. Raises: ClusterError."""
+    home = Path(owner().pw_dir)
+    private = [home / name for name in ("Desktop", "Documents", "Downloads")]
+    for path in (ROOT, settings.state_dir.absolute()):
+        if folder := next((one for one in private if path.is_relative_to(one)), None):
+            raise ClusterError(
+                f"{path} lies in {folder}, which macOS keeps from daemons: move it to another folder of "
+                f"{home}, then install again"
+            )
 
 
 def make_keeper(

@@ -2,7 +2,8 @@
 
     WORKER_DIR/code      server.py and the rooms a rank imports, as they are here (rsync, only what changed)
     WORKER_DIR/venv      a virtual environment with requirements.txt, in the versions that are installed here;
-                         venv/requirements.installed holds the hash of what was asked for
+                         venv/requirements.installed holds the hash of what was asked for, and is not there
+                         before pip has ended
     WORKER_DIR/models    whole or part models, by name (cluster/model_files.py)
 
 All of it is private (0700, 0600). Spool, logs, settings files and secrets never go there. Knows nothing of
@@ -12,6 +13,7 @@ ranks or of their start.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shlex
 import sys
@@ -19,10 +21,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 from cluster.errors import ClusterError
 from cluster.hosts import Cluster, Host
 from cluster.log_files import LineBuffer
+from cluster.sent_program import make_program
 from cluster.ssh import (
     EXIT_SSH,
     Completed,
@@ -41,6 +45,7 @@ CODE = ("server.py", "requirements.txt", "config", "distributed", "prompts", "sp
 RSYNC_FLAGS = ("-rlc", "-i", "--delete", "--exclude=__pycache__", "--exclude=*.pyc", "--exclude=.*")
 MARK = "requirements.installed"
 SHORT_LIMIT_S = 30.0
+LOOK_LIMIT_S = 120.0  # tens of thousands of files, on a slow disk
 RSYNC_LIMIT_S = 300.0
 PIP_LIMIT_S = 3600.0
 # A command that comes by ssh does not have what a login shell adds to PATH on macOS.
@@ -48,6 +53,7 @@ MORE_PATH = "/opt/homebrew/bin:/usr/local/bin:/Library/Frameworks/Python.framewo
 NEWEST_PYTHONS = ("python3.14", "python3.13", "python3.12", "python3.11", "python3")
 NO_PYTHON = 41
 NO_VENV = 42
+NO_FOLDER = 43
 
 Say = Callable[[str], None]
 
@@ -106,7 +112,7 @@ async def sync_code(worker: Worker, *, dry_run: bool = False) -> list[str]:
     if done.code == EXIT_SSH:
         raise describe_failure(worker.host, done.stderr)
     if done.code:
-        raise ClusterError(f"{worker.host.name}: rsync ended with code {done.code}: {done.last_line}")
+        raise ClusterError(f"{worker.host.name}: rsync ended with code {done.code}: {describe_rsync(done)}")
     return read_changes(done.stdout.decode("utf-8", errors="replace"))
 
 
@@ -114,6 +120,12 @@ def read_changes(said: str) -> list[str]:
     """The files that rsync -i names as sent or removed."""
     pairs = [line.split(maxsplit=1) for line in said.splitlines() if " " in line.strip()]
     return [name.strip() for what, name in pairs if re.match(r"[<>]f|\*deleting", what)]
+
+
+def describe_rsync(done: Completed) -> str:
+    """Why rsync failed: the first thing that it said, as its last line is about lines of its own program."""
+    said = (line.strip() for line in done.stderr.splitlines())
+    return next((line for line in said if re.match(r"rsync(\(\d+\))?: ", line)), done.last_line)
 
 
 async def _prepare_folder(worker: Worker, code: str) -> None:
@@ -126,17 +138,22 @@ async def _prepare_folder(worker: Worker, code: str) -> None:
         raise ClusterError(f"{worker.host.name}: {worker.folder} cannot be used: {done.last_line}")
 
 
-def make_constraints() -> str:
-    """The versions of requirements.txt's packages that are installed here, for pip there."""
+def read_wanted() -> dict[str, str]:
+    """The versions of requirements.txt's packages that are installed here."""
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     names = {match[0] for line in lines if (match := re.match(r"[A-Za-z0-9_.-]+", line))}
-    found = []
+    found = {}
     for name in sorted(names):
         try:
-            found.append(f"{name}=={metadata.version(name)}\n")
+            found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue  # of another system
-    return "".join(found)
+    return found
+
+
+def make_constraints() -> str:
+    """The same for pip there."""
+    return "".join(f"{name}=={version}\n" for name, version in read_wanted().items())
 
 
 def environment_mark() -> str:
@@ -145,33 +162,65 @@ def environment_mark() -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-async def has_environment(worker: Worker) -> bool:
-    """True if the environment is there and marked as what is wanted. Raises: HostUnreachable."""
+@dataclass(frozen=True)
+class Environment:
+    """What WORKER_DIR/venv is: good, missing, of another release, or broken (made in part, damaged since)."""
+
+    state: Literal["good", "missing", "other", "broken"]
+    trouble: str = ""
+
+
+async def read_environment(worker: Worker) -> Environment:
+    """Look at the environment there, down to the sizes of its files. Raises: HostUnreachable."""
     venv = worker.shell_path("venv")
-    done = await worker.run(f"test -x {venv}/bin/python && cat {venv}/{MARK}")
-    return done.code == 0 and done.stdout.decode("ascii", errors="replace").strip() == environment_mark()
+    done = await worker.run(
+        f"[ -d {venv} ] || exit {NO_FOLDER}\n"
+        f"cat {venv}/{MARK} 2>/dev/null; echo\n"
+        f"exec {venv}/bin/python -I -",
+        input=make_program("environment", {"wanted": read_wanted()}),
+        timeout_s=LOOK_LIMIT_S,
+    )
+    if done.code == NO_FOLDER:
+        return Environment("missing", "there is none")
+    mark, *_, answer = done.stdout.decode("utf-8", errors="replace").splitlines() or [""]
+    if done.code:
+        return Environment("broken", f"its Python does not work: {done.last_line}")
+    trouble = json.loads(answer)["trouble"] or ""
+    if not mark:
+        return Environment("broken", "its installation did not end")
+    if mark != environment_mark():
+        return Environment("other", trouble or "it was made for other requirements")
+    return Environment("broken", trouble) if trouble else Environment("good")
 
 
 async def ensure_environment(worker: Worker, say: Say) -> bool:
-    """Make the environment unless it is there; True if it had to be made.
+    """Make the environment unless it is there and whole; True if something had to be done.
+
+    One of another release is brought up to date. Of one that is broken nothing is believed: it is made anew.
 
     Raises:
         HostUnreachable: ssh does not get through.
         ClusterError: no Python, no venv module, or pip failed; with the command that mends it.
     """
-    if await has_environment(worker):
+    found = await read_environment(worker)
+    if found.state == "good":
         return False
-    say("making the virtual environment")
+    say("making the virtual environment" if found.state != "broken" else f"making it anew: {found.trouble}")
     venv = worker.shell_path("venv")
+    is_kept = f"{venv}/bin/python -m pip --version >/dev/null 2>&1" if found.state == "other" else "false"
     script = f"""set -e; umask 077; export PATH="$PATH":{MORE_PATH}
+# When we are gone, nothing must go on in the environment that the next one makes.
+exec 3<&0; (cat <&3; kill 0) >/dev/null 2>&1 &
 {find_python_script(worker)}
-[ -x {venv}/bin/python ] || "$python" -m venv --clear {venv} || exit {NO_VENV}
-cat >{venv}/constraints.txt
+rm -f {venv}/{MARK}
+{is_kept} || "$python" -m venv --clear {venv} || exit {NO_VENV}
+cat >{venv}/constraints.txt <<'END'
+{make_constraints()}END
 {venv}/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
   -r {worker.shell_path("code/requirements.txt")} -c {venv}/constraints.txt
 echo {environment_mark()} >{venv}/{MARK}
 """
-    done = await _run_shown(worker, script, make_constraints().encode(), say)
+    done = await _run_shown(worker, script, say)
     if done.code:
         raise ClusterError(f"{worker.host.name}: {_describe_environment_failure(worker, done)}")
     return True
@@ -233,12 +282,12 @@ class PipLines(LineBuffer):
             self._say("pip: unpacking")
 
 
-async def _run_shown(worker: Worker, script: str, input: bytes, say: Say) -> Completed:
+async def _run_shown(worker: Worker, script: str, say: Say) -> Completed:
     lines = PipLines(say)
     done = await run_words(
         ssh_command(worker.host, script, control_dir=make_control_dir()),
-        input=input,
         timeout_s=PIP_LIMIT_S,
+        holds_stdin=True,
         on_output=lines.feed,
     )
     if done is None:

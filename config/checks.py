@@ -44,7 +44,10 @@ RELATIONS = (
         "DEFAULT_MAX_TOKENS",
         "must be less than",
         "MAX_SEQUENCE_LENGTH",
-        lambda settings: settings.default_max_tokens < settings.max_sequence_length,
+        lambda settings: (
+            settings.max_sequence_length == "auto"
+            or settings.default_max_tokens < settings.max_sequence_length
+        ),
     ),
     Relation(
         "FILE_DESCRIPTOR_SOFT_LIMIT",

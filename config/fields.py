@@ -147,6 +147,14 @@ def _ring_address(value: str) -> str:
     return str(address)
 
 
+def _allowed_hosts(value: str) -> str:
+    names = split_list(value)
+    for name in names:
+        if name != "*" and HOST_NAME.fullmatch(re.sub(r"^\*?\.", "", name)) is None:
+            raise ValueError(f"{name!r} is no host name: without http://, port and path")
+    return ",".join(names).lower()
+
+
 def _cors_origins(value: str) -> str:
     origins = split_list(value)
     for origin in origins:
@@ -155,6 +163,13 @@ def _cors_origins(value: str) -> str:
     if "*" in origins and len(origins) > 1:
         raise ValueError("* stands alone")
     return ",".join(origins)
+
+
+def _model_aliases(value: str) -> str:
+    names = split_list(value)
+    if "*" in names and len(names) > 1:
+        raise ValueError("* stands alone")
+    return ",".join(names)
 
 
 def _layer_split(value: str) -> str:
@@ -204,7 +219,9 @@ AnyPath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_absolute)
 OptionalPath = Annotated[Path | None, BeforeValidator(_empty_is_none), AfterValidator(_absolute)]
 ListeningHost = Annotated[str, AfterValidator(_listening_host)]
 RingAddress = Annotated[str, AfterValidator(_ring_address)]
+AllowedHosts = Annotated[str, AfterValidator(_allowed_hosts)]
 CorsOrigins = Annotated[str, AfterValidator(_cors_origins)]
+ModelAliases = Annotated[str, AfterValidator(_model_aliases)]
 LayerSplit = Annotated[str, BeforeValidator(_lower), AfterValidator(_layer_split)]
 WorkerHosts = Annotated[str, AfterValidator(_worker_hosts)]
 WorkerDir = Annotated[str, AfterValidator(_worker_dir)]

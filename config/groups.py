@@ -15,12 +15,14 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from config import model_path
 from config.fields import (
     About,
+    AllowedHosts,
     AnyPath,
     Auto,
     CorsOrigins,
     LayerSplit,
     ListeningHost,
     LogLevel,
+    ModelAliases,
     OptionalPath,
     Port,
     RingAddress,
@@ -55,16 +57,45 @@ class ModelSettings(RootedSettings):
     model_cache_dir: Annotated[
         OptionalPath, About("Model", "Folder for downloaded models; empty: the Hugging Face cache.")
     ] = None
+    model_aliases: Annotated[
+        ModelAliases,
+        About(
+            "Model",
+            "Other names under which requests may ask for the model; answers carry its own name.",
+            is_live=True,
+            allowed="a comma list of names, or * for any, or empty for none",
+        ),
+    ] = ""
     default_max_tokens: Annotated[
         int,
         between(1, 10_000_000),
-        About("Model", "Answer length where a request names none.", "tokens", is_live=True),
+        About(
+            "Model",
+            "Answer length where a request to /generate or a prompt file names none; on /v1/* that is the "
+            "rest of the context.",
+            "tokens",
+            is_live=True,
+        ),
     ] = 512
     max_sequence_length: Annotated[
-        int,
-        between(2, 10_000_000),
-        About("Model", "Most tokens of prompt and answer together.", "tokens"),
+        Auto | Annotated[int, between(2, 10_000_000)],
+        About(
+            "Model",
+            "Most tokens of prompt and answer together. auto: the model's own length, at most 32768, and at "
+            "most what KV_CACHE_RESERVED_MEMORY_MB holds for two such requests. A number is taken as it is, "
+            "even beyond the model's own length.",
+            "tokens",
+            allowed="auto, or a whole number from 2 to 10000000",
+        ),
     ] = 4096
+
+    control_tokens_in_text: Annotated[
+        Literal["off", "on"],
+        About(
+            "Model",
+            "Whether a control token that a chat's message spells counts as one (on), or is text (off).",
+        ),
+    ] = "off"
 
     @field_validator("model_repo")
     @classmethod
@@ -92,6 +123,16 @@ class ApiSettings(RootedSettings):
             is_secret=True,
         ),
     ] = None
+    allowed_hosts: Annotated[
+        AllowedHosts,
+        About(
+            "API",
+            "Further names in Host headers that are served, such as a proxy's; loopback names, IP addresses, "
+            "*.local, host.docker.internal, this machine's names and API_HOST always are.",
+            allowed="a comma list of names, *.example.org for all names below it, .example.org for these and "
+            "itself, or * for any, or empty for none",
+        ),
+    ] = ""
     cors_origins: Annotated[
         CorsOrigins,
         About(
@@ -103,7 +144,13 @@ class ApiSettings(RootedSettings):
     max_prompt_len_bytes: Annotated[
         int,
         between(1, 1 << 30),
-        About("API", "Longest text of a prompt or of all messages.", "bytes", is_live=True),
+        About(
+            "API",
+            "Longest text of a prompt or of all messages on /generate; /v1/* is limited by tokens and "
+            "MAX_BODY_BYTES.",
+            "bytes",
+            is_live=True,
+        ),
     ] = 4096
     max_body_bytes: Annotated[
         int, between(1024, 1 << 30), About("API", "Largest HTTP request body.", "bytes", is_live=True)
@@ -117,7 +164,11 @@ class ApiSettings(RootedSettings):
         FiniteFloat,
         between(0, 86_400),
         About(
-            "API", "A request whose caller has left is cancelled after this time.", "seconds", is_live=True
+            "API",
+            "A request whose caller has left is cancelled after this time; on /v1 without an Idempotency-Key "
+            "at once.",
+            "seconds",
+            is_live=True,
         ),
     ] = 10.0
 

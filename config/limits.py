@@ -24,6 +24,10 @@ _RAISE = (
 )
 
 
+# OPEN_MAX: macOS may refuse a higher soft limit whatever the hard one says, "unlimited" included.
+MAX_MAC_FILES = 10240
+
+
 def raise_descriptor_limits(settings: Settings) -> str | None:
     """Raise the limits to the settings', as far as the system lets us; return a message where it does not."""
     wanted_soft, wanted_hard = settings.file_descriptor_soft_limit, settings.file_descriptor_hard_limit
@@ -31,8 +35,9 @@ def raise_descriptor_limits(settings: Settings) -> str | None:
     if _is_less(hard, wanted_hard) and _set_limits(soft, wanted_hard):
         hard = wanted_hard
     target = wanted_soft if not _is_less(hard, wanted_soft) else hard
-    if _is_less(soft, target) and _set_limits(target, hard):
-        soft = target
+    for reachable in (target, min(target, MAX_MAC_FILES)):
+        if _is_less(soft, reachable) and _set_limits(reachable, hard):
+            soft = reachable
     return _shortfall(soft, hard, wanted_soft, wanted_hard)
 
 

@@ -101,6 +101,11 @@ class Settings(
         return model_path.short_name(self.model_repo)
 
     @property
+    def model_alias_list(self) -> tuple[str, ...]:
+        """MODEL_ALIASES as single names."""
+        return split_list(self.model_aliases)
+
+    @property
     def layer_counts(self) -> tuple[int, ...] | None:
         """LAYER_SPLIT as numbers by rank; None for auto."""
         return None if self.layer_split == "auto" else parse_layer_counts(self.layer_split)
@@ -109,6 +114,11 @@ class Settings(
     def cors_origin_list(self) -> tuple[str, ...]:
         """CORS_ORIGINS as single origins."""
         return split_list(self.cors_origins)
+
+    @property
+    def allowed_host_list(self) -> tuple[str, ...]:
+        """ALLOWED_HOSTS as single patterns."""
+        return split_list(self.allowed_hosts)
 
     @classmethod
     def all_keys(cls) -> tuple[str, ...]:

@@ -32,8 +32,10 @@ A value comes from the first of these that has one: **command line**, **environm
 - A wrong value or an unknown key in a file stops the start. Other environment variables are ignored.
 - `.env` is never run by a shell: nothing is expanded in it, and `${NAME}` is refused. Relative paths are
   taken from the folder of `.env`, `~` is the home folder.
-- *Live* settings can change in a running service without a new start of the ring; the others need a restart.
-  This release reads settings at the start only, so every change takes a `./launch.sh restart`.
+- A key that stands twice in a file is refused, with both lines.
+- *Live* settings: an edit of a file counts in the running service within two seconds, for what begins from
+  then on. For the others `./launch.sh status` says that `./launch.sh restart` is needed. A wrong edit changes
+  nothing.
 - MiB are 1,048,576 bytes.
 """
 

@@ -53,6 +53,16 @@ class Layer:
     entries: dict[str, Entry] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
+    def add(self, key: str, value: str | None, origin: Origin) -> None:
+        """Note a value; a second one of a key is a problem, as nobody can see which of them counts."""
+        if key in self.entries:
+            first = self.entries[key].origin
+            self.refuse(
+                origin, f"{key} stands here for the second time, first at {first}: remove one of them", key
+            )
+        else:
+            self.entries[key] = Entry(value.strip() if value is not None else None, origin)
+
     def refuse(self, origin: Origin, sentence: str, key: str = "") -> None:
         """Note a problem of the source itself."""
         self.problems.append(Problem(str(origin), sentence, key))
@@ -64,7 +74,7 @@ def read_mapping(values: Mapping[str, str], origin: Origin) -> Layer:
 
 
 def read_dotenv(path: Path) -> Layer:
-    """Read a `.env` file; a missing one holds nothing, and the last of two equal keys counts."""
+    """Read a `.env` file; a missing one holds nothing."""
     layer = Layer()
     text = _read_text(path, layer)
     for binding in parse_stream(io.StringIO(text)):
@@ -82,7 +92,7 @@ def _add_dotenv(layer: Layer, key: str, value: str, origin: Origin) -> None:
             origin, f"{key} refers to a variable; nothing is expanded here, write the value out", key
         )
     else:
-        layer.entries[key] = Entry(value.strip(), origin)
+        layer.add(key, value, origin)
 
 
 def _first_line(binding: Binding) -> int:
@@ -110,12 +120,8 @@ def read_json_settings(path: Path) -> Layer:
 
 
 def _add_json(layer: Layer, key: str, value: object, origin: Origin) -> None:
-    if key in layer.entries:
-        layer.refuse(
-            origin, f"{key} stands here for the second time, first at {layer.entries[key].origin}", key
-        )
-    elif value is None or isinstance(value, str):
-        layer.entries[key] = Entry(value.strip() if value is not None else None, origin)
+    if value is None or isinstance(value, str):
+        layer.add(key, value, origin)
     else:
         layer.refuse(origin, f"{key} must be text, a number or null", key)
 

@@ -33,7 +33,6 @@ class Answer:
     sequence: Sequence
     stream: TextStream
     log: TokenLogWriter
-    special_token_ids: frozenset[int]
     num_ranks: int
     claimed_unix: float
     text: str = ""
@@ -102,7 +101,7 @@ class Answer:
             text=self.text,
             token_ids=tuple(sequence.token_ids[sequence.num_prompt_tokens :]),
             finish_reason=finish_reason,
-            usage=Usage(sequence.num_prompt_tokens, sequence.num_answer_tokens, sequence.num_reused_tokens),
+            usage=Usage(sequence.num_prompt_tokens, sequence.num_answer_tokens, self._num_reused),
             performance={**self.times(), "ranks": self._ranks(first_layers)},
             error=None,
             finished_unix=time.time(),
@@ -116,7 +115,7 @@ class Answer:
         received = self.request.received_unix or created
         first = self.first_token_unix or now
         num_new = self.sequence.num_answer_tokens - self.num_resumed_tokens
-        num_prefilled = self.sequence.num_prompt_tokens - self.sequence.num_reused_tokens
+        num_prefilled = self.sequence.num_prompt_tokens - self._num_reused
         return {
             "accept_s": round(max(0.0, created - received), 6),
             "queue_s": round(max(0.0, self.claimed_unix - created), 6),
@@ -127,6 +126,11 @@ class Answer:
             "total_s": round(max(0.0, now - created), 6),
         }
 
+    @property
+    def _num_reused(self) -> int:
+        """Prompt tokens whose KV was there; an answer that goes on may find some of its own as well."""
+        return min(self.sequence.num_reused_tokens, self.sequence.num_prompt_tokens)
+
     def _replay(self, records: Items[TokenRecord]) -> None:
         """Continue from the log of an earlier attempt."""
         self.num_resumed_tokens = len(records)
@@ -135,7 +139,7 @@ class Answer:
             self._take(record.token_id, is_newest=True)
 
     def _take(self, token_id: int, *, is_newest: bool) -> str:
-        text = "" if token_id in self.special_token_ids else self.stream.add(token_id)
+        text = self.stream.add(token_id)
         if self.stream.is_stopped or (is_newest and self.finish_reason is not None):
             text += self.stream.finish()
         self.text += text

@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 
 from config import Settings
+from config.context_length import MOST_AUTO_TOKENS
 from distributed.kv_sizes import padded_tokens
 from distributed.model_shape import ModelShape
 
 MIB = 1 << 20
+# Beside weights and KV: interpreter, MLX, activations (180 to 260 MB seen), and a spare in waiting (200 MB).
+RANK_BYTES = 512 * MIB
 
 
 @dataclass(frozen=True)
@@ -65,5 +68,7 @@ NO_KV = KVReserve()
 def make_reserve(settings: Settings, ring_size: int) -> KVReserve:
     """Return the memory for KV: what is set, and no more tokens than the tables can ever hold."""
     num_tables = ring_size if settings.microbatches == "auto" else int(settings.microbatches)
-    most = num_tables * padded_tokens(settings.max_rows_per_microbatch, settings.max_sequence_length)
+    longest = settings.max_sequence_length
+    longest = MOST_AUTO_TOKENS if longest == "auto" else longest
+    most = num_tables * padded_tokens(settings.max_rows_per_microbatch, longest)
     return KVReserve(settings.kv_cache_reserved_memory_mb * MIB, most)

@@ -8,35 +8,34 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from config import Settings
 from distributed.answers import Answer
-from distributed.frame import (
-    NUM_INLINE_INTS,
-    Frame,
-    Kind,
-    StageStep,
-    make_step_frame,
-    num_lap_ints,
-    parse_step,
-)
+from distributed.frame import NUM_INLINE_INTS, Frame, Kind, StageStep, make_step_frame, parse_step
 from distributed.intake import CannotRun, Intake
 from distributed.lifeline import Lifeline
 from distributed.ring import MAX_UNREAD_BYTES, Ring, RingLost, clock_us
 from distributed.ring_status import RingStatus
 from distributed.sampling import sample
-from distributed.scheduler import Advance, Drawn, Scheduler
-from distributed.sequence import Microbatch
+from distributed.scheduler import Scheduler
+from distributed.sequence import Advance, Drawn, Microbatch, Sequence
 from distributed.stage import Stage
 
 logger = logging.getLogger(__name__)
 
+_NOT_FINITE = CannotRun(
+    "non_finite",
+    "the model's numbers overflowed for this prompt (its logits are not finite); other requests go on",
+    500,
+)
 STATUS_SECONDS = 1.0
 PING_SECONDS = 5.0
 SWEEP_SECONDS = 60.0
@@ -44,14 +43,21 @@ SWEEP_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class EngineLimits:
-    """Limits of the loop; `max_frame_bytes` is the largest frame that rank 0 ever sends."""
+    """Limits of the loop."""
 
-    max_frame_bytes: int
     poll_interval_seconds: float
     step_timeout_seconds: float
     shutdown_timeout_seconds: float
     retention_seconds: float
     retention_bytes: int
+
+
+@dataclass
+class Lap:
+    """A microbatch's frame, from its making to its return; `sent_us` is 0 while it waits for credit."""
+
+    frame: Frame
+    sent_us: int = 0
 
 
 class Engine:
@@ -69,9 +75,7 @@ class Engine:
     ) -> None:
         self._ring, self._stage, self._scheduler, self._intake = ring, stage, scheduler, intake
         self._status, self._lifeline, self._limits = status, lifeline, limits
-        self._num_unread_bytes = 0
-        self._unread_bytes: dict[int, int] = {}
-        self._sent_us: dict[int, int] = {}
+        self._laps: deque[Lap] = deque()  # one for each microbatch in flight, oldest first
         self._num_pings = 0
         self._unpublished: list[Advance] = []
         self._is_ending = False
@@ -91,15 +95,13 @@ class Engine:
             self.step(wakeup, takes_requests=True)
         self._drain(wakeup)
 
-    def on_settings(self, values: Mapping[str, Any]) -> None:
-        """Take live settings over, by key; called on another thread, seen at the next turn of the loop."""
-        limits = self._limits
+    def follow(self, settings: Settings) -> None:
+        """Take live settings over; called on another thread, seen at the next turn of the loop."""
         self._limits = replace(
-            limits,
-            poll_interval_seconds=float(values.get("POLL_INTERVAL", limits.poll_interval_seconds)),
-            retention_seconds=3600
-            * float(values.get("RESULT_RETENTION_HOURS", limits.retention_seconds / 3600)),
-            retention_bytes=2**20 * int(values.get("RESULT_RETENTION_MB", limits.retention_bytes // 2**20)),
+            self._limits,
+            poll_interval_seconds=settings.poll_interval,
+            retention_seconds=settings.result_retention_hours * 3600,
+            retention_bytes=settings.result_retention_mb * 2**20,
         )
 
     def step(self, wakeup: int, *, takes_requests: bool) -> None:
@@ -153,13 +155,13 @@ class Engine:
         else:
             self._add(answers)
 
-    def _add(self, answers: Sequence[Answer]) -> None:
-        """Let new answers be scheduled, or end those that no table can ever hold."""
+    def _add(self, answers: Items[Answer]) -> None:
+        """Let new answers be scheduled, or end those whose tokens no table can ever hold."""
         for answer in answers:
-            if self._scheduler.can_ever_fit(answer.sequence):
+            if self._scheduler.slots.fit(answer.sequence):
                 self._scheduler.add(answer.sequence)
             else:
-                self._intake.fail(answer, _does_not_fit(answer))
+                self._intake.fail(answer, _does_not_fit(answer, self._scheduler.slots.max_row_tokens))
 
     def _scan(self, takes_requests: bool) -> None:
         """Look at the spool: as many requests as the tables have rows, then cancellations, which can wait."""
@@ -173,27 +175,33 @@ class Engine:
 
     def _launch(self) -> None:
         """Send microbatches until enough are in flight or nothing is ready."""
-        while self._has_credit() and not self._is_ending:
+        while self._send_next() and not self._is_ending:
             microbatch = self._scheduler.schedule()
             if microbatch is None:
                 return
             for sequence in microbatch.sequences:
                 if sequence.is_suspect:
                     self._intake.mark_solo(sequence)
-            frame = _to_frame(microbatch, self._ring.epoch)
-            self._unread_bytes[microbatch.number] = frame.num_bytes
-            self._num_unread_bytes += frame.num_bytes
-            if len(self._scheduler.in_flight) == 1:
-                self._last_lap = time.monotonic()
-            self._status.trace.sent(microbatch.number)
-            self._sent_us[microbatch.number] = clock_us()
-            self._ring.send(frame)
+            self._laps.append(Lap(to_frame(microbatch, self._ring.epoch)))
 
-    def _has_credit(self) -> bool:
-        """Whether the largest frame may leave: one always may, more only as far as nobody can block."""
-        if not self._scheduler.in_flight:
+    def _send_next(self) -> bool:
+        """Send the frame that waits, if there is one; False: it goes on waiting until others are back.
+
+        What was sent and is not back may lie unread in a socket, which has to take it without blocking; a
+        frame that is larger than that goes alone.
+        """
+        if not self._laps or self._laps[-1].sent_us:
             return True
-        return self._num_unread_bytes + self._limits.max_frame_bytes <= MAX_UNREAD_BYTES
+        waiting = self._laps[-1]
+        num_unread = sum(lap.frame.num_bytes for lap in self._laps if lap.sent_us)
+        if num_unread and num_unread + waiting.frame.num_bytes > MAX_UNREAD_BYTES:
+            return False
+        if len(self._laps) == 1:
+            self._last_lap = time.monotonic()
+        self._status.trace.sent(waiting.frame.step)
+        waiting.sent_us = clock_us()
+        self._ring.send(waiting.frame)
+        return True
 
     def _receive_frame(self) -> Frame:
         """Receive one frame and, if it is a step, run it through the last stage."""
@@ -216,16 +224,16 @@ class Engine:
         microbatch = self._scheduler.in_flight[0]
         if frame.step != microbatch.number:
             raise RingLost(f"step {frame.step} came back where {microbatch.number} was expected")
-        self._num_unread_bytes -= self._unread_bytes.pop(microbatch.number)
+        sent_us = self._laps.popleft().sent_us
         step, ids = parse_step(frame)
         self._begin_next()
         output = self._stage.run(step, mx.array(ids) if hidden is None else hidden, self._publish)
         tokens = self._sample(microbatch, step, output)
         advanced = self._scheduler.postprocess(microbatch, tokens)
-        self._credit(microbatch, frame, clock_us() - start_us)
+        self._credit(microbatch, frame, clock_us() - start_us, sent_us)
         self._status.trace.finished(microbatch, frame, start_us)
         for advance in advanced:
-            if advance.sequence.ended_by is not None:
+            if advance.sequence.ended_by is not None or not advance.is_finite:
                 self._scheduler.finish(advance.sequence)
         self._launch()
         self._unpublished = advanced
@@ -235,12 +243,12 @@ class Engine:
 
     def _begin_next(self) -> None:
         """Let the next frame come in while this one's layers run; its size is known where a step is next."""
-        if len(self._scheduler.in_flight) > 1 and not self._num_pings:
-            following = self._scheduler.in_flight[1]
-            if num_lap_ints(len(following.rows), len(following.copies)) <= NUM_INLINE_INTS:
-                self._ring.begin_recv((len(following.rows), following.num_tokens))
+        if self._laps and not self._num_pings:
+            following = self._laps[0].frame
+            if following.num_head_ints <= NUM_INLINE_INTS:
+                self._ring.begin_recv((following.num_rows, following.num_tokens))
 
-    def _sample(self, microbatch: Microbatch, step: StageStep, output: mx.array) -> Drawn:
+    def _sample(self, microbatch: Microbatch, step: StageStep, output: mx.array) -> dict[Sequence, Drawn]:
         """Draw a token after the last known token, and after each guess, of every row that wants one."""
         rows = [(i, row) for i, row in enumerate(microbatch.rows) if row.wants_tokens]
         if not microbatch.wants_logits or not rows:
@@ -260,11 +268,10 @@ class Engine:
             if row.sequence is not None
         }
 
-    def _credit(self, microbatch: Microbatch, frame: Frame, own_busy_us: int) -> None:
+    def _credit(self, microbatch: Microbatch, frame: Frame, own_busy_us: int, sent_us: int) -> None:
         busy_us = [own_busy_us, *(frame.busy_us(rank) for rank in range(1, self._ring.size))]
         self._status.busy.add(busy_us)
-        lap_us = clock_us() - self._sent_us.pop(microbatch.number)
-        self._scheduler.note_cost(microbatch, busy_us, lap_us)
+        self._scheduler.note_cost(microbatch, busy_us, clock_us() - sent_us)
         self._status.step = microbatch.number
         running = [sequence for sequence in microbatch.sequences if sequence.is_running]
         for sequence in running:
@@ -277,11 +284,15 @@ class Engine:
             return
         answers = [self._intake.answer_of(advance.sequence) for advance in advanced]
         self._intake.log_tokens(
-            (answer, advance.token_ids) for answer, advance in zip(answers, advanced, strict=True)
+            (answer, advance.token_ids)
+            for answer, advance in zip(answers, advanced, strict=True)
+            if advance.token_ids
         )
         self._intake.ring_doors()
-        for answer in answers:
+        for answer, advance in zip(answers, advanced, strict=True):
             reason = answer.finish_reason
+            if reason is None and not advance.is_finite:
+                self._intake.fail(answer, _NOT_FINITE)
             if reason is not None:
                 if answer.sequence.is_running:  # a stop string, seen only in the text
                     self._scheduler.finish(answer.sequence)
@@ -315,12 +326,13 @@ class Engine:
         }
         status.kv["num_tokens"] = scheduler.slots.num_kv_tokens
         status.kv["num_kept_tokens"] = scheduler.slots.num_kept_tokens
+        status.kv["num_preemptions"] = scheduler.num_preemptions
         status.tokens, status.requests = self._intake.tokens, self._intake.num_ended
         status.results = self._intake.results
         status.publish()
 
 
-def _to_frame(microbatch: Microbatch, epoch: int) -> Frame:
+def to_frame(microbatch: Microbatch, epoch: int) -> Frame:
     rows, num_tokens = microbatch.rows, microbatch.num_tokens
     ids = np.zeros((len(rows), num_tokens), np.int32)
     for i, row in enumerate(rows):
@@ -332,8 +344,9 @@ def _to_frame(microbatch: Microbatch, epoch: int) -> Frame:
         counts=tuple(len(row.token_ids) for row in rows),
         num_tokens=num_tokens,
         wants_logits=microbatch.wants_logits,
-        resets_table=microbatch.resets_table,
         copies=microbatch.copies,
+        resizes=microbatch.resizes,
+        clears=microbatch.clears,
         is_alone=microbatch.is_alone,
     )
     return make_step_frame(
@@ -341,8 +354,9 @@ def _to_frame(microbatch: Microbatch, epoch: int) -> Frame:
     )
 
 
-def _does_not_fit(answer: Answer) -> CannotRun:
+def _does_not_fit(answer: Answer, max_tokens: int) -> CannotRun:
     return CannotRun(
         "context_length_exceeded",
-        f"{answer.sequence.max_total_tokens} tokens of KV do not fit into KV_CACHE_RESERVED_MEMORY_MB",
+        f"the prompt has {answer.sequence.num_prompt_tokens} tokens; KV_CACHE_RESERVED_MEMORY_MB has room "
+        f"for {max(0, max_tokens - 1)} and an answer; raise it, or ask for less",
     )

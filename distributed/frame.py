@@ -7,8 +7,9 @@ states.
     message 2   int32       the rest of the payload, only where it is longer than 208
     message 3   float       hidden states (rows, tokens, hidden size), only where FLAG_HIDDEN is set
 
-The payload of a STEP is `slots, offsets, counts` (rows ints each), then four ints a prefix copy, then, to
-the first stage only, the token ids (rows x tokens). The payload of HELLO is JSON bytes. The checksum is crc32
+The payload of a STEP is `slots, offsets, counts` (rows ints each), then four ints a prefix copy, then the
+table orders (four ints a resize, then its slots; three ints a clear), then, to the first stage only, the
+token ids (rows x tokens). The payload of HELLO is JSON bytes. The checksum is crc32
 over message 1 (its own field zero) and the whole payload; hidden states are covered by TCP's alone. Integers
 and JSON only: nothing received is ever executed."""
 
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 Int32Array = NDArray[np.int32]
 
 MAGIC = 0x52494E47  # "RING"
-VERSION = 1
+VERSION = 2
 MAX_RANKS = 16
 NUM_FIELDS = 16
 NUM_HEADER_INTS = NUM_FIELDS + 2 * MAX_RANKS
@@ -52,9 +53,32 @@ class Kind(IntEnum):
 FLAG_HIDDEN = 1  # hidden states follow
 FLAG_IDS = 2  # the payload ends with token ids
 FLAG_LOGITS = 4  # the last stage samples each row's last token
-FLAG_RESET = 8  # the table is empty before this step: drop its KV first
 FLAG_READY = 16  # HELLO only: the lap that comes back when every rank has loaded
 FLAG_ALONE = 32  # nothing else is under way: the other stages' cores are idle
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Give a table, which need not be the step's own, another size: more memory, or less.
+
+    Its row i is the old row `slots[i]`, the rows behind are empty; without slots every row stays where it is,
+    as far as the new size goes. Zero rows: the table is dropped."""
+
+    table: int
+    num_rows: int
+    num_tokens: int
+    slots: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Clear:
+    """Set the KV of a row's tokens from `start` up to `end` to zero, in this step's table.
+
+    For numbers that may not be finite: what a mask hides is multiplied by 0, and 0 x NaN is NaN."""
+
+    slot: int
+    start: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -72,8 +96,10 @@ class StageStep:
     """One microbatch as a stage sees it: the rows of one KV table that are stepped together.
 
     `counts[i]` tokens of row i are real, the rest of its `num_tokens` columns is padding on the right; a row
-    of count 0 is a hole in the table, computed but never written. `is_alone` says that no other step is under
-    way, and none will be before this one is back."""
+    of count 0 is a hole in the table, computed but never written. Resizes come first, then clears, then
+    copies, then the layers. `is_alone` says that no other step is under way, and none will be before this one
+    is back.
+    """
 
     table: int
     slots: tuple[int, ...]
@@ -81,13 +107,19 @@ class StageStep:
     counts: tuple[int, ...]
     num_tokens: int
     wants_logits: bool = True
-    resets_table: bool = False
     copies: tuple[PrefixCopy, ...] = ()
+    resizes: tuple[Resize, ...] = ()
+    clears: tuple[Clear, ...] = ()
     is_alone: bool = False
 
     @property
     def num_rows(self) -> int:
         return len(self.slots)
+
+    @property
+    def num_kv_tokens(self) -> int:
+        """Tokens that its longest row has after the step: so far the table is read."""
+        return max(offset + count for offset, count in zip(self.offsets, self.counts, strict=True))
 
 
 @dataclass(frozen=True)
@@ -102,6 +134,8 @@ class Frame:
     num_rows: int = 0
     num_tokens: int = 0
     num_copies: int = 0
+    num_resizes: int = 0
+    num_order_ints: int = 0  # of resizes and clears
     flags: int = 0
     payload: Int32Array = field(default_factory=lambda: np.zeros(0, np.int32))
     times: Int32Array = field(default_factory=lambda: np.zeros(2 * MAX_RANKS, np.int32))
@@ -118,6 +152,11 @@ class Frame:
     def num_bytes(self) -> int:
         """Bytes of messages 1 and 2."""
         return 4 * (NUM_BLOCK_INTS + max(0, self.payload.size - NUM_INLINE_INTS))
+
+    @property
+    def num_head_ints(self) -> int:
+        """Payload ints that every stage needs, rows, copies and orders: all that is left behind the first."""
+        return 3 * self.num_rows + 4 * self.num_copies + self.num_order_ints
 
     def with_times(self, rank: int, start_us: int, busy_us: int) -> Frame:
         """Return a copy with `rank`'s start (its own clock, wrapping) and busy time in microseconds."""
@@ -140,6 +179,7 @@ def make_step_frame(
     assert token_ids.shape == (step.num_rows, step.num_tokens)
     rows = np.array([step.slots, step.offsets, step.counts], dtype=np.int32)
     copies = np.array([astuple(copy) for copy in step.copies], dtype=np.int32)
+    orders = np.array(_order_ints(step.resizes, step.clears), dtype=np.int32)
     return Frame(
         kind=Kind.STEP,
         epoch=epoch,
@@ -149,26 +189,46 @@ def make_step_frame(
         num_rows=step.num_rows,
         num_tokens=step.num_tokens,
         num_copies=len(step.copies),
-        flags=FLAG_IDS
-        | (FLAG_LOGITS if step.wants_logits else 0)
-        | (FLAG_RESET if step.resets_table else 0)
-        | (FLAG_ALONE if step.is_alone else 0),
-        payload=np.concatenate([rows.ravel(), copies.ravel(), token_ids.ravel()]),
+        num_resizes=len(step.resizes),
+        num_order_ints=orders.size,
+        flags=FLAG_IDS | (FLAG_LOGITS if step.wants_logits else 0) | (FLAG_ALONE if step.is_alone else 0),
+        payload=np.concatenate([rows.ravel(), copies.ravel(), orders, token_ids.ravel()]),
     )
 
 
-def max_step_bytes(max_rows: int, max_ids: int) -> int:
-    """Return the bytes of the largest step frame that rank 0 sends, with that many rows and token ids."""
-    return 4 * (NUM_BLOCK_INTS + max(0, 7 * max_rows + max_ids - NUM_INLINE_INTS))
+def _order_ints(resizes: tuple[Resize, ...], clears: tuple[Clear, ...]) -> list[int]:
+    ints: list[int] = []
+    for resize in resizes:
+        ints += (resize.table, resize.num_rows, resize.num_tokens, len(resize.slots), *resize.slots)
+    for clear in clears:
+        ints += astuple(clear)
+    return ints
+
+
+def _parse_orders(frame: Frame, ints: list[int]) -> tuple[tuple[Resize, ...], tuple[Clear, ...]]:
+    """Raises: FrameError: the ints are no such orders."""
+    resizes, place = [], 0
+    for _ in range(frame.num_resizes):
+        end = place + 4 + (max(0, ints[place + 3]) if place + 3 < len(ints) else len(ints))
+        if end > len(ints):
+            raise FrameError(f"step {frame.step}: a resize reaches beyond its orders")
+        table, num_rows, num_tokens, _, *slots = ints[place:end]
+        resizes.append(Resize(table, num_rows, num_tokens, tuple(slots)))
+        place = end
+    if (len(ints) - place) % 3:
+        raise FrameError(f"step {frame.step}: {len(ints) - place} ints of clears, three each expected")
+    return tuple(resizes), tuple(Clear(*ints[i : i + 3]) for i in range(place, len(ints), 3))
 
 
 def parse_step(frame: Frame) -> tuple[StageStep, Int32Array | None]:
     """Read a STEP frame; the second value is the token ids (rows, tokens), None behind the first stage."""
-    rows, head = frame.num_rows, _num_head_ints(frame)
+    rows, head = frame.num_rows, frame.num_head_ints
+    orders = head - frame.num_order_ints
     wanted = head + (rows * frame.num_tokens if frame.has_ids else 0)
     if frame.payload.size != wanted:
         raise FrameError(f"step {frame.step}: {frame.payload.size} payload ints, {wanted} expected")
     slots, offsets, counts = (tuple(part.tolist()) for part in frame.payload[: 3 * rows].reshape(3, rows))
+    resizes, clears = _parse_orders(frame, frame.payload[orders:head].tolist())
     step = StageStep(
         table=frame.table,
         slots=slots,
@@ -176,8 +236,9 @@ def parse_step(frame: Frame) -> tuple[StageStep, Int32Array | None]:
         counts=counts,
         num_tokens=frame.num_tokens,
         wants_logits=bool(frame.flags & FLAG_LOGITS),
-        resets_table=bool(frame.flags & FLAG_RESET),
-        copies=tuple(PrefixCopy(*part) for part in frame.payload[3 * rows : head].reshape(-1, 4).tolist()),
+        copies=tuple(PrefixCopy(*part) for part in frame.payload[3 * rows : orders].reshape(-1, 4).tolist()),
+        resizes=resizes,
+        clears=clears,
         is_alone=bool(frame.flags & FLAG_ALONE),
     )
     ids = frame.payload[head:].reshape(rows, frame.num_tokens) if frame.has_ids else None
@@ -186,17 +247,8 @@ def parse_step(frame: Frame) -> tuple[StageStep, Int32Array | None]:
 
 def with_hidden(frame: Frame) -> Frame:
     """Return the frame as a stage passes it on: without token ids, with hidden states behind it."""
-    head = frame.payload[: _num_head_ints(frame)]
+    head = frame.payload[: frame.num_head_ints]
     return replace(frame, flags=(frame.flags | FLAG_HIDDEN) & ~FLAG_IDS, payload=head)
-
-
-def num_lap_ints(num_rows: int, num_copies: int) -> int:
-    """Payload ints that every stage needs, rows and copies: all that a frame has behind the first stage."""
-    return 3 * num_rows + 4 * num_copies
-
-
-def _num_head_ints(frame: Frame) -> int:
-    return num_lap_ints(frame.num_rows, frame.num_copies)
 
 
 def make_json_frame(kind: Kind, body: Any, *, epoch: int, flags: int = 0) -> Frame:
@@ -223,7 +275,7 @@ def encode(frame: Frame) -> tuple[Int32Array, Int32Array | None]:
     if frame.payload.size > MAX_PAYLOAD_INTS:
         raise FrameError(f"payload of {frame.payload.size} ints is over the limit of {MAX_PAYLOAD_INTS}")
     block = np.zeros(NUM_BLOCK_INTS, np.int32)
-    block[:12] = (
+    block[:_CHECKSUM_FIELD] = (
         MAGIC,
         VERSION,
         frame.epoch,
@@ -237,6 +289,7 @@ def encode(frame: Frame) -> tuple[Int32Array, Int32Array | None]:
         frame.payload.size,
         frame.num_copies,
     )
+    block[_CHECKSUM_FIELD + 1 : _CHECKSUM_FIELD + 3] = frame.num_resizes, frame.num_order_ints
     block[NUM_FIELDS:NUM_HEADER_INTS] = frame.times
     inline = min(frame.payload.size, NUM_INLINE_INTS)
     block[NUM_HEADER_INTS : NUM_HEADER_INTS + inline] = frame.payload[:inline]
@@ -273,7 +326,7 @@ def decode(block: Int32Array, rest: Int32Array | None) -> Frame:
     clean[_CHECKSUM_FIELD] = 0
     if _checksum(clean, rest) != sent:
         raise FrameError("frame checksum does not match")
-    fields = [int(v) for v in block[:12]]
+    fields = [int(v) for v in block[:NUM_FIELDS]]
     inline = block[NUM_HEADER_INTS : NUM_HEADER_INTS + min(fields[10], NUM_INLINE_INTS)]
     return Frame(
         kind=Kind(fields[4]),
@@ -284,6 +337,8 @@ def decode(block: Int32Array, rest: Int32Array | None) -> Frame:
         num_rows=fields[7],
         num_tokens=fields[8],
         num_copies=fields[11],
+        num_resizes=fields[_CHECKSUM_FIELD + 1],
+        num_order_ints=fields[_CHECKSUM_FIELD + 2],
         flags=fields[9],
         payload=inline.copy() if rest is None else np.concatenate([inline, rest]),
         times=block[NUM_FIELDS:NUM_HEADER_INTS].copy(),

@@ -14,12 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from config.context_length import ContextLength
 from config.disk_trouble import DiskTroubles
 from distributed.answers import Answer
 from distributed.request_lines import log_request, log_start, log_sweep
 from distributed.sequence import Sequence
-from distributed.text_stream import TextStream
-from prompts.tokenizer import MessagesRefused
+from distributed.text_stream import TextStream, TokenTexts
+from prompts.tokenizer import MessagesRefused, RenderedChat
 from spool import (
     Claim,
     Depth,
@@ -48,11 +49,13 @@ class Tokenizer(Protocol):
 
     hash: str
 
+    def least_tokens(self, text: str) -> int: ...
+
     def encode_raw(self, text: str) -> list[int]: ...
 
-    def render(self, messages: Items[Mapping[str, Any]]) -> str: ...
+    def render(self, messages: Items[Mapping[str, Any]]) -> RenderedChat: ...
 
-    def encode_rendered(self, text: str) -> list[int]: ...
+    def encode_rendered(self, text: str, *, literals: Items[int] = ()) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,10 @@ class ModelFacts:
     name: str
     weights_hash: str
     tokenizer: Tokenizer
-    detokenizer: Any  # mlx_lm StreamingDetokenizer
+    detokenizer: TokenTexts
     end_token_ids: frozenset[int]
-    special_token_ids: frozenset[int]
     vocab_size: int
-    max_sequence_length: int
+    context: ContextLength
 
 
 class CannotRun(Exception):
@@ -211,7 +213,6 @@ class Intake:
         result = answer.result(finish_reason, self._layers)
         answer.log.close()
         self._forget(answer)
-        self._unlogged.pop(answer.request.id, None)
         if finish_reason == "cancelled":
             self._owner.clear_cancel(answer.request.id)
         self._write(answer.claim, result)
@@ -267,6 +268,7 @@ class Intake:
 
     def _forget(self, answer: Answer) -> None:
         self.answers.pop(answer.request.id, None)
+        self._unlogged.pop(answer.request.id, None)
         self._by_sequence.pop(answer.sequence, None)
         self._solo.discard(answer)
 
@@ -278,42 +280,47 @@ class Intake:
             raise CannotRun(
                 "poison", "the ring went down each time this request ran alone: it is not tried again", 500
             )
-        prompt = self._prompt_ids(request)
-        sequence = Sequence(
-            id=request.id,
-            token_ids=prompt,
-            num_prompt_tokens=len(prompt),
-            max_tokens=request.params.max_tokens,
-            end_token_ids=model.end_token_ids,
-            owner=request.owner,
-            is_suspect=claim.is_suspect,
-        )
-        if sequence.max_total_tokens > model.max_sequence_length:
-            raise CannotRun(
-                "context_length_exceeded",
-                f"prompt and answer may need {sequence.max_total_tokens} tokens, "
-                f"MAX_SEQUENCE_LENGTH is {model.max_sequence_length}",
-            )
+        sequence = self._make_sequence(claim)
         header = LogHeader(model.name, model.weights_hash, model.tokenizer.hash)
         log = self._owner.append_log(request.id, header=header)
         if log.header is not None and log.header != header:
             log.close()
             raise CannotRun("model_changed", "the answer began with other weights or another tokenizer", 409)
-        stream = TextStream(model.detokenizer, request.params.stop)
-        answer = Answer(
-            claim, sequence, stream, log, model.special_token_ids, len(self._layers), claimed_unix
-        )
+        before = self._before_answer(request, sequence.token_ids)
+        stream = TextStream(model.detokenizer, request.params.stop, before)
+        answer = Answer(claim, sequence, stream, log, len(self._layers), claimed_unix)
         self.answers[request.id] = self._by_sequence[sequence] = answer
         return answer
+
+    def _make_sequence(self, claim: Claim) -> Sequence:
+        """Return the sequence; an answer longer than the room that its prompt leaves is cut to that."""
+        request, model = claim.request, self._model
+        prompt = self._prompt_ids(request)
+        room = model.context.max_tokens - len(prompt)
+        if room < 1:
+            raise CannotRun("context_length_exceeded", model.context.explain_too_long(len(prompt)))
+        return Sequence(
+            id=request.id,
+            token_ids=prompt,
+            num_prompt_tokens=len(prompt),
+            max_tokens=min(request.params.max_tokens, room),
+            end_token_ids=frozenset() if request.params.ignore_eos else model.end_token_ids,
+            owner=request.owner,
+            is_suspect=claim.is_suspect,
+        )
+
+    def _before_answer(self, request: Request, prompt: Items[int]) -> int | None:
+        """Return the token whose text an answer continues; the answer in a chat is a text of its own."""
+        if request.is_chat or request.literals is not None:
+            return None
+        return next((token for token in reversed(prompt) if self._model.detokenizer.is_known(token)), None)
 
     def _prompt_ids(self, request: Request) -> list[int]:
         tokenizer = self._model.tokenizer
         if request.token_ids is not None and request.tokenizer_hash == tokenizer.hash:
             ids = list(request.token_ids)
-        elif request.text is not None and request.is_chat:
-            ids = self._chat_ids(request.text)
         elif request.text is not None:
-            ids = tokenizer.encode_raw(request.text)
+            ids = self._encode(request, request.text)
         else:
             raise CannotRun(
                 "model_changed", "the prompt was tokenized for another model and has no text", 409
@@ -324,11 +331,19 @@ class Intake:
             )
         return ids
 
-    def _chat_ids(self, text: str) -> list[int]:
-        """Tokenize a prompt file's text as a user's message."""
-        tokenizer = self._model.tokenizer
+    def _encode(self, request: Request, text: str) -> list[int]:
+        """Tokenize a raw prompt, a rendered chat, or a prompt file's text as a user's message."""
+        tokenizer, context, literals = self._model.tokenizer, self._model.context, request.literals
+        num_tokens = tokenizer.least_tokens(text)
+        if num_tokens >= context.max_tokens:
+            raise CannotRun("context_length_exceeded", context.explain_too_long(num_tokens, is_least=True))
+        if not request.is_chat and literals is None:
+            return tokenizer.encode_raw(text)
         try:
-            return tokenizer.encode_rendered(tokenizer.render([{"role": "user", "content": text}]))
+            if literals is None:
+                chat = tokenizer.render([{"role": "user", "content": text}])
+                text, literals = chat.text, chat.literals
+            return tokenizer.encode_rendered(text, literals=literals)
         except MessagesRefused as error:
             raise CannotRun("invalid_prompt", str(error)) from error
 

@@ -4,8 +4,8 @@ Knows arrays and slots, nothing of requests, rings or budgets: rank 0 decides wh
 table is dropped. A prefill writes straight into its row, a sequence that joins or leaves copies nobody else's
 KV, and rolling back is not advancing. Full and latent (one head, two widths) caches share this code.
 
-    keys, values of a layer: (rows, H, capacity, D), rows and capacity grow in the steps of `round_rows`,
-    `round_tokens`
+    keys, values of a layer: (rows, H, capacity, D). Frames say how large a table is (Resize); a step that
+    finds no room grows it in the steps of `round_rows`, `round_tokens`
 
 A layer's cache follows the protocol of mlx_lm 0.32.2 models/cache.py, so that its model classes run
 unchanged: `offset`, `update_and_fetch`, `make_mask`."""
@@ -17,8 +17,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from distributed.frame import StageStep
-from distributed.kv_sizes import round_rows, round_tokens
+from distributed.frame import Clear, Resize, StageStep
+from distributed.kv_sizes import grown
 
 # Below this many rows, one slice assignment a row beats one scatter (mlx 0.32.4, CPU).
 _MIN_SCATTER_ROWS = 3
@@ -32,6 +32,7 @@ class _View:
     offset: int | mx.array  # per row (B,) int32, or one int for a single row
     first_slot: int | None  # rows are the slots from here on; None: gathered by `slots`
     slots: mx.array  # (B,) int32
+    shape: tuple[int, int]  # rows and tokens that the table has for this step
     num_kv_tokens: int  # S: keys and values are read up to here
     written_rows: tuple[int, ...]  # rows with new tokens; holes are not written
     scatter_slots: mx.array | None  # (W,) for one scatter of T = 1
@@ -39,7 +40,7 @@ class _View:
     scatter_offsets: mx.array | None
 
 
-def _make_view(step: StageStep) -> _View:
+def _make_view(step: StageStep, shape: tuple[int, int]) -> _View:
     slots, single = step.slots, step.num_rows == 1
     is_range = slots == tuple(range(slots[0], slots[0] + len(slots)))
     written = tuple(i for i, count in enumerate(step.counts) if count)
@@ -49,7 +50,8 @@ def _make_view(step: StageStep) -> _View:
         offset=step.offsets[0] if single else mx.array(step.offsets, dtype=mx.int32),
         first_slot=slots[0] if is_range else None,
         slots=mx.array(slots, dtype=mx.int32),
-        num_kv_tokens=max(step.offsets) + step.num_tokens,
+        shape=shape,
+        num_kv_tokens=step.num_kv_tokens,
         written_rows=written,
         scatter_slots=mx.array([slots[i] for i in written]) if scatters else None,
         scatter_rows=mx.array(written) if scatters and len(written) < len(slots) else None,
@@ -84,7 +86,7 @@ class LayerCache:
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write this step's keys and values, (B, H, T, D); return all of the rows', (B, H, S, D)."""
-        self._grow(keys, values)
+        self.make_room(self.view.shape, keys, values)
         self.keys = self._write(self.keys, keys)
         self.values = self._write(self.values, values)
         return self._read(self.keys), self._read(self.values)
@@ -97,12 +99,35 @@ class LayerCache:
         )
 
     def write_prefix(self, slot: int, keys: mx.array, values: mx.array) -> None:
-        """Write the first tokens of a row, (H, T, D)."""
-        rows, capacity = round_rows(slot + 1), round_tokens(keys.shape[1])
-        self.keys = _grown(self.keys, rows, capacity, keys[None])
-        self.values = _grown(self.values, rows, capacity, values[None])
+        """Write the first tokens of a row, (H, T, D), for which there is room."""
+        assert self.keys is not None and self.values is not None, "a prefix for a row that is not there"
         self.keys[slot, :, : keys.shape[1]] = keys
         self.values[slot, :, : keys.shape[1]] = values
+
+    def make_room(self, shape: tuple[int, int], keys: mx.array, values: mx.array) -> None:
+        """Have so many rows and tokens, as wide as `keys` and `values` (…, H, …, D)."""
+        self.keys = _shaped(self.keys, shape, keys)
+        self.values = _shaped(self.values, shape, values)
+
+    def resize(self, shape: tuple[int, int], slots: tuple[int, ...]) -> None:
+        """Keep the rows `slots`, or all where there are none, in another size."""
+        if self.keys is None or self.values is None:
+            return
+        if not shape[0]:
+            self.keys = self.values = None
+            return
+        if slots:
+            self.keys, self.values = (
+                mx.take(array, mx.array(slots), axis=0) for array in (self.keys, self.values)
+            )
+        self.make_room(shape, self.keys, self.values)
+        mx.eval(self.keys, self.values)  # layer by layer, so that no more than one layer is in memory twice
+
+    def clear(self, slot: int, start: int, end: int) -> None:
+        """Set a row's tokens to zero."""
+        if self.keys is not None and self.values is not None:
+            self.keys[slot, :, start:end] = 0
+            self.values[slot, :, start:end] = 0
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """Return None, "causal" or a bool array (B, 1, T, S).
@@ -116,12 +141,6 @@ class LayerCache:
             return None if N == 1 else "causal"
         last_seen = mx.array(step.offsets)[:, None] + mx.arange(N)[None]
         return (mx.arange(num_kv_tokens) <= last_seen[..., None])[:, None]
-
-    def _grow(self, keys: mx.array, values: mx.array) -> None:
-        rows = round_rows(max(self.view.step.slots) + 1)
-        capacity = round_tokens(self.view.num_kv_tokens)
-        self.keys = _grown(self.keys, rows, capacity, keys)
-        self.values = _grown(self.values, rows, capacity, values)
 
     def _write(self, buffer: mx.array, new: mx.array) -> mx.array:
         view = self.view
@@ -143,16 +162,16 @@ class LayerCache:
         return mx.take(buffer[:, :, : view.num_kv_tokens], view.slots, axis=0)
 
 
-def _grown(old: mx.array | None, rows: int, capacity: int, like: mx.array) -> mx.array:
-    """Return a buffer of at least these rows and tokens that begins with `old`; `like` is (.., H, .., D)."""
-    _, heads, _, width = like.shape
+def _shaped(old: mx.array | None, shape: tuple[int, int], like: mx.array) -> mx.array:
+    """Return a buffer of these rows and tokens with what fits of `old`; `like` is (.., H, .., D)."""
+    rows, capacity = shape
     if old is None:
-        return mx.zeros((rows, heads, capacity, width), dtype=like.dtype)
-    rows, capacity = max(rows, old.shape[0]), max(capacity, old.shape[2])
-    if old.shape[0] == rows and old.shape[2] == capacity:
+        return mx.zeros((rows, like.shape[-3], capacity, like.shape[-1]), dtype=like.dtype)
+    if (old.shape[0], old.shape[2]) == shape:
         return old
-    new = mx.zeros((rows, heads, capacity, width), dtype=old.dtype)
-    new[: old.shape[0], :, : old.shape[2]] = old
+    new = mx.zeros((rows, old.shape[1], capacity, old.shape[3]), dtype=old.dtype)
+    kept = old[:rows, :, :capacity]
+    new[: kept.shape[0], :, : kept.shape[2]] = kept
     return new
 
 
@@ -161,25 +180,36 @@ class KVTable:
 
     def __init__(self, num_layers: int) -> None:
         self.layers = [LayerCache() for _ in range(num_layers)]
+        self.shape = (0, 0)  # rows, tokens
 
     def begin(self, step: StageStep) -> list[LayerCache]:
         """Set every layer's view to `step` and return the layers' caches."""
-        view = _make_view(step)
+        self.shape = grown(self.shape, max(step.slots) + 1, step.num_kv_tokens)
+        view = _make_view(step, self.shape)
         for layer in self.layers:
             layer.begin(view)
         return self.layers
 
+    def resize(self, order: Resize) -> None:
+        """Take another size; memory that is not needed any more is free when this returns."""
+        self.shape = (order.num_rows, order.num_tokens)
+        for layer in self.layers:
+            layer.resize(self.shape, order.slots)
+
+    def clear(self, order: Clear) -> None:
+        """Set some of a row's tokens to zero."""
+        for layer in self.layers:
+            layer.clear(order.slot, order.start, order.end)
+
     def copy_prefix(self, source: KVTable, from_slot: int, to_slot: int, num_tokens: int) -> None:
         """Copy the first tokens of a row of `source`, which may be this table, into a row of this one."""
+        self.shape = grown(self.shape, to_slot + 1, num_tokens)
         parts = [layer.read_prefix(from_slot, num_tokens) for layer in source.layers]
         # Evaluated apart, so that writing into the same table needs no second copy of it.
         mx.eval(parts)
         for layer, (keys, values) in zip(self.layers, parts, strict=True):
+            layer.make_room(self.shape, keys, values)
             layer.write_prefix(to_slot, keys, values)
-
-    def reset(self) -> None:
-        """Drop all rows and their memory."""
-        self.layers = [LayerCache() for _ in self.layers]
 
     @property
     def num_bytes(self) -> int:

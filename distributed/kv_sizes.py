@@ -18,6 +18,28 @@ def round_tokens(num_tokens: int) -> int:
     return max(64, round_rows(num_tokens))
 
 
+def next_tokens(num_tokens: int) -> int:
+    """Return the tokens of the step behind the one that `num_tokens` takes."""
+    return round_tokens(round_tokens(num_tokens) + 1)
+
+
+def most_tokens(num_rows: int, max_kv_tokens: int) -> int:
+    """Return the most tokens that each of `num_rows` rows may have within a budget; padding counts."""
+    share = max_kv_tokens // round_rows(num_rows)
+    if share > 512:
+        return share // 512 * 512
+    return 1 << share.bit_length() - 1 if share >= 64 else 0
+
+
 def padded_tokens(num_rows: int, max_tokens: int) -> int:
-    """Return the tokens a table really holds memory for; padding counts."""
+    """Return the tokens a table of so many rows takes where there is room; padding counts."""
     return round_rows(num_rows) * round_tokens(max_tokens) if num_rows else 0
+
+
+def grown(shape: tuple[int, int], num_rows: int, num_tokens: int) -> tuple[int, int]:
+    """Return the rows and tokens of a table that has `shape` and must have room for these."""
+    rows, tokens = shape
+    return (
+        rows if num_rows <= rows else round_rows(num_rows),
+        tokens if num_tokens <= tokens else round_tokens(num_tokens),
+    )

@@ -36,6 +36,8 @@ from config.live import SettingsLines
 from config.logs import say
 
 HEARTBEAT_SECONDS = 1.0
+# On macOS psutil fails now and then, in ways of its own (psutil issues 1901, 2116).
+PSUTIL_ERRORS = (psutil.Error, RuntimeError, SystemError, OSError)
 PING_LINE = b'{"event": "ping"}\n'
 EXIT_CLEAN, EXIT_REFUSED, EXIT_RING_LOST, EXIT_WATCHDOG, EXIT_SUPERVISOR_GONE = 0, 2, 3, 4, 5
 EXIT_DISK_REFUSED = 6  # a full or broken disk: the next start may find it better
@@ -106,10 +108,25 @@ def read_first_line(ping_limit_s: float | None = None) -> str:
 
 def say_started() -> None:
     """Tell the supervisor who this process is, on whatever host."""
-    me = psutil.Process()
-    said = {"event": "started", "pid": me.pid, "start_time": me.create_time()}
+    said = {"event": "started", "pid": os.getpid(), "start_time": read_start_time()}
     sys.stdout.write(json.dumps(said) + "\n")
     sys.stdout.flush()
+
+
+def read_start_time() -> float:
+    """This process's start, seconds since 1970 as psutil tells it; now, where it does not."""
+    try:
+        return float(psutil.Process().create_time())
+    except PSUTIL_ERRORS:
+        return time.time()
+
+
+def read_rss() -> int:
+    """This process's resident memory in bytes; 0 where psutil does not tell."""
+    try:
+        return int(psutil.Process().memory_info().rss)
+    except PSUTIL_ERRORS:
+        return 0
 
 
 class Lifeline:
@@ -124,20 +141,32 @@ class Lifeline:
         self._progress = 0.0
         self._deadline: float | None = None
         self._limit = 0.0
-        self._process = psutil.Process()
+        self._count_memory = read_rss
         self._write_lock = threading.Lock()
         self._listeners: list[Callable[[dict[str, Any]], None]] = []
+        self._values: dict[str, Any] = {}
+        self._settings_lock = threading.Lock()
+
+    def count_memory_by(self, count: Callable[[], int]) -> None:
+        """Let heartbeats tell what `count` returns in place of this process's RSS; called in any thread."""
+        self._count_memory = count
 
     def on_settings(self, listener: Callable[[dict[str, Any]], None]) -> None:
-        """Call `listener` with new values of live settings, by key; in the lifeline's thread."""
-        self._listeners.append(listener)
+        """Call `listener` with new values of live settings, by key; in the lifeline's thread.
+
+        What has come before, as while the model was loaded, it hears now.
+        """
+        with self._settings_lock:
+            self._listeners.append(listener)
+            if self._values:
+                listener(dict(self._values))
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="lifeline", daemon=True).start()
 
     @property
     def memory_bytes(self) -> int:
-        return int(self._process.memory_info().rss)
+        return self._count_memory()
 
     def enter(self, phase: str, limit_seconds: float | None) -> None:
         """Begin a phase (connecting, loading, ready, draining) that must show progress within the limit."""
@@ -206,8 +235,10 @@ class Lifeline:
             os._exit(EXIT_SUPERVISOR_GONE)
 
     def _tell_listeners(self, values: dict[str, Any]) -> None:
-        for listener in self._listeners:
-            listener(values)
+        with self._settings_lock:
+            self._values |= values
+            for listener in self._listeners:
+                listener(values)
 
     def _check_deadline(self) -> None:
         deadline = self._deadline

@@ -5,15 +5,15 @@ Knows nothing of the ring, the spool or how a rank starts.
 
 from __future__ import annotations
 
-import mlx.core as mx
-
 from config import Settings
+from config.context_length import limit_context, read_model_tokens
 from distributed.checkpoint import read_config
-from distributed.drafting import MAX_DRAFTS, PromptLookup
+from distributed.drafting import PromptLookup
 from distributed.engine import EngineLimits
-from distributed.frame import max_step_bytes
+from distributed.kv_sizes import most_tokens
+from distributed.memory import has_gpu
 from distributed.model_shape import count_experts
-from distributed.prefill import MIN_PACED_TOKENS
+from distributed.prefill import FULL_CHUNK_CONTEXT, MIN_PACED_TOKENS
 from distributed.ring_status import RingStatus
 from distributed.scheduler import Scheduler, SchedulerLimits
 from distributed.slots import SlotLimits
@@ -22,10 +22,6 @@ from distributed.splitting import Splitting
 GPU_CHUNK_TOKENS, CPU_CHUNK_TOKENS = 512, 128
 MIN_MIXTURE_CHUNK_TOKENS = 64  # also beside answers that wait: a step reads about every expert
 CPU_MIXTURE_CHUNK_TOKENS = 256  # an expert gets a share of them; latents gain, too (models/deepseek_v2.py)
-
-
-def has_gpu() -> bool:
-    return bool(mx.default_device().type == mx.DeviceType.gpu)
 
 
 def chunk_tokens(settings: Settings) -> int:
@@ -44,10 +40,6 @@ def _has_experts(settings: Settings) -> bool:
 def make_engine_limits(settings: Settings) -> EngineLimits:
     """Return the limits of rank 0's loop."""
     return EngineLimits(
-        max_frame_bytes=max_step_bytes(
-            settings.max_rows_per_microbatch,
-            max(chunk_tokens(settings), settings.max_rows_per_microbatch * (1 + MAX_DRAFTS)),
-        ),
         poll_interval_seconds=settings.poll_interval,
         step_timeout_seconds=settings.step_timeout,
         shutdown_timeout_seconds=settings.shutdown_timeout,
@@ -57,7 +49,7 @@ def make_engine_limits(settings: Settings) -> EngineLimits:
 
 
 def make_scheduler(settings: Settings, status: RingStatus, thread_gain: float) -> Scheduler:
-    """Return the scheduler of a ring whose ranks are ready; the status learns how many tokens of KV it has.
+    """Return the scheduler of a ring whose ranks are ready; the status learns what fits into its KV.
 
     Args:
         thread_gain: how many times as many threads a stage has while the others have no work.
@@ -67,6 +59,11 @@ def make_scheduler(settings: Settings, status: RingStatus, thread_gain: float) -
     largest = max(info.kv_bytes_per_token for info in status.ranks)
     max_kv_tokens = settings.kv_cache_reserved_memory_mb * 2**20 // max(1, largest)
     status.kv["max_tokens"] = max_kv_tokens
+    # A long request of `auto` leaves room for another one beside it.
+    num_rows = 2 if settings.max_sequence_length == "auto" else 1
+    status.context = limit_context(
+        settings, read_model_tokens(settings.model_dir), most_tokens(num_rows, max_kv_tokens)
+    )
     slots = SlotLimits(
         num_tables=num_tables,
         max_rows=settings.max_rows_per_microbatch,
@@ -78,6 +75,7 @@ def make_scheduler(settings: Settings, status: RingStatus, thread_gain: float) -
         max_chunk_tokens=chunk_tokens(settings),
         slots=slots,
         paces_chunks=settings.prefill_chunk_tokens == "auto",
+        max_chunk_scores=max(GPU_CHUNK_TOKENS, chunk_tokens(settings)) * FULL_CHUNK_CONTEXT,
         min_paced_tokens=MIN_MIXTURE_CHUNK_TOKENS if _has_experts(settings) else MIN_PACED_TOKENS,
     )
     # Stages with cores of their own cannot gain by one group, which is at least as much work, one by one.

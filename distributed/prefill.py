@@ -14,6 +14,10 @@ MIN_PACED_TOKENS = 16
 PACE_WEIGHT = 0.3  # of the newest chunk: attention makes the later chunks of a prompt slower
 # A step costs about as much as this many tokens before its first one (SmolLM2, float32, one core).
 _STEP_TOKENS = 32
+# A chunk's scores, tokens times context for each head, are in memory at once: from so long a context on,
+# chunks shrink, in steps of so many tokens and never below that.
+FULL_CHUNK_CONTEXT = 4096
+MIN_SCORED_TOKENS = 64
 
 
 class ChunkPace:
@@ -36,6 +40,17 @@ class ChunkPace:
             return most
         tokens = int(MAX_WAIT_US / self._us_per_token) - _STEP_TOKENS
         return min(most, max(self._min_tokens, tokens // MIN_PACED_TOKENS * MIN_PACED_TOKENS))
+
+
+def within_scores(budget: int, context: int, max_scores: int) -> int:
+    """Return the tokens of a chunk, at most `budget`, whose scores over the context take no more memory.
+
+    Args:
+        context: the most tokens that one of them sees.
+        max_scores: tokens times context.
+    """
+    fitting = max_scores // context // MIN_SCORED_TOKENS * MIN_SCORED_TOKENS
+    return min(budget, max(MIN_SCORED_TOKENS, fitting))
 
 
 def best_fill(num_left: Items[int], budget: int) -> tuple[int, int]:

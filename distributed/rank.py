@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import platform
 import signal
 import socket
@@ -15,31 +16,32 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import psutil
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from config import Settings
 from distributed import handshake, tokenizers
-from distributed.capacities import HostCapacity, make_reserve
+from distributed.capacities import HostCapacity
 from distributed.checkpoint import BadCheckpoint, read_config
 from distributed.engine import Engine
 from distributed.frame import FLAG_READY, Frame, Kind, parse_step
 from distributed.handshake import RankInfo, RingPlan
 from distributed.intake import Intake, ModelFacts
 from distributed.lifeline import Lifeline, RankStart
-from distributed.limits import chunk_tokens, has_gpu, make_engine_limits, make_scheduler
-from distributed.model_shape import ModelShape, read_shape
+from distributed.limits import chunk_tokens, make_engine_limits, make_scheduler
+from distributed.live_settings import LiveSettings, apply_to_spool
+from distributed.memory import can_unpack, check_memory, has_gpu, held_bytes, limit_cache
+from distributed.model_shape import read_shape
 from distributed.ring import HiddenShape, LoopbackRing, MlxRing
 from distributed.ring_status import RingStatus
-from distributed.sharding import DoesNotFit, needs_of, plan_layers, split_layers, weights_hash
+from distributed.sharding import plan_layers, split_layers, weights_hash
 from distributed.simulated import is_simulated, load_simulated_stage
 from distributed.stage import Stage
 from distributed.stage_files import SUMS_NAME, WeightsMark, local_sums_file, mark_weights
 from distributed.threads import ProductThreads
-from distributed.tokenizers import Tokenizers
 from distributed.utils import broadcast_prompt, shard_and_load
 from distributed.worker import Worker, receive
-from spool import HandDefaults, Spool, SpoolOwner
+from prompts.tokenizer import PromptTokenizer
+from spool import Spool, SpoolOwner
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +80,7 @@ def serve_worker(
     handshake.check_weights(plan, start, mark_weights(folder, plan.ranges, ring.rank, folder / SUMS_NAME))
     ring.send(answer)
     lifeline.enter("loading", plan.load_timeout_seconds)
-    stage, load_s = _load_stage(ring, plan, lifeline, threads)
+    stage, load_s = _load_stage(ring, plan, lifeline, threads, settings.local_ranks)
     worker = Worker(ring, stage, lifeline, plan.step_timeout_seconds)
     worker.run(lambda: _describe(ring, plan, stage, lifeline, start, load_s))
 
@@ -114,8 +116,8 @@ def serve_rank0(
     _hello_lap(ring, plan, start.secret, settings, lifeline)
     status.enter("loading")
     lifeline.enter("loading", settings.load_timeout)
-    finish_tokenizers = tokenizers.begin_loading(folder)
-    stage, load_s = _load_stage(ring, plan, lifeline, threads)
+    finish_tokenizers = tokenizers.begin_loading(settings)
+    stage, load_s = _load_stage(ring, plan, lifeline, threads, settings.local_ranks)
     own = _describe(ring, plan, stage, lifeline, start, load_s)
     status.ranks = _ready_lap(ring, own, settings, lifeline)
     _warm_up(ring, stage, settings, status)
@@ -125,11 +127,12 @@ def serve_rank0(
         logger.info("%d unfinished requests of an earlier life go on", len(recovered))
     with owner.listen() as bell:
         layers = tuple((info.first_layer, info.num_layers) for info in status.ranks)
-        facts = _model_facts(settings, plan, stage, finish_tokenizers())
+        facts = _model_facts(status, plan, stage, finish_tokenizers())
         intake = Intake(owner, bell, facts, layers, status.troubles)
         engine = Engine(ring, stage, scheduler, intake, status, lifeline, make_engine_limits(settings))
-        lifeline.on_settings(engine.on_settings)
+        lifeline.on_settings(LiveSettings(settings, owner, engine).on_settings)
         logger.info("ready: %s on %d ranks, layers %s", settings.model_name, ring.size, list(plan.layers))
+        logger.info("context: %s", facts.context.describe())
         engine.run(signals.has_arrived, signals.descriptor)
 
 
@@ -163,13 +166,8 @@ def open_spool(settings: Settings) -> SpoolOwner:
     Raises:
         SpoolLocked, SpoolRefused, SpoolUnavailable: told to the user by server.py.
     """
-    spool = Spool.open(
-        settings.spool_dir,
-        durability=settings.spool_durability,
-        max_depth=settings.max_queue_depth,
-        max_bytes=settings.max_queue_mb * 2**20,
-    )
-    owner = SpoolOwner(spool, HandDefaults(settings.model_name, settings.default_max_tokens))
+    owner = SpoolOwner(Spool.open(settings.spool_dir, durability=settings.spool_durability))
+    apply_to_spool(settings, owner)
     owner.acquire()
     return owner
 
@@ -221,35 +219,8 @@ def _plan_here(settings: Settings, folder: Path, ring: AnyRing, *, dequantize: b
         layers = split_layers(shape.num_layers, counts)
     else:
         layers = plan_layers(shape, [HostCapacity(num_ranks=ring.size)])
-    _check_memory(settings, shape, layers)
+    check_memory(settings, shape, layers)
     return layers
-
-
-def _check_memory(settings: Settings, shape: ModelShape, layers: tuple[range, ...]) -> None:
-    """All ranks are on this machine: refuse weights that its free memory cannot hold, before reading them.
-
-    KV is not taken at the start, and short texts never need all of the reserve: too large a one is only told.
-
-    Raises:
-        DoesNotFit: with the numbers.
-    """
-    available = psutil.virtual_memory().available
-    kv = make_reserve(settings, len(layers))
-    (need,) = needs_of(shape, [HostCapacity(num_ranks=len(layers), memory_bytes=available)], layers, kv)
-    if need.weights_bytes > available:
-        raise DoesNotFit(
-            f"the model's weights take {need.weights_bytes / 2**30:.1f} GiB, "
-            f"this machine has {available / 2**30:.1f} GiB free"
-        )
-    if not need.fits:
-        logger.warning(
-            "weights (%.1f GiB) and KV_CACHE_RESERVED_MEMORY_MB for %d ranks (%.1f GiB) are more than the "
-            "%.1f GiB that are free: lower it, or many long texts will be too much for this machine",
-            need.weights_bytes / 2**30,
-            len(layers),
-            need.kv_bytes / 2**30,
-            available / 2**30,
-        )
 
 
 def _should_dequantize(folder: Path) -> bool:
@@ -258,7 +229,7 @@ def _should_dequantize(folder: Path) -> bool:
         return False
     shape = read_shape(folder, dequantize=True, float_bytes=4)
     unpacked = sum(shape.layer_bytes) + shape.embed_bytes + shape.head_bytes
-    return unpacked <= MAX_DEQUANTIZED_SHARE * psutil.virtual_memory().available
+    return can_unpack(unpacked, MAX_DEQUANTIZED_SHARE)
 
 
 def _hello_lap(ring: AnyRing, plan: RingPlan, secret: str, settings: Settings, lifeline: Lifeline) -> None:
@@ -284,10 +255,13 @@ def _next_frame(ring: AnyRing, lifeline: Lifeline, limit_seconds: float) -> Fram
 
 
 def _load_stage(
-    ring: AnyRing, plan: RingPlan, lifeline: Lifeline, threads: ProductThreads | None
+    ring: AnyRing, plan: RingPlan, lifeline: Lifeline, threads: ProductThreads | None, num_local_ranks: int
 ) -> tuple[Stage, float]:
     """Load this rank's layers and run them once; returns the stage and the seconds it took."""
     start = time.monotonic()
+    if has_gpu():
+        lifeline.count_memory_by(held_bytes)
+    limit_cache()
     # Metal keeps the weights in memory; elsewhere this does nothing (mlx_lm 0.32.2 utils.py).
     maybe_set_recommended_wired_limit()
     folder = Path(plan.model_folder)
@@ -295,6 +269,7 @@ def _load_stage(
         stage = _load_simulated(folder, ring, plan)
     else:
         stage = _load_model(folder, ring, plan, lifeline, None if has_gpu() else threads)
+    limit_cache(stage.model.weights_bytes, min(num_local_ranks, ring.size))
     stage.measure_kv()
     ring.set_hidden_shape(HiddenShape(stage.model.hidden_size, stage.model.dtype))
     # All that was imported and loaded stays: to go through it would hold a step up for 0.07 s (CPython 3.11).
@@ -333,7 +308,7 @@ def _describe(
     return RankInfo(
         rank=ring.rank,
         host=start.host_name or start.hosts[ring.rank].rpartition(":")[0] or platform.node(),
-        pid=psutil.Process().pid,
+        pid=os.getpid(),
         first_layer=layers.start,
         num_layers=len(layers),
         weights_bytes=stage.model.weights_bytes,
@@ -362,14 +337,14 @@ def _warm_up(ring: AnyRing, stage: Stage, settings: Settings, status: RingStatus
     status.last_lap_unix = time.time()
 
 
-def _model_facts(settings: Settings, plan: RingPlan, stage: Stage, loaded: Tokenizers) -> ModelFacts:
+def _model_facts(status: RingStatus, plan: RingPlan, stage: Stage, tokenizer: PromptTokenizer) -> ModelFacts:
+    assert status.context is not None, "known since the scheduler was made"
     return ModelFacts(
-        name=settings.model_name,
+        name=status.model,
         weights_hash=plan.weights_hash,
-        tokenizer=loaded.prompts,
-        detokenizer=loaded.detokenizer,
-        end_token_ids=loaded.end_token_ids,
-        special_token_ids=loaded.special_token_ids,
+        tokenizer=tokenizer,
+        detokenizer=tokenizer.detokenizer,
+        end_token_ids=tokenizer.end_token_ids,
         vocab_size=stage.model.vocab_size,
-        max_sequence_length=settings.max_sequence_length,
+        context=status.context,
     )

@@ -18,6 +18,7 @@ import os
 import select
 import selectors
 import socket
+import stat
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -308,31 +309,28 @@ def _neighbour_sockets(rank: int, hosts: list[str]) -> tuple[socket.socket, sock
 
 
 def _connected_sockets() -> list[socket.socket]:
-    """Return duplicates of all connected TCP sockets of this process."""
+    """Return duplicates of all connected TCP sockets of this process.
+
+    Nothing else is duplicated: macOS kills a process that duplicates a descriptor which one of its system
+    libraries guards (xnu guarded_open_np). To look at one does no harm.
+    """
     found = []
     for descriptor in sorted(int(name) for name in os.listdir("/dev/fd")):
-        try:
-            duplicate = os.dup(descriptor)
-        except OSError:
-            continue
-        try:
-            candidate = socket.socket(fileno=duplicate)
-        except OSError:
-            os.close(duplicate)
-            continue
-        if candidate.family in (socket.AF_INET, socket.AF_INET6) and _is_connected(candidate):
-            found.append(candidate)
-        else:
-            candidate.close()
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode) and _is_connected(descriptor):
+                found.append(socket.socket(fileno=os.dup(descriptor)))
     return found
 
 
-def _is_connected(candidate: socket.socket) -> bool:
+def _is_connected(descriptor: int) -> bool:
+    view = socket.socket(fileno=descriptor)
     try:
-        candidate.getpeername()
+        is_tcp = view.family in (socket.AF_INET, socket.AF_INET6) and view.type == socket.SOCK_STREAM
+        return is_tcp and bool(view.getpeername())
     except OSError:
         return False
-    return candidate.type == socket.SOCK_STREAM
+    finally:
+        view.detach()
 
 
 def _keep_alive(connection: socket.socket) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Any
 
+from config.context_length import ContextLength
 from config.disk_trouble import DiskTroubles
 from config.run_files import write_status
 from distributed.handshake import RankInfo
@@ -61,6 +62,8 @@ class RingStatus:
             "started_unix": time.time(),
             "settings": settings,
         }
+        self.model = model
+        self.context: ContextLength | None = None  # not before it is known what the KV of a token takes
         self.phase = "connecting"
         self.reason: str | None = None
         self.ranks: tuple[RankInfo, ...] = ()
@@ -97,6 +100,7 @@ class RingStatus:
             "ranks": self._rank_lines(),
             "queue": self.queue,
             "kv": self.kv,
+            "context": vars(self.context) if self.context else None,
             "results": self.results,
             "totals": {**self.tokens, "requests": self.requests},
             "troubles": self.troubles.sentences(self._path.name),

@@ -28,34 +28,52 @@ _CUTOFFS = (1e-2, 1e-4, 1e-7, 0.0)
 # From so many on, sorting keys is the faster way: 4 to 7 times at 10,000 and more (numpy 2.4 with AVX2).
 _MANY = 2000
 _SURELY_LESS = 0.999  # whatever the order is in which float32 numbers are summed
+_MAX_FLOAT = float(np.finfo(np.float32).max)
 
 
-def sample(logits: mx.array, rows: Items[RowSampling]) -> list[int]:
+def sample(logits: mx.array, rows: Items[RowSampling]) -> list[int | None]:
     """Draw one token id a row; a forced one takes the place of what was drawn, at the same cost.
 
     Args:
         logits: (B, V) of any float type; evaluated here, together with the greedy rows' argmax.
+
+    Returns:
+        The ids; None for a row whose logits hold NaN or infinity, or nothing but -infinity.
     """
-    drawn = _draw_all(logits, rows)
-    return [token if row.forced is None else row.forced for token, row in zip(drawn, rows, strict=True)]
+    return [
+        token if token is None or row.forced is None else row.forced
+        for token, row in zip(_draw_all(logits, rows), rows, strict=True)
+    ]
 
 
-def _draw_all(logits: mx.array, rows: Items[RowSampling]) -> list[int]:
+def _draw_all(logits: mx.array, rows: Items[RowSampling]) -> list[int | None]:
     if all(row.is_greedy for row in rows) and mx.default_device() != mx.Device(mx.cpu):
-        return [int(token) for token in mx.argmax(logits, axis=-1).tolist()]  # only ids leave the GPU
+        return _greedy_on_gpu(logits)
     logits = logits.astype(mx.float32)
     mx.eval(logits)
     values = np.asarray(logits)
-    best = values.argmax(axis=-1).tolist()  # 15 times as fast as MLX's CPU build
+    best = values.argmax(axis=-1)  # the first NaN where there is one; 15 times as fast as MLX's CPU build
+    is_finite = np.isfinite(values[np.arange(len(values)), best]).tolist()
     return [
-        int(best[i]) if row.is_greedy else draw(values[i], int(best[i]), row) for i, row in enumerate(rows)
+        None if not is_finite[i] else int(best[i]) if row.is_greedy else draw(values[i], int(best[i]), row)
+        for i, row in enumerate(rows)
     ]
+
+
+def _greedy_on_gpu(logits: mx.array) -> list[int | None]:
+    """Only ids leave the GPU; -1 for a row that is not finite. A maximum alone may pass over NaN."""
+    is_finite = mx.isfinite(mx.max(logits, axis=-1)) & ~mx.any(mx.isnan(logits), axis=-1)
+    best = mx.where(is_finite, mx.argmax(logits, axis=-1).astype(mx.int32), -1)
+    return [int(token) if token >= 0 else None for token in best.tolist()]
 
 
 def draw(logits: Float32Array, best: int, row: RowSampling) -> int:
     """Draw one token id from one row's logits (V,) float32 whose argmax is `best`."""
     weights = logits - logits[best]
-    weights *= np.float32(1.0 / row.temperature)
+    with np.errstate(
+        over="ignore"
+    ):  # -infinity is as good; an infinite factor would make NaN of the best token
+        weights *= np.float32(min(1.0 / row.temperature, _MAX_FLOAT))
     np.exp(weights, out=weights)
     if row.min_p:
         token = _draw_above(weights, row.min_p, None, row)

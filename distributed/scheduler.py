@@ -15,13 +15,18 @@ from dataclasses import dataclass, replace
 
 from distributed.drafting import Drafter, NoDrafter
 from distributed.frame import PrefixCopy
-from distributed.prefill import MAX_CHUNK_ROWS, MIN_PACED_TOKENS, ChunkPace, best_fill, could_copy
+from distributed.prefill import (
+    MAX_CHUNK_ROWS,
+    MIN_PACED_TOKENS,
+    ChunkPace,
+    best_fill,
+    could_copy,
+    within_scores,
+)
 from distributed.regrouping import MAX_UNEVEN_SHARE, Moves, find_moves
-from distributed.sequence import Microbatch, Row, Sequence, Status
+from distributed.sequence import Advance, Drawn, Microbatch, Row, Sequence, Status, arrange, make_row
 from distributed.slots import SlotLimits, SlotTables
 from distributed.splitting import Splitting
-
-Drawn = Mapping[Sequence, Items[int]]
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class SchedulerLimits:
     """`max_chunk_tokens` bounds rows x columns of a prefill chunk; `paces_chunks`: less where one is slow.
 
     `min_paced_tokens` bounds that: a step that reads all experts for a few tokens wastes its time.
+    `max_chunk_scores` bounds rows x columns x context: what attention holds in memory.
     """
 
     max_in_flight: int
@@ -36,14 +42,7 @@ class SchedulerLimits:
     slots: SlotLimits
     paces_chunks: bool = False
     min_paced_tokens: int = MIN_PACED_TOKENS
-
-
-@dataclass(frozen=True)
-class Advance:
-    """A sequence and the tokens it just got, in order; at least one."""
-
-    sequence: Sequence
-    token_ids: tuple[int, ...]
+    max_chunk_scores: int = 1 << 40
 
 
 class Scheduler:
@@ -73,6 +72,7 @@ class Scheduler:
         self._prefill_served = 0
         self._decode_served = [0] * limits.slots.num_tables
         self._num_groups = limits.slots.num_tables  # wanted, since the last sequence was taken in
+        self.num_preemptions = 0
 
     @property
     def has_work(self) -> bool:
@@ -88,9 +88,6 @@ class Scheduler:
         """How many more the tables have rows for; others would only wait here instead of in the spool."""
         return self.limits.slots.num_tables * self.limits.slots.max_rows - self.num_open
 
-    def can_ever_fit(self, sequence: Sequence) -> bool:
-        return self.slots.can_ever_fit(sequence)
-
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
 
@@ -101,11 +98,12 @@ class Scheduler:
         elif sequence.status is Status.RUNNING:
             self.running.remove(sequence)
             self.slots.release(sequence)
-            self._drafter.forget(sequence)
+        self._drafter.forget(sequence)
         sequence.status = Status.FINISHED
 
     def schedule(self) -> Microbatch | None:
         """Return the next microbatch, or None if the ring is full or nothing is ready."""
+        self._make_room()
         self._admit()
         if len(self.in_flight) >= self.limits.max_in_flight:
             return None
@@ -114,33 +112,55 @@ class Scheduler:
             return None
         return self._launch(rows, copies, is_prefill)
 
-    def postprocess(self, microbatch: Microbatch, drawn: Drawn) -> list[Advance]:
+    def postprocess(self, microbatch: Microbatch, drawn: Mapping[Sequence, Drawn]) -> list[Advance]:
         """Take back the oldest microbatch with its draws; return which sequences got which tokens.
 
         A sequence that finished while the microbatch was in flight gets none.
 
         Args:
-            drawn: for each row that wants tokens, one after its last known token and one after each guess.
+            drawn: for each row that wants tokens, one after its last known token and one after each guess;
+                None where the numbers are not finite.
         """
         assert self.in_flight and self.in_flight[0] is microbatch, "microbatches come back in order"
         self.in_flight.popleft()
         advanced = []
         for row in microbatch.rows:
             sequence = row.sequence
-            if sequence is None or not sequence.is_running:
+            if sequence is None or not row.is_wanted:
                 continue
             sequence.num_cached_tokens = row.offset + row.num_known
-            if sequence not in drawn:
-                continue
-            accepted = row.accept(drawn[sequence])
-            new = sequence.extend(accepted)
-            if row.num_drafts:
-                # The KV of the guesses that held is there already; the others are written over.
-                sequence.num_cached_tokens += len(new) - 1
-                sequence.num_scheduled_tokens = sequence.num_cached_tokens
-                self._drafter.learn(sequence, row.num_drafts, len(accepted) - 1)
-            advanced.append(Advance(sequence, new))
+            advance = self._advance(sequence, row, drawn[sequence]) if sequence in drawn else None
+            if advance is not None:
+                advanced.append(advance)
         return advanced
+
+    def _advance(self, sequence: Sequence, row: Row, drawn: Drawn) -> Advance | None:
+        """Take in a row's draws, up to the first that differs from its guess."""
+        accepted = row.accept(drawn)
+        new = sequence.extend([token for token in accepted if token is not None])
+        is_finite = None not in accepted or sequence.ended_by is not None
+        if row.num_drafts:
+            # The KV of the guesses that held is there already; the others are written over.
+            sequence.num_cached_tokens = row.offset + row.num_known + len(new) - 1
+            sequence.num_scheduled_tokens = sequence.num_cached_tokens
+            self._drafter.learn(sequence, row.num_drafts, len(accepted) - 1)
+        self.slots.note_proof(sequence, row, drawn)
+        if not is_finite and self._can_be_innocent(sequence, row):
+            return Advance(sequence, new) if new else None
+        return Advance(sequence, new, is_finite)
+
+    def _can_be_innocent(self, sequence: Sequence, row: Row) -> bool:
+        """Whether numbers that are not finite may have come from elsewhere; then try again without that.
+
+        A masked 0 times NaN is NaN: a guess spoils the tokens before it, and a prompt that is read beside
+        what it was copied from has copied what that one's later tokens spoiled.
+        """
+        if sequence.is_careful or not (row.num_drafts or sequence.is_on_trust):
+            return False
+        sequence.is_careful = True
+        if not row.num_drafts:
+            self._put_back(sequence)
+        return True
 
     def note_cost(self, microbatch: Microbatch, stages_us: Items[float], lap_us: float) -> None:
         """Take in what a microbatch cost: what guessing, splitting and the size of chunks are weighed by.
@@ -167,6 +187,28 @@ class Scheduler:
         if not sizes or max(sizes.values()) - min(sizes.values()) > MAX_UNEVEN_SHARE * len(self.running):
             return None
         return len(sizes), len(self.running)
+
+    def _make_room(self) -> None:
+        """Have room for what running rows are to write next; where there is none, put the youngest back.
+
+        The oldest is never put back, and alone it fits, so all come to their end in turn.
+        """
+        for sequence in list(self._runnable()):
+            while sequence.is_running and not self.slots.extend(sequence):
+                assert len(self.running) > 1, "a row that is alone has no room"
+                # A suspect stays: the spool says that it runs alone.
+                others = (each for each in self.running[::-1] if each is not sequence or not each.is_suspect)
+                self._put_back(next(others))
+                self.num_preemptions += 1
+
+    def _put_back(self, sequence: Sequence) -> None:
+        """Let a running sequence wait again, before all others; its KV is lost, its tokens are not."""
+        self.running.remove(sequence)
+        self.slots.release(sequence, keeps=False)
+        sequence.begin_at(0)
+        sequence.status = Status.WAITING
+        sequence.num_preemptions += 1
+        self.waiting.appendleft(sequence)
 
     def _admit(self) -> None:
         """Move waiting sequences into slots, first come first served, as far as the budget goes.
@@ -207,7 +249,7 @@ class Scheduler:
             for sequence in moves.sequences:
                 if self.slots.can_move(sequence, table):
                     copies.append(self.slots.move(sequence, table))
-                    rows.append(_row(sequence, 1))
+                    rows.append(make_row(sequence, 1))
         return self._with_drafts(rows), copies, False
 
     def _begin_moves(self, decoding: dict[int, list[Row]]) -> Moves | None:
@@ -247,11 +289,12 @@ class Scheduler:
     def _with_drafts(self, rows: list[Row]) -> list[Row]:
         """Let the drafter guess on where that is likely to gain."""
         sequences = [row.sequence for row in rows if row.sequence is not None]
-        guesses = self._drafter.propose(sequences)
-        return [
-            replace(row, token_ids=row.token_ids + guess, num_drafts=len(guess))
-            for row, guess in zip(rows, guesses, strict=True)
-        ]
+        drafted = []
+        for row, sequence, guess in zip(rows, sequences, self._drafter.propose(sequences), strict=True):
+            room = 0 if sequence.is_careful else self.slots.tables[sequence.table].num_tokens - row.end
+            fitting = guess[:room]
+            drafted.append(replace(row, token_ids=row.token_ids + fitting, num_drafts=len(fitting)))
+        return drafted
 
     def _runnable(self) -> list[Sequence]:
         """Return who may step now: all that run, or one suspect when nobody else's rows are in flight."""
@@ -265,7 +308,7 @@ class Scheduler:
         rows: dict[int, list[Row]] = {}
         for sequence in runnable:
             if sequence.is_decoding and not self._is_decoding_in_flight(sequence.table):
-                rows.setdefault(sequence.table, []).append(_row(sequence, 1))
+                rows.setdefault(sequence.table, []).append(make_row(sequence, 1))
         return rows
 
     def _is_decoding_in_flight(self, table: int) -> bool:
@@ -280,14 +323,18 @@ class Scheduler:
         budget = self.limits.max_chunk_tokens
         if self.limits.paces_chunks and len(prefilling) < len(self.running):
             budget = self._pace.budget(budget)
+        context = max(len(each.token_ids) - left + min(left, budget) for each, _, left in candidates)
+        budget = within_scores(budget, context, self.limits.max_chunk_scores)
         num_rows, width = best_fill([left for _, _, left in candidates], budget)
         rows, copies = [], []
         for sequence, copy, num_left in candidates[:num_rows]:
             if copy is not None:
                 copies.append(copy)
-                sequence.num_reused_tokens = copy.num_tokens
+                source = self.slots.tables[copy.from_table].slots[copy.from_slot].sequence
+                sequence.is_on_trust = source is not None and copy.num_tokens > source.num_proven_tokens
+                sequence.num_reused_tokens = sequence.num_stepped_tokens = copy.num_tokens
                 sequence.num_scheduled_tokens = sequence.num_cached_tokens = copy.num_tokens
-            rows.append(_row(sequence, min(num_left, width)))
+            rows.append(make_row(sequence, min(num_left, width)))
         return rows, copies
 
     def _candidates(self, prefilling: list[Sequence]) -> list[tuple[Sequence, PrefixCopy | None, int]]:
@@ -301,7 +348,9 @@ class Scheduler:
                 continue
             copy = self._find_copy(sequence)
             num_done = copy.num_tokens if copy else sequence.num_scheduled_tokens
-            if any(could_copy(sequence, other, num_done) for other, _, _ in found):
+            if not sequence.is_careful and any(
+                could_copy(sequence, other, num_done) for other, _, _ in found
+            ):
                 continue
             found.append((sequence, copy, len(sequence.token_ids) - num_done))
             if len(found) == MAX_CHUNK_ROWS:
@@ -311,7 +360,7 @@ class Scheduler:
     def _find_copy(self, sequence: Sequence) -> PrefixCopy | None:
         """Return a copy that saves tokens of a prompt of which nothing was stepped yet."""
         is_new = sequence.num_scheduled_tokens == sequence.num_reused_tokens
-        return self.slots.find_prefix(sequence) if is_new else None
+        return self.slots.find_prefix(sequence) if is_new and not sequence.is_careful else None
 
     def _launch(self, rows: list[Row], copies: list[PrefixCopy], is_prefill: bool) -> Microbatch:
         self._num_microbatches += 1
@@ -324,42 +373,22 @@ class Scheduler:
         for row in rows:
             assert row.sequence is not None
             row.sequence.num_scheduled_tokens += row.num_known
+            row.sequence.num_stepped_tokens = max(row.sequence.num_stepped_tokens, row.end)
             wants_logits = wants_logits or row.sequence.num_unscheduled_tokens == 0
         stepped = {row.sequence for row in rows}
-        table = self.slots.tables[number]
+        resizes, clears = self.slots.take_orders(number, [row.slot for row in rows])
         microbatch = Microbatch(
             number=self._num_microbatches,
             table=number,
-            rows=tuple(sorted(rows, key=_by_slot)) if is_prefill else _with_holes(rows),
+            rows=arrange(rows, fills_holes=not is_prefill),
             wants_logits=wants_logits,
-            resets_table=table.needs_reset,
             is_prefill=is_prefill,
             copies=tuple(copies),
+            resizes=resizes,
+            clears=clears,
             crowd=None if is_prefill else self._crowd(),
             is_alone=not self.in_flight
             and all(sequence in stepped and not sequence.num_unscheduled_tokens for sequence in self.running),
         )
-        table.needs_reset = False
         self.in_flight.append(microbatch)
         return microbatch
-
-
-def _row(sequence: Sequence, num_tokens: int) -> Row:
-    start = sequence.num_scheduled_tokens
-    return Row(sequence, sequence.slot, start, tuple(sequence.token_ids[start : start + num_tokens]))
-
-
-def _by_slot(row: Row) -> int:
-    return row.slot
-
-
-def _with_holes(rows: list[Row]) -> tuple[Row, ...]:
-    """Sort decode rows by slot and fill gaps with empty rows, so that stages read their table in place.
-
-    Where more than half would be holes the rows stay as they are, and stages gather them.
-    """
-    by_slot = {row.slot: row for row in rows}
-    first, last = min(by_slot), max(by_slot)
-    if last - first + 1 > 2 * len(rows):
-        return tuple(sorted(rows, key=_by_slot))
-    return tuple(by_slot.get(slot) or Row(None, slot, 0, ()) for slot in range(first, last + 1))

@@ -6,7 +6,10 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from enum import Enum
 
-from distributed.frame import PrefixCopy
+from distributed.frame import Clear, PrefixCopy, Resize
+
+# Token ids; None: the numbers that it would have been drawn from are not finite.
+Drawn = Items[int | None]
 
 
 class Status(Enum):
@@ -19,8 +22,8 @@ class Status(Enum):
 class Sequence:
     """Prompt and answer tokens of one request and how far their KV has come.
 
-    Invariant: num_cached_tokens <= num_scheduled_tokens <= len(token_ids). `num_scheduled_tokens` counts
-    tokens whose KV is written or on its way round the ring."""
+    Invariant: num_proven_tokens <= num_cached_tokens <= num_scheduled_tokens <= len(token_ids).
+    `num_scheduled_tokens` counts tokens whose KV is written or on its way round the ring."""
 
     id: str
     token_ids: list[int]  # prompt, then answer
@@ -35,6 +38,11 @@ class Sequence:
     num_reused_tokens: int = 0  # found in the slot at admission
     num_scheduled_tokens: int = 0
     num_cached_tokens: int = 0
+    num_stepped_tokens: int = 0  # so far its row may have been written, guesses that failed included
+    num_proven_tokens: int = 0  # a draw saw that the numbers of so many are finite
+    num_preemptions: int = 0  # how often it was put back to those that wait
+    is_on_trust: bool = False  # its beginning was copied from a row of which no draw was seen
+    is_careful: bool = False  # no guesses and no copies any more
 
     @property
     def num_answer_tokens(self) -> int:
@@ -47,6 +55,12 @@ class Sequence:
     @property
     def num_unscheduled_tokens(self) -> int:
         return len(self.token_ids) - self.num_scheduled_tokens
+
+    def begin_at(self, num_tokens: int) -> None:
+        """Start with the first tokens' KV in its slot, known to be finite."""
+        self.num_reused_tokens = self.num_scheduled_tokens = self.num_cached_tokens = num_tokens
+        self.num_stepped_tokens = self.num_proven_tokens = num_tokens
+        self.is_on_trust = False
 
     @property
     def is_running(self) -> bool:
@@ -93,6 +107,20 @@ class Row:
     offset: int
     token_ids: tuple[int, ...]
     num_drafts: int = 0
+    num_preemptions: int = 0  # of the sequence when the row left
+
+    @property
+    def end(self) -> int:
+        """The KV that it writes ends here."""
+        return self.offset + len(self.token_ids)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether its sequence still has the slot that it was made for."""
+        sequence = self.sequence
+        return (
+            sequence is not None and sequence.is_running and sequence.num_preemptions == self.num_preemptions
+        )
 
     @property
     def num_known(self) -> int:
@@ -105,19 +133,47 @@ class Row:
         sequence = self.sequence
         return (
             sequence is not None
-            and sequence.is_running
+            and self.is_wanted
             and self.offset + self.num_known == len(sequence.token_ids)
         )
 
-    def accept(self, drawn: Items[int]) -> tuple[int, ...]:
+    def accept(self, drawn: Drawn) -> Drawn:
         """Return the draws that hold: up to and with the first that differs from its guess.
 
         Args:
-            drawn: one token after the last known one, then one after each guess.
+            drawn: one token after the last known one, then one after each guess; None: not finite.
         """
         guesses = self.token_ids[self.num_known :]
         num_right = next((i for i, guess in enumerate(guesses) if drawn[i] != guess), len(guesses))
-        return tuple(drawn[: num_right + 1])
+        return drawn[: num_right + 1]
+
+
+def make_row(sequence: Sequence, num_tokens: int) -> Row:
+    """Return a row of a sequence's next known tokens."""
+    start = sequence.num_scheduled_tokens
+    token_ids = tuple(sequence.token_ids[start : start + num_tokens])
+    return Row(sequence, sequence.slot, start, token_ids, num_preemptions=sequence.num_preemptions)
+
+
+def arrange(rows: Items[Row], *, fills_holes: bool) -> tuple[Row, ...]:
+    """Sort rows by slot; fill gaps with empty rows, so that stages read their table in place.
+
+    Where more than half would be holes the rows stay as they are, and stages gather them.
+    """
+    known = {row.slot: row for row in sorted(rows, key=lambda row: row.slot)}
+    first, last = min(known), max(known)
+    if not fills_holes or last - first + 1 > 2 * len(rows):
+        return tuple(known.values())
+    return tuple(known.get(slot) or Row(None, slot, 0, ()) for slot in range(first, last + 1))
+
+
+@dataclass(frozen=True)
+class Advance:
+    """A sequence and the tokens it just got, in order; at least one, unless it can get no more."""
+
+    sequence: Sequence
+    token_ids: tuple[int, ...]
+    is_finite: bool = True  # False: the numbers that the next token would be drawn from are not finite
 
 
 @dataclass(frozen=True)
@@ -128,9 +184,10 @@ class Microbatch:
     table: int
     rows: tuple[Row, ...]
     wants_logits: bool
-    resets_table: bool = False
     is_prefill: bool = False
     copies: tuple[PrefixCopy, ...] = ()
+    resizes: tuple[Resize, ...] = ()
+    clears: tuple[Clear, ...] = ()
     is_alone: bool = False  # nothing else was under way or ready when it left
     crowd: tuple[int, int] | None = None  # (groups, rows of all) where only even decode groups were under way
 
@@ -147,12 +204,15 @@ class Microbatch:
 
 @dataclass
 class Slot:
-    """One row of a KV table: in use by a sequence, or keeping the tokens of a finished one for reuse."""
+    """One row of a KV table: in use by a sequence, or keeping the tokens of a finished one for reuse.
+
+    `dirty`: tokens whose numbers may not be finite; they are cleared before the row is stepped again."""
 
     sequence: Sequence | None = None
     kept_token_ids: Items[int] = ()
     owner: str = ""
     last_used: int = 0
+    dirty: range = range(0)
 
     @property
     def written_token_ids(self) -> Items[int]:
@@ -161,14 +221,25 @@ class Slot:
             return self.kept_token_ids
         return self.sequence.token_ids[: self.sequence.num_scheduled_tokens]
 
+    def soil(self, start: int, end: int) -> None:
+        """Note that these tokens' numbers may not be finite."""
+        if start < end:
+            dirty = self.dirty or range(start, end)
+            self.dirty = range(min(start, dirty.start), max(end, dirty.stop))
+
 
 @dataclass
 class Table:
-    """One KV table as rank 0 accounts for it; sizes only grow until it is reset."""
+    """One KV table as rank 0 accounts for it: the size that stages are told to give it, and its slots."""
 
     slots: list[Slot] = field(default_factory=list)
-    max_tokens: int = 0
-    needs_reset: bool = False
+    num_rows: int = 0
+    num_tokens: int = 0
+
+    @property
+    def running(self) -> list[Sequence]:
+        """Whose rows are in it."""
+        return [slot.sequence for slot in self.slots if slot.sequence is not None]
 
     @property
     def num_running(self) -> int:

@@ -32,8 +32,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from config.simulated import SimulatedModel
 from distributed.checkpoint import read_config
-from distributed.frame import StageStep
-from distributed.kv_sizes import round_rows, round_tokens
+from distributed.frame import Resize, StageStep
+from distributed.kv_sizes import grown
 from distributed.models.stage_model import StageModel
 from distributed.stage import Stage
 
@@ -202,11 +202,10 @@ class SimulatedStage(Stage):
 
     def _write_kv(self, step: StageStep, ids: Int64Array) -> Int64Array:
         """Bring this step's tokens into the table; returns the sum up to each of them, (B, T)."""
-        if step.resets_table:
-            self._sums.pop(step.table, None)
+        for resize in step.resizes:
+            self._resize(resize)
         last_row = max((*step.slots, *(copy.to_slot for copy in step.copies)))
-        ends = [offset + step.num_tokens for offset in step.offsets]
-        table = self._table(step.table, last_row + 1, max(ends))
+        table = self._room(step.table, last_row + 1, step.num_kv_tokens)
         for copy in step.copies:
             source = self._sums[copy.from_table]
             table[copy.to_slot, : copy.num_tokens] = source[copy.from_slot, : copy.num_tokens]
@@ -219,17 +218,18 @@ class SimulatedStage(Stage):
         table[slots[rows, 0], positions[rows, columns]] = sums[rows, columns]
         return sums
 
-    def _table(self, number: int, num_rows: int, num_tokens: int) -> Int64Array:
+    def _resize(self, order: Resize) -> None:
+        old = self._sums.get(order.table, np.zeros((0, 0), np.int64))
+        kept = (old[list(order.slots)] if order.slots else old)[: order.num_rows, : order.num_tokens]
+        new = self._sums[order.table] = np.zeros((order.num_rows, order.num_tokens), np.int64)
+        new[: kept.shape[0], : kept.shape[1]] = kept
+
+    def _room(self, number: int, num_rows: int, num_tokens: int) -> Int64Array:
         old = self._sums.get(number, np.zeros((0, 0), np.int64))
-        if old.shape[0] < num_rows or old.shape[1] < num_tokens:
-            rows, tokens = (
-                max(old.shape[0], round_rows(num_rows)),
-                max(old.shape[1], round_tokens(num_tokens)),
-            )
-            new = np.zeros((rows, tokens), np.int64)
-            new[: old.shape[0], : old.shape[1]] = old
-            self._sums[number] = new
-        return self._sums.get(number, old)
+        shape = grown((old.shape[0], old.shape[1]), num_rows, num_tokens)
+        if number not in self._sums or old.shape != shape:
+            self._resize(Resize(number, *shape))
+        return self._sums[number]
 
     def _head(self, hidden: mx.array) -> mx.array:
         """Return logits (B, V) of which the next id's is far above all others."""

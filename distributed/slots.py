@@ -1,5 +1,8 @@
 """Who gets which slot of which KV table, under one budget of tokens. Pure Python: no MLX, no clock.
 
+A table has room for what its rows hold and one step of growth, not for the longest answers there could be.
+Its size is decided here and told to the stages (Resize), so that what is accounted for is what they hold.
+
 A finished sequence's KV stays in its slot until somebody needs the slot; a request of the same owner that
 begins with the same tokens takes that slot and prefills only the rest, which copies nothing. Rank 0 alone
 decides, so ranks cannot disagree."""
@@ -10,15 +13,17 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
-from distributed.frame import PrefixCopy
-from distributed.kv_sizes import padded_tokens
-from distributed.sequence import Sequence, Slot, Table
+from distributed.frame import Clear, PrefixCopy, Resize
+from distributed.kv_sizes import most_tokens, next_tokens, round_rows, round_tokens
+from distributed.sequence import Drawn, Row, Sequence, Slot, Table
 
 # A shorter match is not worth giving up another slot's kept tokens for.
 MIN_REUSED_TOKENS = 8
 # A match that is longer by so much is taken over where it lies, whatever table that is; KV of fewer tokens is
 # copied.
 MIN_FOLLOWED_TOKENS = 64
+# Who was put back runs again when each row has room for so much more: reading it again has to be worth it.
+SLACK_TOKENS, SLACK_SHARE = 512, 0.125
 
 
 @dataclass(frozen=True)
@@ -34,25 +39,37 @@ class SlotLimits:
 class SlotTables:
     """The KV tables of the ring as rank 0 accounts for them.
 
-    Invariant: the padded tokens of all tables never exceed `max_kv_tokens`, the kept ones never
-    `max_kept_tokens`."""
+    Invariant: the tables never have room for more than `max_kv_tokens` tokens, and running rows have room for
+    theirs; kept tokens never exceed `max_kept_tokens`."""
 
     def __init__(self, limits: SlotLimits) -> None:
         self.limits = limits
         self.tables = [Table() for _ in range(limits.num_tables)]
+        # Not told yet, in the order in which they count, and whether one only adds rows or tokens.
+        self._resizes: list[tuple[Resize, bool]] = []
         self._clock = 0
 
     @property
     def num_kv_tokens(self) -> int:
         """Tokens the tables hold memory for, padding included."""
-        return sum(padded_tokens(len(table.slots), table.max_tokens) for table in self.tables)
+        return sum(table.num_rows * table.num_tokens for table in self.tables)
 
     @property
     def num_kept_tokens(self) -> int:
         return sum(len(slot.kept_token_ids) for _, slot in self._kept())
 
-    def can_ever_fit(self, sequence: Sequence) -> bool:
-        return padded_tokens(1, sequence.max_total_tokens) <= self.limits.max_kv_tokens
+    @property
+    def max_row_tokens(self) -> int:
+        """The most tokens, prompt and answer, that a row may have where it is alone."""
+        return most_tokens(1, self.limits.max_kv_tokens)
+
+    def fit(self, sequence: Sequence) -> bool:
+        """Shorten the longest answer to what a row can hold; False: not even the tokens so far fit."""
+        room = self.max_row_tokens
+        if sequence.max_total_tokens <= room:
+            return True
+        sequence.max_tokens = room - sequence.num_prompt_tokens
+        return len(sequence.token_ids) < room
 
     def admit(self, sequence: Sequence, num_groups: int | None = None) -> bool:
         """Give the sequence a slot, reusing kept KV where it matches; return False if nothing fits now.
@@ -62,12 +79,59 @@ class SlotTables:
         """
         wanted = self._fullest(num_groups or len(self.tables))
         place = self._find_reusable(sequence, wanted) or self._find_free(sequence, wanted)
-        if place is None and self._drop_idle_tables():
-            place = self._find_free(sequence, wanted)
+        if place is None and self._could_fit(sequence):
+            for number in self._by_waste():
+                self._tighten(number)
+                place = self._find_free(sequence, wanted)
+                if place is not None:
+                    break
         if place is None:
             return False
-        self._occupy(sequence, *place)
+        number, index, num_matching = place
+        self._seat(sequence, number, index)
+        sequence.begin_at(num_matching)
         return True
+
+    def extend(self, sequence: Sequence) -> bool:
+        """Have room for all tokens of a running sequence, and where it is free for a step more.
+
+        Kept tokens give way to it; False: only a running row could.
+        """
+        if len(sequence.token_ids) <= self.tables[sequence.table].num_tokens:
+            return True
+        if self._grow(sequence, _wish(sequence)) or self._grow(sequence, len(sequence.token_ids)):
+            return True
+        for number in self._by_waste():
+            self._tighten(number)
+            if self._grow(sequence, len(sequence.token_ids)):
+                return True
+        return False
+
+    def take_orders(self, number: int, slots: Items[int]) -> tuple[tuple[Resize, ...], tuple[Clear, ...]]:
+        """Return what stages are to do before a frame with these rows of a table; once."""
+        resizes, self._resizes = tuple(order for order, _ in self._resizes), []
+        clears = []
+        for index in slots:
+            slot = self.tables[number].slots[index]
+            if slot.dirty:
+                clears.append(Clear(index, slot.dirty.start, slot.dirty.stop))
+                slot.dirty = range(0)
+        return resizes, tuple(clears)
+
+    def note_proof(self, sequence: Sequence, row: Row, drawn: Drawn) -> None:
+        """Take in which draws were finite: one proves all numbers before it, as any other would have spread.
+
+        Args:
+            drawn: the row's draws; None: not finite.
+        """
+        num_finite = next((i for i, token in enumerate(drawn) if token is None), len(drawn))
+        end = row.offset + row.num_known + num_finite - 1
+        if num_finite:
+            sequence.num_proven_tokens = min(end, sequence.num_cached_tokens)
+        if num_finite == len(drawn):
+            sequence.num_stepped_tokens = sequence.num_proven_tokens
+        else:
+            self.tables[sequence.table].slots[sequence.slot].soil(end, row.end)
 
     def find_prefix(self, sequence: Sequence) -> PrefixCopy | None:
         """Return where more of a sequence's first tokens lie than it has: any row of its owner.
@@ -101,21 +165,23 @@ class SlotTables:
         index = self._free_slot(self.tables[number])
         assert index is not None, "a move to a full table"
         copy = PrefixCopy(sequence.table, sequence.slot, index, sequence.num_cached_tokens)
-        self.tables[sequence.table].slots[sequence.slot] = Slot()
+        self.tables[sequence.table].slots[sequence.slot].sequence = None
         self._seat(sequence, number, index)
         return copy
 
-    def release(self, sequence: Sequence) -> None:
-        """Take the slot back; its cached tokens stay for reuse as far as the limit allows."""
+    def release(self, sequence: Sequence, *, keeps: bool = True) -> None:
+        """Take the slot back; what is known to be finite stays for reuse, from the beginning on."""
         slot = self.tables[sequence.table].slots[sequence.slot]
         assert slot.sequence is sequence
         slot.sequence = None
-        slot.kept_token_ids = sequence.token_ids[: sequence.num_cached_tokens]
+        slot.soil(sequence.num_proven_tokens, sequence.num_stepped_tokens)
+        num_kept = min(sequence.num_proven_tokens, self.limits.max_kept_tokens) if keeps else 0
+        slot.kept_token_ids = sequence.token_ids[:num_kept]
         slot.owner = sequence.owner
         slot.last_used = self._tick()
-        while self.num_kept_tokens > self.limits.max_kept_tokens:
+        while (excess := self.num_kept_tokens - self.limits.max_kept_tokens) > 0:
             _, oldest = min(self._kept(), key=lambda item: item[1].last_used)
-            oldest.kept_token_ids = ()
+            oldest.kept_token_ids = oldest.kept_token_ids[: max(0, len(oldest.kept_token_ids) - excess)]
 
     def _kept(self) -> Iterator[tuple[tuple[int, int], Slot]]:
         for number, table in enumerate(self.tables):
@@ -167,7 +233,7 @@ class SlotTables:
     def _load(self, number: int, sequence: Sequence) -> tuple[int, int]:
         """Rows first, so that microbatches are even; then rows of like length together."""
         table = self.tables[number]
-        return table.num_running, abs(table.max_tokens - sequence.max_total_tokens)
+        return table.num_running, abs(table.num_tokens - _wish(sequence))
 
     def _free_slot(self, table: Table) -> int | None:
         """Return the lowest empty slot, else a new one, else the slot whose kept tokens are oldest."""
@@ -180,35 +246,116 @@ class SlotTables:
         return min(free, key=lambda i: table.slots[i].last_used) if free else None
 
     def _fits(self, number: int, index: int, sequence: Sequence) -> bool:
-        table = self.tables[number]
-        rows = max(len(table.slots), index + 1)
-        grown = padded_tokens(rows, max(table.max_tokens, sequence.max_total_tokens))
-        now = padded_tokens(len(table.slots), table.max_tokens)
-        return self.num_kv_tokens - now + grown <= self.limits.max_kv_tokens
+        if self._room(number, index + 1, _wish(sequence)) is None:
+            return False
+        return not sequence.num_preemptions or self._has_slack(number, index + 1, sequence)
 
-    def _drop_idle_tables(self) -> bool:
-        """Reset the tables in which nothing runs; return whether that gave anything back."""
-        idle = [table for table in self.tables if table.slots and not table.num_running]
-        for table in idle:
-            table.slots, table.max_tokens, table.needs_reset = [], 0, True
-        return bool(idle)
+    def _room(self, number: int, num_rows: int, num_tokens: int) -> tuple[int, int] | None:
+        """Return the size that a table would take to have room for so much; None: the budget has not."""
+        table = self.tables[number]
+        others = self.num_kv_tokens - table.num_rows * table.num_tokens
+        tokens = max(table.num_tokens, round_tokens(num_tokens))
+        for wanted in (min(round_rows(num_rows), self.limits.max_rows), num_rows):
+            rows = max(table.num_rows, wanted)
+            if others + rows * tokens <= self.limits.max_kv_tokens:
+                return rows, tokens
+        return None
+
+    def _has_slack(self, number: int, num_rows: int, sequence: Sequence) -> bool:
+        """Tell whether all rows could grow for a good while with the sequence among them."""
+        total = 0
+        for other, table in enumerate(self.tables):
+            running = [*table.running, sequence] if other == number else table.running
+            rows = max(table.num_rows, num_rows) if other == number else table.num_rows
+            total += rows * max([table.num_tokens, *(round_tokens(_with_slack(each)) for each in running)])
+        return total <= self.limits.max_kv_tokens
+
+    def _grow(self, sequence: Sequence, num_tokens: int) -> bool:
+        table = self.tables[sequence.table]
+        shape = self._room(sequence.table, table.num_rows, num_tokens)
+        if shape is None:
+            return False
+        self._resize(sequence.table, *shape)
+        return True
+
+    def _could_fit(self, sequence: Sequence) -> bool:
+        """Tell whether a sequence would get a row if all tables were tight."""
+        wish = _with_slack if sequence.num_preemptions else _wish
+        sizes = [
+            (table.num_running, max((round_tokens(wish(each)) for each in table.running), default=0))
+            for table in self.tables
+        ]
+        total = sum(rows * tokens for rows, tokens in sizes)
+        own = round_tokens(wish(sequence))
+        return any(
+            rows < self.limits.max_rows
+            and total - rows * tokens + (rows + 1) * max(tokens, own) <= self.limits.max_kv_tokens
+            for rows, tokens in sizes
+        )
+
+    def _tight(self, table: Table) -> tuple[int, int]:
+        """Return the size that a table's running rows need."""
+        wish = max((round_tokens(_wish(sequence)) for sequence in table.running), default=0)
+        return table.num_running, min(table.num_tokens, wish)
+
+    def _by_waste(self) -> list[int]:
+        """The tables that have more than their rows need: those where nothing runs, then by how much."""
+        wastes = []
+        for number, table in enumerate(self.tables):
+            rows, tokens = self._tight(table)
+            waste = table.num_rows * table.num_tokens - rows * tokens
+            if waste:
+                wastes.append((rows > 0, -waste, number))
+        return [number for _, _, number in sorted(wastes)]
+
+    def _tighten(self, number: int) -> None:
+        """Drop kept tokens and empty rows of a table, and the end that no row comes to soon."""
+        table = self.tables[number]
+        rows, tokens = self._tight(table)
+        left = tuple(index for index, slot in enumerate(table.slots) if slot.sequence is not None)
+        table.slots = [table.slots[index] for index in left]
+        for index, sequence in enumerate(table.running):
+            sequence.slot = index
+        self._resize(number, rows, tokens, () if left == tuple(range(rows)) else left)
+
+    def _resize(self, number: int, num_rows: int, num_tokens: int, slots: tuple[int, ...] = ()) -> None:
+        table = self.tables[number]
+        if not slots and (table.num_rows, table.num_tokens) == (num_rows, num_tokens):
+            return
+        order = Resize(number, num_rows, num_tokens, slots)
+        only_grows = not slots and num_rows >= table.num_rows and num_tokens >= table.num_tokens
+        earlier = [i for i, (each, _) in enumerate(self._resizes) if each.table == number]
+        if only_grows and earlier and self._resizes[earlier[-1]][1]:
+            del self._resizes[earlier[-1]]  # one copy of the table instead of two
+        self._resizes.append((order, only_grows))
+        table.num_rows, table.num_tokens = num_rows, num_tokens
 
     def _seat(self, sequence: Sequence, number: int, index: int) -> None:
         table = self.tables[number]
+        shape = self._room(number, index + 1, _wish(sequence))
+        assert shape is not None, "a seat without room"
+        self._resize(number, *shape)
         if index == len(table.slots):
             table.slots.append(Slot())
-        table.max_tokens = max(table.max_tokens, sequence.max_total_tokens)
-        table.slots[index] = Slot(sequence=sequence, owner=sequence.owner, last_used=self._tick())
+        slot = table.slots[index]
+        slot.sequence, slot.kept_token_ids, slot.owner = sequence, (), sequence.owner
+        slot.last_used = self._tick()
         sequence.table, sequence.slot = number, index
-
-    def _occupy(self, sequence: Sequence, number: int, index: int, num_matching: int) -> None:
-        self._seat(sequence, number, index)
-        sequence.num_reused_tokens = num_matching
-        sequence.num_scheduled_tokens = sequence.num_cached_tokens = num_matching
 
     def _tick(self) -> int:
         self._clock += 1
         return self._clock
+
+
+def _wish(sequence: Sequence) -> int:
+    """Tokens that a row should have room for: what it holds and a step of growth, at most its longest end."""
+    return min(next_tokens(len(sequence.token_ids)), sequence.max_total_tokens)
+
+
+def _with_slack(sequence: Sequence) -> int:
+    num_tokens = len(sequence.token_ids)
+    slack = max(SLACK_TOKENS, int(SLACK_SHARE * num_tokens))
+    return min(num_tokens + slack, sequence.max_total_tokens)
 
 
 def _common_prefix(a: Items[int], b: Items[int]) -> int:

@@ -14,8 +14,12 @@ import numpy as np
 
 from distributed.frame import StageStep
 from distributed.kv_sizes import padded_tokens
+from distributed.memory import drop_cache
 from distributed.models import StageModel
 from distributed.threads import ProductThreads
+
+# What such a step leaves for reuse (scores that grow with the context) fits no later one.
+LONG_STEP_TOKENS = 256
 
 
 class Stage:
@@ -54,19 +58,22 @@ class Stage:
             Hidden states (B, T, D), after the final norm on the last stage.
         """
         self._begin_products(is_alone=step.is_alone)
-        table = self._tables.get(step.table)
-        if table is None:
-            table = self._tables[step.table] = self.model.make_table()
-        if step.resets_table:
-            table.reset()
+        for resize in step.resizes:
+            self._table(resize.table).resize(resize)
+        if step.resizes:
+            drop_cache()
+        table = self._table(step.table)
+        for clear in step.clears:
+            table.clear(clear)
         for copy in step.copies:
-            source = self._tables[copy.from_table]
-            table.copy_prefix(source, copy.from_slot, copy.to_slot, copy.num_tokens)
+            table.copy_prefix(self._table(copy.from_table), copy.from_slot, copy.to_slot, copy.num_tokens)
         hidden = self.model.forward(inputs, table.begin(step))
         if meanwhile is not None:
             mx.async_eval(hidden, table.arrays)
             meanwhile()
         mx.eval(hidden, table.arrays)
+        if step.num_rows * step.num_tokens >= LONG_STEP_TOKENS:
+            drop_cache()
         if not (step.wants_logits and self.model.is_last):
             self.rest()
         return hidden
@@ -91,6 +98,11 @@ class Stage:
         if step.num_tokens == 1 and len(wanted) == step.num_rows:
             return self.model.logits(hidden[:, 0])
         return self.model.logits(hidden[mx.array(rows), mx.array(columns)])
+
+    def _table(self, number: int) -> Any:
+        if number not in self._tables:
+            self._tables[number] = self.model.make_table()
+        return self._tables[number]
 
     def _begin_products(self, *, is_alone: bool) -> None:
         if self._threads is not None and self._use_threads is not None:
@@ -117,3 +129,4 @@ class Stage:
     def drop_tables(self) -> None:
         """Forget all KV."""
         self._tables.clear()
+        drop_cache()

@@ -5,45 +5,60 @@ A pure function of the ids, so a resumed answer replays its logged ids and is wh
 
 from __future__ import annotations
 
-import copy
-from typing import Any
+import codecs
+from typing import Protocol
+
+
+class TokenTexts(Protocol):
+    """What each token adds to a text (prompts/detokenizer.py)."""
+
+    def is_known(self, token_id: int) -> bool: ...
+
+    def added_bytes(self, token_id: int, before: int | None) -> bytes | None: ...
 
 
 class TextStream:
     """The text of one answer, token by token."""
 
-    def __init__(self, detokenizer: Any, stop: tuple[str, ...]) -> None:
+    def __init__(self, detokenizer: TokenTexts, stop: tuple[str, ...], before: int | None = None) -> None:
         """
         Args:
-            detokenizer: an mlx_lm streaming detokenizer of the model; copied, so that its vocabulary map is
-            shared. stop: strings that end the answer and are not part of it.
+            stop: strings that end the answer and are not part of it.
+            before: the token that the answer goes on after; None: the answer is a text of its own.
         """
-        self._detokenizer = copy.copy(detokenizer)
-        self._detokenizer.reset()
+        self._detokenizer = detokenizer
         self._stop = stop
+        self._before = before
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
         self.is_stopped = False
 
     def add(self, token_id: int) -> str:
         """Take one token; return the text that is now certain. A complete stop string sets `is_stopped`."""
-        self._detokenizer.add_token(token_id)
-        return self._release(self._detokenizer.last_segment)
+        added = self._detokenizer.added_bytes(token_id, self._before)
+        if added is None:
+            return ""
+        self._before = token_id
+        return self._release(self._utf8.decode(added))
 
     def finish(self) -> str:
         """Return what was held back, at the end of an answer."""
-        self._detokenizer.finalize()
-        text = self._release(self._detokenizer.last_segment)
+        text = self._release(self._utf8.decode(b"", final=True))
         rest, self._held = self._held, ""
         return text + rest
 
     def _release(self, text: str) -> str:
         if self.is_stopped:
             return ""
+        if not self._stop:
+            return text
         self._held += text
-        ends = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
-        if ends:
+        starts = ((self._held.find(stop), stop) for stop in self._stop)
+        # The one that is complete first, wherever tokens end; of several the longest.
+        found = min(((at + len(stop), at) for at, stop in starts if at >= 0), default=None)
+        if found is not None:
             self.is_stopped = True
-            text, self._held = self._held[: min(ends)], ""
+            text, self._held = self._held[: found[1]], ""
             return text
         keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
         cut = len(self._held) - keep

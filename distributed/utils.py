@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from distributed.capacities import HostCapacity
-from distributed.frame import StageStep, make_step_frame
+from distributed.frame import Resize, StageStep, make_step_frame
 from distributed.model_shape import read_shape
 from distributed.models import StageModel, load_stage
 from distributed.ring import Ring
@@ -79,7 +79,7 @@ def broadcast_prompt(
             counts=(len(chunk),),
             num_tokens=len(chunk),
             wants_logits=number == len(chunks) - 1,
-            resets_table=number == 0,
+            resizes=(Resize(0, 0, 0),) if number == 0 else (),
         )
         ids = np.array([chunk], np.int32)
         ring.send(make_step_frame(step, ids, epoch=ring.epoch, number=first_step + number, microbatch=number))

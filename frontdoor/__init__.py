@@ -5,4 +5,4 @@ ranks' work or how tokens come about: everything it learns about the ring it rea
 """
 
 NAME = "mlx-ring"
-VERSION = "3.0.0"
+VERSION = "3.1.0"

@@ -14,7 +14,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
+from msgspec.structs import replace
+
+from config.context_length import ContextLength
 from frontdoor.errors import (
     ContextLengthExceeded,
     FrontDoorError,
@@ -29,28 +33,34 @@ from frontdoor.errors import (
 from frontdoor.lookup import find
 from frontdoor.schemas import Message, SamplingFields
 from frontdoor.state import Caller, FrontDoor
-from prompts.tokenizer import MessagesRefused
+from prompts.tokenizer import EffortRefused, MessagesRefused
 from spool import CorruptRequest, Request, SamplingParams, SpoolError, SpoolFull, SpoolUnavailable
+from spool.sampling_fields import make_params
 
 LONG_TEXT_BYTES = 8192  # about 2 ms of tokenizing; longer texts must not hold up other clients
 PREPARE_SECONDS = 0.005  # after a request is in the spool: first its client hears of it
-DEFAULT_TEMPERATURE = 0.0
 RANDOM_SEED_BITS = 53  # survives JSON readers that keep numbers as doubles
+Prompt = tuple[str | None, Sequence[int], tuple[int, ...] | None]  # text, token ids, literals of a Request
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A request before it is counted and accepted; `prompt` is text, messages, or token ids."""
+    """A request before it is counted and accepted; `prompt` is text, messages, or token ids.
+
+    `default_max_tokens`: the answer's length where the body names none; None: the rest of the context.
+    `max_text_bytes`: the longest text, where tokens are not the only limit.
+    """
 
     prompt: str | tuple[int, ...] | Sequence[Message]
     sampling: SamplingFields
-    max_tokens: int | None
     prompt_field: str = "prompt"
-    max_tokens_field: str = "max_tokens"
     is_raw: bool = True
     priority: int = 5
+    default_max_tokens: int | None = None
+    max_text_bytes: int | None = None
+    effort: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,14 +68,16 @@ class Accepted:
     """A request in the spool, as the HTTP request that waits for it knows it.
 
     `is_asker`: its client asked for it, so that it is cancelled when that client stays away. `is_first`: this
-    very HTTP request put it into the spool.
+    very HTTP request put it into the spool. `may_return`: its client gets a grace time (`Caller`).
     """
 
     id: str
     seed: int | None
     created_unix: float
+    num_prompt_tokens: int = 0
     is_asker: bool = True
     is_first: bool = True
+    may_return: bool = True
 
 
 async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
@@ -74,14 +86,18 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
     Raises:
         FrontDoorError: refused; nothing was accepted.
     """
+    earlier = await _find_earlier(front, draft, caller)
+    if earlier is not None:
+        return _earlier(front, earlier)
     check_model(front, draft.sampling.model)
+    front.hints.note(draft.sampling)
     failure = front.ring_status.failure()
     if failure is not None:
         raise RingDown(f"the ring is down: {failure}")
-    text, token_ids = await _tokens(front, draft, caller.owner)
+    text, token_ids, literals = await _tokens(front, draft, caller.owner)
     request = Request(
         id=caller.request_id,
-        params=_sampling_params(front, draft, num_prompt_tokens=len(token_ids)),
+        params=_sampling_params(draft, room=_room(front.context, draft, len(token_ids))),
         text=text,
         token_ids=tuple(token_ids),
         tokenizer_hash=front.tokenizer.hash,
@@ -91,6 +107,7 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
         created_unix=time.time(),
         received_unix=caller.received_unix,
         client_id=caller.http_id,
+        literals=literals,
     )
     key = caller.idempotency_key
     submit = partial(front.spool.submit, request)
@@ -103,7 +120,8 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
         return _earlier(front, request_id)
     log.info("request %s accepted", request.label)
     log.debug("request %s: %d prompt tokens", request.id, len(token_ids))
-    return Accepted(request.id, request.params.seed, request.created_unix)
+    seed, num_tokens = request.params.seed, len(token_ids)
+    return Accepted(request.id, seed, request.created_unix, num_tokens, may_return=caller.may_return)
 
 
 def hash_body(body: SamplingFields) -> str:
@@ -111,8 +129,21 @@ def hash_body(body: SamplingFields) -> str:
 
     What is resolved here (a seed that is drawn, a default length) is no part of it: an honest retry matches.
     """
-    asked = body.model_dump_json(exclude={"stream", "stream_options", "background"})
+    asked = body.model_dump_json(exclude={"stream", "stream_options", "background"}, exclude_defaults=True)
     return hashlib.sha256(f"{type(body).__name__} {asked}".encode()).hexdigest()
+
+
+async def _find_earlier(front: FrontDoor, draft: Draft, caller: Caller) -> str | None:
+    """Find what was accepted under this Idempotency-Key: its id is told whatever state the service is in."""
+    key = caller.idempotency_key
+    if key is None:
+        return None
+    find_first = partial(front.spool.find_first, caller.owner, key, body_hash=hash_body(draft.sampling))
+    request_id = await _call_spool(front, lambda: find_first() or "")
+    if not request_id:
+        return None
+    log.info("request %s is asked for again (X-Request-Id %s)", request_id, caller.http_id)
+    return request_id
 
 
 def _earlier(front: FrontDoor, request_id: str) -> Accepted:
@@ -128,59 +159,76 @@ def _earlier(front: FrontDoor, request_id: str) -> Accepted:
             "the result of this Idempotency-Key's request was just removed (RESULT_RETENTION_HOURS, "
             "RESULT_RETENTION_MB): ask again, and it runs again"
         )
-    return Accepted(found.id, found.seed, found.created_unix, is_first=False)
+    return Accepted(found.id, found.seed, found.created_unix, found.num_prompt_tokens, is_first=False)
 
 
 def check_model(front: FrontDoor, name: str | None) -> None:
-    """Accept the short and the full name of the model, and no name at all.
+    """Accept the short and the full name of the model, its aliases, and no name at all.
 
     Raises:
         ModelNotFound: another name.
     """
-    served = front.model_name
-    if name is not None and name not in (served, front.settings.model_repo):
-        raise ModelNotFound(f"the model served here is {served!r}", param="model")
+    served, aliases = front.model_name, front.settings.model_alias_list
+    if name is not None and name not in (served, front.settings.model_repo, *aliases) and "*" not in aliases:
+        raise ModelNotFound(
+            f"the model served here is {served!r}; MODEL_ALIASES in .env gives it other names", param="model"
+        )
 
 
-async def _tokens(front: FrontDoor, draft: Draft, owner: str) -> tuple[str | None, Sequence[int]]:
+async def _tokens(front: FrontDoor, draft: Draft, owner: str) -> Prompt:
     prompt = draft.prompt
     if isinstance(prompt, tuple):
         _check_token_ids(prompt, front.tokenizer.vocab_size, draft.prompt_field)
-        return None, prompt
-    num_bytes = _check_text_length(prompt, front.settings.max_prompt_len_bytes, draft.prompt_field)
+        return None, prompt, None
+    num_bytes = _check_text_length(draft, prompt)
     if num_bytes > LONG_TEXT_BYTES:
         loop = asyncio.get_running_loop()
-        text, token_ids = await loop.run_in_executor(front.workers, _encode, front, draft, owner)
+        encoded = await loop.run_in_executor(front.workers, _encode, front, draft, owner)
     else:
-        text, token_ids = _encode(front, draft, owner)
-    if not token_ids:
+        encoded = _encode(front, draft, owner)
+    if not encoded[1]:
         raise InvalidRequest("the prompt is empty", param=draft.prompt_field)
-    return text, token_ids
+    return encoded
 
 
-def _encode(front: FrontDoor, draft: Draft, owner: str) -> tuple[str, list[int]]:
+def _encode(front: FrontDoor, draft: Draft, owner: str) -> Prompt:
     tokenizer = front.tokenizer
     if isinstance(draft.prompt, str):
         if draft.is_raw or not tokenizer.has_chat_template:
-            return draft.prompt, tokenizer.encode_raw(draft.prompt)
-        turns = [{"role": "user", "content": draft.prompt}]
+            _check_not_absurd(front, draft, draft.prompt)
+            return draft.prompt, tokenizer.encode_raw(draft.prompt), None
+        turns: list[dict[str, Any]] = [{"role": "user", "content": draft.prompt}]
     else:
         turns = [message.for_template() for message in draft.prompt if isinstance(message, Message)]
     try:
-        text = tokenizer.render(turns)
+        chat = tokenizer.render(turns, draft.effort)
+        _check_not_absurd(front, draft, chat.text)
+        return chat.text, tokenizer.encode_rendered(chat.text, owner, chat.literals), chat.literals
+    except EffortRefused as error:
+        raise InvalidRequest(str(error), param="reasoning_effort") from error
     except MessagesRefused as error:
         raise InvalidRequest(str(error), param=draft.prompt_field) from error
-    return text, tokenizer.encode_rendered(text, owner)
 
 
-def _check_text_length(prompt: str | Sequence[Message], max_bytes: int, field: str) -> int:
-    texts = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
-    num_bytes = sum(len(text.encode()) for text in texts)
-    if num_bytes > max_bytes:
+def _check_text_length(draft: Draft, prompt: str | Sequence[Message]) -> int:
+    texts = [prompt] if isinstance(prompt, str) else [text for message in prompt for text in message.texts()]
+    num_bytes, max_bytes = sum(len(text.encode()) for text in texts), draft.max_text_bytes
+    if max_bytes is not None and num_bytes > max_bytes:
         raise InvalidRequest(
-            f"the text has {num_bytes} bytes, more than MAX_PROMPT_LEN_BYTES={max_bytes}", param=field
+            f"the text has {num_bytes} bytes, more than MAX_PROMPT_LEN_BYTES={max_bytes}: that is for "
+            "/generate, the routes under /v1 are limited by tokens",
+            param=draft.prompt_field,
         )
     return num_bytes
+
+
+def _check_not_absurd(front: FrontDoor, draft: Draft, text: str) -> None:
+    """Refuse a text that no tokenizer could fit into the context before it takes anybody's time."""
+    num_tokens = front.tokenizer.least_tokens(text)
+    if num_tokens >= front.context.max_tokens:
+        raise ContextLengthExceeded(
+            front.context.explain_too_long(num_tokens, is_least=True), param=draft.prompt_field
+        )
 
 
 def _check_token_ids(token_ids: Sequence[int], vocab_size: int, field: str) -> None:
@@ -190,48 +238,38 @@ def _check_token_ids(token_ids: Sequence[int], vocab_size: int, field: str) -> N
         raise InvalidRequest(f"token ids go from 0 to {vocab_size - 1}", param=field)
 
 
-def _sampling_params(front: FrontDoor, draft: Draft, *, num_prompt_tokens: int) -> SamplingParams:
-    sampling = draft.sampling
-    return SamplingParams(
-        max_tokens=_answer_budget(front, draft, num_prompt_tokens),
-        temperature=DEFAULT_TEMPERATURE if sampling.temperature is None else sampling.temperature,
-        top_p=1.0 if sampling.top_p is None else sampling.top_p,
-        top_k=sampling.top_k or 0,
-        min_p=sampling.min_p or 0.0,
-        stop=sampling.stop,
-        seed=secrets.randbits(RANDOM_SEED_BITS) if sampling.seed is None else sampling.seed,
+def _sampling_params(draft: Draft, *, room: int) -> SamplingParams:
+    default = room if draft.default_max_tokens is None else draft.default_max_tokens
+    params = make_params(
+        {**dict(draft.sampling), "max_tokens": draft.sampling.most_tokens},
+        max_tokens=default,
+        seed=secrets.randbits(RANDOM_SEED_BITS),
     )
+    return replace(params, max_tokens=min(params.max_tokens, room))
 
 
-def _answer_budget(front: FrontDoor, draft: Draft, num_prompt_tokens: int) -> int:
-    most = front.settings.max_sequence_length
-    room = most - num_prompt_tokens
-    if room < 1:
-        raise ContextLengthExceeded(
-            f"the prompt has {num_prompt_tokens} tokens; with at least one token of answer that is more than "
-            f"MAX_SEQUENCE_LENGTH={most}",
-            param=draft.prompt_field,
-        )
-    if draft.max_tokens is None:
-        return min(front.settings.default_max_tokens, room)
-    if draft.max_tokens > room:
-        raise InvalidRequest(
-            f"{draft.max_tokens_field} may be at most {room} here: the prompt has {num_prompt_tokens} tokens "
-            f"and MAX_SEQUENCE_LENGTH={most}",
-            param=draft.max_tokens_field,
-        )
-    return draft.max_tokens
+def _room(context: ContextLength, draft: Draft, num_prompt_tokens: int) -> int:
+    """Return how long the answer may be: a longer one that is asked for is cut to it."""
+    if num_prompt_tokens >= context.max_tokens:
+        raise ContextLengthExceeded(context.explain_too_long(num_prompt_tokens), param=draft.prompt_field)
+    return context.max_tokens - num_prompt_tokens
 
 
 async def _submit(front: FrontDoor, submit: Callable[[], str]) -> str:
+    if front.settings.spool_durability == "process":
+        request_id = await _call_spool(front, submit)
+        asyncio.get_running_loop().call_later(PREPARE_SECONDS, front.spool.prepare)
+        return request_id
+    return await _call_spool(front, partial(_submit_and_prepare, front, submit))
+
+
+async def _call_spool(front: FrontDoor, call: Callable[[], str]) -> str:
+    """Ask the spool; its exceptions become the client's."""
     try:
-        loop = asyncio.get_running_loop()
         if front.settings.spool_durability == "process":
-            request_id = submit()
-            loop.call_later(PREPARE_SECONDS, front.spool.prepare)
-            return request_id
+            return call()
         # fsync takes milliseconds, sometimes a tenth of a second
-        return await loop.run_in_executor(front.workers, _submit_and_prepare, front, submit)
+        return await asyncio.get_running_loop().run_in_executor(front.workers, call)
     except SpoolFull as error:
         retry_seconds = front.forecast.retry_after_seconds()
         raise QueueFull(f"the queue is full: {error}", retry_seconds=retry_seconds) from error

@@ -15,7 +15,13 @@ from starlette.types import Receive
 
 from frontdoor.accepting import Accepted
 from frontdoor.errors import FrontDoorError, GenerationFailed, GenerationTimeout
-from frontdoor.events import COMMENT_SECONDS, FIRST_COMMENT_SECONDS, EventStream, comment_frame
+from frontdoor.events import (
+    COMMENT_END,
+    COMMENT_SECONDS,
+    FIRST_COMMENT_SECONDS,
+    EventStream,
+    comment_frame,
+)
 from frontdoor.following import Event, Follower
 from frontdoor.state import FrontDoor
 from frontdoor.waiting import Watch
@@ -23,9 +29,14 @@ from spool import Result, SpoolUnavailable, TokenRecord
 
 
 class Renderer(Protocol):
-    """Turns events into the frames of one API. `ends_at_reset`: clients cannot take back what they saw."""
+    """Turns events into the frames of one API.
+
+    `ends_at_reset`: clients cannot take back what they saw. `is_quiet`: some of the API's readers lose an
+    answer that begins with a comment, so that none comes until the silence is long.
+    """
 
     ends_at_reset: bool
+    is_quiet: bool
 
     def tokens(self, records: tuple[TokenRecord, ...]) -> bytes: ...
 
@@ -56,20 +67,27 @@ async def wait_for_result(front: FrontDoor, http: HttpRequest, accepted: Accepte
 
 
 def stream_answer(front: FrontDoor, accepted: Accepted, renderer: Renderer, *, start: int = 0) -> EventStream:
-    """Answer with server-sent events: a comment at once, then what the renderer makes of each event.
+    """Answer with server-sent events: what the renderer makes of each event, and comments in silence.
 
     Args:
         start: the index of the first token to tell.
     """
 
     async def frames(receive: Receive) -> AsyncGenerator[bytes, None]:
-        yield comment_frame(f"accepted {accepted.id}")
+        if not renderer.is_quiet:
+            yield comment_frame(f"accepted {accepted.id}")
+        patience = COMMENT_SECONDS if renderer.is_quiet else FIRST_COMMENT_SECONDS
+        owes_end = False
         async with (
             _watching(front, accepted, receive, with_tokens=True) as watch,
-            aclosing(_events(watch, front.settings.request_timeout, start)) as events,
+            aclosing(_events(watch, front.settings.request_timeout, start, patience)) as events,
         ):
             async for event in events:
-                yield _render(front, accepted.id, renderer, event)
+                frame = _render(front, accepted.id, renderer, event)
+                if not frame:  # no text yet: a character in several tokens
+                    continue
+                yield COMMENT_END + frame if owes_end and event.is_news else frame
+                owes_end = renderer.is_quiet and not event.is_news
                 if event.is_reset and renderer.ends_at_reset:
                     return
 
@@ -91,14 +109,21 @@ async def _watching(
     if watch.result is not None and accepted.is_first:
         front.latencies.observe(watch.result)
     if watch.result is None and watch.is_client_gone and accepted.is_asker:
-        front.leavers.left(accepted.id)
+        front.leavers.left(accepted.id, may_return=accepted.may_return)
 
 
-async def _events(watch: Watch, timeout_seconds: float, start: int) -> AsyncGenerator[Event, None]:
-    """Follow a watch to its end; the time-out counts from the last news, as a stream shows that it lives."""
+async def _events(
+    watch: Watch, timeout_seconds: float, start: int, patience: float
+) -> AsyncGenerator[Event, None]:
+    """Follow a watch to its end; the time-out counts from the last news, as a stream shows that it lives.
+
+    Args:
+        start: the index of the first token to tell.
+        patience: seconds of silence until the first event without news.
+    """
     loop = asyncio.get_running_loop()
     follower = Follower(start)
-    patience, deadline = FIRST_COMMENT_SECONDS, loop.time() + timeout_seconds
+    deadline = loop.time() + timeout_seconds
     has_news = True  # what is there already
     while not watch.is_client_gone:
         if has_news:

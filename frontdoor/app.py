@@ -1,6 +1,6 @@
 """Builds the FastAPI app from its parts: the front door, the layers around the routes, and the routes.
 
-    Edge (request id, Host, last resort) → CORS (where set) → Gate (Origin, keys) → Shortcut (POST) → FastAPI
+    Edge (path, request id, Host, 500) → CORS (where set) → Gate (Origin, keys) → Shortcut (POST) → FastAPI
 
 Opens the spool and the tokenizer before the first request; knows nothing of sockets or of how it is served.
 """
@@ -17,6 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from config import Settings
+from config.context_length import read_model_tokens
 from frontdoor import (
     NAME,
     VERSION,
@@ -31,17 +32,20 @@ from frontdoor import (
 )
 from frontdoor.attendance import Attendance
 from frontdoor.auth import Gate, Keys
+from frontdoor.dialects import NOT_SERVED
 from frontdoor.edge import Edge
 from frontdoor.errors import install_error_handler
 from frontdoor.forecast import Forecast
+from frontdoor.hosts import HostNames
 from frontdoor.latencies import Latencies
 from frontdoor.leaving import Leavers
 from frontdoor.openapi import describe
+from frontdoor.paths import names_behind_v1
 from frontdoor.ring_status import RingStatus
 from frontdoor.shortcut import Endpoint, Shortcut
 from frontdoor.state import FrontDoor
 from frontdoor.waiting import Listener
-from prompts.tokenizer import PromptTokenizer
+from prompts.tokenizer import load_tokenizer
 from spool import Spool, SpoolError
 
 NUM_WORKERS = 8
@@ -76,9 +80,11 @@ def make_app(settings: Settings) -> LayeredApp:
     """
     keys = Keys.load(settings.api_keys_file)
     front = make_front_door(settings)
+    hosts = HostNames([settings.api_host, *settings.allowed_host_list])
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        hosts.learn()
         front.start()
         yield
         front.stop()
@@ -97,7 +103,8 @@ def make_app(settings: Settings) -> LayeredApp:
         app.include_router(room.router)
     description = describe(app)
     app.openapi = lambda: description  # type: ignore[method-assign]
-    app.entrance = _layers(app.inner, settings, keys)
+    v1_names = names_behind_v1([*description["paths"], *NOT_SERVED])
+    app.entrance = Edge(_layers(app.inner, settings, keys), hosts=hosts, v1_names=v1_names)
     return app
 
 
@@ -110,7 +117,7 @@ def make_front_door(settings: Settings) -> FrontDoor:
         max_bytes=settings.max_queue_mb * 2**20,
     )
 
-    ring_status = RingStatus(settings.run_dir)
+    model_folder, ring_status = settings.model_dir, RingStatus(settings.run_dir)
 
     def cancel(request_id: str) -> None:
         try:
@@ -123,7 +130,7 @@ def make_front_door(settings: Settings) -> FrontDoor:
         settings=settings,
         model_name=settings.model_name,
         spool=spool,
-        tokenizer=PromptTokenizer(settings.model_dir),
+        tokenizer=load_tokenizer(settings),
         listener=Listener(spool, poll_interval_seconds=settings.poll_interval),
         leavers=Leavers(
             cancel,
@@ -135,6 +142,7 @@ def make_front_door(settings: Settings) -> FrontDoor:
         latencies=Latencies(),
         workers=ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="front-door"),
         started_unix=time.time(),
+        model_tokens=read_model_tokens(model_folder),
     )
 
 
@@ -145,11 +153,12 @@ def _layers(app: ASGIApp, settings: Settings, keys: Keys) -> ASGIApp:
         layered = CORSMiddleware(
             layered,
             allow_origins=list(settings.cors_origin_list),
-            allow_methods=["GET", "POST", "DELETE"],
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],
+            allow_private_network=True,  # a page of the internet that may call us asks Chrome for this
             expose_headers=["X-Request-Id", "Location", "Retry-After"],
         )
-    return Edge(layered, own_names=frozenset({settings.api_host.lower()}))
+    return layered
 
 
 def _taking_in() -> dict[str, Endpoint]:

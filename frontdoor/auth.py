@@ -1,4 +1,4 @@
-"""Who may ask: bearer keys from API_KEYS_FILE, and no web page of another site.
+"""Who may ask: keys from API_KEYS_FILE (as bearer or in x-api-key), and no web page of another site.
 
 Keys are kept and compared as SHA-256 digests only. The owner of a request is a short digest of its key, so
 that requests of different keys can be told apart without the key being written anywhere; without
@@ -47,21 +47,22 @@ class Keys:
             raise KeysUnreadable(f"API_KEYS_FILE: {path} holds no key")
         return cls(keys)
 
-    def owner(self, authorization: str | None) -> str:
-        """Return whose request this is.
+    def owner(self, authorization: str | None, api_key: str | None = None) -> str:
+        """Return whose request this is; clients of Anthropic's API send x-api-key instead, or as well.
 
         Raises:
             Unauthorized: keys are required and this is none of them.
         """
         if self._digests is None:
             return ""
-        scheme, _, key = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
+        scheme, _, bearer = (authorization or "").partition(" ")
+        given = [key.strip() for key in (bearer if scheme.lower() == "bearer" else "", api_key or "")]
+        if not any(given):
             raise Unauthorized("a key is required: send the header Authorization: Bearer KEY")
-        digest = _digest(key.strip())
-        if digest not in self._digests:
-            raise Unauthorized("this key is not known here")
-        return digest[:16]
+        for digest in (_digest(key) for key in given if key):
+            if digest in self._digests:
+                return digest[:16]
+        raise Unauthorized("this key is not known here")
 
 
 class Gate:
@@ -80,11 +81,14 @@ class Gate:
             check_origin(header(scope, b"origin"), header(scope, b"host"), self._origins)
             path = scope["path"]
             is_open = path in OPEN_PATHS or path.startswith(OPEN_PREFIX)
-            notes(scope)["owner"] = "" if is_open else self._keys.owner(header(scope, b"authorization"))
+            notes(scope)["owner"] = "" if is_open else self._owner(scope)
         except FrontDoorError as error:
-            await error_response(error)(scope, receive, send)
+            await error_response(error, scope["path"])(scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+    def _owner(self, scope: Scope) -> str:
+        return self._keys.owner(header(scope, b"authorization"), header(scope, b"x-api-key"))
 
 
 def check_origin(origin: str | None, host: str | None, allowed: frozenset[str]) -> None:

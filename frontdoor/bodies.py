@@ -5,6 +5,7 @@ it does not say. Knows nothing of what the body asks for.
 """
 
 import asyncio
+import json
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from frontdoor.scope import header, notes
 
 BODY_TIMEOUT_SECONDS = 30.0
 MAX_NAMED_PROBLEMS = 3
+MAX_SHOWN = 100  # characters of a header that is wrong
 
 BodyModel = TypeVar("BodyModel", bound=BaseModel)
 
@@ -31,13 +33,25 @@ async def read_json(http: Request, model: type[BodyModel], *, max_bytes: int) ->
     """
     _check_declared_type(http.scope)
     if notes(http.scope).get("is_whole"):
-        body = await _read_limited(http, max_bytes)
+        body: bytes | bytearray = await _read_limited(http, max_bytes)
     else:
         body = await _read_in_time(http, max_bytes)
+    if b'"extra_body"' in body:
+        body = _without_extra_body(body)
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
         raise explain(error) from None
+
+
+def _without_extra_body(body: bytes | bytearray) -> bytes | bytearray:
+    """Lift the fields of `extra_body`, which clients' own libraries should have done; others' names win."""
+    try:
+        asked = json.loads(body)
+        extra = asked.pop("extra_body") or {}
+        return json.dumps({**extra, **asked}).encode()
+    except (ValueError, RecursionError, AttributeError, LookupError, TypeError):
+        return body  # no JSON object, or not at its top: the schema says what is wrong
 
 
 def explain(error: ValidationError) -> InvalidRequest:
@@ -52,9 +66,16 @@ def explain(error: ValidationError) -> InvalidRequest:
 def _check_declared_type(scope: Scope) -> None:
     media_type = (header(scope, b"content-type") or "").partition(";")[0].strip().lower()
     if media_type != "application/json":
-        raise UnsupportedMediaType("send the header Content-Type: application/json")
-    if (header(scope, b"content-encoding") or "identity").lower() != "identity":
-        raise UnsupportedMediaType("a body with a Content-Encoding is not supported")
+        given = f"is declared as {media_type[:MAX_SHOWN]!r}" if media_type else "has no Content-Type"
+        raise UnsupportedMediaType(
+            f"the body {given}: send the header Content-Type: application/json (curl: --json instead of -d, "
+            "or -H 'Content-Type: application/json')"
+        )
+    encoding = (header(scope, b"content-encoding") or "identity").strip().lower()
+    if encoding != "identity":
+        raise UnsupportedMediaType(
+            f"a body with Content-Encoding {encoding[:MAX_SHOWN]!r} is not read: send it without compression"
+        )
 
 
 async def _read_in_time(http: Request, max_bytes: int) -> bytearray:

@@ -6,7 +6,8 @@
     │   ├── Unauthorized                401 invalid_api_key
     │   ├── ForbiddenOrigin             403 forbidden_origin
     │   ├── NotFound                    404 not_found
-    │   │   └── ModelNotFound           404 model_not_found
+    │   │   ├── ModelNotFound           404 model_not_found
+    │   │   └── ApiNotServed            404 api_not_served
     │   ├── MethodNotAllowed            405 method_not_allowed
     │   ├── BadHttp                     400 bad_http
     │   ├── BodyTooSlow                 408 body_too_slow
@@ -23,9 +24,9 @@
     ├── RingDown                        503 ring_down             (Retry-After)
     └── GenerationTimeout               504 timeout               (x-should-retry: false; the request goes on)
 
-The body is always {"error": {"message", "type", "param", "code"}}, as the OpenAI clients read it; a
-time-out adds the request's id. Knows nothing of the spool's own exceptions: who calls the spool translates
-them.
+The body is {"error": {"message", "type", "param", "code"}}, as the OpenAI clients read it, but on the paths
+of other APIs (dialects.py); a time-out adds the request's id. Knows nothing of the spool's own exceptions:
+who calls the spool translates them.
 """
 
 import logging
@@ -38,12 +39,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from frontdoor.dialects import api_not_served, error_body
+
 _ASK_FOR_KEY = {"WWW-Authenticate": "Bearer"}
 _CLOSE = {"Connection": "close"}
 _CLOSE_FOR_GOOD = {"Connection": "close", "x-should-retry": "false"}
 _COME_BACK_LATER = {"Retry-After": "30"}
 _DO_NOT_RETRY = {"x-should-retry": "false"}
 SOON_SECONDS = 2
+SERVED = "/generate, /v1/chat/completions, /v1/completions and /v1/models"
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +112,12 @@ class ModelNotFound(NotFound):
     code = "model_not_found"
 
 
+class ApiNotServed(NotFound):
+    """The path belongs to a known API that this server does not serve."""
+
+    code = "api_not_served"
+
+
 class MethodNotAllowed(InvalidRequest):
     """The path exists, with other methods."""
 
@@ -166,11 +176,10 @@ class Cancelled(InvalidRequest):
 
 
 class BodyTooLarge(InvalidRequest):
-    """The body is over MAX_BODY_BYTES; the rest of it is not read."""
+    """The body is over MAX_BODY_BYTES; the rest of it is dropped."""
 
     status = 413
     code = "body_too_large"
-    headers = _CLOSE
 
 
 class UnsupportedMediaType(InvalidRequest):
@@ -259,9 +268,10 @@ class GenerationTimeout(FrontDoorError):
         return body
 
 
-def error_response(error: FrontDoorError) -> JSONResponse:
-    """Write an error the way every route does."""
-    return JSONResponse(error.body(), status_code=error.status, headers=dict(error.headers))
+def error_response(error: FrontDoorError, path: str) -> JSONResponse:
+    """Write an error the way every route of this path's API does."""
+    body = error_body(path, error.status, error.body())
+    return JSONResponse(body, status_code=error.status, headers=dict(error.headers))
 
 
 def internal_error() -> FrontDoorError:
@@ -269,10 +279,13 @@ def internal_error() -> FrontDoorError:
     return FrontDoorError("internal error; the log has the details")
 
 
-def from_http_exception(exception: HTTPException) -> FrontDoorError:
+def from_http_exception(exception: HTTPException, path: str) -> FrontDoorError:
     """Translate what the router itself raises (no route, wrong method)."""
     if exception.status_code == 404:
-        return NotFound("no such path; GET / lists the endpoints")
+        api = api_not_served(path)
+        if api is not None:
+            return ApiNotServed(f"this server does not serve {api} yet; it serves {SERVED}")
+        return NotFound(f"no such path; this server serves {SERVED}; GET / lists the endpoints")
     if exception.status_code == 405:
         return MethodNotAllowed("method not allowed on this path; GET / lists the endpoints")
     if exception.status_code < 500:
@@ -281,17 +294,21 @@ def from_http_exception(exception: HTTPException) -> FrontDoorError:
 
 
 def install_error_handler(app: FastAPI) -> None:
-    """Make every exception below the outermost middleware an OpenAI-shaped answer."""
+    """Make every exception below the outermost middleware an answer in its API's shape."""
 
-    async def handle(_: Request, exception: Exception) -> Response:
+    async def handle(http: Request, exception: Exception) -> Response:
+        path = http.scope["path"]
         if isinstance(exception, HTTPException):
-            response = error_response(from_http_exception(exception))
+            response = error_response(from_http_exception(exception, path), path)
             response.headers.update(exception.headers or {})
+            if response.headers.get("allow") == "GET":
+                response.headers["allow"] = "GET, HEAD"
             return response
         if isinstance(exception, RequestValidationError):
-            return error_response(InvalidRequest("the path or query is not valid"))
+            return error_response(InvalidRequest("the path or query is not valid"), path)
         # What is of no kind of ours is raised further by starlette, to the outermost layer, which logs it.
-        return error_response(exception if isinstance(exception, FrontDoorError) else internal_error())
+        known = exception if isinstance(exception, FrontDoorError) else internal_error()
+        return error_response(known, path)
 
     for kind in (FrontDoorError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, handle)

@@ -21,6 +21,10 @@ class Event:
     result: Result | None = None
     error: FrontDoorError | None = None
 
+    @property
+    def is_news(self) -> bool:
+        return bool(self.records or self.is_reset or self.result or self.error)
+
 
 class Follower:
     """Turns a log that is read from its start into the events from token `start` on."""

@@ -10,6 +10,7 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
+from config import Settings
 from frontdoor.accepting import Accepted, Draft, accept
 from frontdoor.answering import stream_answer, wait_for_result
 from frontdoor.bodies import json_body, read_json
@@ -19,6 +20,8 @@ from frontdoor.schemas import GenerateBody
 from frontdoor.state import FrontDoor, caller, front_door
 from spool import Result, SpoolUnavailable, TokenRecord
 
+DEFAULT_PRIORITY = 5
+
 router = APIRouter()
 
 
@@ -27,7 +30,7 @@ async def generate(http: HttpRequest) -> Response:
     """Generate text."""
     front = front_door(http)
     body = await read_json(http, GenerateBody, max_bytes=front.settings.max_body_bytes)
-    accepted = await accept(front, draft_of(body), caller=caller(http))
+    accepted = await accept(front, draft_of(body, front.settings), caller=caller(http))
     if body.background:
         front.leavers.came_back(accepted.id)  # a retry that will not wait any more
         return accepted_response(front, accepted)
@@ -37,7 +40,7 @@ async def generate(http: HttpRequest) -> Response:
     return JSONResponse(answer(result, seed=accepted.seed))
 
 
-def draft_of(body: GenerateBody) -> Draft:
+def draft_of(body: GenerateBody, settings: Settings) -> Draft:
     """Turn the body into a draft; a prompt gets the chat template unless it is raw.
 
     Raises:
@@ -53,9 +56,10 @@ def draft_of(body: GenerateBody) -> Draft:
         prompt=body.prompt if body.prompt is not None else body.messages or (),
         prompt_field="prompt" if body.prompt is not None else "messages",
         sampling=body,
-        max_tokens=body.max_tokens,
-        is_raw=body.raw,
-        priority=body.priority,
+        is_raw=bool(body.raw),
+        priority=DEFAULT_PRIORITY if body.priority is None else body.priority,
+        default_max_tokens=settings.default_max_tokens,
+        max_text_bytes=settings.max_prompt_len_bytes,
     )
 
 
@@ -101,6 +105,7 @@ class NativeRenderer:
     """Writes events as `token`, `reset`, `done` and `error`; the id of a token event is the token's index."""
 
     ends_at_reset = False
+    is_quiet = False
 
     def __init__(self, seed: int | None) -> None:
         self._seed = seed

@@ -1,7 +1,7 @@
 """GET /livez, /readyz and /health: does this process answer, does the ring make progress, what is it made
 of.
 
-Never green while stuck: the verdict is ring_status's, and the disk's. Everything here is public, so no
+Never green while stuck: the verdict is ring_status's, and the spool's. Everything here is public, so no
 secrets, no places on this machine and nothing of requests.
 """
 
@@ -37,7 +37,7 @@ async def livez(http: HttpRequest) -> dict[str, Any]:
 
 @router.get("/readyz")
 async def readyz(http: HttpRequest) -> JSONResponse:
-    """Tell whether the ring makes progress and the disk takes requests."""
+    """Tell whether the ring makes progress and the spool takes requests."""
     return _respond(_judge(front_door(http)), {})
 
 
@@ -50,6 +50,7 @@ async def health(http: HttpRequest) -> JSONResponse:
         "version": VERSION,
         "model": front.model_name,
         "uptime_s": _uptime_s(front),
+        "context": vars(front.context),
         "ring": {name: ring[name] for name in RING_MEMBERS if name in ring},
         "supervisor": {name: supervisor[name] for name in SUPERVISOR_MEMBERS if name in supervisor},
         "settings": public_settings(front),
@@ -64,12 +65,12 @@ def public_settings(front: FrontDoor) -> dict[str, str | int | float | None]:
 
 
 def _judge(front: FrontDoor) -> Readiness:
-    """The ring's verdict; where the disk takes nothing, that comes first: the ring may not be able to say."""
+    """The ring's verdict, after the spool's: where that takes nothing the ring may not be able to say."""
     readiness = front.ring_status.readiness()
     if readiness.state not in ("ready", "down", "stalled"):
         return readiness
     try:
-        front.spool.admission.check_disk()
+        front.spool.check_room()
     except SpoolUnavailable as error:
         return Readiness(error.code, f"no request is accepted: {error}")
     return readiness

@@ -1,4 +1,4 @@
-"""Clients that went away: their requests are cancelled after a grace time, in which they may come back.
+"""Clients that went away: their requests are cancelled, after a grace time where they may come back.
 
 A client comes back by fetching its request, which takes the cancellation back for good, or by attaching to
 it, which puts it off for as long as somebody is attached, at this front door or at another. Only a request
@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from frontdoor.attendance import Attendance
+
+LOOK_AGAIN_SECONDS = 0.5
 
 
 class Leavers:
@@ -29,10 +31,12 @@ class Leavers:
         self._timers: dict[str, asyncio.TimerHandle | None] = {}  # None while somebody is attached
         self._num_attached: Counter[str] = Counter()
 
-    def left(self, request_id: str) -> None:
-        """Cancel the request when the grace time is over."""
+    def left(self, request_id: str, *, may_return: bool = True) -> None:
+        """Cancel the request when the grace time is over, or now where its client has no way back."""
         self.came_back(request_id)
-        self._timers[request_id] = None if self._num_attached[request_id] else self._start(request_id)
+        grace_seconds = self.grace_seconds if may_return else 0.0
+        is_kept = self._num_attached[request_id] > 0
+        self._timers[request_id] = None if is_kept else self._start(request_id, grace_seconds)
 
     def came_back(self, request_id: str) -> None:
         """Forget that its client left."""
@@ -56,7 +60,7 @@ class Leavers:
             if not self._num_attached[request_id]:
                 del self._num_attached[request_id]
                 if request_id in self._timers:
-                    self._timers[request_id] = self._start(request_id)
+                    self._timers[request_id] = self._start(request_id, self.grace_seconds)
 
     def stop(self) -> None:
         """Forget everything."""
@@ -66,12 +70,13 @@ class Leavers:
         self._timers.clear()
         self._attendance.close()
 
-    def _start(self, request_id: str) -> asyncio.TimerHandle:
-        return asyncio.get_running_loop().call_later(self.grace_seconds, self._on_timer, request_id)
+    def _start(self, request_id: str, grace_seconds: float) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(grace_seconds, self._on_timer, request_id)
 
     def _on_timer(self, request_id: str) -> None:
-        if self._attendance.is_attended(request_id):
-            self._timers[request_id] = self._start(request_id)
+        if self._attendance.is_attended(request_id):  # at another front door: nothing tells us when it ends
+            grace_seconds = max(self.grace_seconds, LOOK_AGAIN_SECONDS)
+            self._timers[request_id] = self._start(request_id, grace_seconds)
             return
         del self._timers[request_id]
         self._cancel(request_id)

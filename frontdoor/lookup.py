@@ -28,6 +28,7 @@ class Found:
     owner: str | None
     seed: int | None = None
     created_unix: float = 0.0
+    num_prompt_tokens: int = 0
     result: Result | None = None
 
 
@@ -87,7 +88,8 @@ def unknown() -> NotFound:
 def _of_result(result: Result) -> Found:
     took = result.performance.get("total_s")
     created_unix = result.finished_unix - (took if isinstance(took, int | float) else 0.0)
-    return Found(result.id, "done", result.owner, result.seed, created_unix, result)
+    num_tokens = result.usage.prompt_tokens
+    return Found(result.id, "done", result.owner, result.seed, created_unix, num_tokens, result)
 
 
 def _of_file(spool: Spool, request_id: str, path: Path, state: State) -> Found:
@@ -99,4 +101,5 @@ def _of_file(spool: Spool, request_id: str, path: Path, state: State) -> Found:
         return Found(request_id, state, None)
     except OSError as error:
         raise SpoolUnavailable.from_os_error("look up a request", error) from error
-    return Found(request_id, state, request.owner, request.params.seed, request.created_unix)
+    num_tokens = len(request.token_ids or ())
+    return Found(request_id, state, request.owner, request.params.seed, request.created_unix, num_tokens)

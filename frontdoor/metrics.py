@@ -64,6 +64,9 @@ def _of_queue(ring: Mapping[str, Any]) -> Iterator[Metric]:
     )
     share = _number(kv.get("num_tokens")) / max(1.0, _number(kv.get("max_tokens")))
     yield _gauge("ring_kv_cache_usage_perc", "Used share of the KV cache, 0 to 1.", share)
+    yield _counter(
+        "ring_num_preemptions", "Running requests put back for want of KV.", kv.get("num_preemptions")
+    )
 
 
 def _of_totals(totals: Mapping[str, Any]) -> Iterator[Metric]:

@@ -18,7 +18,6 @@ from frontdoor.openai_text import (
     check_stream_options,
     envelope,
     usage_of,
-    wants_usage,
 )
 from frontdoor.schemas import ChatBody
 from frontdoor.state import caller, front_door
@@ -35,7 +34,9 @@ async def chat_completions(http: HttpRequest) -> Response:
     accepted = await accept(front, draft_of(body), caller=caller(http))
     if body.stream:
         head = envelope(front, accepted, prefix="chatcmpl", kind="chat.completion.chunk")
-        return stream_answer(front, accepted, ChatRenderer(head, with_usage=wants_usage(body)))
+        return stream_answer(
+            front, accepted, ChatRenderer(head, body.stream_options, accepted.num_prompt_tokens)
+        )
     result = check_not_cancelled(await wait_for_result(front, http, accepted))
     choice = {
         "index": 0,
@@ -48,15 +49,8 @@ async def chat_completions(http: HttpRequest) -> Response:
 
 
 def draft_of(body: ChatBody) -> Draft:
-    """Turn the body into a draft; `max_completion_tokens` wins over `max_tokens`."""
-    is_new_name = body.max_completion_tokens is not None
-    return Draft(
-        prompt=body.messages,
-        prompt_field="messages",
-        sampling=body,
-        max_tokens=body.max_completion_tokens if is_new_name else body.max_tokens,
-        max_tokens_field="max_completion_tokens" if is_new_name else "max_tokens",
-    )
+    """Turn the body into a draft."""
+    return Draft(prompt=body.messages, prompt_field="messages", sampling=body, effort=body.reasoning_effort)
 
 
 class ChatRenderer(ChunkRenderer):

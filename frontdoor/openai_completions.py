@@ -18,7 +18,6 @@ from frontdoor.openai_text import (
     check_stream_options,
     envelope,
     usage_of,
-    wants_usage,
 )
 from frontdoor.schemas import CompletionBody
 from frontdoor.state import caller, front_door
@@ -32,11 +31,13 @@ async def completions(http: HttpRequest) -> Response:
     front = front_door(http)
     body = await read_json(http, CompletionBody, max_bytes=front.settings.max_body_bytes)
     check_stream_options(body)
-    draft = Draft(prompt=body.prompt, sampling=body, max_tokens=body.max_tokens)
+    draft = Draft(prompt=body.prompt, sampling=body)
     accepted = await accept(front, draft, caller=caller(http))
     head = envelope(front, accepted, prefix="cmpl", kind="text_completion")
     if body.stream:
-        return stream_answer(front, accepted, CompletionRenderer(head, with_usage=wants_usage(body)))
+        return stream_answer(
+            front, accepted, CompletionRenderer(head, body.stream_options, accepted.num_prompt_tokens)
+        )
     result = check_not_cancelled(await wait_for_result(front, http, accepted))
     choice = completion_choice(result.text, result.finish_reason)
     return JSONResponse({**head, "choices": [choice], "usage": usage_of(result)})

@@ -1,4 +1,7 @@
-"""GET /v1/models and /v1/models/{id}: the one model that is served, under its short or full name."""
+"""GET /v1/models and /v1/models/{id}: the one model that is served, under its names.
+
+Aliases are listed beside it, with the same root.
+"""
 
 from typing import Any
 
@@ -14,22 +17,26 @@ router = APIRouter(prefix="/v1/models")
 @router.get("")
 async def list_models(http: HttpRequest) -> dict[str, Any]:
     """List the models."""
-    return {"object": "list", "data": [_model(front_door(http))]}
+    front = front_door(http)
+    names = (front.model_name, *front.settings.model_alias_list)
+    return {"object": "list", "data": [_model(front, name) for name in dict.fromkeys(names) if name != "*"]}
 
 
 @router.get("/{name:path}")
 async def get_model(http: HttpRequest, name: str) -> dict[str, Any]:
     """Describe one model."""
-    check_model(front_door(http), name)
-    return _model(front_door(http))
+    front = front_door(http)
+    is_folder = f"/{name}" == front.settings.model_repo  # doubled slashes are one by now
+    check_model(front, None if is_folder else name)
+    return _model(front, front.model_name if is_folder or name == front.settings.model_repo else name)
 
 
-def _model(front: FrontDoor) -> dict[str, Any]:
+def _model(front: FrontDoor, name: str) -> dict[str, Any]:
     return {
-        "id": front.model_name,
+        "id": name,
         "object": "model",
         "created": int(front.started_unix),
         "owned_by": "local",
         "root": front.public_model_repo,
-        "max_model_len": front.settings.max_sequence_length,
+        "max_model_len": front.context.max_tokens,
     }

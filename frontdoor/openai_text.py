@@ -10,7 +10,7 @@ from typing import Any
 from frontdoor.accepting import Accepted
 from frontdoor.errors import Cancelled, FrontDoorError, InvalidRequest
 from frontdoor.events import data_frame, to_json
-from frontdoor.schemas import OpenAIFields
+from frontdoor.schemas import OpenAIFields, StreamOptions
 from frontdoor.state import FrontDoor
 from spool import Result, TokenRecord
 
@@ -21,10 +21,17 @@ def usage_of(result: Result) -> dict[str, Any]:
     """Write usage as OpenAI does."""
     usage = result.usage
     return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        **count_usage(usage.prompt_tokens, usage.completion_tokens),
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def count_usage(num_prompt_tokens: int, num_answer_tokens: int) -> dict[str, int]:
+    """Write the usage of an answer, or of the part of it that has come."""
+    return {
+        "prompt_tokens": num_prompt_tokens,
+        "completion_tokens": num_answer_tokens,
+        "total_tokens": num_prompt_tokens + num_answer_tokens,
     }
 
 
@@ -54,11 +61,15 @@ class ChunkRenderer:
     """Writes events as OpenAI chunks; the subclass says what a choice looks like."""
 
     ends_at_reset = True
+    is_quiet = True
 
-    def __init__(self, head: dict[str, Any], *, with_usage: bool) -> None:
+    def __init__(self, head: dict[str, Any], options: StreamOptions | None, num_prompt_tokens: int) -> None:
+        options = options or StreamOptions()
+        self._with_usage = bool(options.include_usage)
+        self._counts_usage = bool(options.continuous_usage_stats)
         # Where usage comes in a chunk of its own, all others say that they have none.
-        self._head = {**head, "usage": None} if with_usage else head
-        self._with_usage = with_usage
+        self._head = {**head, "usage": None} if self._with_usage else head
+        self._num_prompt_tokens, self._num_answer_tokens = num_prompt_tokens, 0
         self._is_open = False
         self._num_sent = 0  # characters of the answer
 
@@ -71,7 +82,9 @@ class ChunkRenderer:
         raise NotImplementedError
 
     def tokens(self, records: tuple[TokenRecord, ...]) -> bytes:
-        return self._open() + self._text("".join(record.text for record in records))
+        opening = self._open()
+        self._num_answer_tokens = records[-1].index + 1
+        return opening + self._text("".join(record.text for record in records))
 
     def reset(self) -> bytes:
         return self.error(FrontDoorError("tokens that were shown are lost from the log; ask again"))
@@ -79,7 +92,9 @@ class ChunkRenderer:
     def done(self, result: Result) -> bytes:
         if result.finish_reason == "cancelled":
             return self.error(Cancelled("the request was cancelled"))
-        frames = [self._open(), self._text(result.text[self._num_sent :])]
+        frames = [self._open()]
+        self._num_answer_tokens = result.usage.completion_tokens
+        frames.append(self._text(result.text[self._num_sent :]))
         frames.append(self._chunk(self.choice(None, result.finish_reason)))
         if self._with_usage:
             frames.append(data_frame(to_json({**self._head, "choices": [], "usage": usage_of(result)})))
@@ -98,7 +113,10 @@ class ChunkRenderer:
         return self._chunk(self.choice(text, None)) if text else b""
 
     def _chunk(self, choice: dict[str, Any]) -> bytes:
-        return data_frame(to_json({**self._head, "choices": [choice]}))
+        counted = {}
+        if self._counts_usage:
+            counted = {"usage": count_usage(self._num_prompt_tokens, self._num_answer_tokens)}
+        return data_frame(to_json({**self._head, **counted, "choices": [choice]}))
 
 
 def check_stream_options(body: OpenAIFields) -> None:
@@ -109,8 +127,3 @@ def check_stream_options(body: OpenAIFields) -> None:
     """
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("'stream_options' is for streams: set 'stream' to true", param="stream_options")
-
-
-def wants_usage(body: OpenAIFields) -> bool:
-    """Tell whether the stream ends with a usage chunk."""
-    return body.stream_options is not None and body.stream_options.include_usage

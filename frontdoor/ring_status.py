@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from config import Settings
+from config.context_length import ContextLength
 from config.run_files import read_json
 
 MAX_SILENCE_SECONDS = 10.0
+CONTEXT_KEYS = ("MODEL_REPO", "MAX_SEQUENCE_LENGTH", "KV_CACHE_RESERVED_MEMORY_MB")
 _FOLDERS = re.compile(r"(?<![\w.:/])(?:/[^\s/:;,'\"()]+)+/(?=[^\s/])")
 
 
@@ -68,6 +71,14 @@ class RingStatus:
 
     def supervisor(self) -> dict[str, Any]:
         return _without_places(self._supervisor.read())
+
+    def context(self, settings: Settings) -> ContextLength | None:
+        """Return what rank 0 published, where it runs with these settings and knows by now."""
+        said = self._ring.read()
+        theirs = said.get("settings") or {}
+        if any(theirs.get(key) != settings.value(key) for key in CONTEXT_KEYS):
+            return None  # of an earlier life, with other settings
+        return ContextLength.from_json(said.get("context"))
 
     def failure(self) -> str | None:
         """Return why the ring was given up, if it was."""

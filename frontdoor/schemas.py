@@ -1,11 +1,14 @@
 """The bodies that clients may send, and what each field must look like.
 
 Nothing is accepted and ignored: an unknown field is refused by name, and a field that is known elsewhere
-but not built here is refused unless its value asks for nothing (`Only`). The few OpenAI fields that change
-no output stand in `NoEffectFields`. Types are strict (no "5" for 5), numbers finite. Knows the shapes, not
-the limits that depend on the settings or the tokenizer; those are checked where the request is accepted.
+but not built here is refused unless its value asks for nothing (`Only`). What changes no output stands in
+`NoEffectFields` and, of popular clients, in `Hints` and `PastFields`; docs/request-bodies.md lists those.
+Types are strict (no "5" for 5, but 16.0 for 16), numbers finite; spool/sampling_fields.py has their bounds.
+Knows the shapes, not the limits that depend on the settings or the tokenizer; those are checked where the
+request is accepted.
 """
 
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -16,13 +19,14 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-MAX_STOP_STRINGS = 4
-MAX_STOP_LENGTH = 256  # characters
-MAX_SEED = 2**63 - 1
+from frontdoor.tool_history import read_tool_calls
+from spool.sampling_fields import NUMBER_FIELDS, read_stop
 
 _TEXT_OR_TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 _TEXT_OR_PARTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}
@@ -34,6 +38,38 @@ def _invalid(message: str) -> PydanticCustomError:
     return PydanticCustomError("invalid", "{reason}", {"reason": message})
 
 
+def _worded(read: Callable[[object], Any]) -> Callable[[object], Any]:
+    """Let a ValueError of ours be the whole message; null is none."""
+
+    def check(value: object) -> Any:
+        if value is None:
+            return None
+        try:
+            return read(value)
+        except ValueError as error:
+            raise _invalid(str(error)) from None
+
+    return check
+
+
+class Number:
+    """Annotates a number that a request may name, with the bounds of spool/sampling_fields.py."""
+
+    def __init__(self, name: str) -> None:
+        self._field = NUMBER_FIELDS[name]
+        self._check = _worded(self._field.read)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._check)
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        kind = "integer" if self._field.is_whole else "number"
+        bounds = {"type": kind, "minimum": self._field.low, "maximum": self._field.high}
+        return {"anyOf": [bounds, {"type": "null"}]}
+
+
 class Only:
     """Annotates a field that is not built: absent, null, or one of the values that ask for nothing."""
 
@@ -41,7 +77,9 @@ class Only:
         self._neutral = neutral
 
     def check(self, value: object) -> object:
-        if value is None or any(type(value) is type(wanted) and value == wanted for wanted in self._neutral):
+        if value is None or any(
+            _kind(value) is _kind(wanted) and value == wanted for wanted in self._neutral
+        ):
             return value
         raise PydanticCustomError("not_built", "this server does not support it yet")
 
@@ -54,16 +92,8 @@ class Only:
         return {"enum": [*self._neutral, None]}
 
 
-def _stop_strings(value: object) -> object:
-    if value is None:
-        return ()
-    strings = [value] if isinstance(value, str) else value
-    if not isinstance(strings, list) or len(strings) > MAX_STOP_STRINGS:
-        raise _invalid(f"must be a string or a list of up to {MAX_STOP_STRINGS} strings")
-    for stop in strings:
-        if not isinstance(stop, str) or not 0 < len(stop) <= MAX_STOP_LENGTH:
-            raise _invalid(f"each stop string must have 1 to {MAX_STOP_LENGTH} characters")
-    return tuple(strings)
+def _kind(value: object) -> type:
+    return float if type(value) is int else type(value)  # 1.0 is 1, True is not
 
 
 def _joined_text(value: object) -> object:
@@ -71,9 +101,11 @@ def _joined_text(value: object) -> object:
         return value
     texts = []
     for part in value:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        kind = part.get("type") if isinstance(part, dict) else None
+        text = part.get(kind) if kind in ("text", "refusal") else None
+        if not isinstance(text, str):
             raise _invalid('only parts {"type": "text", "text": …} are supported')
-        texts.append(part["text"])
+        texts.append(text)
     return "".join(texts)
 
 
@@ -90,12 +122,17 @@ def _completion_prompt(value: object) -> object:
 
 
 StopStrings = Annotated[
-    tuple[str, ...],
-    BeforeValidator(_stop_strings, json_schema_input_type=Any),
+    tuple[str, ...] | None,
+    BeforeValidator(_worded(read_stop), json_schema_input_type=Any),
     WithJsonSchema(_TEXT_OR_TEXTS),
 ]
 CompletionPrompt = Annotated[Any, AfterValidator(_completion_prompt), WithJsonSchema(_TEXT_OR_IDS)]
-MaxTokens = Annotated[int, Field(ge=1)]
+MaxTokens = Annotated[int | None, Number("max_tokens")]
+ToolCalls = Annotated[
+    tuple[dict[str, Any], ...] | None,
+    BeforeValidator(_worded(read_tool_calls), json_schema_input_type=Any),
+    WithJsonSchema({"type": "array", "items": {"type": "object"}}),
+]
 
 
 class Body(BaseModel):
@@ -106,52 +143,130 @@ class Body(BaseModel):
     )
 
 
-class Message(Body):
-    """One turn of a chat."""
+class PastFields(Body):
+    """What SDKs send back with a turn of the history and no chat template reads."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[str, BeforeValidator(_joined_text), WithJsonSchema(_TEXT_OR_PARTS)]
+    id: Any = None
+    type: Any = None
+    status: Any = None
+    index: Any = None
+    parsed: Any = None
+    audio: Any = None
+    annotations: Any = None
+    reasoning_details: Any = None
+    thinking_blocks: Any = None
+    provider_specific_fields: Any = None
+    cache_control: Any = None
+    metadata: Any = None
+    finish_reason: Any = None
+    created_at: Any = None
+    timestamp: Any = None
+
+
+class Message(PastFields):
+    """One turn of a chat; an assistant's may have no text, and so may a tool's."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Annotated[str | None, BeforeValidator(_joined_text), WithJsonSchema(_TEXT_OR_PARTS)] = Field(
+        None, validate_default=True
+    )
     name: str | None = None
     tool_call_id: str | None = None
-    # An answer of this or another server, sent back as history, has these; empty they say nothing.
-    refusal: Annotated[Any, Only()] = None
-    audio: Annotated[Any, Only()] = None
-    annotations: Annotated[Any, Only([])] = None
-    tool_calls: Annotated[Any, Only([])] = None
-    function_call: Annotated[Any, Only()] = None
-    reasoning_content: Annotated[Any, Only("")] = None
+    tool_calls: ToolCalls = None
+    function_call: Any = None
+    reasoning_content: str | None = None
+    reasoning: Any = None
+    refusal: str | None = None
 
-    def for_template(self) -> dict[str, str]:
-        """Return what the chat template sees."""
-        seen = {"role": "system" if self.role == "developer" else self.role, "content": self.content}
-        if self.name is not None:
-            seen["name"] = self.name
-        if self.tool_call_id is not None:
-            seen["tool_call_id"] = self.tool_call_id
-        return seen
+    @field_validator("content")
+    @classmethod
+    def _has_text(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("role") in ("system", "developer", "user"):
+            raise _invalid("must be a string or a list of text parts")
+        return value
+
+    @field_validator("function_call")
+    @classmethod
+    def _is_function_call(cls, value: object) -> tuple[dict[str, Any], ...] | None:
+        """The name that tool calls had before."""
+        called: tuple[dict[str, Any], ...] | None = _worded(read_tool_calls)(value and [{"function": value}])
+        return called
+
+    @property
+    def _thoughts(self) -> str | None:
+        return self.reasoning_content or (self.reasoning if isinstance(self.reasoning, str) else None)
+
+    def texts(self) -> Iterator[str]:
+        """Everything in it that may be long."""
+        yield self.content or self.refusal or ""
+        yield self._thoughts or ""
+        for call in (*(self.tool_calls or ()), *(self.function_call or ())):
+            yield str(call["function"]["arguments"])
+
+    def for_template(self) -> dict[str, Any]:
+        """Return what the chat template sees; content is None where there are tool calls alone."""
+        calls = self.tool_calls or self.function_call
+        seen: dict[str, Any] = {
+            "role": {"developer": "system", "function": "tool"}.get(self.role, self.role),
+            "content": self.content or self.refusal or (None if calls else ""),
+            "name": self.name,
+            "tool_call_id": self.tool_call_id,
+            "tool_calls": calls and list(calls),
+            "reasoning_content": self._thoughts,
+        }
+        return {name: value for name, value in seen.items() if value is not None or name == "content"}
 
 
 Messages = Annotated[list[Message], Field(min_length=1)]
 
 
-class SamplingFields(Body):
+class Hints(Body):
+    """What popular clients send along and what changes no output here; logged once by name."""
+
+    keep_alive: Any = None
+    cache_prompt: Any = None
+    num_ctx: Any = None
+    session_id: Any = None
+    chat_id: Any = None
+    extra_headers: Any = None
+    extra_query: Any = None
+    timeout: Any = None
+    repeat_penalty: Annotated[Any, Only(1)] = None
+    repeat_last_n: Any = None
+    length_penalty: Annotated[Any, Only(1)] = None
+    min_tokens: Annotated[Any, Only(0)] = None
+    use_beam_search: Annotated[Any, Only(False)] = None
+    add_generation_prompt: Annotated[Any, Only(True)] = None
+    skip_special_tokens: Annotated[Any, Only(True)] = None
+    spaces_between_special_tokens: Annotated[Any, Only(True)] = None
+    include_stop_str_in_output: Annotated[Any, Only(False)] = None
+
+
+class SamplingFields(Hints):
     """How to choose tokens and when to end; the same names on every route."""
 
-    max_tokens: MaxTokens | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    stop: StopStrings = ()
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    max_tokens: MaxTokens = None
+    max_completion_tokens: MaxTokens = None
+    temperature: Annotated[float | None, Number("temperature")] = None
+    top_p: Annotated[float | None, Number("top_p")] = None
+    top_k: Annotated[int | None, Number("top_k")] = None
+    min_p: Annotated[float | None, Number("min_p")] = None
+    stop: StopStrings = None
+    seed: Annotated[int | None, Number("seed")] = None
+    ignore_eos: bool | None = None
     stream: bool | None = None
     model: str | None = None
 
-    frequency_penalty: Annotated[Any, Only(0, 0.0)] = None
-    presence_penalty: Annotated[Any, Only(0, 0.0)] = None
-    repetition_penalty: Annotated[Any, Only(1, 1.0)] = None
+    frequency_penalty: Annotated[Any, Only(0)] = None
+    presence_penalty: Annotated[Any, Only(0)] = None
+    repetition_penalty: Annotated[Any, Only(1)] = None
     logit_bias: Annotated[Any, Only({})] = None
     response_format: Annotated[Any, Only({"type": "text"})] = None
+
+    @property
+    def most_tokens(self) -> int | None:
+        """How long the answer may be, under either name; the newer one wins."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
 class GenerateBody(SamplingFields):
@@ -159,9 +274,9 @@ class GenerateBody(SamplingFields):
 
     prompt: Annotated[str, Field(min_length=1)] | None = None
     messages: Messages | None = None
-    raw: bool = False
-    background: bool = False
-    priority: Annotated[int, Field(ge=0, le=9)] = 5
+    raw: bool | None = None
+    background: bool | None = None
+    priority: Annotated[int | None, Number("priority")] = None
 
     logprobs: Annotated[Any, Only(False)] = None
     conversation_id: Annotated[Any, Only()] = None
@@ -170,7 +285,8 @@ class GenerateBody(SamplingFields):
 class StreamOptions(Body):
     """What a stream carries besides the text."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
     include_obfuscation: Annotated[Any, Only(False)] = None
 
 
@@ -197,7 +313,6 @@ class ChatBody(OpenAIFields):
     """POST /v1/chat/completions."""
 
     messages: Messages
-    max_completion_tokens: MaxTokens | None = None
 
     logprobs: Annotated[Any, Only(False)] = None
     top_logprobs: Annotated[Any, Only(0)] = None
@@ -209,7 +324,7 @@ class ChatBody(OpenAIFields):
     modalities: Annotated[Any, Only(["text"])] = None
     audio: Annotated[Any, Only()] = None
     prediction: Annotated[Any, Only()] = None
-    reasoning_effort: Annotated[Any, Only("none")] = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
     web_search_options: Annotated[Any, Only()] = None
 
 

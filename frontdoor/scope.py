@@ -4,6 +4,7 @@
     is_whole            its body is here as well: nothing is left to wait for        (Connection)
     request_id          of the HTTP request: what the client sent, or a new one      (Edge)
     is_request_id_new   it was made here                                             (Edge)
+    is_event_stream     its answer is one: a comment fits between two frames         (EventStream)
     owner               whose request it is; "" where no keys are asked for          (Gate)
 
 Every request passes here, mostly after a pause, when the processor's caches belong to others: a function

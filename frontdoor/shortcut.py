@@ -34,5 +34,5 @@ class Shortcut:
         try:
             response = await endpoint(Request(scope, receive, send))
         except FrontDoorError as error:
-            response = error_response(error)
+            response = error_response(error, scope["path"])
         await response(scope, receive, send)

@@ -5,14 +5,16 @@ Holds the parts and starts and stops them; knows nothing of bodies, answers or r
 
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi import Request
 
 from config import Settings
+from config.context_length import ContextLength, limit_context
 from config.model_path import is_folder_name
 from frontdoor.errors import InvalidRequest
 from frontdoor.forecast import Forecast
+from frontdoor.hints import HintLog
 from frontdoor.latencies import Latencies
 from frontdoor.leaving import Leavers
 from frontdoor.ring_status import RingStatus
@@ -26,7 +28,10 @@ _IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
 
 @dataclass(frozen=True)
 class FrontDoor:
-    """The parts; `workers` are threads for what may block (fsync, long texts)."""
+    """The parts; `workers` are threads for what may block (fsync, long texts).
+
+    `model_tokens` is the model's own length, where its config names one.
+    """
 
     settings: Settings
     model_name: str
@@ -39,6 +44,13 @@ class FrontDoor:
     latencies: Latencies
     workers: ThreadPoolExecutor
     started_unix: float
+    model_tokens: int | None = None
+    hints: HintLog = field(default_factory=HintLog)
+
+    @property
+    def context(self) -> ContextLength:
+        """How many tokens a request may have: rank 0's word, before that what is known without the ring."""
+        return self.ring_status.context(self.settings) or limit_context(self.settings, self.model_tokens)
 
     @property
     def public_model_repo(self) -> str:
@@ -73,7 +85,8 @@ class Caller:
     """Who asks, when, and under which ids.
 
     `request_id` is new for each HTTP request, whatever the client sends; `received_unix` is when its first
-    bytes came.
+    bytes came. `may_return`: the client knows a way back to a request that it left, so that this has a grace
+    time; clients of /v1 without an Idempotency-Key ask anew instead.
     """
 
     owner: str
@@ -81,6 +94,7 @@ class Caller:
     request_id: str
     received_unix: float
     idempotency_key: str | None = None
+    may_return: bool = True
 
 
 def caller(http: Request) -> Caller:
@@ -97,7 +111,8 @@ def caller(http: Request) -> Caller:
     left = notes(http.scope)
     http_id = left["request_id"]
     request_id = http_id if left["is_request_id_new"] else make_id()
-    return Caller(left["owner"], http_id, request_id, left["received_unix"], key)
+    may_return = key is not None or not http.scope["path"].startswith("/v1/")
+    return Caller(left["owner"], http_id, request_id, left["received_unix"], key, may_return)
 
 
 def owner_of(http: Request) -> str:

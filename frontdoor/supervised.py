@@ -28,7 +28,20 @@ log = logging.getLogger(__name__)
 
 
 class SupervisedServer(uvicorn.Server):
-    """Tells the supervisor when it takes connections."""
+    """Tells the supervisor when it takes connections; waits for its clients at the end.
+
+    `patience_s`: how long. What replaces it serves already: its clients get the time that they are ready to
+    wait.
+    """
+
+    def __init__(self, config: uvicorn.Config, patience_s: Callable[[], float]) -> None:
+        super().__init__(config)
+        self._patience_s = patience_s
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Shut down within the patience of now, not of the start."""
+        self.config.timeout_graceful_shutdown = int(self._patience_s()) + 1
+        await super().shutdown(sockets=sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then say so."""

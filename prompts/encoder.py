@@ -10,6 +10,8 @@ same; it needs 0.7 s to load, so `hasten` is called beside the serving. Knows no
 import json
 import logging
 from collections.abc import Iterator
+from itertools import takewhile
+from operator import itemgetter
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -50,9 +52,14 @@ class TextEncoder:
         Raises:
             ValueError: it cannot be read.
         """
-        self._tokenizer = Tokenizer.from_buffer(data)
+        self.tokenizer = Tokenizer.from_buffer(data)
+        self.tokenizer.no_truncation()  # left over from training: a prompt is read whole or refused
+        self.tokenizer.no_padding()
         self._quick: Any = None
-        self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        vocab = self.tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = self.tokenizer.get_vocab_size(with_added_tokens=True)
+        # A byte-level token is written with one or two bytes a byte: this is no less than what it stands for.
+        self.max_token_bytes = max((len(token.encode()) for token in vocab), default=1)
 
     @property
     def is_quick(self) -> bool:
@@ -67,14 +74,20 @@ class TextEncoder:
                 log.debug("a text of %d characters is too much for fastokens", len(text))
         return self._encode_by_definition(text, add_special_tokens=add_special_tokens)
 
+    def opening_ids(self) -> list[int]:
+        """Return the special tokens that the tokenizer puts before any text."""
+        encoding = self.tokenizer.encode("a")
+        added = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+        return [token_id for token_id, _ in takewhile(itemgetter(1), added)]
+
     def token_to_id(self, token: str) -> int | None:
         """Return the id of one token, if there is such a token."""
-        token_id: int | None = self._tokenizer.token_to_id(token)
+        token_id: int | None = self.tokenizer.token_to_id(token)
         return token_id
 
     def hasten(self) -> bool:
         """Load fastokens and use it from now on, unless it may say otherwise; whether it is used."""
-        described = self._tokenizer.to_str()
+        described = self.tokenizer.to_str()
         config = json.loads(described)
         if fastokens is None or not works_by_pieces(config):
             return False
@@ -98,7 +111,7 @@ class TextEncoder:
         )
 
     def _encode_by_definition(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        encodings = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        encodings = self.tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return list(encodings[0].ids)
 
 

@@ -20,19 +20,19 @@ def works_by_pieces(config: Mapping[str, Any]) -> bool:
         and not model.get("dropout")
         and not config.get("truncation")
         and not config.get("padding")
-        and all(part.get("type") in _NORMALIZERS for part in _parts(config.get("normalizer"), "normalizers"))
+        and all(part.get("type") in _NORMALIZERS for part in parts(config.get("normalizer"), "normalizers"))
         and all(
             part.get("type") in _PRE_TOKENIZERS
             and (part["type"] != "ByteLevel" or part.get("add_prefix_space") is False)
-            for part in _parts(config.get("pre_tokenizer"), "pretokenizers")
+            for part in parts(config.get("pre_tokenizer"), "pretokenizers")
         )
     )
 
 
-def _parts(component: Mapping[str, Any] | None, members: str) -> list[Mapping[str, Any]]:
+def parts(component: Mapping[str, Any] | None, members: str) -> list[Mapping[str, Any]]:
     """A component, or the parts of a sequence of them."""
     if component is None:
         return []
     if component.get("type") != "Sequence":
         return [component]
-    return [part for member in component.get(members) or () for part in _parts(member, members)]
+    return [part for member in component.get(members) or () for part in parts(member, members)]

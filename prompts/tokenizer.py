@@ -13,110 +13,185 @@ one zero byte, and the chat template in UTF-8 (nothing, if there is none).
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
 
+from config import Settings
+from prompts.chat_template import ChatTemplate, MessagesRefused, RenderedChat
+from prompts.control_tokens import ControlTokens
+from prompts.detokenizer import Detokenizer
 from prompts.encoder import TextEncoder
+from prompts.history import ways_to_write
+from prompts.special_tokens import end_token_ids, merge_configs, named_tokens, special_texts
+from prompts.thinking import EffortRefused, effort_variables
 from prompts.turns import TurnEncoder
 
-# What a template that does not expect such messages may raise.
-_TEMPLATE_ERRORS = (
-    jinja2.TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+__all__ = [
+    "EffortRefused",
+    "MessagesRefused",
+    "PromptTokenizer",
+    "RenderedChat",
+    "TokenizerUnusable",
+    "load_tokenizer",
+    "tokenizer_hash",
+]
 
 
 class TokenizerUnusable(Exception):
     """The model's folder has no tokenizer this server can read; the start stops with the message."""
 
 
-class MessagesRefused(Exception):
-    """The chat template does not take these messages, or the model has no chat template."""
-
-
 class PromptTokenizer:
     """Turns messages and text into token ids; safe to call from several threads."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, has_control_in_text: bool = False) -> None:
         """Load from a model folder.
+
+        Args:
+            has_control_in_text: whether control tokens that messages spell count as such.
 
         Raises:
             TokenizerUnusable: a file is missing or broken (handled by the process that starts us).
         """
         data = _read_bytes(folder / "tokenizer.json")
-        config = _read_config(folder / "tokenizer_config.json")
-        template = _read_template(folder, config)
+        own = _read_config(folder / "tokenizer_config.json")
+        config = merge_configs(own, _read_config(folder / "special_tokens_map.json"))
+        template = _read_template(folder, own)
         try:
             self._encoder = TextEncoder(data)
-            self._template = _compile(template) if template is not None else None
+            self._template = ChatTemplate(template) if template is not None else None
         except (ValueError, jinja2.TemplateError) as error:
             raise TokenizerUnusable(f"the tokenizer in {folder} cannot be read: {error}") from error
-        self._special = _special_tokens(config)
-        self._turns = TurnEncoder(self._encoder, json.loads(data), self._render_sample())
-        self._bos_id = self._leading_bos(config)
+        self._knows_tools = "tool_calls" in (template or "")
+        described = json.loads(data)
+        self._special = named_tokens(config)
+        self.end_token_ids = end_token_ids(
+            _end_sources(folder), self._special.get("eos_token"), self._encoder.token_to_id
+        )
+        ids = map(self._encoder.token_to_id, special_texts(config))
+        special = self.end_token_ids.union(token_id for token_id in ids if token_id is not None)
+        self.detokenizer = Detokenizer(
+            self._encoder.tokenizer,
+            described.get("decoder"),
+            special,
+            has_template_space=self._has_template_space(),
+        )
+        self._control = ControlTokens(self._encoder.tokenizer, special, self._template)
+        self._has_control_in_text = has_control_in_text
+        self._turns = TurnEncoder(self._encoder, described, self._render_sample())
+        self._opening = self._opening_ids(config)
         self.hash = _hash(data, template)
         self.vocab_size = self._encoder.vocab_size
+        self._max_token_bytes = self._encoder.max_token_bytes
 
     @property
     def has_chat_template(self) -> bool:
         return self._template is not None
 
+    def least_tokens(self, text: str) -> int:
+        """Return how many tokens a text has at the very least, without a look at it: for what is absurd."""
+        return -(-len(text.encode()) // self._max_token_bytes)
+
     def hasten(self) -> None:
         """Spend a second of one core on being quicker from then on (prompts/encoder.py)."""
         self._encoder.hasten()
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], effort: str | None = None) -> RenderedChat:
         """Apply the chat template, with the opening of the assistant's turn.
+
+        Tool calls and their results are text (prompts/history.py) where the template does not take them.
+
+        Args:
+            effort: how much to think: none, minimal, low, medium or high; None: as the template has it.
 
         Raises:
             MessagesRefused: the template refuses these messages, or the model has none.
+            EffortRefused: the template cannot be told this effort.
         """
-        if self._template is None:
-            raise MessagesRefused("this model has no chat template: send a prompt instead")
-        try:
-            return self._template.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._special
-            )
-        except _TEMPLATE_ERRORS as error:
-            raise MessagesRefused(f"the chat template refuses these messages: {error}") from error
+        write = partial(self._write, effort=effort)
+        text = write(messages)
+        if self._has_control_in_text:
+            return RenderedChat(text)
+        return self._control.read(text, messages, write)
 
-    def encode_rendered(self, text: str, owner: str = "") -> list[int]:
-        """Number the tokens of a rendered chat of an owner, which already has its special tokens."""
+    def encode_rendered(self, text: str, owner: str = "", literals: Sequence[int] = ()) -> list[int]:
+        """Number the tokens of a rendered chat of an owner, which already has its special tokens.
+
+        Raises:
+            MessagesRefused: it has thousands of private-use characters beside `literals`.
+        """
+        if literals:
+            return self._control.encode(RenderedChat(text, tuple(literals)))
         return self._turns.encode(text, owner)
 
     def encode_raw(self, text: str) -> list[int]:
-        """Number the tokens of plain text, with the tokens the model expects before any text."""
-        ids = self._encoder.encode(text, add_special_tokens=True)
-        if self._bos_id is not None and ids[:1] != [self._bos_id]:
-            ids.insert(0, self._bos_id)
-        return ids
+        """Number the tokens of plain text, behind the tokens the model expects before any text.
+
+        Those of them with which the text itself begins are not put there again. What the tokenizer would put
+        behind a text (its end token) ends no prompt, which is there to be continued.
+        """
+        ids = self._encoder.encode(text)
+        for num_missing in range(len(self._opening)):
+            if ids[: len(self._opening) - num_missing] == self._opening[num_missing:]:
+                return self._opening[:num_missing] + ids
+        return self._opening + ids
+
+    def _write(self, messages: Sequence[Mapping[str, Any]], effort: str | None = None) -> str:
+        if self._template is None:
+            raise MessagesRefused("this model has no chat template: send a prompt instead")
+        if effort is None:
+            return self._render_history(self._template, messages, self._special)
+        variables = effort_variables(self._template, effort)
+        try:
+            return self._render_history(self._template, messages, self._special | variables)
+        except MessagesRefused as error:
+            self._write(messages)  # it may refuse them whatever the effort
+            raise EffortRefused(str(error)) from error
+
+    def _render_history(
+        self, template: ChatTemplate, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
+    ) -> str:
+        refusal = MessagesRefused("there are no messages")
+        for turns in ways_to_write(messages, knows_tools=self._knows_tools):
+            try:
+                return template.render(turns, variables)
+            except MessagesRefused as error:
+                refusal = error
+        raise refusal
 
     def _render_sample(self) -> str:
         """A chat of several turns, where the template takes one."""
         roles = ("user", "assistant", "user")
         try:
-            return self.render([{"role": role, "content": "hi"} for role in roles])
+            return self._write([{"role": role, "content": "hi"} for role in roles])
         except MessagesRefused:
             return ""
 
-    def _leading_bos(self, config: Mapping[str, Any]) -> int | None:
+    def _has_template_space(self) -> bool:
+        """Whether the template writes a space between the opening of an answer and the answer."""
+        asked, answered = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}
+        try:
+            return self._write([asked, answered]).startswith(self._write([asked]) + " yes")
+        except MessagesRefused:
+            return False
+
+    def _opening_ids(self, config: Mapping[str, Any]) -> list[int]:
+        ids = self._encoder.opening_ids()
         # Llama-style tokenizers keep this in the configuration, not in tokenizer.json's post-processor.
-        if not config.get("add_bos_token") or "bos_token" not in self._special:
-            return None
-        return self._encoder.token_to_id(self._special["bos_token"])
+        if config.get("add_bos_token") and "bos_token" in self._special:
+            bos_id = self._encoder.token_to_id(self._special["bos_token"])
+            if bos_id is not None and ids[:1] != [bos_id]:
+                return [bos_id, *ids]
+        return ids
+
+
+def load_tokenizer(settings: Settings) -> PromptTokenizer:
+    """Load the served model's tokenizer; raises TokenizerUnusable."""
+    has_control_in_text = settings.control_tokens_in_text == "on"
+    return PromptTokenizer(settings.model_dir, has_control_in_text=has_control_in_text)
 
 
 def tokenizer_hash(folder: Path) -> str:
@@ -161,52 +236,12 @@ def _read_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    tokens = {}
-    for name in SPECIAL_TOKENS:
-        value = config.get(name)
-        if isinstance(value, dict):  # AddedToken written out
-            value = value.get("content")
-        if isinstance(value, str):
-            tokens[name] = value
-    return tokens
-
-
-class _GenerationTag(jinja2.ext.Extension):
-    """`{% generation %}…{% endgeneration %}` marks text for training; here it is only the text."""
-
-    tags = {"generation"}  # noqa: RUF012 - typed by jinja2
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _compile(template: str) -> jinja2.Template:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _GenerationTag]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda style: datetime.now().strftime(style)
-    compiled = environment.from_string(template)
-    # jinja looks through two layers of names at every rendering; nothing is ever added to either of them.
-    compiled.globals = dict(compiled.globals)
-    return compiled
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # jinja's own filter escapes HTML characters, which no model was trained on
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
+def _end_sources(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the files say of the end of answers, the strongest first."""
+    config = _read_config(folder / "config.json")
+    inner = config.get("text_config")
+    return {
+        "generation_config.json": _read_config(folder / "generation_config.json"),
+        "config.json": config,
+        "text_config of config.json": inner if isinstance(inner, dict) else {},
+    }

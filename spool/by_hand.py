@@ -1,7 +1,8 @@
 """Prompt files that a person drops into incoming/ become requests.
 
     incoming/{anything}.json   {"prompt": "…"} and, if wanted, max_tokens, temperature, top_p, top_k, min_p,
-                               stop, seed, priority (as in POST /generate), raw (true: no chat template)
+                               stop, seed, ignore_eos, priority (as in POST /generate; null is none),
+                               raw (true: no chat template)
 
 A file is taken in once its size and time stayed the same from one scan to a later one, so that it may be
 copied slowly; one that is no whole JSON is given some seconds more. Its request's id is a hash of its name
@@ -25,15 +26,14 @@ from typing import Any
 
 from spool.errors import SpoolError, system_trouble
 from spool.fsio import NotPlainFile
-from spool.messages import Request, SamplingParams
+from spool.messages import Request
 from spool.quarantine import Quarantine
+from spool.sampling_fields import NUMBER_FIELDS, make_params, read_stop
 from spool.spool import Spool
 
 MAX_PROMPT_FILE_BYTES = 16 * 2**20
 SETTLE_SECONDS = 0.2  # unchanged for so long, a file is looked into
 PATIENCE_SECONDS = 5.0  # and for so long, one that is no whole JSON is believed to stay so
-_MAX_STOP_STRINGS = 4
-_MAX_STOP_LENGTH = 256
 _log = logging.getLogger(__name__)
 
 
@@ -61,14 +61,13 @@ class _Sighting:
 class HandPrompts:
     """Takes in what lies in incoming/ under no name of ours. Without defaults all of it is quarantined."""
 
-    def __init__(self, spool: Spool, quarantine: Quarantine, defaults: HandDefaults | None) -> None:
+    def __init__(self, spool: Spool, quarantine: Quarantine) -> None:
         self._spool = spool
         self._quarantine = quarantine
-        self._defaults = defaults
         self._seen: dict[str, _Sighting] = {}
         self._refused: set[str] = set()  # told once
 
-    def take_in(self, names: list[str]) -> None:
+    def take_in(self, names: list[str], defaults: HandDefaults | None) -> None:
         """Look at everything foreign that one scan found."""
         if not names and not self._seen and not self._refused:
             return  # as after nearly every bell
@@ -78,11 +77,11 @@ class HandPrompts:
             path = self._spool.folder.incoming / name
             if self._quarantine.is_immovable(path):
                 continue
-            if self._defaults is None:
+            if defaults is None:
                 self._quarantine.take(path, "not a name of ours")
                 continue
             try:
-                self._look_at(path, self._defaults)
+                self._look_at(path, defaults)
             except FileNotFoundError:
                 continue
             except (NotPlainFile, ValueError) as error:
@@ -150,30 +149,33 @@ def read_prompt(name: str, data: bytes, defaults: HandDefaults) -> Request:
         raise NotWhole("not JSON") from error
     if not isinstance(body, dict) or not body.keys() <= _FIELDS.keys():
         raise ValueError(f"not an object of some of the fields {', '.join(_FIELDS)}")
-    wrong = [field for field, value in body.items() if not _FIELDS[field](value)]
-    if wrong or "prompt" not in body:
+    asked, wrong = _read_fields(body)
+    if wrong or "prompt" not in asked:
         raise ValueError(f"missing or wrong: {', '.join(wrong) or 'prompt'}")
-    stop = body.get("stop", ())
-    params = SamplingParams(
-        max_tokens=body.get("max_tokens", defaults.max_tokens),
-        temperature=float(body.get("temperature", 0.0)),
-        top_p=float(body.get("top_p", 1.0)),
-        top_k=body.get("top_k", 0),
-        min_p=float(body.get("min_p", 0.0)),
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        seed=body.get("seed", int(id[:13], 16)),
-    )
     return Request(
         id,
-        params,
-        body["prompt"],
+        make_params(asked, max_tokens=defaults.max_tokens, seed=int(id[:13], 16)),
+        asked["prompt"],
         None,
         None,
         defaults.model,
-        priority=body.get("priority", 5),
+        priority=asked.get("priority", 5),
         created_unix=time.time(),
-        is_chat=not body.get("raw", False),
+        is_chat=not asked.get("raw", False),
     )
+
+
+def _read_fields(body: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the values by field, and the fields that are wrong; null is none, but no prompt."""
+    asked, wrong = {}, []
+    for field, value in body.items():
+        if value is None and field != "prompt":
+            continue
+        try:
+            asked[field] = _FIELDS[field](value)
+        except ValueError:
+            wrong.append(field)
+    return asked, wrong
 
 
 def _mark(info: os.stat_result) -> tuple[int, int, int]:
@@ -184,43 +186,28 @@ def _reason(error: Exception) -> str:
     return error.strerror or "" if isinstance(error, OSError) else str(error)
 
 
-def _is_text(value: Any) -> bool:
-    """Whether this is a text, with something in it that UTF-8 can hold."""
+def _text(value: object) -> str:
+    """Return a text with something in it that UTF-8 can hold."""
     if not isinstance(value, str) or not value:
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        raise ValueError
+    value.encode()  # UnicodeEncodeError is a ValueError
+    return value
 
 
-def _is_stop(value: Any) -> bool:
-    texts = [value] if isinstance(value, str) else value
-    return (
-        isinstance(texts, list)
-        and len(texts) <= _MAX_STOP_STRINGS
-        and all(_is_text(text) and len(text) <= _MAX_STOP_LENGTH for text in texts)
-    )
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError
+    return value
 
 
-def _whole(least: int, most: int) -> Callable[[Any], bool]:
-    return lambda value: type(value) is int and least <= value <= most
+def _stop(value: object) -> tuple[str, ...]:
+    return tuple(_text(stop) for stop in read_stop(value))
 
 
-def _number(least: float, most: float) -> Callable[[Any], bool]:
-    return lambda value: type(value) in (int, float) and least <= value <= most
-
-
-_FIELDS: dict[str, Callable[[Any], bool]] = {
-    "prompt": _is_text,
-    "max_tokens": _whole(1, 2**31 - 1),
-    "temperature": _number(0, 2),
-    "top_p": lambda value: _number(0, 1)(value) and value > 0,
-    "top_k": _whole(0, 2**31 - 1),
-    "min_p": _number(0, 1),
-    "stop": _is_stop,
-    "seed": _whole(0, 2**63 - 1),
-    "priority": _whole(0, 9),
-    "raw": lambda value: isinstance(value, bool),
+_FIELDS: dict[str, Callable[[object], Any]] = {
+    "prompt": _text,
+    **{name: field.read for name, field in NUMBER_FIELDS.items()},
+    "stop": _stop,
+    "ignore_eos": _flag,
+    "raw": _flag,
 }

@@ -223,8 +223,7 @@ class FileSystem:
         """What differs after each start of the machine; None where the system does not tell."""
         if sys.platform == "darwin":
             command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
-            told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10).stdout
-            return told.strip() or None
+            return _run(command).strip() or None
         try:
             return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         except OSError:
@@ -237,10 +236,7 @@ class FileSystem:
     def mounts(self) -> list[tuple[Path, str]]:
         """List (mount point, file system type) of everything mounted, in mount order."""
         if sys.platform == "darwin":
-            text = subprocess.run(
-                ["/sbin/mount"], capture_output=True, text=True, check=True, timeout=10
-            ).stdout
-            found = (_MOUNT_LINE.match(line) for line in text.splitlines())
+            found = (_MOUNT_LINE.match(line) for line in _run(["/sbin/mount"]).splitlines())
             return [(Path(match[1]), match[2]) for match in found if match]
         fields = [line.split() for line in Path("/proc/self/mounts").read_text(errors="replace").splitlines()]
         return [(Path(_OCTAL.sub(lambda m: chr(int(m[1], 8)), line[1])), line[2]) for line in fields]
@@ -295,6 +291,15 @@ def _open_plain(path: AnyPath) -> tuple[int, os.stat_result]:
         os.close(fd)
         raise
     return fd, info
+
+
+def _run(command: list[str]) -> str:
+    """What a command of the system prints; empty where it fails: a start does without."""
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return ended.stdout
 
 
 def _read_all(fd: int, offset: int, num_bytes: int) -> bytes:

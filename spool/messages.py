@@ -37,7 +37,10 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SamplingParams(_Message, frozen=True):
-    """How to draw tokens. temperature 0 is greedy; choice tells the n answers to one prompt apart."""
+    """How to draw tokens. temperature 0 is greedy; choice tells the n answers to one prompt apart.
+
+    With ignore_eos only max_tokens and stop end the answer, no token of the model's own. seed: any int64.
+    """
 
     max_tokens: int
     temperature: float = 0.0
@@ -47,12 +50,14 @@ class SamplingParams(_Message, frozen=True):
     stop: tuple[str, ...] = ()
     seed: int = 0
     choice: int = 0
+    ignore_eos: bool = False
 
 
 class Request(_Message, frozen=True):
     """One question. text or token_ids is there; token_ids count only with the tokenizer_hash they are of.
 
-    With is_chat, text is a user's message that rank 0 puts into the chat template; else it is final.
+    With is_chat, text is a user's message that rank 0 puts into the chat template; else it is final. literals
+    is set for a rendered chat: the offsets in text with which a control token would begin that is only text.
     received_unix is when the client's bytes came (0: by no client), created_unix is just before submit.
     client_id is what the client calls the request (X-Request-Id), for logs only. forced_token_ids is the
     answer, whatever the model would say: for measuring (`bench`); no HTTP route sets it.
@@ -71,6 +76,7 @@ class Request(_Message, frozen=True):
     is_chat: bool = False
     client_id: str = ""
     forced_token_ids: tuple[int, ...] | None = None
+    literals: tuple[int, ...] | None = None
 
     @property
     def label(self) -> str:

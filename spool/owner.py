@@ -51,7 +51,8 @@ class SpoolOwner:
     def __init__(self, spool: Spool, hand_defaults: HandDefaults | None = None) -> None:
         """
         Args:
-            hand_defaults: what prompt files dropped by hand need not say; without it they are quarantined.
+            hand_defaults: what prompt files dropped by hand need not say; without it they are quarantined. It
+                may be changed at any time.
         """
         self.spool = spool
         self._fs = spool.fs
@@ -64,7 +65,8 @@ class SpoolOwner:
         self._left_none = False  # the last look at incoming/ left nothing that can be claimed
         self._results = ResultWriter(spool)
         self._quarantine = Quarantine(spool)
-        self._by_hand = HandPrompts(spool, self._quarantine, hand_defaults)
+        self._by_hand = HandPrompts(spool, self._quarantine)
+        self.hand_defaults = hand_defaults
 
     def acquire(self) -> None:
         """Take the lock. Raises SpoolLocked, which names the holder."""
@@ -249,7 +251,7 @@ class SpoolOwner:
         foreign: list[str] = []
         for text in self.spool.names(self._folder.incoming):
             (ours if is_entry_name(text) else foreign).append(text)
-        self._by_hand.take_in(foreign)
+        self._by_hand.take_in(foreign, self.hand_defaults)
         for text in sorted(ours):
             name = EntryName.parse(text)
             if name is not None and name.waiting == text:

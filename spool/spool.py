@@ -31,6 +31,7 @@ from spool.messages import Request, Result
 from spool.names import EntryName, NameClock, check_id, is_entry_name
 from spool.spares import SpareFiles
 from spool.token_log import TokenLogReader
+from spool.write_trouble import WriteTrouble
 
 Durability = Literal["power", "process"]
 State = Literal["waiting", "active", "done"]
@@ -59,6 +60,7 @@ class Spool:
         self.clock = NameClock()
         self._keys = Keys(folder, fs, is_synced=is_synced)
         self._spares = SpareFiles(folder.tmp, fs)
+        self._trouble = WriteTrouble(folder, fs, is_synced=is_synced)
 
     @classmethod
     def open(
@@ -105,17 +107,27 @@ class Spool:
                 key, ask again to find out.
             CorruptRequest: the disk damaged the record of the key.
         """
-        if idempotency_key is None:
-            name, data = EntryName(request.priority, self.clock.next_ns(), request.id), request.to_json()
-            self.admission.hold(len(data))
-            try:
-                self._publish(name, data, is_shared=False)
-            finally:
-                self.admission.let_go(len(data))
-        else:
+        try:
+            if idempotency_key is None:
+                return self._submit_new(request)
             path = self._keys.path(request.owner, idempotency_key)
-            name = self._submit_once(request, path, body_hash or hash_body(request))
-        return name.id
+            return self._submit_once(request, path, body_hash or hash_body(request)).id
+        except SpoolUnavailable as error:
+            self._trouble.note(error)
+            raise
+
+    def find_first(self, owner: str, idempotency_key: str, *, body_hash: str) -> str | None:
+        """The id of the request that came first under a key; None where there is none, or not any more.
+
+        Raises: as `submit`, but never for want of room.
+        """
+        record = self._look_up(self._keys.path(owner, idempotency_key), body_hash)
+        return record.id if record is not None and self._is_accepted(record) else None
+
+    def check_room(self) -> None:
+        """Raise SpoolUnavailable where no request would be accepted now, however small."""
+        self.admission.check_disk()
+        self._trouble.check()
 
     def prepare(self) -> None:
         """Make the file that the next request is written to, while nobody waits for it."""
@@ -228,17 +240,36 @@ class Spool:
         except OSError as error:
             raise SpoolUnavailable.from_os_error("look for a result", error) from error
 
-    def _submit_once(self, request: Request, path: Path, body_hash: str) -> EntryName:
-        """Accept the first request under a key; the name of that one."""
+    def _submit_new(self, request: Request) -> str:
+        name, data = EntryName(request.priority, self.clock.next_ns(), request.id), request.to_json()
+        self.admission.hold(len(data))
+        try:
+            self._publish(name, data, is_shared=False)
+        finally:
+            self.admission.let_go(len(data))
+        return name.id
+
+    def _look_up(self, path: Path, body_hash: str) -> KeyRecord | None:
         with system_trouble("look up an idempotency key"):
             record = self._keys.find(path)
         if record is not None:
             check_same(record, body_hash)
-            if self.state(record.id) is not None:
-                with system_trouble("accept a request"):
-                    self.make_sure()
-                ring(self.folder.bell, RANK0, self.fs)
-                return record.name
+        return record
+
+    def _is_accepted(self, record: KeyRecord) -> bool:
+        """Whether the first request under a key is there, sure to stay; rank 0 is woken for it."""
+        if self.state(record.id) is None:
+            return False
+        with system_trouble("accept a request"):
+            self.make_sure()
+        ring(self.folder.bell, RANK0, self.fs)
+        return True
+
+    def _submit_once(self, request: Request, path: Path, body_hash: str) -> EntryName:
+        """Accept the first request under a key; the name of that one."""
+        record = self._look_up(path, body_hash)
+        if record is not None and self._is_accepted(record):
+            return record.name
         name = EntryName(request.priority, self.clock.next_ns(), request.id)
         num_bytes = len(request.to_json())
         self.admission.hold(num_bytes)

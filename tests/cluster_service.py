@@ -69,6 +69,11 @@ class Bench:
             return int(json.load(response)["pid"])
 
 
+def supervisor_command(bench: Bench) -> list[str]:
+    """A supervisor as `start` launches it."""
+    return [*SUPERVISOR, *(word for pair in bench.overrides.items() for word in ("--set", "=".join(pair)))]
+
+
 def find_free_port() -> int:
     with ports.listen("127.0.0.1", 0) as listening:
         return int(listening.getsockname()[1])
@@ -78,8 +83,11 @@ def find_free_port() -> int:
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     for name in ("FAKE_RANK", "FAKE_API"):
         monkeypatch.delenv(name, raising=False)
-    root = tmp_path / "root"
+    root, model = tmp_path / "root", tmp_path / "model"
     root.mkdir()
+    model.mkdir()
+    for name in ("config.json", "model.safetensors"):  # all that is looked at before ranks start
+        (model / name).touch()
     monkeypatch.setenv("FAKE_ROOT", str(root))
     made = Bench(
         root=root,
@@ -87,7 +95,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
             "STATE_DIR": str(tmp_path / "state"),
             "API_PORT": str(find_free_port()),
             "LOCAL_RANKS": "2",
-            "MODEL_REPO": str(tmp_path),
+            "MODEL_REPO": str(model),
             "SHUTDOWN_TIMEOUT": "5",
         },
     )

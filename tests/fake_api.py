@@ -1,7 +1,8 @@
 """A front door without a model: answers GET /health and POST /generate on the socket that it is handed.
 
-FAKE_API=idle-rank leaves rank 1 out of the proof, refuse exits with 2. Exits at end of file on its standard
-input, unless FAKE_API=deaf. With FAKE_BUSY_S it answers SIGUSR1 by computing for so long, and nothing else.
+FAKE_API=idle-rank leaves rank 1 out of the proof, refuse (or a file refuse-api in FAKE_ROOT) exits with 2.
+Exits at end of file on its standard input, unless FAKE_API=deaf. With FAKE_BUSY_S it answers SIGUSR1 by
+computing for so long, and nothing else.
 """
 
 import argparse
@@ -72,7 +73,7 @@ def main() -> None:
     """Serve until told to go."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
-    if os.environ.get("FAKE_API") == "refuse":
+    if os.environ.get("FAKE_API") == "refuse" or Path(os.environ.get("FAKE_ROOT", ""), "refuse-api").exists():
         print("api: API_KEYS_FILE holds no key", file=sys.stderr)
         sys.exit(2)
     ThreadingHTTPServer.daemon_threads = False

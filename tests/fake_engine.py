@@ -2,7 +2,7 @@
 
 The answer depends on the request alone: `answer_pieces` says what it will be. Words in the prompt steer it:
 [hold] waits for `release()` before the second token, [fail] ends in an error, [paced] leaves 5 ms between
-tokens. With `max_open` 0 everything waits.
+tokens, [too long] is refused. With `max_open` 0 everything waits.
 """
 
 import selectors
@@ -15,6 +15,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from config.context_length import ContextLength
 from config.run_files import write_json
 from spool import Claim, LogHeader, Request, Result, Spool, SpoolOwner, TokenLogWriter, TokenRecord, Usage
 
@@ -114,7 +115,7 @@ class FakeEngine:
             "last_lap_unix": now,
             "ranks": [rank],
             "queue": {"num_waiting": 0, "num_running": 0, "oldest_wait_s": 0.0},
-            "kv": {"max_tokens": 100, "num_tokens": 25},
+            "kv": {"max_tokens": 100, "num_tokens": 25, "num_preemptions": 6},
             "totals": totals,
             "results": {"num_bytes": 12288, "removed_by_age": 2, "removed_by_size": 5},
         }
@@ -163,7 +164,8 @@ class FakeEngine:
             if self._is_held(answer) or answer.next_at > time.monotonic():
                 continue
             index = answer.log.next_index
-            if "[fail]" in (answer.claim.request.text or "") and index == 1:
+            text = answer.claim.request.text or ""
+            if ("[fail]" in text and index == 1) or "[too long]" in text:
                 answer.reason = "error"
             elif index < len(answer.pieces):
                 answer.log.append([TokenRecord(index, 100 + index, answer.pieces[index])])
@@ -184,6 +186,9 @@ class FakeEngine:
         error = None
         if answer.reason == "error":
             error = {"code": "poison", "message": "it went wrong", "status": 500}
+        if error and "[too long]" in (request.text or ""):
+            message = ContextLength(99).explain_too_long(100)
+            error = {"code": "context_length_exceeded", "message": message, "status": 400}
         result = Result(
             id=request.id,
             model=request.model,

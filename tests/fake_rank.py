@@ -1,8 +1,8 @@
 """A rank without a model: speaks the supervisor's protocol over its pipes, and to the other ranks over TCP.
 
 Every other rank connects to rank 0; a lost connection ends both sides (exit 3), STOP over it ends the ring
-(exit 0). FAKE_RANK says what goes wrong: `refuse:R` exits 2, `crash:R` dies while loading, `hang:R` never
-says a word. What it is told of settings it writes to its log.
+(exit 0). FAKE_RANK, or the file `trouble` in FAKE_ROOT, says what goes wrong: `refuse:R` exits 2, `crash:R`
+dies while loading, `hang:R` never says a word. What it is told of settings it writes to its log.
 """
 
 import argparse
@@ -32,7 +32,7 @@ class FakeRank:
         self.phase = "connecting"
         self.step = 0
         self.neighbours: list[socket.socket] = []
-        self.trouble, _, who = os.environ.get("FAKE_RANK", "").partition(":")
+        self.trouble, _, who = read_trouble().partition(":")
         self.is_troubled = who == str(rank)
         self.is_stopping = False
 
@@ -82,6 +82,7 @@ class FakeRank:
             for r in range(size)
         ]
         status = {"updated_unix": time.time(), "epoch": self.epoch, "phase": self.phase, "ring_size": size}
+        status["context"] = {"max_tokens": 4096, "bound": "setting", "model_tokens": 2048}
         run_dir = Path(os.environ["STATE_DIR"]) / "run"
         write_json(run_dir / "ring.json", {**status, "reason": None, "model": "fake", "ranks": ranks})
 
@@ -131,6 +132,12 @@ class FakeRank:
     def stop(self, *_: object) -> None:
         """SIGTERM: rank 0 stops the ring, the others leave that to it."""
         self.is_stopping = self.rank == 0
+
+
+def read_trouble() -> str:
+    """What goes wrong in this life."""
+    file = Path(os.environ.get("FAKE_ROOT", "/nowhere")) / "trouble"
+    return file.read_text(encoding="ascii") if file.exists() else os.environ.get("FAKE_RANK", "")
 
 
 def main() -> int:

@@ -117,7 +117,7 @@ def serving(settings: Settings) -> Iterator[str]:
 def serving_app(app: FastAPI, settings: Settings) -> Iterator[str]:
     """Run an app on a free port of this machine."""
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(server_config(app, settings, patience_s=settings.shutdown_timeout))
+    server = uvicorn.Server(server_config(app, settings))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:

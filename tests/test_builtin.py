@@ -5,11 +5,13 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from msgspec.structs import replace
 from transformers import AutoTokenizer
 
 from distributed.checkpoint import read_config, read_tensors
 from distributed.models.builtin import BuiltinMissing, find_gguf, is_made, make_builtin
 from tests.checkpoints import reference_model
+from tests.ring_service import RingService
 from tests.stages import greedy_tokens, load_chain, reference_logits
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -51,6 +53,29 @@ def test_packed_and_float32_folders_hold_the_same_model(folders: dict[bool, Path
     unpacked = load_chain(folders[True], (30,), dequantize=True).prefill(ids)
     assert mx.allclose(unpacked, logits, rtol=0, atol=1e-3)
     assert mx.allclose(reference_logits(reference_model(folders[False]), ids), logits, rtol=0, atol=1e-3)
+
+
+CAPITAL = "The capital of France is"
+LIST = "a: 1\nb: 2\nc: 3\nd:"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_raw_prompt_is_continued_with_its_first_space(
+    folders: dict[bool, Path], tmp_path: Path, num_ranks: int
+) -> None:
+    """In the log as in the result; a stop string of a space ends the answer there."""
+    with RingService(tmp_path, folders[False], num_ranks) as ring:
+        spool, asked = ring.spool(), []
+        for text, stop in ((CAPITAL, ()), (LIST, (" ",))):
+            request = ring.request([1], max_tokens=5 if stop else 3, stop=stop)
+            asked.append(replace(request, text=text, token_ids=None))
+        plain, stopped = ring.ask(*asked)
+        assert (plain.text, plain.finish_reason) == (" Paris.\n", "length")
+        assert (stopped.text, stopped.finish_reason) == ("", "stop")
+        for request, result in zip(asked, (plain, stopped), strict=True):
+            records = spool.open_log(request.id).read_new()
+            assert "".join(record.text for record in records) == result.text
 
 
 def test_the_tokenizer_gives_back_any_text(folders: dict[bool, Path]) -> None:

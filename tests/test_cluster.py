@@ -1,5 +1,6 @@
 """The parts of cluster/ without a service: policy, heartbeats, log lines, proofs, command line, launch.sh."""
 
+import asyncio
 import io
 import json
 import os
@@ -7,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +32,7 @@ from cluster.ring_life import LifePlan
 from cluster.running import make_environment
 from cluster.start import list_differences
 from cluster.terminal import Terminal, format_duration, make_bar
+from cluster.threads import run_beside
 from cluster.trial import find_idle_ranks
 from config import SettingsError, load_settings
 from config.rotating_file import RotatingFile
@@ -62,6 +66,20 @@ def test_kills_from_outside_restart_at_once_and_open_the_breaker_late() -> None:
     for was_killed in (True, True, False, False, False, False):
         assert mixed.after_failure(made_progress=False, was_killed=was_killed) is not None
     assert mixed.after_failure(made_progress=False) is None
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=80))
+def test_what_worked_once_is_tried_for_ever(ends: list[tuple[bool, bool]]) -> None:
+    """Refusals, failures and kills only make the delays longer, up to the longest, and mark it as stuck."""
+    policy = RestartPolicy()
+    for is_permanent, was_killed in ends:
+        delay_s = policy.after_failure(
+            made_progress=False, is_permanent=is_permanent, was_killed=was_killed, can_give_up=False
+        )
+        assert delay_s is not None
+        assert 0.0 <= delay_s <= MAX_DELAY_S
+        assert policy.is_open or (not is_permanent and policy.num_own_failures < 5)
+    assert not policy.is_open or policy.num_failures < 8 or delay_s == MAX_DELAY_S
 
 
 def test_a_refusal_opens_the_breaker_at_once() -> None:
@@ -137,6 +155,26 @@ def test_a_log_on_a_full_disk_loses_lines_and_nothing_else() -> None:
     log = ProcessLog(RotatingFile(Path("/dev/full")))
     log.feed(b"one\ntwo\n")
     assert list(log.last_lines) == ["one", "two"]
+    assert log.last_words == "two"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            "2026-11-29 19:20:24.855 ERROR rank 0: /there/config.json is missing",
+            "/there/config.json is missing",
+        ),
+        ('{"time": "2026", "level": "ERROR", "process": "api", "message": "no: room"}', "no: room"),
+        ("ModuleNotFoundError: No module named 'mlx'", "ModuleNotFoundError: No module named 'mlx'"),
+        ("[1, 2]", "[1, 2]"),
+    ],
+)
+def test_the_reason_of_an_end_is_what_was_said_not_when(tmp_path: Path, line: str, words: str) -> None:
+    """Time, level and process of the log's line are left out, in both formats."""
+    log = ProcessLog(RotatingFile(tmp_path / "rank-0.log"))
+    log.put_line(line)
+    assert log.last_words == words
 
 
 def test_an_identity_tells_a_process_from_another_with_its_pid() -> None:
@@ -250,6 +288,24 @@ def test_exits_durations_and_bars_read_as_words() -> None:
     assert make_bar(0.5) == "████████░░░░░░░░  50 %"
 
 
+def test_a_slow_answer_keeps_no_program_from_ending() -> None:
+    """A look-up beside the loop gives its result or its error; one that hangs is left alone."""
+    never = threading.Event()
+
+    async def look_up() -> str:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await run_beside(never.wait)
+        with pytest.raises(ValueError, match="invalid literal"):
+            await run_beside(int, "x")
+        return await run_beside("{}-{}".format, 1, 2)
+
+    began = time.monotonic()
+    assert asyncio.run(look_up()) == "1-2"
+    assert time.monotonic() - began < 5.0
+    never.set()
+
+
 def test_help_needs_no_packages(tmp_path: Path) -> None:
     """In a fresh clone without a virtual environment help works at once and makes none."""
     shutil.copytree(ROOT / "cluster", tmp_path / "cluster", ignore=shutil.ignore_patterns("__pycache__"))
@@ -271,7 +327,7 @@ def test_help_needs_no_packages(tmp_path: Path) -> None:
 def make_tool_folder(folder: Path) -> Path:
     """A PATH with what launch.sh may use, and no Python."""
     folder.mkdir()
-    for name in ("bash", "dirname", "cat", "cksum", "uname", "awk"):
+    for name in ("bash", "dirname", "cat", "cksum", "uname", "awk", "mkdir", "rm", "sleep"):
         found = shutil.which(name)
         assert found
         (folder / name).symlink_to(found)

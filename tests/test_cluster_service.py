@@ -2,19 +2,28 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from cluster import ports
-from cluster.errors import ClusterError, PortTaken, StartFailed
+from cluster.errors import ClusterError, Interrupted, PortTaken, StartFailed
 from cluster.lock import SupervisorLock
+from cluster.own_checks import check_this_machine
 from cluster.processes import identify
+from cluster.service import Service
+from cluster.start import prepare_foreground, start
+from cluster.status import describe
 from cluster.trial import run_trial
 from config.run_files import write_json
-from tests.cluster_service import SUPERVISOR, Bench
+from tests.cluster_service import Bench, supervisor_command
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +35,11 @@ def test_start_makes_a_ring_ready_and_stop_leaves_nothing(bench: Bench) -> None:
     assert service.exit_code == 0
     assert list(service.processes) == ["rank 0", "rank 1", "api"]
     assert bench.get_health() == service.processes["api"].pid
+    context = "context: 4096 tokens of prompt and answer together"
+    for shown in (bench.output.getvalue(), "\n".join(describe(service, bench.terminal))):
+        assert context in shown
+        assert "MAX_SEQUENCE_LENGTH=auto" in shown
+        assert "beyond 2048, the model's own length" in shown
 
     assert bench.stop() == 0
     stopped = bench.read()
@@ -196,8 +210,7 @@ def test_an_open_breaker_keeps_the_front_door_and_says_why(
 ) -> None:
     """A ring that is given up later leaves the front door up and the reason in both status files."""
     monkeypatch.setenv("FAKE_RANK", "crash:0")
-    command = [*SUPERVISOR, *(word for pair in bench.overrides.items() for word in ("--set", "=".join(pair)))]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as supervisor:
+    with subprocess.Popen(supervisor_command(bench), stderr=subprocess.DEVNULL) as supervisor:
         service = bench.wait_until(lambda service: service.state == "failed")
         assert service.exit_code == 1
         assert "the weights are broken" in str(service.reason)
@@ -205,6 +218,196 @@ def test_an_open_breaker_keeps_the_front_door_and_says_why(
         assert bench.get_health() == service.processes["api"].pid
         supervisor.send_signal(signal.SIGTERM)
         assert supervisor.wait(10) == 0
+
+
+@pytest.mark.parametrize("trouble", ["refuse:1", "crash:0"])
+def test_a_ring_that_was_ready_is_tried_until_its_trouble_has_passed(bench: Bench, trouble: str) -> None:
+    """Refusals and failures in a row are shown with what happens next, and end with their cause."""
+    bench.start()
+    (bench.root / "trouble").write_text(trouble, encoding="ascii")
+    bench.read().processes["rank 0"].send(signal.SIGKILL)
+    stuck = bench.wait_until(lambda service: service.supervisor["num_failures"] > 6)
+    assert stuck.state == "degraded" and stuck.is_stuck
+    shown = "\n".join(describe(stuck, bench.terminal))
+    assert f"reason: rank {trouble[-1]} exited with code" in shown
+    assert "tries that failed: " in shown and "it is tried until it works" in shown
+    assert bench.get_health() == stuck.processes["api"].pid
+    words = f"already running .*rank {trouble[-1]} exited with code .* ./launch.sh restart tries at once"
+    with pytest.raises(StartFailed, match=words):
+        bench.start()
+    (bench.root / "trouble").unlink()
+    ready = bench.wait_until(lambda service: service.state == "ready")
+    assert ready.reason is None and ready.waits_for is None and not ready.is_stuck
+
+
+def test_a_killed_supervisor_leaves_its_last_reason_and_the_next_one_goes_on_trying(bench: Bench) -> None:
+    """status says that it is gone, why the ring was down, and what to do; the next one tries on."""
+    bench.start()
+    (bench.root / "trouble").write_text("refuse:1", encoding="ascii")
+    bench.read().processes["rank 0"].send(signal.SIGKILL)
+    before = bench.wait_until(lambda service: service.is_stuck)
+    assert before.holder
+    before.holder.send(signal.SIGKILL)
+    before.holder.wait(5.0)
+    gone = bench.read()
+    assert gone.exit_code == 3
+    shown = "\n".join(describe(gone, bench.terminal))
+    assert "./launch.sh start" in shown
+    assert f"supervisor {before.holder.pid} is gone" in shown
+    assert "it last said degraded: rank 1 exited with code 2: rank 1: LAYER_SPLIT does not fit" in shown
+
+    with subprocess.Popen(supervisor_command(bench), stderr=subprocess.DEVNULL) as supervisor:
+        bench.wait_until(lambda service: service.state == "degraded" and service.is_stuck)
+        (bench.root / "trouble").unlink()
+        bench.wait_until(lambda service: service.state == "ready")
+        supervisor.send_signal(signal.SIGTERM)
+        assert supervisor.wait(10) == 0
+    assert bench.read().reason is None
+
+
+def test_a_service_in_trouble_stops_at_once(bench: Bench) -> None:
+    """Neither a pause between two tries nor a rank that says nothing keeps stop waiting."""
+    bench.start()
+    (bench.root / "trouble").write_text("hang:1", encoding="ascii")
+    bench.read().processes["rank 0"].send(signal.SIGKILL)
+    bench.wait_until(lambda service: service.state == "degraded")
+    began = time.monotonic()
+    assert bench.stop() == 0
+    assert time.monotonic() - began < float(bench.overrides["SHUTDOWN_TIMEOUT"])
+
+
+def test_a_start_waits_for_a_service_that_is_still_stopping(bench: Bench) -> None:
+    """stop was interrupted: the next start does not take the old supervisor for the new one."""
+    bench.start()
+    old = bench.read().holder
+    assert old
+    bench.read().processes["api"].send(signal.SIGSTOP)  # a front door that takes its time
+    old.send(signal.SIGTERM)
+    bench.wait_until(lambda service: service.state == "stopping")
+    assert bench.start() == 0
+    assert "is still stopping" in bench.output.getvalue()
+    now = bench.read()
+    assert now.state == "ready" and now.holder and now.holder.pid != old.pid
+
+
+@pytest.mark.parametrize(("file", "trouble"), [("trouble", "refuse:0"), ("refuse-api", "")])
+def test_a_restart_brings_back_a_service_that_was_given_up(bench: Bench, file: str, trouble: str) -> None:
+    """A ring or a front door that never worked is tried anew when somebody asks."""
+    (bench.root / file).write_text(trouble, encoding="ascii")
+    with subprocess.Popen(supervisor_command(bench), stderr=subprocess.DEVNULL) as supervisor:
+        failed = bench.wait_until(lambda service: service.state == "failed")
+        assert "./launch.sh restart" in str(failed.waits_for)
+        (bench.root / file).unlink()
+        assert bench.restart() == 0
+        supervisor.send_signal(signal.SIGTERM)
+        assert supervisor.wait(10) == 0
+
+
+def interrupt_when(bench: Bench, holds: Callable[[Service], bool], num_signals: int = 1) -> threading.Thread:
+    """Ctrl-C for this process as soon as the service is so; joined by the caller."""
+
+    def press() -> None:
+        holder = bench.wait_until(holds).holder
+        if num_signals > 1 and holder:
+            holder.send(signal.SIGSTOP)  # slow to go
+        os.kill(os.getpid(), signal.SIGINT)
+        if num_signals > 1:
+            bench.wait_until(lambda _: "Ctrl-C again" in bench.output.getvalue())
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("num_signals", [1, 2])
+def test_an_interrupted_start_stops_what_it_started(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, num_signals: int
+) -> None:
+    """Ctrl-C while ranks load: every process is ended, one sentence says so, and start works again."""
+    monkeypatch.setenv("FAKE_RANK", "hang:1")
+    pressed = interrupt_when(bench, lambda service: len(service.processes) == 3, num_signals)
+    with pytest.raises(Interrupted, match="nothing is left running") as caught:
+        bench.start()
+    pressed.join()
+    assert caught.value.exit_code == 130
+    service = bench.read()
+    assert service.holder is None
+    assert not any(identity.is_alive() for identity in service.processes.values())
+    monkeypatch.delenv("FAKE_RANK")
+    assert bench.start() == 0
+
+
+def test_an_interrupted_second_start_leaves_the_service_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever only waits for a service that another one started does not stop it."""
+    monkeypatch.setenv("FAKE_RANK", "hang:1")
+    with subprocess.Popen(supervisor_command(bench), stderr=subprocess.DEVNULL) as supervisor:
+        bench.wait_until(lambda service: len(service.processes) == 3)
+        pressed = interrupt_when(bench, lambda _: "rank 0: " in bench.output.getvalue())
+        with pytest.raises(Interrupted, match=rf"supervisor {supervisor.pid}, .*goes on"):
+            bench.start()
+        pressed.join()
+        assert supervisor.poll() is None
+        supervisor.send_signal(signal.SIGTERM)
+        assert supervisor.wait(10) == 0
+
+
+def test_an_interrupted_preparation_is_ended_and_said(bench: Bench) -> None:
+    """Ctrl-C before anything runs: the download ends too, and the command says that nothing was started."""
+    program = "import os, signal, time; os.kill(os.getppid(), signal.SIGINT); time.sleep(60)"
+    with pytest.raises(Interrupted, match="nothing was started"):
+        start(bench.settings, bench.overrides, bench.terminal, prepare=(sys.executable, "-c", program))
+    assert bench.read().holder is None
+
+
+def test_an_interrupted_look_at_the_hosts_leaves_no_ssh(bench: Bench, tmp_path: Path) -> None:
+    """Ctrl-C while a host does not answer: one sentence, exit code 130, and no program of ours goes on."""
+    asked, ssh = tmp_path / "asked", tmp_path / "bin" / "ssh"
+    ssh.parent.mkdir()
+    script = f"#!/bin/sh\necho $$ >{asked}.new\nmv {asked}.new {asked}\nexec sleep 60\n"
+    ssh.write_text(script, encoding="ascii")
+    ssh.chmod(0o755)
+    bench.overrides |= {"WORKER_HOSTS": "far=192.0.2.7", "RING_ADDRESS": "192.0.2.8"}
+    flags = [word for pair in bench.overrides.items() for word in ("--set", "=".join(pair))]
+    with subprocess.Popen(
+        [sys.executable, "-m", "cluster", "start", *flags],
+        env=os.environ | {"PATH": f"{ssh.parent}:{os.environ['PATH']}"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as command:
+        bench.wait_until(lambda _: asked.exists())
+        command.send_signal(signal.SIGINT)
+        _, said = command.communicate(timeout=20)
+    assert (command.returncode, said) == (
+        130,
+        "Interrupted: nothing was started; ./launch.sh start goes on where this ended\n",
+    )
+    assert identify(int(asked.read_text())) is None
+
+
+def test_a_start_refuses_with_the_words_of_the_doctor(bench: Bench) -> None:
+    """What the doctor finds on this machine keeps a start from beginning, and nothing runs."""
+    (Path(bench.overrides["MODEL_REPO"]) / "model.safetensors").unlink()
+    findings = check_this_machine(bench.settings, bench.read())
+    failed = [str(finding) for finding in findings if finding.level == "failed"]
+    with pytest.raises(ClusterError) as caught:
+        bench.start()
+    assert str(caught.value).splitlines() == failed
+    assert "model.safetensors missing: correct MODEL_REPO in .env" in failed[0]
+    assert bench.read().holder is None
+
+
+def test_a_service_that_was_ready_starts_by_itself_in_spite_of_trouble(bench: Bench) -> None:
+    """At boot the model's disk is not there yet: only what was never ready is refused."""
+    shutil.rmtree(bench.overrides["MODEL_REPO"])
+    with pytest.raises(ClusterError, match="is no whole model"):
+        prepare_foreground(bench.settings, bench.overrides, bench.terminal)
+    write_json(bench.settings.run_dir / "supervisor.json", {"was_ready": True})
+    prepare_foreground(bench.settings, bench.overrides, bench.terminal)
+    assert "is no whole model" in bench.output.getvalue()
 
 
 def test_a_taken_port_is_refused_by_name(bench: Bench) -> None:
@@ -237,8 +440,7 @@ def test_the_trial_fails_where_a_rank_took_no_part(bench: Bench, monkeypatch: py
 def test_a_supervisor_cannot_start_under_a_held_lock(bench: Bench) -> None:
     """The lock, not the status file, makes the supervisor the only one."""
     lock = SupervisorLock(bench.settings.run_dir)
-    command = [*SUPERVISOR, *(word for pair in bench.overrides.items() for word in ("--set", "=".join(pair)))]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    ended = subprocess.run(supervisor_command(bench), capture_output=True, text=True, timeout=20, check=False)
     lock.release()
     assert ended.returncode == 1
     assert f"supervisor {os.getpid()} already serves" in ended.stderr

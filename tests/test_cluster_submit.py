@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.command_line import main
 from cluster.errors import ClusterError
 from cluster.submit import submit_file
 from cluster.terminal import Terminal
@@ -65,3 +66,13 @@ def test_a_wrong_line_is_named_and_nothing_is_accepted(tmp_path: Path, settings:
     with pytest.raises(ClusterError, match=r"some\.jsonl:2: "):
         submit_file(settings, Terminal(io.StringIO()), path, waits=False)
     assert not settings.spool_dir.exists()
+
+
+def test_a_file_is_meant_from_where_the_command_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """launch.sh has changed the folder by then; where it was says CALLED_FROM."""
+    write_lines(tmp_path, "no json")
+    monkeypatch.setenv("CALLED_FROM", str(tmp_path))
+    assert main(["submit", "some.jsonl", "--state-dir", str(tmp_path / "state")]) == 1
+    assert f"{tmp_path / 'some.jsonl'}:1: " in capsys.readouterr().err

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from config import Settings, SettingsError, load_settings
+from config import Settings, SettingsError, load_settings, show
 
 KEYS = Settings.all_keys()
 
@@ -280,6 +280,21 @@ def test_a_broken_config_json_is_named_with_its_line(tmp_path: Path, text: str, 
     assert refuse(tmp_path).startswith(expected)
 
 
+@pytest.mark.parametrize("second", ["API_PORT=9000", "API_PORT=8100", "API_PORT="])
+def test_a_key_that_stands_twice_in_a_file_is_refused_with_both_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], second: str
+) -> None:
+    """Nobody can see which of them counts; a key of both files is no such thing."""
+    write_dotenv(tmp_path, f"API_PORT=8100\n\n# later\n{second}\n")
+    write_json(tmp_path, '{"API_PORT": 8200}')
+    wanted = ".env:4: API_PORT stands here for the second time, first at .env:1: remove one of them"
+    assert refuse(tmp_path) == wanted
+    assert show.main(["check"], root=tmp_path, environ={}) == show.WRONG
+    assert wanted in capsys.readouterr().err
+    write_dotenv(tmp_path, "API_PORT=8100\n")
+    assert load(tmp_path).api_port == 8100
+
+
 def test_files_that_are_not_text_are_named(tmp_path: Path) -> None:
     """Neither a folder nor another encoding ends in a traceback."""
     (tmp_path / ".env").write_bytes(b"LOG_LEVEL=INFO\nSTATE_DIR=\xff\n")
@@ -311,12 +326,25 @@ def test_relative_paths_are_taken_from_the_folder_of_the_files(tmp_path: Path) -
 def test_derived_lists_are_parsed(tmp_path: Path) -> None:
     """Counts by rank and single origins can be used as they are."""
     settings = load(
-        tmp_path, LAYER_SPLIT="14, 16", LOCAL_RANKS="2", CORS_ORIGINS="https://a.org,https://b.org"
+        tmp_path,
+        LAYER_SPLIT="14, 16",
+        LOCAL_RANKS="2",
+        CORS_ORIGINS="https://a.org,https://b.org",
+        ALLOWED_HOSTS="Ring.example.org, *.example.net,.example.com",
     )
     assert settings.layer_split == "14,16"
     assert settings.layer_counts == (14, 16)
     assert settings.cors_origin_list == ("https://a.org", "https://b.org")
+    assert settings.allowed_host_list == ("ring.example.org", "*.example.net", ".example.com")
+    assert load(tmp_path).allowed_host_list == ()
+    assert load(tmp_path, ALLOWED_HOSTS="*").allowed_host_list == ("*",)
     assert load(tmp_path).layer_counts is None
+
+
+@pytest.mark.parametrize("value", ["http://a.org", "a.org:8100", "*a.org", "a.*", "*.", ".", "a b", "::1"])
+def test_allowed_hosts_are_names(tmp_path: Path, value: str) -> None:
+    """What could never match a Host header is refused."""
+    assert "ALLOWED_HOSTS" in refuse(tmp_path, ALLOWED_HOSTS=value)
 
 
 def test_public_settings_are_json_and_hold_no_secrets(tmp_path: Path) -> None:

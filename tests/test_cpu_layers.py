@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from mlx_lm.models.switch_layers import SwitchGLU
 
-from distributed.frame import PrefixCopy, StageStep
+from distributed.frame import PrefixCopy, Resize, StageStep
 from distributed.models import load_stage
 from distributed.models.cpu.experts import Experts
 from distributed.models.cpu.products import (
@@ -176,7 +176,7 @@ def test_a_reset_table_starts_anew(folder_of: MakeFolder) -> None:
     big = make_step({0: (0, 300)})
     twins.step(big, make_ids(big, rng))
     held = twins.rings[1][0].kv_num_bytes
-    small = StageStep(table=0, slots=(0,), offsets=(0,), counts=(4,), num_tokens=4, resets_table=True)
+    small = StageStep(0, slots=(0,), offsets=(0,), counts=(4,), num_tokens=4, resizes=(Resize(0, 0, 0),))
     twins.step(small, make_ids(small, rng))
     assert twins.rings[1][0].kv_num_bytes < held / 4
 

@@ -12,7 +12,7 @@ import pytest
 
 from cluster.command_line import DELEGATED, make_parser
 from config import REPOSITORY_ROOT as ROOT
-from config import Settings
+from config import Settings, load_settings
 from config.fields import format_value
 
 ROOMS = ("config", "spool", "prompts", "frontdoor", "distributed", "cluster", "bench")
@@ -98,6 +98,14 @@ def test_defaults_in_the_readme_are_those_of_the_class() -> None:
     for key, default in rows:
         wanted = Settings.model_fields[key.lower()].default
         assert default == (format_value(wanted) or "none"), key
+
+
+def test_the_settings_for_agents_can_be_copied_as_they_stand(tmp_path: Path) -> None:
+    """The README's lines for `.env`, comments and all, are settings that go together."""
+    section = (ROOT / "README.md").read_text("utf-8").partition("## Coding agents and chat pages")[2]
+    (tmp_path / ".env").write_text(section.partition("```bash\n")[2].partition("```")[0], encoding="utf-8")
+    settings = load_settings(root=tmp_path, environ={})
+    assert (settings.max_sequence_length, settings.model_alias_list) == ("auto", ("*",))
 
 
 def tree_paths() -> list[str]:
@@ -203,6 +211,8 @@ def test_no_file_names_a_place_of_one_machine() -> None:
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     files += [path for path in ROOT.iterdir() if path.is_file()]
     texts = [
-        path for path in files if "__pycache__" not in path.parts and path.name not in (".env", "config.json")
+        path
+        for path in files
+        if "__pycache__" not in path.parts and path.name not in (".git", ".env", "config.json")
     ]
     assert not [path for path in texts if place.search(path.read_text(encoding="utf-8", errors="replace"))]

@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 from distributed.frame import (
     NUM_BLOCK_INTS,
     NUM_INLINE_INTS,
+    Clear,
     Frame,
     FrameError,
     Int32Array,
     Kind,
+    PrefixCopy,
+    Resize,
     StageStep,
     decode,
     encode,
@@ -35,7 +38,9 @@ def make_frame(num_rows: int = 3, num_tokens: int = 4) -> Frame:
         counts=(num_tokens,) * num_rows,
         num_tokens=num_tokens,
         wants_logits=False,
-        resets_table=True,
+        copies=(PrefixCopy(0, 1, 2, 30),) * (num_rows % 3),
+        resizes=(Resize(0, 0, 0), Resize(1, 4, 512, (3, 1)))[: num_rows % 4],
+        clears=(Clear(0, 5, 9), Clear(2, 0, 64))[: num_tokens % 3],
         is_alone=True,
     )
     ids = np.arange(num_rows * num_tokens, dtype=np.int32).reshape(num_rows, num_tokens)
@@ -57,7 +62,8 @@ def test_a_step_survives_the_wire(num_rows: int, num_tokens: int) -> None:
     assert num_rest_ints(block, epoch=5) == (0 if rest is None else rest.size)
     step, ids = parse_step(decode(block, rest))
     assert step == parse_step(frame)[0]
-    assert (step.resets_table, step.is_alone, step.wants_logits) == (True, True, False)
+    assert (step.is_alone, step.wants_logits) == (True, False)
+    assert len(step.clears) == min(2, num_tokens % 3)
     assert ids is not None
     assert ids.tolist() == np.arange(num_rows * num_tokens).reshape(num_rows, num_tokens).tolist()
 

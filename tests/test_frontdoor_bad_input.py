@@ -1,6 +1,7 @@
 """What a client gets for a request that cannot be: the OpenAI error shape, and nothing in the spool."""
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from prompts.tokenizer import PromptTokenizer
 from tests.frontdoor_service import Service, make_model_folder, running_service
 
 USER = [{"role": "user", "content": "hi"}]
@@ -47,22 +49,24 @@ def assert_spool_is_empty(service: Service) -> None:
     [
         ("max_tokens", -1),
         ("max_tokens", 0),
-        ("max_tokens", 10**12),
+        ("max_tokens", 10**19),
+        ("max_tokens", True),
         ("max_tokens", "5"),
         ("max_tokens", 1.5),
         ("temperature", float("nan")),
         ("temperature", float("inf")),
         ("temperature", -0.1),
         ("temperature", 2.1),
-        ("top_p", 0),
+        ("top_p", -0.01),
         ("top_p", 1.01),
-        ("top_k", -1),
+        ("top_k", -2),
+        ("top_k", 1.5),
         ("min_p", 2),
-        ("seed", -1),
+        ("seed", -(2**63) - 1),
         ("seed", 2**63),
         ("seed", True),
-        ("stop", [""]),
-        ("stop", ["a"] * 5),
+        ("stop", [5]),
+        ("stop", ["a"] * 17),
         ("stop", ["a"] * 10**5),
         ("stop", ["a" * 257]),
         ("stop", {"a": 1}),
@@ -73,6 +77,9 @@ def assert_spool_is_empty(service: Service) -> None:
         ("response_format", {"type": "json_object"}),
         ("logprobs", True),
         ("stream", "yes"),
+        ("ignore_eos", 1),
+        ("repeat_penalty", 1.1),
+        ("skip_special_tokens", False),
         ("unheard_of", None),
     ],
 )
@@ -172,11 +179,31 @@ def test_another_content_type_is_a_415(service: Service) -> None:
         headers = {"Content-Type": content_type} if content_type else {}
         answer = service.http.post("/generate", content=b'{"prompt": "hi"}', headers=headers)
         assert answer.status_code == 415
-        assert answer.json()["error"]["code"] == "unsupported_media_type"
-    answer = service.http.post(
-        "/generate", content=b"x", headers={"Content-Type": "application/json", "Content-Encoding": "gzip"}
-    )
-    assert answer.status_code == 415
+        error = answer.json()["error"]
+        assert error["code"] == "unsupported_media_type"
+        assert content_type in error["message"]
+        assert "curl: --json" in error["message"]  # its -d alone says that it sends a form
+    for encoding in ("gzip", "br", "deflate, gzip"):
+        answer = service.http.post(
+            "/generate",
+            content=b"x",
+            headers={"Content-Type": "application/json", "Content-Encoding": encoding},
+        )
+        assert answer.status_code == 415
+        assert f"Content-Encoding '{encoding}'" in answer.json()["error"]["message"]
+
+
+def test_json_may_be_declared_in_any_usual_way(service: Service) -> None:
+    """With a charset, in capitals, with line breaks of any kind, in chunks."""
+    for content_type in (
+        "application/json",
+        "application/json; charset=utf-8",
+        "Application/JSON;charset=UTF-8",
+    ):
+        for body in (b'{"prompt": "hi"}', b'\r\n{\r\n\t"prompt":\r\n"hi"}\r\n', b'{"prompt":"hi"}\n'):
+            headers = {"Content-Type": content_type, "Content-Encoding": "identity"}
+            assert service.http.post("/generate", content=body, headers=headers).status_code == 200
+            assert service.http.post("/generate", content=iter([body]), headers=headers).status_code == 200
 
 
 def test_a_body_that_says_it_is_too_large_is_refused_unread(service: Service) -> None:
@@ -205,15 +232,13 @@ def test_a_body_that_turns_out_too_large_is_refused(service: Service) -> None:
     assert "MAX_BODY_BYTES" in answer.json()["error"]["message"]
 
 
-def test_text_longer_than_the_limit_is_refused_on_every_route(service: Service) -> None:
+def test_text_longer_than_its_limit_is_refused_on_generate(service: Service) -> None:
     """MAX_PROMPT_LEN_BYTES counts bytes of text, over all messages, and its error names the key."""
     text = "ü" * 2049
     halves = [{"role": "system", "content": "x" * 2049}, {"role": "user", "content": "x" * 2048}]
     for path, body in (
         ("/generate", {"prompt": text}),
         ("/generate", {"messages": halves}),
-        ("/v1/chat/completions", {"messages": halves}),
-        ("/v1/completions", {"prompt": text}),
     ):
         assert "MAX_PROMPT_LEN_BYTES=4096" in refused(service, path, body)["message"]
 
@@ -228,16 +253,33 @@ def test_a_prompt_that_fills_the_context_is_a_context_length_error(service: Serv
     ):
         error = refused(service, path, body)
         assert error["code"] == "context_length_exceeded"
-        assert "MAX_SEQUENCE_LENGTH=256" in error["message"]
+        assert error["param"] in body
+        assert re.match(
+            r"This model's maximum context length is 256 tokens\. "
+            r"However, your messages resulted in \d+ tokens",
+            error["message"],
+        )
+        assert "MAX_SEQUENCE_LENGTH=auto" in error["message"]
 
 
-def test_asking_for_more_tokens_than_fit_names_the_limit(service: Service) -> None:
-    """An explicit max_tokens is never cut down in silence."""
-    error = refused(service, "/v1/completions", {"prompt": "x" * 200, "max_tokens": 57})
-    assert error["param"] == "max_tokens"
-    assert "56" in error["message"]
-    chat = {"messages": USER, "max_completion_tokens": 10**12, "max_tokens": 1}
-    assert refused(service, "/v1/chat/completions", chat)["param"] == "max_completion_tokens"
+def test_an_absurd_text_is_refused_before_it_is_tokenized(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text that no tokens could hold within the context costs no tokenizing, on any route."""
+
+    def tokenize(*_: object) -> list[int]:
+        raise AssertionError("it was tokenized")
+
+    monkeypatch.setattr(PromptTokenizer, "encode_raw", tokenize)
+    monkeypatch.setattr(PromptTokenizer, "encode_rendered", tokenize)
+    text = "x" * 500_000
+    for path, body in (
+        ("/v1/completions", {"prompt": text}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": text}]}),
+    ):
+        error = refused(service, path, body)
+        assert error["code"] == "context_length_exceeded"
+        assert "resulted in at least" in error["message"]
 
 
 def test_stream_options_without_stream_are_refused(service: Service) -> None:

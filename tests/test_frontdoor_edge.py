@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 
 from frontdoor.app import make_app
 from frontdoor.auth import OPEN_PATHS, OPEN_PREFIX, KeysUnreadable
-from frontdoor.edge import LOCAL_NAMES, is_allowed_host
+from frontdoor.hosts import LOCAL_NAMES, HostNames, is_allowed_host
 from tests.frontdoor_service import Service, make_settings, running_service, serving_app
 
 KEY = "secret-key"
@@ -67,7 +67,9 @@ def test_another_host_name_is_refused_on_every_route(service: Service) -> None:
     for method, path in routes(service):
         answer = service.http.request(method, path, headers={**OWN_PAGE, "Host": "evil.com"})
         assert answer.status_code == 400, (method, path)
-        assert "Host" in answer.json()["error"]["message"]
+        message = answer.json()["error"]["message"]
+        assert "Host header 'evil.com'" in message
+        assert "ALLOWED_HOSTS" in message
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,27 @@ def test_another_host_name_is_refused_on_every_route(service: Service) -> None:
         ("192.168.5.1:8100", True),
         ("[fe80::1]", True),
         ("mac.local:8100", True),
+        ("Mac.LOCAL.", True),
+        ("host.docker.internal:8100", True),
+        ("host.containers.internal", True),
+        ("api.localhost:8100", True),
+        ("localhost.:8100", True),
+        ("[::ffff:127.0.0.1]:8100", True),
+        ("[fe80::1%en0]:8100", True),
+        ("mymac", True),
+        ("proxy.example.org", True),
+        ("example.org", False),
+        ("a.b.example.net", True),
+        ("example.net:443", True),
+        ("notexample.net", False),
+        ("local", False),
         ("evil.com", False),
+        ("mymac.evil.com", False),
+        ("local.evil.com", False),
+        ("host.docker.internal.evil.com", False),
+        ("example.net.evil.com", False),
+        ("evil.com.", False),
+        ("localhost:8100:8100", False),
         ("localhost.evil.com", False),
         ("127.0.0.1.evil.com", False),
         ("127.0.0.1:8100@evil.com", False),
@@ -92,8 +114,42 @@ def test_another_host_name_is_refused_on_every_route(service: Service) -> None:
     ],
 )
 def test_hosts_are_our_names_and_addresses(header: str | None, is_allowed: bool) -> None:
-    """Local names, the name of API_HOST, and any IP address; nothing else."""
-    assert is_allowed_host(header, LOCAL_NAMES | {"mac.local"}) is is_allowed
+    """Local names, those that are listed, and any IP address; nothing else."""
+    names = HostNames(["MyMac", "*.example.org", ".example.net"])
+    assert names.allows(header) is is_allowed
+
+
+def test_this_machines_own_names_pass_and_no_other_that_dns_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host name, and the full one where it begins with it: a stranger's DNS may answer anything."""
+    monkeypatch.setattr("socket.gethostname", lambda: "Ring1")
+    for full_name, is_allowed in (("ring1.home.example", True), ("evil.com", False), ("ring1", False)):
+        monkeypatch.setattr("socket.getfqdn", lambda _, full_name=full_name: full_name)
+        names = HostNames([])
+        names._learn_full_name("ring1")
+        assert names.allows(full_name) is is_allowed
+        names.learn()
+        assert names.allows("ring1:8100")
+
+
+def test_any_host_passes_with_a_star_and_a_broken_one_never() -> None:
+    """ALLOWED_HOSTS=* switches the check off; what is no Host header stays refused."""
+    assert is_allowed_host("evil.com", LOCAL_NAMES | {"*"})
+    assert not is_allowed_host("evil.com:port", LOCAL_NAMES | {"*"})
+
+
+def test_a_listed_host_is_served_and_its_page_is_our_own(tmp_path: Path) -> None:
+    """Behind a proxy the page comes from the proxy's name, and calls that name."""
+    with running_service(tmp_path, {"ALLOWED_HOSTS": "Ring.example.org, *.example.net"}) as service:
+        for host in (
+            "ring.example.org",
+            "a.example.net:8443",
+            "host.docker.internal:8100",
+            "mymac.local:8100",
+        ):
+            for origin, status in ((f"https://{host}", 200), ("https://evil.com", 403)):
+                answer = service.http.get("/v1/models", headers={"Host": host, "Origin": origin})
+                assert answer.status_code == status, (host, origin)
+        assert service.http.get("/v1/models", headers={"Host": "example.org"}).status_code == 400
 
 
 def test_another_origin_is_refused_on_every_route(service: Service) -> None:
@@ -111,11 +167,17 @@ def test_another_origin_is_refused_on_every_route(service: Service) -> None:
 
 def test_cors_answers_the_listed_origins_only(service: Service) -> None:
     """A preflight needs no key; errors carry the headers too, so that pages can read them."""
-    asking = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    asking = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization, x-api-key",
+        "Access-Control-Request-Private-Network": "true",
+    }
     friend = {"Origin": "https://friend.example"}
     answer = service.http.options("/generate", headers={**asking, **friend})
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == "https://friend.example"
+    assert answer.headers["access-control-allow-private-network"] == "true"
+    assert "x-api-key" in answer.headers["access-control-allow-headers"]
     refused = service.http.post("/generate", json={"prompt": "hi"}, headers=friend)
     assert refused.status_code == 401
     assert refused.headers["access-control-allow-origin"] == "https://friend.example"

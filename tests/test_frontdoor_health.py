@@ -1,5 +1,6 @@
 """Liveness, readiness, the root, the page and the metrics."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from config import Settings
 from config.run_files import write_json
 from frontdoor.ring_status import RingStatus, judge
+from spool.fsio import DiskSpace
 from tests.frontdoor_service import Service, running_service
 
 NOW = 1_000_000.0
@@ -238,6 +240,7 @@ def test_metrics_report_the_ring(service: Service) -> None:
         'ring_results_removed_total{reason="age"} 2.0',
         'ring_results_removed_total{reason="size"} 5.0',
         "ring_kv_cache_usage_perc 0.25",
+        "ring_num_preemptions_total 6.0",
         'ring_rank_up{host="127.0.0.1",rank="0"} 1.0',
         'ring_rank_layers{rank="0"} 30.0',
         'ring_rank_busy_ratio{rank="0"} 0.5',
@@ -272,3 +275,37 @@ def test_the_openapi_description_has_the_bodies(service: Service) -> None:
     assert {"GenerateBody", "ChatBody", "CompletionBody", "Message"} <= schemas.keys()
     references = {part.split('"')[0] for part in found.text.split("#/components/schemas/")[1:]}
     assert references <= schemas.keys()
+
+
+def test_ready_means_that_requests_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, and one that refused a request, are told with the reason, until all is well again."""
+    monkeypatch.setattr("spool.write_trouble.TRIAL_SECONDS", 0.0)
+    monkeypatch.setattr("spool.admission.LOOK_SECONDS", 0.0)
+    with running_service(tmp_path) as service:
+        assert service.http.get("/readyz").status_code == 200
+        with monkeypatch.context() as full:
+            space = DiskSpace(num_free_bytes=0, num_free_files=None)
+            full.setattr("spool.fsio.FileSystem.disk_space", lambda *_: space)
+            for path in ("/readyz", "/health"):
+                answer = service.http.get(path)
+                assert answer.status_code == 503
+                assert answer.json()["status"] == "disk_full"
+                assert "no request is accepted: the disk is nearly full" in answer.json()["reason"]
+            assert service.http.post("/generate", json={"prompt": "hi"}).status_code == 507
+            service.engine.say("loading")
+            assert service.http.get("/readyz").json()["status"] == "loading"
+            service.engine.say("ready")
+        assert service.http.get("/readyz").status_code == 200
+        with monkeypatch.context() as failing:
+
+            def refuse(*_: object, **__: object) -> None:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+            failing.setattr("spool.fsio.FileSystem.fill", refuse)
+            assert service.http.post("/generate", json={"prompt": "hi"}).status_code == 503
+            answer = service.http.get("/readyz")
+            assert (answer.status_code, answer.json()["status"]) == (503, "read_only")
+            assert "Read-only file system" in answer.json()["reason"]
+            assert str(tmp_path) not in answer.text
+        assert service.http.get("/readyz").status_code == 200
+        assert service.http.post("/generate", json={"prompt": "hi"}).status_code == 200

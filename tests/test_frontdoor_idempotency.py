@@ -1,5 +1,7 @@
 """Idempotency-Key: a retry gets the first one's id and answer, whatever has become of it meanwhile."""
 
+import errno
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +10,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from config.run_files import write_json
+from spool.fsio import DiskSpace
 from tests.frontdoor_service import Service, events, running_service, serving, until
 from tests.test_frontdoor_requests import post_by_hand
 
@@ -152,3 +156,49 @@ def test_a_retry_after_the_client_left_keeps_the_request(tmp_path: Path) -> None
             until(lambda: service.spool.state(service.engine.claimed[1].id) == "done")
             service.engine.release()
             assert events("".join(chunks))[-1][2]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("trouble", "status"),
+    [("ring down", 503), ("ring loading", 202), ("queue full", 429), ("disk full", 507), ("no writing", 503)],
+)
+@pytest.mark.parametrize("is_done", [True, False])
+def test_a_known_key_gets_its_id_whatever_the_service_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str, status: int, is_done: bool
+) -> None:
+    """A new request is refused; the retry was accepted long ago."""
+    monkeypatch.setattr("spool.admission.LOOK_SECONDS", 0.0)
+    body = {"prompt": "hi", "background": True}
+    most = {"MAX_QUEUE_DEPTH": "1"} if trouble == "queue full" else {}
+    with running_service(tmp_path, most, max_open=8 if is_done else 0) as service:
+        first = post(service.http, "/generate", body).json()["id"]
+        until(lambda: service.spool.state(first) == ("done" if is_done else "waiting"))
+        service.engine.open_up(0)
+        if trouble == "queue full" and is_done:
+            assert post(service.http, "/generate", body, "filler").status_code == 202
+        make_trouble(service, monkeypatch, trouble)
+        assert post(service.http, "/generate", body, "another").status_code == status
+        for _ in range(2):
+            retry = post(service.http, "/generate", body)
+            assert (retry.status_code, retry.json()["id"]) == (202, first)
+        conflict = post(service.http, "/generate", {**body, "prompt": "ho"})
+        assert conflict.status_code == 409
+        if is_done:
+            answer = post(service.http, "/generate", {"prompt": "hi"})
+            assert (answer.status_code, answer.json()["id"]) == (200, first)
+
+
+def make_trouble(service: Service, monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
+    if trouble == "ring down":
+        write_json(service.settings.run_dir / "supervisor.json", {"state": "failed", "reason": "no memory"})
+    elif trouble == "ring loading":
+        service.engine.say("loading")
+    elif trouble == "disk full":
+        space = DiskSpace(num_free_bytes=0, num_free_files=None)
+        monkeypatch.setattr("spool.fsio.FileSystem.disk_space", lambda *_: space)
+    elif trouble == "no writing":
+
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        monkeypatch.setattr("spool.fsio.FileSystem.link", refuse)

@@ -1,6 +1,11 @@
 """Clients that leave, come back, attach, and do so at another front door."""
 
 import asyncio
+import json
+import socket
+import struct
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx2
@@ -168,3 +173,94 @@ def test_a_request_that_still_waits_is_cancelled_too(tmp_path: Path) -> None:
         connection.close()
         until(lambda: service.spool.depth().num_waiting == 0)
         assert service.engine.claimed == []
+
+
+V1 = {
+    "/v1/chat/completions": (
+        '{"messages": [{"role": "user", "content": "[hold]"}], "stream": %s, "max_tokens": 6}'
+    ),
+    "/v1/completions": '{"prompt": "[hold]", "stream": %s, "max_tokens": 6}',
+}
+FOREVER = {"DISCONNECT_GRACE_SECONDS": "3600"}
+
+
+def close_after_eof(connection: socket.socket) -> None:
+    """End the write side first, as some clients and proxies do."""
+    connection.shutdown(socket.SHUT_WR)
+    connection.close()
+
+
+def reset(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+@pytest.mark.parametrize("leave", [socket.socket.close, close_after_eof, reset])
+@pytest.mark.parametrize("stream", ["true", "false"])
+@pytest.mark.parametrize("path", V1)
+def test_who_leaves_v1_without_a_key_is_cancelled_at_once(
+    tmp_path: Path, path: str, stream: str, leave: Callable[[socket.socket], None]
+) -> None:
+    """Running or waiting, within a second and whatever the grace time; its neighbours go on."""
+    with running_service(tmp_path, FOREVER, max_open=2) as service:
+        neighbour = service.http.post("/generate", json={"prompt": "[hold]", "background": True}).json()
+        until(lambda: len(service.engine.claimed) == 1)
+        connections = [post_by_hand(service, V1[path] % stream, path=path)]
+        until(lambda: len(service.engine.claimed) == 2)
+        running = service.engine.claimed[-1].id
+        connections.append(post_by_hand(service, V1[path] % stream, path=path))
+        until(lambda: service.spool.depth().num_waiting == 1)
+        left_at = time.monotonic()
+        for connection in connections:
+            leave(connection)
+        until(lambda: (service.spool.depth().num_waiting, service.spool.depth().num_active) == (0, 1))
+        assert time.monotonic() - left_at < 1
+        result = service.spool.read_result(running)
+        assert result is not None
+        assert result.finish_reason == "cancelled"
+        service.engine.release()
+        url = neighbour["status_url"]
+        until(lambda: service.http.get(url).json()["state"] == "done")
+        assert service.http.get(url).json()["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("path", [*V1, "/generate"])
+def test_who_knows_a_way_back_keeps_the_grace_time(tmp_path: Path, path: str) -> None:
+    """With an Idempotency-Key, or by the id of /generate: the request is there when its client returns."""
+    body = V1.get(path, V1["/v1/completions"]) % "true"
+    headers = "" if path == "/generate" else "Idempotency-Key: k-1\r\n"
+    with running_service(tmp_path, FOREVER) as service:
+        connection = post_by_hand(service, body, headers, path=path)
+        until(lambda: len(service.engine.claimed) == 1)
+        connection.close()
+        without_key = post_by_hand(service, V1["/v1/completions"] % "true", path="/v1/completions")
+        until(lambda: len(service.engine.claimed) == 2)
+        without_key.close()
+        until(lambda: service.spool.state(service.engine.claimed[1].id) == "done")
+        kept = service.engine.claimed[0].id
+        assert service.spool.state(kept) == "active"
+        service.engine.release()
+        until(lambda: service.spool.state(kept) == "done")
+        if headers:
+            answer = service.http.post(path, json=json.loads(body), headers={"Idempotency-Key": "k-1"})
+            assert "[DONE]" in answer.text
+        assert service.http.get(f"/requests/{kept}").json()["finish_reason"] == "length"
+        assert len(service.engine.claimed) == 2
+
+
+def test_who_follows_a_request_of_v1_keeps_it(tmp_path: Path) -> None:
+    """Its own client leaves without a key, but somebody looks on."""
+    with running_service(tmp_path, FOREVER) as service:
+        connection = post_by_hand(service, V1["/v1/completions"] % "true", path="/v1/completions")
+        until(lambda: len(service.engine.claimed) == 1)
+        kept = service.engine.claimed[0].id
+        with service.http.stream("GET", f"/requests/{kept}/stream") as answer:
+            chunks = answer.iter_text()
+            seen = next(chunks)
+            connection.close()
+            gone = post_by_hand(service, V1["/v1/completions"] % "true", path="/v1/completions")
+            until(lambda: len(service.engine.claimed) == 2)
+            gone.close()
+            until(lambda: service.spool.state(service.engine.claimed[1].id) == "done")
+            service.engine.release()
+            assert events(seen + "".join(chunks))[-1][2]["finish_reason"] == "length"

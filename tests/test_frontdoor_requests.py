@@ -94,11 +94,11 @@ def test_a_client_that_leaves_cancels_its_request(service: Service) -> None:
         assert result.finish_reason == "cancelled"
 
 
-def post_by_hand(service: Service, body: str, headers: str = "") -> socket.socket:
-    """Send a POST /generate and do not wait for its answer."""
+def post_by_hand(service: Service, body: str, headers: str = "", *, path: str = "/generate") -> socket.socket:
+    """Send a POST and do not wait for its answer."""
     address = urlsplit(service.url)
     connection = socket.create_connection((address.hostname or "", address.port or 0), timeout=10)
-    head = "POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" + headers
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" + headers
     connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
     return connection
 

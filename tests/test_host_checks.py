@@ -7,22 +7,27 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from cluster import host_checks, own_checks, ports
-from cluster.findings import Finding, show_findings
+from cluster.errors import ClusterError
+from cluster.findings import Finding, refuse_failed, show_findings
 from cluster.hosts import Host
 from cluster.links import Link, list_links
 from cluster.probe import HostFacts, Interface
+from cluster.sent.environment import find_damaged, find_trouble
 from cluster.service import Service
 from cluster.terminal import Terminal
+from cluster.workers import Environment
 from config import REPOSITORY_ROOT
 from config.live import load_for_looking
 from tests.cluster_service import find_free_port
 
 GB = 1_000_000_000
+GOOD, MISSING = Environment("good"), Environment("missing")
 HERE = {"mlx": "0.32.4", "mlx-lm": "0.32.2"}
 MAC1, MAC2 = Host("localhost", None, "192.168.5.1", 1), Host("mac2", "anna@mac2.local", "192.168.5.2", 1)
 BRIDGE = Interface("bridge0", "thunderbolt", ("192.168.5.2",), None, True)
@@ -59,9 +64,36 @@ def find(findings: list[Finding], check: str) -> Finding:
     return found
 
 
+@pytest.mark.parametrize(
+    ("told", "text", "mend"),
+    [
+        ({"machine": "x86_64"}, "runs under Rosetta; MLX needs one for arm64", "WORKER_PYTHON"),
+        ({"machine": "x86_64", "chip": "VirtualApple @ 2.50GHz"}, "under Rosetta", "brew install python"),
+        ({"machine": "x86_64", "chip": "Intel(R) Core(TM) i7"}, "Intel Mac", "leave it out of WORKER_HOSTS"),
+        ({"release": "13.6.9"}, "macOS 13.6.9 is too old, MLX needs 14 or newer", "Software Update"),
+    ],
+)
+def test_a_mac_that_cannot_run_mlx_is_named_with_what_helps(
+    told: dict[str, str], text: str, mend: str
+) -> None:
+    """An Intel Mac, a Python under Rosetta, an old macOS: the start's sentence is the same."""
+    facts = replace(FACTS, **told)  # type: ignore[arg-type]
+    finding = host_checks.check_python(facts)
+    assert finding.level == "failed"
+    assert text in finding.text
+    assert mend in finding.mend
+
+
+def test_a_mac_that_runs_mlx_has_no_trouble() -> None:
+    """Nor has any other system."""
+    assert FACTS.mac_trouble is None
+    assert replace(FACTS, release="14.0").mac_trouble is None
+    assert replace(FACTS, system="Linux", machine="x86_64", release="6.1").mac_trouble is None
+
+
 def test_a_host_in_order_has_no_other_finding_than_ok() -> None:
     """The interface of the ring address is named with its kind."""
-    findings = host_checks.check_host(FACTS, HERE)
+    findings = host_checks.check_host(FACTS, GOOD)
     assert {finding.level for finding in findings} == {"ok"}
     assert "192.168.5.2 (bridge0, thunderbolt)" in find(findings, "ring").text
 
@@ -70,29 +102,7 @@ def test_a_host_in_order_has_no_other_finding_than_ok() -> None:
     ("change", "check", "level", "text", "mend"),
     [
         ({"python_version": "3.9.6"}, "python", "failed", "3.11 or newer", "on mac2: brew install python"),
-        (
-            {"system": "Linux", "python_version": "3.12.3", "can_make_environments": False, "versions": {}},
-            "python",
-            "failed",
-            "no venv module",
-            "on mac2: sudo apt-get install python3.12-venv",
-        ),
-        (
-            {"versions": {"mlx": "0.31.0", "mlx-lm": "0.32.2"}},
-            "packages",
-            "failed",
-            "mlx is 0.31.0 there and 0.32.4 here",
-            "./launch.sh doctor --fix",
-        ),
-        ({"versions": {}}, "packages", "note", "no environment in", "./launch.sh doctor --fix"),
-        ({"disk_free_bytes": GB // 10}, "disk", "failed", "100 MB free", "WORKER_DIR in .env"),
-        (
-            {"disk_free_bytes": GB, "versions": {}},
-            "disk",
-            "failed",
-            "3.0 GB are needed",
-            "WORKER_DIR in .env",
-        ),
+        ({"disk_free_bytes": 0}, "disk", "ok", "0 MB free", ""),
         ({"rsync": None}, "rsync", "failed", "not installed", "on mac2: sudo apt-get install rsync"),
         (
             {"port_error": "no such address"},
@@ -108,21 +118,81 @@ def test_a_host_in_order_has_no_other_finding_than_ok() -> None:
 def test_each_trouble_is_a_sentence_with_what_mends_it(
     change: dict[str, object], check: str, level: str, text: str, mend: str
 ) -> None:
-    """One fact off, one finding."""
+    """One fact off, one finding; a host where nothing is to be written needs no disk."""
     facts = replace(FACTS, **change)  # type: ignore[arg-type]
-    finding = find(host_checks.check_host(facts, HERE), check)
+    finding = find(host_checks.check_host(facts, GOOD), check)
     assert finding.level == level
     assert text in finding.text and mend in finding.mend
+
+
+@pytest.mark.parametrize(
+    ("environment", "change", "check", "level", "text"),
+    [
+        (Environment("good"), {"can_make_environments": False}, "python", "ok", "Python 3.13.1"),
+        (MISSING, {"can_make_environments": False}, "python", "failed", "has no venv module"),
+        (MISSING, {}, "packages", "note", "no environment in /opt/mlx-ring/venv yet"),
+        (MISSING, {"disk_free_bytes": GB}, "disk", "failed", "3.0 GB are needed"),
+        (
+            Environment("broken", "mlx is 0.3 there"),
+            {},
+            "packages",
+            "note",
+            "makes it anew (mlx is 0.3 there)",
+        ),
+        (
+            Environment("other", "other requirements"),
+            {},
+            "packages",
+            "note",
+            "renews it (other requirements)",
+        ),
+    ],
+)
+def test_what_is_wrong_with_an_environment_is_for_start_to_mend(
+    environment: Environment, change: dict[str, object], check: str, level: str, text: str
+) -> None:
+    """It keeps nothing from starting; only what it takes to make it anew must be there."""
+    facts = replace(FACTS, **change)  # type: ignore[arg-type]
+    finding = find(host_checks.check_host(facts, environment), check)
+    assert (finding.level, text in finding.text) == (level, True), finding
+
+
+def test_start_refuses_with_what_the_doctor_found() -> None:
+    """One line for each finding that failed: host, what is wrong, what mends it."""
+    found = host_checks.check_host(replace(FACTS, rsync=None, python_version="3.9.6", firewall=True), GOOD)
+    with pytest.raises(ClusterError) as caught:
+        refuse_failed(found)
+    lines = str(caught.value).splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["mac2", "mac2"]
+    assert lines[0].endswith("3.11 or newer is needed: on mac2: brew install python")
+    refuse_failed(host_checks.check_host(FACTS, GOOD))
+
+
+def test_a_package_that_is_there_only_in_part_is_told(tmp_path: Path) -> None:
+    """Compared with what pip has noted: a file that is missing, or was cut by a full disk."""
+    info = tmp_path / "thing-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n")
+    (info / "RECORD").write_text("thing/__init__.py,sha256=x,3\nthing/__init__.pyc,,\n")
+    (thing,) = metadata.distributions(path=[str(tmp_path)])
+    assert find_damaged(thing) == "thing/__init__.py is missing"
+    (tmp_path / "thing").mkdir()
+    (tmp_path / "thing" / "__init__.py").write_text("1\n")
+    assert find_damaged(thing) == "thing/__init__.py has 2 bytes of 3"
+    (tmp_path / "thing" / "__init__.py").write_text("12\n")
+    assert find_damaged(thing) is None
+    assert find_trouble({"mlx": "0.1"}) == f"mlx is {metadata.version('mlx')} there and 0.1 here"
+    assert find_trouble({"no-such-package": "1"}) == "no-such-package is not installed"
 
 
 def test_wifi_is_pointed_out_with_the_cable_that_is_there() -> None:
     """The ring address is on Wi-Fi while the Thunderbolt bridge has an address."""
     facts = replace(FACTS, host=replace(MAC2, address="192.168.1.23"))
-    finding = find(host_checks.check_host(facts, HERE), "cable")
+    finding = find(host_checks.check_host(facts, GOOD), "cable")
     assert finding.level == "note" and "bridge0 (thunderbolt) has 192.168.5.2" in finding.text
     assert finding.mend == "write anna@mac2.local=192.168.5.2 in WORKER_HOSTS"
     alone = replace(facts, interfaces=(WIFI,))
-    assert "docs/cluster.md" in find(host_checks.check_host(alone, HERE), "cable").mend
+    assert "docs/cluster.md" in find(host_checks.check_host(alone, GOOD), "cable").mend
 
 
 def test_memory_that_is_not_told_is_no_failure() -> None:

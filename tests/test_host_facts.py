@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import json
+import platform
 import socket
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from cluster.hosts import Host
-from cluster.probe import FIND_PYTHON, make_facts, make_program, make_python_command, probe, quote_remote
+from cluster.probe import FIND_PYTHON, make_facts, make_python_command, probe, quote_remote
 from cluster.sent import facts
+from cluster.sent_program import make_program
 from config.live import load_for_looking
 
 VM_STAT = """\
@@ -216,7 +218,7 @@ def test_a_clock_that_is_off_is_told_by_how_much() -> None:
 
 def test_the_programs_are_of_the_standard_library_and_fit_old_pythons() -> None:
     """They run in a host's own Python, from 3.8 on, with nothing of ours beside them."""
-    for name in ("facts", "link"):
+    for name in ("environment", "facts", "link"):
         program = make_program(name, {"a": 'quotes " and \\ and \n'}).decode()
         tree = ast.parse(program, feature_version=(3, 8))
         imported = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
@@ -246,3 +248,61 @@ def test_the_home_folder_of_a_remote_path_is_expanded_there() -> None:
     """And nothing else of it."""
     assert quote_remote("~/a b") == "\"$HOME\"/'a b'"
     assert quote_remote("/x/$(id)") == "'/x/$(id)'"
+
+
+def make_mac_commands(monkeypatch: pytest.MonkeyPatch, told: dict[str, str]) -> list[list[str]]:
+    """Let this machine be a Mac whose commands print what is told by every second word; the calls."""
+    calls = []
+
+    def run(command: list[str]) -> str:
+        calls.append(command)
+        return told.get(" ".join(command[::2]), told.get(command[0], ""))
+
+    monkeypatch.setattr(facts, "run", run)
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    return calls
+
+
+MAC_16 = {
+    "vm_stat": """\
+Mach Virtual Memory Statistics: (page size of 16384 bytes)
+Pages free:                                7161.
+Pages active:                            355027.
+Pages inactive:                          350101.
+Pages speculative:                         4387.
+Pages throttled:                              0.
+Pages wired down:                        146223.
+Pages purgeable:                           3014.
+""",
+    "sysctl hw.memsize": "17179869184\n",
+}
+MLX = "/nowhere/venv/bin/python -c"
+QUESTION = {"worker_dir": "/nowhere", "environment": "/nowhere/venv"}
+
+
+@pytest.mark.parametrize(
+    ("told", "limit"),
+    [
+        ({MLX: "11453246122\n"}, 11_453_246_122),
+        ({"sysctl iogpu.wired_limit_mb": "14000\n"}, 14_000 << 20),
+        ({"sysctl iogpu.wired_limit_mb": "0\n"}, None),
+        ({}, None),
+    ],
+)
+def test_what_the_gpu_of_a_mac_may_use_is_asked_of_mlx_then_of_sysctl(
+    monkeypatch: pytest.MonkeyPatch, told: dict[str, str], limit: int | None
+) -> None:
+    """In a process of the environment's Python; null where nobody tells, and the plan goes by the size."""
+    make_mac_commands(monkeypatch, MAC_16 | told)
+    found = facts.collect(QUESTION)
+    assert found["gpu_wired_limit_bytes"] == limit
+    assert found["total_memory_bytes"] == 16 << 30
+    assert 0.3 < found["free_memory_bytes"] / found["total_memory_bytes"] < 0.4
+
+
+def test_a_broken_environment_of_a_mac_keeps_no_fact_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an environment nothing is started, with a broken one sysctl is asked."""
+    calls = make_mac_commands(monkeypatch, MAC_16)
+    assert facts.collect({**QUESTION, "environment": None})["gpu_wired_limit_bytes"] is None
+    assert not any("python" in command[0] for command in calls)

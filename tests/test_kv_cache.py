@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
-from distributed.frame import StageStep
+from distributed.frame import Resize, StageStep
 from distributed.kv_cache import KVTable
 from distributed.kv_sizes import padded_tokens
 
@@ -119,5 +119,5 @@ def test_memory_is_what_the_budget_counts() -> None:
     mirror.write(make_step({4: (0, 130)}, 130))
     bytes_per_token = 2 * H * D * 4
     assert mirror.table.num_bytes == padded_tokens(5, 130) * bytes_per_token
-    mirror.table.reset()
+    mirror.table.resize(Resize(0, 0, 0))
     assert mirror.table.num_bytes == 0

@@ -25,7 +25,7 @@ from cluster.model_files import (
     find_lacking,
     folder_name,
 )
-from cluster.probe import make_program
+from cluster.sent_program import make_program
 from cluster.workers import Worker
 from distributed.checkpoint import BadCheckpoint, tensor_files
 from distributed.handshake import RefusedStart, RingPlan, check_weights

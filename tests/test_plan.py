@@ -9,27 +9,31 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from cluster import placing, plan, plan_checks
 from cluster.hosts import Cluster, Host
 from cluster.model_source import ModelSource
 from cluster.plan import (
     LAYOUT_NAME,
-    RANK_BYTES,
     HostRoom,
     PlanRefused,
     RingLayout,
     choose_layout,
+    find_short_hosts,
+    mac_gpu_bytes,
     make_room,
     measure_rooms,
     plan_ring,
 )
 from cluster.plan_view import BadHosts, make_lines, read_hosts
 from cluster.probe import HostFacts
+from cluster.service import read_service
 from config import Settings, load_settings
-from distributed.capacities import make_reserve
+from distributed.capacities import RANK_BYTES, make_reserve
 from distributed.checkpoint import TensorInfo
 from tests.checkpoints import make_checkpoint
 from tests.fake_hub import FakeHub
@@ -72,6 +76,35 @@ def make_source(num_layers: int = 40, layer_bytes: int = GB, *, packed_as: int =
             name = f"model.layers.{i}.mlp.up_proj.scales"
             tensors[name] = TensorInfo("model.safetensors", "F16", (layer_bytes // 64,), layer_bytes // 32)
     return ModelSource("layered", config, tensors, None)
+
+
+def make_default_source() -> ModelSource:
+    """Make DeepSeek-Coder-V2-Lite in 8 bits: the parts of its 27 layers with their bytes."""
+    config = {
+        "model_type": "deepseek_v2",
+        "num_hidden_layers": 27,
+        "hidden_size": 2048,
+        "vocab_size": 102_400,
+        "kv_lora_rank": 512,
+        "qk_rope_head_dim": 64,
+        "n_routed_experts": 64,
+        "num_experts_per_tok": 6,
+    }
+    attention = 2048 * (16 * 192 + 576 + 16 * 128) + 512 * 16 * 256
+    expert = 3 * 2048 * 1408
+    parts = {"model.embed_tokens": 102_400 * 2048, "lm_head": 102_400 * 2048}
+    for layer in range(27):
+        parts[f"model.layers.{layer}.self_attn"] = attention
+        if layer == 0:
+            parts["model.layers.0.mlp"] = 3 * 2048 * 10_944
+        else:
+            parts[f"model.layers.{layer}.mlp.switch_mlp"] = 64 * expert
+            parts[f"model.layers.{layer}.mlp.shared_experts"] = 2 * expert
+    tensors = {
+        f"{name}.weight": TensorInfo("model.safetensors", "U32", (num // 4,), num + num // 64 * 4)
+        for name, num in parts.items()
+    }
+    return ModelSource("DeepSeek-Coder-V2-Lite-Instruct-8bit", config, tensors, None)
 
 
 def make_facts(host: Host, **told: Any) -> HostFacts:
@@ -130,13 +163,75 @@ def test_what_is_free_counts_less_what_each_rank_takes() -> None:
     assert not first.has_gpu
 
 
-def test_on_a_mac_the_gpu_may_use_three_quarters_or_what_is_set() -> None:
-    """The free memory counts up to the wired limit: 75 % where it is not set."""
+def test_a_mac_counts_with_what_its_gpu_may_use_whatever_is_free_now() -> None:
+    """As it tells, else 3/4 of the memory; a Mac in use shows about half as free."""
     first, second = rooms_of(make_mac(64 * GB), make_mac(64 * GB, gpu_wired_limit_bytes=60 * GB))
     assert (first.usable_bytes, second.usable_bytes) == (48 * GB - RANK_BYTES, 60 * GB - RANK_BYTES)
     assert first.has_gpu
     (third, _) = rooms_of(make_mac(64 * GB, free_memory_bytes=20 * GB), make_mac(GB))
-    assert third.usable_bytes == 20 * GB - RANK_BYTES
+    assert third.usable_bytes == 48 * GB - RANK_BYTES
+
+
+@pytest.mark.parametrize(("gib", "usable"), [(16, 16 * 2 / 3), (36, 24), (48, 36), (128, 96)])
+def test_the_gpu_of_a_small_mac_may_use_two_thirds(gib: int, usable: float) -> None:
+    """Up to 36 GB, and three quarters above."""
+    assert mac_gpu_bytes(gib << 30) == int(usable * (1 << 30))
+
+
+def plan_default_model(settings: Settings, gib: int, free_share: float) -> RingLayout:
+    """Plan the default model on two Macs of so much memory, with a part of it free."""
+    mac = make_mac(gib << 30, free_memory_bytes=int(free_share * (gib << 30)))
+    return choose_layout(settings, make_default_source(), rooms_of(mac, mac))
+
+
+@pytest.mark.parametrize("gib", [16, 32])
+def test_the_default_model_fits_two_macs_in_normal_use(tmp_path: Path, gib: int) -> None:
+    """All settings as they come, half of the memory free: planned, not refused."""
+    settings = load_settings({}, root=tmp_path, environ={})
+    layout = plan_default_model(settings, gib, 0.45)
+    assert sum(layout.counts) == 27
+    assert 16e9 < sum(share.weights_bytes for share in layout.ranks) < 17.5e9
+
+
+def test_what_a_mac_in_use_has_free_is_only_warned_of(tmp_path: Path) -> None:
+    """One sentence with both numbers, in the plan's text too; none where there is enough."""
+    settings = load_settings({}, root=tmp_path, environ={})
+    short = plan_default_model(settings, 16, 0.45)
+    warned = find_short_hosts(short)
+    assert list(warned) == ["localhost", "mac2"]
+    assert "7.7 GB are free now" in warned["mac2"]
+    assert f"mac2: {warned['mac2']}." in make_lines(short, is_asked=True)
+    assert not find_short_hosts(plan_default_model(settings, 32, 0.6))
+
+
+def test_doctor_and_start_warn_of_a_mac_in_use_and_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A note and no failure from one, the same words in the plan's step of the other."""
+    monkeypatch.setattr(plan_checks, "read_source", lambda settings: make_default_source())
+    monkeypatch.setattr(plan, "read_source", lambda settings: make_default_source())
+    settings = load_settings({"STATE_DIR": str(tmp_path)}, root=tmp_path, environ={})
+    cluster = make_cluster(1, 1)
+    mac = make_mac(16 << 30, free_memory_bytes=7 << 30)
+    told = [make_facts(host, **mac) for host in cluster.hosts]
+    found = asyncio.run(plan_checks.check_plan(settings, cluster, told, read_service(settings)))
+    assert [finding.level for finding in found] == ["ok", "ok", "note", "note"]
+    shown: list[str] = []
+    steps = SimpleNamespace(done=lambda name, detail: shown.append(detail), say=None)
+    asyncio.run(placing.plan_model(cluster, settings, told, steps))
+    assert f"mac2: {found[-1].text}" in shown[0]
+
+
+def test_more_than_the_gpus_may_use_is_refused_whatever_is_free(tmp_path: Path) -> None:
+    """Two Macs of 8 GB cannot hold it with all of their memory; what helps is said."""
+    with pytest.raises(PlanRefused, match=r"localhost has .*let the GPU use more \(sysctl iogpu"):
+        plan_default_model(load_settings({}, root=tmp_path, environ={}), 8, 1.0)
+
+
+def test_an_intel_mac_has_no_gpu_of_use() -> None:
+    """Its free memory counts, as on Linux."""
+    (room, _) = rooms_of(make_mac(64 * GB, machine="x86_64", free_memory_bytes=20 * GB), {})
+    assert (room.usable_bytes, room.has_gpu) == (20 * GB - RANK_BYTES, False)
 
 
 def test_macs_count_by_the_bandwidth_of_their_chips() -> None:
@@ -190,7 +285,7 @@ def test_uneven_macs_get_uneven_shares(make_settings: MakeSettings) -> None:
 def test_what_does_not_fit_is_refused_with_numbers_and_advice(make_settings: MakeSettings) -> None:
     """Per host what it has and needs; a smaller KV reserve that fits is named, and it does fit."""
     settings = make_settings(KV_CACHE_RESERVED_MEMORY_MB="4000", MAX_SEQUENCE_LENGTH="100000")
-    rooms = read_hosts("mac1:32GB,mac2:26GB")
+    rooms = read_hosts("mac1:32GB,mac2:32GB")
     with pytest.raises(PlanRefused, match=r"mac1 has .* GB and needs .*; mac2 has .*in total") as refused:
         choose_layout(settings, make_source(), rooms)
     words = str(refused.value).split("KV_CACHE_RESERVED_MEMORY_MB=")[1]
@@ -223,6 +318,8 @@ def test_no_more_kv_is_counted_than_the_tables_can_hold(make_settings: MakeSetti
     """Rows times the longest text, padded, for as many tables as microbatches."""
     settings = make_settings(MAX_ROWS_PER_MICROBATCH="4", MAX_SEQUENCE_LENGTH="1000", MICROBATCHES="3")
     assert make_reserve(settings, 2).max_tokens == 3 * 4 * 1024
+    settings = make_settings(MAX_ROWS_PER_MICROBATCH="4", MAX_SEQUENCE_LENGTH="auto", MICROBATCHES="3")
+    assert make_reserve(settings, 2).max_tokens == 3 * 4 * 32_768
 
 
 def plan_with(settings: Settings, *free_bytes: int) -> RingLayout:
@@ -282,7 +379,7 @@ def test_the_table_shows_what_was_asked(make_settings: MakeSettings) -> None:
     assert [row[:2] for row in rows] == [["0", "mac1"], ["1", "mac1"], ["2", "mac2"]]
     assert rows[2][2].startswith("0-")
     assert rows[0][2].endswith("-39")
-    assert any("75%" in line and "not proven" in line for line in lines)
+    assert any("3/4 above" in line and "not proven" in line for line in lines)
     assert any("were not asked" in line for line in lines)
 
 

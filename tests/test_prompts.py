@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, processors
 
+from distributed.text_stream import TextStream
 from prompts.tokenizer import MessagesRefused, PromptTokenizer, TokenizerUnusable, tokenizer_hash
 from tests.frontdoor_service import make_model_folder
 
@@ -37,7 +39,7 @@ def test_token_ids_equal_those_of_transformers(tmp_path: Path, template: str) ->
     """White space, JSON, loop controls, namespaces and the generation tag render alike."""
     folder = make_model_folder(tmp_path, template=template)
     tokenizer = PromptTokenizer(folder)
-    assert tokenizer.encode_rendered(tokenizer.render(CHAT)) == transformers_ids(folder, CHAT)
+    assert tokenizer.encode_rendered(tokenizer.render(CHAT).text) == transformers_ids(folder, CHAT)
 
 
 def test_a_template_in_the_configuration_is_found(tmp_path: Path) -> None:
@@ -45,7 +47,7 @@ def test_a_template_in_the_configuration_is_found(tmp_path: Path) -> None:
     make_model_folder(tmp_path, template=None)
     for written in ("plain", [{"name": "tools", "template": "no"}, {"name": "default", "template": "plain"}]):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": written}))
-        assert PromptTokenizer(tmp_path).render(CHAT) == "plain"
+        assert PromptTokenizer(tmp_path).render(CHAT).text == "plain"
 
 
 def test_raw_text_begins_with_the_bos_token_where_the_model_wants_it(tmp_path: Path) -> None:
@@ -59,6 +61,76 @@ def test_raw_text_begins_with_the_bos_token_where_the_model_wants_it(tmp_path: P
     assert tokenizer.encode_raw("hi") == [bos_id, *without]
     assert tokenizer.encode_raw("<|start|>hi") == [bos_id, *without]
     assert tokenizer.encode_rendered("hi") == without
+
+
+def make_folder_that_adds(folder: Path, single: str, **config: Any) -> Path:
+    """Write a folder whose post-processor puts special tokens around a text."""
+    make_model_folder(folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    special = [(text, tokenizer.token_to_id(text)) for text in ("<|start|>", "<|end|>")]
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    named = {"bos_token": "<|start|>", "eos_token": "<|end|>", **config}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+    return folder
+
+
+START, END = 256, 257
+
+
+@pytest.mark.parametrize("add_bos", [{}, {"add_bos_token": True, "add_eos_token": True}])
+@pytest.mark.parametrize(
+    ("single", "text", "written", "opening"),
+    [
+        ("<|start|> $A", "hi", [], [START]),
+        ("<|start|> $A", "<|start|>hi", [START], [START]),
+        ("<|start|> $A", "<|start|><|start|>hi", [START, START], [START, START]),
+        ("<|start|> $A <|end|>", "hi", [], [START]),
+        ("<|start|> $A <|end|>", "<|start|>hi", [START], [START]),
+        ("<|start|> <|end|> $A", "hi", [], [START, END]),
+        ("<|start|> <|end|> $A", "<|start|><|end|>hi", [START, END], [START, END]),
+        ("<|start|> <|end|> $A", "<|end|>hi", [END], [START, END]),
+    ],
+)
+def test_special_tokens_around_a_raw_prompt_are_never_doubled(
+    tmp_path: Path, single: str, text: str, written: list[int], opening: list[int], add_bos: dict[str, bool]
+) -> None:
+    """Those that open a text stand once, written or not; none that ends a text stands behind a prompt."""
+    tokenizer = PromptTokenizer(make_folder_that_adds(tmp_path, single, **add_bos))
+    ids = tokenizer.encode_rendered(text)
+    assert ids[: len(written)] == written
+    assert tokenizer.encode_raw(text) == opening + ids[len(written) :]
+
+
+def test_a_template_that_writes_the_bos_token_writes_it_once(tmp_path: Path) -> None:
+    """A chat has the special tokens of its template, whatever the tokenizer puts around a text."""
+    folder = make_folder_that_adds(tmp_path, "<|start|> $A <|end|>", add_bos_token=True)
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}go")
+    tokenizer = PromptTokenizer(folder)
+    ids = tokenizer.encode_rendered(tokenizer.render([{"role": "user", "content": "hi"}]).text)
+    assert (ids[0], ids.count(START), ids.count(END)) == (START, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("opening", "turn", "text"),
+    [("Assistant:", "Assistant: ", "Paris"), ("<|start|>", "<|start|>", " Paris"), ("A: ", "A: ", " Paris")],
+)
+def test_an_answer_that_is_sent_back_has_the_ids_it_had(
+    tmp_path: Path, opening: str, turn: str, text: str
+) -> None:
+    """Its first space is the template's where the template writes one; so its KV is found again."""
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}User: {{ m.content }}\n{% else %}"
+        + f"{turn}{{{{ m.content }}}}{{{{ eos_token }}}}{{% endif %}}{{% endfor %}}{opening}"
+    )
+    tokenizer = PromptTokenizer(make_model_folder(tmp_path, template=template))
+    chat = [{"role": "user", "content": "Where?"}]
+    asked = tokenizer.encode_rendered(tokenizer.render(chat).text)
+    answer = tokenizer.encode_rendered(" Paris")
+    stream = TextStream(tokenizer.detokenizer, ())
+    assert "".join(map(stream.add, answer)) + stream.finish() == text
+    back = tokenizer.render([*chat, {"role": "assistant", "content": text}, *chat])
+    assert tokenizer.encode_rendered(back.text)[: len(asked) + len(answer)] == asked + answer
 
 
 def test_a_template_may_refuse(tmp_path: Path) -> None:

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
+import re
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from cluster.child import Child, ChildPlan, describe_exit, start_child
 from cluster.errors import ClusterError
 from cluster.heartbeats import Rank
 from cluster.hosts import Cluster, Host
+from cluster.life_maker import LifeMaker
 from cluster.log_files import LineBuffer
 from cluster.placing import HostsFailed, Placed, is_away, load_placed, make_key, on_all
 from cluster.remote_ranks import make_rank_command, make_remote_environment
 from cluster.restart_policy import MAX_DELAY_S, RestartPolicy
-from cluster.ring_life import LifePlan, RankPlace
+from cluster.ring_keeper import RingKeeper
+from cluster.ring_life import LifePlan, RankPlace, Verdict
+from cluster.running import Programs, Running
 from cluster.sent import ending, ports
 from cluster.spares import Relay
-from cluster.ssh import HostUnreachable
+from cluster.ssh import HostUnreachable, run_words
+from cluster.state_file import SupervisorState
 from cluster.workers import Worker
-from config import Settings, load_settings
+from config import ModelNotReady, Settings, load_settings
 from config.rotating_file import RotatingFile
 
 MAC2 = Host("mac2", "anna@mac2", "192.168.5.2", 1)
@@ -217,8 +227,6 @@ def test_free_ports_are_those_of_one_address(capsys: pytest.CaptureFixture[str])
 
 def test_only_the_very_process_is_ended(capsys: pytest.CaptureFixture[str]) -> None:
     """Pid and start time must both be right: a reused pid belongs to somebody else."""
-    import psutil
-
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
         start_time = psutil.Process(stranger.pid).create_time()
         question: dict[str, Any] = {"processes": [[stranger.pid, start_time - 100]], "tolerance_s": 2.0}
@@ -228,3 +236,87 @@ def test_only_the_very_process_is_ended(capsys: pytest.CaptureFixture[str]) -> N
         stranger.wait(5)
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert answers == [{"num_killed": 0, "left": []}, {"num_killed": 1, "left": []}]
+
+
+def make_running(tmp_path: Path, *, was_ready: bool) -> Running:
+    """A supervisor's state without a supervisor."""
+    settings = load(tmp_path, WORKER_HOSTS="mac2")
+    state = SupervisorState(1, 1.0, 1.0, {"host": "127.0.0.1", "port": 1}, {}, {}, was_ready=was_ready)
+    return Running(settings, {}, Programs(restart_delay_s=0.001), state, lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the ring cannot be prepared: .*No space left"),
+        (ClusterError("mac2: 10 MB free at /there, 3 GB are needed"), "mac2: 10 MB free"),
+        (ModelNotReady("the model folder is not there"), "the model folder is not there"),
+    ],
+)
+@pytest.mark.parametrize("was_ready", [True, False])
+def test_hosts_that_cannot_be_prepared_are_tried_on_once_it_has_worked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: Exception, reason: str, was_ready: bool
+) -> None:
+    """Disk, memory or model may come back: a ring that was ready waits for them, another one gives up."""
+    running, num_tries = make_running(tmp_path, was_ready=was_ready), []
+
+    async def keep() -> None:
+        keeper, is_seen = RingKeeper(running, "secret"), asyncio.Event()
+
+        async def refuse(_: LifeMaker) -> None:
+            num_tries.append(1)
+            if len(num_tries) == 8:
+                is_seen.set()
+            raise trouble
+
+        monkeypatch.setattr(LifeMaker, "make_plan", refuse)
+        running.publish = lambda: is_seen.set() if running.state.state == "failed" else None
+        keeping = asyncio.create_task(keeper.keep())
+        await is_seen.wait()
+        keeper.stop()
+        await keeping
+
+    asyncio.run(asyncio.wait_for(keep(), 20.0))
+    assert re.search(reason, str(running.state.reason))
+    assert running.state.state == ("degraded" if was_ready else "failed")
+    assert (len(num_tries) >= 8) == was_ready
+
+
+def test_a_refusal_counts_when_everything_was_placed_anew(tmp_path: Path) -> None:
+    """A rank that differs from rank 0 may run what another checkout has put there since."""
+    keeper, refused = RingKeeper(make_running(tmp_path, was_ready=False), "s"), Verdict("x", was_refused=True)
+    keeper._maker.has_kept_placed = True
+    assert keeper._judge(refused, RestartPolicy()) == 0.0
+    keeper._maker.has_kept_placed = False
+    assert keeper._judge(refused, RestartPolicy()) is None
+
+
+def test_a_program_that_watches_its_input_ends_with_us() -> None:
+    """As pip on a host: cancelled here, nothing of it goes on; left alone, it ends with its own code."""
+    script = "exec 3<&0; (cat <&3; kill 0) >/dev/null 2>&1 &\necho $$; sleep {seconds}; exit 7"
+
+    async def run(seconds: int, on_output: Callable[[bytes], None]) -> int:
+        words = ["sh", "-c", script.format(seconds=seconds)]
+        done = await run_words(words, timeout_s=60.0, holds_stdin=True, on_output=on_output)
+        assert done is not None
+        return done.code
+
+    async def cancel() -> int:
+        said: asyncio.Queue[bytes] = asyncio.Queue()
+        running = asyncio.create_task(run(60, said.put_nowait))
+        group = int(await said.get())
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        return group
+
+    assert asyncio.run(run(0, lambda _: None)) == 7
+    group, deadline = asyncio.run(cancel()), time.monotonic() + 10.0
+    while any(is_in_group(pid, group) for pid in psutil.pids()):
+        assert time.monotonic() < deadline
+
+
+def is_in_group(pid: int, group: int) -> bool:
+    try:
+        return os.getpgid(pid) == group and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,6 +13,8 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache
 from msgspec.structs import replace
 
+from distributed import ring
+from distributed.kv_sizes import most_tokens
 from distributed.lifeline import EXIT_REFUSED, EXIT_RING_LOST, EXIT_SUPERVISOR_GONE
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint, reference_model
 from tests.ring_service import SECRET, RingService
@@ -47,6 +51,34 @@ def greedy(folder: Path, prompt: list[int], num_tokens: int) -> tuple[list[int],
         tokens.append(int(mx.argmax(logits).item()))
         inputs = mx.array([tokens[-1:]])
     return tokens, num_sure
+
+
+def test_only_connected_tcp_sockets_are_duplicated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS kills a process that duplicates a file, pipe or socket that a system library guards."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    one = socket.create_connection(listener.getsockname())
+    other, _ = listener.accept()
+    unix, unconnected = socket.socketpair(), socket.socket()
+    connected = {one.fileno(), other.fileno()}
+    duplicated: list[int] = []
+    real_dup = os.dup
+
+    def dup(descriptor: int) -> int:
+        duplicated.append(descriptor)
+        return real_dup(descriptor)
+
+    with (tmp_path / "file").open("w"), monkeypatch.context() as patched:
+        patched.setattr(os, "dup", dup)
+        found = ring._connected_sockets()
+    names = {entry.getsockname() for entry in found}
+    assert connected <= set(duplicated)
+    assert {one.getsockname(), other.getsockname()} <= names
+    for descriptor in duplicated:  # what else is connected in this process is another test's
+        with socket.socket(fileno=real_dup(descriptor)) as view:
+            assert view.family in (socket.AF_INET, socket.AF_INET6)
+            assert view.getpeername()
+    for entry in (*found, *unix, unconnected, one, other, listener):
+        entry.close()
 
 
 @pytest.mark.parametrize(("num_ranks", "split"), [(1, "auto"), (2, "auto"), (2, "3,1"), (3, "1,2,1")])
@@ -180,16 +212,31 @@ def test_a_second_rank_0_is_told_who_holds_the_spool(llama: Path, tmp_path: Path
 
 
 def test_a_request_that_can_never_run_fails_with_a_reason(llama: Path, tmp_path: Path) -> None:
-    """Ids beyond the vocabulary and answers beyond the context end at once; the next request is served."""
+    """Ids beyond the vocabulary and prompts beyond the context end at once; the next request is served."""
     with RingService(tmp_path, llama, 1, max_sequence_length=64, default_max_tokens=16) as ring:
         wrong, long, good = ring.ask(
-            ring.request([VOCAB_SIZE + 5]), ring.request(PROMPTS[0], max_tokens=500), ring.request(PROMPTS[0])
+            ring.request([VOCAB_SIZE + 5]), ring.request([5] * 64), ring.request(PROMPTS[0])
         )
     assert wrong.error is not None
     assert wrong.error["code"] == "invalid_prompt"
     assert long.error is not None
     assert long.error["code"] == "context_length_exceeded"
     assert good.finish_reason == "length"
+
+
+def test_rank_0_says_how_long_a_context_is_and_holds_to_it(llama: Path, tmp_path: Path) -> None:
+    """With auto that is what the KV reserve holds of two requests, where this is less than the model's."""
+    with RingService(
+        tmp_path, llama, 1, max_sequence_length="auto", default_max_tokens=16, kv_cache_reserved_memory_mb=1
+    ) as ring:
+        said = json.loads((tmp_path / "run" / "ring.json").read_text())
+        num_tokens = said["context"]["max_tokens"]
+        prompts = [[5 + i] * (num_tokens - 8) for i in range(2)]
+        answers = ring.ask(*(ring.request(prompt, max_tokens=10**9, ignore_eos=True) for prompt in prompts))
+    assert said["context"]["bound"] == "memory"
+    assert num_tokens == most_tokens(2, said["kv"]["max_tokens"])
+    assert [len(answer.token_ids) for answer in answers] == [8, 8]
+    assert [answer.finish_reason for answer in answers] == ["length", "length"]
 
 
 def test_a_cancelled_request_ends_and_its_neighbour_does_not_notice(llama: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from distributed.sampling import draw, order_falling, sample
+from distributed.sampling import _greedy_on_gpu, draw, order_falling, sample
 from distributed.sampling_key import RowSampling, uniform
 
 
@@ -72,6 +72,15 @@ def test_any_filter_finds_a_token(seed: int, top_p: float, top_k: int, temperatu
     assert expected(logits, row)[token] > 0
 
 
+@pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}, {"top_k": 3}, {"min_p": 0.5}])
+def test_the_smallest_temperatures_take_the_best_token(filters: dict[str, float]) -> None:
+    """Down to the smallest number there is, which has no finite inverse."""
+    logits = np.random.default_rng(4).standard_normal(500).astype(np.float32)
+    for temperature in (1e-5, 1e-30, 1e-39, 5e-324):
+        best = int(logits.argmax())
+        assert draw(logits, best, make_row(temperature=temperature, **filters)) == best
+
+
 @pytest.mark.parametrize("num", [0, 1, 100, 5000])
 def test_many_weights_are_ordered_as_few(num: int) -> None:
     """As a stable sort would, with equal weights, zeros and the smallest numbers there are."""
@@ -101,3 +110,20 @@ def test_the_key_is_spread_and_stable() -> None:
     assert abs(numbers.mean() - 0.5) < 0.02
     assert len({uniform(1, 0, 0), uniform(2, 0, 0), uniform(1, 1, 0), uniform(1, 0, 1)}) == 4
     assert uniform(42, 0, 7) == uniform(42, 0, 7)
+
+
+@pytest.mark.parametrize("rule", [{"temperature": 0.0}, {}, {"top_p": 0.9}, {"min_p": 0.1}, {"forced": 3}])
+def test_nothing_is_drawn_from_numbers_that_are_not_finite(rule: dict[str, float]) -> None:
+    """NaN or infinity anywhere in a row, or nothing but -infinity; tokens that are ruled out are no fault."""
+    logits = np.random.default_rng(1).standard_normal((5, 64)).astype(np.float32)
+    logits[1, 7], logits[2, 9], logits[3, :], logits[4, 1:] = np.nan, np.inf, -np.inf, -np.inf
+    for drawn in (sample(mx.array(logits), [make_row(**rule)] * 5), _greedy_on_gpu(mx.array(logits))):
+        assert [token is None for token in drawn] == [False, True, True, True, False]
+
+
+def test_greedy_ids_on_a_gpu_are_those_of_the_cpu() -> None:
+    """In every type that logits come in."""
+    logits = mx.random.normal((6, 500), key=mx.random.key(2))
+    for dtype in (mx.float32, mx.float16, mx.bfloat16):
+        rounded = logits.astype(dtype)
+        assert _greedy_on_gpu(rounded) == sample(rounded, [make_row(temperature=0.0)] * 6)

@@ -5,66 +5,29 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distributed.drafting import Drafter
 from distributed.frame import PrefixCopy
 from distributed.kv_sizes import padded_tokens, round_rows, round_tokens
 from distributed.prefill import ChunkPace, best_fill
 from distributed.regrouping import MAX_MOVED_TOKENS, MIN_TOKENS_LEFT, Moves, find_moves
-from distributed.scheduler import Advance, Scheduler, SchedulerLimits
-from distributed.sequence import Microbatch, Sequence, Status
+from distributed.scheduler import Scheduler, SchedulerLimits
+from distributed.sequence import Advance, Sequence, Status
 from distributed.slots import SlotLimits, SlotTables
 from distributed.splitting import Splitting
-
-
-def make_scheduler(
-    *,
-    num_tables: int = 2,
-    max_rows: int = 8,
-    max_kv_tokens: int = 100_000,
-    kept: int = 4096,
-    chunk: int = 64,
-    drafter: Drafter | None = None,
-    splitting: Splitting | None = None,
-) -> Scheduler:
-    slots = SlotLimits(
-        num_tables=num_tables, max_rows=max_rows, max_kv_tokens=max_kv_tokens, max_kept_tokens=kept
-    )
-    limits = SchedulerLimits(max_in_flight=num_tables, max_chunk_tokens=chunk, slots=slots)
-    return Scheduler(limits, drafter, splitting)
-
-
-def make_sequence(name: str, num_prompt: int = 10, max_tokens: int = 4, first: int = 100) -> Sequence:
-    return Sequence(name, list(range(first, first + num_prompt)), num_prompt, max_tokens)
-
-
-def give_back(scheduler: Scheduler, microbatch: Microbatch, token: int = 7) -> list[Sequence]:
-    """Play the ring: every row whose tokens are all known gets a token; what is at its end is finished."""
-    sampled = (
-        {row.sequence: [token] for row in microbatch.rows if row.sequence is not None and row.wants_tokens}
-        if microbatch.wants_logits
-        else {}
-    )
-    advanced = [advance.sequence for advance in scheduler.postprocess(microbatch, sampled)]
-    for sequence in advanced:
-        if sequence.ended_by:
-            scheduler.finish(sequence)
-    return advanced
-
-
-def run_all(scheduler: Scheduler) -> list[Microbatch]:
-    log = []
-    for _ in range(10_000):
-        while microbatch := scheduler.schedule():
-            log.append(microbatch)
-        if not scheduler.in_flight:
-            return log
-        give_back(scheduler, scheduler.in_flight[0])
-    raise AssertionError("the scheduler does not come to an end")
+from tests.scheduling import (
+    Whims,
+    WrittenKV,
+    cancel,
+    give_back,
+    make_scheduler,
+    make_sequence,
+    run_all,
+)
 
 
 def test_a_prompt_goes_in_chunks_and_then_decodes_token_by_token() -> None:
@@ -313,6 +276,25 @@ def test_kept_tokens_never_exceed_their_limit() -> None:
         assert scheduler.slots.num_kept_tokens <= 50
 
 
+def test_of_an_entry_that_is_too_long_the_beginning_is_kept() -> None:
+    """A prompt above the limit, asked again, is read from there on; the oldest entry loses its end first."""
+    scheduler = make_scheduler(num_tables=1, kept=8192, chunk=512)
+    for name in ("long", "again"):
+        sequence = make_sequence(name, num_prompt=9200, first=20_000)
+        scheduler.add(sequence)
+        run_all(scheduler)
+        assert scheduler.slots.num_kept_tokens == 8192
+    assert sequence.num_reused_tokens == 8192
+    scheduler.add(make_sequence("short", num_prompt=100, max_tokens=1))
+    run_all(scheduler)
+    lengths = sorted(len(slot.kept_token_ids) for slot in scheduler.slots.tables[0].slots)
+    assert lengths == [100, 8092]
+    follower = make_sequence("follower", num_prompt=8500, first=20_000)
+    scheduler.add(follower)
+    run_all(scheduler)
+    assert follower.num_reused_tokens == 8092
+
+
 def test_a_full_budget_makes_requests_wait_and_then_serves_them() -> None:
     """With room for one row of 64 tokens, three sequences run one after the other."""
     scheduler = make_scheduler(num_tables=2, max_kv_tokens=64, kept=0)
@@ -325,51 +307,14 @@ def test_a_full_budget_makes_requests_wait_and_then_serves_them() -> None:
 
 
 def test_a_sequence_larger_than_the_budget_can_never_fit() -> None:
-    """It is to be refused at once."""
-    scheduler = make_scheduler(max_kv_tokens=128)
-    assert not scheduler.can_ever_fit(make_sequence("a", num_prompt=120, max_tokens=20))
-
-
-def cancel(scheduler: Scheduler, sequences: list[Sequence], indexes: set[int]) -> None:
-    for index, sequence in enumerate(sequences):
-        if index in indexes and sequence.status is not Status.FINISHED:
-            scheduler.finish(sequence)
-
-
-class Whims(Splitting):
-    """Wants one group or all, in turn as it is told; measures nothing."""
-
-    def __init__(self, num_tables: int, wishes: Items[bool]) -> None:
-        super().__init__(num_tables, thread_gain=2.0)
-        self._wishes = itertools.cycle(wishes)
-
-    def choose(self, num_rows: int) -> int:
-        return 1 if next(self._wishes) else self.num_tables
-
-
-class WrittenKV:
-    """The tokens in each row of each table, as the stages write them, frame by frame."""
-
-    def __init__(self) -> None:
-        self.rows: dict[tuple[int, int], list[int]] = {}
-        self.written: dict[str, int] = {}
-
-    def step(self, microbatch: Microbatch) -> None:
-        """Play a frame; what its rows see must be theirs."""
-        table = microbatch.table
-        if microbatch.resets_table:
-            self.rows = {place: ids for place, ids in self.rows.items() if place[0] != table}
-        for copy in microbatch.copies:
-            source = self.rows[copy.from_table, copy.from_slot]
-            assert len(source) >= copy.num_tokens > 0
-            self.rows[table, copy.to_slot] = source[: copy.num_tokens]
-        for row in microbatch.rows:
-            if row.sequence is not None:
-                ids = self.rows.setdefault((table, row.slot), [])
-                assert row.offset == self.written.get(row.sequence.id, row.sequence.num_reused_tokens)
-                assert ids[: row.offset] == row.sequence.token_ids[: row.offset]
-                ids[row.offset :] = row.token_ids
-                self.written[row.sequence.id] = row.offset + len(row.token_ids)
+    """Its prompt is refused at once; an answer is cut to what there is room for."""
+    scheduler = make_scheduler(max_kv_tokens=200)
+    assert not scheduler.slots.fit(make_sequence("a", num_prompt=128, max_tokens=20))
+    long = make_sequence("b", num_prompt=120, max_tokens=20)
+    assert scheduler.slots.fit(long)
+    scheduler.add(long)
+    run_all(scheduler)
+    assert (len(long.token_ids), long.ended_by) == (128, "length")
 
 
 @settings(max_examples=60, deadline=None)
@@ -396,7 +341,8 @@ def test_every_sequence_ends_and_no_token_is_stepped_twice(
         num_tables=num_tables, max_rows=max_rows, max_kv_tokens=max_kv_tokens, splitting=splitting
     )
     sequences = [make_sequence(f"s{i}", n, m, first=1000 * i) for i, (n, m) in enumerate(prompts)]
-    sequences = [sequence for sequence in sequences if scheduler.can_ever_fit(sequence)]
+    max_row = scheduler.slots.max_row_tokens
+    sequences = [sequence for sequence in sequences if sequence.max_total_tokens <= max_row]
     coming = sequences[::-1]
     kv = WrittenKV()
     for turn in range(5000):
@@ -405,7 +351,7 @@ def test_every_sequence_ends_and_no_token_is_stepped_twice(
         while microbatch := scheduler.schedule():
             assert len(scheduler.in_flight) <= num_tables
             kv.step(microbatch)
-            assert scheduler.slots.num_kv_tokens <= max_kv_tokens
+            assert kv.num_tokens == scheduler.slots.num_kv_tokens <= max_kv_tokens
         if turn == 9:
             cancel(scheduler, sequences[: len(sequences) - len(coming)], cancelled)
         if scheduler.in_flight:
@@ -525,7 +471,7 @@ def test_a_long_kept_prefix_is_followed_to_its_table() -> None:
         assert slots.admit(sequence)
         sequence.status = Status.RUNNING
     assert (first.table, second.table) == (0, 1)
-    second.num_cached_tokens = 300
+    second.num_cached_tokens = second.num_proven_tokens = 300
     slots.release(second)
     short, long = (
         make_sequence("c", num_prompt=40, first=5000),
@@ -568,6 +514,17 @@ def test_a_slow_chunk_is_smaller_while_somebody_waits_for_it() -> None:
             scheduler.add(make_sequence("late", num_prompt=300, max_tokens=60, first=5000))
     assert sizes[:5] == [128, 128, 128, 128, 88]
     assert sizes[5:] == [64, 64, 64, 64, 44]  # 200 ms / 2 ms - 32 = 68, in steps of 16
+
+
+def test_chunks_shrink_with_the_context_that_they_see() -> None:
+    """Tokens times context stay within a limit, down to 64 tokens; short prompts go whole."""
+    scheduler = make_scheduler(num_tables=1, chunk=512)
+    scheduler.limits = replace(scheduler.limits, max_chunk_scores=512 * 4096)
+    scheduler.add(make_sequence("a", num_prompt=40_000, max_tokens=1))
+    chunks = [(microbatch.rows[0].offset, microbatch.num_tokens) for microbatch in run_all(scheduler)]
+    assert all((offset + width) * width <= 512 * 4096 or width <= 64 for offset, width in chunks)
+    assert all(width == 512 for offset, width in chunks if offset + 512 <= 4096)
+    assert {width for _, width in chunks[:-1]} == {512, 448, 384, 320, 256, 192, 128, 64}
 
 
 def test_chunks_never_shrink_to_nothing() -> None:

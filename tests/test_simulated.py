@@ -162,7 +162,7 @@ def test_its_tokenizer_reads_any_text(tmp_path: Path) -> None:
     assert tokenizer.vocab_size == 4096
     assert len(tokenizer.encode_raw(" the water")) == 2
     assert max(tokenizer.encode_raw("Zürich, 北京 🙂 def f(x): return")) < first_made_up_id(4096)
-    assert tokenizer.encode_rendered(tokenizer.render([{"role": "user", "content": "hello"}]))
+    assert tokenizer.encode_rendered(tokenizer.render([{"role": "user", "content": "hello"}]).text)
 
 
 @pytest.mark.slow

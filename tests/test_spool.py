@@ -289,19 +289,19 @@ def test_sweep_removes_only_what_is_old_and_finished(spool: Spool, owner: SpoolO
 
 
 def test_fields_added_later_are_kept_and_may_be_absent() -> None:
-    """A file written before is_chat, client_id, owner and seed were there still reads."""
-    request = replace(make_request(), is_chat=True, client_id="theirs")
+    """A file written before is_chat, client_id, literals, owner and seed were there still reads."""
+    request = replace(make_request(), is_chat=True, client_id="theirs", literals=(1, 5))
     result = replace(answer(request), owner="ann", seed=7)
     assert Request.from_json(request.to_json()) == request
     assert Result.from_json(result.to_json()) == result
     for kind, data, names in (
-        ("request", request.to_json(), ("is_chat", "client_id")),
+        ("request", request.to_json(), ("is_chat", "client_id", "literals")),
         ("result", result.to_json(), ("owner", "seed")),
     ):
         body = unseal(kind, data)
         older = seal(kind, {name: value for name, value in body.items() if name not in names})
         read = Request.from_json(older) if kind == "request" else Result.from_json(older)
-        assert [getattr(read, name) for name in names] in ([False, ""], ["", None])
+        assert [getattr(read, name) for name in names] in ([False, "", None], ["", None])
 
 
 def test_names_sort_by_priority_then_time() -> None:

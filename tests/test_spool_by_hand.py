@@ -77,15 +77,27 @@ def test_prompt_file_becomes_a_request_with_an_answer(
 def test_fields_of_a_prompt_file_are_honoured() -> None:
     """All that it may say reaches the request."""
     body = {"prompt": "x", "max_tokens": 3, "temperature": 1, "top_p": 0.5, "top_k": 4, "min_p": 0.1}
-    body |= {"stop": "end", "seed": 9, "priority": 2, "raw": True}
+    body |= {"stop": "end", "ignore_eos": True, "seed": 9, "priority": 2, "raw": True}
     request = read_prompt("a", json.dumps(body).encode(), DEFAULTS)
     assert msgspec.structs.asdict(request.params) == {
         **{name: body[name] for name in ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")},
         "stop": ("end",),
         "choice": 0,
+        "ignore_eos": True,
     }
     assert (request.priority, request.is_chat) == (2, False)
     assert type(request).from_json(request.to_json()) == request
+
+
+def test_values_that_ask_for_nothing_are_those_of_the_routes() -> None:
+    """Null, top_k -1, seed -1 and empty stop strings are none; top_p 0 is greedy; 16.0 is 16."""
+    plain = read_prompt("a", PROMPT, DEFAULTS)
+    nothing = {"max_tokens": None, "top_k": -1, "seed": -1, "stop": ["", ""], "min_p": 0, "raw": None}
+    asked = read_prompt("a", json.dumps({"prompt": "x", **nothing}).encode(), DEFAULTS)
+    assert msgspec.structs.replace(asked.params, seed=plain.params.seed) == plain.params
+    greedy = read_prompt("a", b'{"prompt": "x", "top_p": 0, "temperature": 1, "max_tokens": 16.0}', DEFAULTS)
+    assert (greedy.params.temperature, greedy.params.max_tokens) == (0.0, 16)
+    assert type(greedy.params.max_tokens) is int
 
 
 @pytest.mark.parametrize(
@@ -97,14 +109,17 @@ def test_fields_of_a_prompt_file_are_honoured() -> None:
         {"prompt": "\ud800"},
         {"max_tokens": 0},
         {"max_tokens": True},
-        {"max_tokens": 1.0},
-        {"max_tokens": 10**12},
+        {"max_tokens": 1.5},
+        {"max_tokens": 10**19},
         {"temperature": float("nan")},
         {"temperature": 3},
-        {"top_p": 0},
-        {"stop": ["x"] * 5},
-        {"stop": [""]},
-        {"seed": -1},
+        {"top_p": -0.1},
+        {"top_k": -2},
+        {"stop": ["x"] * 17},
+        {"stop": ["\ud800"]},
+        {"seed": 2**63},
+        {"seed": False},
+        {"ignore_eos": 1},
         {"priority": 10},
         {"raw": 1},
         {"n": 2},

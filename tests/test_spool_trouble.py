@@ -15,6 +15,7 @@ from spool import (
     Depth,
     DiskLimits,
     FileSystem,
+    IdempotencyConflict,
     Spool,
     SpoolFull,
     SpoolOwner,
@@ -22,6 +23,7 @@ from spool import (
     SpoolUnavailable,
 )
 from spool.fsio import AnyPath
+from spool.spool import Durability
 from tests.spool_fakes import FailingFileSystem, answer, claim_one, make_request, open_owner, submit
 
 
@@ -205,25 +207,6 @@ def test_ballast_lets_a_result_be_written_on_a_full_disk(tmp_path: Path) -> None
         assert spool.folder.ballast.exists()
 
 
-def test_a_sweep_of_a_read_only_disk_is_one_line_a_folder(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """However many results are old; at the next sweep they go."""
-    fs = FailingFileSystem("unlink", errno.EROFS, "done/")
-    spool = Spool.open(tmp_path / "spool", durability="process", fs=fs)
-    with open_owner(spool) as owner:
-        for _ in range(3):
-            request = submit(spool)
-            assert owner.complete(claim_one(owner), answer(request))
-        fs.is_failing = True
-        assert owner.sweep(time.time() + 100, 10.0).num_results_by_age == 0
-        lines = [line for line in caplog.text.splitlines() if "in done/" in line]
-        assert len(lines) == 1
-        assert lines[0].endswith("Read-only file system, nor 2 others")
-        fs.is_failing = False
-        assert owner.sweep(time.time() + 100, 10.0).num_results_by_age == 3
-
-
 @pytest.mark.parametrize(
     ("call", "part", "number", "code"),
     [
@@ -358,3 +341,78 @@ def test_subfolder_that_is_a_link_is_refused(spool: Spool, tmp_path: Path) -> No
     spool.folder.idem.symlink_to(tmp_path)
     with pytest.raises(SpoolRefused, match="not a folder"):
         Spool.open(spool.folder.root)
+
+
+def test_a_sweep_of_a_read_only_disk_is_one_line_a_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However many results are old; at the next sweep they go."""
+    fs = FailingFileSystem("unlink", errno.EROFS, "done/")
+    spool = Spool.open(tmp_path / "spool", durability="process", fs=fs)
+    with open_owner(spool) as owner:
+        for _ in range(3):
+            request = submit(spool)
+            assert owner.complete(claim_one(owner), answer(request))
+        fs.is_failing = True
+        assert owner.sweep(time.time() + 100, 10.0).num_results_by_age == 0
+        lines = [line for line in caplog.text.splitlines() if "in done/" in line]
+        assert len(lines) == 1
+        assert lines[0].endswith("Read-only file system, nor 2 others")
+        fs.is_failing = False
+        assert owner.sweep(time.time() + 100, 10.0).num_results_by_age == 3
+
+
+@pytest.mark.parametrize("durability", ["power", "process"])
+def test_a_spool_that_was_refused_says_so_until_a_trial_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability
+) -> None:
+    """A failing disk shows in a write alone: one is tried once a second, and nothing stays of it."""
+    fs = FailingFileSystem("fill", errno.EIO)
+    spool = Spool.open(tmp_path / "spool", durability=durability, fs=fs)
+    spool.check_room()
+    before = sorted(path.name for path in spool.folder.tmp.iterdir())
+    fs.is_failing = True
+    with pytest.raises(SpoolUnavailable, match="Input/output error"):
+        spool.submit(make_request())
+    fs.is_failing = False
+    with pytest.raises(SpoolUnavailable) as again:  # no trial is due yet
+        spool.check_room()
+    assert (again.value.code, again.value.status) == ("disk_error", 503)
+    monkeypatch.setattr("spool.write_trouble.TRIAL_SECONDS", 0.0)
+    fs.is_failing = True
+    with pytest.raises(SpoolUnavailable):
+        spool.submit(make_request())
+    for _ in range(2):
+        with pytest.raises(SpoolUnavailable, match="Input/output error"):
+            spool.check_room()
+    fs.is_failing = False
+    spool.check_room()
+    assert sorted(path.name for path in spool.folder.tmp.iterdir()) == before
+
+
+def test_a_full_disk_is_told_before_anybody_asks(tmp_path: Path) -> None:
+    """And no longer than it lasts; a request that is too large says nothing of the disk."""
+    fs = FailingFileSystem("", 0)
+    spool = Spool.open(tmp_path / "spool", durability="process", fs=fs)
+    fs.num_free_bytes = 2**20
+    with pytest.raises(SpoolUnavailable) as full:
+        spool.check_room()
+    assert (full.value.code, full.value.status) == ("disk_full", 507)
+    fs.num_free_bytes = 2**40
+    spool.check_room()
+    with pytest.raises(SpoolUnavailable):
+        spool.submit(make_request(text="x" * (64 * 2**20)))
+    spool.check_room()
+
+
+def test_the_first_request_of_a_key_is_found_whatever_room_there_is(tmp_path: Path) -> None:
+    """Waiting or done, with a full queue and a full disk; another body is a conflict, another key unknown."""
+    fs = FailingFileSystem("", 0)
+    spool = Spool.open(tmp_path / "spool", durability="process", max_depth=1, fs=fs)
+    first = spool.submit(make_request(), "key", body_hash="a")
+    fs.num_free_bytes = 0
+    assert spool.find_first("", "key", body_hash="a") == first
+    assert spool.find_first("", "other", body_hash="a") is None
+    assert spool.find_first("someone", "key", body_hash="a") is None
+    with pytest.raises(IdempotencyConflict):
+        spool.find_first("", "key", body_hash="b")

@@ -40,7 +40,7 @@ esac
 def test_a_systemd_unit_restarts_after_failures_only() -> None:
     """Not after `stop` (exit code 0) nor with wrong settings (2), and not for ever."""
     unit = make_systemd_unit(PLAN)
-    for line in ("Restart=on-failure", "RestartPreventExitStatus=2", "StartLimitBurst=5", "UMask=0077"):
+    for line in ("Restart=on-failure", "RestartPreventExitStatus=2", "StartLimitIntervalSec=0", "UMask=0077"):
         assert line in unit.splitlines()
     assert "TimeoutStopSec=60" in unit.splitlines()
     assert "User=" not in unit and "WantedBy=default.target" in unit

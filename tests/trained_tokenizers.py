@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 SPECIAL = ("<|bos|>", "<|im_start|>", "<|im_end|>")
 SAMPLE = "<|bos|><|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nhi<|im_end|>\n<|im_start|>user\n"
@@ -23,6 +23,45 @@ def train(pre_tokenizer: Any = BYTE_LEVEL, normalizer: Any = None, **flags: bool
     tokenizer.train_from_iterator(CORPUS * 3, trainer)
     tokenizer.add_tokens([AddedToken("<tool>", normalized=False), AddedToken("north", normalized=True)])
     return tokenizer
+
+
+def train_pieces(decoder: Any, pre_tokenizer: Any = None, normalizer: Any = None) -> Tokenizer:
+    """Train a BPE tokenizer over characters, with bytes for those it does not know."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer, tokenizer.decoder = normalizer, decoder
+    tokenizer.pre_tokenizer = pre_tokenizer or pre_tokenizers.Split(" ", "merged_with_next")
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(["the water of the sea is cold in the north", "the sea"] * 3, trainer)
+    described = config_of(tokenizer)
+    described["added_tokens"] = described["added_tokens"][:3]  # the bytes are plain tokens
+    return Tokenizer.from_str(json.dumps(described))
+
+
+def train_words(decoder: Any) -> Tokenizer:
+    """Make a WordPiece tokenizer."""
+    words = ("[UNK]", "[CLS]", "the", "sea", "is", "co", "##ld", "##s", ".", ",", "'", "t", "don", "北")
+    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Whitespace(), decoder
+    return tokenizer
+
+
+def train_suffixes() -> Tokenizer:
+    """Train a BPE tokenizer whose last token of a word says so."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Whitespace(), decoders.BPEDecoder()
+    trainer = trainers.BpeTrainer(
+        vocab_size=60, special_tokens=["<unk>"], end_of_word_suffix="</w>", show_progress=False
+    )
+    tokenizer.train_from_iterator(["the water of the sea is cold in the north", "the sea"] * 3, trainer)
+    return tokenizer
+
+
+def with_decoder(tokenizer: Tokenizer, decoder: Any) -> Tokenizer:
+    """Return a copy that can decode."""
+    copied = Tokenizer.from_str(tokenizer.to_str())
+    copied.decoder = decoder
+    return copied
 
 
 def config_of(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -67,6 +106,21 @@ TOKENIZERS = {
     "qwen": train(cut(QWEN), normalizers.NFC()),
     "deepseek2": train(cut(*DEEPSEEK2, has_digits=True)),
     "deepseek3": train(cut(*DEEPSEEK3)),
+}
+PLAIN_SPACES = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+LLAMA2 = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+DECODED = {
+    "byte-level": with_decoder(TOKENIZERS["llama3"], decoders.ByteLevel()),
+    "llama 2": train_pieces(decoders.Sequence([*PLAIN_SPACES, decoders.Strip(" ", 1, 0)]), None, LLAMA2),
+    "gemma": train_pieces(decoders.Sequence(PLAIN_SPACES), None, normalizers.Replace(" ", "▁")),
+    "metaspace": train_pieces(decoders.Metaspace(), pre_tokenizers.Metaspace()),
+    "metaspace, first": train_pieces(
+        decoders.Metaspace(prepend_scheme="first"), pre_tokenizers.Metaspace(prepend_scheme="first")
+    ),
+    "wordpiece": train_words(decoders.WordPiece()),
+    "wordpiece as it is": train_words(decoders.WordPiece(cleanup=False)),
+    "suffixes": train_suffixes(),
+    "no decoder": train(),
 }
 # What a piece becomes depends on more than itself.
 BY_PLACE = {

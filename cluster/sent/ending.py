@@ -5,11 +5,16 @@ the environment there.
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import psutil
 
 WAIT_S = 5.0
+LOOK_S = 0.02
+NUM_TRIES = 3
+# On macOS psutil fails at random, most of all for processes of others.
+PSUTIL_ERRORS = (psutil.Error, RuntimeError, SystemError, OSError)
 
 
 def main(question: dict[str, Any]) -> None:
@@ -18,14 +23,34 @@ def main(question: dict[str, Any]) -> None:
     Args:
         question: {"processes": [[pid, start time], …], "tolerance_s"}.
     """
-    found = []
-    for pid, start_time in question["processes"]:
+    pids = [pid for pid, start_time in question["processes"] if end(pid, start_time, question["tolerance_s"])]
+    deadline = time.monotonic() + WAIT_S
+    while (left := [pid for pid in pids if is_running(pid)]) and time.monotonic() < deadline:
+        time.sleep(LOOK_S)
+    print(json.dumps({"num_killed": len(pids), "left": left}))
+
+
+def end(pid: int, start_time: float, tolerance_s: float) -> bool:
+    """Kill a process if it is the very one; what psutil cannot tell is asked again."""
+    for _ in range(NUM_TRIES):
         try:
             process = psutil.Process(pid)
-            if abs(process.create_time() - start_time) <= question["tolerance_s"]:
-                process.kill()
-                found.append(process)
+            if abs(process.create_time() - start_time) > tolerance_s:
+                return False
+            process.kill()
         except psutil.NoSuchProcess:
+            return False
+        except PSUTIL_ERRORS:
             continue
-    _, left = psutil.wait_procs(found, timeout=WAIT_S)
-    print(json.dumps({"num_killed": len(found), "left": [process.pid for process in left]}))
+        return True
+    return False
+
+
+def is_running(pid: int) -> bool:
+    """True while a process has not ended; what psutil cannot tell counts as running."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+    except PSUTIL_ERRORS:
+        return bool(psutil.pid_exists(pid))

@@ -3,7 +3,7 @@ cluster/probe.py.
 
 Whatever cannot be found out is null; nothing is changed. The parsers of what the system's commands print are
 pure. Those of macOS follow Apple's documentation and recorded outputs; only a Mac can prove them:
-vm_stat, sysctl hw.memsize, networksetup -listallhardwareports, ifconfig.
+vm_stat, sysctl hw.memsize, iogpu.wired_limit_mb, networksetup -listallhardwareports, ifconfig.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ COMMAND_LIMIT_S = 5
 # Below the ephemeral ranges of Linux (from 32768) and macOS (from 49152), as in cluster/ports.py.
 FIRST_PORT, LAST_PORT = 20000, 31999
 NO_LIMIT_BYTES = 1 << 60  # version 1 of cgroups writes about 2^63 for none
+# Metal's own figure, which follows iogpu.wired_limit_mb (mlx 0.32.4).
+ASK_MLX = "import mlx.core as mx; print(mx.device_info()['max_recommended_working_set_size'])"
 FIREWALL = "/usr/libexec/ApplicationFirewall/socketfilterfw"
 
 
@@ -58,7 +60,7 @@ def collect(question: dict[str, Any]) -> dict[str, Any]:
         "can_make_environments": has_modules("venv", "ensurepip"),
         "total_memory_bytes": total,
         "free_memory_bytes": free,
-        "gpu_wired_limit_bytes": read_mac_gpu_limit() if is_mac else None,
+        "gpu_wired_limit_bytes": read_mac_gpu_limit(question.get("environment")) if is_mac else None,
         "chip": read_chip(is_mac),
         "worker_dir": str(worker_dir),
         "disk_free_bytes": read_free_disk(worker_dir),
@@ -308,8 +310,13 @@ def parse_vm_stat(text: str) -> int | None:
     return int(size[1]) * sum(pages.get(name, 0) for name in counted)
 
 
-def read_mac_gpu_limit() -> int | None:
-    """Bytes the GPU may use: `sysctl iogpu.wired_limit_mb`, where set."""
+def read_mac_gpu_limit(environment: str | None) -> int | None:
+    """Bytes the GPU may use: as MLX says, else `sysctl iogpu.wired_limit_mb`; null where neither tells."""
+    if environment:
+        python = os.path.join(os.path.expanduser(environment), "bin", "python")
+        told = run([python, "-I", "-c", ASK_MLX]).strip()
+        if told.isdigit() and int(told):
+            return int(told)
     limit = run(["sysctl", "-n", "iogpu.wired_limit_mb"]).strip()
     return int(limit) << 20 if limit.isdigit() and int(limit) else None
 

@@ -9,6 +9,7 @@ cluster/model_files.py; run for this machine's folder too. Standard library only
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -45,7 +46,8 @@ def main(question: dict[str, Any]) -> None:
             if entry["sha256"]:
                 entries[name] = entry
     if entries != known:
-        write_known(sums_file, entries)
+        with contextlib.suppress(OSError):  # a full disk: the sums are made again the next time
+            write_known(sums_file, entries)
     there = folder if os.path.isdir(folder) else os.path.expanduser("~")
     print(json.dumps({"folder": folder, "free_bytes": shutil.disk_usage(there).free, "files": files}))
 
@@ -108,6 +110,10 @@ def write_known(sums_file: str, entries: dict[str, Any]) -> None:
     """Replace a sums file as a whole."""
     os.makedirs(os.path.dirname(sums_file), exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=".sums-", dir=os.path.dirname(sums_file))
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump({"version": 1, "files": entries}, file)
-    os.replace(temporary, sums_file)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump({"version": 1, "files": entries}, file)
+        os.replace(temporary, sums_file)
+    except OSError:
+        os.unlink(temporary)
+        raise

@@ -23,7 +23,15 @@ def main(question: dict[str, Any]) -> None:
         question: {"address", "num_ports"}.
     """
     ports = find_ports(question["address"], question["num_ports"])
-    print(json.dumps({"ports": ports, "free_memory_bytes": psutil.virtual_memory().available}))
+    print(json.dumps({"ports": ports, "free_memory_bytes": read_free_memory()}))
+
+
+def read_free_memory() -> int:
+    """Bytes that are free; 0 where psutil does not tell, as on macOS now and then."""
+    try:
+        return int(psutil.virtual_memory().available)
+    except (psutil.Error, RuntimeError, SystemError, OSError):
+        return 0
 
 
 def find_ports(address: str, num_ports: int) -> list[int]:

@@ -12,15 +12,11 @@ from pathlib import Path
 import pytest
 
 from spool import Request, SamplingParams, Spool, SpoolOwner
-from tests.cluster_service import SUPERVISOR, Bench
+from tests.cluster_service import Bench, supervisor_command
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 pytestmark = pytest.mark.slow
-
-
-def supervisor_command(bench: Bench) -> list[str]:
-    return [*SUPERVISOR, *(word for pair in bench.overrides.items() for word in ("--set", "=".join(pair)))]
 
 
 # What a loaded test machine may add to a bound that is met on an idle one.

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from distributed.frame import StageStep
-from distributed.kv_sizes import round_rows, round_tokens
+from distributed.frame import Clear, Resize, StageStep
+from distributed.kv_sizes import grown
 from distributed.packing import Float32Array
 
 
@@ -22,6 +22,7 @@ class View:
     """How one step sees its table: the same for every layer. B rows, T columns, S cached tokens."""
 
     step: StageStep
+    shape: tuple[int, int]  # rows and tokens that the table has for this step
     rows: slice | list[int]  # the slots of the step's rows
     slots: NDArray[np.int64]  # the same, (B,)
     num_kv_tokens: int
@@ -33,10 +34,10 @@ class View:
     mask: Float32Array | None  # (B, 1, 1, S) to add to scores where T = 1; None: all may be seen
 
 
-def make_view(step: StageStep) -> View:
+def make_view(step: StageStep, shape: tuple[int, int]) -> View:
     """Return what all layers need to know of a step."""
     offsets = np.array(step.offsets, np.intp)
-    num_kv_tokens = max(step.offsets) + step.num_tokens
+    num_kv_tokens = step.num_kv_tokens
     is_range = step.slots == tuple(range(step.slots[0], step.slots[0] + step.num_rows))
     written = np.flatnonzero(step.counts)
     mask = None
@@ -45,6 +46,7 @@ def make_view(step: StageStep) -> View:
         mask = np.where(is_hidden, np.float32(-np.inf), np.float32(0))[:, None, None, :]
     return View(
         step=step,
+        shape=shape,
         rows=slice(step.slots[0], step.slots[0] + step.num_rows) if is_range else list(step.slots),
         slots=np.array(step.slots, np.int64),
         num_kv_tokens=num_kv_tokens,
@@ -75,7 +77,7 @@ class LayerKV:
     def write(self, view: View, keys: Float32Array, values: Float32Array) -> None:
         """Write a step's keys and values, (B, T, H, D) each; only what its rows count."""
         step = view.step
-        self._grow(max(step.slots) + 1, view.num_kv_tokens, keys.shape[2:])
+        self.make_room(view.shape, keys.shape[2:])
         for slot, start, count in zip(step.slots, step.offsets, step.counts, strict=True):
             if count:
                 self._num_written[slot] = start + count
@@ -89,28 +91,39 @@ class LayerKV:
             self.values[slot, :, start : start + count] = values[row, :count].swapaxes(0, 1)
 
     def copy_prefix(self, source: LayerKV, from_slot: int, to_slot: int, num_tokens: int) -> None:
-        """Copy the first tokens of a row of `source`, which may be this layer, into a row of this one."""
-        keys = source.keys[from_slot, :, :num_tokens]
-        values = source.values[from_slot, :, :num_tokens]
-        self._grow(to_slot + 1, num_tokens, (keys.shape[0], keys.shape[2]))
-        self.keys[to_slot, :, :num_tokens] = keys
-        self.values[to_slot, :, :num_tokens] = values
+        """Copy the first tokens of a row of `source`, which may be this layer, into a row that is there."""
+        self.keys[to_slot, :, :num_tokens] = source.keys[from_slot, :, :num_tokens]
+        self.values[to_slot, :, :num_tokens] = source.values[from_slot, :, :num_tokens]
         self._num_written[to_slot] = num_tokens
 
-    def _grow(self, num_rows: int, num_tokens: int, heads: tuple[int, ...]) -> None:
-        rows, _, capacity, _ = self.keys.shape
-        if num_rows <= rows and num_tokens <= capacity:
+    def make_room(
+        self, shape: tuple[int, int], heads: tuple[int, ...], slots: tuple[int, ...] | None = None
+    ) -> None:
+        """Have so many rows and tokens of `heads` (H, D); row i is the old row `slots[i]`."""
+        if (self.keys.shape[0], self.keys.shape[2]) == shape and slots is None:
             return
-        shape = (
-            max(rows, round_rows(num_rows)), heads[0],
-            max(capacity, round_tokens(num_tokens)), heads[1],
-        )  # fmt: skip
+        kept = list(range(min(len(self._num_written), shape[0]))) if slots is None else list(slots)
+        counts = [min(self._num_written[slot], shape[1]) for slot in kept]
         for name in ("keys", "values"):
-            grown, old = _make_untouched(shape), getattr(self, name)
-            for row, count in enumerate(self._num_written):
-                grown[row, :, :count] = old[row, :, :count]
+            grown, old = _make_untouched((shape[0], heads[0], shape[1], heads[1])), getattr(self, name)
+            for row, (slot, count) in enumerate(zip(kept, counts, strict=True)):
+                grown[row, :, :count] = old[slot, :, :count]
             setattr(self, name, grown)
-        self._num_written += [0] * (shape[0] - rows)
+        self._num_written = counts + [0] * (shape[0] - len(counts))
+
+    def resize(self, shape: tuple[int, int], slots: tuple[int, ...]) -> None:
+        """Keep the rows `slots`, or all where there are none, in another size."""
+        if not shape[0]:
+            self.keys = self.values = np.empty((0, 0, 0, 0), np.float32)
+            self._num_written = []
+        elif len(self._num_written):
+            self.make_room(shape, (self.keys.shape[1], self.keys.shape[3]), slots or None)
+
+    def clear(self, slot: int, start: int, end: int) -> None:
+        """Set a row's tokens to zero."""
+        if len(self._num_written):
+            self.keys[slot, :, start:end] = 0
+            self.values[slot, :, start:end] = 0
 
 
 def _make_untouched(shape: tuple[int, ...]) -> Float32Array:
@@ -130,20 +143,31 @@ class CpuKVTable:
 
     def __init__(self, num_layers: int) -> None:
         self.layers = [LayerKV() for _ in range(num_layers)]
+        self.shape = (0, 0)  # rows, tokens
         self.arrays: list[object] = []  # nothing is lazy here
 
     def begin(self, step: StageStep) -> tuple[View, list[LayerKV]]:
         """Return what `DenseLayers.forward` takes beside its input."""
-        return make_view(step), self.layers
+        self.shape = grown(self.shape, max(step.slots) + 1, step.num_kv_tokens)
+        return make_view(step, self.shape), self.layers
+
+    def resize(self, order: Resize) -> None:
+        """Take another size; memory that is not needed any more is free when this returns."""
+        self.shape = (order.num_rows, order.num_tokens)
+        for layer in self.layers:
+            layer.resize(self.shape, order.slots)
+
+    def clear(self, order: Clear) -> None:
+        """Set some of a row's tokens to zero."""
+        for layer in self.layers:
+            layer.clear(order.slot, order.start, order.end)
 
     def copy_prefix(self, source: CpuKVTable, from_slot: int, to_slot: int, num_tokens: int) -> None:
         """Copy the first tokens of a row of `source`, which may be this table, into a row of this one."""
+        self.shape = grown(self.shape, to_slot + 1, num_tokens)
         for layer, other in zip(self.layers, source.layers, strict=True):
+            layer.make_room(self.shape, (other.keys.shape[1], other.keys.shape[3]))
             layer.copy_prefix(other, from_slot, to_slot, num_tokens)
-
-    def reset(self) -> None:
-        """Drop all rows and their memory."""
-        self.layers = [LayerKV() for _ in self.layers]
 
     @property
     def num_bytes(self) -> int:

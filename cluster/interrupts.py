@@ -1,0 +1,62 @@
+"""Ctrl-C in a command that has started something which must not be left half done.
+
+Knows nothing of what the command does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Self
+
+from cluster.errors import Interrupted
+
+LOOK_INTERVAL_S = 0.1
+
+
+class InterruptFlag:
+    """While it is entered, the first SIGINT sets `is_set`; a second one raises KeyboardInterrupt as usual."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+    def __enter__(self) -> Self:
+        # Whoever started us with SIGINT ignored (nohup, a script's &) means it.
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if signal.getsignal(signal.SIGINT) == self._on_signal:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.is_set = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def run_to_end(command: Sequence[str], *, folder: Path, environment: Mapping[str, str]) -> int:
+    """Run a program whose standard output nobody reads; its exit code.
+
+    It has a session of its own, so that Ctrl-C at the terminal is ours and ends it without a traceback.
+
+    Raises:
+        Interrupted: Ctrl-C; the program is gone.
+    """
+    with (
+        InterruptFlag() as interrupt,
+        subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+        ) as child,
+    ):
+        while not interrupt.is_set:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return child.wait(LOOK_INTERVAL_S)
+        child.kill()
+    raise Interrupted("Interrupted: nothing was started; the same command goes on where this ended")

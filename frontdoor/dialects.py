@@ -1,0 +1,55 @@
+"""Which API a path belongs to, how that API writes an error, and which APIs are not served.
+
+    /v1/messages     Anthropic   {"type": "error", "error": {"type", "message"}}
+    /api             Ollama      {"error": "…"}
+    all else         OpenAI      {"error": {"message", "type", "param", "code"}}
+
+Clients read an error of another shape as one of their own, and blame the model. Pure: knows paths, nothing
+of routes.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
+ErrorWriter = Callable[[int, Mapping[str, Any]], dict[str, Any]]
+
+NOT_SERVED = {
+    "/v1/messages": "the Anthropic Messages API",
+    "/v1/responses": "the OpenAI Responses API",
+    "/api": "Ollama's API",
+}
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
+    404: "not_found_error", 408: "timeout_error", 413: "request_too_large", 429: "rate_limit_error",
+    500: "api_error", 503: "overloaded_error", 504: "timeout_error", 507: "overloaded_error",
+}  # fmt: skip
+
+
+def error_body(path: str, status: int, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Write an error as the API of this path does; `body` is the OpenAI one, which most take as it is."""
+    write = _of_path(path, _WRITERS)
+    return body if write is None else write(status, body["error"])
+
+
+def api_not_served(path: str) -> str | None:
+    """Name the API that a path belongs to, if it is known and not served."""
+    return _of_path(path, NOT_SERVED)
+
+
+def _of_path(path: str, by_prefix: Mapping[str, Value]) -> Value | None:
+    found = (value for prefix, value in by_prefix.items() if f"{path}/".startswith(f"{prefix}/"))
+    return next(found, None)
+
+
+def _as_anthropic(status: int, error: Mapping[str, Any]) -> dict[str, Any]:
+    fallback = "invalid_request_error" if status < 500 else "api_error"
+    kind = _ANTHROPIC_TYPES.get(status, fallback)
+    return {"type": "error", "error": {"type": kind, "message": error["message"]}}
+
+
+def _as_ollama(_status: int, error: Mapping[str, Any]) -> dict[str, Any]:
+    return {"error": error["message"]}
+
+
+_WRITERS: Mapping[str, ErrorWriter] = {"/v1/messages": _as_anthropic, "/api": _as_ollama}

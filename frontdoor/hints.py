@@ -1,0 +1,20 @@
+"""Tells operators which harmless hints clients send: one log line a name, as they change nothing here."""
+
+import logging
+
+from frontdoor.schemas import Hints
+
+log = logging.getLogger(__name__)
+
+
+class HintLog:
+    """Remembers which names were logged."""
+
+    def __init__(self) -> None:
+        self._logged: set[str] = set()
+
+    def note(self, body: Hints) -> None:
+        """Log the names that a body uses for the first time; never a value."""
+        for name in sorted((body.model_fields_set & Hints.model_fields.keys()) - self._logged):
+            self._logged.add(name)
+            log.info("clients send %s, which changes no output here (docs/request-bodies.md)", name)

@@ -1,0 +1,49 @@
+"""Tool calls of earlier turns, as clients send them back: read into what chat templates expect.
+
+A call becomes {"id", "type": "function", "function": {"name", "arguments"}}, and arguments that are a JSON
+object in a string become that object, as templates print them themselves. Knows one message at a time; how
+a template without tools shows calls is prompts/history.py's.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def read_tool_calls(value: object) -> tuple[dict[str, Any], ...] | None:
+    """Return the calls; None for none.
+
+    Raises:
+        ValueError: no list of calls.
+    """
+    if not value:
+        return None
+    if not isinstance(value, list):
+        raise ValueError("must be a list of tool calls")
+    return tuple(map(_read_call, value))
+
+
+def _read_call(call: object) -> dict[str, Any]:
+    if not isinstance(call, Mapping):
+        raise ValueError("each tool call must be an object")
+    called = call.get("function") or call.get("custom")
+    if not isinstance(called, Mapping) or not isinstance(called.get("name"), str):
+        raise ValueError("each tool call needs a function with a name")
+    arguments = called.get("arguments", called.get("input"))
+    read = {"type": "function", "function": {"name": called["name"], "arguments": _read_arguments(arguments)}}
+    return {"id": call["id"], **read} if isinstance(call.get("id"), str) else read
+
+
+def _read_arguments(arguments: object) -> dict[str, Any] | str:
+    if arguments is None or arguments == "":
+        return {}
+    if isinstance(arguments, dict):
+        return arguments
+    if not isinstance(arguments, str):
+        raise ValueError("the arguments of a tool call must be a string or an object")
+    try:
+        found = json.loads(arguments)
+        json.dumps(found, ensure_ascii=False).encode()  # as a template writes them: half a character fails
+    except (ValueError, RecursionError):  # a model's broken call stays as it was
+        return arguments
+    return found if isinstance(found, dict) else arguments

@@ -1,0 +1,112 @@
+"""The model's chat template: compiled as transformers compiles it, and what it is made of.
+
+Templates come from the Hub: they run in jinja2's sandbox, with the names that transformers gives them
+(transformers 5.23 utils/chat_template_utils.py). Knows no tokenizer.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.meta
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+# What a template that does not expect such messages may raise.
+_TEMPLATE_ERRORS = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+class MessagesRefused(Exception):
+    """The chat template does not take these messages, or the model has no chat template."""
+
+
+@dataclass(frozen=True)
+class RenderedChat:
+    """A chat as the template wrote it; literals are offsets in it, as `spool.Request` has them."""
+
+    text: str
+    literals: tuple[int, ...] = ()
+
+
+class ChatTemplate:
+    """A compiled template; safe to use from several threads.
+
+    `variables`: the names it takes from outside. `literals`: all that it may write itself, joined with zero
+    bytes.
+    """
+
+    def __init__(self, source: str) -> None:
+        """Compile; raises jinja2.TemplateError."""
+        environment = _make_environment()
+        tree = environment.parse(source)
+        constants = [node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str)]
+        written = [node.data for node in tree.find_all(jinja2.nodes.TemplateData)]
+        self.variables = frozenset(jinja2.meta.find_undeclared_variables(tree))
+        self.constants = frozenset(constants)
+        self.literals = "\0".join([*written, *constants])
+        self._compiled = environment.from_string(source)
+        # jinja looks through two layers of names at every rendering; nothing is ever added to either of them.
+        self._compiled.globals = dict(self._compiled.globals)
+
+    def render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
+        """Write a chat, with the opening of the assistant's turn.
+
+        Raises:
+            MessagesRefused: the template refuses these messages.
+        """
+        try:
+            return self._compiled.render(
+                messages=messages, tools=None, documents=None, add_generation_prompt=True, **variables
+            )
+        except _TEMPLATE_ERRORS as error:
+            raise MessagesRefused(f"the chat template refuses these messages: {error}") from error
+
+
+class _GenerationTag(jinja2.ext.Extension):
+    """`{% generation %}…{% endgeneration %}` marks text for training; here it is only the text."""
+
+    tags = {"generation"}  # noqa: RUF012 - typed by jinja2
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _make_environment() -> jinja2.Environment:
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _GenerationTag]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda style: datetime.now().strftime(style)
+    return environment
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # jinja's own filter escapes HTML characters, which no model was trained on
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)

@@ -1,0 +1,57 @@
+"""Earlier turns in the ways in which a chat template may take them: tool calls as they are, or as text.
+
+As text, calls stand in the assistant's turn and results in a user's, in the words in which Hermes and Qwen
+templates write them; a user's turn that touches one is joined to it, as many templates want turns to
+alternate. Knows messages as templates see them; nothing of tokens.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Turn = dict[str, Any]
+
+
+def ways_to_write(turns: Sequence[Mapping[str, Any]], *, knows_tools: bool) -> Iterator[Sequence[Turn]]:
+    """Yield a chat as a template may take it, the best way first; each next one for a template that fails.
+
+    A turn of tool calls alone has None for its content: some templates know it by that, others fail. Some
+    take tool calls but not all (one at a time, ids of nine characters).
+    """
+    given = [dict(turn) for turn in turns]
+    if knows_tools or not has_tools(given):
+        yield given
+    if knows_tools and any(turn["content"] is None for turn in given):
+        yield [{**turn, "content": turn["content"] or ""} for turn in given]
+    if has_tools(given):
+        yield without_tools(given)
+
+
+def has_tools(turns: Sequence[Turn]) -> bool:
+    """Tell whether a chat has tool calls or their results."""
+    return any(turn["role"] == "tool" or turn.get("tool_calls") for turn in turns)
+
+
+def without_tools(turns: Sequence[Turn]) -> list[Turn]:
+    """Return the same chat in turns of text alone."""
+    plain: list[Turn] = []
+    was_result = False
+    for turn in turns:
+        is_result, shown = turn["role"] == "tool", _as_text(turn)
+        is_joined = plain and (is_result or was_result) and plain[-1]["role"] == shown["role"] == "user"
+        if is_joined:
+            plain[-1] = {**plain[-1], "content": f"{plain[-1]['content']}\n{shown['content']}"}
+        else:
+            plain.append(shown)
+        was_result = is_result
+    return plain
+
+
+def _as_text(turn: Turn) -> Turn:
+    content = turn.get("content") or ""
+    if turn["role"] == "tool":
+        return {"role": "user", "content": f"<tool_response>\n{content}\n</tool_response>"}
+    called = [json.dumps(call["function"], ensure_ascii=False) for call in turn.get("tool_calls") or ()]
+    parts = [*filter(None, [content]), *(f"<tool_call>\n{call}\n</tool_call>" for call in called)]
+    rest = {name: value for name, value in turn.items() if name != "tool_calls"}
+    return {**rest, "content": "\n".join(parts)}

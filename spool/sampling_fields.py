@@ -1,0 +1,93 @@
+"""What the sampling fields of a request may be, on every route and in prompt files, and what stands for none.
+
+One record a number, with its bounds; `make_params` turns what was asked into `SamplingParams`. A whole float
+counts as an integer (16.0 for 16), a boolean is never a number. Knows the fields, nothing of JSON or HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from spool.messages import SamplingParams
+
+MAX_STOP_STRINGS = 16
+MAX_STOP_LENGTH = 256  # characters
+NO_SEED = -1  # as vLLM and llama.cpp read it: one is drawn
+_MAX_INT = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class NumberField:
+    """A number within bounds, both included."""
+
+    low: int
+    high: int
+    is_whole: bool = False
+
+    def read(self, value: object) -> int | float:
+        """Return the number, as an int where it is to be whole.
+
+        Raises:
+            ValueError: it is none, or out of bounds; the message does not repeat it.
+        """
+        if isinstance(value, int | float) and not isinstance(value, bool) and self._holds(value):
+            return int(value) if self.is_whole else value
+        raise ValueError(f"must be {self.allowed}")
+
+    def _holds(self, value: int | float) -> bool:
+        # No comparison holds for NaN.
+        return self.low <= value <= self.high and not (self.is_whole and value % 1)
+
+    @property
+    def allowed(self) -> str:
+        """Say what it may be."""
+        return f"a {'whole ' if self.is_whole else ''}number from {self.low} to {self.high}"
+
+
+NUMBER_FIELDS: Mapping[str, NumberField] = {
+    "max_tokens": NumberField(1, _MAX_INT, is_whole=True),
+    "temperature": NumberField(0, 2),
+    "top_p": NumberField(0, 1),
+    "top_k": NumberField(-1, 2**31 - 1, is_whole=True),
+    "min_p": NumberField(0, 1),
+    "seed": NumberField(-(2**63), _MAX_INT, is_whole=True),
+    "priority": NumberField(0, 9, is_whole=True),
+}
+
+
+def read_stop(value: object) -> tuple[str, ...]:
+    """Return the stop strings; an empty one is none.
+
+    Raises:
+        ValueError: something else than a string or some strings, or too many or too long ones.
+    """
+    strings = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(strings, list | tuple) or len(strings) > MAX_STOP_STRINGS:
+        raise ValueError(f"must be a string or a list of up to {MAX_STOP_STRINGS} strings")
+    if not all(isinstance(stop, str) and len(stop) <= MAX_STOP_LENGTH for stop in strings):
+        raise ValueError(f"each stop string may have up to {MAX_STOP_LENGTH} characters")
+    return tuple(stop for stop in strings if stop)
+
+
+def make_params(asked: Mapping[str, Any], *, max_tokens: int, seed: int) -> SamplingParams:
+    """Return the parameters of a request.
+
+    Args:
+        asked: fields that have been read, by name; None and missing are neutral.
+        max_tokens, seed: what counts where the request names none.
+    """
+    known = {name: value for name, value in asked.items() if value is not None}
+    is_greedy = known.get("top_p") == 0  # of all tokens only the likeliest is left
+    asked_seed = known.get("seed", NO_SEED)
+    return SamplingParams(
+        max_tokens=known.get("max_tokens", max_tokens),
+        temperature=0.0 if is_greedy else float(known.get("temperature", 0.0)),
+        top_p=1.0 if is_greedy else float(known.get("top_p", 1.0)),
+        top_k=max(0, known.get("top_k", 0)),
+        min_p=float(known.get("min_p", 0.0)),
+        stop=known.get("stop", ()),
+        seed=seed if asked_seed == NO_SEED else asked_seed,
+        ignore_eos=known.get("ignore_eos", False),
+    )

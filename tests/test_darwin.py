@@ -1,0 +1,385 @@
+"""What is done on a Mac only, on a pretended one: no Mac is here."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import json
+import os
+import platform
+import resource
+import signal
+import subprocess
+import sys
+import time
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from chaos import flatness
+from cluster import front_door_watch, hosts, ports, ring_life, unit_install
+from cluster.errors import ClusterError
+from cluster.hosts import Cluster, Host
+from cluster.plan import choose_layout, find_short_hosts, measure_rooms
+from cluster.probe import make_facts
+from cluster.processes import ProcessIdentity, identify
+from cluster.sent import ending, facts
+from cluster.sent import ports as sent_ports
+from cluster.terminal import Terminal
+from config import load_settings
+from config.limits import raise_descriptor_limits
+from distributed import mac
+from distributed.lifeline import EXIT_SUPERVISOR_GONE
+from spool.fsio import FileSystem
+from tests.test_plan import make_default_source
+
+ROOT = Path(__file__).resolve().parent.parent
+# Says what it was given, and lives as long as the process behind -w.
+CAFFEINATE = """#!/bin/sh
+{ echo "$*"; env; } >"$0.part"
+mv "$0.part" "$0.said"
+while kill -0 "$3" 2>/dev/null; do sleep 0.05; done
+touch "$0.ended"
+"""
+# psutil and the like are imported as on Linux; what looks later sees a Mac.
+RANK = """
+import os, sys
+import server
+sys.platform = "darwin"
+code = server.main(sys.argv[1:])
+print("left:", os.environ.get("MLX_METAL_FAST_SYNCH"), flush=True)
+os._exit(code)
+"""
+
+
+@pytest.fixture
+def caffeinate(tmp_path: Path) -> Path:
+    """Make a program of that name in a folder of its own."""
+    program = tmp_path / "bin" / "caffeinate"
+    program.parent.mkdir()
+    program.write_text(CAFFEINATE)
+    program.chmod(0o755)
+    return program
+
+
+def wait_for(path: Path) -> str:
+    """Read a file once it is there."""
+    deadline = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.01)
+    return path.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [("--rank", "1"), ("--rank", "1", "--spare")])
+def test_a_rank_on_a_mac_is_kept_awake_and_drops_a_dangerous_setting(
+    tmp_path: Path, caffeinate: Path, flags: tuple[str, ...]
+) -> None:
+    """Before MLX is imported; the warning comes once, and caffeinate ends with the rank."""
+    environment = {
+        **os.environ,
+        "PATH": f"{caffeinate.parent}:{os.environ['PATH']}",
+        "STATE_DIR": str(tmp_path / "state"),
+        "MLX_METAL_FAST_SYNCH": "1",
+        "MARKER": "mine",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", RANK, *flags],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == EXIT_SUPERVISOR_GONE, done.stderr
+    assert "left: None" in done.stdout
+    assert done.stderr.count("MLX_METAL_FAST_SYNCH") == 1
+    words, *rest = wait_for(caffeinate.with_name("caffeinate.said")).splitlines()
+    assert words.startswith("-ims -w ")
+    assert not any(line.startswith("MARKER") for line in rest)
+    wait_for(caffeinate.with_name("caffeinate.ended"))
+
+
+def test_without_caffeinate_a_mac_serves_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Absent, or no program: no error."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert mac.keep_awake() is None
+    (tmp_path / "caffeinate").write_bytes(b"\x7fELF nothing")
+    (tmp_path / "caffeinate").chmod(0o755)
+    assert mac.keep_awake() is None
+
+
+def test_linux_starts_nothing_to_stay_awake(monkeypatch: pytest.MonkeyPatch, caffeinate: Path) -> None:
+    """Even where a program has that name."""
+    monkeypatch.setenv("PATH", str(caffeinate.parent))
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert mac.keep_awake() is None
+
+
+def test_a_setting_that_is_not_there_is_not_spoken_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No line in the log of most ranks."""
+    monkeypatch.delenv(mac.FAST_SYNCH, raising=False)
+    mac.drop_fast_synch()
+    assert not caplog.records
+
+
+FAILURES = [
+    RuntimeError("proc_pidinfo(PROC_PIDLISTFDS) failed"),
+    SystemError("returned NULL without setting an exception"),
+    psutil.AccessDenied(1),
+    PermissionError(1, "sysctl"),
+]
+
+
+class FailingProcess:
+    """What psutil gives for a process where macOS tells nothing of it."""
+
+    error: Exception = FAILURES[0]
+
+    def __init__(self, pid: int | None = None) -> None:
+        raise self.error
+
+
+@pytest.fixture(params=FAILURES, ids=lambda error: type(error).__name__)
+def failing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let psutil fail at all that it is asked of processes, connections and memory."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise request.param
+
+    FailingProcess.error = request.param
+    monkeypatch.setattr(psutil, "Process", FailingProcess)
+    for name in ("net_connections", "virtual_memory", "net_if_addrs"):
+        monkeypatch.setattr(psutil, name, fail)
+
+
+@pytest.mark.usefixtures("failing")
+def test_where_psutil_tells_nothing_a_process_is_alive_and_never_signalled() -> None:
+    """By its pid alone: nobody takes what runs for dead, and nothing is killed that may be another's."""
+    me = identify(os.getpid())
+    assert me is not None
+    assert abs(me.start_time - time.time()) < 60
+    assert me.is_alive()
+    assert not me.send(signal.SIGKILL)
+    assert not me.wait(0.1)
+    gone = ProcessIdentity(2**22 + 1, 1.0)
+    assert not gone.is_alive()
+    assert gone.wait(0.1)
+
+
+@pytest.mark.usefixtures("failing")
+def test_where_psutil_tells_nothing_a_start_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ports, addresses, the front door's watch and the programs on other hosts all answer."""
+    assert "port 80 on ::1 is taken: end that" in str(ports.describe_taken("::1", 80))
+    assert hosts.own_addresses() == set()
+    assert front_door_watch.read_cpu_s(1) == 0.0
+    assert not front_door_watch.waits_for_disk(1)
+    assert not ring_life.is_listening(1, 1)
+    sent_ports.main({"address": "127.0.0.1", "num_ports": 1})
+    ending.main({"processes": [[os.getpid(), time.time()]], "tolerance_s": 1e9})
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert told[0]["free_memory_bytes"] == 0
+    assert told[1] == {"num_killed": 0, "left": []}
+    assert list(flatness.marked_processes("mine")) == []
+
+
+def test_a_failure_of_psutil_by_chance_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice in a row changes nothing: this very process is found."""
+    me = identify(os.getpid())
+    assert me is not None
+    real, outcomes = psutil.Process.create_time, iter([RuntimeError(), psutil.AccessDenied(1)])
+
+    def create_time(self: psutil.Process) -> float:
+        for error in outcomes:
+            raise error
+        return real(self)
+
+    monkeypatch.setattr(psutil.Process, "create_time", create_time)
+    assert me.send(signal.SIGCONT)
+
+
+async def wait_for_last(head_phase: str, *, seconds_ago: float) -> bool:
+    """Whether the last of two ranks gets its start line while nobody says whether rank 0 listens."""
+    plan = ring_life.LifePlan(1, ("a:1", "b:2"), "", (), Path("/"), {}, 1.0, 1.0)
+    life = ring_life.RingLife(plan, lambda name: None, lambda: None, None)  # type: ignore[arg-type, return-value]
+    written = asyncio.Event()
+
+    async def write_line(line: str) -> None:
+        written.set()
+
+    for rank in life.ranks:
+        child = SimpleNamespace(exit_code=None, identity=SimpleNamespace(pid=1), write_line=write_line)
+        rank.child = child  # type: ignore[assignment]
+    life.ranks[0].phase, life.ranks[0].phase_since = head_phase, time.monotonic() - seconds_ago
+    starting = asyncio.create_task(life._start_last())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    return written.is_set()
+
+
+@pytest.mark.usefixtures("failing")
+def test_no_start_hangs_where_psutil_does_not_say_who_listens() -> None:
+    """A rank 0 that has long been connecting listens; one that still starts does not."""
+    assert asyncio.run(wait_for_last("connecting", seconds_ago=60))
+    assert not asyncio.run(wait_for_last("connecting", seconds_ago=0))
+    assert not asyncio.run(wait_for_last("starting", seconds_ago=60))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reached"), [(2048, 2048), (65_536, 10_240), (10_240, 10_240)], ids=["usual", "above", "equal"]
+)
+def test_a_limit_of_files_that_macos_refuses_ends_at_what_it_grants(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wanted: int, reached: int
+) -> None:
+    """The hard limit says unlimited, and more than OPEN_MAX is an invalid argument all the same."""
+    limits = [256, resource.RLIM_INFINITY]
+
+    def set_limits(which: int, pair: tuple[int, int]) -> None:
+        if pair[0] > 10_240:
+            raise ValueError("current limit exceeds maximum limit")
+        limits[:] = pair
+
+    monkeypatch.setattr(resource, "getrlimit", lambda which: tuple(limits))
+    monkeypatch.setattr(resource, "setrlimit", set_limits)
+    keys = dict.fromkeys(("FILE_DESCRIPTOR_SOFT_LIMIT", "FILE_DESCRIPTOR_HARD_LIMIT"), str(wanted))
+    settings = load_settings(keys, root=tmp_path, environ={})
+    message = raise_descriptor_limits(settings)
+    assert limits == [reached, resource.RLIM_INFINITY]
+    assert (message is not None) == (reached < wanted)
+
+
+MOUNTS = """\
+/dev/disk3s1s1 on / (apfs, sealed, local, read-only, journaled)
+devfs on /dev (devfs, local, nobrowse)
+/dev/disk3s5 on /System/Volumes/Data (apfs, local, journaled, nobrowse, protect, root data)
+map auto_home on /System/Volumes/Data/home (autofs, automounted, nobrowse)
+//anna@nas/files on /Volumes/files of anna (smbfs, nodev, nosuid, mounted by anna)
+"""
+
+
+def test_what_is_mounted_on_a_mac_is_read_from_mount(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blanks in a name, kinds of file systems; a network one is refused for the spool by its kind."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=MOUNTS))
+    assert FileSystem().mounts() == [
+        (Path("/"), "apfs"),
+        (Path("/dev"), "devfs"),
+        (Path("/System/Volumes/Data"), "apfs"),
+        (Path("/System/Volumes/Data/home"), "autofs"),
+        (Path("/Volumes/files of anna"), "smbfs"),
+    ]
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(), subprocess.TimeoutExpired("mount", 10)])
+def test_a_start_does_without_what_a_command_of_macos_does_not_tell(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """mount that hangs at a dead server, sysctl that is not there."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(subprocess, "run", fail)
+    assert FileSystem().mounts() == []
+    assert FileSystem().boot_id() is None
+
+
+@pytest.mark.parametrize("name", ["Documents", "Desktop", "Downloads"])
+def test_a_daemon_is_not_installed_in_a_folder_that_macos_keeps_from_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    """Nor with its STATE_DIR there; elsewhere in the home folder it is."""
+    monkeypatch.setattr(unit_install, "owner", lambda: SimpleNamespace(pw_name="anna", pw_dir=str(tmp_path)))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    installed: list[str] = []
+    monkeypatch.setattr(unit_install, "install", lambda keeper, *_: installed.append(keeper.name))
+
+    def run(folder: Path, platform: str = "darwin") -> int:
+        settings = load_settings({"STATE_DIR": str(folder)}, root=tmp_path, environ={})
+        terminal = Terminal(StringIO())
+        return unit_install.run_service_command(
+            settings, {}, terminal, "install", is_system=True, platform=platform
+        )
+
+    with pytest.raises(ClusterError, match=f"state lies in .*{name}, which macOS keeps from daemons"):
+        run(tmp_path / name / "ring" / "state")
+    assert run(tmp_path / "ring") == 0
+    assert run(tmp_path / name, platform="linux") == 0
+    assert installed == ["launchd", "systemd"]
+
+
+PRODUCT = ("config", "spool", "prompts", "frontdoor", "distributed", "cluster")
+LINUX_ONLY = {
+    "os": "sched_getaffinity sched_setaffinity sched_setscheduler eventfd memfd_create pidfd_open fdatasync "
+    "posix_fadvise posix_fallocate splice copy_file_range getrandom setns unshare getxattr setxattr pipe2 "
+    "getresuid setresuid waitid O_TMPFILE O_DIRECT O_PATH O_NOATIME RTLD_DEEPBIND",
+    "socket": "MSG_NOSIGNAL SOCK_CLOEXEC SOCK_NONBLOCK SO_PEERCRED TCP_KEEPIDLE TCP_USER_TIMEOUT TCP_INFO "
+    "TCP_QUICKACK TCP_DEFER_ACCEPT TCP_CORK AF_NETLINK AF_PACKET SO_BINDTODEVICE",
+    "select": "epoll",
+    "signal": "sigtimedwait sigwaitinfo SIGRTMIN SIGPWR SIGSTKFLT pidfd_send_signal",
+    "mmap": "MAP_POPULATE MADV_HUGEPAGE MADV_NOHUGEPAGE MADV_DONTDUMP",
+    "resource": "prlimit RUSAGE_THREAD",
+    "time": "CLOCK_BOOTTIME",
+}
+
+
+def test_names_that_darwin_lacks_are_looked_for_before_they_are_used() -> None:
+    """A file that uses one asks for it by name (hasattr, getattr); else a start ends in a traceback."""
+    files = [ROOT / "server.py", ROOT / "api.py"]
+    files += [path for room in PRODUCT for path in (ROOT / room).rglob("*.py")]
+    found = []
+    for path in files:
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        asked = {node.value for node in nodes if isinstance(node, ast.Constant)}
+        found += [
+            f"{path.relative_to(ROOT)}:{node.lineno} {node.value.id}.{node.attr}"
+            for node in nodes
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.attr in LINUX_ONLY.get(node.value.id, "").split()
+            and node.attr not in asked
+        ]
+    assert not found
+
+
+# Made up, in the form of vm_stat: total bytes; free, inactive and speculative pages, 2/5 of the memory.
+MACS_IN_USE = {16: (17_179_869_184, 7161, 350_101, 4387), 32: (34_359_738_368, 61_204, 803_377, 21_556)}
+
+
+@pytest.mark.parametrize("gib", MACS_IN_USE)
+def test_two_macs_in_use_hold_the_default_model_from_their_commands_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gib: int
+) -> None:
+    """From what vm_stat and sysctl print to the layers of each rank; no MLX is there to be asked."""
+    total, *pages = MACS_IN_USE[gib]
+    lines = (f"{name}: {num}." for name, num in zip(("free", "inactive", "speculative"), pages, strict=True))
+    said = {
+        "vm_stat": "Mach Virtual Memory Statistics: (page size of 16384 bytes)\n"
+        + "\n".join(f"Pages {line}" for line in lines),
+        "hw.memsize": f"{total}\n",
+        "iogpu.wired_limit_mb": "0\n",
+        "machdep.cpu.brand_string": "Apple M2\n",
+    }
+    monkeypatch.setattr(facts, "run", lambda command: said.get(command[-1], ""))
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    answer = facts.collect({"worker_dir": str(tmp_path), "environment": str(tmp_path / "venv")})
+    assert 0.3 < answer["free_memory_bytes"] / answer["total_memory_bytes"] < 0.5
+    cluster = Cluster((Host("localhost", None, "10.0.0.1", 1), Host("mac2", "mac2", "10.0.0.2", 1)))
+    told = [make_facts(host, answer, answer["unix_time"], answer["unix_time"]) for host in cluster.hosts]
+    settings = load_settings({}, root=tmp_path, environ={})
+    layout = choose_layout(settings, make_default_source(), measure_rooms(cluster, told, {}))
+    assert sum(layout.counts) == 27
+    assert list(find_short_hosts(layout)) == (["localhost", "mac2"] if gib == 16 else [])
