@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from config.context_length import ContextLength
 from config.disk_trouble import DiskTroubles
 from distributed.answers import Answer
+from distributed.request_lines import log_request, log_start, log_sweep
 from distributed.sequence import Sequence
 from distributed.text_stream import TextStream, TokenTexts
 from prompts.tokenizer import MessagesRefused, RenderedChat
@@ -29,12 +30,13 @@ from spool import (
     Result,
     SpoolOwner,
     SpoolUnavailable,
-    Swept,
     TokenRecord,
     Usage,
 )
 from spool.messages import FinishReason
 
+# After a claimed request could not begin: to claim and put back is work for a disk that is in trouble.
+REST_SECONDS = 1.0
 NO_CLAIMS, NOT_PUT_BACK = "requests cannot be claimed", "requests cannot be put back"
 NOT_LISTED, NOT_SWEPT = "the queue cannot be listed", "old results cannot be removed"
 NO_LOGS, NO_RESULTS = "token logs cannot be written", "results cannot be written"
@@ -102,6 +104,7 @@ class Intake:
         self._unwritten: deque[tuple[Claim, Result]] = deque()
         self._unreturned: deque[Claim] = deque()
         self._depth = Depth(0, 0, 0)
+        self._rest_ends = 0.0  # on the monotonic clock; nothing is claimed before
         self._solo: set[Answer] = set()
         self.num_ended: dict[str, int] = {"stop": 0, "length": 0, "cancelled": 0, "error": 0}
         self.results = {"num_bytes": 0, "removed_by_age": 0, "removed_by_size": 0}
@@ -112,10 +115,14 @@ class Intake:
 
     def claim(self, max_claims: int) -> list[Answer]:
         """Claim waiting requests, oldest first; what cannot run or has ended already gets its result here."""
+        if time.monotonic() < self._rest_ends:
+            return []
         return self._open_all(self._claim(max_claims))
 
     def claim_hinted(self, hints: Items[str], max_claims: int) -> list[Answer] | None:
         """The same for what the bell named; None: `claim` has to look."""
+        if time.monotonic() < self._rest_ends:
+            return []
         claims = self._owner.claim_hinted(hints, max_claims)
         return None if claims is None else self._open_all(claims)
 
@@ -131,8 +138,9 @@ class Intake:
             except SpoolUnavailable as error:
                 self._troubles.note(NO_LOGS, str(error))
                 self._put_back(claim)
+                self._rest_ends = time.monotonic() + REST_SECONDS
                 continue
-            _log_start(answer)
+            log_start(answer)
             if answer.finish_reason is not None:
                 self.end(answer, answer.finish_reason)
             else:
@@ -357,7 +365,7 @@ class Intake:
         self.tokens["prompt_tokens"] += result.usage.prompt_tokens
         self.tokens["generation_tokens"] += result.usage.completion_tokens
         self.tokens["cached_tokens"] += result.usage.cached_tokens
-        _log_request(claim, result)
+        log_request(claim, result)
         self._writer.submit(self._complete, claim, result)
 
     def _complete(self, claim: Claim, result: Result) -> None:
@@ -383,64 +391,10 @@ class Intake:
             "removed_by_age": by_age + swept.num_results_by_age,
             "removed_by_size": by_size + swept.num_results_by_size,
         }
-        _log_sweep(swept, max_bytes)
-
-
-def _log_sweep(swept: Swept, max_bytes: int) -> None:
-    """Write how many results are gone; leftovers are nobody's business."""
-    if not swept.num_results_by_age and not swept.num_results_by_size:
-        return
-    logger.info(
-        "%d results removed by age, %d early for RESULT_RETENTION_MB=%d; %d stay and hold %.1f MiB",
-        swept.num_results_by_age,
-        swept.num_results_by_size,
-        max_bytes // 2**20,
-        swept.num_kept_results,
-        swept.num_kept_bytes / 2**20,
-    )
+        log_sweep(swept, max_bytes)
 
 
 def _cancelled(request: Request) -> Result:
     """The result of a request that was cancelled before it ran."""
     seed, now = request.params.seed, time.time()
     return Result(request.id, request.model, "", (), "cancelled", Usage(), {}, None, now, request.owner, seed)
-
-
-def _log_start(answer: Answer) -> None:
-    """Write that rank 0 has a request; never any of its text."""
-    request, claim, num_resumed = answer.request, answer.claim, answer.num_resumed_tokens
-    fields = {"id": request.id, "client_id": request.client_id, "attempt": claim.attempt}
-    logger.info(
-        "request %s begins: %d prompt tokens, attempt %d%s",
-        request.label,
-        answer.sequence.num_prompt_tokens,
-        claim.attempt,
-        f", goes on after {num_resumed} tokens" if num_resumed else "",
-        extra={"fields": fields},
-    )
-
-
-def _log_request(claim: Claim, result: Result) -> None:
-    """Write how a request ended; never any of its text."""
-    fields = {
-        "id": result.id,
-        "client_id": claim.request.client_id,
-        "finish_reason": result.finish_reason if result.error is None else result.error["code"],
-        "prompt_tokens": result.usage.prompt_tokens,
-        "completion_tokens": result.usage.completion_tokens,
-        "cached_tokens": result.usage.cached_tokens,
-        "attempt": claim.attempt,
-        **{name: value for name, value in result.performance.items() if name != "ranks"},
-    }
-    logger.info(
-        "request %s: %s, %d + %d tokens (%d cached), queue %.3f s, first token %.3f s, %.1f tokens/s",
-        claim.request.label,
-        fields["finish_reason"],
-        result.usage.prompt_tokens,
-        result.usage.completion_tokens,
-        result.usage.cached_tokens,
-        fields.get("queue_s", 0.0),
-        fields.get("ttft_s", 0.0),
-        fields.get("decode_tokens_per_s", 0.0),
-        extra={"fields": fields},
-    )

@@ -11,7 +11,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from frontdoor.errors import FrontDoorError
-from spool import Doorbell, LogCut, Result, Spool, SpoolError, TokenLogReader, TokenRecord, make_door_name
+from spool import (
+    Doorbell,
+    LogCut,
+    Result,
+    Spool,
+    SpoolError,
+    SpoolUnavailable,
+    TokenLogReader,
+    TokenRecord,
+    make_door_name,
+)
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +37,7 @@ class Watch:
         self.failure: FrontDoorError | None = None
         self.is_reset = False
         self.is_client_gone = False
+        self.is_unreadable = False
         self._news = asyncio.Event()
 
     async def news(self, timeout_seconds: float) -> bool:
@@ -118,11 +129,16 @@ class Listener:
             if watch.log_reader is not None:
                 watch.records += watch.log_reader.read_new()
             watch.result = result
+            watch.is_unreadable = False
         except LogCut:
             watch.records.clear()
             watch.is_reset = True
             watch.wake()
             self._look_at(watch)
+        except SpoolUnavailable as error:  # no descriptors left, or a bad moment of the disk: looked at again
+            if not watch.is_unreadable:
+                log.warning("cannot read the answer of request %s now: %s", watch.request_id, error)
+            watch.is_unreadable = True
         except SpoolError as error:
             log.warning("cannot read the answer of request %s: %s", watch.request_id, error)
             watch.failure = FrontDoorError("the answer cannot be read; the log has the details")

@@ -1,6 +1,7 @@
 """Doorbell, rescan and idleness of the front door, and more than one of them on a spool."""
 
 import asyncio
+import errno
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from frontdoor.waiting import Listener
 from spool import Request, Result, SamplingParams, Spool, SpoolOwner, TokenRecord, Usage
 from tests.frontdoor_service import running_service, serving
+from tests.spool_fakes import FailingFileSystem
 
 ID = "a" * 32
 LONG_POLL_SECONDS = 30.0
@@ -55,6 +57,37 @@ def test_news_arrive_by_the_bell_alone(owner: SpoolOwner) -> None:
         listener.stop()
 
     asyncio.run(follow())
+
+
+@pytest.mark.parametrize("call", ["read", "read_from"])
+def test_an_answer_that_cannot_be_read_now_is_read_later(
+    tmp_path: Path, call: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No descriptors left, or EIO: the client waits, and gets all of it; the log has one line."""
+    fs = FailingFileSystem(call, errno.EMFILE)
+
+    async def follow(owner: SpoolOwner) -> None:
+        listener = Listener(owner.spool, poll_interval_seconds=LONG_POLL_SECONDS)
+        listener.start()
+        submit(owner.spool)
+        with listener.watch(ID, with_tokens=True) as watch, owner.append_log(ID) as log:
+            log.append([TokenRecord(0, 1, "a"), TokenRecord(1, 2, "b")])
+            finish(owner)
+            fs.is_failing = True
+            for _ in range(3):
+                listener._look()
+            assert (watch.failure, watch.result, watch.records) == (None, None, [])
+            fs.is_failing = False
+            listener._look()
+            assert await watch.news(5)
+            assert [record.text for record in watch.take_records()] == ["a", "b"]
+            assert watch.result is not None
+        listener.stop()
+
+    with SpoolOwner(Spool.open(tmp_path / "spool", durability="process", fs=fs)) as owner:
+        owner.recover()
+        asyncio.run(follow(owner))
+    assert caplog.text.count("cannot read the answer") == 1
 
 
 def test_a_lost_ring_costs_one_poll_interval(owner: SpoolOwner) -> None:

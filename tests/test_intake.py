@@ -140,6 +140,7 @@ def test_requests_that_cannot_begin_wait_and_run_when_there_is_room(
     fs.is_failing = True
     for _ in range(3):
         assert intake.claim(4) == []
+        intake._rest_ends = 0.0
     assert owner.spool.depth().num_waiting == 4
     fs.is_failing = False
     answers = intake.claim(4)
@@ -164,6 +165,8 @@ def test_a_request_that_cannot_go_back_is_put_back_later(
         assert intake.claim(1) == []
         intake.retry()
     fs.is_failing = False
+    assert intake.claim(1) == [], "it rests"
+    intake._rest_ends = 0.0
     assert intake.claim(1) == [], "it is still claimed"
     intake.retry()
     assert len(intake.claim(1)) == 1
