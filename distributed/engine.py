@@ -326,6 +326,11 @@ class Engine:
         }
         status.kv["num_tokens"] = scheduler.slots.num_kv_tokens
         status.kv["num_kept_tokens"] = scheduler.slots.num_kept_tokens
+        num_new = scheduler.num_preemptions - status.kv.get("num_preemptions", 0)
+        if num_new:
+            logger.info(
+                "%d running requests wait again: KV_CACHE_RESERVED_MEMORY_MB has no more room", num_new
+            )
         status.kv["num_preemptions"] = scheduler.num_preemptions
         status.tokens, status.requests = self._intake.tokens, self._intake.num_ended
         status.results = self._intake.results

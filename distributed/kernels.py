@@ -61,10 +61,14 @@ class Kernels:
     def use_threads(self, num_threads: int) -> None:
         """Let so many threads share the products that follow; the others sleep, the first is the caller."""
         while len(self._helpers) < num_threads - 1:
-            self._helpers.append(_Helper(self._help, self._job_address))
+            self._helpers.append(_Helper(self))
         for place, helper in enumerate(self._helpers):
             helper.help(is_wanted=place < num_threads - 1)
         self._num_threads = num_threads
+
+    def help(self, flag_address: int) -> None:
+        """Share products, as another thread, until the flag (int64) is zero."""
+        self._help(self._job_address, flag_address)
 
     @staticmethod
     def can_pack(depth: int) -> bool:
@@ -168,10 +172,12 @@ class PackedPanels:
 
 
 class _Helper:
-    """A thread that shares products while it is wanted, spinning between them, and sleeps while it is not."""
+    """A thread that shares products while it is wanted, spinning between them, and sleeps while it is not.
 
-    def __init__(self, help_with: Any, job_address: int) -> None:
-        self._help_with, self._job_address = help_with, job_address
+    The thread never ends, so it keeps the kernels, whose code it runs."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
         self._flag = _Arena().take(LINE_BYTES).view(np.int64)
         self._flag_address = address_of(self._flag)
         self._event = threading.Event()
@@ -189,7 +195,7 @@ class _Helper:
     def _run(self) -> None:
         while True:
             self._event.wait()
-            self._help_with(self._job_address, self._flag_address)
+            self._kernels.help(self._flag_address)
 
 
 class _Arena:

@@ -22,6 +22,8 @@ from distributed.kv_sizes import grown
 
 # Below this many rows, one slice assignment a row beats one scatter (mlx 0.32.4, CPU).
 _MIN_SCATTER_ROWS = 3
+# Tokens times layers of a prefix that are in memory twice while they are copied, where one layer has fewer.
+_COPIED_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -204,12 +206,16 @@ class KVTable:
     def copy_prefix(self, source: KVTable, from_slot: int, to_slot: int, num_tokens: int) -> None:
         """Copy the first tokens of a row of `source`, which may be this table, into a row of this one."""
         self.shape = grown(self.shape, to_slot + 1, num_tokens)
-        parts = [layer.read_prefix(from_slot, num_tokens) for layer in source.layers]
-        # Evaluated apart, so that writing into the same table needs no second copy of it.
-        mx.eval(parts)
-        for layer, (keys, values) in zip(self.layers, parts, strict=True):
-            layer.make_room(self.shape, keys, values)
-            layer.write_prefix(to_slot, keys, values)
+        count = max(1, _COPIED_TOKENS // num_tokens)
+        for first in range(0, len(self.layers), count):
+            layers, others = (table.layers[first : first + count] for table in (self, source))
+            parts = [layer.read_prefix(from_slot, num_tokens) for layer in others]
+            # Evaluated apart, so that writing into the same table needs no second copy of it.
+            mx.eval(parts)
+            for layer, (keys, values) in zip(layers, parts, strict=True):
+                layer.make_room(self.shape, keys, values)
+                layer.write_prefix(to_slot, keys, values)
+            mx.eval([(layer.keys, layer.values) for layer in layers])
 
     @property
     def num_bytes(self) -> int:

@@ -56,8 +56,9 @@ def make_scheduler(settings: Settings, status: RingStatus, thread_gain: float) -
     """
     is_auto = settings.microbatches == "auto"
     num_tables = len(status.ranks) if is_auto else int(settings.microbatches)
-    largest = max(info.kv_bytes_per_token for info in status.ranks)
-    max_kv_tokens = settings.kv_cache_reserved_memory_mb * 2**20 // max(1, largest)
+    # A table that takes another size has one layer in memory twice.
+    largest = max(info.kv_bytes_per_token * (1 + 1 / info.num_layers) for info in status.ranks)
+    max_kv_tokens = int(settings.kv_cache_reserved_memory_mb * 2**20 / max(1, largest))
     status.kv["max_tokens"] = max_kv_tokens
     # A long request of `auto` leaves room for another one beside it.
     num_rows = 2 if settings.max_sequence_length == "auto" else 1

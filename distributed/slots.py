@@ -47,7 +47,8 @@ class SlotTables:
         self.tables = [Table() for _ in range(limits.num_tables)]
         # Not told yet, in the order in which they count, and whether one only adds rows or tokens.
         self._resizes: list[tuple[Resize, bool]] = []
-        self._clock = 0
+        self._clock = 0  # counts what changes who fits
+        self._refused: tuple[Sequence, int] | None = None
 
     @property
     def num_kv_tokens(self) -> int:
@@ -77,6 +78,8 @@ class SlotTables:
         Args:
             num_groups: over how many tables running rows should be spread; None: over all.
         """
+        if self._refused == (sequence, self._clock):
+            return False  # nothing was given back since, and rows only grow
         wanted = self._fullest(num_groups or len(self.tables))
         place = self._find_reusable(sequence, wanted) or self._find_free(sequence, wanted)
         if place is None and self._could_fit(sequence):
@@ -86,6 +89,7 @@ class SlotTables:
                 if place is not None:
                     break
         if place is None:
+            self._refused = (sequence, self._clock)
             return False
         number, index, num_matching = place
         self._seat(sequence, number, index)
@@ -311,6 +315,7 @@ class SlotTables:
     def _tighten(self, number: int) -> None:
         """Drop kept tokens and empty rows of a table, and the end that no row comes to soon."""
         table = self.tables[number]
+        self._tick()
         rows, tokens = self._tight(table)
         left = tuple(index for index, slot in enumerate(table.slots) if slot.sequence is not None)
         table.slots = [table.slots[index] for index in left]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
 import pytest
 
@@ -121,3 +123,29 @@ def test_memory_is_what_the_budget_counts() -> None:
     assert mirror.table.num_bytes == padded_tokens(5, 130) * bytes_per_token
     mirror.table.resize(Resize(0, 0, 0))
     assert mirror.table.num_bytes == 0
+
+
+def peak_of(change: Callable[[], None]) -> int:
+    """The most bytes that arrays took at once during a change, beside what there was before."""
+    before = int(mx.get_active_memory())
+    mx.reset_peak_memory()
+    change()
+    return int(mx.get_peak_memory()) - before
+
+
+def test_one_layer_at_a_time_is_in_memory_twice() -> None:
+    """While a table grows, shrinks to some of its rows, or a long prefix is copied."""
+    num_layers, table = 8, KVTable(8)
+    keys = mx.ones((4, H, 1000, D))
+    for layer in table.begin(make_step(dict.fromkeys(range(4), (0, 1000)), 1000)):
+        layer.update_and_fetch(keys, -keys)
+    mx.eval(table.arrays)
+    token = 2 * H * D * 4  # bytes of one layer
+    slack = 64 * 1024
+    assert table.num_bytes == 4 * 1024 * token * num_layers
+    assert peak_of(lambda: table.copy_prefix(table, 0, 1, 1000)) <= 4 * 1000 * token + slack
+    growth = 4 * 512 * token * num_layers
+    assert peak_of(lambda: table.resize(Resize(0, 4, 1536))) <= growth + 4 * 1024 * token + slack
+    taken = 2 * 1536 * token  # of the rows that stay, before they are in their new place
+    assert peak_of(lambda: table.resize(Resize(0, 2, 1024, (3, 1)))) <= 2 * 1024 * token + taken + slack
+    assert table.num_bytes == 2 * 1024 * token * num_layers

@@ -1,6 +1,8 @@
 """Threads of products: a rank's share of the cores, all of them while no other has work."""
 
+import gc
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -33,3 +35,16 @@ def test_helping_threads_take_no_time_while_they_are_not_wanted() -> None:
         time.sleep(0.1)
         used = time.process_time() - before
     assert used <= 0.01
+
+
+def test_a_helping_thread_keeps_what_it_runs() -> None:
+    """It may be on its way to sleep when the last weight goes."""
+    packer = find_packer("kernels").packer
+    if packer is None:
+        pytest.skip("no kernels on this machine")
+    packer.use_threads(2)
+    packer.use_threads(1)
+    kept = weakref.ref(packer)
+    del packer
+    gc.collect()
+    assert kept() is not None
