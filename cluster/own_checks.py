@@ -153,9 +153,12 @@ def check_state_dir(folder: Path) -> Finding:
     if not folder.is_dir():
         text = f"STATE_DIR {folder} is not a folder"
         return _finding("state", "failed", text, "choose another with STATE_DIR in .env")
-    if folder.stat().st_uid != os.geteuid() or not os.access(folder, os.W_OK | os.X_OK):
+    if folder.stat().st_uid != os.geteuid():
+        can_write = os.access(folder, os.W_OK | os.X_OK)
         text = f"STATE_DIR {folder} belongs to uid {folder.stat().st_uid}, not to us (uid {os.geteuid()})"
-        return _finding("state", "failed", text, f"sudo chown -R $USER {folder}")
+        return _finding("state", "note" if can_write else "failed", text, f"sudo chown -R $USER {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return _finding("state", "failed", f"STATE_DIR {folder} cannot be written", f"chmod u+rwx {folder}")
     return _finding("state", "ok", f"{folder} is ours")
 
 
