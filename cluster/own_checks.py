@@ -91,7 +91,9 @@ def check_packages() -> Finding:
         return _finding("packages", "failed", f"not installed: {', '.join(missing)}", mend)
     if trouble := find_trouble({}):
         mend = f"remove {sys.prefix}, then ./launch.sh doctor makes it anew"
-        return _finding("packages", "failed", f"{sys.prefix} is not whole: {trouble}", mend)
+        # Of another size may also be what somebody has edited.
+        level: Level = "failed" if trouble.endswith("is missing") else "note"
+        return _finding("packages", level, f"{sys.prefix} is not whole: {trouble}", mend)
     return _finding("packages", "ok", describe_versions(found))
 
 
@@ -172,9 +174,12 @@ def check_state_dir(folder: Path) -> Finding:
     if not folder.is_dir():
         text = f"STATE_DIR {folder} is not a folder"
         return _finding("state", "failed", text, "choose another with STATE_DIR in .env")
-    if folder.stat().st_uid != os.geteuid() or not os.access(folder, os.W_OK | os.X_OK):
+    if folder.stat().st_uid != os.geteuid():
+        can_write = os.access(folder, os.W_OK | os.X_OK)
         text = f"STATE_DIR {folder} belongs to uid {folder.stat().st_uid}, not to us (uid {os.geteuid()})"
-        return _finding("state", "failed", text, f"sudo chown -R $USER {folder}")
+        return _finding("state", "note" if can_write else "failed", text, f"sudo chown -R $USER {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return _finding("state", "failed", f"STATE_DIR {folder} cannot be written", f"chmod u+rwx {folder}")
     return _finding("state", "ok", f"{folder} is ours")
 
 

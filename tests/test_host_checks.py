@@ -258,6 +258,21 @@ def test_what_is_private_and_open_to_others_is_told_and_closed(tmp_path: Path) -
     assert own_checks.make_private(settings) == []
 
 
+def test_a_state_dir_of_somebody_else_is_failed_only_where_it_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A volume that belongs to another user may be shared with us on purpose."""
+    assert own_checks.check_state_dir(tmp_path).level == "ok"
+    monkeypatch.setattr("os.geteuid", lambda: tmp_path.stat().st_uid + 1)
+    assert own_checks.check_state_dir(tmp_path).level == "note"
+    monkeypatch.setattr("os.access", lambda *_: False)
+    refused = own_checks.check_state_dir(tmp_path)
+    assert refused.level == "failed" and refused.mend.startswith("sudo chown")
+    monkeypatch.undo()
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert own_checks.check_state_dir(tmp_path).mend == f"chmod u+rwx {tmp_path}"
+
+
 def test_a_model_folder_without_its_weights_is_told(tmp_path: Path) -> None:
     """A folder that is named but is no model fails; what start fetches is only noted."""
     (tmp_path / "model").mkdir()

@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+SCRIPTS = "../../../bin/"  # of no use to a rank
+
 
 def main(question: dict[str, Any]) -> None:
     """Print {"trouble"}: a sentence, or null.
@@ -47,7 +49,7 @@ def find_damaged(package: metadata.Distribution) -> str | None:
         return None if package.read_text("INSTALLER") else "RECORD is missing"
     folder = Path(str(package.locate_file("")))
     for name, _, size in csv.reader(record.splitlines()):
-        if not size:
+        if not size or name.startswith(SCRIPTS):
             continue
         try:
             there = os.stat(folder / name).st_size
