@@ -3,11 +3,6 @@
 A safetensors file is eight bytes of header length (little-endian), then a JSON header {tensor: {dtype, shape,
 data_offsets}}, then the data. Which file holds which tensor is found from model.safetensors.index.json, or,
 without one, from the headers themselves. Knows nothing of MLX, of stages, or of how a model runs.
-
-    ModelError                the folder cannot be served; the start stops with its sentence
-    |-- BadCheckpoint         missing, cut short or contradictory files
-    |-- UnsupportedModel      a model type or a feature of it that no provider serves
-    `-- DoesNotFit            (sharding.py) the ranks cannot hold it
 """
 
 import hashlib
@@ -20,20 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distributed.model_config import normalise_config
+from distributed.model_errors import BadCheckpoint as BadCheckpoint
+from distributed.model_errors import ModelError as ModelError
+from distributed.model_errors import UnsupportedModel as UnsupportedModel
+
 INDEX_NAME = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
-
-
-class ModelError(ValueError):
-    """A model folder that cannot be served."""
-
-
-class BadCheckpoint(ModelError):
-    """Files of the model are missing, cut short, or contradict each other."""
-
-
-class UnsupportedModel(ModelError):
-    """No provider serves this model type, or a feature this checkpoint uses."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +66,13 @@ def is_tied(config: Mapping[str, Any], names: Container[str]) -> bool:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read config.json; it must name a model_type and a number of layers."""
-    config = _read_json(folder / "config.json")
-    for key in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size"):
-        if key not in config:
-            raise BadCheckpoint(f"{folder / 'config.json'} has no {key}")
-    return config
+    """Read config.json in the form that the served classes read; see model_config.py.
+
+    Raises:
+        BadCheckpoint: it is missing, is no JSON object, or a key is missing or of the wrong kind.
+        UnsupportedModel: the model type is not served, or a key of it that changes numbers.
+    """
+    return normalise_config(_read_json(folder / "config.json"), str(folder / "config.json"))
 
 
 def read_index(folder: Path) -> dict[str, str]:

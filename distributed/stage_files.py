@@ -18,7 +18,7 @@ from distributed.checkpoint import MAX_HEADER_BYTES, is_tied, missing_file, read
 
 SUMS_NAME = ".sums.json"  # cluster/sent/file_sums.py writes it
 
-_LAYER = re.compile(r"model\.layers\.(\d+)\.(.*)")
+LAYER = re.compile(r"model\.layers\.(\d+)\.(.*)")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class StageCut:
 
     def local_name(self, name: str) -> str | None:
         """Return where the stage keeps a tensor of the checkpoint; None if it is not this stage's."""
-        if match := _LAYER.fullmatch(name):
+        if match := LAYER.fullmatch(name):
             layer = int(match[1])
             return f"inner.layers.{layer - self.layers.start}.{match[2]}" if layer in self.layers else None
         place, _, rest = name.removeprefix("model.").partition(".")

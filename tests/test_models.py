@@ -159,7 +159,7 @@ def test_deepseek_without_rope_scaling_rotates_plainly(tmp_path: Path) -> None:
     stretched = load_chain(folder, (4,)).prefill(PROMPT)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"rope_scaling": None}))
-    assert mx.array_equal(load_chain(folder, (4,)).prefill(PROMPT), stretched)
+    assert mx.allclose(load_chain(folder, (4,)).prefill(PROMPT), stretched, rtol=0, atol=TOLERANCE)
 
 
 def test_a_stage_holds_only_what_it_runs(folder_of: MakeFolder) -> None:

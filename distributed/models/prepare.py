@@ -50,11 +50,10 @@ def prepare(settings: Settings) -> Path:
 
 def checked(folder: Path) -> Path:
     """Return the folder if its weights are whole and its model type is served; reads headers only."""
-    read_tensors(folder)
-    from distributed.models import provider_for
+    from distributed.models import check_model
 
     config = read_config(folder)
-    provider_for(config).check(config)
+    check_model(str(folder), config, read_tensors(folder))
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
         raise ModelError(f"{folder} has no tokenizer")
     return folder

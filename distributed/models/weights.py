@@ -51,19 +51,10 @@ def load_tensors(folder: Path, is_wanted: Callable[[str], bool]) -> Weights:
 def quantize_modules(model: nn.Module, weights: Weights, config: dict[str, Any]) -> None:
     """Turn the modules whose weights are packed into quantized ones, as mlx-lm's load_model does.
 
-    Only MLX's own packing is served. A module's entry in config["quantization"] overrides what its tensors
-    say.
-
-    Raises:
-        UnsupportedModel: another packing (awq, gptq, fp8, …).
+    A module's entry in config["quantization"] overrides what its tensors say.
     """
     quantization = config.get("quantization")
     if quantization is None:
-        if config.get("quantization_config"):
-            method = config["quantization_config"].get("quant_method")
-            raise UnsupportedModel(
-                f"weights packed by {method!r} are not served; convert them with mlx_lm.convert"
-            )
         return
 
     def predicate(path: str, module: nn.Module) -> bool | dict[str, Any]:
