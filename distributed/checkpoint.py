@@ -72,18 +72,27 @@ def read_config(folder: Path) -> dict[str, Any]:
         BadCheckpoint: it is missing, is no JSON object, or a key is missing or of the wrong kind.
         UnsupportedModel: the model type is not served, or a key of it that changes numbers.
     """
-    return normalise_config(_read_json(folder / "config.json"), str(folder / "config.json"))
+    path = folder / "config.json"
+    return parse_config(_read_bytes(path), str(path))
+
+
+def parse_config(content: bytes, where: str) -> dict[str, Any]:
+    """Return the config that a file's bytes hold; raises as `read_config` does."""
+    return normalise_config(_parse_object(content, where), where)
 
 
 def read_index(folder: Path) -> dict[str, str]:
     """Return tensor name -> file name from the index; empty where there is none."""
     path = folder / INDEX_NAME
-    if not path.is_file():
-        return {}
-    weight_map = _read_json(path).get("weight_map")
+    return parse_index(_read_bytes(path), str(path)) if path.is_file() else {}
+
+
+def parse_index(content: bytes, where: str) -> dict[str, str]:
+    """Return tensor name -> file name from an index's bytes. Raises: BadCheckpoint."""
+    weight_map = _parse_object(content, where).get("weight_map")
     if not isinstance(weight_map, dict):
-        raise BadCheckpoint(f"{path} has no weight_map")
-    return {str(name): _plain_name(path, str(file)) for name, file in weight_map.items()}
+        raise BadCheckpoint(f"{where} has no weight_map")
+    return {str(name): _plain_name(where, str(file)) for name, file in weight_map.items()}
 
 
 def weight_files(folder: Path) -> list[str]:
@@ -142,19 +151,26 @@ def _tensor_info(file: str, entry: dict[str, Any]) -> TensorInfo:
     return TensorInfo(file, str(entry["dtype"]), tuple(int(n) for n in entry["shape"]), end - start)
 
 
-def _plain_name(path: Path, file: str) -> str:
+def _plain_name(where: str, file: str) -> str:
     if Path(file).name != file:
-        raise BadCheckpoint(f"{path} names {file!r}: weight files must lie in the model folder itself")
+        raise BadCheckpoint(f"{where} names {file!r}: weight files must lie in the model folder itself")
     return file
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_bytes(path: Path) -> bytes:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise missing_file(path) from error
-    except ValueError as error:
-        raise BadCheckpoint(f"{path} is not JSON: {error}") from error
+    except OSError as error:
+        raise BadCheckpoint(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _parse_object(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        data = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise BadCheckpoint(f"{where} is not JSON: {error}") from error
     if not isinstance(data, dict):
-        raise BadCheckpoint(f"{path} is not a JSON object")
+        raise BadCheckpoint(f"{where} is not a JSON object")
     return data

@@ -18,7 +18,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.models.rope_utils import initialize_rope
 
-from distributed.checkpoint import BadCheckpoint, TensorInfo, UnsupportedModel, is_tied, tensor_files
+from distributed.checkpoint import BadCheckpoint, TensorInfo, is_tied, tensor_files
 from distributed.models.cpu import DenseLayers, DensePlan, place_experts, plan_dense_layers
 from distributed.models.stage_model import Identity, StageModel
 from distributed.models.weights import (
@@ -28,11 +28,10 @@ from distributed.models.weights import (
     materialize,
     quantize_modules,
 )
-from distributed.stage_files import LAYER, StageCut
+from distributed.stage_files import StageCut, check_tensors
 
 HEAD = "head"  # the cut's part that is the last stage's own head
-# What tensors may be stored as; the last two are MLX's packed weights and their scales.
-STORED_TYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16, "U32": mx.uint32, "U8": mx.uint8}
+_DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16, "U32": mx.uint32, "U8": mx.uint8}
 
 
 class GeneralProvider:
@@ -40,19 +39,10 @@ class GeneralProvider:
 
     def check(self, name: str, config: dict[str, Any], tensors: Mapping[str, TensorInfo]) -> None:
         """Fill the whole model with tensors that are never made; see models.check_model."""
+        check_tensors(name, config, tensors)
         whole, cut = self._build_whole(name, config, tensors, range(config["num_hidden_layers"]))
-        for tensor, info in tensors.items():
-            if info.dtype not in STORED_TYPES:
-                raise UnsupportedModel(
-                    f"{name}: {tensor} is stored as {info.dtype}, which is not served; served are "
-                    f"{', '.join(STORED_TYPES)}"
-                )
-            if cut.local_name(tensor) is None and not _is_unused(tensor, cut):
-                raise UnsupportedModel(
-                    f"{name}: the {config['model_type']} served here has no place for {tensor}"
-                )
         shapes = {
-            tensor: mx.zeros(info.shape, STORED_TYPES[info.dtype])
+            tensor: mx.zeros(info.shape, _DTYPES[info.dtype])
             for tensor, info in tensors.items()
             if cut.local_name(tensor) is not None
         }
@@ -154,13 +144,6 @@ def make_rope(config: dict[str, Any], num_values: int, *, is_traditional: bool) 
         config["rope_scaling"],
         config["max_position_embeddings"],
     )
-
-
-def _is_unused(tensor: str, cut: StageCut) -> bool:
-    """Whether a tensor that no stage owns may be there: tables, tied heads, layers for training."""
-    layer = LAYER.fullmatch(tensor)
-    is_beyond = layer is not None and int(layer[1]) >= cut.layers.stop
-    return is_beyond or tensor.endswith("rotary_emb.inv_freq") or (cut.is_tied and tensor == "lm_head.weight")
 
 
 def default_dtype(stored: mx.array) -> Any:
