@@ -2,7 +2,8 @@
 
 A safetensors file is eight bytes of header length (little-endian), then a JSON header {tensor: {dtype, shape,
 data_offsets}}, then the data. Which file holds which tensor is found from model.safetensors.index.json, or,
-without one, from the headers themselves. Knows nothing of MLX, of stages, or of how a model runs.
+without one, from the headers themselves. Tensors are named as in a model of text alone (tensor_name). Knows
+nothing of MLX, of stages, or of how a model runs.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distributed.model_config import normalise_config
+from distributed.model_config import normalise_config, tensor_name
 from distributed.model_errors import BadCheckpoint as BadCheckpoint
 from distributed.model_errors import ModelError as ModelError
 from distributed.model_errors import UnsupportedModel as UnsupportedModel
@@ -92,7 +93,7 @@ def parse_index(content: bytes, where: str) -> dict[str, str]:
     weight_map = _parse_object(content, where).get("weight_map")
     if not isinstance(weight_map, dict):
         raise BadCheckpoint(f"{where} has no weight_map")
-    return {str(name): _plain_name(where, str(file)) for name, file in weight_map.items()}
+    return {tensor_name(str(name)): _plain_name(where, str(file)) for name, file in weight_map.items()}
 
 
 def weight_files(folder: Path) -> list[str]:
@@ -118,7 +119,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         header = json.loads(raw)
         header.pop("__metadata__", None)
         end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
-        tensors = {name: _tensor_info(path.name, entry) for name, entry in header.items()}
+        tensors = {tensor_name(name): _tensor_info(path.name, entry) for name, entry in header.items()}
     except FileNotFoundError as error:
         raise missing_file(path) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -187,4 +187,6 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         ),
     }
 )
-SERVED_TYPES = tuple(sorted(FAMILIES))
+# Models of several kinds of input whose text_config is a model of a served type, asked with text alone.
+WRAPPERS = ("mistral3",)
+SERVED_TYPES = tuple(sorted([*FAMILIES, *WRAPPERS]))

@@ -15,6 +15,7 @@ from typing import Any
 
 from config.model_path import WEIGHTS_INDEX, WEIGHTS_PATTERN
 from distributed.checkpoint import TensorInfo, parse_config, parse_index
+from distributed.model_config import tensor_name
 from distributed.model_errors import BadCheckpoint, ModelError
 from distributed.model_listing import check_config_listed, check_files_listed
 from distributed.stage_files import check_tensors
@@ -136,7 +137,7 @@ def _read_headers(repo: str, revision: str | None, files: Sequence[str]) -> dict
     def read(file: str) -> dict[str, TensorInfo]:
         header = HfApi().parse_safetensors_file_metadata(repo, file, revision=revision, timeout=HUB_LIMIT_S)
         return {
-            name: TensorInfo(
+            tensor_name(name): TensorInfo(
                 file, str(info.dtype), tuple(info.shape), info.data_offsets[1] - info.data_offsets[0]
             )
             for name, info in header.tensors.items()

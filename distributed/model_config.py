@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distributed.config_types import BadValue, check_types
-from distributed.families import FAMILIES, SERVED_TYPES, Family
+from distributed.families import FAMILIES, SERVED_TYPES, WRAPPERS, Family
 from distributed.model_errors import BadCheckpoint, UnsupportedModel
 from distributed.rope_config import normalise_rope
 
@@ -60,6 +60,7 @@ def normalise_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     """
     try:
         check_types(raw)
+        raw = _take_text_config(raw)
         family = _find_family(raw)
         if family is None:
             return dict(raw)
@@ -76,6 +77,27 @@ def normalise_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     except UnsupportedModel as error:
         raise UnsupportedModel(f"{where}: {error}") from None
     config["model_type"] = family.runs_as
+    return config
+
+
+def tensor_name(stored: str) -> str:
+    """Return the name of a tensor in the model of text: models with a text_config put a prefix before it."""
+    if stored.startswith("model.language_model."):
+        return f"model.{stored.removeprefix('model.language_model.')}"
+    return stored.removeprefix("language_model.")
+
+
+def _take_text_config(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of the text model in a model that also sees; what packs its weights stands outside."""
+    inner = raw.get("text_config")
+    if raw.get("model_type") not in WRAPPERS or not inner or inner.get("model_type") not in FAMILIES:
+        return raw
+    check_types(inner)
+    config = dict(inner)
+    for key in ("quantization", *_FOREIGN_PACKINGS):
+        if raw.get(key):
+            config[key] = raw[key]
+    config.pop("tie_word_embeddings", None)  # said inside and outside, not always the same: the weights tell
     return config
 
 
@@ -96,8 +118,8 @@ def _find_family(raw: Mapping[str, Any]) -> Family | None:
         raise UnsupportedModel(
             f"model type {model_type!r}{holds} is not served; served are {', '.join(SERVED_TYPES)}"
         )
-    if _inner_type(raw):
-        raise UnsupportedModel("a text_config within the config is not served; name a model of text alone")
+    if raw.get("text_config"):
+        raise UnsupportedModel(f"a text_config within a model of type {model_type!r} is not served")
     for key in NEEDED_KEYS:
         if raw.get(key) is None:
             raise BadValue(f"there is no {key}")
@@ -271,7 +293,7 @@ def _take_quantization(config: dict[str, Any]) -> None:
         for path, entry in [("quantization", own), *own.items()]:
             if isinstance(entry, Mapping):
                 _check_packing(path, entry, own)
-        config["quantization"] = dict(own)
+        config["quantization"] = {tensor_name(path): entry for path, entry in own.items()}
 
 
 def _check_packing(path: str, entry: Mapping[str, Any], whole: Mapping[str, Any]) -> None:

@@ -98,12 +98,14 @@ def check_tensors(name: str, config: Mapping[str, Any], tensors: Mapping[str, Te
         return
     cut = make_cut(config, tensors, [range(config["num_hidden_layers"])], 0)
     for tensor, info in tensors.items():
+        if _is_unused(tensor, cut):
+            continue
         if info.dtype not in STORED_TYPES:
             raise UnsupportedModel(
                 f"{name}: {tensor} is stored as {info.dtype}, which is not served; served are "
                 f"{', '.join(STORED_TYPES)}"
             )
-        if cut.local_name(tensor) is None and not _is_unused(tensor, cut):
+        if cut.local_name(tensor) is None:
             raise UnsupportedModel(
                 f"{name}: {config['model_type']} as it is served has no place for {tensor}"
             )
@@ -113,10 +115,12 @@ def check_tensors(name: str, config: Mapping[str, Any], tensors: Mapping[str, Te
 
 
 def _is_unused(tensor: str, cut: StageCut) -> bool:
-    """Whether a tensor that no stage owns may be there: tables, tied heads, layers for training."""
+    """Whether a tensor that no stage owns may be there: tables, tied heads, layers for training, eyes."""
     layer = LAYER.fullmatch(tensor)
     is_beyond = layer is not None and int(layer[1]) >= cut.layers.stop
-    return is_beyond or tensor.endswith("rotary_emb.inv_freq") or (cut.is_tied and tensor == "lm_head.weight")
+    is_of_images = tensor.removeprefix("model.").startswith(("vision_tower.", "multi_modal_projector."))
+    is_table = tensor.endswith("rotary_emb.inv_freq")
+    return is_beyond or is_of_images or is_table or (cut.is_tied and tensor == "lm_head.weight")
 
 
 def weights_of(files: Mapping[str, str], cuts: Iterable[StageCut]) -> tuple[str, ...]:

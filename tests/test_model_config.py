@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoConfig
 
 from distributed.checkpoint import BadCheckpoint, UnsupportedModel, read_config
-from distributed.families import FAMILIES, SERVED_TYPES
+from distributed.families import FAMILIES
 from distributed.model_config import normalise_config
 from tests.checkpoints import VARIANTS, make_checkpoint
 from tests.stages import load_chain
@@ -53,7 +53,7 @@ def normalise(config: dict[str, Any]) -> dict[str, Any]:
     return normalise_config(json.loads(json.dumps(config)), "config.json")
 
 
-@pytest.mark.parametrize("model_type", SERVED_TYPES)
+@pytest.mark.parametrize("model_type", FAMILIES)
 def test_what_transformers_writes_by_itself_is_accepted(model_type: str) -> None:
     """Every key of transformers' own config class, at its default, is served."""
     needed: dict[str, dict[str, Any]] = {
@@ -70,7 +70,7 @@ def test_what_transformers_writes_by_itself_is_accepted(model_type: str) -> None
     assert theta == written.rope_parameters["rope_theta"]
 
 
-@pytest.mark.parametrize("model_type", SERVED_TYPES)
+@pytest.mark.parametrize("model_type", FAMILIES)
 def test_absent_keys_mean_what_they_mean_to_transformers(model_type: str) -> None:
     """Defaults are those of transformers' classes, not those of mlx-lm's."""
     written = AutoConfig.for_model(model_type, use_sliding_window=True)
@@ -81,7 +81,7 @@ def test_absent_keys_mean_what_they_mean_to_transformers(model_type: str) -> Non
     assert type(written).default_theta == FAMILIES[model_type].defaults["rope_theta"]
 
 
-@pytest.mark.parametrize("model_type", SERVED_TYPES)
+@pytest.mark.parametrize("model_type", FAMILIES)
 def test_honoured_keys_are_read_by_the_class(model_type: str) -> None:
     """A key is called honoured only where mlx-lm's class takes it."""
     family = FAMILIES[model_type]
@@ -150,6 +150,22 @@ def test_mistral_runs_as_llama() -> None:
     assert normalise(make_config("mistral"))["model_type"] == "llama"
 
 
+def test_a_text_config_is_the_model_within_one_that_sees() -> None:
+    """Its keys are judged, and the packing beside it counts; whether the head is tied the weights tell."""
+    packed = {"group_size": 64, "bits": 4, "language_model.lm_head": {"group_size": 32, "bits": 8}}
+    inner = make_config("ministral3", tie_word_embeddings=False)
+    outer = {"model_type": "mistral3", "text_config": inner, "vision_config": {}, "tie_word_embeddings": True}
+    config = normalise({**outer, "quantization": packed})
+    assert config["quantization"] == {"group_size": 64, "bits": 4, "lm_head": {"group_size": 32, "bits": 8}}
+    expected = normalise(inner)
+    del config["quantization"], expected["tie_word_embeddings"]
+    assert config == expected
+    with pytest.raises(UnsupportedModel, match="logit_scale"):
+        normalise({**outer, "text_config": {**inner, "logit_scale": 2.0}})
+    with pytest.raises(BadCheckpoint, match="hidden_size = '64'"):
+        normalise({**outer, "text_config": {**inner, "hidden_size": "64"}})
+
+
 def test_yarn_factors_are_those_of_transformers() -> None:
     """attention_factor, and mscale with and without mscale_all_dim, in the words of mlx-lm's class."""
     for given, expected in (
@@ -168,11 +184,9 @@ def test_yarn_factors_are_those_of_transformers() -> None:
 
 REFUSED = [
     ("gemma3", {}, r"gemma3.*served are deepseek_v2, llama"),
-    (
-        "mistral3",
-        {"text_config": {"model_type": "ministral3"}},
-        r"mistral3.*text_config.*ministral3.*served are",
-    ),
+    ("llava", {"text_config": {"model_type": "llama"}}, r"llava.*text_config.*llama.*served are"),
+    ("mistral3", {"text_config": {"model_type": "gemma3_text"}}, r"mistral3.*gemma3_text.*served are"),
+    ("llama", {"text_config": {"model_type": "llama"}}, "text_config"),
     ("llama", {"model_file": "evil.py"}, r"evil\.py.*own code"),
     ("llama", {"hidden_act": "gelu"}, r"hidden_act = 'gelu'.*silu"),
     ("llama", {"partial_rotary_factor": 0.5}, r"partial_rotary_factor = 0\.5.*1\.0 is"),

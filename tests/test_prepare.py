@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from distributed.checkpoint import INDEX_NAME
+from distributed.hub_model import CannotDownload
 from distributed.model_errors import ModelError
 from distributed.model_shape import read_model_files
 from distributed.models import hub
@@ -79,7 +80,7 @@ def test_a_hub_name_that_cannot_be_fetched_ends_with_its_name(tmp_path: Path) ->
 
 def test_a_download_larger_than_the_disk_is_refused_with_the_numbers(tmp_path: Path) -> None:
     """The sentence names the repository, what it needs and what is free."""
-    with pytest.raises(hub.CannotDownload, match=r"a/b needs 1000000\.0 GB more.*GB free"):
+    with pytest.raises(CannotDownload, match=r"a/b needs 1000000\.0 GB more.*GB free"):
         hub.check_disk("a/b", 10**15, tmp_path / "not" / "there")
 
 
@@ -183,10 +184,10 @@ def _retype(folder: Path, dtype: str) -> None:
         path.write_bytes(path.read_bytes().replace(b'"F32"', b'"' + dtype.encode() + b'"'))
 
 
-def _keep_only(folder: Path, *names: str) -> None:
-    """Empty files in the place of all weights, and of config.json where it is named."""
-    for path in [*folder.glob("model*"), *(folder / name for name in names)]:
-        path.unlink(missing_ok=True)
+def _keep_only(folder: Path, *names: str, without_config: bool = False) -> None:
+    """Put empty files of these names into the place of all weights."""
+    for path in [*folder.glob("model*"), *([folder / "config.json"] if without_config else [])]:
+        path.unlink()
     for name in names:
         (folder / name).write_bytes(b"")
 
@@ -202,8 +203,8 @@ UNSERVED: dict[str, tuple[Callable[[Path], object], str]] = {
         r"'gemma3' is not served; served are deepseek",
     ),
     "images": (
-        lambda folder: _change(folder, model_type="mistral3", text_config={"model_type": "ministral3"}),
-        r"'mistral3' \(its text_config is of type 'ministral3'\) is not served",
+        lambda folder: _change(folder, model_type="llava", text_config={"model_type": "llama"}),
+        r"'llava' \(its text_config is of type 'llama'\) is not served",
     ),
     "key": (lambda folder: _change(folder, attention_bias=True), r"attention_bias = True is not served"),
     "wrong": (lambda folder: _change(folder, hidden_size="64"), r"hidden_size = '64' is not a whole number"),
@@ -219,11 +220,11 @@ UNSERVED: dict[str, tuple[Callable[[Path], object], str]] = {
     "other": (lambda folder: _keep_only(folder, "consolidated.safetensors"), r"consolidated\.safetensors"),
     "none": (_keep_only, r"it holds no weights"),
     "adapter": (
-        lambda folder: [_keep_only(folder, "adapter_model.safetensors"), (folder / "config.json").unlink()],
+        lambda folder: _keep_only(folder, "adapter_model.safetensors", without_config=True),
         r"has no config\.json; it holds an adapter alone",
     ),
     "gguf without config": (
-        lambda folder: [_keep_only(folder, "some.gguf"), (folder / "config.json").unlink()],
+        lambda folder: _keep_only(folder, "some.gguf", without_config=True),
         r"has no config\.json; it holds weights as GGUF",
     ),
     "tiktoken": (
@@ -301,5 +302,5 @@ def test_a_full_disk_is_named() -> None:
 @pytest.mark.parametrize("name", ["../config.json", "*.json", "a/b.json"])
 def test_only_plain_names_are_fetched(name: str) -> None:
     """What names a path or a pattern is refused."""
-    with pytest.raises(hub.CannotDownload, match="not the name"):
+    with pytest.raises(CannotDownload, match="not the name"):
         hub.name_files(["config.json", name])

@@ -12,7 +12,7 @@ from typing import Any
 
 VOCAB_SIZE = 320
 NUM_TOKENS = 212
-IDS = [(37 * i * i + 11 * i + 5) % VOCAB_SIZE for i in range(NUM_TOKENS)]
+IDS = [10 + (37 * i * i + 11 * i + 5) % (VOCAB_SIZE - 10) for i in range(NUM_TOKENS)]
 _SIZES = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 64,
@@ -50,6 +50,19 @@ _DEEPSEEK = {
 }
 _BETA = {"llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 64}
 
+_VISION = {
+    "vision_config": {
+        "model_type": "pixtral",
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    },
+    "image_token_index": 7,
+}
+
 # name: (model type, what its config differs in)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {**_KV, "rope_parameters": _PLAIN, "attention_bias": True, "mlp_bias": True}),
@@ -66,6 +79,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "ministral3",
         {**_KV, "head_dim": 16, "rope_parameters": {**_YARN, "mscale": 1.0, "mscale_all_dim": 1.0, **_BETA}},
     ),
+    "mistral3-ministral3": (
+        "ministral3",
+        {**_KV, "head_dim": 16, "rope_parameters": {**_YARN, "mscale": 1.0, "mscale_all_dim": 1.0, **_BETA}},
+    ),
+    "mistral3-mistral": ("mistral", {**_KV, "rope_parameters": _PLAIN, "sliding_window": None}),
     "qwen2": ("qwen2", {**_KV, "rope_parameters": _PLAIN}),
     "qwen2-yarn": ("qwen2", {**_KV, "rope_parameters": _YARN, "tie_word_embeddings": True}),
     "qwen3": ("qwen3", {**_KV, "head_dim": 32, "rope_parameters": _PLAIN}),
@@ -100,23 +118,32 @@ def make_all(root: Path) -> None:
     """Make every variant's folder below root, with logits.npy in it."""
     import numpy as np
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    for name, (model_type, extra) in VARIANTS.items():
+    for name in VARIANTS:
         torch.manual_seed(0)
-        config = AutoConfig.for_model(model_type, **_SIZES, **extra)
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
+        model = _make_model(name)
         with torch.no_grad():
             for parameter in model.parameters():
-                is_norm = parameter.ndim == 1
-                parameter.copy_(
-                    torch.randn_like(parameter) * (0.1 if is_norm else 0.3) + (0.7 if is_norm else 0)
-                )
-            logits = model(torch.tensor([IDS])).logits[0]
+                mean, deviation = (0.7, 0.1) if parameter.ndim == 1 else (0.0, 0.3)
+                parameter.copy_(torch.randn_like(parameter) * deviation + mean)
+            logits = model(input_ids=torch.tensor([IDS])).logits[0]
         model.save_pretrained(root / name)
         np.save(root / name / "logits.npy", logits.numpy())
+
+
+def _make_model(name: str) -> Any:
+    """The variant's model; one that begins with `mistral3-` inside of a model that also sees."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    model_type, extra = VARIANTS[name]
+    how = {"dtype": torch.float32, "attn_implementation": "eager"}
+    if not name.startswith("mistral3-"):
+        config = AutoConfig.for_model(model_type, **_SIZES, **extra)
+        return AutoModelForCausalLM.from_config(config, **how).eval()
+    text = {"model_type": model_type, **_SIZES, **extra}
+    config = AutoConfig.for_model("mistral3", text_config=text, **_VISION)
+    return AutoModelForImageTextToText.from_config(config, **how).eval()
 
 
 if __name__ == "__main__":

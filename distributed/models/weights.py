@@ -17,6 +17,7 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.utils import infer_quant_config
 
 from distributed.checkpoint import BadCheckpoint, UnsupportedModel, read_header, tensor_files
+from distributed.model_config import tensor_name
 
 Weights = dict[str, mx.array]
 
@@ -43,7 +44,7 @@ def load_tensors(folder: Path, is_wanted: Callable[[str], bool]) -> Weights:
             raise BadCheckpoint(
                 f"{folder / file} lacks {len(missing)} tensors of the index, first {min(missing)}"
             )
-        loaded = mx.load(str(folder / file))
+        loaded = {tensor_name(name): array for name, array in mx.load(str(folder / file)).items()}
         weights |= {name: loaded[name] for name in names}
     return weights
 
