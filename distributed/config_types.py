@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 MAX_LAYERS = 10_000
 MAX_INTEGER = 2**31 - 1
+MAX_NUMBER = 1e30
 # key -> least value. null is allowed everywhere: it is another way to leave a key out.
 _INTEGERS = {
     "hidden_size": 1,
@@ -48,7 +48,14 @@ _SWITCHES = (
     "rope_traditional",
 )
 _TEXTS = ("model_type", "topk_method", "hidden_act", "scoring_func", "model_file")
-_OBJECTS = ("rope_scaling", "rope_parameters", "quantization", "quantization_config", "text_config")
+_OBJECTS = (
+    "rope_scaling",
+    "rope_parameters",
+    "quantization",
+    "quantization_config",
+    "compression_config",
+    "text_config",
+)
 
 
 class BadValue(ValueError):
@@ -88,7 +95,7 @@ def check_number(key: str, value: Any) -> None:
     if value is None:
         return
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value <= 0:
+    if not is_number or not 0 < value <= MAX_NUMBER:
         raise BadValue(f"{key} = {value!r} is not a number above 0")
 
 

@@ -90,9 +90,11 @@ def tensor_name(stored: str) -> str:
 def _take_text_config(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """The config of the text model in a model that also sees; what packs its weights stands outside."""
     inner = raw.get("text_config")
-    if raw.get("model_type") not in WRAPPERS or not inner or inner.get("model_type") not in FAMILIES:
+    if raw.get("model_type") not in WRAPPERS or not inner:
         return raw
     check_types(inner)
+    if inner.get("model_type") not in FAMILIES:
+        return raw
     config = dict(inner)
     for key in ("quantization", *_FOREIGN_PACKINGS):
         if raw.get(key):
@@ -298,7 +300,7 @@ def _take_quantization(config: dict[str, Any]) -> None:
 
 def _check_packing(path: str, entry: Mapping[str, Any], whole: Mapping[str, Any]) -> None:
     """Check bits and group size of the model's packing, or of one module's."""
-    mode = entry.get("mode", whole.get("mode", "affine"))
+    mode = str(entry.get("mode", whole.get("mode", "affine")))
     if mode not in QUANTIZATION_MODES:
         raise UnsupportedModel(
             f"quantization mode {mode!r} ({path}) is not served; served are {', '.join(QUANTIZATION_MODES)}"

@@ -92,7 +92,7 @@ def check_tensors(name: str, config: Mapping[str, Any], tensors: Mapping[str, Te
 
     Raises:
         UnsupportedModel: a tensor is stored in a way, or is a part of a model, that is not served.
-        BadCheckpoint: the embeddings, the last norm or the head are missing.
+        BadCheckpoint: a layer, the embeddings, the last norm or the head are missing.
     """
     if config["model_type"] == SIMULATED_TYPE:
         return
@@ -109,6 +109,9 @@ def check_tensors(name: str, config: Mapping[str, Any], tensors: Mapping[str, Te
             raise UnsupportedModel(
                 f"{name}: {config['model_type']} as it is served has no place for {tensor}"
             )
+    present = {int(match[1]) for match in map(LAYER.fullmatch, tensors) if match}
+    if lost := set(cut.layers) - present:
+        raise BadCheckpoint(f"{name} has no weights of layer {min(lost)}")
     ends = ("model.embed_tokens.weight", "model.norm.weight", *(() if cut.is_tied else ("lm_head.weight",)))
     if missing := [tensor for tensor in ends if tensor not in tensors]:
         raise BadCheckpoint(f"{name} has no tensor {missing[0]}")

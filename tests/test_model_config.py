@@ -1,5 +1,6 @@
 """What is made of a config.json: spellings of one model, what is refused by name, what changes nothing."""
 
+import contextlib
 import importlib
 import inspect
 import json
@@ -9,12 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+import numpy as np
 import pytest
 from transformers import AutoConfig
 
 from distributed.checkpoint import BadCheckpoint, UnsupportedModel, read_config
 from distributed.families import FAMILIES
 from distributed.model_config import normalise_config
+from distributed.models import load_stage
 from tests.checkpoints import VARIANTS, make_checkpoint
 from tests.stages import load_chain
 
@@ -421,3 +425,125 @@ def test_every_variant_of_the_tests_is_normal(tmp_path: Path) -> None:
     for variant in VARIANTS:
         once = read_config(make_checkpoint(tmp_path / variant, variant))
         assert normalise(once) == once, variant
+
+
+ODD_VALUES: tuple[Any, ...] = (
+    "x",
+    "",
+    -1,
+    0,
+    1.5,
+    10**400,
+    math.nan,
+    math.inf,
+    True,
+    False,
+    None,
+    [],
+    [1],
+    ["x"],
+    [[]],
+    {},
+    {"x": 1},
+)
+ROPE_KEYS = (
+    "rope_type",
+    "type",
+    "rope_theta",
+    "factor",
+    "original_max_position_embeddings",
+    "beta_fast",
+    "mscale",
+    "mscale_all_dim",
+    "attention_factor",
+    "truncate",
+    "low_freq_factor",
+    "llama_4_scaling_beta",
+    "partial_rotary_factor",
+)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_no_value_of_any_key_ends_in_a_traceback(model_type: str) -> None:
+    """Whatever stands in a config: it is served, or refused with a sentence."""
+    base = make_config(
+        model_type, num_experts_per_tok=2, topk_method="greedy", layer_types=None, sliding_window=None
+    )
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, **YARN}
+    packing = {"group_size": 64, "bits": 4, "mode": "affine", "lm_head": {"bits": 8}}
+    for value in ODD_VALUES:
+        changed: list[dict[str, Any]] = [
+            base | {key: value} for key in (*base, "quantization_config", "compression_config", "a_factor")
+        ]
+        changed += [base | {"rope_parameters": yarn | {key: value}} for key in ROPE_KEYS]
+        changed += [base | {"quantization": packing | {key: value}} for key in packing]
+        changed += [{"model_type": "mistral3", "text_config": base | {key: value}} for key in base]
+        for config in changed:
+            with contextlib.suppress(BadCheckpoint, UnsupportedModel):
+                normalise_config(config, "config.json")
+
+
+INVERSE_FREQUENCIES: dict[str, tuple[dict[str, Any], float]] = {
+    "default": ({"rope_type": "default"}, 1.0),
+    "linear": ({"rope_type": "linear", "factor": 4.0}, 1.0),
+    "llama3": ({"rope_type": "llama3", **LLAMA3, "original_max_position_embeddings": 64}, 1.0),
+    "yarn": (
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+        0.1 * math.log(4) + 1,
+    ),
+    "yarn-attention_factor": (
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "attention_factor": 0.9},
+        0.9,
+    ),
+}
+THETA = 500000.0
+
+
+def inverse_frequencies(rope: dict[str, Any], num_values: int) -> Any:
+    """What transformers 5.24 modeling_rope_utils.py computes, (num_values / 2,)."""
+    plain = THETA ** (-np.arange(0, num_values, 2) / num_values)
+    kind, factor = rope["rope_type"], rope.get("factor", 1.0)
+    if kind in ("default", "linear"):
+        return plain / factor
+    original = rope["original_max_position_embeddings"]
+    if kind == "llama3":
+        low, high = (original / rope[key] for key in ("low_freq_factor", "high_freq_factor"))
+        wavelengths = 2 * math.pi / plain
+        smooth = (original / wavelengths - rope["low_freq_factor"]) / (
+            rope["high_freq_factor"] - rope["low_freq_factor"]
+        )
+        between = (1 - smooth) * plain / factor + smooth * plain
+        return np.where(wavelengths > low, plain / factor, np.where(wavelengths < high, plain, between))
+    first, last = (
+        num_values * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(THETA)) for turns in (32, 1)
+    )
+    first, last = max(math.floor(first), 0), min(math.ceil(last), num_values - 1)
+    ramp = np.clip((np.arange(num_values // 2) - first) / max(last - first, 0.001), 0, 1)
+    return plain / factor * ramp + plain * (1 - ramp)
+
+
+@pytest.mark.parametrize("kind", INVERSE_FREQUENCIES)
+@pytest.mark.parametrize("variant", ["llama", "ministral3", "qwen2", "qwen3", "qwen3_moe", "deepseek_v2"])
+def test_a_stage_rotates_by_the_angles_of_the_config(
+    make_folder: Callable[[str], Path], variant: str, kind: str
+) -> None:
+    """Every kind of scaling that is served, in every type, against the formulas in NumPy."""
+    folder, (rope, factor) = make_folder(variant), INVERSE_FREQUENCIES[kind]
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("rope_theta", "rope_scaling"):
+        config.pop(key, None)
+    config["rope_parameters"] = {**rope, "rope_theta": THETA}
+    (folder / "config.json").write_text(json.dumps(config))
+    module = load_stage(folder, range(1), is_first=True, is_last=False).inner.layers[0].self_attn.rope
+    read = read_config(folder)
+    num_values = read["qk_rope_head_dim"] if variant == "deepseek_v2" else read["head_dim"]
+    pairs = np.zeros((num_values // 2, 2), np.float32)
+    pairs[:, 0] = 1  # every pair is the unit vector
+    is_traditional = variant == "deepseek_v2"
+    x = pairs.reshape(-1) if is_traditional else pairs.T.reshape(-1)
+    for position in (0, 1, 63, 300):
+        rotated = np.array(module(mx.array(x)[None, None, None], offset=position))[0, 0, 0]
+        turned = rotated.reshape(-1, 2) if is_traditional else rotated.reshape(2, -1).T
+        angles = position * inverse_frequencies(rope, num_values)
+        expected = factor * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+        assert np.abs(turned - expected).max() < 2e-4, position

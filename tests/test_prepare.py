@@ -46,7 +46,7 @@ def test_a_sound_folder_is_printed(tmp_path: Path) -> None:
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
         (lambda folder: _change(folder, num_hidden_layers="4"), "num_hidden_layers = '4'"),
-        (lambda folder: _change(folder, num_hidden_layers=5), "no weights of layer|lacks"),
+        (lambda folder: _change(folder, num_hidden_layers=5), "no weights of layer 4"),
         (lambda folder: _change(folder, intermediate_size=96), "shape"),
         (lambda folder: (folder / INDEX_NAME).write_text("[]"), f"{INDEX_NAME} is not a JSON object"),
         (lambda folder: _change(folder, model_type="gemma3"), "gemma3"),
@@ -266,7 +266,7 @@ def test_a_folder_that_cannot_be_served_is_refused_with_the_same_sentence(
     ("spoil", "reason"),
     [
         (lambda folder: _change(folder, intermediate_size=96), r"shape"),
-        (lambda folder: _change(folder, num_hidden_layers=5), r"lacks .* tensors"),
+        (lambda folder: _change(folder, num_hidden_layers=5), r"no weights of layer 4"),
         (lambda folder: _retype(folder, "I32"), r"is stored as I32, which is not served"),
         (
             lambda folder: (folder / "model-00002-of-00002.safetensors").unlink(),
