@@ -54,6 +54,8 @@ def run_check(terminal: Terminal, *, with_long: bool) -> int:
     """Run all steps; 0 if every one is good, else 1."""
     packages.ensure_dev()
     packages.ensure_builtin()
+    if with_long:
+        packages.ensure_long()
     with tempfile.TemporaryDirectory() as folder:
         outcomes = [_run(step, terminal) for step in make_steps(Path(folder), with_long=with_long)]
         if with_long:

@@ -217,13 +217,19 @@ def check_api_port(settings: Settings, service: Service) -> Finding:
 def check_model(settings: Settings) -> Finding:
     """The model's files are on this machine."""
     text = f"{settings.model_repo} is not on this machine yet: `start` fetches it, or do it now"
+    is_folder = is_folder_name(settings.model_repo, settings.root)
+    mend = "correct MODEL_REPO in .env, or copy the files there"
     try:
         missing = missing_files(settings.model_dir)
-    except ModelNotReady:
-        return _finding("model", "note", text, PREPARE)
-    if missing and is_folder_name(settings.model_repo, settings.root):
+    except ModelNotReady as error:
+        return (
+            _finding("model", "failed", str(error), mend)
+            if is_folder
+            else _finding("model", "note", text, PREPARE)
+        )
+    if missing and is_folder:
         text = f"{settings.model_dir} is no whole model: {', '.join(missing[:3])} missing"
-        return _finding("model", "failed", text, "correct MODEL_REPO in .env, or copy the files there")
+        return _finding("model", "failed", text, mend)
     if missing:
         return _finding("model", "note", text, PREPARE)
     return _finding("model", "ok", f"{settings.model_repo} is in {settings.model_dir}")

@@ -1,8 +1,8 @@
 """Packages that only some commands need, installed into the virtual environment when they are first needed.
 
-requirements.txt is launch.sh's; here are the built-in model and the tools of `check`. A stamp in the
-environment holds the hash of what was installed, so that nothing is asked of pip twice. Knows nothing of
-what is in the packages.
+requirements.txt is launch.sh's; here are the built-in model, the tools of `check`, and what only the long
+tests of `check --all` need. A stamp in the environment holds the hash of what was installed, so that nothing
+is asked of pip twice. Knows nothing of what is in the packages.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from cluster.errors import ClusterError
 
 ROOT = Path(__file__).resolve().parent.parent
+LONG_PACKAGES = Path(sys.prefix) / "long"  # for PYTHONPATH of the tests that need it
 
 
 def ensure_builtin() -> None:
@@ -26,6 +27,11 @@ def ensure_builtin() -> None:
 def ensure_dev() -> None:
     """Install the tools of `check`."""
     ensure("requirements-dev.txt", [])
+
+
+def ensure_long() -> None:
+    """Install what long tests need, on a path of its own: transformers would import torch in each rank."""
+    ensure("requirements-long.txt", ["--no-deps", "--upgrade", "--target", str(LONG_PACKAGES)])
 
 
 def ensure(name: str, flags: Sequence[str]) -> None:

@@ -196,6 +196,7 @@ async def plan_model(
 
     Raises:
         PlanRefused: it does not fit.
+        ModelRefused: it cannot be served.
         ModelUnknown: a model that is made or copied here first.
     """
     layout = await plan_ring(settings, cluster, facts, held_bytes=held_bytes)

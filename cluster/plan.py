@@ -122,6 +122,7 @@ async def plan_ring(
     Raises:
         PlanRefused: with has and needs of every host.
         ModelUnknown: the model is not here, and the Hub does not tell its sizes.
+        ModelRefused: it cannot be served.
     """
     rooms = measure_rooms(cluster, facts, held_bytes or {})
     source = await run_beside(read_source, settings)

@@ -52,7 +52,7 @@ def show_plan(
     """Print the plan; the exit code.
 
     Raises:
-        PlanRefused, ModelUnknown, BadHosts, HostUnreachable: with a sentence.
+        PlanRefused, ModelUnknown, ModelRefused, BadHosts, HostUnreachable: with a sentence.
     """
     rooms = read_hosts(hosts, has_gpu=has_gpu) if hosts else asyncio.run(_ask_hosts(settings))
     layout = choose_layout(settings, read_source(settings), rooms)

@@ -70,6 +70,9 @@ def rehearse(settings: Settings, cluster: Cluster, terminal: Terminal) -> int:
 
 
 def _describe_model(settings: Settings) -> str:
+    """Where the model is or comes from. Raises: ModelRefused."""
+    with contextlib.suppress(ModelUnknown):  # one that is made here, or the Hub cannot be asked
+        read_source(settings)
     try:
         folder = settings.model_dir
     except ModelNotReady:

@@ -2,12 +2,8 @@
 
 A safetensors file is eight bytes of header length (little-endian), then a JSON header {tensor: {dtype, shape,
 data_offsets}}, then the data. Which file holds which tensor is found from model.safetensors.index.json, or,
-without one, from the headers themselves. Knows nothing of MLX, of stages, or of how a model runs.
-
-    ModelError                the folder cannot be served; the start stops with its sentence
-    |-- BadCheckpoint         missing, cut short or contradictory files
-    |-- UnsupportedModel      a model type or a feature of it that no provider serves
-    `-- DoesNotFit            (sharding.py) the ranks cannot hold it
+without one, from the headers themselves. Tensors are named as in a model of text alone (tensor_name). Knows
+nothing of MLX, of stages, or of how a model runs.
 """
 
 import hashlib
@@ -20,20 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distributed.model_config import normalise_config, tensor_name
+from distributed.model_errors import BadCheckpoint as BadCheckpoint
+from distributed.model_errors import ModelError as ModelError
+from distributed.model_errors import UnsupportedModel as UnsupportedModel
+
 INDEX_NAME = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
-
-
-class ModelError(ValueError):
-    """A model folder that cannot be served."""
-
-
-class BadCheckpoint(ModelError):
-    """Files of the model are missing, cut short, or contradict each other."""
-
-
-class UnsupportedModel(ModelError):
-    """No provider serves this model type, or a feature this checkpoint uses."""
 
 
 @dataclass(frozen=True)
@@ -78,23 +67,33 @@ def is_tied(config: Mapping[str, Any], names: Container[str]) -> bool:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read config.json; it must name a model_type and a number of layers."""
-    config = _read_json(folder / "config.json")
-    for key in ("model_type", "num_hidden_layers", "hidden_size", "vocab_size"):
-        if key not in config:
-            raise BadCheckpoint(f"{folder / 'config.json'} has no {key}")
-    return config
+    """Read config.json in the form that the served classes read; see model_config.py.
+
+    Raises:
+        BadCheckpoint: it is missing, is no JSON object, or a key is missing or of the wrong kind.
+        UnsupportedModel: the model type is not served, or a key of it that changes numbers.
+    """
+    path = folder / "config.json"
+    return parse_config(_read_bytes(path), str(path))
+
+
+def parse_config(content: bytes, where: str) -> dict[str, Any]:
+    """Return the config that a file's bytes hold; raises as `read_config` does."""
+    return normalise_config(_parse_object(content, where), where)
 
 
 def read_index(folder: Path) -> dict[str, str]:
     """Return tensor name -> file name from the index; empty where there is none."""
     path = folder / INDEX_NAME
-    if not path.is_file():
-        return {}
-    weight_map = _read_json(path).get("weight_map")
+    return parse_index(_read_bytes(path), str(path)) if path.is_file() else {}
+
+
+def parse_index(content: bytes, where: str) -> dict[str, str]:
+    """Return tensor name -> file name from an index's bytes. Raises: BadCheckpoint."""
+    weight_map = _parse_object(content, where).get("weight_map")
     if not isinstance(weight_map, dict):
-        raise BadCheckpoint(f"{path} has no weight_map")
-    return {str(name): _plain_name(path, str(file)) for name, file in weight_map.items()}
+        raise BadCheckpoint(f"{where} has no weight_map")
+    return {tensor_name(str(name)): _plain_name(where, str(file)) for name, file in weight_map.items()}
 
 
 def weight_files(folder: Path) -> list[str]:
@@ -120,7 +119,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         header = json.loads(raw)
         header.pop("__metadata__", None)
         end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
-        tensors = {name: _tensor_info(path.name, entry) for name, entry in header.items()}
+        tensors = {tensor_name(name): _tensor_info(path.name, entry) for name, entry in header.items()}
     except FileNotFoundError as error:
         raise missing_file(path) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -153,19 +152,26 @@ def _tensor_info(file: str, entry: dict[str, Any]) -> TensorInfo:
     return TensorInfo(file, str(entry["dtype"]), tuple(int(n) for n in entry["shape"]), end - start)
 
 
-def _plain_name(path: Path, file: str) -> str:
+def _plain_name(where: str, file: str) -> str:
     if Path(file).name != file:
-        raise BadCheckpoint(f"{path} names {file!r}: weight files must lie in the model folder itself")
+        raise BadCheckpoint(f"{where} names {file!r}: weight files must lie in the model folder itself")
     return file
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_bytes(path: Path) -> bytes:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise missing_file(path) from error
-    except ValueError as error:
-        raise BadCheckpoint(f"{path} is not JSON: {error}") from error
+    except OSError as error:
+        raise BadCheckpoint(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _parse_object(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        data = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise BadCheckpoint(f"{where} is not JSON: {error}") from error
     if not isinstance(data, dict):
-        raise BadCheckpoint(f"{path} is not a JSON object")
+        raise BadCheckpoint(f"{where} is not a JSON object")
     return data

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from distributed.checkpoint import BadCheckpoint, TensorInfo, is_tied, read_config, read_tensors
+from distributed.model_listing import check_config_listed, check_files_listed
+from distributed.stage_files import check_tensors
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"\.mlp\.(switch_mlp|experts\.\d+)\.")
@@ -66,6 +68,21 @@ class ModelShape:
         """Return the cost of a token in a stage."""
         own = self._costs_before[layers.stop] - self._costs_before[layers.start]
         return own + (self.head_cost if is_last else 0.0)
+
+
+def read_model_files(folder: Path) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
+    """Read config and headers of a folder that has all its files, and check all they tell but for shapes.
+
+    Raises:
+        ModelError: the model cannot be served, or files are missing or contradict each other.
+    """
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    check_config_listed(str(folder), names)
+    config = read_config(folder)
+    check_files_listed(str(folder), names)
+    tensors = read_tensors(folder)
+    check_tensors(str(folder), config, tensors)
+    return config, tensors
 
 
 def read_shape(folder: Path, *, dequantize: bool = False, float_bytes: int | None = None) -> ModelShape:

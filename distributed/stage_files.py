@@ -14,11 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from config.model_path import SMALL_PATTERNS
-from distributed.checkpoint import MAX_HEADER_BYTES, is_tied, missing_file, read_config, tensor_files
+from distributed.checkpoint import (
+    MAX_HEADER_BYTES,
+    TensorInfo,
+    is_tied,
+    missing_file,
+    read_config,
+    tensor_files,
+)
+from distributed.model_config import SIMULATED_TYPE
+from distributed.model_errors import BadCheckpoint, UnsupportedModel
 
+# What tensors may be stored as; the last two are MLX's packed weights and their scales.
+STORED_TYPES = ("F32", "F16", "BF16", "U32", "U8")
 SUMS_NAME = ".sums.json"  # cluster/sent/file_sums.py writes it
 
-_LAYER = re.compile(r"model\.layers\.(\d+)\.(.*)")
+LAYER = re.compile(r"model\.layers\.(\d+)\.(.*)")
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,7 @@ class StageCut:
 
     def local_name(self, name: str) -> str | None:
         """Return where the stage keeps a tensor of the checkpoint; None if it is not this stage's."""
-        if match := _LAYER.fullmatch(name):
+        if match := LAYER.fullmatch(name):
             layer = int(match[1])
             return f"inner.layers.{layer - self.layers.start}.{match[2]}" if layer in self.layers else None
         place, _, rest = name.removeprefix("model.").partition(".")
@@ -74,6 +85,45 @@ def make_cut(
     """Return what a rank owns, of a plan's layers by rank; rank 0 is the last stage."""
     tied = is_tied(config, tensors)
     return StageCut(layers[rank], is_first=rank == len(layers) - 1, is_last=rank == 0, is_tied=tied)
+
+
+def check_tensors(name: str, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> None:
+    """Check that a model of the config has a place for each tensor, and tensors for its ends.
+
+    Raises:
+        UnsupportedModel: a tensor is stored in a way, or is a part of a model, that is not served.
+        BadCheckpoint: a layer, the embeddings, the last norm or the head are missing.
+    """
+    if config["model_type"] == SIMULATED_TYPE:
+        return
+    cut = make_cut(config, tensors, [range(config["num_hidden_layers"])], 0)
+    for tensor, info in tensors.items():
+        if _is_unused(tensor, cut):
+            continue
+        if info.dtype not in STORED_TYPES:
+            raise UnsupportedModel(
+                f"{name}: {tensor} is stored as {info.dtype}, which is not served; served are "
+                f"{', '.join(STORED_TYPES)}"
+            )
+        if cut.local_name(tensor) is None:
+            raise UnsupportedModel(
+                f"{name}: {config['model_type']} as it is served has no place for {tensor}"
+            )
+    present = {int(match[1]) for match in map(LAYER.fullmatch, tensors) if match}
+    if lost := set(cut.layers) - present:
+        raise BadCheckpoint(f"{name} has no weights of layer {min(lost)}")
+    ends = ("model.embed_tokens.weight", "model.norm.weight", *(() if cut.is_tied else ("lm_head.weight",)))
+    if missing := [tensor for tensor in ends if tensor not in tensors]:
+        raise BadCheckpoint(f"{name} has no tensor {missing[0]}")
+
+
+def _is_unused(tensor: str, cut: StageCut) -> bool:
+    """Whether a tensor that no stage owns may be there: tables, tied heads, layers for training, eyes."""
+    layer = LAYER.fullmatch(tensor)
+    is_beyond = layer is not None and int(layer[1]) >= cut.layers.stop
+    is_of_images = tensor.removeprefix("model.").startswith(("vision_tower.", "multi_modal_projector."))
+    is_table = tensor.endswith("rotary_emb.inv_freq")
+    return is_beyond or is_of_images or is_table or (cut.is_tied and tensor == "lm_head.weight")
 
 
 def weights_of(files: Mapping[str, str], cuts: Iterable[StageCut]) -> tuple[str, ...]:

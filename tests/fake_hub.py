@@ -28,6 +28,7 @@ class FakeHub:
     def __init__(self, folder: Path, repo: str = "someone/some-model", address: str = "127.0.0.1") -> None:
         self.folder, self.repo = folder, repo
         self.is_gated = False
+        self.file_status: int | None = None  # what every file is answered with, and no reason
         self.break_after_bytes: int | None = None  # of the next large file; once
         self.sent_bytes: Counter[str] = Counter()
         hub = self
@@ -92,6 +93,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json(body, with_body=with_body)
         elif hub.is_gated:
             self._send(403, b"{}", {"X-Error-Code": "GatedRepo"}, with_body=with_body)
+        elif hub.file_status is not None:
+            self._send(hub.file_status, b"{}", {}, with_body=with_body)
         else:
             self._send_file(hub.folder / path.rpartition("/")[2], with_body=with_body)
 

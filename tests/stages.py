@@ -8,7 +8,6 @@ import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
 from distributed.frame import StageStep
-from distributed.kv_cache import KVTable
 from distributed.models import StageModel, load_stage
 
 
@@ -17,7 +16,7 @@ class StageChain:
 
     def __init__(self, stages: Sequence[StageModel]) -> None:
         self.stages = stages
-        self.tables = [KVTable(len(stage.layers)) for stage in stages]
+        self.tables = [stage.make_table() for stage in stages]
 
     def run(self, rows: Sequence[Sequence[int]], slots: Sequence[int], offsets: Sequence[int]) -> mx.array:
         """Run one microbatch, rows padded on the right; return logits (B, T, V)."""
@@ -27,7 +26,7 @@ class StageChain:
         x = mx.array([list(row) + [0] * (num_tokens - len(row)) for row in rows], dtype=mx.int32)
         for stage, table in zip(self.stages, self.tables, strict=True):
             x = stage.forward(x, table.begin(step))
-            mx.eval(x, table.arrays)
+            mx.eval(x, getattr(table, "arrays", ()))
         B, T, D = x.shape
         return self.stages[-1].logits(x.reshape(B * T, D)).reshape(B, T, -1)
 

@@ -23,7 +23,7 @@ def make_attention() -> tuple[LatentAttention, ModelArgs]:
     config = {**VARIANTS["deepseek_v2"][0], "hidden_size": 64, "num_attention_heads": 4}
     mx.random.seed(3)
     args = ModelArgs.from_dict(config)
-    return LatentAttention(args), args
+    return LatentAttention(args, nn.RoPE(args.qk_rope_head_dim, traditional=True)), args
 
 
 def make_mask(kind: str) -> Any:

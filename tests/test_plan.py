@@ -36,6 +36,7 @@ from config import Settings, load_settings
 from distributed.capacities import RANK_BYTES, make_reserve
 from distributed.checkpoint import TensorInfo
 from tests.checkpoints import make_checkpoint
+from tests.cluster_service import find_free_port
 from tests.fake_hub import FakeHub
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -385,8 +386,13 @@ def test_the_table_shows_what_was_asked(make_settings: MakeSettings) -> None:
 
 def run_plan(tmp_path: Path, *flags: str, **extra: str) -> subprocess.CompletedProcess[str]:
     """Run `launch.sh plan` without its shell."""
+    return run_command(tmp_path, "plan", *flags, **extra)
+
+
+def run_command(tmp_path: Path, *words: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run `launch.sh` without its shell."""
     environment = os.environ | {"STATE_DIR": str(tmp_path / "state"), "HF_HUB_OFFLINE": "1"} | extra
-    command = [sys.executable, "-m", "cluster", "plan", *flags]
+    command = [sys.executable, "-m", "cluster", *words]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -404,6 +410,22 @@ def test_a_model_that_is_not_here_is_planned_from_the_hub(tmp_path: Path) -> Non
     assert plans[0].pop("model") == "some-model"
     assert plans[1].pop("model") == "model"
     assert plans[0] == plans[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["plan --hosts a:8GB", "doctor", "start", "start --dry-run"])
+def test_every_command_refuses_a_hub_model_that_is_not_served(tmp_path: Path, command: str) -> None:
+    """By its config.json, with the types that are; of the weights not even a header is asked for."""
+    folder = make_checkpoint(tmp_path / "model", "llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "gemma3"}))
+    with FakeHub(folder) as served:
+        extra = served.environment(tmp_path / "cache") | {"API_PORT": str(find_free_port())}
+        done = run_command(tmp_path, *command.split(), **extra)
+    assert done.returncode == 1
+    assert "model type 'gemma3' is not served; served are deepseek_v2, llama" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert not [name for name in served.sent_bytes if name.endswith(".safetensors")]
 
 
 @pytest.mark.slow

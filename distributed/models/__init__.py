@@ -1,47 +1,45 @@
-"""Model families and how each is cut into stages, by an allow-list of `model_type`.
+"""Model families and how each is cut into stages, by the allow-list of `distributed/families.py`.
 
 A type is on the list only with a parity test; nothing is guessed from a model's structure, and no code from a
 model folder is ever run. mlx_lm, which takes seconds to import, is imported when a stage is loaded.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from distributed.checkpoint import UnsupportedModel, read_config
+from distributed.checkpoint import TensorInfo, read_config
 from distributed.models.stage_model import StageModel
 
 if TYPE_CHECKING:
     from distributed.models.general import GeneralProvider
 
-__all__ = ["StageModel", "load_stage", "provider_for"]
-
-GENERAL_TYPES = ("llama", "ministral3", "qwen2", "qwen3", "qwen3_moe")
-OWN_TYPES = ("deepseek_v2",)
+__all__ = ["StageModel", "check_model", "load_stage", "provider_for"]
 
 
 def provider_for(config: dict[str, Any]) -> "GeneralProvider":
-    """Return the provider of the config's model type.
-
-    Raises:
-        UnsupportedModel: the type is not on the list, or the folder wants its own code run.
-    """
-    model_type = config["model_type"]
-    if config.get("model_file"):
-        raise UnsupportedModel(f"the model brings its own code ({config['model_file']}), which is never run")
-    if model_type in GENERAL_TYPES:
-        from distributed.models.general import GeneralProvider
-
-        return GeneralProvider()
-    if model_type == "deepseek_v2":
+    """Return the provider of a config's model type, which `read_config` has found to be served."""
+    if config["model_type"] == "deepseek_v2":
         from distributed.models.deepseek_v2 import DeepseekV2Provider
 
         return DeepseekV2Provider()
-    raise UnsupportedModel(
-        f"model type {model_type!r} is not served; served are {', '.join(GENERAL_TYPES + OWN_TYPES)}"
-    )
+    from distributed.models.general import GeneralProvider
+
+    return GeneralProvider()
+
+
+def check_model(name: str, config: dict[str, Any], tensors: Mapping[str, TensorInfo]) -> None:
+    """Check that a model could be loaded, from its config and the headers of its weights alone.
+
+    Args:
+        config: as `read_config` returns it.
+
+    Raises:
+        ModelError: naming the tensor that is missing, left over, or of another shape or type.
+    """
+    provider_for(config).check(name, config, tensors)
 
 
 def load_stage(

@@ -17,11 +17,12 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models import deepseek_v2
-from mlx_lm.models.deepseek_v2 import DeepseekV2YarnRotaryEmbedding, ModelArgs, yarn_get_mscale
+from mlx_lm.models.deepseek_v2 import ModelArgs
 from mlx_lm.models.mla import MultiLinear
+from mlx_lm.models.rope_utils import apply_yarn_mscale
 
 from distributed.models.cpu import attend_latents, softmax_in_place
-from distributed.models.general import GeneralProvider
+from distributed.models.general import GeneralProvider, make_rope
 from distributed.models.weights import Weights
 
 _KV_B = ".self_attn.kv_b_proj."
@@ -31,11 +32,12 @@ class DeepseekV2Provider(GeneralProvider):
     """mlx-lm's deepseek_v2 with latent attention in each layer."""
 
     def build(self, config: dict[str, Any]) -> Any:
-        """Build mlx-lm's model, lazily, with our attention; without rope_scaling, yarn by 1 is RoPE."""
-        args = ModelArgs.from_dict({**config, "rope_scaling": config.get("rope_scaling") or {"factor": 1.0}})
-        model = deepseek_v2.Model(args)
+        """Build mlx-lm's model, lazily, with our attention, which knows more scalings than yarn."""
+        model = deepseek_v2.Model(ModelArgs.from_dict({**config, "rope_scaling": {"factor": 1.0}}))
+        args = ModelArgs.from_dict(config)
+        rope = make_rope(config, args.qk_rope_head_dim, is_traditional=True)
         for layer in model.model.layers:
-            layer.self_attn = LatentAttention(args)
+            layer.self_attn = LatentAttention(args, rope)
         return model
 
     def adapt(self, weights: Weights, config: dict[str, Any]) -> Weights:
@@ -59,7 +61,7 @@ class LatentAttention(nn.Module):
     Letters: B rows, T new tokens, S cached tokens, H heads, R = kv_lora_rank.
     """
 
-    def __init__(self, args: ModelArgs) -> None:
+    def __init__(self, args: ModelArgs, rope: nn.Module) -> None:
         super().__init__()
         self.num_heads = args.num_attention_heads
         self.rank, self.rope_dim = args.kv_lora_rank, args.qk_rope_head_dim
@@ -79,8 +81,8 @@ class LatentAttention(nn.Module):
         self.unembed_out = MultiLinear(self.rank, args.v_head_dim, self.num_heads)
         self.o_proj = nn.Linear(self.num_heads * args.v_head_dim, args.hidden_size, bias=args.attention_bias)
         self.max_absorbed_tokens = _break_even(self.rank, self.nope_dim + args.v_head_dim)
-        self.scale = q_dim**-0.5 * _attention_mscale(args.rope_scaling) ** 2
-        self.rope = _make_rope(args)
+        self.scale = apply_yarn_mscale(q_dim**-0.5, args.rope_scaling)
+        self.rope = rope
 
     def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
         """Attend from x (B, T, D) to the cache and to x itself.
@@ -176,20 +178,3 @@ def _softmax(scores: mx.array) -> mx.array:
     if _is_on_cpu(scores):
         return softmax_in_place(scores)
     return mx.softmax(scores, axis=-1, precise=True)
-
-
-def _attention_mscale(rope_scaling: dict[str, Any]) -> float:
-    mscale_all_dim = rope_scaling.get("mscale_all_dim", 0)
-    return float(yarn_get_mscale(rope_scaling["factor"], mscale_all_dim)) if mscale_all_dim else 1.0
-
-
-def _make_rope(args: ModelArgs) -> nn.Module:
-    """Make the rotary embedding as mlx-lm's DeepseekV2Attention does (mlx_lm 0.32.2)."""
-    names = ("original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
-    return DeepseekV2YarnRotaryEmbedding(
-        dim=args.qk_rope_head_dim,
-        max_position_embeddings=args.max_position_embeddings,
-        scaling_factor=args.rope_scaling["factor"],
-        base=args.rope_theta,
-        **{name: args.rope_scaling[name] for name in names if name in args.rope_scaling},
-    )

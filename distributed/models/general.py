@@ -8,7 +8,7 @@ never by structure.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
+from mlx_lm.models.rope_utils import initialize_rope
 
-from distributed.checkpoint import BadCheckpoint, UnsupportedModel
+from distributed.checkpoint import BadCheckpoint, TensorInfo, is_tied, tensor_files
 from distributed.models.cpu import DenseLayers, DensePlan, place_experts, plan_dense_layers
 from distributed.models.stage_model import Identity, StageModel
 from distributed.models.weights import (
@@ -27,27 +28,38 @@ from distributed.models.weights import (
     materialize,
     quantize_modules,
 )
-from distributed.stage_files import StageCut
+from distributed.stage_files import StageCut, check_tensors
 
 HEAD = "head"  # the cut's part that is the last stage's own head
+_DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16, "U32": mx.uint32, "U8": mx.uint8}
 
 
 class GeneralProvider:
-    """Cuts models of one type into stages; a family that needs more overrides `check`, `build` or `adapt`."""
+    """Cuts models of one type into stages; a family that needs more overrides `build` or `adapt`."""
 
-    def check(self, config: dict[str, Any]) -> None:
-        """Refuse features of the model type that a stage would get wrong.
-
-        Raises:
-            UnsupportedModel: naming the feature.
-        """
-        if "sliding_attention" in (config.get("layer_types") or ()):
-            raise UnsupportedModel("layers with sliding attention are not served yet")
+    def check(self, name: str, config: dict[str, Any], tensors: Mapping[str, TensorInfo]) -> None:
+        """Fill the whole model with tensors that are never made; see models.check_model."""
+        check_tensors(name, config, tensors)
+        whole, cut = self._build_whole(name, config, tensors, range(config["num_hidden_layers"]))
+        shapes = {
+            tensor: mx.zeros(info.shape, _DTYPES[info.dtype])
+            for tensor, info in tensors.items()
+            if cut.local_name(tensor) is not None
+        }
+        try:
+            self._assemble(whole, cut, config, shapes)
+        except BadCheckpoint as error:
+            raise BadCheckpoint(f"{name}: {error}") from error
 
     def build(self, config: dict[str, Any]) -> Any:
         """Build the whole model, lazily, with mlx-lm's own class."""
         module = importlib.import_module(f"mlx_lm.models.{config['model_type']}")
-        return module.Model(module.ModelArgs.from_dict(config))
+        model = module.Model(module.ModelArgs.from_dict(config))
+        if config["model_type"] == "qwen3_moe":  # its class ignores rope_scaling (mlx_lm 0.32.2)
+            rope = make_rope(config, config["head_dim"], is_traditional=False)
+            for layer in model.layers:
+                layer.self_attn.rope = rope
+        return model
 
     def adapt(self, weights: Weights, config: dict[str, Any]) -> Weights:
         """Rename or reshape tensors from the checkpoint's form to the model's, lazily."""
@@ -67,17 +79,10 @@ class GeneralProvider:
         cpu_products: str | None = None,
     ) -> StageModel:
         """Load one stage; see models.load_stage."""
-        self.check(config)
-        try:
-            whole = self.build(config)
-        except (TypeError, KeyError, ValueError) as error:
-            raise BadCheckpoint(f"{folder / 'config.json'} does not describe a model: {error}") from error
-        cut = StageCut(layers, is_first, is_last, is_tied="lm_head" not in whole)
+        names = tensor_files(folder)
+        whole, cut = self._build_whole(str(folder), config, names, layers, is_first=is_first, is_last=is_last)
         weights = load_tensors(folder, lambda name: cut.local_name(name) is not None)
-        weights = self.adapt(whole.sanitize(weights), config)
-        quantize_modules(whole, weights, config)
-        parts = _cut_parts(whole, cut)
-        fill(parts, {cut.local_name(name) or name: array for name, array in weights.items()})
+        weights, parts = self._assemble(whole, cut, config, weights)
         dtype = dtype or default_dtype(weights[f"model.layers.{layers.start}.input_layernorm.weight"])
         del weights, whole  # what they hold would stay in memory beside its cast or unpacked form
         plan = None
@@ -100,6 +105,45 @@ class GeneralProvider:
         model = _stage_model(parts, cut, config, dtype, plan)
         has_experts = cpu_products is not None and place_experts(parts.inner)
         return replace(model, works_aside=False) if has_experts else model
+
+    def _build_whole(
+        self,
+        name: str,
+        config: dict[str, Any],
+        tensors: Collection[str],
+        layers: range,
+        *,
+        is_first: bool = True,
+        is_last: bool = True,
+    ) -> tuple[Any, StageCut]:
+        """The whole model, lazily, and what of it belongs to a stage."""
+        tied = is_tied(config, tensors)
+        try:
+            whole = self.build({**config, "tie_word_embeddings": tied})
+        except (TypeError, KeyError, ValueError, ArithmeticError) as error:
+            raise BadCheckpoint(f"{name}: config.json does not describe a model: {error}") from error
+        return whole, StageCut(layers, is_first, is_last, is_tied=tied and "lm_head" not in whole)
+
+    def _assemble(
+        self, whole: Any, cut: StageCut, config: dict[str, Any], weights: Weights
+    ) -> tuple[Weights, Any]:
+        """Put a stage's weights into its part of the model, lazily; returns both."""
+        weights = self.adapt(whole.sanitize(weights), config)
+        quantize_modules(whole, weights, config)
+        parts = _cut_parts(whole, cut)
+        fill(parts, {cut.local_name(name) or name: array for name, array in weights.items()})
+        return weights, parts
+
+
+def make_rope(config: dict[str, Any], num_values: int, *, is_traditional: bool) -> Any:
+    """Make the rotary embedding of a config as `read_config` returns it."""
+    return initialize_rope(
+        num_values,
+        config["rope_theta"],
+        is_traditional,
+        config["rope_scaling"],
+        config["max_position_embeddings"],
+    )
 
 
 def default_dtype(stored: mx.array) -> Any:

@@ -17,14 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from config.model_path import SMALL_PATTERNS, WEIGHTS_PATTERN
-from distributed.checkpoint import ModelError
+from distributed.hub_model import CannotDownload, describe_hub_error
 
 SPARE_DISK_BYTES = 1_000_000_000
 TELL_SHARE = 0.1
-
-
-class CannotDownload(ModelError):
-    """The Hub refused, cannot be reached, or the disk is too small."""
 
 
 @dataclass(frozen=True)
@@ -81,30 +77,22 @@ def fetch(wanted: Wanted, on_bytes: Callable[[int, int], None] | None = None) ->
         snapshot_download(**wanted.arguments(), **_progress(num_bytes, on_bytes))
         say(f"downloaded {wanted.repo} in {time.monotonic() - started:.0f} s")
     except (HTTPError, HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise CannotDownload(describe_error(wanted, error)) from error
+        raise describe_error(wanted, error) from error
 
 
-def describe_error(wanted: Wanted, error: Exception) -> str:
-    """Return the sentence for what went wrong, with what helps."""
-    from huggingface_hub.errors import (
-        DryRunError,
-        GatedRepoError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+def describe_error(wanted: Wanted, error: Exception) -> CannotDownload:
+    """Return the error with a sentence for what went wrong, and what helps."""
+    from huggingface_hub.errors import DryRunError, RevisionNotFoundError
 
-    repo = wanted.repo
     if isinstance(error, DryRunError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
-    if isinstance(error, GatedRepoError):
-        return f"{repo} is gated: accept its terms on the Hub, then run `hf auth login`"
-    if isinstance(error, RepositoryNotFoundError):
-        return f"the Hub has no {repo} that may be read: check MODEL_REPO for typing errors"
     if isinstance(error, RevisionNotFoundError):
-        return f"the Hub has no revision {wanted.revision} of {repo} any more: set MODEL_SYNC=copy"
+        return CannotDownload(
+            f"the Hub has no revision {wanted.revision} of {wanted.repo} any more: set MODEL_SYNC=copy"
+        )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk of {wanted.place} is full: make room, then run this again to go on"
-    return f"{repo} cannot be downloaded: {first_line(error)}. Run this again to go on"
+        return CannotDownload(f"the disk of {wanted.place} is full: make room, then run this again to go on")
+    return describe_hub_error(wanted.repo, error)
 
 
 def _progress(num_bytes: int, on_bytes: Callable[[int, int], None] | None) -> dict[str, Any]:
@@ -162,12 +150,6 @@ def check_disk(repo: str, num_bytes: int, place: Path, setting: str = "MODEL_CAC
             f"{repo} needs {num_bytes / 1e9:.1f} GB more, but {place} has {free / 1e9:.1f} GB free (and "
             f"{SPARE_DISK_BYTES / 1e9:.0f} GB should stay free); {setting} can name another disk"
         )
-
-
-def first_line(error: BaseException) -> str:
-    """Return what an exception says, in one line without a full stop."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".")
 
 
 def say(message: str) -> None:

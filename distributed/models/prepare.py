@@ -18,7 +18,9 @@ from config import ConfigError, ModelNotReady, Settings, load_settings
 from config.disk_trouble import describe_refused, is_of_system
 from config.model_path import BUILTIN_PREFIX, is_folder_name
 from config.simulated import SIMULATED_PREFIX
-from distributed.checkpoint import ModelError, read_config, read_tensors
+from distributed.hub_model import read_hub_model
+from distributed.model_errors import ModelError
+from distributed.model_shape import read_model_files
 from distributed.models.hub import Wanted, check_disk, fetch, name_files, say
 
 BUILTIN_DISK_BYTES = 550_000_000
@@ -40,24 +42,37 @@ def prepare(settings: Settings) -> Path:
         make_simulated(repo, settings.model_dir)
         return settings.model_dir
     if not is_folder_name(repo, settings.root):
-        try:
-            return settings.model_dir  # complete: the lookup checks it
-        except ModelNotReady:
-            fetch(Wanted(repo, cache_dir=settings.model_cache_dir))
+        fetch_checked(repo, settings)
     elif not settings.model_dir.is_dir():
         raise ModelError(f"MODEL_REPO = {repo}: there is no folder {settings.model_dir}")
     return checked(settings.model_dir)
 
 
-def checked(folder: Path) -> Path:
-    """Return the folder if its weights are whole and its model type is served; reads headers only."""
-    read_tensors(folder)
-    from distributed.models import provider_for
+def fetch_checked(repo: str, settings: Settings) -> None:
+    """Fetch what is not here of a model of the Hub, once its config and headers say that it can be served."""
+    if _is_here(settings):
+        return
+    from distributed.models import check_model
 
-    config = read_config(folder)
-    provider_for(config).check(config)
-    if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
-        raise ModelError(f"{folder} has no tokenizer")
+    found = read_hub_model(repo)
+    check_model(repo, found.config, found.tensors)
+    fetch(Wanted(repo, cache_dir=settings.model_cache_dir))
+
+
+def _is_here(settings: Settings) -> bool:
+    """Whether the cache holds the whole model of the Hub."""
+    try:
+        return settings.model_dir.is_dir()
+    except ModelNotReady:
+        return False
+
+
+def checked(folder: Path) -> Path:
+    """Return the folder if its weights are whole and its model is served; reads headers only."""
+    from distributed.models import check_model
+
+    config, tensors = read_model_files(folder)
+    check_model(str(folder), config, tensors)
     return folder
 
 

@@ -17,6 +17,7 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.utils import infer_quant_config
 
 from distributed.checkpoint import BadCheckpoint, UnsupportedModel, read_header, tensor_files
+from distributed.model_config import tensor_name
 
 Weights = dict[str, mx.array]
 
@@ -43,7 +44,7 @@ def load_tensors(folder: Path, is_wanted: Callable[[str], bool]) -> Weights:
             raise BadCheckpoint(
                 f"{folder / file} lacks {len(missing)} tensors of the index, first {min(missing)}"
             )
-        loaded = mx.load(str(folder / file))
+        loaded = {tensor_name(name): array for name, array in mx.load(str(folder / file)).items()}
         weights |= {name: loaded[name] for name in names}
     return weights
 
@@ -51,19 +52,10 @@ def load_tensors(folder: Path, is_wanted: Callable[[str], bool]) -> Weights:
 def quantize_modules(model: nn.Module, weights: Weights, config: dict[str, Any]) -> None:
     """Turn the modules whose weights are packed into quantized ones, as mlx-lm's load_model does.
 
-    Only MLX's own packing is served. A module's entry in config["quantization"] overrides what its tensors
-    say.
-
-    Raises:
-        UnsupportedModel: another packing (awq, gptq, fp8, …).
+    A module's entry in config["quantization"] overrides what its tensors say.
     """
     quantization = config.get("quantization")
     if quantization is None:
-        if config.get("quantization_config"):
-            method = config["quantization_config"].get("quant_method")
-            raise UnsupportedModel(
-                f"weights packed by {method!r} are not served; convert them with mlx_lm.convert"
-            )
         return
 
     def predicate(path: str, module: nn.Module) -> bool | dict[str, Any]:

@@ -1,0 +1,112 @@
+"""What kind of value each key of a config.json holds, and how large it may be. Pure data and one check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+MAX_LAYERS = 10_000
+MAX_INTEGER = 2**31 - 1
+MAX_NUMBER = 1e30
+# key -> least value. null is allowed everywhere: it is another way to leave a key out.
+_INTEGERS = {
+    "hidden_size": 1,
+    "vocab_size": 1,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "intermediate_size": 1,
+    "head_dim": 1,
+    "max_position_embeddings": 1,
+    "original_max_position_embeddings": 1,
+    "sliding_window": 0,
+    "max_window_layers": 0,
+    "kv_lora_rank": 1,
+    "q_lora_rank": 1,
+    "qk_nope_head_dim": 1,
+    "qk_rope_head_dim": 1,
+    "v_head_dim": 1,
+    "num_experts": 0,
+    "num_local_experts": 0,
+    "n_routed_experts": 0,
+    "n_shared_experts": 0,
+    "num_experts_per_tok": 1,
+    "moe_intermediate_size": 1,
+    "first_k_dense_replace": 0,
+    "moe_layer_freq": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "decoder_sparse_step": 1,
+}
+_NUMBERS = ("rms_norm_eps", "rope_theta", "routed_scaling_factor", "partial_rotary_factor")
+_SWITCHES = (
+    "tie_word_embeddings",
+    "attention_bias",
+    "mlp_bias",
+    "norm_topk_prob",
+    "use_sliding_window",
+    "rope_traditional",
+)
+_TEXTS = ("model_type", "topk_method", "hidden_act", "scoring_func", "model_file")
+_OBJECTS = (
+    "rope_scaling",
+    "rope_parameters",
+    "quantization",
+    "quantization_config",
+    "compression_config",
+    "text_config",
+)
+
+
+class BadValue(ValueError):
+    """A key of a config is missing, of the wrong kind, or contradicts another; the message names it."""
+
+
+def check_types(config: Mapping[str, Any]) -> None:
+    """Check every known key's value.
+
+    Raises:
+        BadValue: naming the key, its value and what is allowed.
+    """
+    for key, least in _INTEGERS.items():
+        check_integer(key, config.get(key), least, MAX_LAYERS if key == "num_hidden_layers" else MAX_INTEGER)
+    for key in _NUMBERS:
+        check_number(key, config.get(key))
+    for key in _SWITCHES:
+        _check(config, key, bool, "true or false")
+    for key in _TEXTS:
+        _check(config, key, str, "text")
+    for key in _OBJECTS:
+        _check(config, key, dict, "an object")
+    _check_list(config, "layer_types", str, "names of kinds of layers")
+    _check_list(config, "mlp_only_layers", int, "numbers of layers")
+
+
+def check_integer(key: str, value: Any, least: int, most: int = MAX_INTEGER) -> None:
+    """Check a whole number; None is absent. Raises: BadValue."""
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise BadValue(f"{key} = {value!r} is not a whole number from {least} to {most}")
+
+
+def check_number(key: str, value: Any) -> None:
+    """Check a number above 0; None is absent. Raises: BadValue."""
+    if value is None:
+        return
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= MAX_NUMBER:
+        raise BadValue(f"{key} = {value!r} is not a number above 0")
+
+
+def _check(config: Mapping[str, Any], key: str, kind: type, what: str) -> None:
+    value = config.get(key)
+    if value is not None and not isinstance(value, kind):
+        raise BadValue(f"{key} = {value!r} is not {what}")
+
+
+def _check_list(config: Mapping[str, Any], key: str, kind: type, what: str) -> None:
+    value = config.get(key)
+    is_good = isinstance(value, list) and all(type(entry) is kind for entry in value)
+    if value is not None and not is_good:
+        raise BadValue(f"{key} = {value!r} is not a list of {what}")

@@ -1,0 +1,147 @@
+"""What the Hugging Face Hub tells of a model before its weights are fetched: names, config.json, headers.
+
+A few hundred kilobytes, in the order in which they can refuse it: the list of files, config.json, the index
+and the headers of the safetensors files. Knows nothing of MLX and of where a download comes to lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from config.model_path import WEIGHTS_INDEX, WEIGHTS_PATTERN
+from distributed.checkpoint import TensorInfo, parse_config, parse_index
+from distributed.model_config import tensor_name
+from distributed.model_errors import BadCheckpoint, ModelError
+from distributed.model_listing import check_config_listed, check_files_listed
+from distributed.stage_files import check_tensors
+
+HUB_LIMIT_S = 20.0
+NUM_CONNECTIONS = 8
+_MAY_NOT_READ = (401, 403)
+
+
+class CannotDownload(ModelError):
+    """The Hub refused, cannot be reached, or the disk is too small."""
+
+
+class HubSilent(CannotDownload):
+    """The Hub cannot be asked, so whether the model can be served is not known; `reason` is why."""
+
+    def __init__(self, repo: str, reason: str) -> None:
+        super().__init__(f"{repo} cannot be downloaded: {reason}. Run this again to go on")
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model of the Hub: its config as `read_config` returns it, and where its tensors are."""
+
+    config: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+
+
+def read_hub_model(repo: str) -> HubModel:
+    """Read config and headers of a repository, and check all that they tell but for shapes.
+
+    Raises:
+        HubSilent: the Hub cannot be asked now.
+        CannotDownload: it has no such repository, or its terms were not accepted.
+        ModelError: the model cannot be served.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        SafetensorsParsingError,
+    )
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    api = HfApi()
+    try:
+        # Asked first, as it fails at once where the others try for half a minute (huggingface_hub 2.4).
+        info = api.model_info(repo, timeout=HUB_LIMIT_S)
+        names = {entry.rfilename for entry in info.siblings or []}
+        check_config_listed(repo, names)
+        config = parse_config(_download(repo, "config.json", info.sha), f"config.json of {repo}")
+        check_files_listed(repo, names)
+        tensors = _read_tensors(repo, info.sha, names)
+    except SafetensorsParsingError as error:
+        raise BadCheckpoint(f"{repo}: {first_line(error)}") from error
+    except (HTTPError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise describe_hub_error(repo, error) from error
+    check_tensors(repo, config, tensors)
+    return HubModel(config, tensors)
+
+
+def describe_hub_error(repo: str, error: Exception) -> CannotDownload:
+    """Return the error with a sentence for what went wrong, and what helps."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
+        error = error.__cause__  # what it says itself is that the network is at fault
+    if isinstance(error, GatedRepoError):
+        return CannotDownload(f"{repo} is gated: accept its terms on the Hub, then run `hf auth login`")
+    if isinstance(error, RepositoryNotFoundError):
+        return CannotDownload(
+            f"the Hub has no {repo} that may be read: check MODEL_REPO for typing errors, or run "
+            "`hf auth login`"
+        )
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+    if status in _MAY_NOT_READ:
+        return CannotDownload(f"the Hub does not let {repo} be read ({status}): run `hf auth login`")
+    return HubSilent(repo, first_line(error))
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an exception says, in one line without a full stop."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")
+
+
+def _download(repo: str, name: str, revision: str | None) -> bytes:
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(repo, name, revision=revision)).read_bytes()
+
+
+def _read_tensors(repo: str, revision: str | None, names: set[str]) -> dict[str, TensorInfo]:
+    """The tensors of all weight files, from their headers."""
+    index: dict[str, str] = {}
+    if WEIGHTS_INDEX in names:
+        index = parse_index(_download(repo, WEIGHTS_INDEX, revision), f"{WEIGHTS_INDEX} of {repo}")
+    files = sorted(set(index.values())) or sorted(name for name in names if fnmatch(name, WEIGHTS_PATTERN))
+    if missing := [name for name in files if name not in names]:
+        raise BadCheckpoint(f"{repo} has no {missing[0]}, which its {WEIGHTS_INDEX} names")
+    tensors = _read_headers(repo, revision, files)
+    if lost := sorted(index.keys() - tensors.keys()):
+        raise BadCheckpoint(f"{repo}: {len(lost)} tensors of {WEIGHTS_INDEX} are in no file, first {lost[0]}")
+    return tensors
+
+
+def _read_headers(repo: str, revision: str | None, files: Sequence[str]) -> dict[str, TensorInfo]:
+    from huggingface_hub import HfApi
+
+    def read(file: str) -> dict[str, TensorInfo]:
+        header = HfApi().parse_safetensors_file_metadata(repo, file, revision=revision, timeout=HUB_LIMIT_S)
+        return {
+            tensor_name(name): TensorInfo(
+                file, str(info.dtype), tuple(info.shape), info.data_offsets[1] - info.data_offsets[0]
+            )
+            for name, info in header.tensors.items()
+        }
+
+    with ThreadPoolExecutor(NUM_CONNECTIONS) as pool:
+        return {name: info for found in pool.map(read, files) for name, info in found.items()}
