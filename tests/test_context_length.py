@@ -16,6 +16,7 @@ from distributed.handshake import RankInfo
 from distributed.kv_sizes import most_tokens, padded_tokens
 from distributed.limits import make_scheduler
 from distributed.ring_status import RingStatus
+from tests.checkpoints import make_checkpoint
 
 
 def make_settings(folder: Path, length: str) -> Settings:
@@ -120,9 +121,8 @@ def test_a_number_beyond_the_models_length_is_said() -> None:
 
 def test_rank_0_counts_by_the_rank_where_a_token_takes_most(tmp_path: Path) -> None:
     """1 MiB holds 1,024 tokens of the rank that takes 1 KiB of each: 512 for each of two requests."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    config = {"model_type": "llama", "num_hidden_layers": 3, "hidden_size": 1, "vocab_size": 1}
+    folder = make_checkpoint(tmp_path / "model", "llama")
+    config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 2048}))
     info = RankInfo(
         rank=0, host="a", pid=1, first_layer=2, num_layers=1, weights_bytes=1, kv_bytes_per_token=512,
