@@ -120,7 +120,7 @@ def test_a_number_beyond_the_models_length_is_said() -> None:
 
 
 def test_rank_0_counts_by_the_rank_where_a_token_takes_most(tmp_path: Path) -> None:
-    """1 MiB holds 1,024 tokens of the rank that takes 1 KiB of each: 512 for each of two requests."""
+    """1 KiB a token, and its one layer twice while a table grows: 2 MiB hold 1,024, 512 for each of two."""
     folder = make_checkpoint(tmp_path / "model", "llama")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 2048}))
@@ -129,7 +129,7 @@ def test_rank_0_counts_by_the_rank_where_a_token_takes_most(tmp_path: Path) -> N
         memory_bytes=1, load_s=0.0, device="cpu",
     )  # fmt: skip
     for length, wanted in (("auto", (512, "memory")), ("900", (900, "setting")), ("4096", (1024, "memory"))):
-        overrides = {"MAX_SEQUENCE_LENGTH": length, "KV_CACHE_RESERVED_MEMORY_MB": "1"}
+        overrides = {"MAX_SEQUENCE_LENGTH": length, "KV_CACHE_RESERVED_MEMORY_MB": "2"}
         settings = load_settings({**overrides, "MODEL_REPO": str(folder)}, root=tmp_path, environ={})
         status = RingStatus(
             tmp_path / "ring.json", epoch=1, ring_size=2, model="m", settings=settings.public()
