@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cluster.workers import MARK
 from tests.cluster.namespaces import Hosts, NamespaceHost
 from tests.cluster.prepared import WORKER_DIR, prepare_environment
 
@@ -109,6 +110,17 @@ def test_a_dead_host_another_version_and_a_taken_port_are_told_apart(hosts_again
     assert answer.find("mac2", "packages")["mend"] == "./launch.sh doctor --fix"
     assert "does not answer" in answer.find("mac3", "ssh")["text"]
     assert answer.find("localhost", "link")["level"] in ("ok", "note"), "the living neighbours are measured"
+
+
+def test_an_environment_that_is_not_whole_is_for_start_to_mend(hosts_again: Hosts) -> None:
+    """pip was killed on a host: that is said, and no reason not to start."""
+    (hosts_again.second.home / WORKER_DIR / "venv" / MARK).unlink()
+    answer = ask(hosts_again, workers="mac2")
+    prepare_environment(hosts_again.second)
+    assert answer.exit_code == 0, answer.failed
+    found = answer.find("mac2", "packages")
+    assert (found["level"], found["mend"]) == ("note", "./launch.sh doctor --fix")
+    assert "`start` makes it anew (its installation did not end)" in found["text"]
 
 
 def test_a_refused_key_and_an_unknown_host_key_are_told_apart_and_not_mended(hosts_again: Hosts) -> None:
