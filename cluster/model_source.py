@@ -62,7 +62,7 @@ def read_source(settings: Settings) -> ModelSource:
     try:
         folder = settings.model_dir
     except ModelNotReady:
-        return read_hub_source(settings.model_repo)
+        return read_hub_source(settings.model_repo, settings.model_cache_dir)
     if not is_folder_name(settings.model_repo, settings.root) and missing_files(folder):
         raise ModelUnknown(f"{settings.model_repo} is not made yet: ./launch.sh start makes it")
     try:
@@ -72,10 +72,10 @@ def read_source(settings: Settings) -> ModelSource:
     return ModelSource(settings.model_name, config, tensors, folder)
 
 
-def read_hub_source(repo: str) -> ModelSource:
+def read_hub_source(repo: str, cache_dir: Path | None) -> ModelSource:
     """Read config and headers from the Hub; raises as `read_source` does."""
     try:
-        found = read_hub_model(repo)
+        found = read_hub_model(repo, cache_dir)
     except HubSilent as error:
         raise ModelUnknown(
             f"{repo} is not on this machine, and the Hub cannot be asked for its sizes: {error.reason}. "

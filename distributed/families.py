@@ -35,6 +35,9 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "position_embedding_type": ("rope", "rotary"),
         "scoring_func": ("softmax",),
         "is_causal": (True,),
+        "num_experts": (0,),
+        "num_local_experts": (0,),
+        "n_routed_experts": (0,),
     }
 )
 # What looks as if it changed numbers and does not: it is for training, for sampling, or for other programs.
@@ -68,7 +71,7 @@ class Family:
 
     def neutral_values(self, key: str) -> tuple[Any, ...] | None:
         """Return the values of a key that change nothing; None where the type says nothing of the key."""
-        return self.neutral.get(key, _NEUTRAL.get(key))
+        return None if key in self.honoured else self.neutral.get(key, _NEUTRAL.get(key))
 
     def is_known(self, key: str) -> bool:
         """Whether the key is followed or changes no numbers."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,11 @@ class HubModel:
     tensors: dict[str, TensorInfo]
 
 
-def read_hub_model(repo: str) -> HubModel:
+def read_hub_model(repo: str, cache_dir: Path | None) -> HubModel:
     """Read config and headers of a repository, and check all that they tell but for shapes.
+
+    Args:
+        cache_dir: keeps config and index, so that a download does not fetch them again; None: the Hub's own.
 
     Raises:
         HubSilent: the Hub cannot be asked now.
@@ -61,18 +65,19 @@ def read_hub_model(repo: str) -> HubModel:
         OfflineModeIsEnabled,
         SafetensorsParsingError,
     )
-    from huggingface_hub.utils import disable_progress_bars
 
-    disable_progress_bars()
-    api = HfApi()
     try:
         # Asked first, as it fails at once where the others try for half a minute (huggingface_hub 2.4).
-        info = api.model_info(repo, timeout=HUB_LIMIT_S)
+        info = HfApi().model_info(repo, timeout=HUB_LIMIT_S)
         names = {entry.rfilename for entry in info.siblings or []}
         check_config_listed(repo, names)
-        config = parse_config(_download(repo, "config.json", info.sha), f"config.json of {repo}")
+        download = partial(_download, repo, info.sha, cache_dir)
+        config = parse_config(download("config.json"), f"config.json of {repo}")
         check_files_listed(repo, names)
-        tensors = _read_tensors(repo, info.sha, names)
+        index = {}
+        if WEIGHTS_INDEX in names:
+            index = parse_index(download(WEIGHTS_INDEX), f"{WEIGHTS_INDEX} of {repo}")
+        tensors = _read_tensors(repo, info.sha, names, index)
     except SafetensorsParsingError as error:
         raise BadCheckpoint(f"{repo}: {first_line(error)}") from error
     except (HTTPError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
@@ -111,17 +116,28 @@ def first_line(error: BaseException) -> str:
     return lines[0].rstrip(".")
 
 
-def _download(repo: str, name: str, revision: str | None) -> bytes:
+def _download(repo: str, revision: str | None, cache_dir: Path | None, name: str) -> bytes:
+    """Fetch a small file into the cache, without the bar that a download shows, and return its bytes."""
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
-    return Path(hf_hub_download(repo, name, revision=revision)).read_bytes()
+    has_bars = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        return Path(hf_hub_download(repo, name, revision=revision, cache_dir=cache_dir)).read_bytes()
+    finally:
+        if has_bars:
+            enable_progress_bars()
 
 
-def _read_tensors(repo: str, revision: str | None, names: set[str]) -> dict[str, TensorInfo]:
+def _read_tensors(
+    repo: str, revision: str | None, names: set[str], index: dict[str, str]
+) -> dict[str, TensorInfo]:
     """The tensors of all weight files, from their headers."""
-    index: dict[str, str] = {}
-    if WEIGHTS_INDEX in names:
-        index = parse_index(_download(repo, WEIGHTS_INDEX, revision), f"{WEIGHTS_INDEX} of {repo}")
     files = sorted(set(index.values())) or sorted(name for name in names if fnmatch(name, WEIGHTS_PATTERN))
     if missing := [name for name in files if name not in names]:
         raise BadCheckpoint(f"{repo} has no {missing[0]}, which its {WEIGHTS_INDEX} names")

@@ -212,6 +212,7 @@ REFUSED = [
     ("llama", {"attention_multiplier": 0.0078}, "attention_multiplier"),
     ("llama", {"no_rope_layers": [1, 0, 1, 0]}, "no_rope_layers"),
     ("llama", {"use_qk_norm": True}, "use_qk_norm"),
+    ("llama", {"num_local_experts": 8, "num_experts_per_tok": 2}, "num_local_experts = 8"),
     ("llama", {"alibi": True}, "alibi"),
     ("llama", {"attention_chunk_size": 8192}, "attention_chunk_size"),
     ("llama", {"is_causal": False}, "is_causal"),

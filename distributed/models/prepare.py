@@ -54,7 +54,7 @@ def fetch_checked(repo: str, settings: Settings) -> None:
         return
     from distributed.models import check_model
 
-    found = read_hub_model(repo)
+    found = read_hub_model(repo, settings.model_cache_dir)
     check_model(repo, found.config, found.tensors)
     fetch(Wanted(repo, cache_dir=settings.model_cache_dir))
 
