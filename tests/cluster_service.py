@@ -3,11 +3,13 @@
 import io
 import json
 import signal
+import subprocess
 import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,7 +57,7 @@ class Bench:
     def read(self) -> Service:
         return read_service(self.settings)
 
-    def wait_until(self, holds: Callable[[Service], bool], limit_s: float = 20.0) -> Service:
+    def wait_until(self, holds: Callable[[Service], bool], limit_s: float = 40.0) -> Service:
         deadline = time.monotonic() + limit_s
         pause = threading.Event()
         while not holds(service := self.read()):
@@ -72,6 +74,16 @@ class Bench:
 def supervisor_command(bench: Bench) -> list[str]:
     """A supervisor as `start` launches it."""
     return [*SUPERVISOR, *(word for pair in bench.overrides.items() for word in ("--set", "=".join(pair)))]
+
+
+@contextmanager
+def run_supervisor(bench: Bench) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a supervisor in the foreground; one that a failing test leaves is killed, not waited for."""
+    with subprocess.Popen(supervisor_command(bench), stderr=subprocess.DEVNULL) as supervisor:
+        try:
+            yield supervisor
+        finally:
+            supervisor.kill()
 
 
 def find_free_port() -> int:

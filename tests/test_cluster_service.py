@@ -23,7 +23,7 @@ from cluster.start import prepare_foreground, start
 from cluster.status import describe
 from cluster.trial import run_trial
 from config.run_files import write_json
-from tests.cluster_service import Bench, supervisor_command
+from tests.cluster_service import Bench, run_supervisor, supervisor_command
 
 pytestmark = pytest.mark.slow
 
@@ -210,7 +210,7 @@ def test_an_open_breaker_keeps_the_front_door_and_says_why(
 ) -> None:
     """A ring that is given up later leaves the front door up and the reason in both status files."""
     monkeypatch.setenv("FAKE_RANK", "crash:0")
-    with subprocess.Popen(supervisor_command(bench), stderr=subprocess.DEVNULL) as supervisor:
+    with run_supervisor(bench) as supervisor:
         service = bench.wait_until(lambda service: service.state == "failed")
         assert service.exit_code == 1
         assert "the weights are broken" in str(service.reason)
@@ -256,7 +256,7 @@ def test_a_killed_supervisor_leaves_its_last_reason_and_the_next_one_goes_on_try
     assert f"supervisor {before.holder.pid} is gone" in shown
     assert "it last said degraded: rank 1 exited with code 2: rank 1: LAYER_SPLIT does not fit" in shown
 
-    with subprocess.Popen(supervisor_command(bench), stderr=subprocess.DEVNULL) as supervisor:
+    with run_supervisor(bench) as supervisor:
         bench.wait_until(lambda service: service.state == "degraded" and service.is_stuck)
         (bench.root / "trouble").unlink()
         bench.wait_until(lambda service: service.state == "ready")
@@ -294,7 +294,7 @@ def test_a_start_waits_for_a_service_that_is_still_stopping(bench: Bench) -> Non
 def test_a_restart_brings_back_a_service_that_was_given_up(bench: Bench, file: str, trouble: str) -> None:
     """A ring or a front door that never worked is tried anew when somebody asks."""
     (bench.root / file).write_text(trouble, encoding="ascii")
-    with subprocess.Popen(supervisor_command(bench), stderr=subprocess.DEVNULL) as supervisor:
+    with run_supervisor(bench) as supervisor:
         failed = bench.wait_until(lambda service: service.state == "failed")
         assert "./launch.sh restart" in str(failed.waits_for)
         (bench.root / file).unlink()
@@ -343,7 +343,7 @@ def test_an_interrupted_second_start_leaves_the_service_alone(
 ) -> None:
     """Whoever only waits for a service that another one started does not stop it."""
     monkeypatch.setenv("FAKE_RANK", "hang:1")
-    with subprocess.Popen(supervisor_command(bench), stderr=subprocess.DEVNULL) as supervisor:
+    with run_supervisor(bench) as supervisor:
         bench.wait_until(lambda service: len(service.processes) == 3)
         pressed = interrupt_when(bench, lambda _: "rank 0: " in bench.output.getvalue())
         with pytest.raises(Interrupted, match=rf"supervisor {supervisor.pid}, .*goes on"):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from spool import Request, SamplingParams, Spool, SpoolOwner
-from tests.cluster_service import Bench, supervisor_command
+from tests.cluster_service import Bench, run_supervisor
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -53,7 +53,7 @@ def test_a_rank_that_never_starts_is_named(bench: Bench, monkeypatch: pytest.Mon
     """Row 13: after CONNECT_TIMEOUT the reason in both status files is that rank's, not its neighbour's."""
     monkeypatch.setenv("FAKE_RANK", "hang:1")
     bench.overrides["CONNECT_TIMEOUT"] = "2"
-    with subprocess.Popen(supervisor_command(bench), stderr=subprocess.DEVNULL) as supervisor:
+    with run_supervisor(bench) as supervisor:
         service = bench.wait_until(lambda service: bool(service.supervisor.get("reason")))
         assert service.supervisor["reason"] == "rank 1 did not start within CONNECT_TIMEOUT=2 s"
         assert service.supervisor["failed_process"] == "rank 1"
@@ -114,7 +114,7 @@ def test_an_open_breaker_keeps_the_queue(bench: Bench, monkeypatch: pytest.Monke
     request = Request(uuid.uuid4().hex, SamplingParams(4), "hello", None, None, "fake")
     spool.submit(request)
     monkeypatch.setenv("FAKE_RANK", "crash:0")
-    with subprocess.Popen(supervisor_command(bench), stderr=subprocess.DEVNULL) as supervisor:
+    with run_supervisor(bench) as supervisor:
         service = bench.wait_until(lambda service: service.state == "failed")
         assert "the weights are broken" in str(service.reason)
         assert "the weights are broken" in str(json.loads(json.dumps(service.ring))["reason"])
