@@ -32,6 +32,7 @@ from distributed.frame import (
     NUM_BLOCK_INTS,
     Frame,
     FrameError,
+    Kind,
     decode,
     encode,
     num_rest_ints,
@@ -146,6 +147,8 @@ class MlxRing:
             hidden: (rows, tokens, hidden size), evaluated, where the frame announces it.
         """
         assert frame.has_hidden == (hidden is not None)
+        if frame.kind is Kind.STOP:  # the neighbour may end before the frame has come round
+            self._selector.unregister(self._silent)
         block, rest = encode(frame)
         with _lost_on_error("send"):
             for part in (block, rest, hidden):

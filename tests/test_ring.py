@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from msgspec.structs import replace
 
 from distributed import ring
+from distributed.frame import Frame, Kind
 from distributed.kv_sizes import most_tokens
 from distributed.lifeline import EXIT_REFUSED, EXIT_RING_LOST, EXIT_SUPERVISOR_GONE
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint, reference_model
@@ -79,6 +81,24 @@ def test_only_connected_tcp_sockets_are_duplicated(tmp_path: Path, monkeypatch: 
             assert view.getpeername()
     for entry in (*found, *unix, unconnected, one, other, listener):
         entry.close()
+
+
+@pytest.mark.parametrize("kind", [Kind.STOP, Kind.CACHE])
+def test_the_next_rank_may_end_once_it_has_passed_stop_on(
+    monkeypatch: pytest.MonkeyPatch, kind: Kind
+) -> None:
+    """With three ranks it can be gone before the frame has come round; at any other time the ring is lost."""
+    (receiving, other), (silent, next_rank) = socket.socketpair(), socket.socketpair()
+    monkeypatch.setattr(ring, "_init_group", lambda *_: None)
+    monkeypatch.setattr(ring, "_neighbour_sockets", lambda *_: (receiving, silent))
+    monkeypatch.setattr(mx.distributed, "send", lambda array, *_, **__: array)
+    made = ring.MlxRing(0, ["a:1", "b:2", "c:3"], 1, 1.0)
+    made.send(Frame(kind, 1))
+    next_rank.close()
+    with pytest.raises(ring.RingLost) if kind is Kind.CACHE else contextlib.nullcontext():
+        assert made.wait(0.0) == set()
+    for each in (receiving, other, silent):
+        each.close()
 
 
 @pytest.mark.parametrize(("num_ranks", "split"), [(1, "auto"), (2, "auto"), (2, "3,1"), (3, "1,2,1")])
