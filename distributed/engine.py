@@ -156,12 +156,9 @@ class Engine:
             self._add(answers)
 
     def _add(self, answers: Items[Answer]) -> None:
-        """Let new answers be scheduled, or end those whose tokens no table can ever hold."""
+        """Let new answers be scheduled."""
         for answer in answers:
-            if self._scheduler.slots.fit(answer.sequence):
-                self._scheduler.add(answer.sequence)
-            else:
-                self._intake.fail(answer, _does_not_fit(answer, self._scheduler.slots.max_row_tokens))
+            self._scheduler.add(answer.sequence)
 
     def _scan(self, takes_requests: bool) -> None:
         """Look at the spool: as many requests as the tables have rows, then cancellations, which can wait."""
@@ -356,12 +353,4 @@ def to_frame(microbatch: Microbatch, epoch: int) -> Frame:
     )
     return make_step_frame(
         step, ids, epoch=epoch, number=microbatch.number, microbatch=microbatch.number % 64
-    )
-
-
-def _does_not_fit(answer: Answer, max_tokens: int) -> CannotRun:
-    return CannotRun(
-        "context_length_exceeded",
-        f"the prompt has {answer.sequence.num_prompt_tokens} tokens; KV_CACHE_RESERVED_MEMORY_MB has room "
-        f"for {max(0, max_tokens - 1)} and an answer; raise it, or ask for less",
     )

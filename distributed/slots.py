@@ -61,16 +61,8 @@ class SlotTables:
 
     @property
     def max_row_tokens(self) -> int:
-        """The most tokens, prompt and answer, that a row may have where it is alone."""
+        """The most tokens, prompt and answer, that a row may have where it is alone; longer ones never run."""
         return most_tokens(1, self.limits.max_kv_tokens)
-
-    def fit(self, sequence: Sequence) -> bool:
-        """Shorten the longest answer to what a row can hold; False: not even the tokens so far fit."""
-        room = self.max_row_tokens
-        if sequence.max_total_tokens <= room:
-            return True
-        sequence.max_tokens = room - sequence.num_prompt_tokens
-        return len(sequence.token_ids) < room
 
     def admit(self, sequence: Sequence, num_groups: int | None = None) -> bool:
         """Give the sequence a slot, reusing kept KV where it matches; return False if nothing fits now.

@@ -306,17 +306,6 @@ def test_a_full_budget_makes_requests_wait_and_then_serves_them() -> None:
     assert not scheduler.has_work
 
 
-def test_a_sequence_larger_than_the_budget_can_never_fit() -> None:
-    """Its prompt is refused at once; an answer is cut to what there is room for."""
-    scheduler = make_scheduler(max_kv_tokens=200)
-    assert not scheduler.slots.fit(make_sequence("a", num_prompt=128, max_tokens=20))
-    long = make_sequence("b", num_prompt=120, max_tokens=20)
-    assert scheduler.slots.fit(long)
-    scheduler.add(long)
-    run_all(scheduler)
-    assert (len(long.token_ids), long.ended_by) == (128, "length")
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     prompts=st.lists(st.tuples(st.integers(1, 200), st.integers(1, 30)), min_size=1, max_size=14),
