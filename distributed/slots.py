@@ -61,7 +61,7 @@ class SlotTables:
 
     @property
     def max_row_tokens(self) -> int:
-        """The most tokens, prompt and answer, that a row may have where it is alone; longer ones never run."""
+        """The most tokens, prompt and answer, that a row alone may have; longer ones never run."""
         return most_tokens(1, self.limits.max_kv_tokens)
 
     def admit(self, sequence: Sequence, num_groups: int | None = None) -> bool:
