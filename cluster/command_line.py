@@ -113,8 +113,9 @@ def make_parser() -> argparse.ArgumentParser:
         "new settings and code, and no request refused; flags of the running service stay, new ones win",
     )
     status = add("status", _status, "show the running service; exit code 0 ready, 1 degraded, 3 stopped")
-    status.add_argument("--json", action="store_true", help="print JSON")
-    status.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
+    how = status.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="print JSON")
+    how.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
     _add_test(add("test", _test, "send one real prompt and prove that every rank took part in the answer"))
     _add_submit(add("submit", _submit, "put the requests of a file into the queue, one JSON object a line"))
     replay = add("replay", _replay, "run a finished request again and show the first token that differs")
@@ -201,7 +202,15 @@ def _add_submit(command: argparse.ArgumentParser) -> None:
 def _add_logs(command: argparse.ArgumentParser) -> None:
     command.add_argument("process", nargs="?", help="rank (all ranks), 0, 1, …, api or supervisor")
     command.add_argument("-f", "--follow", action="store_true", help="go on as they grow, until Ctrl-C")
-    command.add_argument("-n", "--lines", type=int, default=200, metavar="N", help="how many (default: 200)")
+    command.add_argument(
+        "-n", "--lines", type=_count, default=200, metavar="N", help="how many (default: 200)"
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of lines")
+    return int(text)
 
 
 def _add_plan(command: argparse.ArgumentParser) -> None:

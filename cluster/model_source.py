@@ -24,6 +24,10 @@ class ModelUnknown(ClusterError):
     """Nothing can be told of the model: it is not here, and the Hub does not tell."""
 
 
+class HubOutOfReach(ModelUnknown):
+    """It is not here, and a start could not fetch it now either."""
+
+
 class ModelRefused(ClusterError):
     """The model cannot be served, here or once it is downloaded; the message says why."""
 
@@ -77,7 +81,7 @@ def read_hub_source(repo: str, cache_dir: Path | None) -> ModelSource:
     try:
         found = read_hub_model(repo, cache_dir)
     except HubSilent as error:
-        raise ModelUnknown(
+        raise HubOutOfReach(
             f"{repo} is not on this machine, and the Hub cannot be asked for its sizes: {error.reason}. "
             "Try again with a network, or name a model folder in MODEL_REPO"
         ) from error

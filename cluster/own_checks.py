@@ -24,7 +24,7 @@ from cluster.service import Service
 from config import ModelNotReady, Settings
 from config.checks import start_problems
 from config.limits import limit_problems
-from config.model_path import is_folder_name, missing_files
+from config.model_path import BUILTIN_PREFIX, is_folder_name, missing_files
 
 ROOT = Path(__file__).resolve().parent.parent
 TRIAL_LIMIT_S = 30.0
@@ -216,7 +216,9 @@ def check_api_port(settings: Settings, service: Service) -> Finding:
 
 def check_model(settings: Settings) -> Finding:
     """The model's files are on this machine."""
-    text = f"{settings.model_repo} is not on this machine yet: `start` fetches it, or do it now"
+    verb = "makes" if settings.model_repo.startswith(BUILTIN_PREFIX) else "fetches"
+    text = f"{settings.model_repo} is not on this machine yet: `start` {verb} it, or do it now"
+    prepare = f"MODEL_REPO={settings.model_repo} STATE_DIR={settings.state_dir} {PREPARE}"
     is_folder = is_folder_name(settings.model_repo, settings.root)
     mend = "correct MODEL_REPO in .env, or copy the files there"
     try:
@@ -225,13 +227,13 @@ def check_model(settings: Settings) -> Finding:
         return (
             _finding("model", "failed", str(error), mend)
             if is_folder
-            else _finding("model", "note", text, PREPARE)
+            else _finding("model", "note", text, prepare)
         )
     if missing and is_folder:
         text = f"{settings.model_dir} is no whole model: {', '.join(missing[:3])} missing"
         return _finding("model", "failed", text, mend)
     if missing:
-        return _finding("model", "note", text, PREPARE)
+        return _finding("model", "note", text, prepare)
     return _finding("model", "ok", f"{settings.model_repo} is in {settings.model_dir}")
 
 

@@ -13,7 +13,7 @@ from cluster.errors import ClusterError
 from cluster.findings import Finding
 from cluster.hosts import LOCAL_NAME, Cluster
 from cluster.model_files import SPARE_DISK_BYTES, folder_name
-from cluster.model_source import ModelRefused, ModelUnknown, read_source
+from cluster.model_source import HubOutOfReach, ModelRefused, ModelUnknown, read_source
 from cluster.plan import PlanRefused, RingLayout, choose_layout, find_short_hosts, measure_rooms
 from cluster.probe import HostFacts, probe
 from cluster.service import Service
@@ -36,6 +36,8 @@ async def check_plan(
         return [Finding(LOCAL_NAME, "plan", "failed", str(error), "./launch.sh plan --help")]
     except ModelRefused as error:
         return [Finding(LOCAL_NAME, "plan", "failed", str(error), "name another model in MODEL_REPO")]
+    except HubOutOfReach as error:
+        return [Finding(LOCAL_NAME, "plan", "failed", str(error))]
     except ModelUnknown as error:
         return [Finding(LOCAL_NAME, "plan", "note", f"whether the model fits is not known yet: {error}")]
     findings = [_describe_share(layout, name) for name in dict.fromkeys(room.name for room in layout.rooms)]

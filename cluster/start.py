@@ -202,7 +202,7 @@ def join_running(settings: Settings, running: Service, terminal: Terminal) -> in
     if others := list_differences(running.supervisor.get("settings"), settings.public()):
         raise ClusterError(
             f"already running ({who}) with other settings: {'; '.join(others)}. "
-            "./launch.sh restart applies yours"
+            "./launch.sh restart takes flags that change them; stop, then start, takes yours alone"
         )
     with InterruptFlag() as interrupt:
         try:

@@ -1,8 +1,8 @@
 """`submit FILE.jsonl`: many requests at once, straight into the spool, and their answers when they are there.
 
 One JSON object a line, with the fields of a prompt file (spool/by_hand.py). All lines are checked before the
-first one is accepted. Needs no front door, and no running service: what is accepted waits for one. Prints one
-JSON object a line.
+first one is accepted. They ask for the model of the running service, else for that of the settings. Needs no
+front door, and no running service: what is accepted waits for one. Prints one JSON object a line.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import select
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import msgspec
 
 from cluster.errors import ClusterError
+from cluster.service import read_service
 from cluster.terminal import Terminal
 from config import Settings
 from spool import Request, Spool, SpoolError, SpoolFull, make_door_name, make_id
@@ -31,11 +33,15 @@ def submit_file(settings: Settings, terminal: Terminal, path: Path, *, waits: bo
     Raises:
         ClusterError: a line is wrong (nothing was accepted then), or the spool takes no more.
     """
-    defaults = HandDefaults(settings.model_name, settings.default_max_tokens)
+    service = read_service(settings)
+    model = service.ring.get("model") if service.holder else None
+    defaults = HandDefaults(model or settings.model_name, settings.default_max_tokens)
     requests = read_lines(path, defaults)
     try:
         spool = open_spool(settings)
         submit_all(spool, requests, terminal)
+        if service.holder is None:
+            print("Nothing is running: answers come after ./launch.sh start", file=sys.stderr)
         return wait_for_all(spool, [request.id for request in requests], terminal) if waits else 0
     except SpoolError as error:
         raise ClusterError(f"the spool refuses: {error}") from error

@@ -41,25 +41,10 @@ def _layer_counts_match(settings: Settings) -> bool:
 
 RELATIONS = (
     Relation(
-        "DEFAULT_MAX_TOKENS",
-        "must be less than",
-        "MAX_SEQUENCE_LENGTH",
-        lambda settings: (
-            settings.max_sequence_length == "auto"
-            or settings.default_max_tokens < settings.max_sequence_length
-        ),
-    ),
-    Relation(
         "FILE_DESCRIPTOR_SOFT_LIMIT",
         "must not be more than",
         "FILE_DESCRIPTOR_HARD_LIMIT",
         lambda settings: settings.file_descriptor_soft_limit <= settings.file_descriptor_hard_limit,
-    ),
-    Relation(
-        "MAX_PROMPT_LEN_BYTES",
-        "must not be more than",
-        "MAX_BODY_BYTES",
-        lambda settings: settings.max_prompt_len_bytes <= settings.max_body_bytes,
     ),
     Relation(
         "MAX_BODY_BYTES",

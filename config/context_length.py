@@ -57,7 +57,8 @@ class ContextLength:
     @property
     def hint(self) -> str:
         """How to get more, or why there is no more."""
-        return _HINTS[self.bound]
+        most_by_auto = min(self.model_tokens or UNKNOWN_MODEL_TOKENS, MOST_AUTO_TOKENS)
+        return _HINTS["auto" if self.bound == "setting" and self.max_tokens >= most_by_auto else self.bound]
 
     def describe(self) -> str:
         """Say the length in one line, for people."""

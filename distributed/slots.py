@@ -22,6 +22,9 @@ MIN_REUSED_TOKENS = 8
 # A match that is longer by so much is taken over where it lies, whatever table that is; KV of fewer tokens is
 # copied.
 MIN_FOLLOWED_TOKENS = 64
+# Where less of a slot's kept tokens matches, as of two chats with one system prompt, the beginning is copied
+# and the slot stays, if there is another one.
+TAKEN_SHARE = 0.5
 # Who was put back runs again when each row has room for so much more: reading it again has to be worth it.
 SLACK_TOKENS, SLACK_SHARE = 512, 0.125
 
@@ -73,7 +76,11 @@ class SlotTables:
         if self._refused == (sequence, self._clock):
             return False  # nothing was given back since, and rows only grow
         wanted = self._fullest(num_groups or len(self.tables))
-        place = self._find_reusable(sequence, wanted) or self._find_free(sequence, wanted)
+        place = (
+            self._find_reusable(sequence, wanted, TAKEN_SHARE)
+            or self._find_free(sequence, wanted)
+            or self._find_reusable(sequence, wanted, 0.0)
+        )
         if place is None and self._could_fit(sequence):
             for number in self._by_waste():
                 self._tighten(number)
@@ -190,8 +197,12 @@ class SlotTables:
         order = sorted(range(len(self.tables)), key=lambda number: -self.tables[number].num_running)
         return order[:count]
 
-    def _find_reusable(self, sequence: Sequence, wanted: Items[int]) -> tuple[int, int, int] | None:
+    def _find_reusable(
+        self, sequence: Sequence, wanted: Items[int], min_share: float
+    ) -> tuple[int, int, int] | None:
         """Return (table, slot, matching tokens) of the longest match that fits, or None.
+
+        Only slots of whose kept tokens at least `min_share` match: the others would lose the rest.
 
         One in another table than the wanted ones with the fewest rows has to match more tokens: less would be
         copied.
@@ -208,7 +219,7 @@ class SlotTables:
                 _common_prefix(slot.kept_token_ids, sequence.token_ids), len(sequence.token_ids) - 1
             )
             worth = num_matching if number in even else num_matching - MIN_FOLLOWED_TOKENS
-            if worth > best_worth:
+            if worth > best_worth and num_matching >= min_share * len(slot.kept_token_ids):
                 best, best_worth = (number, index, num_matching), worth
         return best
 

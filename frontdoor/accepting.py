@@ -272,7 +272,7 @@ async def _call_spool(front: FrontDoor, call: Callable[[], str]) -> str:
         return await asyncio.get_running_loop().run_in_executor(front.workers, call)
     except SpoolFull as error:
         retry_seconds = front.forecast.retry_after_seconds()
-        raise QueueFull(f"the queue is full: {error}", retry_seconds=retry_seconds) from error
+        raise QueueFull(str(error), retry_seconds=retry_seconds) from error
     except SpoolUnavailable as error:
         raise _unavailable(front, error) from error
     except SpoolError as error:

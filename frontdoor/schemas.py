@@ -324,6 +324,7 @@ class ChatBody(OpenAIFields):
     modalities: Annotated[Any, Only(["text"])] = None
     audio: Annotated[Any, Only()] = None
     prediction: Annotated[Any, Only()] = None
+    chat_template_kwargs: Annotated[Any, Only({})] = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
     web_search_options: Annotated[Any, Only()] = None
 

@@ -67,7 +67,7 @@ def read_stop(value: object) -> tuple[str, ...]:
     if not isinstance(strings, list | tuple) or len(strings) > MAX_STOP_STRINGS:
         raise ValueError(f"must be a string or a list of up to {MAX_STOP_STRINGS} strings")
     if not all(isinstance(stop, str) and len(stop) <= MAX_STOP_LENGTH for stop in strings):
-        raise ValueError(f"each stop string may have up to {MAX_STOP_LENGTH} characters")
+        raise ValueError(f"each stop string must be a string of up to {MAX_STOP_LENGTH} characters")
     return tuple(stop for stop in strings if stop)
 
 

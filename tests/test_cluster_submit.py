@@ -2,12 +2,15 @@
 
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from cluster.command_line import main
 from cluster.errors import ClusterError
+from cluster.processes import identify
+from cluster.service import Service
 from cluster.submit import submit_file
 from cluster.terminal import Terminal
 from config import Settings, load_settings
@@ -50,13 +53,30 @@ def test_every_line_gets_an_id_and_with_wait_an_answer(tmp_path: Path, settings:
     assert {line["finish_reason"] for line in answers} == {"length"}
 
 
-def test_without_a_service_the_requests_wait(tmp_path: Path, settings: Settings) -> None:
-    """Accepted is accepted: the next start answers them."""
+def test_requests_ask_for_the_model_of_the_running_service(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been started with flags that this command does not have."""
+    running = Service({}, {"model": "served"}, identify(os.getpid()))
+    monkeypatch.setattr("cluster.submit.read_service", lambda _: running)
+    output = io.StringIO()
+    submit_file(settings, Terminal(output), write_lines(tmp_path, '{"prompt": "a"}'), waits=False)
+    spool = Spool.open(settings.spool_dir, durability="process")
+    request = spool.read_request(str(read_output(output)[0]["id"]))
+    assert request is not None
+    assert request.model == "served"
+
+
+def test_without_a_service_the_requests_wait(
+    tmp_path: Path, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Accepted is accepted: the next start answers them, as the command says."""
     path = write_lines(tmp_path, '{"prompt": "a"}')
     output = io.StringIO()
     assert submit_file(settings, Terminal(output), path, waits=False) == 0
     spool = Spool.open(settings.spool_dir, durability="process")
     assert spool.state(str(read_output(output)[0]["id"])) == "waiting"
+    assert "./launch.sh start" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("line", ['{"prompt": 7}', "no json", '{"max_tokens": 3}', '{"prompt": "a", "n": 2}'])

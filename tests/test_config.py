@@ -85,7 +85,7 @@ def test_a_wrong_value_is_named_with_key_value_file_line_and_what_is_allowed(tmp
 def test_all_wrong_values_of_all_sources_are_reported_at_once(tmp_path: Path) -> None:
     """One reading mends everything: bad values, unknown keys, bad lines and relations together."""
     write_json(tmp_path, '{"LOCAL_RANKS": 0,\n "API_PROT": 1}')
-    write_dotenv(tmp_path, "SPOOL_DURABILITY=maybe\nDEFAULT_MAX_TOKENS=5000\n")
+    write_dotenv(tmp_path, "SPOOL_DURABILITY=maybe\nPOLL_INTERVAL=2\nREQUEST_TIMEOUT=1\n")
     message = refuse(tmp_path, {"LOG_LEVEL": "loud"}, API_PORT="x")
     origins = {line.split(": ")[0] for line in message.splitlines()}
     assert origins == {"config.json:2", "config.json:1", "command line", "environment", ".env:1", ".env:2"}
@@ -96,7 +96,7 @@ def test_all_wrong_values_of_all_sources_are_reported_at_once(tmp_path: Path) ->
         "power or process",
         "'loud'",
         "'x'",
-        "DEFAULT_MAX_TOKENS = 5000",
+        "POLL_INTERVAL = 2",
     ):
         assert part in message
 
@@ -197,15 +197,16 @@ def test_allowed_values_are_taken(tmp_path: Path, key: str, value: str, effectiv
     assert load(tmp_path, {key: value}).value(key) == effective
 
 
+def test_a_small_context_and_a_small_body_need_no_other_setting(tmp_path: Path) -> None:
+    """A default that is larger is cut to the room when it is used."""
+    settings = load(tmp_path, MAX_SEQUENCE_LENGTH="2", MAX_BODY_BYTES="1024")
+    assert (settings.default_max_tokens, settings.max_prompt_len_bytes) == (512, 4096)
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (
-            {"MAX_SEQUENCE_LENGTH": "512"},
-            "DEFAULT_MAX_TOKENS = 512 must be less than MAX_SEQUENCE_LENGTH = 512 (from command line)",
-        ),
         ({"FILE_DESCRIPTOR_SOFT_LIMIT": "8192"}, "FILE_DESCRIPTOR_HARD_LIMIT = 4096 (from default)"),
-        ({"MAX_PROMPT_LEN_BYTES": "2000000"}, "MAX_BODY_BYTES = 1048576 (from default)"),
         ({"MAX_BODY_BYTES": "2000000", "MAX_QUEUE_MB": "1"}, "must fit into the MiB of MAX_QUEUE_MB = 1"),
         (
             {"POLL_INTERVAL": "2", "REQUEST_TIMEOUT": "1"},

@@ -117,6 +117,8 @@ def test_a_number_beyond_the_models_length_is_said() -> None:
     """It is taken, and whoever looks is told."""
     assert "beyond 8192, the model's own length" in ContextLength(16384, "setting", 8192).describe()
     assert "beyond" not in ContextLength(8192, "setting", 8192).describe()
+    assert "auto" in ContextLength(8191, "setting", 8192).hint
+    assert "auto" not in ContextLength(8192, "setting", 8192).hint, "it would give no more"
 
 
 def test_rank_0_counts_by_the_rank_where_a_token_takes_most(tmp_path: Path) -> None:

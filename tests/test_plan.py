@@ -10,13 +10,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from cluster import placing, plan, plan_checks
-from cluster.hosts import Cluster, Host
-from cluster.model_source import ModelSource
+from cluster.hosts import Cluster, Host, read_cluster
+from cluster.model_source import HubOutOfReach, ModelSource
 from cluster.plan import (
     LAYOUT_NAME,
     HostRoom,
@@ -450,3 +450,20 @@ def test_this_machine_is_asked_without_hosts(tmp_path: Path) -> None:
     assert [rank["host"] for rank in plan["ranks"]] == ["localhost", "localhost"]
     assert sum(rank["num_layers"] for rank in plan["ranks"]) == 4
     assert make_room("a", 1, total_bytes=1, free_bytes=RANK_BYTES, gpu_limit_bytes=None).usable_bytes == 0
+
+
+def test_a_hub_out_of_reach_is_a_trouble_of_the_doctors(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start could not fetch the model either."""
+
+    def read_none(_: Settings) -> NoReturn:
+        raise HubOutOfReach("it is not on this machine, and the Hub cannot be asked")
+
+    monkeypatch.setattr(plan_checks, "measure_rooms", lambda *_: ())
+    monkeypatch.setattr(plan_checks, "read_source", read_none)
+    settings = make_settings()
+    (finding,) = asyncio.run(
+        plan_checks.check_plan(settings, read_cluster(settings), (), read_service(settings))
+    )
+    assert (finding.level, finding.check) == ("failed", "plan")

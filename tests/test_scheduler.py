@@ -471,6 +471,20 @@ def test_a_long_kept_prefix_is_followed_to_its_table() -> None:
     assert (long.table, long.num_reused_tokens) == (1, 299)
 
 
+def test_chats_with_one_system_prompt_keep_their_own_turns() -> None:
+    """The second one copies the beginning instead of taking the first one's slot."""
+    scheduler = make_scheduler(num_tables=2, kept=8192)
+    chats = {name: [*range(100), *range(first, first + 200)] for name, first in (("a", 1000), ("b", 3000))}
+    for turn, wanted in enumerate(({"a": 0, "b": 100}, {"a": 301, "b": 301}, {"a": 351, "b": 351})):
+        for name, tokens in chats.items():
+            sequence = make_sequence(f"{name}{turn}", num_prompt=len(tokens), max_tokens=2)
+            sequence.token_ids[:] = tokens
+            scheduler.add(sequence)
+            run_all(scheduler)
+            assert abs(sequence.num_reused_tokens - wanted[name]) <= 2
+            chats[name] = [*tokens, *range(9000 + 100 * turn, 9050 + 100 * turn)]
+
+
 def test_a_step_is_alone_only_while_nothing_else_can_come() -> None:
     """Not between the chunks of a prompt, nor beside a second row; so a stage may use the idle cores."""
     scheduler = make_scheduler(num_tables=2)
