@@ -38,7 +38,7 @@ def test_start_makes_a_ring_ready_and_stop_leaves_nothing(bench: Bench) -> None:
     context = "context: 4096 tokens of prompt and answer together"
     for shown in (bench.output.getvalue(), "\n".join(describe(service, bench.terminal))):
         assert context in shown
-        assert "MAX_SEQUENCE_LENGTH=auto" in shown
+        assert "for more set MAX_SEQUENCE_LENGTH to a larger number" in shown
         assert "beyond 2048, the model's own length" in shown
 
     assert bench.stop() == 0
