@@ -17,7 +17,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from config.checks import relation_problems
 from config.errors import SettingsError
 from config.fields import format_value, is_setting, json_value
 from config.layers import collect, validation_problems
@@ -53,16 +52,11 @@ def find_changes(running: Settings, edited: Settings) -> list[Change]:
 def apply_live(running: Settings, edited: Settings) -> tuple[Settings, dict[str, Any]]:
     """Take the live ones of what was edited; the settings now, and the new values by key for JSON.
 
-    Values that do not go together with what a restart only would change are left for the restart.
+    They go together with the rest: no relation of config/checks.py is between a live setting and another one.
     """
     changed = [change.key for change in find_changes(running, edited) if change.is_live]
-    while True:
-        values = {key: json_value(edited.value(key)) for key in changed}
-        mixed = with_values(running, values)
-        unfit = {problem.key for problem in relation_problems(mixed)}
-        if not unfit or not changed:
-            return mixed, values
-        changed = [key for key in changed if key not in unfit] if unfit & set(changed) else []
+    values = {key: json_value(edited.value(key)) for key in changed}
+    return with_values(running, values), values
 
 
 def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:

@@ -11,6 +11,7 @@ import pytest
 
 from cluster.retune import SettingsWatch, Sources
 from config import Settings, load_settings
+from config.checks import RELATIONS
 from config.live import (
     SettingsLines,
     apply_live,
@@ -153,13 +154,20 @@ def test_only_live_settings_are_applied(tmp_path: Path) -> None:
     assert [str(change) for change in find_changes(now, edited)] == ["LOCAL_RANKS 1 -> 3"]
 
 
-def test_a_live_value_that_needs_another_setting_waits_for_the_restart(tmp_path: Path) -> None:
-    """DEFAULT_MAX_TOKENS above the running MAX_SEQUENCE_LENGTH is not applied before that is."""
+def test_only_live_values_are_taken_from_an_edit(tmp_path: Path) -> None:
+    """The others wait for the restart."""
     running = make_settings(tmp_path)
     edited = make_settings(tmp_path, DEFAULT_MAX_TOKENS="5000", MAX_SEQUENCE_LENGTH="8000", LOG_LEVEL="ERROR")
     now, values = apply_live(running, edited)
-    assert values == {"LOG_LEVEL": "ERROR"}
-    assert now.default_max_tokens == 512
+    assert values == {"DEFAULT_MAX_TOKENS": 5000, "LOG_LEVEL": "ERROR"}
+    assert (now.default_max_tokens, now.max_sequence_length) == (5000, 4096)
+
+
+def test_live_settings_are_compared_with_live_ones_only(tmp_path: Path) -> None:
+    """So what is applied at once goes together with what waits for a restart."""
+    settings = make_settings(tmp_path)
+    for relation in RELATIONS:
+        assert settings.about(relation.first).is_live == settings.about(relation.second).is_live
 
 
 def test_an_edit_is_seen_once(tmp_path: Path) -> None:
