@@ -4,8 +4,8 @@ A table has room for what its rows hold and one step of growth, not for the long
 Its size is decided here and told to the stages (Resize), so that what is accounted for is what they hold.
 
 A finished sequence's KV stays in its slot until somebody needs the slot; a request of the same owner that
-begins with the same tokens takes that slot and prefills only the rest, which copies nothing. Rank 0 alone
-decides, so ranks cannot disagree."""
+begins with most of the same tokens takes that slot and prefills only the rest, which copies nothing. Rank 0
+alone decides, so ranks cannot disagree."""
 
 from __future__ import annotations
 
