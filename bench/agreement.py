@@ -3,25 +3,32 @@
 Greedy answers of different batch shapes may part where the two highest logits are closer than float order can
 tell: a first difference at such a step (a near tie: less than 1e-3 apart, by mlx-lm's own model in one
 process, over the prompt and the tokens up to there) is counted apart; any other is a mix-up or an error. The
-parallel answers are also held against that model itself, every token, so that two equal wrong answers show.
+parallel answers are also compared with that model itself, every token, so that two equal wrong answers show.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.contender import ROOT, BenchError
-from bench.dialects import Ask, Reply
-from bench.ground import Ground
+from bench.client import Ask
+from bench.load import run_load
+from bench.prompts import make_prompts
+from bench.service import Service, warm_up
+from bench.setup import BenchError, Setup, make_setup, only_run, say
+from config import REPOSITORY_ROOT
+from prompts.tokenizer import PromptTokenizer
+from spool import Result
 
 NEAR_TIE = 1e-3
+NUM_WARM_UP_ASKS = 2
 REFERENCE_LIMIT_S = 600.0
 
 
@@ -100,39 +107,71 @@ def judge(
     )
 
 
-def check_agreement(
-    ground: Ground, asks: Sequence[Ask], parallel: Sequence[Reply], solo: Sequence[Reply]
-) -> Agreement:
-    """Hold answers against each other and against the reference, which runs in a process of its own.
+def run_agreement(num_clients: int, max_tokens: int, seed: int, *, as_json: bool) -> int:
+    """Ask in parallel, ask the same one at a time, compare and print; 0 if nothing is mixed up or wrong."""
+    setup = make_setup()
+    prompts = make_prompts(random.Random(f"{seed}/agreement"), num_clients)
+    asks = [Ask(prompt, max_tokens) for prompt in prompts]
+    with only_run(setup):
+        parallel = ask_fresh_service(setup, asks, num_clients)
+        solo = ask_fresh_service(setup, asks, 1)
+        say("the answers against mlx-lm's own model")
+        steps = ask_reference(setup, make_sequences(setup, prompts, parallel))
+    agreement = judge([result.token_ids for result in parallel], [result.token_ids for result in solo], steps)
+    print(json.dumps(asdict(agreement)) if as_json else "\n".join(agreement.lines()))
+    return 0 if agreement.is_good else 1
+
+
+def ask_fresh_service(setup: Setup, asks: Sequence[Ask], num_clients: int) -> list[Result]:
+    """Ask in a new life of the service: its prompt cache has nothing of other runs."""
+    say(f"{len(asks)} requests, {num_clients} at once")
+    service = Service(setup)
+    with service.running() as server:
+        warm_up(server, NUM_WARM_UP_ASKS)
+        return service.results(run_load(server, asks, num_clients).replies)
+
+
+def make_sequences(setup: Setup, prompts: Sequence[str], results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Token ids of prompts and answers, for the reference.
 
     Raises:
-        BenchError: an answer is missing, or the reference does not run.
+        BenchError: the front door made other tokens of a prompt.
     """
-    for reply in (*parallel, *solo):
-        if reply.error is not None:
-            raise BenchError(f"no agreement to check, an answer is missing: {reply.error}")
-    encode = ground.make_encoder()
-    sequences = [
-        {"prompt_ids": encode(ask.prompt), "answer_ids": reply.token_ids}
-        for ask, reply in zip(asks, parallel, strict=True)
-    ]
-    for sequence, reply in zip(sequences, parallel, strict=True):
-        if len(sequence["prompt_ids"]) != reply.usage.get("prompt_tokens"):
+    tokenizer = PromptTokenizer(setup.model_folder)
+    sequences = []
+    for prompt, result in zip(prompts, results, strict=True):
+        chat = tokenizer.render([{"role": "user", "content": prompt}])
+        prompt_ids = tokenizer.encode_rendered(chat.text, literals=chat.literals)
+        if len(prompt_ids) != result.usage.prompt_tokens:
             raise BenchError("the front door made other tokens of a prompt than the bench")
-    steps = ask_reference(ground, sequences)
-    return judge([reply.token_ids for reply in parallel], [reply.token_ids for reply in solo], steps)
+        sequences.append({"prompt_ids": prompt_ids, "answer_ids": result.token_ids})
+    return sequences
 
 
-def ask_reference(ground: Ground, sequences: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Run reference.py; what it says of each sequence's tokens."""
-    task = {"model": str(ground.model_folder), "blas": ground.blas, "threads": ground.num_blas_threads}
-    with tempfile.TemporaryDirectory(prefix="reference-", dir=ground.folder) as folder:
+def ask_reference(setup: Setup, sequences: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Run reference.py; what it says of each sequence's tokens.
+
+    Raises:
+        BenchError: it fails or takes too long.
+    """
+    task = {
+        "model": str(setup.model_folder),
+        "blas": setup.settings.cpu_blas,
+        "threads": setup.num_threads,
+        "sequences": list(sequences),
+    }
+    with tempfile.TemporaryDirectory(prefix="reference-", dir=setup.folder) as folder:
         source, target = Path(folder) / "in.json", Path(folder) / "out.json"
-        source.write_text(json.dumps({**task, "sequences": list(sequences)}), encoding="utf-8")
+        source.write_text(json.dumps(task), encoding="utf-8")
         command = [sys.executable, "-m", "bench.reference", str(source), str(target)]
         try:
             ended = subprocess.run(
-                command, cwd=ROOT, capture_output=True, text=True, timeout=REFERENCE_LIMIT_S, check=False
+                command,
+                cwd=REPOSITORY_ROOT,
+                capture_output=True,
+                text=True,
+                timeout=REFERENCE_LIMIT_S,
+                check=False,
             )
         except subprocess.TimeoutExpired:
             raise BenchError(f"the reference did not end in {REFERENCE_LIMIT_S:g} s") from None

@@ -1,26 +1,63 @@
-"""The gap: how long running streams wait for a token while somebody's long prompt is being read.
+"""The gap: how long running streams wait for a token while a long prompt is read.
 
 Some streams run; when each has shown a few tokens, one long prompt is sent; when that has its first token,
-and each stream one after it, all is broken off by closing the connections. So a stream is as long as the
-server needs for the prompt, however slow it is, and no longer. Knows no server by name.
+and each stream one after it, all are broken off by closing their connections. So a stream is as long as the
+server needs for the prompt, and no longer. Knows no server by name.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import random
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from bench.dialects import Ask, Reply
-from bench.http_stream import StreamFailed, connect
-from bench.load import LoadResult, Server, ask_on
+from bench.client import Ask, Connection, Reply, Server
+from bench.load import ANSWER_LIMIT_S, LoadResult
+from bench.prompts import make_endless_prompts, make_long_prompt
+from bench.setup import BenchError, say
 
+NUM_STREAMS = 4
+STREAM_TOKENS = 1000  # more than any server makes until it has read the prompt
+LATE_TOKENS = 8
 NUM_TOKENS_BEFORE = 6
 LOOK_INTERVAL_S = 0.01
 
 
-def run_gap(server: Server, asks: Sequence[Ask], *, limit_s: float) -> LoadResult:
+def make_gap_asks(source: random.Random, num_streams: int, prompt_tokens: int) -> list[Ask]:
+    """The streams, then the long prompt."""
+    streams = [Ask(prompt, STREAM_TOKENS) for prompt in make_endless_prompts(source, num_streams)]
+    return [*streams, Ask(make_long_prompt(source, prompt_tokens), LATE_TOKENS)]
+
+
+def measure_gap(server: Server, num_streams: int, prompt_tokens: int, seed: int, *, as_json: bool) -> int:
+    """Run it once and print the worst gap; 0.
+
+    Raises:
+        BenchError: a stream or the prompt was not answered.
+    """
+    say(f"{num_streams} streams, then a prompt of {prompt_tokens} tokens, to {server.url}")
+    replies = run_gap(server, make_gap_asks(random.Random(seed), num_streams, prompt_tokens)).replies
+    if errors := [reply.error for reply in replies if reply.error]:
+        raise BenchError(f"no gap to measure: {errors[0]}")
+    found = {
+        "worst_gap_s": round(worst_gap_s(replies), 4),
+        "ttft_s": round(replies[-1].ttft_s, 4),
+        "num_ended_early": num_ended_early(replies),
+    }
+    if as_json:
+        print(json.dumps(found))
+        return 0
+    print(f"worst gap of {num_streams} streams: {found['worst_gap_s']:.2f} s")
+    print(f"first token of the prompt: {found['ttft_s']:.2f} s")
+    if found["num_ended_early"]:
+        print(f"{found['num_ended_early']} streams ended before that, so their gaps are too short")
+    return 0
+
+
+def run_gap(server: Server, asks: Sequence[Ask], *, limit_s: float = ANSWER_LIMIT_S) -> LoadResult:
     """Run it; the last ask is the long prompt. What is broken off is no error."""
     return asyncio.run(_run(server, asks, limit_s))
 
@@ -53,41 +90,37 @@ async def _run(server: Server, asks: Sequence[Ask], limit_s: float) -> LoadResul
 
 
 async def _wait_until(is_so: Callable[[], bool]) -> None:
-    """Look again and again: replies are filled by the connections, which tell nobody."""
-    while True:
-        if is_so():
-            return
+    while not is_so():  # noqa: ASYNC110 - connections fill the replies, and have no event for it
         await asyncio.sleep(LOOK_INTERVAL_S)
 
 
+async def _ask(server: Server, ask: Ask, reply: Reply, start_s: float) -> None:
+    try:
+        connection = await Connection.open(server)
+    except OSError as error:
+        reply.error = f"{server.url} cannot be reached ({error}): start the service with ./launch.sh start"
+        return
+    await connection.ask(ask, reply, start_s)
+
+
 def _have_all_begun(tasks: Sequence[asyncio.Task[None]], streams: Sequence[Reply]) -> bool:
-    """Each stream has shown a few tokens; one that has ended already will show no more."""
+    """Each stream has shown a few tokens, or one has ended already and will show no more."""
     is_any_over = any(task.done() for task in tasks)
     return is_any_over or all(len(stream.text_times_s) >= NUM_TOKENS_BEFORE for stream in streams)
 
 
 def _have_all_gone_on(tasks: Sequence[asyncio.Task[None]], streams: Sequence[Reply], late: Reply) -> bool:
     """The prompt has its first token, and each stream that has not ended one after it."""
-    if not late.text_times_s:
-        return False
-    return all(
+    return bool(late.text_times_s) and all(
         task.done() or max(stream.text_times_s, default=0.0) > late.text_times_s[0]
         for task, stream in zip(tasks, streams, strict=False)
     )
 
 
-async def _ask(server: Server, ask: Ask, reply: Reply, start_s: float) -> None:
-    try:
-        exchange = await connect(server.host, server.port)
-        await ask_on(server, exchange, ask, reply, start_s)
-    except (StreamFailed, OSError) as error:
-        reply.error = str(error)
-
-
 def worst_gap_s(replies: Sequence[Reply]) -> float:
     """The longest wait of a stream that overlaps with the reading of the long prompt; the last reply is its.
 
-    A stream that waits still when the prompt has its first token has waited as long as that, at least.
+    A stream that still waits when the prompt has its first token has waited as long as that, at least.
     """
     *streams, late = replies
     begin_s, end_s = late.sent_s, late.text_times_s[0]

@@ -1,81 +1,124 @@
-"""The load: so many clients at once, each asking its next question when its last one is answered.
+"""The load: a number of clients, each of which sends its next request when its last one is answered.
 
-All first connections are open before the clock starts, and are opened a few at a time: a server with a short
-listen backlog (5 in Python's http.server) would else lose some and answer them a second late, which says
-nothing of its speed. Later asks of a client pay for their connection. Knows no server by name.
+All first connections are open before the clock starts, a few at a time: a server with a short listen backlog
+(5 in Python's http.server) would lose some. Later requests of a client pay for their connection. Knows no
+server by name.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import math
+import random
+import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 
-from bench.dialects import Ask, Dialect, Reply
-from bench.http_stream import Event, Exchange, StreamFailed, connect, make_request
+import numpy as np
+
+from bench.client import Ask, Connection, Reply, Server
+from bench.prompts import make_long_prompt, make_prompts
+from bench.setup import BenchError, say
+from cluster.terminal import make_table
 
 NUM_CONNECTING = 4
 CONNECT_LIMIT_S = 20.0
-
-
-@dataclass(frozen=True)
-class Server:
-    """Where a load goes and in what words."""
-
-    host: str
-    port: int
-    dialect: Dialect
-    headers: Mapping[str, str] = field(default_factory=dict)
+ANSWER_LIMIT_S = 600.0
+SHARES = (0.50, 0.95, 0.99)
 
 
 @dataclass(frozen=True)
 class LoadResult:
-    """The replies in the order of the asks, and the time from the first request sent to the last answer."""
+    """The replies in the order of the asks, and the time from the first request to the last answer."""
 
     replies: list[Reply]
     wall_s: float
 
 
-def run_load(server: Server, asks: Sequence[Ask], num_clients: int, *, limit_s: float) -> LoadResult:
-    """Run a load from synchronous code, in an event loop of its own."""
-    return asyncio.run(ask_all(server, asks, num_clients, limit_s=limit_s))
+@dataclass(frozen=True)
+class Summary:
+    """One load in numbers, without the failed requests; latencies are p50, p95, p99 in milliseconds."""
+
+    num_asks: int
+    num_failed: int
+    wall_s: float
+    prompt_tokens: int
+    cached_tokens: int  # of the prompts, found in the server's prompt cache
+    completion_tokens: int
+    tokens_per_s: float  # of all answers together
+    ttft_ms: list[float]
+    gap_ms: list[float]
+    total_ms: list[float]
+    worst_gap_ms: float
+
+    @property
+    def cached_ratio(self) -> float:
+        """Share of the prompts that came from the server's prompt cache."""
+        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else math.nan
 
 
-async def ask_all(server: Server, asks: Sequence[Ask], num_clients: int, *, limit_s: float) -> LoadResult:
-    """Ask everything with at most `num_clients` at once.
+@dataclass(frozen=True)
+class LoadPlan:
+    """How much is asked; with `is_mixed` prompts and answers have random lengths up to the given ones."""
+
+    num_clients: int
+    num_requests: int
+    max_tokens: int
+    prompt_tokens: int | None = None  # None: about 30 words
+    is_mixed: bool = False
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 1
+
+
+def run_load(
+    server: Server, asks: Sequence[Ask], num_clients: int, *, limit_s: float = ANSWER_LIMIT_S
+) -> LoadResult:
+    """Send all requests, at most `num_clients` at once.
 
     Args:
         limit_s: for one answer; what takes longer is an error in its reply.
 
     Raises:
-        OSError, TimeoutError: the server cannot be reached at all.
+        BenchError: the server cannot be reached.
     """
+    try:
+        return asyncio.run(_ask_all(server, asks, num_clients, limit_s))
+    except (OSError, TimeoutError) as error:
+        raise BenchError(
+            f"{server.url} cannot be reached ({error!r}): start the service with ./launch.sh start; load and "
+            "gap without an address start one by themselves"
+        ) from None
+
+
+async def _ask_all(server: Server, asks: Sequence[Ask], num_clients: int, limit_s: float) -> LoadResult:
     replies = [Reply() for _ in asks]
     pending = deque(zip(asks, replies, strict=True))
-    exchanges = await _connect_all(server, min(num_clients, len(asks)))
+    connections = await _connect_all(server, min(num_clients, len(asks)))
     start_s = time.perf_counter()
     async with asyncio.TaskGroup() as group:
-        for exchange in exchanges:
-            group.create_task(_run_client(server, exchange, pending, start_s, limit_s))
+        for connection in connections:
+            group.create_task(_run_client(server, connection, pending, start_s, limit_s))
     return LoadResult(replies, time.perf_counter() - start_s)
 
 
-async def _connect_all(server: Server, num_connections: int) -> list[Exchange]:
+async def _connect_all(server: Server, num_connections: int) -> list[Connection]:
     few = asyncio.Semaphore(NUM_CONNECTING)
 
-    async def connect_one() -> Exchange:
+    async def connect() -> Connection:
         async with few:
-            return await connect(server.host, server.port)
+            return await Connection.open(server)
 
     async with asyncio.timeout(CONNECT_LIMIT_S):
-        return list(await asyncio.gather(*(connect_one() for _ in range(num_connections))))
+        return list(await asyncio.gather(*(connect() for _ in range(num_connections))))
 
 
 async def _run_client(
     server: Server,
-    exchange: Exchange | None,
+    connection: Connection | None,
     pending: deque[tuple[Ask, Reply]],
     start_s: float,
     limit_s: float,
@@ -84,37 +127,81 @@ async def _run_client(
         ask, reply = pending.popleft()
         try:
             async with asyncio.timeout(limit_s):
-                exchange = exchange or await connect(server.host, server.port)
-                await ask_on(server, exchange, ask, reply, start_s)
+                connection = connection or await Connection.open(server)
+                await connection.ask(ask, reply, start_s)
         except TimeoutError:
             reply.error = f"no complete answer in {limit_s:g} s"
-        except (StreamFailed, OSError) as error:
+        except OSError as error:
             reply.error = str(error)
-        exchange = None
-    if exchange is not None:
-        exchange.close()
+        connection = None
+    if connection is not None:
+        connection.close()
 
 
-async def ask_on(server: Server, exchange: Exchange, ask: Ask, reply: Reply, start_s: float) -> None:
-    """Ask on an open connection and follow the answer to its end.
-
-    Raises:
-        StreamFailed: there was no whole answer.
-    """
-    dialect = server.dialect
-    request = make_request(server.host, server.port, dialect.path, dialect.body(ask), server.headers)
-    await follow(server, exchange, request, reply, start_s)
+def percentiles(values: Iterable[float]) -> list[float]:
+    """p50, p95 and p99 of seconds, in milliseconds; NaN of none."""
+    taken = [value * 1000 for value in values]
+    return [float(ms) for ms in np.quantile(taken, SHARES)] if taken else [math.nan] * len(SHARES)
 
 
-async def follow(server: Server, exchange: Exchange, request: bytes, reply: Reply, start_s: float) -> None:
-    """Send a request's bytes and read the answer's events; raises StreamFailed."""
+def summarize(result: LoadResult) -> Summary:
+    """Put the replies of one load into numbers."""
+    good = [reply for reply in result.replies if reply.error is None]
+    num_tokens = sum(reply.num_tokens for reply in good)
+    gaps = [gap for reply in good for gap in reply.gaps_s]
+    return Summary(
+        num_asks=len(result.replies),
+        num_failed=len(result.replies) - len(good),
+        wall_s=result.wall_s,
+        prompt_tokens=sum(reply.num_prompt_tokens for reply in good),
+        cached_tokens=sum(reply.num_cached_tokens for reply in good),
+        completion_tokens=num_tokens,
+        tokens_per_s=num_tokens / result.wall_s if result.wall_s > 0 else math.nan,
+        ttft_ms=percentiles(reply.ttft_s for reply in good),
+        gap_ms=percentiles(gaps),
+        total_ms=percentiles(reply.total_s for reply in good),
+        worst_gap_ms=max(gaps, default=math.nan) * 1000,
+    )
 
-    def on_event(event: Event) -> None:
-        server.dialect.read(event, event.at_s - start_s, reply)
 
-    try:
-        await exchange.post(request, on_event)
-    finally:
-        reply.sent_s, reply.sent_unix = exchange.sent_s - start_s, exchange.sent_unix
-    if reply.error is None and not (reply.end_s and reply.text_times_s):
-        raise StreamFailed("the answer ended without text, or without its last event")
+def make_asks(plan: LoadPlan) -> list[Ask]:
+    """The requests of a plan."""
+    source = random.Random(plan.seed)
+    asks = []
+    for prompt in make_prompts(source, plan.num_requests):
+        max_tokens, prompt_tokens = plan.max_tokens, plan.prompt_tokens
+        if plan.is_mixed:
+            max_tokens = source.randint(1, max_tokens)
+            prompt_tokens = prompt_tokens and source.randint(1, prompt_tokens)
+        text = make_long_prompt(source, prompt_tokens) if prompt_tokens else prompt
+        asks.append(Ask(text, max_tokens, plan.temperature, plan.top_p))
+    return asks
+
+
+def measure_load(server: Server, plan: LoadPlan, *, as_json: bool) -> int:
+    """Run one load and print it; 0 if every request was answered, else 1."""
+    say(f"{plan.num_requests} requests, {plan.num_clients} at once, to {server.url}")
+    result = run_load(server, make_asks(plan), plan.num_clients)
+    summary = summarize(result)
+    print(json.dumps(asdict(summary)) if as_json else "\n".join(describe(summary)))
+    for reason in sorted({reply.error for reply in result.replies if reply.error}):
+        print(f"failed: {reason}", file=sys.stderr)
+    return 1 if summary.num_failed else 0
+
+
+def describe(summary: Summary) -> list[str]:
+    """The summary for a person."""
+    rows = [("milliseconds", "p50", "p95", "p99", "worst")]
+    for name, found, worst in (
+        ("time to first token", summary.ttft_ms, math.nan),
+        ("between tokens", summary.gap_ms, summary.worst_gap_ms),
+        ("whole answer", summary.total_ms, math.nan),
+    ):
+        shown = ["" if math.isnan(value) else f"{value:.0f}" for value in (*found, worst)]
+        rows.append((name, *shown))  # type: ignore[arg-type]
+    return [
+        f"{summary.num_asks - summary.num_failed} of {summary.num_asks} answered, {summary.prompt_tokens} "
+        f"prompt tokens ({summary.cached_tokens} cached) and {summary.completion_tokens} answer tokens in "
+        f"{summary.wall_s:.2f} s: {summary.tokens_per_s:.1f} tokens/s",
+        *make_table(rows),
+    ]

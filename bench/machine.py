@@ -1,6 +1,6 @@
 """What a figure was measured on: processor, memory, system, versions, and how busy the machine was.
 
-Reads only. Knows nothing of contenders.
+Reads only. Knows no server.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from bench.contender import ROOT
+from config import REPOSITORY_ROOT
 from config.limits import count_cores
 
 PACKAGES = ("mlx", "mlx-lm", "mkl", "uvicorn")
@@ -23,36 +23,30 @@ QUIET_RATIO = 0.1
 
 
 def describe_machine() -> dict[str, Any]:
-    """Machine and versions, for the report."""
+    """Machine and versions."""
+    installed = {found.metadata["Name"]: found.version for found in metadata.distributions()}
     return {
         "processor": _read_processor(),
         "num_cores": count_cores(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": {name: version for name in PACKAGES if (version := _read_version(name))},
+        "versions": {
+            "Python": platform.python_version(),
+            **{name: installed[name] for name in PACKAGES if name in installed},
+        },
         "commit": _read_commit(),
     }
 
 
-def busy_ratio() -> float:
-    """Share of all cores that is in use now, over a second, by whomever."""
-    return psutil.cpu_percent(interval=BUSY_SAMPLE_S) / 100
-
-
-def describe_busy(ratio: float) -> str:
-    """A warning where the machine is not quiet, else ""."""
-    if ratio <= QUIET_RATIO:
-        return ""
-    return (
-        f"NOT A QUIET MACHINE: others use {ratio:.0%} of the cores; the figures are worse than they should be"
-    )
+def describe_busy() -> list[str]:
+    """A doubt where the machine is not quiet now."""
+    ratio = psutil.cpu_percent(interval=BUSY_SAMPLE_S) / 100
+    return [f"others used {ratio:.0%} of the cores at the start"] if ratio > QUIET_RATIO else []
 
 
 def _read_processor() -> str:
     if sys.platform == "darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        return _run("sysctl", "-n", "machdep.cpu.brand_string")
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -61,22 +55,15 @@ def _read_processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def _read_version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
-
-
 def _read_commit() -> str:
     """The commit, with + where files differ from it; "" where there is none."""
-    head = _git("rev-parse", "--short=12", "HEAD")
-    return head + ("+" if head and _git("status", "--porcelain") else "")
+    head = _run("git", "rev-parse", "--short=12", "HEAD")
+    return head + ("+" if head and _run("git", "status", "--porcelain") else "")
 
 
-def _git(*arguments: str) -> str:
+def _run(*command: str) -> str:
     try:
-        ended = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        ended = subprocess.run(command, cwd=REPOSITORY_ROOT, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return ""
     return ended.stdout.strip() if ended.returncode == 0 else ""

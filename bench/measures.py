@@ -1,206 +1,163 @@
-"""The measures by name: what is asked, how many at once, and by which figure it is judged. Pure.
+"""The measures by name: what is asked, how many at once, and by which figure a server is judged.
 
-    group         measures                what it is judged by
-    throughput    greedy-N                tokens a second of N clients together, temperature 0
-    sampled       sampled-N               the same at temperature 0.7, top_p 0.95
-    ttft          prompt-N                seconds to the first token of one prompt of N tokens
-    second-turn   second-turn             the same of the second turn of such a chat, about 30 new tokens
-    gap           gap                     longest wait between two tokens of 4 running streams, while a prompt
-                                          of 1,350 tokens arrives and until its first token
-    edits         edits                   tokens a second of one stream after its first token; the answers are
-                                          forced to be reference edits of code (edits.py)
-    moe           moe-N, context-N        tokens a second of N clients; of one stream behind N tokens of
-                                          context; on a seeded random deepseek_v2 (random_model.py).
-                                          context-8192 takes two minutes: only where it is named
-    ring-size     (throughput and ttft again, on one process each)
-    shipped       shipped-1               one client, on mlx.launch with the BLAS that MLX brings
-    blas-alone    (what was promised against the peer again, ours without packed weights)
+    kind          measures       judged by
+    greedy        greedy-N       tokens a second of N clients together, temperature 0
+    sampled       sampled-N      the same at temperature 0.7, top_p 0.95, at the most clients
+    prompt        prompt-N       seconds to the first token of one prompt of about N tokens
+    second-turn   second-turn    the same of the second turn of such a chat, about 30 new tokens
+    gap           gap            longest wait of 4 running streams while such a prompt arrives (gap.py)
+    context       context-N      tokens a second of one stream behind N tokens of context
 
-`busy` names the measure in which the stages' busy share is recorded: greedy at the most clients. What no
-promise is about is measured in the first round only, unless `--only` has its name.
+Every server of a round gets the same prompts, and no round those of another. Knows no server by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
-Kind = Literal["load", "prompt", "second-turn", "gap", "edits", "context"]
-LONG_PROMPT_TOKENS = 1350
-LONG_ANSWER_TOKENS = 8
-PROMPT_TOKENS = (340, 680, LONG_PROMPT_TOKENS)
-CONTEXT_TOKENS = (1024, 4096)
-LONG_CONTEXT_TOKENS = 8192
+from bench.client import Ask, Server
+from bench.gap import NUM_STREAMS, make_gap_asks, run_gap, worst_gap_s
+from bench.load import LoadResult, Summary, run_load, summarize
+from bench.prompts import SECOND_QUESTION, make_long_prompt, make_prompts
+
+KINDS = ("greedy", "sampled", "prompt", "second-turn", "gap")
+NUM_SINGLE_ASKS = 3  # of one client alone
+FIRST_TURN_TOKENS, LATER_TOKENS = 32, 8
 CONTEXT_ANSWER_TOKENS = 33
-MOE_CLIENTS = (1, 8, 16)
-MOE_ANSWER_TOKENS = 32
-SHIPPED_ANSWER_TOKENS = 16
-FIRST_TURN_TOKENS = 32
-NUM_STREAMS = 4
-STREAM_TOKENS = 1000  # more than any server makes until it has read the prompt; all are broken off then
-PROMISED_CLIENTS = (1, 8)  # and the most
-AGREEMENT_ANSWERS = 8
-NUM_SINGLE_ASKS = 3
-# What a stream without drafts is measured on: its speed does not depend on which tokens they are.
-UNDRAFTED_TOKENS = 32
-GROUPS = (
-    "throughput",
-    "sampled",
-    "ttft",
-    "second-turn",
-    "gap",
-    "edits",
-    "moe",
-    "ring-size",
-    "shipped",
-    "blas-alone",
-)
-QUICK_GROUPS = ("throughput", "sampled", "ttft", "second-turn", "gap")
+TEMPERATURE, TOP_P = 0.7, 0.95
+RATE, SECONDS = "tokens/s", "s"
+
+Run = Callable[[Server, random.Random], tuple[LoadResult, float]]
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One thing to measure on a contender."""
+    """One thing to measure on a server; `run` gives the replies and the figure."""
 
+    kind: str
     name: str
+    title: str
+    unit: str  # tokens/s: more is better; s: less is
     num_clients: int
-    num_asks: int
-    max_tokens: int
-    kind: Kind = "load"
-    group: str = "throughput"
-    is_sampled: bool = False
-    prompt_tokens: int | None = None  # None: about 30 words
-    records_steps: bool = False
-    is_once: bool = False  # in the first round only
-
-    @property
-    def unit(self) -> str:
-        """Of its figure."""
-        return "s" if self.is_less_better else "tokens/s"
-
-    @property
-    def is_less_better(self) -> bool:
-        """It is judged by a time."""
-        return self.kind in ("prompt", "second-turn", "gap")
-
-    @property
-    def title(self) -> str:
-        """For a person."""
-        if self.kind == "load":
-            clients = "1 stream" if self.num_clients == 1 else f"{self.num_clients} parallel"
-            how = ", temperature 0.7, top_p 0.95" if self.is_sampled else ""
-            return f"{clients} x {self.max_tokens} tokens{how}"
-        return {
-            "prompt": f"time to first token, {self.prompt_tokens}-token prompt",
-            "second-turn": f"time to first token, second turn after {self.prompt_tokens} tokens",
-            "gap": f"worst gap of {NUM_STREAMS} streams while {self.prompt_tokens} tokens arrive",
-            "edits": "1 stream, code editing with forced reference answers",
-            "context": f"1 stream behind {self.prompt_tokens} tokens of context",
-        }[self.kind]
+    num_tokens: int | None  # of all answers, where they must be as long as was asked for
+    run: Run
 
 
-def make_measures(clients: Sequence[int], max_tokens: int) -> list[Measure]:
-    """What both sides run on the same model; the one that leaves streams behind comes last."""
-    most = max(clients)
-    greedy = [
+@dataclass(frozen=True)
+class Outcome:
+    """One measure of one server in one round."""
+
+    summary: Summary
+    figure: float  # NaN where a request failed
+    errors: list[str]
+
+
+def run_measure(measure: Measure, server: Server, *, seed: int, round_: int) -> Outcome:
+    """Ask what the measure asks.
+
+    Raises:
+        BenchError: the server cannot be reached.
+    """
+    result, figure = measure.run(server, random.Random(f"{seed}/{round_}/{measure.name}"))
+    errors = sorted({reply.error for reply in result.replies if reply.error})
+    return Outcome(summarize(result), math.nan if errors else figure, errors)
+
+
+def make_measures(
+    kinds: Sequence[str], clients: Sequence[int], max_tokens: int, prompt_tokens: Sequence[int]
+) -> list[Measure]:
+    """The measures of these kinds; the one that breaks its streams off comes last."""
+    most, longest = max(clients), max(prompt_tokens)
+    found = [make_load_measure("greedy", count, max_tokens) for count in clients]
+    found.append(make_load_measure("sampled", most, max_tokens))
+    found += [
         Measure(
-            f"greedy-{count}",
-            count,
-            num_asks(count),
-            max_tokens,
-            records_steps=count == most,
-            is_once=count not in (*PROMISED_CLIENTS, most),
-        )
-        for count in clients
-    ]
-    sampled = Measure(f"sampled-{most}", most, num_asks(most), max_tokens, group="sampled", is_sampled=True)
-    long = LONG_PROMPT_TOKENS
-    edits = Measure("edits", 1, 0, UNDRAFTED_TOKENS, kind="edits", group="edits", is_once=True)
-    turns = Measure(
-        "second-turn", 1, 2, LONG_ANSWER_TOKENS, kind="second-turn", group="second-turn", prompt_tokens=long
-    )
-    gap = Measure(
-        "gap", NUM_STREAMS, NUM_STREAMS + 1, STREAM_TOKENS, kind="gap", group="gap", prompt_tokens=long
-    )
-    return [*greedy, sampled, *make_prompt_measures(PROMPT_TOKENS), turns, edits, gap]
-
-
-def make_prompt_measures(lengths: Sequence[int]) -> list[Measure]:
-    """One prompt of each length."""
-    return [
-        Measure(
-            f"prompt-{length}",
+            "prompt",
+            f"prompt-{count}",
+            f"time to first token, {count}-token prompt",
+            SECONDS,
             1,
-            1,
-            LONG_ANSWER_TOKENS,
-            kind="prompt",
-            group="ttft",
-            prompt_tokens=length,
-            is_once=length != LONG_PROMPT_TOKENS,
+            None,
+            partial(_run_prompt, prompt_tokens=count),
         )
-        for length in lengths
+        for count in prompt_tokens
     ]
+    second = f"time to first token, second turn after {longest} tokens"
+    run_turns = partial(_run_turns, prompt_tokens=longest)
+    found.append(Measure("second-turn", "second-turn", second, SECONDS, 1, None, run_turns))
+    gap = f"worst gap of {NUM_STREAMS} streams while {longest} tokens arrive"
+    run_late = partial(_run_gap, prompt_tokens=longest)
+    found.append(Measure("gap", "gap", gap, SECONDS, NUM_STREAMS, None, run_late))
+    return [measure for measure in found if measure.kind in kinds]
 
 
-def for_default_flags(measures: Sequence[Measure]) -> list[Measure]:
-    """What the peer runs with its default flags: its own speed where ours was promised against it."""
-    groups = ("throughput", "ttft", "gap")
-    return [measure for measure in measures if measure.group in groups and not measure.is_once]
+def make_load_measure(kind: str, num_clients: int, max_tokens: int) -> Measure:
+    """Clients that ask together: each once, or one alone several times."""
+    num_asks = NUM_SINGLE_ASKS if num_clients == 1 else num_clients
+    clients = "1 stream" if num_clients == 1 else f"{num_clients} parallel"
+    is_sampled = kind == "sampled"
+    how = f", temperature {TEMPERATURE}, top_p {TOP_P}" if is_sampled else ""
+    run = partial(
+        _run_load, num_clients=num_clients, num_asks=num_asks, max_tokens=max_tokens, is_sampled=is_sampled
+    )
+    title = f"{clients} x {max_tokens} tokens{how}"
+    return Measure(kind, f"{kind}-{num_clients}", title, RATE, num_clients, num_asks * max_tokens, run)
 
 
-def for_blas_alone(measures: Sequence[Measure]) -> list[Measure]:
-    """What ours also runs without packed weights, once: how much of a ratio comes from its products."""
-    groups = ("throughput", "ttft", "gap")
-    return [
-        replace(measure, is_once=True)
-        for measure in measures
-        if measure.group in groups and not measure.is_once
-    ]
+def make_context_measure(prompt_tokens: int) -> Measure:
+    """One stream behind a long prompt."""
+    title = f"1 stream behind {prompt_tokens} tokens of context"
+    run = partial(_run_context, prompt_tokens=prompt_tokens)
+    return Measure("context", f"context-{prompt_tokens}", title, RATE, 1, CONTEXT_ANSWER_TOKENS, run)
 
 
-def make_ring_size_measures(clients: Sequence[int], max_tokens: int) -> list[Measure]:
-    """What is repeated on a ring of another size."""
-    chosen = sorted({min(clients), max(clients)})
-    loads = [Measure(f"greedy-{count}", count, num_asks(count), max_tokens) for count in chosen]
-    return [*loads, *make_prompt_measures((LONG_PROMPT_TOKENS,))]
+def _run_load(
+    server: Server,
+    source: random.Random,
+    *,
+    num_clients: int,
+    num_asks: int,
+    max_tokens: int,
+    is_sampled: bool,
+) -> tuple[LoadResult, float]:
+    sampling = (TEMPERATURE, TOP_P) if is_sampled else (0.0, 1.0)
+    asks = [Ask(prompt, max_tokens, *sampling) for prompt in make_prompts(source, num_asks)]
+    result = run_load(server, asks, num_clients)
+    return result, summarize(result).tokens_per_s
 
 
-def make_shipped_measure() -> Measure:
-    """So few tokens, because it takes a second for each."""
-    return Measure("shipped-1", 1, 1, SHIPPED_ANSWER_TOKENS, group="shipped", is_once=True)
+def _run_prompt(server: Server, source: random.Random, *, prompt_tokens: int) -> tuple[LoadResult, float]:
+    result = run_load(server, [Ask(make_long_prompt(source, prompt_tokens), LATER_TOKENS)], 1)
+    return result, _first_token_s(result)
 
 
-def make_moe_measures() -> list[Measure]:
-    """What is run on the random mixture of experts."""
-    loads = [
-        Measure(f"moe-{count}", count, num_asks(count), MOE_ANSWER_TOKENS, group="moe")
-        for count in MOE_CLIENTS
-    ]
-    contexts = []
-    for length in (*CONTEXT_TOKENS, LONG_CONTEXT_TOKENS):
-        name, tokens = f"context-{length}", CONTEXT_ANSWER_TOKENS
-        group = "long-context" if length == LONG_CONTEXT_TOKENS else "moe"
-        contexts.append(Measure(name, 1, 1, tokens, kind="context", group=group, prompt_tokens=length))
-    return [*loads, *contexts]
+def _run_turns(server: Server, source: random.Random, *, prompt_tokens: int) -> tuple[LoadResult, float]:
+    first = Ask(make_long_prompt(source, prompt_tokens), FIRST_TURN_TOKENS)
+    before = run_load(server, [first], 1)
+    if before.replies[0].error is not None:
+        return before, math.nan
+    second = Ask(SECOND_QUESTION, LATER_TOKENS, history=((first.prompt, before.replies[0].text),))
+    after = run_load(server, [second], 1)
+    return LoadResult([*before.replies, *after.replies], before.wall_s + after.wall_s), _first_token_s(after)
 
 
-def choose(measures: Sequence[Measure], only: Sequence[str]) -> list[Measure]:
-    """Those whose group or name is wanted; `busy` wants what records steps. A name wants it in all rounds."""
-    return [
-        replace(measure, is_once=measure.is_once and (measure.name not in only or measure.name in GROUPS))
-        for measure in measures
-        if {measure.group, measure.name} & set(only) or (measure.records_steps and "busy" in only)
-    ]
+def _run_gap(server: Server, source: random.Random, *, prompt_tokens: int) -> tuple[LoadResult, float]:
+    result = run_gap(server, make_gap_asks(source, NUM_STREAMS, prompt_tokens))
+    has_failed = any(reply.error for reply in result.replies)
+    return result, math.nan if has_failed else worst_gap_s(result.replies)
 
 
-def all_names(clients: Sequence[int], max_tokens: int) -> list[str]:
-    """Everything that `--only` takes."""
-    measures = [*make_measures(clients, max_tokens), make_shipped_measure(), *make_moe_measures()]
-    names = [measure.name for measure in measures]
-    return list(dict.fromkeys([*GROUPS, "busy", *names]))
+def _run_context(server: Server, source: random.Random, *, prompt_tokens: int) -> tuple[LoadResult, float]:
+    result = run_load(server, [Ask(make_long_prompt(source, prompt_tokens), CONTEXT_ANSWER_TOKENS)], 1)
+    (reply,) = result.replies
+    seconds = sum(reply.gaps_s)
+    return result, (reply.num_tokens - 1) / seconds if seconds else math.nan
 
 
-def num_asks(num_clients: int) -> int:
-    """One for each client; one alone asks several times."""
-    return NUM_SINGLE_ASKS if num_clients == 1 else num_clients
+def _first_token_s(result: LoadResult) -> float:
+    (reply,) = result.replies
+    return math.nan if reply.error else reply.ttft_s

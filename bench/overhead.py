@@ -1,21 +1,16 @@
 """What the file queue itself costs on an idle service, with SPOOL_DURABILITY=process and power.
 
-One request at a time, each of one token, streamed from /generate: after a pause, in which every process has
-gone to sleep and the processor's caches belong to others, and as soon as the last one is answered. Taken of
-each:
+One streamed chat of one token at a time: after a pause, in which every process has gone to sleep and the
+processor's caches belong to others, and as soon as the last one is answered. Taken of each:
 
-    sent → received      from the client's clock just before it writes the POST to the front door's when
-                         the first bytes came out of its socket: the client, the kernel, a wake
-    received → accepted  from there to just before submit (performance.accept_s): HTTP, checks, chat
-                         template, tokenizing
-    accepted → claimed   from there to rank 0's clock at the claim (performance.queue_s): submit, which
-                         power has to sync, doorbell, claim
-    received → claimed   the last two: all that the service itself needs to begin
-    sent → claimed       all three
-    logged → token       from rank 0's clock just before it appends the token to the log (it is the only, so
-                         the last one) to the client's, when the token's event has come out of the socket:
-                         log, doorbell, front door, HTTP
-    logged → done        the same to the event with the result, which is a file that power has to sync
+    received → accepted  from the first bytes at the front door to just before submit (performance.accept_s):
+                         HTTP, checks, chat template, tokenizing
+    received → claimed   on to rank 0's clock at the claim (performance.queue_s): submit, which power has to
+                         sync, doorbell, claim; all that the service needs to begin
+    sent → claimed       the same from the client's clock just before it writes the POST
+    logged → token       from rank 0's clock just before it appends the token to the log to the client's, when
+                         the token's event has come out of the socket: log, doorbell, front door, HTTP
+    logged → done        the same to the last event, after the result, a file that power has to sync
 
 All clocks are time.time() of one machine; rank 0's are worked out from the result file (finished_unix) and
 its performance. Knows the spool's results and nothing of how they are written.
@@ -23,52 +18,37 @@ its performance. Knows the spool's results and nothing of how they are written.
 
 from __future__ import annotations
 
+import json
 import random
-import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
 
-from bench.contender import BenchError
-from bench.dialects import Ask, Reply
-from bench.ground import Ground, make_ground, only_one
-from bench.load import Server
-from bench.machine import busy_ratio, describe_busy, describe_machine
-from bench.measuring import ask_server, warm_up
-from bench.ours import Ours
-from bench.progress import Progress
-from bench.records import write_run
-from bench.report import describe_contender, describe_ground
-from bench.summary import percentile
-from bench.workload import make_prompts
+import numpy as np
+
+from bench.client import Ask, Reply, Server
+from bench.load import run_load
+from bench.machine import describe_busy
+from bench.prompts import make_prompts
+from bench.service import Service, warm_up
+from bench.setup import make_setup, only_run, say
 from cluster.terminal import make_table
-from spool import Result, Spool
+from spool import Result
 
 PAUSES_S = (0.1, 0.0)  # between an answer and the next request
 DURABILITIES = ("process", "power")
-TIMES = {
-    "sent_to_received_s": "sent → received",
-    "received_to_accepted_s": "received → accepted",
-    "accepted_to_claimed_s": "accepted → claimed",
-    "received_to_claimed_s": "received → claimed",
-    "sent_to_claimed_s": "sent → claimed",
-    "logged_to_token_s": "logged → token on the socket",
-    "logged_to_done_s": "logged → done on the socket",
-}
+NUM_WARM_UP_ASKS = 2
+SHARES = {"median": 0.5, "p95": 0.95, "max": 1.0}
 
 
 @dataclass(frozen=True)
 class Sample:
     """The times of one request, in seconds."""
 
-    sent_to_received_s: float
-    received_to_accepted_s: float
-    accepted_to_claimed_s: float
-    received_to_claimed_s: float
-    sent_to_claimed_s: float
-    logged_to_token_s: float
-    logged_to_done_s: float
+    received_to_accepted: float
+    received_to_claimed: float
+    sent_to_claimed: float
+    logged_to_token: float
+    logged_to_done: float
 
 
 def make_sample(reply: Reply, result: Result) -> Sample:
@@ -80,99 +60,62 @@ def make_sample(reply: Reply, result: Result) -> Sample:
     # The reply's times are of a monotonic clock: hang them on the wall clock at the sending.
     offset = reply.sent_unix - reply.sent_s
     return Sample(
-        sent_to_received_s=accepted_unix - accept_s - reply.sent_unix,
-        received_to_accepted_s=accept_s,
-        accepted_to_claimed_s=queue_s,
-        received_to_claimed_s=accept_s + queue_s,
-        sent_to_claimed_s=accepted_unix + queue_s - reply.sent_unix,
-        logged_to_token_s=offset + reply.text_times_s[-1] - logged_unix,
-        logged_to_done_s=offset + reply.end_s - logged_unix,
+        received_to_accepted=accept_s,
+        received_to_claimed=accept_s + queue_s,
+        sent_to_claimed=accepted_unix + queue_s - reply.sent_unix,
+        logged_to_token=offset + reply.text_times_s[-1] - logged_unix,
+        logged_to_done=offset + reply.end_s - logged_unix,
     )
 
 
-def run_overhead(num_requests: int, seed: int, progress: Progress, *, as_json: bool) -> int:
+def run_overhead(num_requests: int, seed: int, *, as_json: bool) -> int:
     """Measure both durabilities and print a table; 0."""
-    started_unix = time.time()
-    ground = make_ground()
-    samples: dict[tuple[str, float], list[Sample]] = {}
-    described = []
-    with only_one(ground):
-        quiet = describe_busy(busy_ratio())
+    setup = make_setup()
+    rows = []
+    with only_run(setup):
+        doubts = describe_busy()
         for durability in DURABILITIES:
-            progress.line(f"SPOOL_DURABILITY={durability}: starting")
-            ours = Ours(ground, {"SPOOL_DURABILITY": (durability, "what is measured")})
-            with ours.running() as server:
-                warm_up(server)
+            say(f"SPOOL_DURABILITY={durability}: starting")
+            service = Service(setup, {"SPOOL_DURABILITY": durability})
+            with service.running() as server:
+                warm_up(server, NUM_WARM_UP_ASKS)
                 for pause_s in PAUSES_S:
-                    progress.line(
-                        f"SPOOL_DURABILITY={durability}: {num_requests} requests, {pause_s:g} s apart"
-                    )
-                    samples[durability, pause_s] = measure(server, ours, num_requests, seed, pause_s)
-            described.append(ours.describe())
-    rows = make_rows(samples)
-    data = {
-        "started_unix": started_unix,
-        "machine": describe_machine(),
-        "contenders": described,
-        "doubts": [quiet] if quiet else [],
-        "summary": rows,
-        "samples": [
-            {"durability": durability, "pause_s": pause_s, "requests": [vars(sample) for sample in found]}
-            for (durability, pause_s), found in samples.items()
-        ],
-    }
-    path = write_run(ground.folder, "overhead", data)
+                    say(f"SPOOL_DURABILITY={durability}: {num_requests} requests, {pause_s:g} s apart")
+                    samples = measure(server, service, num_requests, seed, pause_s)
+                    rows += make_rows(durability, pause_s, samples)
     if as_json:
-        sys.stdout.write(path.read_text(encoding="utf-8") + "\n")
+        print(json.dumps({"doubts": doubts, "rows": rows}))
     else:
-        print_overhead(ground, data, rows)
-        print(f"\nRaw data: {path}")
+        print("\n".join([*describe(rows), *(f"Doubt: {doubt}" for doubt in doubts)]))
     return 0
 
 
-def measure(server: Server, ours: Ours, num_requests: int, seed: int, pause_s: float) -> list[Sample]:
+def measure(server: Server, service: Service, num_requests: int, seed: int, pause_s: float) -> list[Sample]:
     """Ask one by one, then look up each result file."""
-    prompts = make_prompts(random.Random(f"{seed}/overhead/{pause_s:g}"), num_requests)
-    asks = [Ask(prompt, max_tokens=1) for prompt in prompts]
     replies = []
-    for ask in asks:
-        replies += ask_server(server, [ask], 1).replies
+    for prompt in make_prompts(random.Random(f"{seed}/overhead/{pause_s:g}"), num_requests):
+        replies += run_load(server, [Ask(prompt, max_tokens=1)], 1).replies
         time.sleep(pause_s)
-    spool = Spool.open(ours.settings.spool_dir, durability=ours.settings.spool_durability)
-    samples = []
-    for reply in replies:
-        result = spool.read_result(reply.id) if reply.error is None else None
-        if result is None:
-            raise BenchError(f"a request was not answered: {reply.error or 'it has no result file'}")
-        samples.append(make_sample(reply, result))
-    return samples
+    return [make_sample(*pair) for pair in zip(replies, service.results(replies), strict=True)]
 
 
-def make_rows(samples: dict[tuple[str, float], list[Sample]]) -> list[dict[str, Any]]:
-    """Medians and p95 of every time, in milliseconds, by durability and pause."""
-    rows = []
-    for (durability, pause_s), found in samples.items():
-        for name, title in TIMES.items():
-            values = [getattr(sample, name) * 1000 for sample in found]
-            row = {"durability": durability, "pause_s": pause_s, "time": title, "num_requests": len(values)}
-            rows.append({**row, **{f"{key}_ms": percentile(values, share) for key, share in SHARES.items()}})
+def make_rows(durability: str, pause_s: float, samples: list[Sample]) -> list[dict[str, str | float]]:
+    """Median, p95 and the most of every time, in milliseconds."""
+    rows: list[dict[str, str | float]] = []
+    for field in fields(Sample):
+        values = [asdict(sample)[field.name] * 1000 for sample in samples]
+        found = {f"{key}_ms": round(float(np.quantile(values, share)), 3) for key, share in SHARES.items()}
+        rows.append(
+            {"durability": durability, "pause_s": pause_s, "time": field.name.replace("_to_", " → "), **found}
+        )
     return rows
 
 
-SHARES = {"median": 0.5, "p95": 0.95, "max": 1.0}
-
-
-def print_overhead(ground: Ground, data: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
-    """Print what was measured and how."""
+def describe(rows: list[dict[str, str | float]]) -> list[str]:
+    """The rows as a table, after what they mean."""
     assert __doc__ is not None
-    print("\n" + "\n".join(describe_ground(data["machine"], str(ground.model_folder), ground.num_ranks)))
-    print("\n".join(describe_contender(data["contenders"][0])))
-    print("\n" + __doc__.partition("\n\n")[2].rpartition("\n\n")[0])
-    cells = [("SPOOL_DURABILITY", "pause", "time", "requests", "median ms", "p95 ms", "max ms")]
-    for row in rows:
-        figures = [f"{row[f'{key}_ms']:.2f}" for key in SHARES]
-        pause = f"{row['pause_s']:g} s"
-        cells.append((row["durability"], pause, row["time"], str(row["num_requests"]), *figures))
-    print("\n" + "\n".join(make_table(cells)))
-    for doubt in data["doubts"]:
-        print(f"Doubt: {doubt}")
+    cells = [("SPOOL_DURABILITY", "pause s", "time", *(f"{key} ms" for key in SHARES))]
+    cells += [
+        tuple(f"{cell:.2f}" if isinstance(cell, float) else cell for cell in row.values()) for row in rows
+    ]
+    return [__doc__.partition("\n\n")[2].rpartition("\n\n")[0], "", *make_table(cells)]

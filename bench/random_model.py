@@ -15,8 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench.contender import ROOT, BenchError
-from bench.ground import Ground
+from bench.setup import BenchError, Setup
+from config import REPOSITORY_ROOT
 
 SEED = 1
 NAME = "random-deepseek-v2-300m"
@@ -62,16 +62,16 @@ CONFIG = {
 }
 
 
-def make_random_model(ground: Ground) -> Path:
+def make_random_model(setup: Setup) -> Path:
     """The model's folder below the bench's; made where it is not there yet.
 
     Raises:
         BenchError: it cannot be made.
     """
-    folder = ground.folder / "models" / NAME
+    folder = setup.folder / "models" / NAME
     if not (folder / "config.json").is_file():
-        command = [sys.executable, "-m", "bench.random_model", str(folder), str(ground.model_folder)]
-        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "bench.random_model", str(folder), str(setup.model_folder)]
+        ended = subprocess.run(command, cwd=REPOSITORY_ROOT, capture_output=True, text=True, check=False)
         if ended.returncode != 0:
             raise BenchError(f"the random model could not be made: {ended.stderr[-2000:]}")
     return folder

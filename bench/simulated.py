@@ -1,240 +1,196 @@
-"""`bench simulated`: rings of simulated stages against the ideal pipeline (pipeline.py).
+"""`bench simulated`: rings of simulated stages against the ideal pipeline.
 
 For each ring size: a fresh service, a load of all clients at once with a record of every step, and one long
-prompt alone. Shares are measured over ideal (for the time to the first token ideal over measured), so 1 is
-perfect. `decode` counts only the time in which all streams were being decoded; `bubbles` is the share of that
-time in which a stage did nothing, mean over the ranks. The stages sleep, so that rings larger than the
-machine's cores can be measured; frames, ring, scheduler, sampling, spool and HTTP are real.
+prompt alone. The stages sleep, so that rings larger than the machine's cores can be measured; frames, ring,
+scheduler, sampling, spool and HTTP are real. In the ideal nothing but the stages takes time: with s(r, B) the
+time of rank r's stage for B rows of a token, C streams in M microbatches of C / M rows take
+max(M x max s, sum s) for a token each; the ideal takes the best M. `bubbles` is the share of the stages' time
+in which nothing was done, while all streams were decoded.
 """
 
 from __future__ import annotations
 
 import random
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.contender import BenchError
-from bench.dialects import Ask
-from bench.ground import Ground, make_ground, only_one
-from bench.load import LoadResult
-from bench.machine import busy_ratio, describe_busy, describe_machine
-from bench.measures import LONG_PROMPT_TOKENS
-from bench.measuring import ask_server, load_recorded, warm_up
-from bench.ours import Ours
-from bench.pipeline import Pipeline, split_by_speed
-from bench.progress import Progress
-from bench.records import plain, write_run
-from bench.summary import Summary, summarize
-from bench.timeline import busy_shares, decode_rate, full_window, most_rows, read_spans
-from bench.workload import make_long_prompt, make_prompts
-from cluster.terminal import make_table
+from bench.client import Ask
+from bench.load import LoadResult, run_load
+from bench.machine import describe_busy, describe_machine
+from bench.prompts import make_long_prompt, make_prompts
+from bench.report import describe_rings
+from bench.results import ResultFile, Row, keep_results, make_head, short
+from bench.service import Service, warm_up
+from bench.setup import BenchError, Setup, make_setup, only_run, say
+from bench.step_record import finish_record, start_record
+from bench.timeline import Span, busy_shares, read_spans
 from config.simulated import SimulatedModel
 
-DEFAULT_MODEL = "simulated:layers=32,layer_us=2500,row_us=50,token_us=25"
-CHUNK_TOKENS = 128  # PREFILL_CHUNK_TOKENS=auto without a GPU
-SHOWN_SETTINGS = ("MICROBATCHES", "PREFILL_CHUNK_TOKENS", "MAX_ROWS_PER_MICROBATCH")
+LONG_PROMPT_TOKENS = 1350
+RECORD_LIMIT_S = 600.0
+SETTINGS = {
+    "BLAS_THREADS": "1",  # nothing is computed
+    "SPOOL_DURABILITY": "process",  # the disk is not what is measured
+    "SPECULATION": "off",
+}
 
 
 @dataclass(frozen=True)
 class SimulatedPlan:
-    """What to measure; `speeds` by rank makes the rings uneven, and layers are then planned for them."""
+    """What to measure; the model's name may give the ranks different speeds."""
 
     model_repo: str
     ring_sizes: tuple[int, ...]
     num_clients: int
     max_tokens: int
     seed: int
-    speeds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
-class RingFigures:
-    """One ring's figures; rates in tokens a second of all streams together."""
+class Pipeline:
+    """The ideal of a simulated model on a ring; `layer_counts` by rank."""
 
-    num_ranks: int
-    layer_counts: tuple[int, ...]  # by rank
-    num_rows: int  # streams that were decoded at once, at the most: what `decode` is of
-    num_microbatches: int  # of the ideal
-    load_rate: float
-    ideal_load_rate: float
-    decode_rate: float
-    ideal_decode_rate: float
-    busy: tuple[float, ...]  # by rank, while all streams were decoded
-    prompt_tokens: int
-    ttft_s: float
-    ideal_ttft_s: float
+    model: SimulatedModel
+    layer_counts: tuple[int, ...]
 
-    @property
-    def bubbles(self) -> float:
-        """Share of the stages' time in which nothing was done."""
-        return 1 - sum(self.busy) / len(self.busy)
+    def decode_rate(self, num_streams: int) -> float:
+        """Tokens a second of so many streams, with the best number of microbatches."""
+        return max(num_streams / self._turn_s(num_streams, num) for num in range(1, num_streams + 1))
 
-    @property
-    def shares(self) -> dict[str, float]:
-        """Measured over ideal."""
-        return {
-            "decode": self.decode_rate / self.ideal_decode_rate,
-            "load": self.load_rate / self.ideal_load_rate,
-            "ttft": self.ideal_ttft_s / self.ttft_s,
-        }
+    def _turn_s(self, num_streams: int, num_microbatches: int) -> float:
+        """Seconds in which every stream gets one token."""
+        num_rows = num_streams / num_microbatches
+        times = [
+            self.model.stage_us(rank=rank, num_layers=count, num_rows=num_rows, num_tokens=1)
+            for rank, count in enumerate(self.layer_counts)
+        ]
+        times[0] += self.model.draw_us(num_rows)
+        return max(num_microbatches * max(times), sum(times)) / 1e6
 
 
-def run_simulated(plan: SimulatedPlan, progress: Progress, *, as_json: bool) -> int:
-    """Measure every ring and print; 0 if all was answered, else 1."""
+def split_by_speed(model: SimulatedModel, num_ranks: int) -> tuple[int, ...]:
+    """The layers of each rank, so that the slowest stage is as fast as can be; each has one at least."""
+    counts = [1] * num_ranks
+    for _ in range(model.layers - num_ranks):
+        rank = min(range(num_ranks), key=lambda rank: ((counts[rank] + 1) / model.speed_of(rank), -rank))
+        counts[rank] += 1
+    return tuple(counts)
+
+
+def run_simulated(plan: SimulatedPlan, *, as_json: bool) -> int:
+    """Measure every ring and print; 0."""
     started_unix = time.time()
-    speeds = f",speeds={':'.join(f'{speed:g}' for speed in plan.speeds)}" if plan.speeds else ""
-    plan = replace(plan, model_repo=plan.model_repo + speeds)
-    ground = make_ground({"MODEL_REPO": plan.model_repo})
-    figures, records = [], []
-    with only_one(ground):
-        quiet = describe_busy(busy_ratio())
+    setup = make_setup({"MODEL_REPO": plan.model_repo})
+    servers, rows = [], []
+    with only_run(setup):
+        doubts = describe_busy()
         for num_ranks in plan.ring_sizes:
-            found, record = measure_ring(plan, replace(ground, num_ranks=num_ranks), progress)
-            figures.append(found)
-            records.append(record)
-    data = {
-        "started_unix": started_unix,
-        "plan": asdict(plan),
-        "machine": describe_machine(),
-        "settings": {key: str(ground.settings.public()[key]) for key in SHOWN_SETTINGS},
-        "doubts": [quiet] if quiet else [],
-        "rings": [to_data(found) for found in figures],
-        "records": records,
-    }
-    path = write_run(ground.folder, "simulated", data)
-    if as_json:
-        sys.stdout.write(path.read_text(encoding="utf-8") + "\n")
-    else:
-        print("\n" + "\n".join(describe_rings(plain(data))))
-        print(f"\nRaw data: {path}")
+            described, row = measure_ring(plan, replace(setup, num_ranks=num_ranks))
+            servers.append(described)
+            rows.append(row)
+    head = make_head(
+        "simulated",
+        started_unix,
+        machine=describe_machine(),
+        model=f"{plan.model_repo}; {plan.num_clients} clients x {plan.max_tokens} tokens",
+        num_ranks=", ".join(map(str, plan.ring_sizes)),
+        servers=servers[:1],
+        doubts=doubts,
+    )
+    results = ResultFile(head, rows)
+    path = keep_results(setup.folder, results)
+    print(path.read_text(encoding="utf-8") if as_json else "\n".join(describe_rings(results)))
+    say(f"kept in {path}")
     return 0
 
 
-def measure_ring(plan: SimulatedPlan, ground: Ground, progress: Progress) -> tuple[RingFigures, Any]:
+def measure_ring(plan: SimulatedPlan, setup: Setup) -> tuple[dict[str, Any], Row]:
     """Start a ring, load it, stop it."""
     model = SimulatedModel.from_name(plan.model_repo)
-    num_ranks = ground.num_ranks
-    counts = split_by_speed(model, num_ranks)
-    ours = Ours(
-        ground,
-        {
-            "MODEL_REPO": (plan.model_repo, "what is measured"),
-            "LAYER_SPLIT": (",".join(map(str, counts)), "planned by the speeds of the ranks"),
-            "BLAS_THREADS": ("1", "nothing is computed"),
-            "SPOOL_DURABILITY": ("process", "the disk is not what is measured"),
-        },
-        makes_drafts=False,
-    )
-    pipeline = Pipeline(model, counts)
-    progress.line(f"{num_ranks} ranks, layers {counts} from rank 0 on: starting")
-    with ours.running() as server:
+    pipeline = Pipeline(model, split_by_speed(model, setup.num_ranks))
+    layers = ",".join(map(str, pipeline.layer_counts))
+    service = Service(setup, {**SETTINGS, "MODEL_REPO": plan.model_repo, "LAYER_SPLIT": layers})
+    source = random.Random(f"{plan.seed}/simulated")
+    asks = [Ask(prompt, plan.max_tokens) for prompt in make_prompts(source, plan.num_clients)]
+    say(f"{setup.num_ranks} ranks, layers {layers} from rank 0 on: starting")
+    with service.running() as server:
         warm_up(server, plan.num_clients)
-        progress.line(f"{num_ranks} ranks: {plan.num_clients} clients x {plan.max_tokens} tokens")
-        result, record = load_recorded(server, ours, make_asks(plan), plan.num_clients)
-        progress.line(f"{num_ranks} ranks: one prompt of {LONG_PROMPT_TOKENS} tokens")
-        long = ask_server(server, [make_long_ask(plan, ground)], 1)
-    summaries = [summarize(found.replies, found.wall_s) for found in (result, long)]
-    if any(summary.num_failed for summary in summaries):
-        errors = [reply.error for found in (result, long) for reply in found.replies if reply.error]
-        raise BenchError(f"a ring of {num_ranks} left asks unanswered: {errors[0]}")
-    return make_figures(plan, pipeline, result, record, summaries[1]), record
+        say(f"{setup.num_ranks} ranks: {plan.num_clients} clients x {plan.max_tokens} tokens")
+        wanted = start_record(service.settings, RECORD_LIMIT_S)
+        result = run_load(server, asks, plan.num_clients)
+        record = finish_record(service.settings, wanted)
+        say(f"{setup.num_ranks} ranks: one prompt of {LONG_PROMPT_TOKENS} tokens")
+        long = run_load(server, [Ask(make_long_prompt(source, LONG_PROMPT_TOKENS), 2)], 1)
+    replies = [*result.replies, *long.replies]
+    if errors := [reply.error for reply in replies if reply.error]:
+        raise BenchError(f"a ring of {setup.num_ranks} left requests unanswered: {errors[0]}")
+    return service.describe(), make_ring_row(pipeline, result, read_spans(record), long.replies[0].ttft_s)
 
 
-def make_asks(plan: SimulatedPlan) -> list[Ask]:
-    """One for each client."""
-    prompts = make_prompts(random.Random(f"{plan.seed}/simulated"), plan.num_clients)
-    return [Ask(prompt, plan.max_tokens) for prompt in prompts]
+def make_ring_row(pipeline: Pipeline, result: LoadResult, spans: Sequence[Span], ttft_s: float) -> Row:
+    """Hold what was measured against the ideal.
 
-
-def make_long_ask(plan: SimulatedPlan, ground: Ground) -> Ask:
-    """A long prompt that is wanted for its first token."""
-    encode = ground.make_encoder()
-    source = random.Random(f"{plan.seed}/simulated-long")
-    return Ask(make_long_prompt(source, lambda prompt: len(encode(prompt))), max_tokens=2)
-
-
-def make_figures(
-    plan: SimulatedPlan, pipeline: Pipeline, result: LoadResult, record: Any, long: Summary
-) -> RingFigures:
-    """Hold what was measured against the ideal."""
-    num_ranks = len(pipeline.layer_counts)
-    spans = read_spans(record)
-    num_rows = most_rows(spans)
-    window = full_window(spans, num_rows)
+    Raises:
+        BenchError: at no time were all streams decoded.
+    """
+    num_ranks, num_streams = len(pipeline.layer_counts), most_rows(spans)
+    window = full_window(spans, num_streams)
     if window is None:
-        raise BenchError(f"{num_ranks} ranks: too few steps without a prompt; give the answers more tokens")
-    fresh = [max(1, int(reply.usage["prompt_tokens"]) - reply.num_cached_tokens) for reply in result.replies]
-    num_tokens = sum(reply.num_tokens for reply in result.replies)
-    long_tokens = long.prompt_tokens - long.cached_tokens
-    return RingFigures(
-        num_ranks=num_ranks,
-        layer_counts=pipeline.layer_counts,
-        num_rows=num_rows,
-        num_microbatches=pipeline.best_num_microbatches(num_rows),
-        load_rate=num_tokens / result.wall_s,
-        ideal_load_rate=num_tokens / pipeline.load_s(fresh, plan.max_tokens, CHUNK_TOKENS),
-        decode_rate=decode_rate(spans, *window),
-        ideal_decode_rate=pipeline.decode_rate(num_rows),
-        busy=tuple(busy_shares(spans, num_ranks, *window)),
-        prompt_tokens=long_tokens,
-        ttft_s=long.ttft_s.p50,
-        ideal_ttft_s=pipeline.prompt_s(long_tokens),
+        raise BenchError(f"{num_ranks} ranks: too few steps without a prompt; give the answers more --tokens")
+    rate, ideal = decode_rate(spans, *window), pipeline.decode_rate(num_streams)
+    busy = busy_shares(spans, num_ranks, *window)
+    return {
+        "layer_counts": list(pipeline.layer_counts),
+        "num_streams": num_streams,
+        "decode_rate": short(rate),
+        "ideal_decode_rate": short(ideal),
+        "share": short(rate / ideal),
+        "bubbles": short(1 - sum(busy) / len(busy)),
+        "load_rate": short(sum(reply.num_tokens for reply in result.replies) / result.wall_s),
+        "ttft_s": short(ttft_s),
+    }
+
+
+def most_rows(spans: Sequence[Span]) -> int:
+    """The most rows that were decoded in turn."""
+    most = 0
+    rows: dict[int, int] = {}
+    for span in spans:
+        if span.rank == 0 and not span.is_prefill:
+            rows[span.table] = span.num_rows
+            most = max(most, sum(rows.values()))
+    return most
+
+
+def full_window(spans: Sequence[Span], num_rows: int) -> tuple[int, int] | None:
+    """The longest time without a chunk of a prompt in which so many rows were decoded in turn.
+
+    On rank 0's row, from the end of a step to the end of another; None where there was none.
+    """
+    best: tuple[int, int] | None = None
+    begin: int | None = None
+    rows: dict[int, int] = {}
+    for span in spans:
+        if span.rank != 0:
+            continue
+        if not span.is_prefill:
+            rows[span.table] = span.num_rows
+        if span.is_prefill or sum(rows.values()) != num_rows:
+            begin = None
+        elif begin is None:
+            begin = span.end_us
+        elif best is None or span.end_us - begin > best[1] - best[0]:
+            best = begin, span.end_us
+    return best
+
+
+def decode_rate(spans: Sequence[Span], begin_us: int, end_us: int) -> float:
+    """Tokens a second that rank 0 decoded within a window."""
+    num_tokens = sum(
+        span.num_rows
+        for span in spans
+        if span.rank == 0 and not span.is_prefill and begin_us < span.end_us <= end_us
     )
-
-
-def to_data(found: RingFigures) -> dict[str, Any]:
-    """For JSON, with what is worked out."""
-    return {**asdict(found), "bubbles": found.bubbles, "shares": found.shares}
-
-
-def describe_rings(data: dict[str, Any]) -> list[str]:
-    """The report's text, from the raw data alone."""
-    plan, machine = data["plan"], data["machine"]
-    return [
-        f"Machine: {machine['processor']}, {machine['num_cores']} cores",
-        f"Model: {plan['model_repo']}; {plan['num_clients']} clients x {plan['max_tokens']} tokens; "
-        + ", ".join(f"{key}={value}" for key, value in data["settings"].items()),
-        "",
-        *make_table(make_rows(data["rings"])),
-        *(f"Doubt: {doubt}" for doubt in data["doubts"]),
-    ]
-
-
-def make_rows(rings: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """One row a ring: measured, ideal, share."""
-    head = (
-        "ranks",
-        "layers",
-        "streams",
-        "decode tok/s",
-        "ideal",
-        "share",
-        "bubbles",
-        "load tok/s",
-        "ideal",
-        "share",
-    )
-    rows: list[tuple[str, ...]] = [(*head, "TTFT s", "ideal", "share")]
-    for ring in rings:
-        shares = ring["shares"]
-        rows.append(
-            (
-                str(ring["num_ranks"]),
-                ",".join(map(str, ring["layer_counts"])),
-                str(ring["num_rows"]),
-                f"{ring['decode_rate']:.1f}",
-                f"{ring['ideal_decode_rate']:.1f}",
-                f"{shares['decode']:.3f}",
-                f"{ring['bubbles']:.1%}",
-                f"{ring['load_rate']:.1f}",
-                f"{ring['ideal_load_rate']:.1f}",
-                f"{shares['load']:.3f}",
-                f"{ring['ttft_s']:.3f}",
-                f"{ring['ideal_ttft_s']:.3f}",
-                f"{shares['ttft']:.3f}",
-            )
-        )
-    return rows
+    return num_tokens * 1e6 / max(1, end_us - begin_us)

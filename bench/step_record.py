@@ -1,6 +1,6 @@
 """Asks a running service's rank 0 to record its steps, by a file in its run folder, and waits for the record.
 
-Knows the two files' names (distributed/step_trace.py says what is in them) and nothing of what a record is
+Knows the two files' names (distributed/step_trace.py says what is in them), and nothing of what a record is
 used for.
 """
 
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
-from bench.contender import BenchError
+from bench.setup import BenchError
 from config import Settings
 from config.run_files import read_json, write_json
 
@@ -21,42 +22,58 @@ LOOK_INTERVAL_S = 0.1
 
 
 def fetch_record(settings: Settings, seconds: float) -> dict[str, Any]:
-    """Ask rank 0 for a record and wait until it is written.
+    """Record for some seconds.
+
+    Raises:
+        BenchError: no record came.
+    """
+    return _wait_for_record(settings, start_record(settings, seconds), seconds + GRACE_S)
+
+
+def start_record(settings: Settings, seconds: float) -> str:
+    """Let rank 0 begin a record of at most so many seconds; its id.
+
+    Raises:
+        BenchError: rank 0 does not look.
+    """
+    wanted = uuid.uuid4().hex
+    request = settings.run_dir / REQUEST_NAME
+    write_json(request, {"id": wanted, "seconds": seconds})
+    if not _wait_until(lambda: not request.exists(), GRACE_S):
+        raise BenchError("rank 0 does not look for requests to record its steps: see ./launch.sh status")
+    return wanted
+
+
+def finish_record(settings: Settings, wanted: str) -> dict[str, Any]:
+    """End a record now and fetch it.
 
     Raises:
         BenchError: none came.
     """
-    ask_for_record(settings, seconds, wanted := uuid.uuid4().hex)
-    record = wait_for_record(settings, wanted, seconds + GRACE_S)
-    if record is None:
+    write_json(settings.run_dir / REQUEST_NAME, {"id": "", "seconds": 0})
+    return _wait_for_record(settings, wanted, GRACE_S)
+
+
+def _wait_for_record(settings: Settings, wanted: str, limit_s: float) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+
+    def is_there() -> bool:
+        found.update(read_json(settings.run_dir / RECORD_NAME) or {})
+        return found.get("id") == wanted
+
+    if not _wait_until(is_there, limit_s):
         raise BenchError(
-            f"rank 0 wrote no {RECORD_NAME} within {seconds + GRACE_S:g} s: see ./launch.sh status; "
+            f"rank 0 wrote no {RECORD_NAME} within {limit_s:g} s: see ./launch.sh status; "
             "a ring that was restarted meanwhile has forgotten the request"
         )
-    return record
+    return found
 
 
-def ask_for_record(settings: Settings, seconds: float, wanted: str) -> None:
-    """Put the request where rank 0 looks."""
-    write_json(settings.run_dir / REQUEST_NAME, {"id": wanted, "seconds": seconds})
-
-
-def wait_until_taken(settings: Settings, limit_s: float) -> bool:
-    """Wait until rank 0 has seen the request; False where it does not."""
+def _wait_until(is_so: Callable[[], bool], limit_s: float) -> bool:
+    """Look again and again: rank 0 has no other word for a file that it took or wrote."""
     deadline = time.monotonic() + limit_s
-    while (settings.run_dir / REQUEST_NAME).exists():
+    while not is_so():
         if time.monotonic() > deadline:
             return False
-        time.sleep(LOOK_INTERVAL_S)  # nothing tells when a file is taken
+        time.sleep(LOOK_INTERVAL_S)
     return True
-
-
-def wait_for_record(settings: Settings, wanted: str, limit_s: float) -> dict[str, Any] | None:
-    """The record of that id, or None where there is none in time."""
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
-        record = read_json(settings.run_dir / RECORD_NAME)
-        if record is not None and record.get("id") == wanted:
-            return record
-        time.sleep(LOOK_INTERVAL_S)  # rank 0 tells nobody that it has written a file
-    return None

@@ -16,9 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 WRAP = 1 << 31  # frames keep 31 bits of a time
-# Names of colours that Chrome's viewer knows; Perfetto colours by name instead.
-DECODE_COLORS = ("thread_state_running", "rail_response", "rail_animation", "cq_build_passed")
-PREFILL_COLORS = ("rail_load", "bad", "terrible", "thread_state_iowait")
 
 
 @dataclass(frozen=True)
@@ -127,49 +124,6 @@ def busy_shares(spans: Sequence[Span], num_ranks: int, begin_us: int, end_us: in
     return [us / max(1, end_us - begin_us) for us in busy]
 
 
-def full_window(spans: Sequence[Span], num_rows: int) -> tuple[int, int] | None:
-    """The longest time without a chunk of a prompt in which so many rows were decoded in turn.
-
-    On rank 0's row, from the end of a step to the end of another; None where there was none.
-    """
-    best: tuple[int, int] | None = None
-    begin: int | None = None
-    rows: dict[int, int] = {}
-    for span in spans:
-        if span.rank != 0:
-            continue
-        if not span.is_prefill:
-            rows[span.table] = span.num_rows
-        if span.is_prefill or sum(rows.values()) != num_rows:
-            begin = None
-        elif begin is None:
-            begin = span.end_us
-        elif best is None or span.end_us - begin > best[1] - best[0]:
-            best = begin, span.end_us
-    return best
-
-
-def most_rows(spans: Sequence[Span]) -> int:
-    """The most rows that were decoded in turn."""
-    most = 0
-    rows: dict[int, int] = {}
-    for span in spans:
-        if span.rank == 0 and not span.is_prefill:
-            rows[span.table] = span.num_rows
-            most = max(most, sum(rows.values()))
-    return most
-
-
-def decode_rate(spans: Sequence[Span], begin_us: int, end_us: int) -> float:
-    """Tokens a second that rank 0 decoded within a window."""
-    num_tokens = sum(
-        span.num_rows
-        for span in spans
-        if span.rank == 0 and not span.is_prefill and begin_us < span.end_us <= end_us
-    )
-    return num_tokens * 1e6 / max(1, end_us - begin_us)
-
-
 def describe_trace(record: Mapping[str, Any], spans: Sequence[Span]) -> list[tuple[str, ...]]:
     """Rows of a table: what each rank did in the seconds of the record."""
     num_ranks = len(record["ranks"])
@@ -210,21 +164,13 @@ def make_chrome_trace(record: Mapping[str, Any], spans: Sequence[Span]) -> dict[
 
 
 def _make_event(span: Span) -> dict[str, Any]:
-    colors = PREFILL_COLORS if span.is_prefill else DECODE_COLORS
-    number = span.step if span.is_prefill else span.table
     return {
         "ph": "X",
         "pid": 0,
         "tid": span.rank,
         "name": span.name,
         "cat": "prefill" if span.is_prefill else "decode",
-        "cname": colors[number % len(colors)],
         "ts": span.start_us,
         "dur": span.busy_us,
-        "args": {
-            "step": span.step,
-            "table": span.table,
-            "rows": span.num_rows,
-            "tokens": span.num_tokens,
-        },
+        "args": {"step": span.step, "table": span.table, "rows": span.num_rows, "tokens": span.num_tokens},
     }

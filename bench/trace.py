@@ -3,66 +3,38 @@
 Asks rank 0 for a record of its steps (step_record.py); the service pays nothing while nobody asks. Works
 beside any load, of whomever. Imports only the standard library until it runs, as help must work before
 anything is installed.
-
-Exit codes: 0 done, 1 failed, 2 wrong flags or settings, 3 the service does not run, 130 Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from config import Settings
 
-EXIT_STOPPED, EXIT_WRONG_SETTINGS, EXIT_INTERRUPTED = 3, 2, 130
+EXIT_STOPPED = 3
 MAX_SECONDS = 600
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Record, write, tell; the exit code."""
-    options = make_parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from bench.contender import BenchError
-    from config import SettingsError
-    from config.disk_trouble import describe_refused, is_of_system
-
-    try:
-        return run(options)
-    except SettingsError as error:
-        print(error, file=sys.stderr)
-        return EXIT_WRONG_SETTINGS
-    except BenchError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except OSError as error:
-        if not is_of_system(error):
-            raise
-        print(f"trace: {describe_refused(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-
-
-def make_parser() -> argparse.ArgumentParser:
+def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags."""
-    parser = argparse.ArgumentParser(
-        prog="./launch.sh trace",
-        description="Record what every stage of the running service does, and write a timeline for "
-        "chrome://tracing or ui.perfetto.dev.",
-    )
     parser.add_argument(
         "seconds", type=_seconds, metavar="N", help=f"seconds to record, at most {MAX_SECONDS}"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="timeline (default: STATE_DIR/trace-….json)")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="a picture too, .svg or .png")
-    return parser
+    parser.add_argument("--picture", type=_svg, metavar="FILE.svg", help="a picture of some steps too")
+
+
+def _svg(text: str) -> Path:
+    if not text.endswith(".svg"):
+        raise argparse.ArgumentTypeError("a picture is an SVG: give a name that ends in .svg")
+    return Path(text)
 
 
 def _seconds(text: str) -> float:
@@ -98,12 +70,8 @@ def show(record: Mapping[str, Any], settings: Settings, options: argparse.Namesp
         print("No step was made meanwhile: nobody asked anything.")
     print(f"\nTimeline: {path} (open it in chrome://tracing or ui.perfetto.dev)")
     if options.picture is not None:
-        from bench.timeline_picture import draw_timeline
+        from bench.picture import draw_timeline
 
-        draw_timeline(spans, len(record["ranks"]), options.picture, f"{len(record['ranks'])} ranks")
+        options.picture.write_text(draw_timeline(spans, len(record["ranks"])), encoding="utf-8")
         print(f"Picture:  {options.picture}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from config import Settings
 
 PROGRAM = "./launch.sh"
-# Commands with a command line of their own, and the module that has it.
-DELEGATED = {"bench": "bench", "chaos": "chaos", "trace": "bench.trace"}
+# Commands with a command line of their own: the module that has it, and its first words.
+DELEGATED = {"bench": ("bench",), "chaos": ("chaos",), "trace": ("bench", "trace")}
 EXIT_WRONG_SETTINGS = 2
 EXIT_INTERRUPTED = 130
 EXIT_NO_READER = 141  # what a shell shows for SIGPIPE
@@ -49,8 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] == "help":
         parser.parse_args([*arguments[1:2], "--help"])
     if arguments[0] in DELEGATED and {"-h", "--help"} & set(arguments):
-        module, words = DELEGATED[arguments[0]], arguments[1:]
-        os.execv(sys.executable, [sys.executable, "-m", module, *words])
+        os.execv(sys.executable, [sys.executable, "-m", *DELEGATED[arguments[0]], *arguments[1:]])
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command not in DELEGATED:
         parser.error(f"{options.command} does not know {' '.join(rest)}")
@@ -404,4 +403,4 @@ def _delegate(options: argparse.Namespace) -> int:
             words += [f"--{flag}", getattr(options, flag)] if getattr(options, flag) else []
             setattr(options, flag, None)
     os.environ.update(read_overrides(options))
-    os.execv(sys.executable, [sys.executable, "-m", DELEGATED[options.command], *words])
+    os.execv(sys.executable, [sys.executable, "-m", *DELEGATED[options.command], *words])

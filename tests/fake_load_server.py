@@ -1,26 +1,20 @@
-"""Servers without a model for the load tool: one like ours (ASGI, chunked), one like mlx_lm.server (HTTP/1.0,
-an answer that ends with its connection).
+"""A server without a model for the load tool, as ours (chunked) or as mlx_lm.server (HTTP/1.0, an answer that
+ends with its connection).
 
-Both stream as many tokens as are asked for. A prompt that begins with a trouble's name makes that trouble:
+It streams as many tokens as are asked for. A prompt that begins with a trouble's name makes that trouble:
 `refuse` is a 400, `break` ends after one token, `error` is an error event, `hang` never ends.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-
-import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
-
-START_SECONDS = 10.0
 
 
 class Crowd:
@@ -40,34 +34,21 @@ class Crowd:
             self.num_now -= 1
 
 
-def native_events(body: dict[str, Any]) -> Iterator[str]:
-    """What /generate sends, event by event."""
+def events(body: dict[str, Any]) -> Iterator[str]:
+    """What a chat completion sends: a role in the first delta, a comment, usage before [DONE]."""
     prompt = body["messages"][0]["content"]
-    yield ": accepted\n\n"
+    yield ": keepalive\n\n"
     for index in range(body["max_tokens"]):
-        data = {"index": index, "token_id": 100 + index, "text": f"w{index} "}
-        yield f"event: token\nid: {index}\ndata: {json.dumps(data)}\n\n"
+        choice = {"index": 0, "finish_reason": None, "delta": {"content": f"é{index} "}}
+        yield f"data: {json.dumps({'id': 'chatcmpl-1', 'choices': [choice]}, ensure_ascii=False)}\n\n"
         if prompt.startswith("break"):
             return
         if prompt.startswith("error"):
-            yield 'event: error\ndata: {"error": {"message": "lost"}}\n\n'
+            yield 'data: {"error": {"message": "lost"}}\n\n'
             return
-    text = "".join(f"w{index} " for index in range(body["max_tokens"]))
-    usage = {"prompt_tokens": 7, "completion_tokens": body["max_tokens"], "cached_tokens": 3}
-    done = {"id": "0" * 32, "text": text, "finish_reason": "length", "usage": usage, "performance": {}}
-    yield f"event: done\ndata: {json.dumps(done)}\n\n"
-
-
-def peer_events(body: dict[str, Any]) -> Iterator[str]:
-    """What mlx_lm.server 0.32.2 sends: a role in every delta, a keepalive comment, usage before [DONE]."""
-    yield ": keepalive 1/7\n\n"
-    for index in range(body["max_tokens"]):
-        delta = {"role": "assistant", "content": f"w{index} "}
-        choice = {"index": 0, "finish_reason": None, "delta": delta}
-        yield f"data: {json.dumps({'id': 'chatcmpl-1', 'choices': [choice]})}\n\n"
-        if body["messages"][0]["content"].startswith("break"):
-            return
-    last = {"index": 0, "finish_reason": "length", "delta": {"role": "assistant"}}
+    if prompt.startswith("hang"):
+        return
+    last = {"index": 0, "finish_reason": "length", "delta": {}}
     yield f"data: {json.dumps({'id': 'chatcmpl-1', 'choices': [last]})}\n\n"
     usage = {"prompt_tokens": 7, "completion_tokens": body["max_tokens"]}
     usage["prompt_tokens_details"] = {"cached_tokens": 3}
@@ -75,74 +56,73 @@ def peer_events(body: dict[str, Any]) -> Iterator[str]:
     yield "data: [DONE]\n\n"
 
 
-def make_app(crowd: Crowd) -> FastAPI:
-    """The fake of ours."""
-    app = FastAPI()
+class FakeServer(ThreadingHTTPServer):
+    """One server; its handlers share what a test wants to know."""
 
-    @app.post("/generate")
-    async def generate(request: Request) -> Response:
-        body = await request.json()
-        prompt = body["messages"][0]["content"]
-        if prompt.startswith("refuse"):
-            return JSONResponse({"error": {"message": "not this"}}, status_code=400)
+    def __init__(self, crowd: Crowd, *, is_chunked: bool) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.crowd, self.is_chunked = crowd, is_chunked
+        self.stopping = threading.Event()
 
-        async def stream() -> AsyncIterator[str]:
-            crowd.enter()
-            try:
-                for event in native_events(body):
-                    yield event
-                    await asyncio.sleep(0.001)
-                if prompt.startswith("hang"):
-                    await asyncio.Event().wait()
-            finally:
-                crowd.leave()
 
-        return StreamingResponse(stream(), media_type="text/event-stream")
+class Handler(BaseHTTPRequestHandler):
+    """One request."""
 
-    return app
+    server: FakeServer
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.close_connection = True
+        self.server.crowd.enter()
+        with contextlib.suppress(OSError):  # a client that broke off
+            if body["messages"][0]["content"].startswith("refuse"):
+                self._send_error()
+            else:
+                self._send_stream(body)
+        self.server.crowd.leave()
+
+    def _send_error(self) -> None:
+        content = b'{"error": {"message": "not this"}}'
+        self.send_response(400)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _send_stream(self, body: dict[str, Any]) -> None:
+        self.protocol_version = "HTTP/1.1" if self.server.is_chunked else "HTTP/1.0"
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        if self.server.is_chunked:
+            self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        for event in events(body):
+            self._send(event.encode())
+            time.sleep(0.001)
+        if body["messages"][0]["content"].startswith("hang"):
+            self.server.stopping.wait(10)
+        if self.server.is_chunked:
+            self.wfile.write(b"0\r\n\r\n")
+
+    def _send(self, data: bytes) -> None:
+        """Cut in the middle of an event, and of a character."""
+        for part in (data[: len(data) // 2], data[len(data) // 2 :]):
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part) if self.server.is_chunked else part)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Log nothing."""
 
 
 @contextmanager
-def like_ours(crowd: Crowd) -> Iterator[int]:
-    """Serve the fake of ours; gives its port."""
-    server = uvicorn.Server(uvicorn.Config(make_app(crowd), port=0, log_config=None, ws="none"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    deadline = time.monotonic() + START_SECONDS
-    while not server.started and thread.is_alive() and time.monotonic() < deadline:
-        time.sleep(0.005)  # uvicorn has no other word for it from another thread
-    assert server.started
-    try:
-        yield server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = server.force_exit = True
-        thread.join(START_SECONDS)
-
-
-@contextmanager
-def like_the_peer(crowd: Crowd) -> Iterator[int]:
-    """Serve the fake of mlx_lm.server; gives its port."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            crowd.enter()
-            self.send_response(200)
-            self.send_header("content-type", "text/event-stream")
-            self.end_headers()
-            for event in peer_events(body):
-                self.wfile.write(event.encode())
-            crowd.leave()
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Log nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+def serve(crowd: Crowd, *, is_chunked: bool = True) -> Iterator[int]:
+    """Serve; gives the port."""
+    server = FakeServer(crowd, is_chunked=is_chunked)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
         yield server.server_address[1]
     finally:
+        server.stopping.set()
         server.shutdown()
-        thread.join(START_SECONDS)
+        thread.join()
         server.server_close()

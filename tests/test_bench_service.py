@@ -1,4 +1,4 @@
-"""The bench with real processes and a tiny model: all contenders answer, agree, and leave nothing behind."""
+"""The bench with real processes and a tiny model: all servers answer, agree, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench.contender import ROOT
-from bench.names import DEFAULT_PEER, PEER
+from bench.peers import DEFAULT_PEER, PEER
+from config import REPOSITORY_ROOT
 from tests.checkpoints import make_checkpoint
 
 LIMIT_S = 300.0
-ONLY = ("--only", "throughput,sampled,prompt-1350")
-WORDS = (*ONLY, "--clients", "3", "--rounds", "1", "--tokens", "8", "--json")
+WORDS = ("compare", "--only", "greedy", "--clients", "3", "--tokens", "8", "--json")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ def bench(environment: dict[str, str], *words: str) -> Iterator[subprocess.Popen
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "bench", *words],
-        cwd=ROOT,
+        cwd=REPOSITORY_ROOT,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -65,38 +64,36 @@ def processes_of(environment: dict[str, str]) -> list[list[str]]:
 
 
 @pytest.mark.slow
-def test_all_contenders_are_measured_and_nothing_is_left(environment: dict[str, str]) -> None:
-    """A whole small comparison: figures for all, parallel answers equal to solo ones, no process left."""
+def test_all_servers_are_measured_and_nothing_is_left(environment: dict[str, str]) -> None:
+    """A small comparison: figures of all, of the same prompts, and no process or folder left."""
     with bench(environment, *WORDS) as process:
         output, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, errors
-    data = json.loads(output)
-    assert data["ratios"].keys() == {"greedy-3", "prompt-1350", "sampled_of_greedy"}
-    assert data["ratios_to_default_flags"].keys() == data["ratios"].keys()
-    by_name = {(record["contender"], record["measure"]): record["summary"] for record in data["records"]}
-    for name in ("ours", PEER, DEFAULT_PEER):
-        assert by_name[name, "greedy-3"]["num_failed"] == 0
-        assert by_name[name, "greedy-3"]["completion_tokens"] > 0
-        assert by_name[name, "prompt-1350"]["prompt_tokens"] >= 1350
-    assert (
-        by_name["ours", "greedy-3"]["prompt_tokens"] == by_name["mlx_lm.server", "greedy-3"]["prompt_tokens"]
-    )
-    busy = next(record["extra"]["busy"] for record in data["records"] if record["measure"] == "greedy-3")
-    assert busy is None or len(busy) == 2
-    assert data["agreement"]["num_answers"] == 3
-    assert data["agreement"]["num_wrong_tokens"] == 0
+    head, *rows = map(json.loads, output.strip().splitlines())
+    assert [row["server"] for row in rows] == ["ours", PEER, DEFAULT_PEER]
+    assert all(row["rounds"][0] > 0 and row["ttft_ms"][0] > 0 for row in rows)
+    assert [server["num_ranks"] for server in head["servers"]] == [2, 2, 2]
     assert processes_of(environment) == []
-    assert [path.suffix for path in (Path(environment["STATE_DIR"]) / "bench").iterdir() if path.suffix] == [
-        ".json"
-    ]
+    left = [path.suffix for path in (Path(environment["STATE_DIR"]) / "bench").iterdir() if path.suffix]
+    assert left == [".jsonl"]
+
+
+@pytest.mark.slow
+def test_parallel_answers_agree(environment: dict[str, str]) -> None:
+    """With their solo runs, and with mlx-lm's own model."""
+    with bench(environment, "agreement", "--clients", "3", "--tokens", "8", "--json") as process:
+        output, errors = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, errors
+    agreement = json.loads(output)
+    assert (agreement["num_answers"], agreement["num_wrong_tokens"]) == (3, 0)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["ours", "mlx_lm.server"])
 def test_breaking_off_stops_what_was_started(environment: dict[str, str], name: str) -> None:
     """Ctrl-C while a contender runs ends with code 130 and no process left."""
-    words = WORDS if name != "ours" else (*WORDS, "--no-peer")
-    with bench(environment, *words, "--no-agreement") as process:
+    words = WORDS if name == "ours" else ("peers", *WORDS[1:])
+    with bench(environment, *words) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if f"{name}: ready and warm" in line:

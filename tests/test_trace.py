@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -15,20 +16,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import step_record
+from bench.command_line import make_parser
+from bench.picture import choose_spans, draw_timeline
+from bench.simulated import decode_rate, full_window, most_rows
 from bench.timeline import (
     WRAP,
     busy_shares,
     clock_offsets,
-    decode_rate,
     describe_trace,
-    full_window,
     lap_order,
     make_chrome_trace,
-    most_rows,
     read_spans,
 )
-from bench.timeline_picture import choose_spans
-from bench.trace import MAX_SECONDS, make_parser
+from bench.trace import MAX_SECONDS
 from config import REPOSITORY_ROOT as ROOT
 from config.run_files import read_json, write_json
 from distributed import step_trace
@@ -123,11 +123,14 @@ def test_an_idle_service_has_an_empty_timeline() -> None:
     assert make_chrome_trace(record, [])["displayTimeUnit"] == "ms"
     assert most_rows([]) == 0
     assert choose_spans([]) == []
+    assert "rank 1" in draw_timeline([], 2)
 
 
 def test_a_picture_shows_steps_around_the_last_chunk_of_a_prompt() -> None:
     """And the middle of what has no chunk."""
     spans = read_spans(make_record(["a"], [0], num_steps=200))
+    picture = ElementTree.fromstring(draw_timeline(spans, 1))
+    assert len([box for box in picture if box.find("{*}title") is not None]) == 60
     assert [span.step for span in choose_spans(spans)] == list(range(1, 61))
     late = [replace(span, is_prefill=span.step in (3, 120)) for span in spans]
     assert [span.step for span in choose_spans(late)] == list(range(90, 150))
@@ -198,7 +201,7 @@ def test_a_request_of_nonsense_is_taken_away_and_records_nothing(tmp_path: Path,
 
 def test_help_needs_nothing_installed() -> None:
     """The standard library is enough until a command runs."""
-    command = [sys.executable, "-S", "-m", "bench.trace", "--help"]
+    command = [sys.executable, "-S", "-m", "bench", "trace", "--help"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert "--picture" in ended.stdout
@@ -212,9 +215,9 @@ def test_both_sides_mean_the_same_files() -> None:
 
 def test_seconds_are_within_what_rank_0_records(capsys: pytest.CaptureFixture[str]) -> None:
     """Anything else is refused before anybody is asked."""
-    assert make_parser().parse_args(["2.5"]).seconds == 2.5
-    for words in (["0"], ["601"], ["x"], []):
+    assert make_parser().parse_args(["trace", "2.5"]).seconds == 2.5
+    for words in (["0"], ["601"], ["x"], [], ["1", "--picture", "x.png"]):
         with pytest.raises(SystemExit) as ended:
-            make_parser().parse_args(words)
+            make_parser().parse_args(["trace", *words])
         assert ended.value.code == 2
     assert "at most 600" in capsys.readouterr().err

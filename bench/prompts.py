@@ -1,0 +1,63 @@
+"""What is asked: prompts from seeds.
+
+No prompt occurs twice in a run, so that a server's prompt cache has little more of it than the chat
+template's opening. Knows no server and no tokenizer.
+"""
+
+from __future__ import annotations
+
+import random
+
+CHARACTERS_PER_TOKEN = 3.95  # of long prompts, with the built-in model's tokenizer
+SECOND_QUESTION = (
+    "Thank you. Now name the three years that you find most remarkable in that text, in their order, and say "
+    "of each in one sentence what was done in it."
+)
+_FORMS = ("long story", "detailed report", "careful essay", "radio play", "travel guide", "history", "speech")
+_THINGS = ("a lighthouse", "a paper mill", "a night train", "an old bridge", "a glass harbour", "a bee farm")
+_PLACES = ("Lisbon", "Kyoto", "Oslo", "Quito", "Dakar", "Tasmania", "Naples", "Winnipeg", "Tbilisi", "Cork")
+_PEOPLE = ("its keeper", "a retired pilot", "two sisters", "a young cook", "a map maker", "the last postman")
+_SUBJECTS = ("tides", "steam engines", "bread", "telescopes", "weather fronts", "clay kilns", "sailing ships")
+_VERBS = ("carried", "measured", "repaired", "described", "painted", "counted", "followed", "remembered")
+
+
+def make_prompts(source: random.Random, num_prompts: int) -> list[str]:
+    """Different prompts of about 30 words, each good for a long answer."""
+    found: dict[str, None] = {}
+    while len(found) < num_prompts:
+        found[_make_prompt(source)] = None
+    return list(found)
+
+
+def make_endless_prompts(source: random.Random, num_prompts: int) -> list[str]:
+    """Different prompts that a model goes on answering: a story may end early, numbers do not."""
+    return [
+        f"Write all whole numbers from {start} up to {start + 3000} in digits, with commas between them, "
+        "and nothing else."
+        for start in source.sample(range(100, 2000), num_prompts)
+    ]
+
+
+def make_long_prompt(source: random.Random, num_tokens: int) -> str:
+    """A text of about so many tokens, and a question about it."""
+    text = "What is this text about?\n\n"
+    while len(text) < num_tokens * CHARACTERS_PER_TOKEN:
+        text += _make_sentence(source)
+    return text
+
+
+def _make_prompt(source: random.Random) -> str:
+    pick = source.choice
+    return (
+        f"Write a {pick(_FORMS)} about {pick(_THINGS)} near {pick(_PLACES)}, seen by {pick(_PEOPLE)} in the "
+        f"year {source.randrange(1700, 2000)}, and explain in it step by step how {pick(_SUBJECTS)} worked "
+        "and why people cared."
+    )
+
+
+def _make_sentence(source: random.Random) -> str:
+    pick = source.choice
+    return (
+        f"In {source.randrange(1700, 2000)} {pick(_PEOPLE)} {pick(_VERBS)} {pick(_THINGS)} near "
+        f"{pick(_PLACES)} and wrote about {pick(_SUBJECTS)}. "
+    )

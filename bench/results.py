@@ -1,0 +1,102 @@
+"""What a run leaves: STATE_DIR/bench/KIND-TIME.jsonl, a line a row, so that a diff can be read.
+
+    {"kind", "started_unix", "command", "machine", "model", "num_ranks", "servers": [{"name", "num_ranks",
+     "blas", "settings"}], "doubts", …}
+    {"measure", "title", "unit", "server", "rounds": [figure, …], "ttft_ms": [p50, p95, p99], "gap_ms",
+     "total_ms", "cached"}
+
+The rows of `compare`; `simulated` has one for each ring. Numbers have six digits, and null is a figure that
+was not measured. Reports are made of these files alone. Knows nothing of how anything was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.measures import Measure, Outcome
+from bench.setup import BenchError
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    """One run: what it was made on, and its rows."""
+
+    head: Mapping[str, Any]
+    rows: Sequence[Row]
+
+
+def make_head(kind: str, started_unix: float, **more: Any) -> dict[str, Any]:
+    """The first line of a file."""
+    command = f"./launch.sh bench {' '.join(sys.argv[1:])}"
+    return {"kind": kind, "started_unix": round(started_unix), "command": command, **more}
+
+
+def make_row(measure: Measure, server: str, outcomes: Sequence[Outcome]) -> Row:
+    """All rounds of a measure on a server; percentiles are medians over the rounds."""
+    summaries = [outcome.summary for outcome in outcomes]
+
+    def medians(name: str) -> list[float | None]:
+        return [
+            short(median(values)) for values in zip(*(getattr(each, name) for each in summaries), strict=True)
+        ]
+
+    return {
+        "measure": measure.name,
+        "title": measure.title,
+        "unit": measure.unit,
+        "server": server,
+        "rounds": [short(outcome.figure) for outcome in outcomes],
+        "ttft_ms": medians("ttft_ms"),
+        "gap_ms": medians("gap_ms"),
+        "total_ms": medians("total_ms"),
+        "cached": short(median(each.cached_ratio for each in summaries)),
+    }
+
+
+def median(values: Iterable[float | None]) -> float:
+    """The median; NaN of none, or where one of them is missing."""
+    taken = [math.nan if value is None else value for value in values]
+    return statistics.median(taken) if taken and not any(map(math.isnan, taken)) else math.nan
+
+
+def short(value: float) -> float | None:
+    """A number as it is kept."""
+    return None if math.isnan(value) else float(f"{value:.6g}")
+
+
+def write_results(path: Path, results: ResultFile) -> None:
+    """Write a file, one row a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(line, ensure_ascii=False) for line in (results.head, *results.rows)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def keep_results(folder: Path, results: ResultFile) -> Path:
+    """Write a run into a folder under its kind and time; the file."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    path = folder / f"{results.head['kind']}-{stamp}.jsonl"
+    write_results(path, results)
+    return path
+
+
+def read_results(path: Path) -> ResultFile:
+    """Read what `write_results` wrote.
+
+    Raises:
+        BenchError: it is no such file.
+    """
+    try:
+        head, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        return ResultFile({**head, "kind": str(head["kind"])}, rows)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BenchError(f"{path} is no result file of ./launch.sh bench: {error!r}") from None

@@ -1,0 +1,215 @@
+"""This project's service as a server to be measured: its real supervisor, in a STATE_DIR of its own.
+
+Started and stopped by `python -m cluster start | stop`, as a user does, on a free port of this machine. It
+runs with the user's settings, but for those in `make_overrides`.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from bench.client import Ask, Reply, Server
+from bench.load import run_load
+from bench.setup import BenchError, Setup, last_lines, make_setup, only_run, say
+from cluster.ports import free_ring_ports
+from config import REPOSITORY_ROOT, Settings, load_settings
+from spool import Result, Spool
+
+HOST = "127.0.0.1"
+OURS = "ours"
+STOP_LIMIT_S = 90.0
+PREFIX = "service-"
+WARM_UP_PROMPT = "Count from one to twenty in words, please. This is number"
+WARM_UP_TOKENS = 8
+SHOWN_KEYS = ("SPECULATION", "MICROBATCHES", "CPU_PRODUCTS", "SPOOL_DURABILITY")
+
+
+class Service:
+    """One service at a time; `settings` are those of the running one."""
+
+    def __init__(self, setup: Setup, extra: Mapping[str, str] | None = None) -> None:
+        """
+        Args:
+            extra: settings above all others.
+        """
+        self._setup, self._extra = setup, dict(extra or {})
+        self.name, self.blas = OURS, ""
+        self._settings: Settings | None = None
+
+    @property
+    def settings(self) -> Settings:
+        assert self._settings is not None, "only after it was started"
+        return self._settings
+
+    @contextmanager
+    def running(self) -> Iterator[Server]:
+        """Start the service, hand out its address, and stop it whatever happens.
+
+        Raises:
+            BenchError: it did not become ready.
+        """
+        stop_leftovers(self._setup.folder)
+        state_dir = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self._setup.folder))
+        values = {**make_overrides(self._setup), **self._extra, "STATE_DIR": str(state_dir)}
+        self._settings = load_settings(values)
+        try:
+            self._start(values, state_dir)
+            self.blas = read_blas(self._settings.log_dir)
+            yield Server(HOST, self._settings.api_port)
+        finally:
+            with uninterrupted():
+                stop_service(state_dir)
+            shutil.rmtree(state_dir, ignore_errors=True)
+
+    def results(self, replies: Sequence[Reply]) -> list[Result]:
+        """What the spool has of answers, while the service runs.
+
+        Raises:
+            BenchError: a request was not answered.
+        """
+        spool = Spool.open(self.settings.spool_dir, durability=self.settings.spool_durability)
+        found = []
+        for reply in replies:
+            result = None if reply.error else spool.read_result(reply.id.rpartition("-")[2])
+            if result is None:
+                raise BenchError(f"a request was not answered: {reply.error or 'it has no result file'}")
+            found.append(result)
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """For the report: what a figure depends on."""
+        values = self.settings.public()
+        shown = {key: str(values[key]) for key in SHOWN_KEYS}
+        return {"name": self.name, "num_ranks": self._setup.num_ranks, "blas": self.blas, "settings": shown}
+
+    def _start(self, values: Mapping[str, str], state_dir: Path) -> None:
+        limit_s = self.settings.connect_timeout + self.settings.load_timeout + 60
+        flags = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+        output = state_dir / "start.log"
+        with output.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "cluster", "start", *flags],
+                cwd=REPOSITORY_ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is ours to handle
+            )
+            try:
+                code = process.wait(timeout=limit_s)
+            except subprocess.TimeoutExpired:
+                code = None
+            finally:
+                process.kill()
+                process.wait()
+        if code != 0:
+            raise BenchError(f"our service did not start (exit code {code}). {last_lines([output])}")
+
+
+def make_overrides(setup: Setup) -> dict[str, str]:
+    """What our service runs with that the user's would not; STATE_DIR is added at each start."""
+    (port,) = free_ring_ports(HOST, 1)
+    return {
+        "MODEL_REPO": str(setup.model_folder),
+        "LOCAL_RANKS": str(setup.num_ranks),
+        "API_HOST": HOST,  # beside a running service
+        "API_PORT": str(port),
+        "API_KEYS_FILE": "",  # the load sends no key
+        "RING_SECRET_FILE": "",  # made new in its own STATE_DIR, as its logs
+        "LOG_FILE": "",
+        "SHUTDOWN_TIMEOUT": "5",  # a bench that is broken off must not wait for its answers
+        "REQUEST_TIMEOUT": "600",  # a busy machine must give a slow figure, not an error
+    }
+
+
+def warm_up(server: Server, num_asks: int) -> None:
+    """Ask at once, so that weights are read, batches have been made, and a loading server is ready."""
+    asks = [Ask(f"{WARM_UP_PROMPT} {number}.", WARM_UP_TOKENS) for number in range(num_asks)]
+    for reply in run_load(server, asks, num_asks).replies:
+        if reply.error is not None:
+            raise BenchError(f"the warm-up was not answered: {reply.error}")
+
+
+@contextmanager
+def serving(
+    url: str | None, num_clients: int, model: str | None = None, key: str | None = None
+) -> Iterator[Server]:
+    """The server at an address, or without one a service that is started for this and is warm.
+
+    Raises:
+        BenchError: the address is none of HTTP, or the service did not start.
+    """
+    if url is not None:
+        parts = urlsplit(url)
+        if parts.scheme != "http" or not parts.hostname:
+            raise BenchError(f"{url} is no address like http://127.0.0.1:8100")
+        yield Server(parts.hostname, parts.port or 80, model, key)
+        return
+    setup = make_setup()
+    with only_run(setup):
+        say(f"starting {setup.settings.model_name} on {setup.num_ranks} ranks")
+        with Service(setup).running() as server:
+            warm_up(server, num_clients)
+            yield server
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ignore Ctrl-C during a clean-up; every clean-up is bounded in time."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def stop_service(state_dir: Path) -> None:
+    """Stop the service of a STATE_DIR, if there is one; returns when it is gone.
+
+    Raises:
+        BenchError: it does not stop.
+    """
+    stop = [sys.executable, "-m", "cluster", "stop", "--set", f"STATE_DIR={state_dir}"]
+    try:
+        ended = subprocess.run(
+            stop,
+            cwd=REPOSITORY_ROOT,
+            capture_output=True,
+            text=True,
+            timeout=STOP_LIMIT_S,
+            check=False,
+            start_new_session=True,
+        )
+    except subprocess.TimeoutExpired:
+        raise BenchError(f"our service in {state_dir} did not stop in {STOP_LIMIT_S:g} s") from None
+    if ended.returncode != 0:
+        raise BenchError(f"our service in {state_dir} did not stop: {ended.stdout}{ended.stderr}")
+
+
+def stop_leftovers(folder: Path) -> None:
+    """Stop what a bench that was killed left running; the caller holds the bench's folder."""
+    for state_dir in folder.glob(f"{PREFIX}*"):
+        stop_service(state_dir)
+        shutil.rmtree(state_dir, ignore_errors=True)
+
+
+def read_blas(log_dir: Path) -> str:
+    """What a rank's log says of BLAS and products; "of the system" where it says nothing, as on macOS."""
+    for path in sorted(log_dir.glob("*rank*")):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if found := re.search(r"BLAS: (.+)", text):
+            products = re.search(r"packed weights by (.+)", text)
+            return found[1].strip() + (f", {products[1]}" if products else "")
+    return "of the system"

@@ -1,0 +1,88 @@
+"""What all servers of a run have in common: model folder, ring size, BLAS threads, and a folder to work in.
+
+Made from the settings (flags, environment, .env), with the demo's model and ring size where none is set. One
+run at a time holds the folder. Knows no server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.demo import add_demo_settings
+from cluster.errors import ClusterError
+from cluster.start import PREPARE, prepare_model
+from config import ConfigError, Settings, load_settings
+from config.limits import count_cores
+
+NUM_LOG_LINES = 15
+
+
+class BenchError(Exception):
+    """A sentence for the person who typed the command; ends the run with exit code 1."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is the same for every server."""
+
+    settings: Settings
+    model_folder: Path
+    num_ranks: int
+    folder: Path  # STATE_DIR/bench
+
+    @property
+    def num_threads(self) -> int:
+        """BLAS threads of each rank."""
+        threads = self.settings.blas_threads
+        return max(1, count_cores() // self.num_ranks) if threads == "auto" else int(threads)
+
+
+def make_setup(overrides: Mapping[str, str] | None = None) -> Setup:
+    """Load the settings and prepare the model.
+
+    Args:
+        overrides: settings above all others.
+
+    Raises:
+        BenchError: with the reason.
+    """
+    overrides = add_demo_settings(overrides or {})
+    try:
+        settings = load_settings(overrides)
+        prepare_model(settings, overrides, PREPARE)
+        return Setup(settings, settings.model_dir, settings.local_ranks, settings.state_dir / "bench")
+    except (ConfigError, ClusterError) as error:
+        raise BenchError(str(error)) from None
+
+
+@contextlib.contextmanager
+def only_run(setup: Setup) -> Iterator[None]:
+    """Hold the folder: two runs at once would measure each other."""
+    setup.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (setup.folder / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BenchError(f"another bench runs in {setup.folder}: wait until it has ended") from None
+        yield
+
+
+def say(text: str) -> None:
+    """Print progress on standard error, so that standard output has results alone."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def last_lines(paths: Sequence[Path]) -> str:
+    """The ends of some logs, for an error."""
+    parts = []
+    for path in paths:
+        with contextlib.suppress(OSError):
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-NUM_LOG_LINES:]
+            parts += [f"The last lines of {path}:", *(f"    {line}" for line in lines)]
+    return "\n".join(parts)
