@@ -25,7 +25,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--folder", type=Path, help="for state, model and journal (default: var/chaos-SEED)")
     options = parser.parse_args(arguments)
     # Help needs no packages.
-    from chaos.run import Plan, run
+    from chaos.plan import Plan
+    from chaos.run import run
 
     folder = options.folder or Path(__file__).resolve().parent.parent / "var" / f"chaos-{options.seed}"
     return run(

@@ -134,13 +134,9 @@ class Client:
 
     def _read_stream(self, response: http.client.HTTPResponse, entry: Entry) -> None:
         """Follow events to the last one; a stream that just ends is a lost connection."""
-        last_at, num_tokens = time.monotonic(), 0
+        num_tokens = 0
         for event, data in read_events(_note_id(response, entry)):
             if event == "token":
-                now = time.monotonic()
-                if entry.tokens:
-                    entry.longest_pause_s = max(entry.longest_pause_s, now - last_at)
-                last_at = now
                 entry.tokens.append((int(data["index"]), int(data["token_id"])))
                 self._on_token()
                 num_tokens += 1

@@ -8,12 +8,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Question:
-    """One request body with a known answer; `answer` is its token ids from a calm service."""
+    """One request body with a known answer: its token ids from a calm service."""
 
     number: int
     body: dict[str, Any]
     answer: tuple[int, ...] = ()
-    text: str = ""
 
 
 @dataclass
@@ -30,7 +29,6 @@ class Entry:
     tokens_before_reset: list[tuple[int, int]] = field(default_factory=list)
     num_resets: int = 0
     num_connections: int = 0
-    longest_pause_s: float = 0.0  # between two tokens of the stream
     result: dict[str, Any] | None = None
     is_abandoned: bool = False  # the client left before it was told anything, for good
     ended_unix: float | None = None

@@ -15,18 +15,15 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 from cluster.processes import ProcessIdentity
 from cluster.service import Service, read_service
 from cluster.stop import stop
 from cluster.terminal import Terminal
-from config import Settings
+from config import REPOSITORY_ROOT, Settings
 from spool.names import is_entry_name
 
-ROOT = Path(__file__).resolve().parent.parent
 VICTIMS = ("rank 0", "other rank", "api", "supervisor")
 WEIGHTS = (35, 35, 20, 10)
 START_LIMIT_S = 300.0
@@ -125,7 +122,12 @@ class Killer:
         command = [sys.executable, "-m", "cluster", "start", *self._flags]
         with self._log.open("ab") as log:
             self._starting = subprocess.Popen(
-                command, cwd=ROOT, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                command,
+                cwd=REPOSITORY_ROOT,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
 
     def _see_to_it_that_it_starts(self) -> None:
@@ -168,7 +170,3 @@ class Killer:
         if self._starting is not None and self._starting.poll() is None:
             self._starting.kill()
             self._starting.wait()
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """The kills as data."""
-        return [asdict(kill) for kill in self.kills]

@@ -9,15 +9,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from chaos.flatness import Growth, Sample
+from chaos.flatness import Growth
 from chaos.journal import Entry
 from chaos.killer import Kill, Killer
 from chaos.oracle import VERDICTS, Verdict
-
-if TYPE_CHECKING:
-    from chaos.run import Plan
+from chaos.plan import Plan
 
 MIN_GAP_S = 0.4  # between two tokens of all streams together: a ring that was down
 MAX_CASES_SHOWN = 10
@@ -25,10 +22,9 @@ MAX_CASES_SHOWN = 10
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that was found. blind_spots is None where the oracle could not be tried."""
+    """All that was found."""
 
     verdict: Verdict
-    blind_spots: list[str] | None
     growths: list[Growth]
     recoveries_s: Mapping[str, list[float]]  # by kind of victim
     num_left_in_queue: int
@@ -44,7 +40,6 @@ class Outcome:
             f"{self.num_left_processes} processes are left": not self.num_left_processes,
             "nothing was killed": num_kills > 0,
             self.trouble: not self.trouble,
-            f"the oracle does not see: {self.blind_spots}": not self.blind_spots,
             "something grew": all(growth.is_flat for growth in self.growths),
         }
         return [why for why, is_good in checks.items() if not is_good]
@@ -71,13 +66,11 @@ def recovery_times(kills: Sequence[Kill], token_times: Sequence[float]) -> dict[
     return {victim: sorted(seconds) for victim, seconds in sorted(found.items())}
 
 
-def report(
-    plan: Plan, killer: Killer, entries: Sequence[Entry], samples: Sequence[Sample], outcome: Outcome
-) -> int:
+def report(plan: Plan, killer: Killer, entries: Sequence[Entry], outcome: Outcome) -> int:
     """Write the journal, print the sum; the exit code."""
     faults = outcome.faults(len(killer.kills))
     path = plan.folder / "journal.json"
-    write_journal(path, plan, killer, entries, samples, outcome)
+    write_journal(path, plan, killer, entries, outcome)
     print(describe_kills(killer, outcome))
     print(describe_requests(entries, outcome.verdict))
     for victim, times in outcome.recoveries_s.items():
@@ -86,7 +79,6 @@ def report(
             f"worst {times[-1]:.1f} s (of {len(times)} without another kill between)"
         )
     print("\n".join(describe_growths(outcome.growths)))
-    print(describe_sight(outcome.blind_spots))
     print(", ".join(f"{what} {number}" for what, number in outcome.verdict.counts.items()))
     for case in outcome.verdict.cases[:MAX_CASES_SHOWN]:
         print(f"  {case}")
@@ -95,19 +87,12 @@ def report(
     return 1 if faults else 0
 
 
-def write_journal(
-    path: Path,
-    plan: Plan,
-    killer: Killer,
-    entries: Sequence[Entry],
-    samples: Sequence[Sample],
-    outcome: Outcome,
-) -> None:
+def write_journal(path: Path, plan: Plan, killer: Killer, entries: Sequence[Entry], outcome: Outcome) -> None:
     """All of it as JSON."""
     found = {
         "plan": {**asdict(plan), "folder": str(plan.folder)},
         "killing_s": round(outcome.killing_s, 1),
-        "kills": killer.to_json(),
+        "kills": [asdict(kill) for kill in killer.kills],
         "failed_starts": killer.num_failed_starts,
         "given_up": killer.num_given_up,
         "accepted": outcome.verdict.num_accepted,
@@ -117,10 +102,8 @@ def write_journal(
         "left_processes": outcome.num_left_processes,
         "trouble": outcome.trouble,
         "cases": outcome.verdict.cases,
-        "blind_spots": outcome.blind_spots,
         "recoveries_s": outcome.recoveries_s,
         "growth": [{**asdict(growth), "is_flat": growth.is_flat} for growth in outcome.growths],
-        "samples": [asdict(sample) for sample in samples],
         "requests": [asdict(entry) for entry in entries],
     }
     path.write_text(json.dumps(found, indent=1), encoding="utf-8")
@@ -162,10 +145,3 @@ def describe_growths(growths: Sequence[Growth]) -> list[str]:
         + ("" if growth.is_flat else "  GREW")
         for growth in growths
     ]
-
-
-def describe_sight(blind: list[str] | None) -> str:
-    """Whether the oracle finds what it should."""
-    if blind is None:
-        return "the oracle was not tried: no whole stream in the journal"
-    return f"the oracle is blind to: {blind}" if blind else "the oracle finds every lie put into this journal"

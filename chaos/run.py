@@ -7,48 +7,27 @@ from __future__ import annotations
 
 import random
 import shutil
-import subprocess
-import sys
 import threading
 import time
 import uuid
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 from chaos.client import KINDS, Client
-from chaos.doctored import blind_spots
 from chaos.flatness import Sampler, compare_thirds, marked_processes
 from chaos.found import read_spool
 from chaos.journal import Entry, Question
-from chaos.killer import ROOT, Killer, ServiceTrouble
+from chaos.killer import Killer, ServiceTrouble
 from chaos.oracle import judge
+from chaos.plan import Plan, make_overrides, make_question
 from chaos.report import Outcome, recovery_times, report
-from cluster import ports
 from cluster.stop import stop
 from cluster.terminal import Terminal
 from config import Settings, load_settings
 from spool import Result, Spool
 
 NUM_QUESTIONS = 24
-SHORTEST_ANSWER_TOKENS = 4
 PATIENCE_S = 300.0
 KIND_WEIGHTS = (4, 3, 2, 2, 1, 1)  # of client.KINDS
-WORDS = ("ring", "sea", "lamp", "river", "stone", "wind", "clock", "bread", "letter", "bridge", "garden")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to do; everything of the run is in `folder`."""
-
-    folder: Path
-    seconds: float
-    max_kills: int
-    seed: int
-    model: str
-    num_ranks: int
-    num_clients: int
-    max_tokens: int
-    pause_s: tuple[float, float]
 
 
 class Run:
@@ -99,7 +78,7 @@ class Run:
         for number in range(NUM_QUESTIONS):
             question = make_question(number, generator, self.plan.max_tokens)
             result = self._ask_calmly(question)
-            self.questions[number] = replace(question, answer=result.token_ids, text=result.text)
+            self.questions[number] = replace(question, answer=result.token_ids)
 
     def _ask_calmly(self, question: Question) -> Result:
         entry = Entry(question.number, "wait", uuid.uuid4().hex, time.time())
@@ -153,13 +132,12 @@ class Run:
             pause.wait(0.2)
 
     def judge_all(self, trouble: str) -> Outcome:
-        """Ask the oracle, and whether it sees; count what is left."""
+        """Ask the oracle, and count what is left."""
         everybody = [*self.calm_entries, *self.entries]
         spool = open_spool(self.settings)
         found, depth = read_spool(spool, [entry.key for entry in everybody]), spool.depth()
         return Outcome(
             verdict=judge(everybody, self.questions, found),
-            blind_spots=blind_spots(everybody, self.questions, found),
             growths=compare_thirds(self.sampler.samples),
             recoveries_s=recovery_times(self.killer.kills, self.token_times),
             num_left_in_queue=depth.num_waiting + depth.num_active,
@@ -177,46 +155,7 @@ def run(plan: Plan) -> int:
     except ServiceTrouble as error:
         print(f"nothing was killed: {error}")
         return 1
-    return report(plan, started.killer, started.entries, started.sampler.samples, outcome)
-
-
-def make_overrides(plan: Plan) -> dict[str, str]:
-    """The settings of the service, with a free port; tiny is made in the folder."""
-    with ports.listen("127.0.0.1", 0) as listening:
-        port = int(listening.getsockname()[1])
-    return {
-        "STATE_DIR": str(plan.folder / "state"),
-        "API_HOST": "127.0.0.1",
-        "API_PORT": str(port),
-        "API_KEYS_FILE": "",
-        "LOCAL_RANKS": str(plan.num_ranks),
-        "MODEL_REPO": str(make_tiny_model(plan.folder / "tiny")) if plan.model == "tiny" else plan.model,
-        "REQUEST_TIMEOUT": "600",
-        "DISCONNECT_GRACE_SECONDS": "300",
-        "SHUTDOWN_TIMEOUT": "10",
-    }
-
-
-def make_tiny_model(folder: Path) -> Path:
-    """Seeded random weights and a byte-level tokenizer, in a process of its own, which imports MLX."""
-    if not (folder / "config.json").exists():
-        code = (
-            "import sys; from pathlib import Path; from tests.checkpoints import make_checkpoint; "
-            "make_checkpoint(Path(sys.argv[1]), 'llama')"
-        )
-        subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, check=True)
-    return folder
-
-
-def make_question(number: int, generator: random.Random, max_tokens: int) -> Question:
-    """Two of three answers are short, the others up to the longest; one of four is drawn with a seed."""
-    prompt = "Tell of " + ", ".join(generator.sample(WORDS, generator.randint(2, 8))) + "."
-    shortest = min(SHORTEST_ANSWER_TOKENS, max_tokens)
-    longest = max_tokens if number % 3 == 2 else max(shortest, max_tokens // 6)
-    body = {"prompt": prompt, "max_tokens": generator.randint(shortest, longest)}
-    return Question(
-        number, body | ({"temperature": 0.8, "seed": number} if number % 4 == 3 else {"temperature": 0})
-    )
+    return report(plan, started.killer, started.entries, outcome)
 
 
 def open_spool(settings: Settings) -> Spool:
