@@ -23,7 +23,6 @@ from bench import trace
 
 EXIT_WRONG_SETTINGS, EXIT_INTERRUPTED = 2, 130
 KINDS = ("greedy", "sampled", "prompt", "second-turn", "gap")
-KINDS_HELP = f"of {', '.join(KINDS)}"
 SIMULATED = "simulated:layers=32,layer_us=2500,row_us=50,token_us=25"
 
 
@@ -75,28 +74,23 @@ def make_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         if name not in ("report", "trace"):
             command.add_argument("--json", action="store_true", help="print data instead of a table")
-            command.add_argument(
-                "--seed", type=int, default=1, metavar="N", help="of the prompts (default: 1)"
-            )
+            command.add_argument("--seed", type=int, default=1, metavar="N", help="of prompts (default: 1)")
         return command
 
     _add_load(add("load", _load, "tokens/s, times to first token and gaps of many clients"))
     _add_gap(add("gap", _gap, "worst wait of running streams while a long prompt arrives"))
     compare = add("compare", _compare, "ours against mlx_lm.server --pipeline on the same ring")
-    _add_compare(compare, clients=(1, 8, 32), tokens=64, prompts=(1350,))
-    compare.add_argument("--no-peers", action="store_false", dest="with_peers", help="ours alone")
     peers = add("peers", _compare, "mlx_lm.server alone, with its best and its default flags")
-    _add_compare(peers, clients=(1, 8, 32), tokens=64, prompts=(1350,))
     for command in (compare, peers):
-        command.add_argument(
-            "--only", type=_kinds, default=KINDS, dest="kinds", metavar="NAME,…", help=KINDS_HELP
-        )
+        _add_compare(command, clients=(1, 8, 32), tokens=64, prompts=(1350,))
+        command.add_argument("--only", type=_kinds, dest="kinds", metavar="NAME,…", help=", ".join(KINDS))
+    compare.add_argument("--no-peers", action="store_false", dest="with_peers", help="ours alone")
     mixture = add("mixture", _compare, "compare on a random mixture of experts, also behind long contexts")
     _add_compare(mixture, clients=(1, 8, 16), tokens=32, prompts=(1024, 4096))
     agreement = add("agreement", _agreement, "parallel answers against solo runs and mlx-lm's model")
     _add_counts(agreement, clients=32, tokens=64)
     overhead = add("overhead", _overhead, "what front door and spool cost a request")
-    overhead.add_argument("--requests", type=_positive, default=60, metavar="N", help="each (default: 60)")
+    _add_count(overhead, "--requests", "requests", 60, "each")
     _add_simulated(add("simulated", _simulated, "rings of timed waits against the ideal pipeline"))
     trace.add_flags(add("trace", trace.run, "what the stages of the running service did when"))
     report = add("report", _report, "make docs/benchmarks.md from the results in docs/benchmarks/")

@@ -1,6 +1,7 @@
 """Result files (results.py) as tables, and docs/benchmarks.md, which is made of the kept ones.
 
     docs/benchmarks/compare.jsonl      a run of `bench compare`
+    docs/benchmarks/mixture.jsonl      a run of `bench mixture`
     docs/benchmarks/simulated.jsonl    a run of `bench simulated`
     docs/benchmarks/page.md            written by hand, with a $name where a table goes
 
@@ -24,7 +25,7 @@ from config import REPOSITORY_ROOT
 
 PAGE = REPOSITORY_ROOT / "docs" / "benchmarks.md"
 FOLDER = REPOSITORY_ROOT / "docs" / "benchmarks"
-KINDS = ("compare", "simulated")
+KINDS = ("compare", "mixture", "simulated")
 OURS = "ours"
 LATENCIES = {"TTFT": "ttft_ms", "between tokens": "gap_ms", "whole answer": "total_ms"}
 
@@ -118,21 +119,18 @@ def describe_rings(results: ResultFile) -> list[str]:
     return [*describe_head(results.head), "", *make_table(ring_rows(results.rows))]
 
 
-def make_page(template: str, compare: ResultFile, simulated: ResultFile) -> str:
-    """The page's text."""
-    return Template(template).substitute(
-        compare=_list(describe_head(compare.head)),
-        figures=_markdown(figure_rows(compare.rows)),
-        latencies=_markdown(latency_rows(compare.rows)),
-        simulated=_list(describe_head(simulated.head)),
-        rings=_markdown(ring_rows(simulated.rows)),
-    )
-
-
 def current_page() -> str:
     """The page as the files in docs/benchmarks/ make it."""
-    template = (FOLDER / "page.md").read_text(encoding="utf-8")
-    return make_page(template, *(read_results(FOLDER / f"{kind}.jsonl") for kind in KINDS))
+    parts = {}
+    for kind in KINDS:
+        results = read_results(FOLDER / f"{kind}.jsonl")
+        parts[kind] = "\n".join(f"- {line}" for line in describe_head(results.head))
+        if kind == "simulated":
+            parts["rings"] = _markdown(ring_rows(results.rows))
+        else:
+            parts[f"{kind}_figures"] = _markdown(figure_rows(results.rows))
+            parts[f"{kind}_latencies"] = _markdown(latency_rows(results.rows))
+    return Template((FOLDER / "page.md").read_text(encoding="utf-8")).substitute(parts)
 
 
 def write_page(paths: Sequence[Path]) -> Path:
@@ -149,10 +147,6 @@ def write_page(paths: Sequence[Path]) -> Path:
         write_results(FOLDER / f"{kind}.jsonl", results)
     PAGE.write_text(current_page(), encoding="utf-8")
     return PAGE
-
-
-def _list(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -122,6 +122,8 @@ def make_overrides(setup: Setup) -> dict[str, str]:
     return {
         "MODEL_REPO": str(setup.model_folder),
         "LOCAL_RANKS": str(setup.num_ranks),
+        "WORKER_HOSTS": "",  # as the peer, on this machine alone
+        "RING_HOSTFILE": "",
         "API_HOST": HOST,  # beside a running service
         "API_PORT": str(port),
         "API_KEYS_FILE": "",  # the load sends no key

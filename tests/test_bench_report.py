@@ -89,7 +89,7 @@ def test_what_is_no_result_is_not_kept(tmp_path: Path) -> None:
     """Named, with the reason; nothing is written."""
     broken, other = tmp_path / "broken.jsonl", tmp_path / "other.jsonl"
     broken.write_text("no JSON")
-    other.write_text('{"kind": "mixture"}\n')
-    for path, reason in ((broken, "no result file"), (other, "of kind mixture")):
+    other.write_text('{"kind": "other"}\n')
+    for path, reason in ((broken, "no result file"), (other, "of kind other")):
         with pytest.raises(BenchError, match=reason):
             write_page([path])
