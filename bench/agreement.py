@@ -80,20 +80,20 @@ def judge(
     """Count; `steps` is what the reference says of each parallel answer's tokens. Pure."""
     num_equal = num_near_ties = 0
     mix_ups = []
-    for number, (one, other, told) in enumerate(zip(parallel, solo, steps, strict=True)):
+    for number, (one, other, said) in enumerate(zip(parallel, solo, steps, strict=True)):
         step = first_difference(one, other)
         if step is None:
             num_equal += 1
-        elif step < len(told) and told[step]["gap"] < NEAR_TIE:
+        elif step < len(said) and said[step]["gap"] < NEAR_TIE:
             num_near_ties += 1
         else:
             gap = (
-                f"the top two logits are {told[step]['gap']:.3g} apart"
-                if step < len(told)
+                f"the top two logits are {said[step]['gap']:.3g} apart"
+                if step < len(said)
                 else "one has ended"
             )
             mix_ups.append(f"answer {number} parts from its solo run at token {step}, where {gap}")
-    deficits = [entry["deficit"] for told in steps for entry in told]
+    deficits = [entry["deficit"] for said in steps for entry in said]
     num_wrong = sum(deficit >= NEAR_TIE for deficit in deficits)
     return Agreement(
         num_answers=len(parallel),

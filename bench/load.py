@@ -40,7 +40,7 @@ class LoadResult:
 
 @dataclass(frozen=True)
 class Summary:
-    """One load in numbers, without the failed requests; latencies are p50, p95, p99 in milliseconds."""
+    """One load in numbers, without the failed requests; latencies are p50, p95, p99 in ms."""
 
     num_asks: int
     num_failed: int
@@ -49,10 +49,10 @@ class Summary:
     cached_tokens: int  # of the prompts, found in the server's prompt cache
     completion_tokens: int
     tokens_per_s: float  # of all answers together
-    ttft_ms: list[float]
-    gap_ms: list[float]
-    total_ms: list[float]
-    worst_gap_ms: float
+    ttft_ms: list[float | None]
+    gap_ms: list[float | None]
+    total_ms: list[float | None]
+    worst_gap_ms: float | None
 
     @property
     def cached_ratio(self) -> float:
@@ -138,10 +138,15 @@ async def _run_client(
         connection.close()
 
 
-def percentiles(values: Iterable[float]) -> list[float]:
-    """p50, p95 and p99 of seconds, in milliseconds; NaN of none."""
-    taken = [value * 1000 for value in values]
-    return [float(ms) for ms in np.quantile(taken, SHARES)] if taken else [math.nan] * len(SHARES)
+def short(value: float) -> float | None:
+    """A figure for JSON: six digits, and null for NaN."""
+    return None if math.isnan(value) else float(f"{value:.6g}")
+
+
+def percentiles(values: Iterable[float]) -> list[float | None]:
+    """p50, p95 and p99 of seconds, in milliseconds; None of none."""
+    taken = [value * 1000 for value in values] or [math.nan]
+    return [short(ms) for ms in np.quantile(taken, SHARES)]
 
 
 def summarize(result: LoadResult) -> Summary:
@@ -160,7 +165,7 @@ def summarize(result: LoadResult) -> Summary:
         ttft_ms=percentiles(reply.ttft_s for reply in good),
         gap_ms=percentiles(gaps),
         total_ms=percentiles(reply.total_s for reply in good),
-        worst_gap_ms=max(gaps, default=math.nan) * 1000,
+        worst_gap_ms=short(max(gaps, default=math.nan) * 1000),
     )
 
 
@@ -191,14 +196,13 @@ def measure_load(server: Server, plan: LoadPlan, *, as_json: bool) -> int:
 
 def describe(summary: Summary) -> list[str]:
     """The summary for a person."""
-    rows = [("milliseconds", "p50", "p95", "p99", "worst")]
-    for name, found, worst in (
-        ("time to first token", summary.ttft_ms, math.nan),
-        ("between tokens", summary.gap_ms, summary.worst_gap_ms),
-        ("whole answer", summary.total_ms, math.nan),
+    rows: list[tuple[str, ...]] = [("milliseconds", "p50", "p95", "p99", "worst")]
+    for name, found in (
+        ("time to first token", [*summary.ttft_ms, None]),
+        ("between tokens", [*summary.gap_ms, summary.worst_gap_ms]),
+        ("whole answer", [*summary.total_ms, None]),
     ):
-        shown = ["" if math.isnan(value) else f"{value:.0f}" for value in (*found, worst)]
-        rows.append((name, *shown))  # type: ignore[arg-type]
+        rows.append((name, *("" if ms is None else f"{ms:.0f}" for ms in found)))
     return [
         f"{summary.num_asks - summary.num_failed} of {summary.num_asks} answered, {summary.prompt_tokens} "
         f"prompt tokens ({summary.cached_tokens} cached) and {summary.completion_tokens} answer tokens in "

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.load import short
 from bench.measures import Measure, Outcome
 from bench.setup import BenchError
 
@@ -67,11 +68,6 @@ def median(values: Iterable[float | None]) -> float:
     """The median; NaN of none, or where one of them is missing."""
     taken = [math.nan if value is None else value for value in values]
     return statistics.median(taken) if taken and not any(map(math.isnan, taken)) else math.nan
-
-
-def short(value: float) -> float | None:
-    """A number as it is kept."""
-    return None if math.isnan(value) else float(f"{value:.6g}")
 
 
 def write_results(path: Path, results: ResultFile) -> None:

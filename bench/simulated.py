@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.client import Ask
-from bench.load import LoadResult, run_load
+from bench.load import LoadResult, run_load, short
 from bench.machine import describe_busy, describe_machine
 from bench.prompts import make_long_prompt, make_prompts
 from bench.report import describe_rings
-from bench.results import ResultFile, Row, keep_results, make_head, short
+from bench.results import ResultFile, Row, keep_results, make_head
 from bench.service import Service, warm_up
 from bench.setup import BenchError, Setup, make_setup, only_run, say
 from bench.step_record import finish_record, start_record

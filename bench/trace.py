@@ -1,7 +1,7 @@
 """`./launch.sh trace N`: N seconds of the running service as a Chrome timeline, and as a picture if wanted.
 
 Asks rank 0 for a record of its steps (step_record.py); the service pays nothing while nobody asks. Works
-beside any load, of whomever. Imports only the standard library until it runs, as help must work before
+beside any load. Imports only the standard library until it runs, as help must work before
 anything is installed.
 """
 

@@ -36,7 +36,7 @@ class Entry:
 
     @property
     def is_over(self) -> bool:
-        """There is an answer, or nobody who waits for one."""
+        """There is an answer, or nobody waits for one."""
         return self.result is not None or self.is_abandoned
 
     def take_id(self, request_id: str) -> None:

@@ -86,8 +86,8 @@ def test_a_server_that_is_not_there_is_told_with_what_helps(capsys: pytest.Captu
     """Not a traceback; so is an address that is none."""
     for command in ("load", "gap"):
         assert command_line.main([command, "http://127.0.0.1:9"]) == 1
-        assert "127.0.0.1:9 cannot be reached" in (told := capsys.readouterr().err)
-        assert "./launch.sh start" in told
+        assert "127.0.0.1:9 cannot be reached" in (shown := capsys.readouterr().err)
+        assert "./launch.sh start" in shown
     assert command_line.main(["load", "localhost"]) == 1
     assert "http://127.0.0.1:8100" in capsys.readouterr().err
     with pytest.raises(BenchError):
@@ -115,7 +115,7 @@ def test_a_summary_leaves_failed_asks_out_and_counts_them() -> None:
     assert summary.tokens_per_s == 2.0
     assert (summary.ttft_ms[0], summary.gap_ms[0], summary.worst_gap_ms) == pytest.approx((750, 1000, 2000))
     assert math.isnan(summary.cached_ratio)
-    assert all(map(math.isnan, percentiles([])))
+    assert percentiles([]) == [None] * 3
 
 
 def test_prompts_are_the_same_for_a_seed_and_never_occur_twice() -> None:

@@ -75,9 +75,9 @@ def test_tables_show_every_measure_of_every_server(tmp_path: Path) -> None:
         "200 / 200 / 200",
         "0%",
     )
-    told = describe_comparison(results)
-    assert "Doubt: noisy" in told
-    assert "peer: 2 ranks; BLAS: mkl; A=b" in told
+    shown = describe_comparison(results)
+    assert "Doubt: noisy" in shown
+    assert "peer: 2 ranks; BLAS: mkl; A=b" in shown
 
 
 def test_the_committed_page_is_what_the_committed_results_make() -> None:
