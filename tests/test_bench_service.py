@@ -78,7 +78,7 @@ def test_all_servers_are_measured_and_nothing_is_left(environment: dict[str, str
     assert left == [".jsonl"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_parallel_answers_agree(environment: dict[str, str]) -> None:
     """With their solo runs, and with mlx-lm's own model."""
     with bench(environment, "agreement", "--clients", "3", "--tokens", "8", "--json") as process:
