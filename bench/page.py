@@ -123,8 +123,7 @@ def _blas_alone_parts(runs: Runs) -> list[str]:
         return []
     text = (
         "Both sides load the same BLAS. Where the processor has AVX2, ours multiplies with packed weights "
-        "(`CPU_PRODUCTS=auto`: oneDNN, or compiled kernels). With the BLAS alone (`CPU_PRODUCTS=blas`) its "
-        "ratios are:"
+        "(`CPU_PRODUCTS=auto`: compiled kernels). With the BLAS alone (`CPU_PRODUCTS=blas`) its ratios are:"
     )
     return [text, _markdown(rows)]
 

@@ -368,11 +368,11 @@ class EngineSettings(RootedSettings):
         ),
     ] = "numpy"
     cpu_products: Annotated[
-        Literal["auto", "onednn", "kernels", "blas"],
+        Literal["auto", "kernels", "blas"],
         About(
             "Engine",
-            "What multiplies in the layers that NumPy runs: packed weights by oneDNN (AVX-512) or by kernels "
-            "that are compiled at the start (AVX2), or the BLAS; auto takes the first that can be used.",
+            "What multiplies in the layers that NumPy runs: kernels that are compiled at the start, with "
+            "packed weights (x86-64 with AVX2), or the BLAS; auto takes the first that can be used.",
         ),
     ] = "auto"
     cpu_blas: Annotated[

@@ -63,8 +63,6 @@ def _limit_threads(num_threads: int) -> None:
     for name in ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         os.environ[name] = str(num_threads)
     os.environ["KMP_BLOCKTIME"] = "0"  # otherwise idle OpenMP threads spin for 200 ms after each product
-    # GCC's OpenMP, which oneDNN uses: threads that sleep at once make small products 1.7 times as long.
-    os.environ["GOMP_SPINCOUNT"] = "20000"
 
 
 def _load(name: str) -> bool:

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distributed.kernels import compile_code
-from distributed.packing import Float32Array, PackerUnusable, address_of
+from distributed.compiling import CannotCompile, Float32Array, address_of, compile_code
 
 _LANES = 8
 _FLOAT_BYTES = 4
@@ -31,14 +30,14 @@ class LayerKernels:
             group: query heads of a key head.
 
         Raises:
-            PackerUnusable: there is no compiler here, or these shapes do not fit its vectors.
+            CannotCompile: there is no compiler here, or these shapes do not fit its vectors.
         """
         try:
             from distributed import layer_code
         except ImportError as error:
-            raise PackerUnusable(f"llvmlite does not load: {error}") from None
+            raise CannotCompile(f"llvmlite does not load: {error}") from None
         if group > layer_code.MAX_GROUP or head_dim % (2 * _LANES):
-            raise PackerUnusable(f"{group} heads of {head_dim} a key head do not fit its vectors")
+            raise CannotCompile(f"{group} heads of {head_dim} a key head do not fit its vectors")
         self._engine, _ = compile_code(layer_code.make_code(group, head_dim))
         self._norm, self._rotate, self._gate, self._attend = map(self._function, _SIGNATURES)
         self._group, self._head_dim = group, head_dim

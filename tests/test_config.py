@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from config import Settings, SettingsError, load_settings, show
+from config.checks import start_warnings
+from config.retired import RETIRED_KEYS
 
 KEYS = Settings.all_keys()
 
@@ -124,6 +126,24 @@ def test_unknown_environment_variables_are_ignored_and_unknown_overrides_are_not
     """The environment belongs to everybody; the command line is ours."""
     assert load(tmp_path, {"API_PROT": "1", "PATH": "/bin"}).api_port == 8100
     assert refuse(tmp_path, API_PROT="1") == "command line: API_PROT is not a setting; did you mean API_PORT?"
+
+
+def test_what_is_retired_is_warned_about_and_never_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key, or one value of a key that is still there, in any source; the default counts then."""
+    monkeypatch.setitem(RETIRED_KEYS, "OLD_KEY", "there is no need for it")
+    write_dotenv(tmp_path, "\nOLD_KEY=1\nCPU_PRODUCTS=onednn\n")
+    settings = load(tmp_path, {"OLD_KEY": "2"}, API_PORT="8004")
+    assert (settings.cpu_products, settings.api_port) == ("auto", 8004)
+    warnings = start_warnings(settings)
+    assert [warning.split(" is retired")[0] for warning in warnings] == [
+        ".env:2: OLD_KEY",
+        ".env:3: CPU_PRODUCTS = onednn",
+        "environment: OLD_KEY",
+    ]
+    assert warnings[0].endswith("has no effect: there is no need for it")
+    assert "CPU_PRODUCTS = 'twodnn' is not allowed" in refuse(tmp_path, CPU_PRODUCTS="twodnn")
 
 
 @pytest.mark.parametrize("number", ["nan", "NaN", "inf", "-inf", "-1", "1e999", "", "ten"])

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from distributed.compiling import CannotCompile, Float32Array
 from distributed.frame import StageStep
 from distributed.layer_kernels import LayerKernels
 from distributed.models.cpu.kv_table import CpuKVTable
 from distributed.models.cpu.operations import CompiledOperations, NumpyOperations, make_operations
 from distributed.models.cpu.rotary import Rotation
-from distributed.packing import Float32Array, PackerUnusable
 
 NUMPY = NumpyOperations()
 SHAPES = [(1, 16), (3, 64), (7, 128), (12, 32)]  # query heads a key head, head width
@@ -20,7 +20,7 @@ NUM_KV_HEADS = 2
 def compiled(group: int, head_dim: int) -> CompiledOperations:
     try:
         return CompiledOperations(LayerKernels(group, head_dim))
-    except PackerUnusable as reason:
+    except CannotCompile as reason:
         pytest.skip(str(reason))
 
 

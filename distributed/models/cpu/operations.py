@@ -11,11 +11,11 @@ from typing import Protocol
 
 import numpy as np
 
+from distributed.compiling import CannotCompile, Float32Array
 from distributed.layer_kernels import LayerKernels
 from distributed.models.cpu.attention import attend_new
 from distributed.models.cpu.kv_table import LayerKV, View
 from distributed.models.cpu.rotary import Rotation, rotate
-from distributed.packing import Float32Array, PackerUnusable
 
 _VECTOR = 8  # what compiled code reads at once
 
@@ -101,9 +101,9 @@ def make_operations(num_heads: int, num_kv_heads: int, head_dim: int, widths: tu
     """
     try:
         if any(width % _VECTOR for width in widths):
-            raise PackerUnusable(f"widths {widths} do not fit its vectors")
+            raise CannotCompile(f"widths {widths} do not fit its vectors")
         kernels = LayerKernels(num_heads // num_kv_heads, head_dim)
-    except PackerUnusable as error:
+    except CannotCompile as error:
         logger.info("norms and attention by NumPy: %s", error)
         return NumpyOperations()
     return CompiledOperations(kernels)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from distributed.checkpoint import ModelError
-from distributed.packers import find_packer
-from distributed.packing import Float32Array, Packed, Packer, address_of
+from distributed.compiling import CannotCompile, Float32Array, address_of
+from distributed.kernels import Kernels, PackedPanels
 
 # The product with a vocabulary's worth of rows takes 1.6 times as long in one piece as in blocks that stay in
 # the cache (16 rows, 49152 x 576, mkl).
@@ -80,27 +80,27 @@ class Blas:
         return out
 
 
-def choose_packer(choice: str) -> Packer | None:
+def choose_kernels(choice: str) -> Kernels | None:
     """Return what multiplies with packed weights; None: the BLAS multiplies, with weights as they are.
 
     Args:
-        choice: one of `distributed.packers.CHOICES`.
+        choice: a value of CPU_PRODUCTS.
 
     Raises:
-        NoPackedProducts: it was asked for by name and cannot be used.
+        NoPackedProducts: they were asked for by name and cannot be used.
     """
-    found = find_packer(choice)
-    for name, error in found.unusable.items():
-        mend = f". Mend it with: {error.mend}" if error.mend else ""
-        if choice != "auto":
-            raise NoPackedProducts(f"CPU_PRODUCTS={choice}, but {error}{mend}") from None
-        level = logging.WARNING if error.mend else logging.INFO
-        logger.log(level, "no products by %s: %s%s", name, error, mend)
-    if found.packer is not None:
-        logger.info("products with packed weights by %s", found.packer)
-    else:
-        logger.info("products by the BLAS")
-    return found.packer
+    kernels = None
+    try:
+        kernels = Kernels() if choice != "blas" else None
+    except CannotCompile as error:
+        fix = f". Fix it with: {error.fix}" if error.fix else ""
+        if choice == "kernels":
+            raise NoPackedProducts(f"CPU_PRODUCTS=kernels, but {error}{fix}") from None
+        logger.log(
+            logging.WARNING if fix else logging.INFO, "no products with packed weights: %s%s", error, fix
+        )
+    logger.info("products by %s", kernels or "the BLAS")
+    return kernels
 
 
 class Linear:
@@ -123,7 +123,7 @@ class Linear:
 class Linears:
     """Linear layers of one input: x (M, K) -> (M, N) each, as columns of one result where they are joined."""
 
-    def __init__(self, parts: list[Linear], joined: Packed | None) -> None:
+    def __init__(self, parts: list[Linear], joined: PackedPanels | None) -> None:
         """Args: joined: the product with all their weights; None: each on its own."""
         self._parts, self._joined = parts, joined
         bounds = accumulate((part.width for part in parts), initial=0)
