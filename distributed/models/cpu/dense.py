@@ -15,11 +15,12 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from distributed.compiling import Float32Array
+from distributed.compiling import CannotCompile, Float32Array
 from distributed.kernels import Kernels, PackedPanels
+from distributed.layer_kernels import LayerKernels
 from distributed.models.cpu.attention import attend_chunks
 from distributed.models.cpu.kv_table import CpuKVTable, LayerKV, View
-from distributed.models.cpu.operations import NumpyOperations, Operations, make_operations
+from distributed.models.cpu.operations import Operations
 from distributed.models.cpu.products import (
     Blas,
     Linear,
@@ -63,7 +64,7 @@ def plan_dense_layers(
         logger.info("the layers run with MLX's own CPU code: %s", reason)
         return None
     kernels = choose_kernels(products)
-    operations = _make_operations(config) if kernels is not None else NumpyOperations()
+    operations = _make_operations(config) if kernels is not None else Operations()
     return DensePlan(blas, kernels, rotary, operations)
 
 
@@ -212,11 +213,16 @@ class DenseLayers:
 
 
 def _make_operations(config: dict[str, Any]) -> Operations:
+    """Return compiled operations where these shapes and this machine allow them, else NumPy's."""
     num_heads = int(config["num_attention_heads"])
     num_kv_heads = int(config.get("num_key_value_heads") or num_heads)
     head_dim = _head_dim(config)
     widths = (int(config["hidden_size"]), int(config["intermediate_size"]), head_dim)
-    return make_operations(num_heads, num_kv_heads, head_dim, widths)
+    try:
+        return LayerKernels(num_heads // num_kv_heads, head_dim, widths)
+    except CannotCompile as error:
+        logger.info("norms and attention by NumPy: %s", error)
+        return Operations()
 
 
 def _head_dim(config: dict[str, Any]) -> int:

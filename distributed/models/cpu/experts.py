@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.switch_layers import SwiGLU, SwitchGLU, SwitchLinear
 
-from distributed.models.cpu.operations import NumpyOperations
+from distributed.models.cpu.operations import Operations
 from distributed.models.cpu.products import Blas, Linear, NoBlas, on_blas, view
 
 MIN_TOKENS = 32  # fewer are left to MLX, whose steps need no change of threads in their midst
@@ -60,7 +60,7 @@ class Experts:
             [Linear(on_blas(blas, weight), len(weight), None) for weight in view(mixture[name]["weight"])]
             for name in ("gate_proj", "up_proj", "down_proj")
         )
-        self._operations = NumpyOperations()
+        self._operations = Operations()
 
     def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
         width, num_chosen = x.shape[-1], indices.shape[-1]

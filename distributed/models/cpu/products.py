@@ -16,12 +16,11 @@ import numpy as np
 
 from distributed.checkpoint import ModelError
 from distributed.compiling import CannotCompile, Float32Array, address_of
+from distributed.kernel_code import FLOAT_BYTES
 from distributed.kernels import Kernels, PackedPanels
 
-# The product with a vocabulary's worth of rows takes 1.6 times as long in one piece as in blocks that stay in
-# the cache (16 rows, 49152 x 576, mkl).
+# The product with a vocabulary's worth of rows takes less time in blocks that stay in the cache.
 MAX_WIDTH, BLOCK_WIDTH = 8192, 768
-FLOAT_BYTES = 4
 _ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112  # CBLAS_LAYOUT, CBLAS_TRANSPOSE
 
 Product = Callable[[Float32Array], Float32Array]  # x (M, K) contiguous -> (M, N)
@@ -38,38 +37,29 @@ class NoPackedProducts(ModelError):
 
 
 class Blas:
-    """`sgemm` and `sgemv` of the process."""
+    """`sgemm` of the process."""
 
     def __init__(self) -> None:
-        """Look the symbols up. Raises: NoBlas."""
-        process = ctypes.CDLL(None)
+        """Look the symbol up. Raises: NoBlas."""
         try:
-            self._sgemm, self._sgemv = process.cblas_sgemm, process.cblas_sgemv
+            self._sgemm = ctypes.CDLL(None).cblas_sgemm
         except AttributeError as error:
             raise NoBlas("no BLAS is loaded") from error
         whole, real, pointer = ctypes.c_int, ctypes.c_float, ctypes.c_void_p
         last = (real, pointer, whole, pointer, whole, real, pointer, whole)
         self._sgemm.argtypes = (whole, whole, whole, whole, whole, whole, *last)
-        self._sgemv.argtypes = (whole, whole, whole, whole, *last)
-        self._sgemm.restype = self._sgemv.restype = None
+        self._sgemm.restype = None
 
     def multiply(self, x: Float32Array, weight: Float32Array, weight_address: int) -> Float32Array:
         """Return x (M, K) times weight (N, K) transposed, (M, N); both contiguous.
 
-        A single row goes twice where the weight is wide: two rows take 0.75 of one row's time then (mkl on an
-        AMD EPYC, 576 deep).
+        A single row goes twice: two rows take less time than one.
         """
         (num_rows, depth), width = x.shape, weight.shape[0]
-        if num_rows == 1 and width >= depth:
+        if num_rows == 1:
             return self.multiply(np.repeat(x, 2, axis=0), weight, weight_address)[:1]
         out = np.empty((num_rows, width), np.float32)
         x_address, out_address = address_of(x), address_of(out)
-        if num_rows == 1:
-            self._sgemv(
-                _ROW_MAJOR, _PLAIN, width, depth,
-                1.0, weight_address, depth, x_address, 1, 0.0, out_address, 1,
-            )  # fmt: skip
-            return out
         block = BLOCK_WIDTH if width > MAX_WIDTH else width
         for start in range(0, width, block):
             self._sgemm(
