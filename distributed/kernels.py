@@ -20,9 +20,7 @@ from distributed import kernel_code
 from distributed.compiling import Float32Array, address_of, compile_code, count_lanes
 from distributed.kernel_code import FLOAT_BYTES, JOB_BYTES, LINE_BYTES, MAX_BLOCK_ROWS, UNROLLED, VECTORS
 
-MAX_ROWS = 48  # more go in parts, so that x stays in the cache beside a panel
-# Threads that share a product take it in so many parts each, at most so many panels at once.
-_CHUNKS_PER_THREAD, _MAX_CHUNK_PANELS = 8, 16
+_CHUNKS_PER_THREAD = 8  # of a product that several threads share
 _BLOCKS_AHEAD = 4  # the next panel is asked for by so many blocks of rows at most
 _NEAR_BYTES = 2048  # the others ask for what they read soon themselves
 _ARENA_BYTES = 32 * 2**20
@@ -88,7 +86,7 @@ class Kernels:
         if num_left:  # the arena's memory is zero
             shaped[-1, :, :num_left] = weight[width - num_left :].T
         table = address_of(panels) + np.arange(num_panels, dtype=np.int64) * shaped[0].nbytes
-        return PackedPanels(self, width, panels.nbytes, table, [panels])
+        return PackedPanels(self, width, table, [panels])
 
     def join(self, weights: Sequence[PackedPanels]) -> PackedPanels | None:
         """Return one weight of all of those, in the same memory; None unless they are whole panels."""
@@ -97,7 +95,6 @@ class Kernels:
         return PackedPanels(
             self,
             sum(weight.width for weight in weights),
-            sum(weight.num_bytes for weight in weights),
             np.concatenate([weight.table for weight in weights]),
             [part for weight in weights for part in weight.memory],
         )
@@ -108,25 +105,13 @@ class Kernels:
         num_panels = width // self.panel_width
         per_chunk, num_chunks = num_panels, 1
         if self._num_threads > 1:
-            parts = num_panels // (self._num_threads * _CHUNKS_PER_THREAD)
-            per_chunk = min(max(1, parts), _MAX_CHUNK_PANELS)
+            per_chunk = max(1, num_panels // (self._num_threads * _CHUNKS_PER_THREAD))
             num_chunks = -(-num_panels // per_chunk)
-        x_address, out_address = address_of(x), address_of(out)
-        for start, count in ((0, num_rows),) if num_rows <= MAX_ROWS else _even_parts(num_rows, MAX_ROWS):
-            blocks, _, num_blocks = self._blocks.get((count, depth)) or self._plan_blocks(count, depth)
-            self._multiply(
-                self._job_address,
-                x_address + start * depth * FLOAT_BYTES,
-                table_address,
-                out_address + start * width * FLOAT_BYTES,
-                width,
-                depth,
-                blocks,
-                num_blocks,
-                num_panels,
-                per_chunk,
-                num_chunks,
-            )
+        blocks, _, num_blocks = self._blocks.get((num_rows, depth)) or self._plan_blocks(num_rows, depth)
+        self._multiply(
+            self._job_address, address_of(x), table_address, address_of(out), width, depth,
+            blocks, num_blocks, num_panels, per_chunk, num_chunks,
+        )  # fmt: skip
 
     def _plan_blocks(self, num_rows: int, depth: int) -> tuple[int, NDArray[np.int64], int]:
         """Return how the rows of a product go through a panel: address, the array it is of, and length."""
@@ -153,14 +138,10 @@ class PackedPanels:
     """
 
     def __init__(
-        self,
-        kernels: Kernels,
-        width: int,
-        num_bytes: int,
-        table: NDArray[np.int64],
-        memory: list[Float32Array],
+        self, kernels: Kernels, width: int, table: NDArray[np.int64], memory: list[Float32Array]
     ) -> None:
-        self.width, self.num_bytes, self.table, self.memory = width, num_bytes, table, memory
+        self.width, self.table, self.memory = width, table, memory
+        self.num_bytes = sum(part.nbytes for part in memory)
         self._kernels, self._address = kernels, address_of(table)
         self._padded_width = len(table) * kernels.panel_width
 
