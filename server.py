@@ -24,7 +24,8 @@ from config import ConfigError, Settings
 from config.limits import count_cores, describe_descriptor_shortage, raise_descriptor_limits
 from config.live import load_inherited_settings, with_values
 from config.logs import configure_logging, say, set_level
-from distributed.blas import BlasNotFound, load_fast_blas
+from distributed.backends.cpu.blas import BlasNotFound, load_fast_blas
+from distributed.backends.cpu.threads import ProductThreads
 from distributed.lifeline import (
     EXIT_CLEAN,
     EXIT_DISK_REFUSED,
@@ -37,7 +38,6 @@ from distributed.lifeline import (
     say_started,
 )
 from distributed.mac import drop_fast_synch, keep_awake
-from distributed.threads import ProductThreads
 
 LOWEST_PRIORITY = 19
 

@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
     source, target = map(Path, arguments)
     task = json.loads(source.read_text(encoding="utf-8"))
     # Imported here, as everything that may bring MLX must come after the BLAS.
-    from distributed.blas import load_fast_blas
+    from distributed.backends.cpu.blas import load_fast_blas
 
     load_fast_blas(task["blas"], int(task["threads"]))
     steps_of = load_reference(Path(task["model"]))

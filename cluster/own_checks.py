@@ -31,13 +31,15 @@ TRIAL_LIMIT_S = 30.0
 PREPARE = ".venv/bin/python -m distributed.models.prepare"
 # The loader must run before MLX and in a process of its own; it warns on standard error when it finds none.
 BLAS_TRIAL = (
-    "import sys\nfrom distributed.blas import BlasNotFound, load_fast_blas\n"
+    "import sys\nfrom distributed.backends.cpu.blas import BlasNotFound, load_fast_blas\n"
     "try: print(load_fast_blas(sys.argv[1], 1))\nexcept BlasNotFound as error: sys.exit(str(error))"
 )
 # Prints what multiplies with packed weights, or why nothing does and what fixes it, as JSON; code for
 # another processor would end the process.
 KERNELS_TRIAL = (
-    "import json\nfrom distributed.compiling import CannotCompile\nfrom distributed.kernels import Kernels\n"
+    "import json\n"
+    "from distributed.backends.cpu.compiling import CannotCompile\n"
+    "from distributed.backends.cpu.kernels import Kernels\n"
     "try: print(json.dumps({'name': str(Kernels())}))\n"
     "except CannotCompile as error: print(json.dumps({'reason': str(error), 'fix': error.fix}))"
 )

@@ -20,6 +20,7 @@ from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from config import Settings
 from distributed import handshake, tokenizers
+from distributed.backends.cpu.threads import ProductThreads
 from distributed.capacities import HostCapacity
 from distributed.checkpoint import BadCheckpoint, read_config
 from distributed.engine import Engine
@@ -37,7 +38,6 @@ from distributed.sharding import plan_layers, split_layers, weights_hash
 from distributed.simulated import is_simulated, load_simulated_stage
 from distributed.stage import Stage
 from distributed.stage_files import SUMS_NAME, WeightsMark, local_sums_file, mark_weights
-from distributed.threads import ProductThreads
 from distributed.utils import broadcast_prompt, shard_and_load
 from distributed.worker import Worker, receive
 from prompts.tokenizer import PromptTokenizer

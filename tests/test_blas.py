@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from distributed import blas
+from distributed.backends.cpu import blas
 
 ROOT = Path(__file__).resolve().parent.parent
 on_linux = pytest.mark.skipif(sys.platform == "darwin", reason="nothing is loaded on macOS")
@@ -14,7 +14,7 @@ on_linux = pytest.mark.skipif(sys.platform == "darwin", reason="nothing is loade
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
     """Run code in a fresh process: a BLAS is loaded once in a process's life."""
-    code = f"import os, sys\nfrom distributed import blas\n{code}"
+    code = f"import os, sys\nfrom distributed.backends.cpu import blas\n{code}"
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
 
 

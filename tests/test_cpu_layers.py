@@ -14,13 +14,11 @@ import numpy as np
 import pytest
 from mlx_lm.models.switch_layers import SwitchGLU
 
-from distributed.compiling import count_lanes
-from distributed.frame import PrefixCopy, Resize, StageStep
-from distributed.kernel_code import MAX_BLOCK_ROWS
-from distributed.kernels import Kernels
-from distributed.models import load_stage
-from distributed.models.cpu.experts import Experts
-from distributed.models.cpu.products import (
+from distributed.backends.cpu.compiling import count_lanes
+from distributed.backends.cpu.experts import Experts
+from distributed.backends.cpu.kernel_code import MAX_BLOCK_ROWS
+from distributed.backends.cpu.kernels import Kernels
+from distributed.backends.cpu.products import (
     BLOCK_WIDTH,
     MAX_WIDTH,
     Blas,
@@ -29,8 +27,10 @@ from distributed.models.cpu.products import (
     choose_kernels,
     on_blas,
 )
+from distributed.backends.cpu.threads import ProductThreads
+from distributed.frame import PrefixCopy, Resize, StageStep
+from distributed.models import load_stage
 from distributed.stage import Stage
-from distributed.threads import ProductThreads
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint
 
 NUM_LAYERS = 4

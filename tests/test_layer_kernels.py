@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from distributed.compiling import CannotCompile, Float32Array
+from distributed.backends.cpu.compiling import CannotCompile, Float32Array
+from distributed.backends.cpu.kv_table import CpuKVTable
+from distributed.backends.cpu.layer_kernels import LayerKernels
+from distributed.backends.cpu.operations import Operations
+from distributed.backends.cpu.rotary import Rotation
 from distributed.frame import StageStep
-from distributed.layer_kernels import LayerKernels
-from distributed.models.cpu.kv_table import CpuKVTable
-from distributed.models.cpu.operations import Operations
-from distributed.models.cpu.rotary import Rotation
 
 pytest.importorskip("llvmlite")
 NUMPY = Operations()

@@ -7,9 +7,9 @@ import weakref
 import numpy as np
 import pytest
 
-from distributed.compiling import CannotCompile
-from distributed.kernels import Kernels
-from distributed.threads import ProductThreads
+from distributed.backends.cpu.compiling import CannotCompile
+from distributed.backends.cpu.kernels import Kernels
+from distributed.backends.cpu.threads import ProductThreads
 
 
 def make_kernels() -> Kernels:

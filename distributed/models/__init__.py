@@ -60,7 +60,7 @@ def load_stage(
         on_progress: called with the share of the stage that is loaded, 0 to 1.
         dequantize: unpack quantized weights to dtype (faster on a CPU, where they fit).
         dtype: float32, float16 or bfloat16; default float32 without a GPU, else as stored.
-        cpu_products: run dense float32 layers with `distributed.models.cpu` and these products (a value of
+        cpu_products: run dense float32 layers with `distributed.backends.cpu` and these products (a value of
             CPU_PRODUCTS); None, as where there is a GPU: with MLX.
 
     Raises:

@@ -21,7 +21,8 @@ from mlx_lm.models.deepseek_v2 import ModelArgs
 from mlx_lm.models.mla import MultiLinear
 from mlx_lm.models.rope_utils import apply_yarn_mscale
 
-from distributed.models.cpu import attend_latents, softmax_in_place
+from distributed.backends.cpu.attention import softmax_in_place
+from distributed.backends.cpu.latents import attend_latents
 from distributed.models.general import GeneralProvider, make_rope
 from distributed.models.weights import Weights
 

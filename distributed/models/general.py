@@ -18,8 +18,9 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.models.rope_utils import initialize_rope
 
+from distributed.backends.cpu.dense import DenseLayers, DensePlan, plan_dense_layers
+from distributed.backends.cpu.experts import place_experts
 from distributed.checkpoint import BadCheckpoint, TensorInfo, is_tied, tensor_files
-from distributed.models.cpu import DenseLayers, DensePlan, place_experts, plan_dense_layers
 from distributed.models.stage_model import Identity, StageModel
 from distributed.models.weights import (
     Weights,

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from distributed.backends.cpu.compiling import CannotCompile, Float32Array, address_of
+from distributed.backends.cpu.kernel_code import FLOAT_BYTES
+from distributed.backends.cpu.kernels import Kernels, PackedPanels
 from distributed.checkpoint import ModelError
-from distributed.compiling import CannotCompile, Float32Array, address_of
-from distributed.kernel_code import FLOAT_BYTES
-from distributed.kernels import Kernels, PackedPanels
 
 # The product with a vocabulary's worth of rows takes less time in blocks that stay in the cache.
 MAX_WIDTH, BLOCK_WIDTH = 8192, 768

@@ -15,13 +15,13 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from distributed.compiling import CannotCompile, Float32Array
-from distributed.kernels import Kernels, PackedPanels
-from distributed.layer_kernels import LayerKernels
-from distributed.models.cpu.attention import attend_chunks
-from distributed.models.cpu.kv_table import CpuKVTable, LayerKV, View
-from distributed.models.cpu.operations import Operations
-from distributed.models.cpu.products import (
+from distributed.backends.cpu.attention import attend_chunks
+from distributed.backends.cpu.compiling import CannotCompile, Float32Array
+from distributed.backends.cpu.kernels import Kernels, PackedPanels
+from distributed.backends.cpu.kv_table import CpuKVTable, LayerKV, View
+from distributed.backends.cpu.layer_kernels import LayerKernels
+from distributed.backends.cpu.operations import Operations
+from distributed.backends.cpu.products import (
     Blas,
     Linear,
     Linears,
@@ -30,7 +30,7 @@ from distributed.models.cpu.products import (
     on_blas,
     view,
 )
-from distributed.models.cpu.rotary import Rotary, Rotation, UnknownRotation
+from distributed.backends.cpu.rotary import Rotary, Rotation, UnknownRotation
 
 SERVED_TYPES = ("llama", "ministral3", "qwen2", "qwen3")
 

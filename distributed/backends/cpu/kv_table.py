@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from distributed.compiling import Float32Array
+from distributed.backends.cpu.compiling import Float32Array
 from distributed.frame import Clear, Resize, StageStep
 from distributed.kv_sizes import grown
 

@@ -1,6 +1,6 @@
 """What lies between the products of a layer, compiled for this processor: see `layer_code.py`.
 
-The same work as `distributed.models.cpu.operations`, in one call each. Knows nothing of settings or MLX.
+The same work as in `operations.py`, in one call each. Knows nothing of settings or MLX.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from distributed.compiling import CannotCompile, Float32Array, address_of, compile_code
-from distributed.kernel_code import FLOAT_BYTES
-from distributed.models.cpu.kv_table import LayerKV, View
-from distributed.models.cpu.operations import Operations
-from distributed.models.cpu.rotary import Rotation
+from distributed.backends.cpu.compiling import CannotCompile, Float32Array, address_of, compile_code
+from distributed.backends.cpu.kernel_code import FLOAT_BYTES
+from distributed.backends.cpu.kv_table import LayerKV, View
+from distributed.backends.cpu.operations import Operations
+from distributed.backends.cpu.rotary import Rotation
 
 _SIGNATURES = {"norm": "pppiif", "rotate": "pppppiiii", "gate": "pppiii", "attend": "pppppppiiiii"}
 _KINDS = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
@@ -33,7 +33,7 @@ class LayerKernels(Operations):
         Raises:
             CannotCompile: there is no compiler here, or these shapes do not fit its vectors.
         """
-        from distributed.layer_code import LANES, MAX_GROUP, make_code  # needs llvmlite
+        from distributed.backends.cpu.layer_code import LANES, MAX_GROUP, make_code  # needs llvmlite
 
         if group > MAX_GROUP or head_dim % (2 * LANES) or any(width % LANES for width in widths):
             shapes = f"{group} heads of {head_dim} a key head, widths {widths}"

@@ -1,17 +1,17 @@
 """What a layer does between its products, by NumPy: norm, rotation, gated unit, attention of new tokens.
 
-`distributed.layer_kernels` does the same in compiled code. Letters: M rows times tokens, B rows, H heads, D
-their width.
+`layer_kernels.py` does the same in compiled code. Letters: M rows times tokens, B rows, H heads, D their
+width.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from distributed.compiling import Float32Array
-from distributed.models.cpu.attention import attend_new
-from distributed.models.cpu.kv_table import LayerKV, View
-from distributed.models.cpu.rotary import Rotation, rotate
+from distributed.backends.cpu.attention import attend_new
+from distributed.backends.cpu.compiling import Float32Array
+from distributed.backends.cpu.kv_table import LayerKV, View
+from distributed.backends.cpu.rotary import Rotation, rotate
 
 
 class Operations:

@@ -16,9 +16,16 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from distributed import kernel_code
-from distributed.compiling import Float32Array, address_of, compile_code, count_lanes
-from distributed.kernel_code import FLOAT_BYTES, JOB_BYTES, LINE_BYTES, MAX_BLOCK_ROWS, UNROLLED, VECTORS
+from distributed.backends.cpu import kernel_code
+from distributed.backends.cpu.compiling import Float32Array, address_of, compile_code, count_lanes
+from distributed.backends.cpu.kernel_code import (
+    FLOAT_BYTES,
+    JOB_BYTES,
+    LINE_BYTES,
+    MAX_BLOCK_ROWS,
+    UNROLLED,
+    VECTORS,
+)
 
 _CHUNKS_PER_THREAD = 8  # of a product that several threads share
 _BLOCKS_AHEAD = 4  # the next panel is asked for by so many blocks of rows at most

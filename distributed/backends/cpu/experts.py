@@ -14,8 +14,8 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.switch_layers import SwiGLU, SwitchGLU, SwitchLinear
 
-from distributed.models.cpu.operations import Operations
-from distributed.models.cpu.products import Blas, Linear, NoBlas, on_blas, view
+from distributed.backends.cpu.operations import Operations
+from distributed.backends.cpu.products import Blas, Linear, NoBlas, on_blas, view
 
 MIN_TOKENS = 32  # fewer are left to MLX, whose steps need no change of threads in their midst
 
