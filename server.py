@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from config import ConfigError, Settings
-from config.limits import count_cores, describe_descriptor_shortage, raise_descriptor_limits
+from config.limits import count_cores, raise_descriptor_limits
 from config.live import load_inherited_settings, with_values
 from config.logs import configure_logging, say, set_level
 from distributed.blas import BlasNotFound, load_fast_blas
@@ -74,6 +74,8 @@ def _serve(settings: Settings, options: argparse.Namespace) -> int:
         say_started()
     drop_fast_synch()
     keep_awake()
+    if message := raise_descriptor_limits(settings):
+        logger.warning("%s", message)
     num_threads, num_alone = _count_threads(settings, rank)
     blas = load_fast_blas(settings.cpu_blas, num_threads)
     imports = Imports(settings, is_spare=options.spare)
@@ -98,7 +100,8 @@ def _serve(settings: Settings, options: argparse.Namespace) -> int:
     lifeline.on_settings(lambda values: set_level(values.get("LOG_LEVEL")))
     lifeline.start()
     threads = ProductThreads(num_threads, num_alone) if sys.platform == "linux" else None
-    return _run(start, settings, lifeline, threads) if imports.finish() else EXIT_REFUSED
+    imports.finish()
+    return _run(start, settings, lifeline, threads)
 
 
 def _count_threads(settings: Settings, rank: int | None) -> tuple[int, int]:
@@ -138,7 +141,7 @@ def _run(
 
 
 class Imports:
-    """Imports mlx_lm and distributed.rank in a thread, while the main thread waits for its start line.
+    """Imports distributed.rank in a thread, while the main thread waits for its start line.
 
     A spare's thread has the lowest priority of the machine. MLX itself is imported before, by the main
     thread: MLX's threads inherit the priority of the one that makes them.
@@ -153,30 +156,16 @@ class Imports:
         self._thread = threading.Thread(target=self._run, name="imports", daemon=True)
         self._thread.start()
 
-    def finish(self) -> bool:
-        """Wait for the end; False where mlx_lm cannot run here, which the log says then.
-
-        Raises whatever else the imports raised.
-        """
+    def finish(self) -> None:
+        """Wait for the end; raises whatever the imports raised."""
         self._thread.join()
-        if isinstance(self._error, ValueError):
-            logger.error("%s", describe_descriptor_shortage())
-            return False
         if self._error is not None:
             raise self._error
-        message = raise_descriptor_limits(self._settings)
-        if message:
-            logger.warning("%s", message)
-        return True
 
     def _run(self) -> None:
         if self._is_spare and sys.platform == "linux":  # elsewhere it would be the whole process for ever
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
         try:
-            # mlx_lm sets this process's limits to 2048 and 4096 when it is imported (mlx_lm 0.32.2 utils.py).
-            # It fails where the hard limit is lower, and lowers a higher one for good: what is left is used.
-            raise_descriptor_limits(self._settings)
-            importlib.import_module("mlx_lm")
             importlib.import_module("distributed.rank")
             with contextlib.suppress(ConfigError, OSError):  # told when the model is loaded
                 _warm_up(self._settings.model_dir)
@@ -186,7 +175,6 @@ class Imports:
 
 def _warm_up(folder: Path) -> None:
     """Import what the model in `folder` needs beyond that, and have its small files in the page cache."""
-    importlib.import_module("transformers.models.auto.tokenization_auto")
     importlib.import_module("distributed.models.general")
     for path in folder.glob("*.json"):
         path.read_bytes()

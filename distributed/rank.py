@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from config import Settings
 from distributed import handshake, tokenizers
@@ -29,7 +28,7 @@ from distributed.intake import Intake, ModelFacts
 from distributed.lifeline import Lifeline, RankStart
 from distributed.limits import chunk_tokens, make_engine_limits, make_scheduler
 from distributed.live_settings import LiveSettings, apply_to_spool
-from distributed.memory import can_unpack, check_memory, has_gpu, held_bytes, limit_cache
+from distributed.memory import can_unpack, check_memory, has_gpu, held_bytes, limit_cache, raise_wired_limit
 from distributed.model_shape import read_shape
 from distributed.ring import HiddenShape, LoopbackRing, MlxRing
 from distributed.ring_status import RingStatus
@@ -262,8 +261,7 @@ def _load_stage(
     if has_gpu():
         lifeline.count_memory_by(held_bytes)
     limit_cache()
-    # Metal keeps the weights in memory; elsewhere this does nothing (mlx_lm 0.32.2 utils.py).
-    maybe_set_recommended_wired_limit()
+    raise_wired_limit()
     folder = Path(plan.model_folder)
     if is_simulated(folder):
         stage = _load_simulated(folder, ring, plan)

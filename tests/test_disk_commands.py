@@ -101,11 +101,11 @@ except ClusterError as error:
     ("limits", "sentences"),
     [
         ([], []),
-        (["RLIMIT_NOFILE=256"], ["mlx_lm needs a hard limit of 4096 open files, this process has 256"]),
+        (["RLIMIT_NOFILE=128"], ["a rank needs 256 open files, this process may have 128"]),
         (["RLIMIT_NPROC=20"], ["a ring needs more than the 20 processes and threads of this user"]),
         (
-            ["RLIMIT_NOFILE=256", f"RLIMIT_AS={1 << 29}"],
-            ["mlx_lm needs a hard limit", "more than the 512 MiB of address space that `ulimit -v` allows"],
+            ["RLIMIT_NOFILE=128", f"RLIMIT_AS={1 << 29}"],
+            ["a rank needs 256 open files", "more than the 512 MiB of address space that `ulimit -v` allows"],
         ),
     ],
 )
