@@ -307,14 +307,6 @@ class RingSettings(RootedSettings):
         between(0, 86_400),
         About("Ring", "Running requests get this long to end at a stop.", "seconds"),
     ] = 30.0
-    spare_ranks: Annotated[
-        Literal["auto", "on", "off"],
-        About(
-            "Ring",
-            "Whether a second process for each rank waits with everything imported, for quick restarts; "
-            "auto: where 512 MiB for each are free.",
-        ),
-    ] = "auto"
 
 
 class EngineSettings(RootedSettings):
