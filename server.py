@@ -8,6 +8,7 @@ is a ring of one that serves the spool in STATE_DIR.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import logging
 import os
@@ -69,7 +70,9 @@ def _serve(settings: Settings, options: argparse.Namespace) -> int:
     num_threads, num_alone = _count_threads(settings, rank)
     blas = load_fast_blas(settings.cpu_blas, num_threads)
     # MLX comes after the BLAS, and all of it before the start line, which the last rank waits for.
-    importlib.import_module("distributed.rank")
+    gc.disable()  # imports leave no garbage, and Python would look for it all the while
+    importlib.import_module("distributed.worker" if rank else "distributed.rank")
+    gc.enable()
     start = None
     if rank is not None:
         line = read_first_line(options.ping_limit)
@@ -103,24 +106,37 @@ def _run(
 ) -> int:
     from distributed.checkpoint import ModelError
     from distributed.handshake import RefusedStart
-    from distributed.rank import open_spool, serve_rank0, serve_worker
     from distributed.ring import RingLost
-    from spool import SpoolError, SpoolUnavailable
 
     try:
-        if start is not None and start.rank:
-            serve_worker(start, settings, lifeline, threads)
-        else:
-            with open_spool(settings) as owner:
-                start = start or RankStart(owner.next_epoch(), 0, ("127.0.0.1:0",), "")
-                serve_rank0(start, settings, lifeline, owner, threads)
+        if start is None or start.rank == 0:
+            return _run_rank0(start, settings, lifeline, threads)
+        from distributed.worker import serve_worker
+
+        serve_worker(start, settings, lifeline, threads)
     except RingLost as error:
         logger.error("the ring is lost: %s", error)
         return EXIT_RING_LOST
+    except (RefusedStart, ModelError, ConfigError) as error:
+        logger.error("%s", error)
+        return EXIT_REFUSED
+    return EXIT_CLEAN
+
+
+def _run_rank0(
+    start: RankStart | None, settings: Settings, lifeline: Lifeline, threads: ProductThreads | None
+) -> int:
+    from distributed.rank import open_spool, serve_rank0
+    from spool import SpoolError, SpoolUnavailable
+
+    try:
+        with open_spool(settings) as owner:
+            start = start or RankStart(owner.next_epoch(), 0, ("127.0.0.1:0",), "")
+            serve_rank0(start, settings, lifeline, owner, threads)
     except SpoolUnavailable as error:
         logger.error("%s", error)
         return EXIT_DISK_REFUSED
-    except (RefusedStart, ModelError, ConfigError, SpoolError) as error:
+    except SpoolError as error:
         logger.error("%s", error)
         return EXIT_REFUSED
     return EXIT_CLEAN
