@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import PrivateAttr, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from config import model_path
 from config.checks import relation_problems
@@ -56,18 +55,6 @@ class Settings(
 
     _origins: Mapping[str, Origin] = PrivateAttr(default_factory=dict)
     _warnings: tuple[str, ...] = PrivateAttr(default=())
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Leave the reading of sources to `config.layers`, which remembers the line of each value."""
-        return (init_settings,)
 
     @property
     def spool_dir(self) -> Path:

@@ -8,7 +8,9 @@ from __future__ import annotations
 from config.sources import Layer
 
 # What a user should know, by key, or by key and value.
-RETIRED_KEYS: dict[str, str] = {}
+RETIRED_KEYS: dict[str, str] = {
+    "SPARE_RANKS": "a rank starts as fast without one that waits",
+}
 RETIRED_VALUES: dict[tuple[str, str], str] = {
     ("CPU_PRODUCTS", "onednn"): "compiled kernels multiply instead",
 }

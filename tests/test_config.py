@@ -13,7 +13,6 @@ from pydantic import ValidationError
 
 from config import Settings, SettingsError, load_settings, show
 from config.checks import start_warnings
-from config.retired import RETIRED_KEYS
 
 KEYS = Settings.all_keys()
 
@@ -128,21 +127,19 @@ def test_unknown_environment_variables_are_ignored_and_unknown_overrides_are_not
     assert refuse(tmp_path, API_PROT="1") == "command line: API_PROT is not a setting; did you mean API_PORT?"
 
 
-def test_what_is_retired_is_warned_about_and_never_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A key, or one value of a key that is still there, in any source; the default counts then."""
-    monkeypatch.setitem(RETIRED_KEYS, "OLD_KEY", "there is no need for it")
-    write_dotenv(tmp_path, "\nOLD_KEY=1\nCPU_PRODUCTS=onednn\n")
-    settings = load(tmp_path, {"OLD_KEY": "2"}, API_PORT="8004")
+def test_what_is_retired_is_warned_about_and_never_refused(tmp_path: Path) -> None:
+    """A key, or one value of a key that is still there, in any source; a misspelt one is still refused."""
+    write_dotenv(tmp_path, "\nSPARE_RANKS=on\nCPU_PRODUCTS=onednn\n")
+    settings = load(tmp_path, {"SPARE_RANKS": "off"}, SPARE_RANKS="whatever", API_PORT="8004")
     assert (settings.cpu_products, settings.api_port) == ("auto", 8004)
-    warnings = start_warnings(settings)
-    assert [warning.split(" is retired")[0] for warning in warnings] == [
-        ".env:2: OLD_KEY",
+    assert [warning.partition(" is retired")[0] for warning in start_warnings(settings)] == [
+        ".env:2: SPARE_RANKS",
         ".env:3: CPU_PRODUCTS = onednn",
-        "environment: OLD_KEY",
+        "environment: SPARE_RANKS",
+        "command line: SPARE_RANKS",
     ]
-    assert warnings[0].endswith("has no effect: there is no need for it")
+    (tmp_path / ".env").unlink()
+    assert "SPARE_RANK is not a setting" in refuse(tmp_path, SPARE_RANK="on")
     assert "CPU_PRODUCTS = 'twodnn' is not allowed" in refuse(tmp_path, CPU_PRODUCTS="twodnn")
 
 
