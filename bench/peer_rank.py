@@ -17,7 +17,7 @@ import threading
 def main(arguments: list[str]) -> None:
     """Run the rank; returns only when the server does."""
     # Imported here, as everything that may bring MLX must come after the BLAS.
-    from distributed.blas import load_fast_blas
+    from distributed.backends.cpu.blas import load_fast_blas
 
     blas, num_threads, *flags = arguments
     loaded = load_fast_blas(blas, int(num_threads))

@@ -31,11 +31,18 @@ TRIAL_LIMIT_S = 30.0
 PREPARE = ".venv/bin/python -m distributed.models.prepare"
 # The loader must run before MLX and in a process of its own; it warns on standard error when it finds none.
 BLAS_TRIAL = (
-    "import sys\nfrom distributed.blas import BlasNotFound, load_fast_blas\n"
+    "import sys\nfrom distributed.backends.cpu.blas import BlasNotFound, load_fast_blas\n"
     "try: print(load_fast_blas(sys.argv[1], 1))\nexcept BlasNotFound as error: sys.exit(str(error))"
 )
-# Prints what multiplies with packed weights, as JSON.
-PACKERS_TRIAL = "from distributed.packers import main\nmain()"
+# Prints what multiplies with packed weights, or why nothing does and what fixes it, as JSON; code for
+# another processor would end the process.
+KERNELS_TRIAL = (
+    "import json\n"
+    "from distributed.backends.cpu.compiling import CannotCompile\n"
+    "from distributed.backends.cpu.kernels import Kernels\n"
+    "try: print(json.dumps({'name': str(Kernels())}))\n"
+    "except CannotCompile as error: print(json.dumps({'reason': str(error), 'fix': error.fix}))"
+)
 
 
 def check_this_machine(settings: Settings, service: Service) -> list[Finding]:
@@ -118,18 +125,16 @@ def check_products(choice: str) -> list[Finding]:
     """Something multiplies with packed weights (Linux only)."""
     if sys.platform == "darwin" or choice == "blas":
         return []
-    tried = _try(PACKERS_TRIAL, choice)
+    tried = _try(KERNELS_TRIAL)
     if tried is None or tried.returncode != 0:
         how = "did not load in time" if tried is None else f"ended its process with code {tried.returncode}"
         text = f"what multiplies with packed weights {how}"
         return [_finding("products", "failed", text, "CPU_PRODUCTS=blas in .env does without it")]
     found = json.loads(tried.stdout)
-    if found["packer"]:
-        return [_finding("products", "ok", f"packed weights by {found['packer']}")]
-    reasons = "; ".join(f"{name}: {reason}" for name, (reason, _) in found["unusable"].items())
-    mends = [mend for _, mend in found["unusable"].values() if mend]
-    level: Level = "failed" if choice != "auto" else "note" if mends else "ok"
-    return [_finding("products", level, f"products by the BLAS ({reasons})", mends[-1] if mends else "")]
+    if "name" in found:
+        return [_finding("products", "ok", f"packed weights by {found['name']}")]
+    level: Level = "failed" if choice != "auto" else "note" if found["fix"] else "ok"
+    return [_finding("products", level, f"products by the BLAS ({found['reason']})", found["fix"])]
 
 
 def _try(code: str, *arguments: str) -> subprocess.CompletedProcess[str] | None:

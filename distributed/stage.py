@@ -12,11 +12,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from distributed.backends.cpu.threads import ProductThreads
 from distributed.frame import StageStep
 from distributed.kv_sizes import padded_tokens
 from distributed.memory import drop_cache
 from distributed.models import StageModel
-from distributed.threads import ProductThreads
 
 # What such a step leaves for reuse (scores that grow with the context) fits no later one.
 LONG_STEP_TOKENS = 256

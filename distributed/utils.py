@@ -36,8 +36,8 @@ def shard_and_load(
         layers: every rank's layers, indexed by rank; None plans for equal ranks without memory limits.
         dequantize: unpack quantized weights (faster on a CPU, where they fit).
         dtype: float32, float16 or bfloat16; default float32 without a GPU, else as stored.
-        cpu_products: run dense float32 layers with `distributed.models.cpu` and these products (its CHOICES);
-            None, as where there is a GPU: with MLX.
+        cpu_products: run dense float32 layers with `distributed.backends.cpu` and these products (a value of
+            CPU_PRODUCTS); None, as where there is a GPU: with MLX.
         on_progress: called with the share that is loaded, 0 to 1.
 
     Raises:

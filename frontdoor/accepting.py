@@ -94,7 +94,7 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
     failure = front.ring_status.failure()
     if failure is not None:
         raise RingDown(f"the ring is down: {failure}")
-    text, token_ids, literals = await _tokens(front, draft, caller.owner)
+    text, token_ids, literals = await _tokens(front, draft)
     request = Request(
         id=caller.request_id,
         params=_sampling_params(draft, room=_room(front.context, draft, len(token_ids))),
@@ -175,7 +175,7 @@ def check_model(front: FrontDoor, name: str | None) -> None:
         )
 
 
-async def _tokens(front: FrontDoor, draft: Draft, owner: str) -> Prompt:
+async def _tokens(front: FrontDoor, draft: Draft) -> Prompt:
     prompt = draft.prompt
     if isinstance(prompt, tuple):
         _check_token_ids(prompt, front.tokenizer.vocab_size, draft.prompt_field)
@@ -183,15 +183,15 @@ async def _tokens(front: FrontDoor, draft: Draft, owner: str) -> Prompt:
     num_bytes = _check_text_length(draft, prompt)
     if num_bytes > LONG_TEXT_BYTES:
         loop = asyncio.get_running_loop()
-        encoded = await loop.run_in_executor(front.workers, _encode, front, draft, owner)
+        encoded = await loop.run_in_executor(front.workers, _encode, front, draft)
     else:
-        encoded = _encode(front, draft, owner)
+        encoded = _encode(front, draft)
     if not encoded[1]:
         raise InvalidRequest("the prompt is empty", param=draft.prompt_field)
     return encoded
 
 
-def _encode(front: FrontDoor, draft: Draft, owner: str) -> Prompt:
+def _encode(front: FrontDoor, draft: Draft) -> Prompt:
     tokenizer = front.tokenizer
     if isinstance(draft.prompt, str):
         if draft.is_raw or not tokenizer.has_chat_template:
@@ -203,7 +203,7 @@ def _encode(front: FrontDoor, draft: Draft, owner: str) -> Prompt:
     try:
         chat = tokenizer.render(turns, draft.effort)
         _check_not_absurd(front, draft, chat.text)
-        return chat.text, tokenizer.encode_rendered(chat.text, owner, chat.literals), chat.literals
+        return chat.text, tokenizer.encode_rendered(chat.text, literals=chat.literals), chat.literals
     except EffortRefused as error:
         raise InvalidRequest(str(error), param="reasoning_effort") from error
     except MessagesRefused as error:

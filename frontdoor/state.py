@@ -63,7 +63,6 @@ class FrontDoor:
         """Begin to listen; needs the running event loop."""
         self.listener.start()
         self.spool.prepare()
-        self.workers.submit(self.tokenizer.hasten)
 
     def stop(self) -> None:
         """Stop listening; accepted requests stay in the spool and go on."""

@@ -15,8 +15,6 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from prompts.pieces import parts
-
 _LOOKING_BACK = frozenset({"BPEDecoder", "CTC"})  # a token's text depends on which one stands before it
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -40,7 +38,7 @@ class Detokenizer:
         """
         self._has_template_space = has_template_space
         self._tokenizer, self._silent = tokenizer, silent
-        kinds = {part.get("type") for part in parts(decoder, "decoders")}
+        kinds = {part.get("type") for part in _parts(decoder)}
         self._is_byte_level = "ByteLevel" in kinds and kinds <= {"ByteLevel", "Fuse"}
         self._has_byte_tokens = "ByteFallback" in kinds
         self._can_remember = not kinds & _LOOKING_BACK
@@ -107,3 +105,10 @@ def _make_byte_table() -> dict[str, int]:
 
 
 _BYTES = _make_byte_table()
+
+
+def _parts(decoder: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """A decoder, or the parts of a sequence of them."""
+    if decoder is None or decoder.get("type") != "Sequence":
+        return [decoder] if decoder else []
+    return [part for member in decoder.get("decoders") or () for part in _parts(member)]

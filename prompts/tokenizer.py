@@ -2,9 +2,8 @@
 
 Reads tokenizer.json with the `tokenizers` library and renders the chat template with jinja2 in the sandbox
 and with the names that transformers gives templates (transformers 5.23 utils/chat_template_utils.py), so
-the token ids equal `AutoTokenizer.apply_chat_template`; a test compares them. Measured here: ready in 0.25
-s and 65 MB against 1.6 s and 124 MB for AutoTokenizer; `hasten` adds 0.7 s beside the serving, and 47 MB. No
-code from the model's folder ever runs.
+the token ids equal `AutoTokenizer.apply_chat_template`; a test compares them. No code from the model's folder
+ever runs.
 
 The tokenizer's hash, which travels in each request file, is the SHA-256 over the bytes of tokenizer.json,
 one zero byte, and the chat template in UTF-8 (nothing, if there is none).
@@ -14,20 +13,21 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import takewhile
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from tokenizers import Tokenizer
 
 from config import Settings
 from prompts.chat_template import ChatTemplate, MessagesRefused, RenderedChat
 from prompts.control_tokens import ControlTokens
 from prompts.detokenizer import Detokenizer
-from prompts.encoder import TextEncoder
 from prompts.history import ways_to_write
 from prompts.special_tokens import end_token_ids, merge_configs, named_tokens, special_texts
 from prompts.thinking import EffortRefused, effort_variables
-from prompts.turns import TurnEncoder
 
 __all__ = [
     "EffortRefused",
@@ -61,31 +61,34 @@ class PromptTokenizer:
         config = merge_configs(own, _read_config(folder / "special_tokens_map.json"))
         template = _read_template(folder, own)
         try:
-            self._encoder = TextEncoder(data)
+            self._tokenizer = Tokenizer.from_buffer(data)
             self._template = ChatTemplate(template) if template is not None else None
         except (ValueError, jinja2.TemplateError) as error:
             raise TokenizerUnusable(f"the tokenizer in {folder} cannot be read: {error}") from error
+        self._tokenizer.no_truncation()  # left over from training: a prompt is read whole or refused
+        self._tokenizer.no_padding()
         self._knows_tools = "tool_calls" in (template or "")
         described = json.loads(data)
         self._special = named_tokens(config)
         self.end_token_ids = end_token_ids(
-            _end_sources(folder), self._special.get("eos_token"), self._encoder.token_to_id
+            _end_sources(folder), self._special.get("eos_token"), self._tokenizer.token_to_id
         )
-        ids = map(self._encoder.token_to_id, special_texts(config))
+        ids = map(self._tokenizer.token_to_id, special_texts(config))
         special = self.end_token_ids.union(token_id for token_id in ids if token_id is not None)
         self.detokenizer = Detokenizer(
-            self._encoder.tokenizer,
+            self._tokenizer,
             described.get("decoder"),
             special,
             has_template_space=self._has_template_space(),
         )
-        self._control = ControlTokens(self._encoder.tokenizer, special, self._template)
+        self._control = ControlTokens(self._tokenizer, special, self._template)
         self._has_control_in_text = has_control_in_text
-        self._turns = TurnEncoder(self._encoder, described, self._render_sample())
         self._opening = self._opening_ids(config)
         self.hash = _hash(data, template)
-        self.vocab_size = self._encoder.vocab_size
-        self._max_token_bytes = self._encoder.max_token_bytes
+        vocab = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        # A byte-level token is written with one or two bytes a byte: this is no less than what it stands for.
+        self._max_token_bytes = max((len(token.encode()) for token in vocab), default=1)
 
     @property
     def has_chat_template(self) -> bool:
@@ -94,10 +97,6 @@ class PromptTokenizer:
     def least_tokens(self, text: str) -> int:
         """Return how many tokens a text has at the very least, without a look at it: for what is absurd."""
         return -(-len(text.encode()) // self._max_token_bytes)
-
-    def hasten(self) -> None:
-        """Spend a second of one core on being quicker from then on (prompts/encoder.py)."""
-        self._encoder.hasten()
 
     def render(self, messages: Sequence[Mapping[str, Any]], effort: str | None = None) -> RenderedChat:
         """Apply the chat template, with the opening of the assistant's turn.
@@ -117,15 +116,15 @@ class PromptTokenizer:
             return RenderedChat(text)
         return self._control.read(text, messages, write)
 
-    def encode_rendered(self, text: str, owner: str = "", literals: Sequence[int] = ()) -> list[int]:
-        """Number the tokens of a rendered chat of an owner, which already has its special tokens.
+    def encode_rendered(self, text: str, *, literals: Sequence[int] = ()) -> list[int]:
+        """Number the tokens of a rendered chat, which already has its special tokens.
 
         Raises:
             MessagesRefused: it has thousands of private-use characters beside `literals`.
         """
         if literals:
             return self._control.encode(RenderedChat(text, tuple(literals)))
-        return self._turns.encode(text, owner)
+        return self._encode(text)
 
     def encode_raw(self, text: str) -> list[int]:
         """Number the tokens of plain text, behind the tokens the model expects before any text.
@@ -133,11 +132,16 @@ class PromptTokenizer:
         Those of them with which the text itself begins are not put there again. What the tokenizer would put
         behind a text (its end token) ends no prompt, which is there to be continued.
         """
-        ids = self._encoder.encode(text)
+        ids = self._encode(text)
         for num_missing in range(len(self._opening)):
             if ids[: len(self._opening) - num_missing] == self._opening[num_missing:]:
                 return self._opening[:num_missing] + ids
         return self._opening + ids
+
+    def _encode(self, text: str) -> list[int]:
+        # tokenizers 0.23: `encode` would hold the interpreter's lock, and a long text every other thread.
+        encodings = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        return list(encodings[0].ids)
 
     def _write(self, messages: Sequence[Mapping[str, Any]], effort: str | None = None) -> str:
         if self._template is None:
@@ -162,14 +166,6 @@ class PromptTokenizer:
                 refusal = error
         raise refusal
 
-    def _render_sample(self) -> str:
-        """A chat of several turns, where the template takes one."""
-        roles = ("user", "assistant", "user")
-        try:
-            return self._write([{"role": role, "content": "hi"} for role in roles])
-        except MessagesRefused:
-            return ""
-
     def _has_template_space(self) -> bool:
         """Whether the template writes a space between the opening of an answer and the answer."""
         asked, answered = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}
@@ -179,10 +175,12 @@ class PromptTokenizer:
             return False
 
     def _opening_ids(self, config: Mapping[str, Any]) -> list[int]:
-        ids = self._encoder.opening_ids()
+        encoding = self._tokenizer.encode("a")
+        added = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+        ids = [token_id for token_id, _ in takewhile(itemgetter(1), added)]
         # Llama-style tokenizers keep this in the configuration, not in tokenizer.json's post-processor.
         if config.get("add_bos_token") and "bos_token" in self._special:
-            bos_id = self._encoder.token_to_id(self._special["bos_token"])
+            bos_id = self._tokenizer.token_to_id(self._special["bos_token"])
             if bos_id is not None and ids[:1] != [bos_id]:
                 return [bos_id, *ids]
         return ids

@@ -6,7 +6,7 @@ each that needed it and counts them in its closing line: none is what we want to
 
 import pytest
 
-from distributed.blas import load_fast_blas
+from distributed.backends.cpu.blas import load_fast_blas
 
 pytest_plugins = ["tests.cluster_service"]
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from config import Settings, SettingsError, load_settings, show
+from config.checks import start_warnings
 
 KEYS = Settings.all_keys()
 
@@ -124,6 +125,22 @@ def test_unknown_environment_variables_are_ignored_and_unknown_overrides_are_not
     """The environment belongs to everybody; the command line is ours."""
     assert load(tmp_path, {"API_PROT": "1", "PATH": "/bin"}).api_port == 8100
     assert refuse(tmp_path, API_PROT="1") == "command line: API_PROT is not a setting; did you mean API_PORT?"
+
+
+def test_what_is_retired_is_warned_about_and_never_refused(tmp_path: Path) -> None:
+    """A key, or one value of a key that is still there, in any source; a misspelt one is still refused."""
+    write_dotenv(tmp_path, "\nSPARE_RANKS=on\nCPU_PRODUCTS=onednn\n")
+    settings = load(tmp_path, {"SPARE_RANKS": "off"}, SPARE_RANKS="whatever", API_PORT="8004")
+    assert (settings.cpu_products, settings.api_port) == ("auto", 8004)
+    assert [warning.partition(" is retired")[0] for warning in start_warnings(settings)] == [
+        ".env:2: SPARE_RANKS",
+        ".env:3: CPU_PRODUCTS = onednn",
+        "environment: SPARE_RANKS",
+        "command line: SPARE_RANKS",
+    ]
+    (tmp_path / ".env").unlink()
+    assert "SPARE_RANK is not a setting" in refuse(tmp_path, SPARE_RANK="on")
+    assert "CPU_PRODUCTS = 'twodnn' is not allowed" in refuse(tmp_path, CPU_PRODUCTS="twodnn")
 
 
 @pytest.mark.parametrize("number", ["nan", "NaN", "inf", "-inf", "-1", "1e999", "", "ten"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import psutil
 
+from distributed.backends.cpu.kv_table import CpuKVTable
 from distributed.frame import StageStep
-from distributed.models.cpu.kv_table import CpuKVTable
 
 NUM_HEADS, HEAD_WIDTH = 3, 64
 TOKEN_BYTES = 2 * 4 * NUM_HEADS * HEAD_WIDTH  # keys and values of one token

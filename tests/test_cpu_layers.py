@@ -12,23 +12,24 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_lm.models.switch_layers import SwitchGLU
 
-from distributed.frame import PrefixCopy, Resize, StageStep
-from distributed.models import load_stage
-from distributed.models.cpu.experts import Experts
-from distributed.models.cpu.products import (
+from distributed.backends.cpu.compiling import count_lanes
+from distributed.backends.cpu.experts import Experts, switch_layers
+from distributed.backends.cpu.kernel_code import MAX_BLOCK_ROWS
+from distributed.backends.cpu.kernels import Kernels
+from distributed.backends.cpu.products import (
     BLOCK_WIDTH,
     MAX_WIDTH,
     Blas,
     Linear,
     NoPackedProducts,
-    choose_packer,
+    choose_kernels,
     on_blas,
 )
-from distributed.packers import find_packer
+from distributed.backends.cpu.threads import ProductThreads
+from distributed.frame import PrefixCopy, Resize, StageStep
+from distributed.models import load_stage
 from distributed.stage import Stage
-from distributed.threads import ProductThreads
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint
 
 NUM_LAYERS = 4
@@ -38,15 +39,7 @@ MIXTURES = ("qwen3_moe", "deepseek_v2", "deepseek_v2-groups")
 MakeFolder = Callable[[str], Path]
 
 
-def can_use(choice: str) -> bool:
-    return find_packer(choice).packer is not None
-
-
-PACKERS = [
-    pytest.param(name, marks=pytest.mark.skipif(not can_use(name), reason=f"no {name} on this machine"))
-    for name in ("onednn", "kernels")
-]
-PRODUCTS = ["blas", *PACKERS]
+needs_kernels = pytest.mark.skipif(choose_kernels("auto") is None, reason="no kernels on this machine")
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +121,7 @@ def test_numpy_is_really_used(folder_of: MakeFolder, variant: str) -> None:
     ("variant", "products"),
     [
         *itertools.product(DENSE, ["blas"]),
-        *(pytest.param(name, *packer.values, marks=packer.marks) for name in DENSE for packer in PACKERS),
+        *(pytest.param(name, "kernels", marks=needs_kernels) for name in DENSE),
         *itertools.product(MIXTURES, ["auto"]),
     ],
 )
@@ -198,7 +191,7 @@ def test_both_kinds_of_table_take_the_same_memory(folder_of: MakeFolder) -> None
 def test_of_a_mixture_the_experts_alone_leave_mlx(folder_of: MakeFolder, variant: str) -> None:
     """Every one of them, and nothing without being asked."""
     sizes = set()
-    for cpu_products, kind in (("auto", Experts), (None, SwitchGLU)):
+    for cpu_products, kind in (("auto", Experts), (None, switch_layers.SwitchGLU)):
         model = load_stage(
             folder_of(variant), range(NUM_LAYERS), is_first=True, is_last=True, cpu_products=cpu_products
         )
@@ -224,7 +217,8 @@ def test_quantized_experts_stay_with_mlx_unless_they_are_unpacked(
             cpu_products="auto",
             dequantize=dequantize,
         )
-        assert isinstance(model.inner.layers[-1].mlp.switch_mlp, Experts if dequantize else SwitchGLU)
+        kind = Experts if dequantize else switch_layers.SwitchGLU
+        assert isinstance(model.inner.layers[-1].mlp.switch_mlp, kind)
 
 
 def test_packed_and_half_precision_weights_stay_with_mlx(folder_of: MakeFolder) -> None:
@@ -253,9 +247,10 @@ def test_products_of_the_blas(num_rows: int, width: int) -> None:
     np.testing.assert_allclose(linear(np.array(x)), np.array(module(x)), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", PACKERS)
+@needs_kernels
+@pytest.mark.parametrize("lanes", MAX_BLOCK_ROWS)
 @pytest.mark.parametrize(("width", "depth"), [(7, 36), (96, 64), (1000, 72)])
-def test_packed_products(name: str, width: int, depth: int) -> None:
+def test_packed_products(width: int, depth: int, lanes: int) -> None:
     """Any number of rows, also more than one block of them: NumPy's product, and each row the same in all.
 
     Also on more threads: what an answer is does not depend on who else is there.
@@ -263,59 +258,43 @@ def test_packed_products(name: str, width: int, depth: int) -> None:
     rng = np.random.default_rng(width)
     weight = rng.standard_normal((width, depth), np.float32)
     x = rng.standard_normal((259, depth), np.float32)
-    packer = find_packer(name).packer
-    assert packer is not None and packer.can_pack(depth)
-    packed = packer.pack(weight)
+    if lanes > count_lanes():
+        pytest.skip("no vectors of this length here")
+    kernels = Kernels(lanes)
+    assert kernels.can_pack(depth)
+    packed = kernels.pack(weight)
     whole = packed(x)
     np.testing.assert_allclose(whole, x @ weight.T, atol=1e-4)
     for num_threads in (1, 2, 3, 1):
-        packer.use_threads(num_threads)
+        kernels.use_threads(num_threads)
         for num_rows in (1, 2, 3, 4, 5, 6, 7, 13, 16, 19, 48, 49, 128, 129, 259):
             np.testing.assert_array_equal(packed(x[:num_rows]), whole[:num_rows])
 
 
-@pytest.mark.parametrize("name", PACKERS)
+@needs_kernels
 @pytest.mark.parametrize("variant", ["llama", "llama-tied"])
-def test_packed_weights_leave_their_modules(tmp_path: Path, variant: str, name: str) -> None:
+def test_packed_weights_leave_their_modules(tmp_path: Path, variant: str) -> None:
     """A weight is in memory once; only an embedding that is looked up in stays beside the head it is."""
     folder = make_checkpoint(tmp_path, variant, hidden_size=256, intermediate_size=512, vocab_size=1024)
     whole = range(NUM_LAYERS)
     plain = load_stage(folder, whole, is_first=True, is_last=True, cpu_products="blas")
-    packed = load_stage(folder, whole, is_first=True, is_last=True, cpu_products=name)
+    packed = load_stage(folder, whole, is_first=True, is_last=True, cpu_products="kernels")
     assert "weight" not in packed.inner.layers[0].mlp.gate_proj
     assert "weight" in packed.inner.embed_tokens
     assert packed.weights_bytes == pytest.approx(plain.weights_bytes, rel=0.05)
 
 
-def test_without_onednn_others_multiply(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Asked for by name its lack is an error that names the key and what mends it; else a warning."""
-    monkeypatch.setattr("sys.prefix", str(tmp_path))
-    monkeypatch.setattr("sys.platform", "linux")
-    found = find_packer("auto")
-    assert "not installed" in str(found.unusable["onednn"])
-    assert (found.packer is None) == ("kernels" in found.unusable)
-    with pytest.raises(
-        NoPackedProducts, match=r"CPU_PRODUCTS=onednn.*not installed.*pip install onednn-cpu-gomp"
-    ):
-        choose_packer("onednn")
-    (tmp_path / "lib").mkdir()
-    (tmp_path / "lib" / "libdnnl.so.3").write_text("no library")
-    with pytest.raises(NoPackedProducts, match="does not load"):
-        choose_packer("onednn")
-
-
 def test_without_a_compiler_the_blas_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
     """llvmlite that is missing is told with what mends it, and so is a processor that has no kernels."""
-    monkeypatch.setattr("sys.prefix", "/nowhere")
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     with pytest.raises(NoPackedProducts, match=r"CPU_PRODUCTS=kernels.*x86-64"):
-        choose_packer("kernels")
+        choose_kernels("kernels")
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setitem(sys.modules, "llvmlite.binding", None)
     with pytest.raises(NoPackedProducts, match=r"CPU_PRODUCTS=kernels.*pip install llvmlite"):
-        choose_packer("kernels")
-    assert choose_packer("auto") is None
+        choose_kernels("kernels")
+    assert choose_kernels("auto") is None
 
 
 def test_helping_threads_sleep_between_steps(folder_of: MakeFolder) -> None:

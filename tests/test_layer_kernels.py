@@ -5,22 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from distributed.backends.cpu.compiling import CannotCompile, Float32Array
+from distributed.backends.cpu.kv_table import CpuKVTable
+from distributed.backends.cpu.layer_kernels import LayerKernels
+from distributed.backends.cpu.operations import Operations
+from distributed.backends.cpu.rotary import Rotation
 from distributed.frame import StageStep
-from distributed.layer_kernels import LayerKernels
-from distributed.models.cpu.kv_table import CpuKVTable
-from distributed.models.cpu.operations import CompiledOperations, NumpyOperations, make_operations
-from distributed.models.cpu.rotary import Rotation
-from distributed.packing import Float32Array, PackerUnusable
 
-NUMPY = NumpyOperations()
+pytest.importorskip("llvmlite")
+NUMPY = Operations()
 SHAPES = [(1, 16), (3, 64), (7, 128), (12, 32)]  # query heads a key head, head width
 NUM_KV_HEADS = 2
 
 
-def compiled(group: int, head_dim: int) -> CompiledOperations:
+def compiled(group: int, head_dim: int) -> LayerKernels:
     try:
-        return CompiledOperations(LayerKernels(group, head_dim))
-    except PackerUnusable as reason:
+        return LayerKernels(group, head_dim)
+    except CannotCompile as reason:
         pytest.skip(str(reason))
 
 
@@ -78,6 +79,6 @@ def test_norm_rotation_and_gate(num_rows: int) -> None:
 
 def test_what_does_not_fit_is_left_to_numpy() -> None:
     """Odd widths, and heads that no register holds."""
-    assert isinstance(make_operations(9, 3, 24, (576,)), NumpyOperations)
-    assert isinstance(make_operations(9, 3, 64, (577,)), NumpyOperations)
-    assert isinstance(make_operations(64, 2, 64, (576,)), NumpyOperations)
+    for group, head_dim, width in ((3, 24, 576), (3, 64, 577), (32, 64, 576)):
+        with pytest.raises(CannotCompile, match="do not fit"):
+            LayerKernels(group, head_dim, (width,))

@@ -1,6 +1,8 @@
 """The tokenizer and chat template: equal to transformers', safe, and hashed."""
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from tokenizers import Tokenizer, processors
 from distributed.text_stream import TextStream
 from prompts.tokenizer import MessagesRefused, PromptTokenizer, TokenizerUnusable, tokenizer_hash
 from tests.frontdoor_service import make_model_folder
+from tests.trained_tokenizers import BY_NEIGHBOUR, BY_PLACE, SAMPLE, TOKENIZERS
 
 CHAT = [
     {"role": "system", "content": "be\n  brief  "},
@@ -40,6 +43,45 @@ def test_token_ids_equal_those_of_transformers(tmp_path: Path, template: str) ->
     folder = make_model_folder(tmp_path, template=template)
     tokenizer = PromptTokenizer(folder)
     assert tokenizer.encode_rendered(tokenizer.render(CHAT).text) == transformers_ids(folder, CHAT)
+
+
+KINDS = TOKENIZERS | BY_PLACE | BY_NEIGHBOUR
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_rendered_chat_has_the_ids_of_its_whole_text(tmp_path: Path, name: str) -> None:
+    """For every family of tokenizers that is served, whatever is left of its training's padding."""
+    trained = Tokenizer.from_str(KINDS[name].to_str())
+    text = f"{SAMPLE} north NORTH<|im_start|>  Größe\n\n345 <tool>x"
+    ids = trained.encode(text, add_special_tokens=False).ids
+    trained.enable_truncation(8)
+    trained.enable_padding(length=512)
+    folder = make_model_folder(tmp_path)
+    (folder / "tokenizer.json").write_text(trained.to_str(), "utf-8")
+    assert PromptTokenizer(folder).encode_rendered(text) == ids
+
+
+def test_a_long_text_holds_nobody_up(tmp_path: Path) -> None:
+    """The interpreter's lock is free meanwhile: other threads go on, as the front door's event loop must."""
+    folder = make_model_folder(tmp_path)
+    (folder / "tokenizer.json").write_text(TOKENIZERS["digits"].to_str(), "utf-8")
+    tokenizer = PromptTokenizer(folder)
+    text = "the water of the sea is cold, 12 345 degrees " * 4_000
+    is_over = threading.Event()
+    begun_s = time.perf_counter()
+
+    def encode() -> None:
+        tokenizer.encode_raw(text)
+        is_over.set()
+
+    thread = threading.Thread(target=encode)
+    thread.start()
+    longest_s, last_s = 0.0, begun_s
+    while not is_over.wait(0.001):
+        now_s = time.perf_counter()
+        longest_s, last_s = max(longest_s, now_s - last_s), now_s
+    thread.join()
+    assert longest_s < (time.perf_counter() - begun_s) / 2
 
 
 def test_a_template_in_the_configuration_is_found(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ DEEP = {**BIG, "num_hidden_layers": 16, "vocab_size": 8000}
 MEASURE = """
 import json, sys
 from pathlib import Path
-from distributed.blas import load_fast_blas
+from distributed.backends.cpu.blas import load_fast_blas
 load_fast_blas("auto", 1)
 from distributed.utils import shard_and_load
 

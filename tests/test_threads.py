@@ -7,8 +7,16 @@ import weakref
 import numpy as np
 import pytest
 
-from distributed.packers import find_packer
-from distributed.threads import ProductThreads
+from distributed.backends.cpu.compiling import CannotCompile
+from distributed.backends.cpu.kernels import Kernels
+from distributed.backends.cpu.threads import ProductThreads
+
+
+def make_kernels() -> Kernels:
+    try:
+        return Kernels()
+    except CannotCompile as reason:
+        pytest.skip(str(reason))
 
 
 def test_gain_is_the_ratio_of_threads() -> None:
@@ -19,15 +27,13 @@ def test_gain_is_the_ratio_of_threads() -> None:
 
 def test_helping_threads_take_no_time_while_they_are_not_wanted() -> None:
     """They spin between the products of one step; after it they sleep, and a product is right either way."""
-    packer = find_packer("kernels").packer
-    if packer is None:
-        pytest.skip("no kernels on this machine")
+    kernels = make_kernels()
     weight = np.eye(64, dtype=np.float32)
-    packed = packer.pack(weight)
+    packed = kernels.pack(weight)
     for num_threads in (3, 1, 2):
-        packer.use_threads(num_threads)
+        kernels.use_threads(num_threads)
         np.testing.assert_array_equal(packed(weight), weight)
-    packer.use_threads(1)
+    kernels.use_threads(1)
     limit = time.monotonic() + 5
     used = 1.0
     while used > 0.01 and time.monotonic() < limit:  # the last helper may be on its way to sleep
@@ -39,12 +45,10 @@ def test_helping_threads_take_no_time_while_they_are_not_wanted() -> None:
 
 def test_a_helping_thread_keeps_what_it_runs() -> None:
     """It may be on its way to sleep when the last weight goes."""
-    packer = find_packer("kernels").packer
-    if packer is None:
-        pytest.skip("no kernels on this machine")
-    packer.use_threads(2)
-    packer.use_threads(1)
-    kept = weakref.ref(packer)
-    del packer
+    kernels = make_kernels()
+    kernels.use_threads(2)
+    kernels.use_threads(1)
+    kept = weakref.ref(kernels)
+    del kernels
     gc.collect()
     assert kept() is not None

@@ -1,7 +1,7 @@
 """Model families and how each is cut into stages, by the allow-list of `distributed/families.py`.
 
 A type is on the list only with a parity test; nothing is guessed from a model's structure, and no code from a
-model folder is ever run. mlx_lm, which takes seconds to import, is imported when a stage is loaded.
+model folder is ever run. mlx-lm's modules are imported when a stage is loaded.
 """
 
 from collections.abc import Callable, Mapping
@@ -60,8 +60,8 @@ def load_stage(
         on_progress: called with the share of the stage that is loaded, 0 to 1.
         dequantize: unpack quantized weights to dtype (faster on a CPU, where they fit).
         dtype: float32, float16 or bfloat16; default float32 without a GPU, else as stored.
-        cpu_products: run dense float32 layers with `distributed.models.cpu` and these products (its CHOICES);
-            None, as where there is a GPU: with MLX.
+        cpu_products: run dense float32 layers with `distributed.backends.cpu` and these products (a value of
+            CPU_PRODUCTS); None, as where there is a GPU: with MLX.
 
     Raises:
         ModelError: the folder cannot be served; the start stops with its sentence.

@@ -10,8 +10,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from distributed.backends.cpu.dense import DenseLayers
 from distributed.kv_cache import KVTable
-from distributed.models.cpu import DenseLayers
 
 
 class Identity(nn.Module):

@@ -8,9 +8,9 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
-from distributed.models.cpu.attention import causal_mask, exponentiate
-from distributed.models.cpu.products import view
-from distributed.packing import Float32Array
+from distributed.backends.cpu.attention import causal_mask, exponentiate
+from distributed.backends.cpu.compiling import Float32Array
+from distributed.backends.cpu.products import view
 
 
 def attend_latents(

@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from distributed.backends.cpu.compiling import CannotCompile, Float32Array, address_of
+from distributed.backends.cpu.kernel_code import FLOAT_BYTES
+from distributed.backends.cpu.kernels import Kernels, PackedPanels
 from distributed.checkpoint import ModelError
-from distributed.packers import find_packer
-from distributed.packing import Float32Array, Packed, Packer, address_of
 
-# The product with a vocabulary's worth of rows takes 1.6 times as long in one piece as in blocks that stay in
-# the cache (16 rows, 49152 x 576, mkl).
+# The product with a vocabulary's worth of rows takes less time in blocks that stay in the cache.
 MAX_WIDTH, BLOCK_WIDTH = 8192, 768
-FLOAT_BYTES = 4
 _ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112  # CBLAS_LAYOUT, CBLAS_TRANSPOSE
 
 Product = Callable[[Float32Array], Float32Array]  # x (M, K) contiguous -> (M, N)
@@ -38,38 +37,29 @@ class NoPackedProducts(ModelError):
 
 
 class Blas:
-    """`sgemm` and `sgemv` of the process."""
+    """`sgemm` of the process."""
 
     def __init__(self) -> None:
-        """Look the symbols up. Raises: NoBlas."""
-        process = ctypes.CDLL(None)
+        """Look the symbol up. Raises: NoBlas."""
         try:
-            self._sgemm, self._sgemv = process.cblas_sgemm, process.cblas_sgemv
+            self._sgemm = ctypes.CDLL(None).cblas_sgemm
         except AttributeError as error:
             raise NoBlas("no BLAS is loaded") from error
         whole, real, pointer = ctypes.c_int, ctypes.c_float, ctypes.c_void_p
         last = (real, pointer, whole, pointer, whole, real, pointer, whole)
         self._sgemm.argtypes = (whole, whole, whole, whole, whole, whole, *last)
-        self._sgemv.argtypes = (whole, whole, whole, whole, *last)
-        self._sgemm.restype = self._sgemv.restype = None
+        self._sgemm.restype = None
 
     def multiply(self, x: Float32Array, weight: Float32Array, weight_address: int) -> Float32Array:
         """Return x (M, K) times weight (N, K) transposed, (M, N); both contiguous.
 
-        A single row goes twice where the weight is wide: two rows take 0.75 of one row's time then (mkl on an
-        AMD EPYC, 576 deep).
+        A single row goes twice: two rows take less time than one.
         """
         (num_rows, depth), width = x.shape, weight.shape[0]
-        if num_rows == 1 and width >= depth:
+        if num_rows == 1:
             return self.multiply(np.repeat(x, 2, axis=0), weight, weight_address)[:1]
         out = np.empty((num_rows, width), np.float32)
         x_address, out_address = address_of(x), address_of(out)
-        if num_rows == 1:
-            self._sgemv(
-                _ROW_MAJOR, _PLAIN, width, depth,
-                1.0, weight_address, depth, x_address, 1, 0.0, out_address, 1,
-            )  # fmt: skip
-            return out
         block = BLOCK_WIDTH if width > MAX_WIDTH else width
         for start in range(0, width, block):
             self._sgemm(
@@ -80,27 +70,27 @@ class Blas:
         return out
 
 
-def choose_packer(choice: str) -> Packer | None:
+def choose_kernels(choice: str) -> Kernels | None:
     """Return what multiplies with packed weights; None: the BLAS multiplies, with weights as they are.
 
     Args:
-        choice: one of `distributed.packers.CHOICES`.
+        choice: a value of CPU_PRODUCTS.
 
     Raises:
-        NoPackedProducts: it was asked for by name and cannot be used.
+        NoPackedProducts: they were asked for by name and cannot be used.
     """
-    found = find_packer(choice)
-    for name, error in found.unusable.items():
-        mend = f". Mend it with: {error.mend}" if error.mend else ""
-        if choice != "auto":
-            raise NoPackedProducts(f"CPU_PRODUCTS={choice}, but {error}{mend}") from None
-        level = logging.WARNING if error.mend else logging.INFO
-        logger.log(level, "no products by %s: %s%s", name, error, mend)
-    if found.packer is not None:
-        logger.info("products with packed weights by %s", found.packer)
-    else:
-        logger.info("products by the BLAS")
-    return found.packer
+    kernels = None
+    try:
+        kernels = Kernels() if choice != "blas" else None
+    except CannotCompile as error:
+        fix = f". Fix it with: {error.fix}" if error.fix else ""
+        if choice == "kernels":
+            raise NoPackedProducts(f"CPU_PRODUCTS=kernels, but {error}{fix}") from None
+        logger.log(
+            logging.WARNING if fix else logging.INFO, "no products with packed weights: %s%s", error, fix
+        )
+    logger.info("products by %s", kernels or "the BLAS")
+    return kernels
 
 
 class Linear:
@@ -123,7 +113,7 @@ class Linear:
 class Linears:
     """Linear layers of one input: x (M, K) -> (M, N) each, as columns of one result where they are joined."""
 
-    def __init__(self, parts: list[Linear], joined: Packed | None) -> None:
+    def __init__(self, parts: list[Linear], joined: PackedPanels | None) -> None:
         """Args: joined: the product with all their weights; None: each on its own."""
         self._parts, self._joined = parts, joined
         bounds = accumulate((part.width for part in parts), initial=0)

@@ -15,20 +15,22 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from distributed.models.cpu.attention import attend_chunks
-from distributed.models.cpu.kv_table import CpuKVTable, LayerKV, View
-from distributed.models.cpu.operations import NumpyOperations, Operations, make_operations
-from distributed.models.cpu.products import (
+from distributed.backends.cpu.attention import attend_chunks
+from distributed.backends.cpu.compiling import CannotCompile, Float32Array
+from distributed.backends.cpu.kernels import Kernels, PackedPanels
+from distributed.backends.cpu.kv_table import CpuKVTable, LayerKV, View
+from distributed.backends.cpu.layer_kernels import LayerKernels
+from distributed.backends.cpu.operations import Operations
+from distributed.backends.cpu.products import (
     Blas,
     Linear,
     Linears,
     NoBlas,
-    choose_packer,
+    choose_kernels,
     on_blas,
     view,
 )
-from distributed.models.cpu.rotary import Rotary, Rotation, UnknownRotation
-from distributed.packing import Float32Array, Packed, Packer
+from distributed.backends.cpu.rotary import Rotary, Rotation, UnknownRotation
 
 SERVED_TYPES = ("llama", "ministral3", "qwen2", "qwen3")
 
@@ -47,7 +49,7 @@ def plan_dense_layers(
         head: the module of the head (a linear layer, or the embedding it is tied to); None but on the last.
         dtype: what floats will be cast to.
         dequantize: whether quantized modules will be replaced by plain ones.
-        products: see products.choose_packer.
+        products: a value of CPU_PRODUCTS.
 
     Raises:
         NoPackedProducts: what was asked for by name cannot be used.
@@ -61,9 +63,9 @@ def plan_dense_layers(
     except (NoBlas, UnknownRotation) as reason:
         logger.info("the layers run with MLX's own CPU code: %s", reason)
         return None
-    packer = choose_packer(products)
-    operations = _make_operations(config) if packer is not None else NumpyOperations()
-    return DensePlan(blas, packer, rotary, operations)
+    kernels = choose_kernels(products)
+    operations = _make_operations(config) if kernels is not None else Operations()
+    return DensePlan(blas, kernels, rotary, operations)
 
 
 def _is_plain(*modules: Any) -> bool:
@@ -81,10 +83,10 @@ def _is_plain(*modules: Any) -> bool:
 class DensePlan:
     """Takes weights as they are read, and makes the layers of them in the end."""
 
-    def __init__(self, blas: Blas, packer: Packer | None, rotary: Rotary, operations: Operations) -> None:
-        self.rotary, self.packer, self.operations = rotary, packer, operations
+    def __init__(self, blas: Blas, kernels: Kernels | None, rotary: Rotary, operations: Operations) -> None:
+        self.rotary, self.kernels, self.operations = rotary, kernels, operations
         self._blas = blas
-        self._packed: dict[int, Packed] = {}  # by id of the module, which keeps no weight then
+        self._packed: dict[int, PackedPanels] = {}  # by id of the module, which keeps no weight then
 
     @property
     def packed_bytes(self) -> int:
@@ -97,10 +99,10 @@ class DensePlan:
         Args:
             is_head: it is the head and nothing else: an embedding that is looked up in stays as it is.
         """
-        if self.packer is None or not (is_head or type(module) is nn.Linear):
+        if self.kernels is None or not (is_head or type(module) is nn.Linear):
             return
-        if self.packer.can_pack(module["weight"].shape[-1]):
-            self._packed[id(module)] = self.packer.pack(view(module.pop("weight")))
+        if self.kernels.can_pack(module["weight"].shape[-1]):
+            self._packed[id(module)] = self.kernels.pack(view(module.pop("weight")))
 
     def linear(self, module: Any) -> Linear:
         """Return the layer of a module."""
@@ -113,8 +115,8 @@ class DensePlan:
         """Return layers that have the same input, to run as one where their weights are packed."""
         packed = [self._packed[id(module)] for module in modules if id(module) in self._packed]
         joined = None
-        if self.packer is not None and len(packed) == len(modules):
-            joined = self.packer.join(packed)
+        if self.kernels is not None and len(packed) == len(modules):
+            joined = self.kernels.join(packed)
         return Linears([self.linear(module) for module in modules], joined)
 
 
@@ -173,7 +175,7 @@ class DenseLayers:
 
     def __init__(self, plan: DensePlan, inner: Any, head: Any) -> None:
         """Args: see plan_dense_layers; every weight has been read by now."""
-        self.use_threads = plan.packer.use_threads if plan.packer is not None else None
+        self.use_threads = plan.kernels.use_threads if plan.kernels is not None else None
         self._rotary = plan.rotary
         self._layers = [DenseLayer(plan, layer) for layer in inner.layers]
         embedding = getattr(inner, "embed_tokens", None)
@@ -211,11 +213,16 @@ class DenseLayers:
 
 
 def _make_operations(config: dict[str, Any]) -> Operations:
+    """Return compiled operations where these shapes and this machine allow them, else NumPy's."""
     num_heads = int(config["num_attention_heads"])
     num_kv_heads = int(config.get("num_key_value_heads") or num_heads)
     head_dim = _head_dim(config)
     widths = (int(config["hidden_size"]), int(config["intermediate_size"]), head_dim)
-    return make_operations(num_heads, num_kv_heads, head_dim, widths)
+    try:
+        return LayerKernels(num_heads // num_kv_heads, head_dim, widths)
+    except CannotCompile as error:
+        logger.info("norms and attention by NumPy: %s", error)
+        return Operations()
 
 
 def _head_dim(config: dict[str, Any]) -> int:

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from distributed.packing import Float32Array
+from distributed.backends.cpu.compiling import Float32Array
 
 _TESTED_POSITIONS = (0, 1, 37, 700, 5000)
 _TOLERANCE = 1e-4

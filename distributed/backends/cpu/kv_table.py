@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from distributed.backends.cpu.compiling import Float32Array
 from distributed.frame import Clear, Resize, StageStep
 from distributed.kv_sizes import grown
-from distributed.packing import Float32Array
 
 
 @dataclass(frozen=True)

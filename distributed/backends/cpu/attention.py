@@ -10,8 +10,8 @@ from functools import cache
 import mlx.core as mx
 import numpy as np
 
-from distributed.models.cpu.kv_table import LayerKV, View
-from distributed.packing import Float32Array
+from distributed.backends.cpu.compiling import Float32Array
+from distributed.backends.cpu.kv_table import LayerKV, View
 
 
 def attend_chunks(queries: Float32Array, kv: LayerKV, view: View) -> Float32Array:

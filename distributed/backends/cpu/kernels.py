@@ -1,47 +1,53 @@
 """Products with packed weights, in code that LLVM makes for this processor when a rank starts.
 
-For x86-64 with AVX2 and FMA. A BLAS packs a weight anew in each product; here it is packed once, and read at
-the speed of the memory: 1 to 8 rows take half to a third of mkl's time, 16 half, 32 six tenths, 128 nine
-tenths (one core of an AMD EPYC 7003, 576 x 576, 1536 x 576 and 576 x 1536). A row's result is the same to the
-last bit however many rows and threads there are. The code itself is in `kernel_code.py`; llvmlite
-(https://llvmlite.readthedocs.io, BSD) compiles it. Knows nothing of models, settings or MLX.
+A BLAS packs a weight anew in each product; here it is packed once, and read at the speed of the memory. A
+row's result is the same to the last bit however many rows and threads there are. The code itself is in
+`kernel_code.py`. Knows nothing of models, settings or MLX.
 """
 
 from __future__ import annotations
 
 import ctypes
 import mmap
-import platform
-import sys
 import threading
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distributed import kernel_code
-from distributed.kernel_code import JOB_BYTES, LINE_BYTES, MAX_BLOCK_ROWS, PANEL_WIDTH, UNROLLED
-from distributed.packing import Float32Array, Packed, PackerUnusable, address_of
+from distributed.backends.cpu import kernel_code
+from distributed.backends.cpu.compiling import Float32Array, address_of, compile_code, count_lanes
+from distributed.backends.cpu.kernel_code import (
+    FLOAT_BYTES,
+    JOB_BYTES,
+    LINE_BYTES,
+    MAX_BLOCK_ROWS,
+    UNROLLED,
+    VECTORS,
+)
 
-PACKAGE = "llvmlite"
-MAX_ROWS = 48  # more go in parts, so that x stays in the cache beside a panel
-# Threads that share a product take it in so many parts each, at most so many panels at once.
-_CHUNKS_PER_THREAD, _MAX_CHUNK_PANELS = 8, 16
+_CHUNKS_PER_THREAD = 8  # of a product that several threads share
 _BLOCKS_AHEAD = 4  # the next panel is asked for by so many blocks of rows at most
 _NEAR_BYTES = 2048  # the others ask for what they read soon themselves
 _ARENA_BYTES = 32 * 2**20
-_FLOAT_BYTES = 4
-_FEATURES = ("avx2", "fma")
 
 
 class Kernels:
     """Compiled code, and the threads that share its products; for one thread at a time."""
 
-    def __init__(self) -> None:
-        """Compile, about half a second. Raises: PackerUnusable."""
-        self._engine, self._processor = compile_code(kernel_code.make_code())
+    def __init__(self, lanes: int | None = None) -> None:
+        """Compile, about half a second.
+
+        Args:
+            lanes: floats in a vector, a key of MAX_BLOCK_ROWS; None: as many as a register holds here.
+
+        Raises:
+            CannotCompile: nothing can be compiled here.
+        """
+        lanes = lanes or count_lanes()
+        self._engine, self._processor = compile_code(kernel_code.make_code(lanes))
+        self.panel_width, self._max_block_rows = VECTORS * lanes, MAX_BLOCK_ROWS[lanes]
         whole, pointer = ctypes.c_int64, ctypes.c_void_p
         self._multiply = ctypes.CFUNCTYPE(
             None, pointer, pointer, pointer, pointer, whole, whole, pointer, whole, whole, whole, whole
@@ -78,68 +84,54 @@ class Kernels:
     def pack(self, weight: Float32Array) -> PackedPanels:
         """Return a packed copy of a weight (N, K), to multiply with."""
         width, depth = weight.shape
-        num_panels = -(-width // PANEL_WIDTH)
-        panels = self._arena.take(num_panels * PANEL_WIDTH * depth * _FLOAT_BYTES)
-        shaped = panels.reshape(num_panels, depth, PANEL_WIDTH)
-        num_whole = width // PANEL_WIDTH
-        whole = weight[: num_whole * PANEL_WIDTH].reshape(num_whole, PANEL_WIDTH, depth)
+        num_whole, num_left = divmod(width, self.panel_width)
+        num_panels = num_whole + (num_left > 0)
+        panels = self._arena.take(num_panels * self.panel_width * depth * FLOAT_BYTES)
+        shaped = panels.reshape(num_panels, depth, self.panel_width)
+        whole = weight[: width - num_left].reshape(num_whole, self.panel_width, depth)
         shaped[:num_whole] = whole.swapaxes(1, 2)
-        if num_whole < num_panels:  # the arena's memory is zero
-            shaped[-1, :, : width % PANEL_WIDTH] = weight[num_whole * PANEL_WIDTH :].T
+        if num_left:  # the arena's memory is zero
+            shaped[-1, :, :num_left] = weight[width - num_left :].T
         table = address_of(panels) + np.arange(num_panels, dtype=np.int64) * shaped[0].nbytes
-        return PackedPanels(self, width, panels.nbytes, table, [panels])
+        return PackedPanels(self, width, table, [panels])
 
-    def join(self, weights: Sequence[Packed]) -> Packed | None:
+    def join(self, weights: Sequence[PackedPanels]) -> PackedPanels | None:
         """Return one weight of all of those, in the same memory; None unless they are whole panels."""
-        panels = [weight for weight in weights if isinstance(weight, PackedPanels)]
-        if len(panels) < len(weights) or any(weight.width % PANEL_WIDTH for weight in panels):
+        if any(weight.width % self.panel_width for weight in weights):
             return None
         return PackedPanels(
             self,
-            sum(weight.width for weight in panels),
-            sum(weight.num_bytes for weight in panels),
-            np.concatenate([weight.table for weight in panels]),
-            [part for weight in panels for part in weight.memory],
+            sum(weight.width for weight in weights),
+            np.concatenate([weight.table for weight in weights]),
+            [part for weight in weights for part in weight.memory],
         )
 
     def multiply(self, x: Float32Array, table_address: int, out: Float32Array) -> None:
         """Write x (M, K), contiguous, times the panels of a table to out (M, N), N of whole panels."""
         (num_rows, depth), width = x.shape, out.shape[1]
-        num_panels = width // PANEL_WIDTH
+        num_panels = width // self.panel_width
         per_chunk, num_chunks = num_panels, 1
         if self._num_threads > 1:
-            parts = num_panels // (self._num_threads * _CHUNKS_PER_THREAD)
-            per_chunk = min(max(1, parts), _MAX_CHUNK_PANELS)
+            per_chunk = max(1, num_panels // (self._num_threads * _CHUNKS_PER_THREAD))
             num_chunks = -(-num_panels // per_chunk)
-        x_address, out_address = address_of(x), address_of(out)
-        for start, count in ((0, num_rows),) if num_rows <= MAX_ROWS else _even_parts(num_rows, MAX_ROWS):
-            blocks, _, num_blocks = self._blocks.get((count, depth)) or self._plan_blocks(count, depth)
-            self._multiply(
-                self._job_address,
-                x_address + start * depth * _FLOAT_BYTES,
-                table_address,
-                out_address + start * width * _FLOAT_BYTES,
-                width,
-                depth,
-                blocks,
-                num_blocks,
-                num_panels,
-                per_chunk,
-                num_chunks,
-            )
+        blocks, _, num_blocks = self._blocks.get((num_rows, depth)) or self._plan_blocks(num_rows, depth)
+        self._multiply(
+            self._job_address, address_of(x), table_address, address_of(out), width, depth,
+            blocks, num_blocks, num_panels, per_chunk, num_chunks,
+        )  # fmt: skip
 
     def _plan_blocks(self, num_rows: int, depth: int) -> tuple[int, NDArray[np.int64], int]:
         """Return how the rows of a product go through a panel: address, the array it is of, and length."""
-        parts = _even_parts(num_rows, MAX_BLOCK_ROWS)
-        panel_bytes = depth * PANEL_WIDTH * _FLOAT_BYTES
+        parts = _even_parts(num_rows, self._max_block_rows)
+        panel_bytes = depth * self.panel_width * FLOAT_BYTES
         shares = _ahead_shares(min(len(parts), _BLOCKS_AHEAD))
         asked, entries = 0, []
         for place, (start, count) in enumerate(parts):
-            num_lines, ahead = kernel_code.LINES[-1], _NEAR_BYTES
+            num_quarters, ahead = 4, _NEAR_BYTES
             if place < len(shares):
-                num_lines, ahead = shares[place], panel_bytes + asked * panel_bytes // UNROLLED
-                asked += num_lines
-            kernel = self._engine.get_function_address(kernel_code.kernel_name(count, num_lines))
+                num_quarters, ahead = shares[place], panel_bytes + asked * panel_bytes // 4
+                asked += num_quarters
+            kernel = self._engine.get_function_address(kernel_code.kernel_name(count, num_quarters))
             entries.append((kernel, start, ahead))
         array = np.array(entries, np.int64)
         plan = self._blocks[num_rows, depth] = (address_of(array), array, len(entries))
@@ -153,16 +145,12 @@ class PackedPanels:
     """
 
     def __init__(
-        self,
-        kernels: Kernels,
-        width: int,
-        num_bytes: int,
-        table: NDArray[np.int64],
-        memory: list[Float32Array],
+        self, kernels: Kernels, width: int, table: NDArray[np.int64], memory: list[Float32Array]
     ) -> None:
-        self.width, self.num_bytes, self.table, self.memory = width, num_bytes, table, memory
+        self.width, self.table, self.memory = width, table, memory
+        self.num_bytes = sum(part.nbytes for part in memory)
         self._kernels, self._address = kernels, address_of(table)
-        self._padded_width = len(table) * PANEL_WIDTH
+        self._padded_width = len(table) * kernels.panel_width
 
     def __call__(self, x: Float32Array) -> Float32Array:
         assert x.flags.c_contiguous
@@ -206,15 +194,15 @@ class _Arena:
 
     def take(self, num_bytes: int) -> Float32Array:
         """Return memory that begins on a cache line."""
-        num_floats = -(-num_bytes // LINE_BYTES) * LINE_BYTES // _FLOAT_BYTES
+        num_floats = -(-num_bytes // LINE_BYTES) * LINE_BYTES // FLOAT_BYTES
         if num_floats > self._free.size:
-            size = max(num_floats * _FLOAT_BYTES, min(_ARENA_BYTES, 32 * num_bytes))
+            size = max(num_floats * FLOAT_BYTES, min(_ARENA_BYTES, 32 * num_bytes))
             piece = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             if num_bytes > mmap.PAGESIZE and hasattr(mmap, "MADV_HUGEPAGE"):
                 piece.madvise(mmap.MADV_HUGEPAGE)
             self._free = np.frombuffer(piece, np.float32)
         taken, self._free = self._free[:num_floats], self._free[num_floats:]
-        return taken[: num_bytes // _FLOAT_BYTES]
+        return taken[: num_bytes // FLOAT_BYTES]
 
 
 def _even_parts(total: int, most: int) -> list[tuple[int, int]]:
@@ -227,30 +215,3 @@ def _even_parts(total: int, most: int) -> list[tuple[int, int]]:
 def _ahead_shares(num_blocks: int) -> tuple[int, ...]:
     """How many of a panel's quarters each of the first blocks asks for; all of it together."""
     return {1: (4,), 2: (2, 2), 3: (2, 1, 1)}.get(num_blocks, (1,) * _BLOCKS_AHEAD)
-
-
-def compile_code(code: str) -> tuple[Any, str]:
-    """Return the engine that holds the compiled code, and the processor's name. Raises: PackerUnusable."""
-    if not sys.platform.startswith("linux") or platform.machine() not in ("x86_64", "AMD64"):
-        raise PackerUnusable("its code is for Linux on x86-64")
-    try:
-        import llvmlite.binding as llvm
-    except (ImportError, OSError) as error:
-        raise PackerUnusable(
-            f"llvmlite does not load: {error}", f"{sys.executable} -m pip install {PACKAGE}"
-        ) from None
-    features = llvm.get_host_cpu_features()
-    missing = [name for name in _FEATURES if not features.get(name)]
-    if missing:
-        raise PackerUnusable(f"this processor has no {' and no '.join(missing)}")
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    processor = llvm.get_host_cpu_name()
-    target = llvm.Target.from_default_triple().create_target_machine(
-        cpu=processor, features=features.flatten(), opt=3
-    )
-    module = llvm.parse_assembly(code)
-    module.verify()
-    engine = llvm.create_mcjit_compiler(module, target)
-    engine.finalize_object()
-    return engine, processor

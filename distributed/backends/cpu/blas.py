@@ -20,7 +20,7 @@ import sys
 
 CHOICES = ("auto", "mkl", "openblas", "off")
 
-_MENDS = {
+_FIXES = {
     "mkl": f"{sys.executable} -m pip install mkl",
     "openblas": "sudo apt-get install libopenblas0-pthread",
 }
@@ -54,17 +54,15 @@ def load_fast_blas(choice: str, num_threads: int) -> str:
         if _load(name):
             return name
     if choice == "auto":
-        _log.warning("no fast BLAS found: products will be 10 to 30 times slower. Mend it with: %s", _mend())
+        _log.warning("no fast BLAS found: products will be 10 to 30 times slower. Fix it with: %s", _fix())
         return ""
-    raise BlasNotFound(f"CPU_BLAS={choice}, but it cannot be loaded here. Mend it with: {_MENDS[choice]}")
+    raise BlasNotFound(f"CPU_BLAS={choice}, but it cannot be loaded here. Fix it with: {_FIXES[choice]}")
 
 
 def _limit_threads(num_threads: int) -> None:
     for name in ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         os.environ[name] = str(num_threads)
     os.environ["KMP_BLOCKTIME"] = "0"  # otherwise idle OpenMP threads spin for 200 ms after each product
-    # GCC's OpenMP, which oneDNN uses: threads that sleep at once make small products 1.7 times as long.
-    os.environ["GOMP_SPINCOUNT"] = "20000"
 
 
 def _load(name: str) -> bool:
@@ -85,5 +83,5 @@ def _libraries(name: str) -> list[str]:
     return [found] if found else []
 
 
-def _mend() -> str:
-    return _MENDS["mkl" if platform.machine() in ("x86_64", "AMD64") else "openblas"]
+def _fix() -> str:
+    return _FIXES["mkl" if platform.machine() in ("x86_64", "AMD64") else "openblas"]

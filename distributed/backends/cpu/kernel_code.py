@@ -1,31 +1,29 @@
 """LLVM code of products with packed weights: pure text, made by a few loops.
 
-A weight (N, K) is packed into panels of PANEL_WIDTH rows, each laid out (K, PANEL_WIDTH), so that a product
+A weight (N, K) is packed into panels of two vectors of rows, each laid out (K, 2 * lanes), so that a product
 reads it once, from its first byte to its last. A kernel multiplies a few rows of x with one panel and keeps
-all sums in registers: rows x 2 vectors of 8. Between its products it asks for cache lines that are needed
-soon. A sum is added up in the order of K, whatever else is multiplied with it.
+all sums in registers: rows x 2 vectors. Between its products it asks for cache lines that are needed soon. A
+sum is added up in the order of K, whatever else is multiplied with it.
 
-    rows{R}_{L}    R rows of x times one panel; asks for L cache lines every 4 steps of K, from `ahead` on
+    rows{R}_{Q}    R rows of x times one panel; asks for Q quarters of a panel's length, from `ahead` on
     panels         all blocks of rows times a range of panels; w is a table of the panels' addresses, blocks
                    are (kernel's address, row, ahead)
     share          take chunks of panels of a job until none is left
     multiply       describe a job, share it, wait until every chunk is done
     help           share the jobs of another thread, as long as a flag is set
 
-Registers and prefetching are those of x86-64 with AVX2 and FMA.
+Registers and prefetching are those of x86-64: 16 registers of 8 floats with AVX2, 32 of 16 with AVX-512.
 """
 
 from __future__ import annotations
 
 from itertools import product
 
-LANES = 8
 VECTORS = 2
-PANEL_WIDTH = LANES * VECTORS
-MAX_BLOCK_ROWS = 6  # 6 x 2 sums, 2 of the panel, 1 of x: 15 of 16 registers
+MAX_BLOCK_ROWS = {8: 6, 16: 8}  # by lanes; with 8: 6 x 2 sums, 2 of the panel, 1 of x in 16 registers
 UNROLLED = 4
-LINES = (1, 2, 4)  # cache lines asked for every UNROLLED steps, each of which reads one
-LINE_BYTES = 64
+QUARTERS = (1, 2, 4)  # of a panel, asked for beside a product
+FLOAT_BYTES, LINE_BYTES = 4, 64
 
 # Where a job's numbers lie, in bytes. What several threads write has a cache line of its own.
 TICKETS, NUM_DONE, PARAMETERS, JOB_BYTES = 0, 64, 128, 256
@@ -34,24 +32,23 @@ _PARAMETERS = (
     *("num_panels", "per_chunk", "num_chunks"),
 )
 
-_VECTOR = f"<{LANES} x float>"
-_HEAD = f"""
-declare {_VECTOR} @llvm.fma.v{LANES}f32({_VECTOR}, {_VECTOR}, {_VECTOR})
+_HEAD = """
+declare VECTOR @llvm.fma.vLANESf32(VECTOR, VECTOR, VECTOR)
 declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 declare void @llvm.x86.sse2.pause()
 declare i32 @sched_yield()
 """
 
-_PANELS = f"""
+_PANELS = """
 define void @panels(ptr %x, ptr %w, ptr %out, i64 %width, i64 %depth, ptr %blocks, i64 %num_blocks,
-                    i64 %first, i64 %end) {{
+                    i64 %first, i64 %end) {
 entry:
   br label %panel
 panel:
   %p = phi i64 [%first, %entry], [%p.next, %panel.done]
   %w.at = getelementptr ptr, ptr %w, i64 %p
   %w.panel = load ptr, ptr %w.at
-  %column = mul i64 %p, {PANEL_WIDTH}
+  %column = mul i64 %p, WIDTH
   br label %block
 block:
   %b = phi i64 [0, %panel], [%b.next, %block]
@@ -79,7 +76,7 @@ panel.done:
   br i1 %p.more, label %panel, label %done
 done:
   ret void
-}}
+}
 """
 
 # A ticket is (number of the job << 32) + chunks not yet taken. Who has taken one may read the job's numbers:
@@ -171,9 +168,12 @@ over:
 """.replace("TURNS", str(_TURNS - 1))
 
 
-def make_code() -> str:
-    """Return the module's text."""
-    kernels = [_kernel(rows, lines) for rows, lines in product(range(1, MAX_BLOCK_ROWS + 1), LINES)]
+def make_code(lanes: int) -> str:
+    """Return the module's text, for vectors of so many floats."""
+    kernels = [
+        _kernel(rows, quarters, lanes)
+        for rows, quarters in product(range(1, MAX_BLOCK_ROWS[lanes] + 1), QUARTERS)
+    ]
     places = [
         (name, f"  %{name}.at = getelementptr i8, ptr %job, i64 {PARAMETERS + 8 * place}\n")
         for place, name in enumerate(_PARAMETERS)
@@ -183,23 +183,27 @@ def make_code() -> str:
     arguments = ", ".join(f"{_type(name)} %{name}" for name in _PARAMETERS)
     share = _SHARE.replace("{load}", load)
     multiply = _MULTIPLY.replace("{arguments}", arguments).replace("{store}", store)
-    return "\n".join((_HEAD, *kernels, _PANELS, share, multiply, _HELP))
+    code = "\n".join((_HEAD, *kernels, _PANELS, share, multiply, _HELP))
+    replaced = {"VECTOR": f"<{lanes} x float>", "LANES": str(lanes), "WIDTH": str(VECTORS * lanes)}
+    for word, text in replaced.items():
+        code = code.replace(word, text)
+    return code
 
 
-def kernel_name(num_rows: int, num_lines: int) -> str:
+def kernel_name(num_rows: int, num_quarters: int) -> str:
     """Return the name of a kernel."""
-    return f"rows{num_rows}_{num_lines}"
+    return f"rows{num_rows}_{num_quarters}"
 
 
 def _type(name: str) -> str:
     return "ptr" if name in ("x", "w", "out", "blocks") else "i64"
 
 
-def _kernel(num_rows: int, num_lines: int) -> str:
+def _kernel(num_rows: int, num_quarters: int, lanes: int) -> str:
     sums = list(product(range(num_rows), range(VECTORS)))
     return "\n".join(
         (
-            f"define void @{kernel_name(num_rows, num_lines)}"
+            f"define void @{kernel_name(num_rows, num_quarters)}"
             "(ptr %x, ptr %w, ptr %out, i64 %width, i64 %depth, ptr %ahead) {",
             "entry:",
             *(f"  %row{row} = mul i64 %depth, {row}" for row in range(num_rows)),
@@ -207,18 +211,18 @@ def _kernel(num_rows: int, num_lines: int) -> str:
             "loop:",
             "  %k = phi i64 [0, %entry], [%k.next, %loop]",
             *(
-                f"  %sum{row}.{half}.0 = phi {_VECTOR} [zeroinitializer, %entry], "
+                f"  %sum{row}.{half}.0 = phi VECTOR [zeroinitializer, %entry], "
                 f"[%sum{row}.{half}.{UNROLLED}, %loop]"
                 for row, half in sums
             ),
-            *_ask_ahead(num_lines),
-            f"  %w.k = mul i64 %k, {PANEL_WIDTH}",
-            *(line for step in range(UNROLLED) for line in _step(step, num_rows)),
+            *_ask_ahead(num_quarters * VECTORS * lanes * FLOAT_BYTES // LINE_BYTES),
+            "  %w.k = mul i64 %k, WIDTH",
+            *(line for step in range(UNROLLED) for line in _step(step, num_rows, lanes)),
             f"  %k.next = add i64 %k, {UNROLLED}",
             "  %k.more = icmp ult i64 %k.next, %depth",
             "  br i1 %k.more, label %loop, label %done",
             "done:",
-            *(line for row, half in sums for line in _store(row, half)),
+            *(line for row, half in sums for line in _store(row, half, lanes)),
             "  ret void",
             "}",
         )
@@ -236,14 +240,14 @@ def _ask_ahead(num_lines: int) -> list[str]:
     return lines
 
 
-def _step(step: int, num_rows: int) -> list[str]:
+def _step(step: int, num_rows: int, lanes: int) -> list[str]:
     """One step of K: sum += x[row, k] * w[k], for all rows and both vectors of the panel."""
     lines = []
     for half in range(VECTORS):
         lines += [
-            f"  %w{step}.{half}.k = add i64 %w.k, {step * PANEL_WIDTH + half * LANES}",
+            f"  %w{step}.{half}.k = add i64 %w.k, {(step * VECTORS + half) * lanes}",
             f"  %w{step}.{half}.at = getelementptr float, ptr %w, i64 %w{step}.{half}.k",
-            f"  %w{step}.{half} = load {_VECTOR}, ptr %w{step}.{half}.at, align 32",
+            f"  %w{step}.{half} = load VECTOR, ptr %w{step}.{half}.at, align {lanes * FLOAT_BYTES}",
         ]
     lines.append(f"  %k{step} = add i64 %k, {step}")
     for row in range(num_rows):
@@ -252,22 +256,22 @@ def _step(step: int, num_rows: int) -> list[str]:
             f"  {x}.k = add i64 %row{row}, %k{step}",
             f"  {x}.at = getelementptr float, ptr %x, i64 {x}.k",
             f"  {x} = load float, ptr {x}.at, align 4",
-            f"  {x}.one = insertelement {_VECTOR} poison, float {x}, i32 0",
-            f"  {x}.all = shufflevector {_VECTOR} {x}.one, {_VECTOR} poison, <{LANES} x i32> zeroinitializer",
+            f"  {x}.one = insertelement VECTOR poison, float {x}, i32 0",
+            f"  {x}.all = shufflevector VECTOR {x}.one, VECTOR poison, <LANES x i32> zeroinitializer",
         ]
         lines += [
-            f"  %sum{row}.{half}.{step + 1} = call {_VECTOR} @llvm.fma.v{LANES}f32("
-            f"{_VECTOR} {x}.all, {_VECTOR} %w{step}.{half}, {_VECTOR} %sum{row}.{half}.{step})"
+            f"  %sum{row}.{half}.{step + 1} = call VECTOR @llvm.fma.vLANESf32("
+            f"VECTOR {x}.all, VECTOR %w{step}.{half}, VECTOR %sum{row}.{half}.{step})"
             for half in range(VECTORS)
         ]
     return lines
 
 
-def _store(row: int, half: int) -> list[str]:
+def _store(row: int, half: int, lanes: int) -> list[str]:
     out = f"%out{row}.{half}"
     return [
         f"  {out}.row = mul i64 %width, {row}",
-        f"  {out}.column = add i64 {out}.row, {half * LANES}",
+        f"  {out}.column = add i64 {out}.row, {half * lanes}",
         f"  {out}.at = getelementptr float, ptr %out, i64 {out}.column",
-        f"  store {_VECTOR} %sum{row}.{half}.{UNROLLED}, ptr {out}.at, align 4",
+        f"  store VECTOR %sum{row}.{half}.{UNROLLED}, ptr {out}.at, align 4",
     ]
