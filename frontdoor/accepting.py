@@ -38,7 +38,6 @@ from spool import CorruptRequest, Request, SamplingParams, SpoolError, SpoolFull
 from spool.sampling_fields import make_params
 
 LONG_TEXT_BYTES = 8192  # about 2 ms of tokenizing; longer texts must not hold up other clients
-PREPARE_SECONDS = 0.005  # after a request is in the spool: first its client hears of it
 RANDOM_SEED_BITS = 53  # survives JSON readers that keep numbers as doubles
 Prompt = tuple[str | None, Sequence[int], tuple[int, ...] | None]  # text, token ids, literals of a Request
 
@@ -113,7 +112,7 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
     submit = partial(front.spool.submit, request)
     if key is not None:
         submit = partial(submit, idempotency_key=key, body_hash=hash_body(draft.sampling))
-    request_id = await _submit(front, submit)
+    request_id = await _call_spool(front, submit)
     front.forecast.look()
     if request_id != request.id:
         log.info("request %s is asked for again (X-Request-Id %s)", request_id, caller.http_id)
@@ -255,14 +254,6 @@ def _room(context: ContextLength, draft: Draft, num_prompt_tokens: int) -> int:
     return context.max_tokens - num_prompt_tokens
 
 
-async def _submit(front: FrontDoor, submit: Callable[[], str]) -> str:
-    if front.settings.spool_durability == "process":
-        request_id = await _call_spool(front, submit)
-        asyncio.get_running_loop().call_later(PREPARE_SECONDS, front.spool.prepare)
-        return request_id
-    return await _call_spool(front, partial(_submit_and_prepare, front, submit))
-
-
 async def _call_spool(front: FrontDoor, call: Callable[[], str]) -> str:
     """Ask the spool; its exceptions become the client's."""
     try:
@@ -279,14 +270,6 @@ async def _call_spool(front: FrontDoor, call: Callable[[], str]) -> str:
         if error.code == IdempotencyConflict.code:
             raise IdempotencyConflict from error
         raise FrontDoorError(f"the request cannot be taken: {error}") from error
-
-
-def _submit_and_prepare(front: FrontDoor, submit: Callable[[], str]) -> str:
-    """Submit, then make the file for the next request in the same thread: this may wait for the disk, too."""
-    try:
-        return submit()
-    finally:
-        front.spool.prepare()
 
 
 def _unavailable(front: FrontDoor, error: SpoolUnavailable) -> FrontDoorError:

@@ -62,7 +62,6 @@ class FrontDoor:
     def start(self) -> None:
         """Begin to listen; needs the running event loop."""
         self.listener.start()
-        self.spool.prepare()
         self.workers.submit(self.tokenizer.hasten)
 
     def stop(self) -> None:
@@ -70,7 +69,6 @@ class FrontDoor:
         self.leavers.stop()
         self.listener.stop()
         self.workers.shutdown(wait=False, cancel_futures=True)
-        self.spool.close()
 
 
 def front_door(http: Request) -> FrontDoor:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import stat
 from pathlib import Path
 
@@ -97,6 +98,10 @@ class SpoolFolder:
     def request(self, id: str) -> str:
         """Where the file of an answered request lies. The id must have been checked."""
         return join(self.asked, f"{id}.json")
+
+    def temporary(self) -> str:
+        """Make up a path for a file that is being written; nobody else has it."""
+        return join(self.tmp, f"{os.getpid()}-{secrets.token_hex(8)}")
 
 
 def list_names(folder: Path, fs: FileSystem) -> list[str]:

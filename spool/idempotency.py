@@ -14,8 +14,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +97,7 @@ class Keys:
 
     def take(self, path: Path, record: KeyRecord) -> KeyRecord:
         """Make the record the one that counts, or return the one that does; sure to stay. Raises OSError."""
-        temporary = self._folder.tmp / f"{os.getpid()}-{secrets.token_hex(8)}"
+        temporary = self._folder.temporary()
         try:
             self._fs.write_new(temporary, record.to_json(), is_synced=self._is_synced)
             self._fs.link(temporary, path)

@@ -29,7 +29,6 @@ from spool.fsio import FileSystem, NotPlainFile, join
 from spool.idempotency import KeyRecord, Keys, check_same, hash_body
 from spool.messages import Request, Result
 from spool.names import EntryName, NameClock, check_id, is_entry_name
-from spool.spares import SpareFiles
 from spool.token_log import TokenLogReader
 from spool.write_trouble import WriteTrouble
 
@@ -59,7 +58,6 @@ class Spool:
         self.admission = admission
         self.clock = NameClock()
         self._keys = Keys(folder, fs, is_synced=is_synced)
-        self._spares = SpareFiles(folder.tmp, fs)
         self._trouble = WriteTrouble(folder, fs, is_synced=is_synced)
 
     @classmethod
@@ -128,14 +126,6 @@ class Spool:
         """Raise SpoolUnavailable where no request would be accepted now, however small."""
         self.admission.check_disk()
         self._trouble.check()
-
-    def prepare(self) -> None:
-        """Make the file that the next request is written to, while nobody waits for it."""
-        self._spares.make()
-
-    def close(self) -> None:
-        """Remove what `prepare` made; nothing else is held, and this object can be used on."""
-        self._spares.remove()
 
     def cancel(self, id: str) -> bool:
         """Ask for a request to be stopped. False when there is nothing to stop: unknown or done."""
@@ -289,9 +279,9 @@ class Spool:
         A shared name is that of a key: whoever links it first publishes for all, and nobody may take it
         back, because another may have told its client already.
         """
-        temporary = None
+        temporary = self.folder.temporary()
         try:
-            temporary = self._spares.write(data, is_synced=self.is_synced)
+            self.fs.write_new(temporary, data, is_synced=self.is_synced)
             self.fs.link(temporary, join(self.folder.incoming, name.waiting))
             if self.is_synced:
                 self.fs.sync_folder(self.folder.incoming)
@@ -302,9 +292,8 @@ class Spool:
                 self._withdraw(name)
             raise SpoolUnavailable.from_os_error("accept a request", error) from error
         finally:
-            if temporary is not None:
-                with contextlib.suppress(OSError):
-                    self.fs.unlink(temporary)
+            with contextlib.suppress(OSError):
+                self.fs.unlink(temporary)
 
     def _withdraw(self, name: EntryName) -> None:
         """Undo a submit that failed half way. Where rank 0 was quicker, nobody waits for the answer."""

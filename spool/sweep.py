@@ -22,7 +22,6 @@ from spool.errors import CorruptRequest, system_trouble
 from spool.fsio import join
 from spool.idempotency import Keys
 from spool.names import id_of, is_entry_name, is_id
-from spool.spares import is_orphan
 from spool.spool import Spool
 
 STALE_SECONDS = 3600.0  # nothing is being written for that long
@@ -172,8 +171,7 @@ class _Broom:
         return is_stale and self._fs.unlink(path)
 
     def remove_temporary(self, path: Path) -> bool:
-        is_spare = is_orphan(path.name, self._fs.stat(path).st_size, self._fs)
-        return (is_spare or self._is_old(path, STALE_SECONDS)) and self._fs.unlink(path)
+        return self._is_old(path, STALE_SECONDS) and self._fs.unlink(path)
 
     def remove_bad(self, path: Path) -> bool:
         if not self._is_old(path, self._retention_seconds):

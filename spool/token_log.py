@@ -143,10 +143,6 @@ class TokenLogWriter:
         if self.next_index != fresh[-1].index + 1:
             raise SpoolUnavailable("cannot append to a token log: disk full", code="disk_full", status=507)
 
-    def is_lost(self) -> bool:
-        """Whether someone deleted the log under our hands."""
-        return self._fs.is_open_file_deleted(self._fd)
-
     def close(self) -> None:
         """Close the file; the log stays."""
         if self._fd >= 0:

@@ -301,7 +301,7 @@ def test_ready_means_that_requests_are_accepted(tmp_path: Path, monkeypatch: pyt
             def refuse(*_: object, **__: object) -> None:
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-            failing.setattr("spool.fsio.FileSystem.fill", refuse)
+            failing.setattr("spool.fsio.FileSystem.write_new", refuse)
             assert service.http.post("/generate", json={"prompt": "hi"}).status_code == 503
             answer = service.http.get("/readyz")
             assert (answer.status_code, answer.json()["status"]) == (503, "read_only")

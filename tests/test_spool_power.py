@@ -143,10 +143,6 @@ class PowerMachine(RuleBasedStateMachine):
         self.finished.pop(id, None)
         self.shown.pop(id, None)
 
-    @rule(trouble=troubles)
-    def prepare(self, trouble: Trouble) -> None:
-        self._try(self.door_fs, trouble, self.door.prepare)
-
     @rule(name=st.sampled_from(PROMPT_FILES), is_synced=st.booleans())
     def drop_by_hand(self, name: str, is_synced: bool) -> None:
         incoming = self.door.folder.incoming
