@@ -294,7 +294,7 @@ def from_http_exception(exception: HTTPException, path: str) -> FrontDoorError:
 
 
 def install_error_handler(app: FastAPI) -> None:
-    """Make every exception below the outermost middleware an answer in its API's shape."""
+    """Make every exception of ours and of the router an answer in its API's shape; Edge has the others."""
 
     async def handle(http: Request, exception: Exception) -> Response:
         path = http.scope["path"]
@@ -306,9 +306,8 @@ def install_error_handler(app: FastAPI) -> None:
             return response
         if isinstance(exception, RequestValidationError):
             return error_response(InvalidRequest("the path or query is not valid"), path)
-        # What is of no kind of ours is raised further by starlette, to the outermost layer, which logs it.
-        known = exception if isinstance(exception, FrontDoorError) else internal_error()
-        return error_response(known, path)
+        assert isinstance(exception, FrontDoorError)
+        return error_response(exception, path)
 
-    for kind in (FrontDoorError, HTTPException, RequestValidationError, Exception):
+    for kind in (FrontDoorError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, handle)

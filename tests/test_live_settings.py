@@ -97,7 +97,6 @@ def test_the_front_door_follows(settings: Settings, key: str) -> None:
     assert look(app.state.front_door) != wanted
     DoorSettings(app).on_settings({key: value})
     assert look(app.state.front_door) == wanted
-    app.state.front_door.spool.close()
 
 
 def make_engine(settings: Settings) -> Engine:
