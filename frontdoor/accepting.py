@@ -19,22 +19,12 @@ from typing import Any
 from msgspec.structs import replace
 
 from config.context_length import ContextLength
-from frontdoor.errors import (
-    ContextLengthExceeded,
-    FrontDoorError,
-    IdempotencyConflict,
-    InvalidRequest,
-    ModelNotFound,
-    NotFound,
-    Overloaded,
-    QueueFull,
-    RingDown,
-)
+from frontdoor.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, NotFound, RingDown
 from frontdoor.lookup import find
 from frontdoor.schemas import Message, SamplingFields
 from frontdoor.state import Caller, FrontDoor
 from prompts.tokenizer import EffortRefused, MessagesRefused
-from spool import CorruptRequest, Request, SamplingParams, SpoolError, SpoolFull, SpoolUnavailable
+from spool import Request, SamplingParams, SpoolFull, SpoolUnavailable
 from spool.sampling_fields import make_params
 
 LONG_TEXT_BYTES = 8192  # about 2 ms of tokenizing; longer texts must not hold up other clients
@@ -83,7 +73,7 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
     """Put the draft into the spool, or find the request that its Idempotency-Key belongs to.
 
     Raises:
-        FrontDoorError: refused; nothing was accepted.
+        ServiceError: refused; nothing was accepted.
     """
     earlier = await _find_earlier(front, draft, caller)
     if earlier is not None:
@@ -147,12 +137,7 @@ async def _find_earlier(front: FrontDoor, draft: Draft, caller: Caller) -> str |
 
 def _earlier(front: FrontDoor, request_id: str) -> Accepted:
     """Attach to the request that came first under this Idempotency-Key."""
-    try:
-        found = find(front.spool, request_id)
-    except SpoolUnavailable as error:
-        raise _unavailable(front, error) from error
-    except CorruptRequest as error:
-        raise FrontDoorError("the result of this Idempotency-Key's request is damaged") from error
+    found = find(front.spool, request_id)
     if found is None:
         raise NotFound(
             "the result of this Idempotency-Key's request was just removed (RESULT_RETENTION_HOURS, "
@@ -255,28 +240,12 @@ def _room(context: ContextLength, draft: Draft, num_prompt_tokens: int) -> int:
 
 
 async def _call_spool(front: FrontDoor, call: Callable[[], str]) -> str:
-    """Ask the spool; its exceptions become the client's."""
+    """Ask the spool; where it takes nothing now, say when it may."""
     try:
         if front.settings.spool_durability == "process":
             return call()
         # fsync takes milliseconds, sometimes a tenth of a second
         return await asyncio.get_running_loop().run_in_executor(front.workers, call)
-    except SpoolFull as error:
-        retry_seconds = front.forecast.retry_after_seconds()
-        raise QueueFull(str(error), retry_seconds=retry_seconds) from error
-    except SpoolUnavailable as error:
-        raise _unavailable(front, error) from error
-    except SpoolError as error:
-        if error.code == IdempotencyConflict.code:
-            raise IdempotencyConflict from error
-        raise FrontDoorError(f"the request cannot be taken: {error}") from error
-
-
-def _unavailable(front: FrontDoor, error: SpoolUnavailable) -> FrontDoorError:
-    code = "overloaded" if error.code == "spool_unavailable" else error.code
-    return Overloaded(
-        f"the request cannot be taken now: {error}",
-        status=error.status,
-        code=code,
-        retry_seconds=front.forecast.retry_after_seconds(),
-    )
+    except (SpoolFull, SpoolUnavailable) as error:
+        error.retry_seconds = front.forecast.retry_after_seconds()
+        raise

@@ -13,8 +13,9 @@ from fastapi import Request as HttpRequest
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
+from config.errors import ServiceError
 from frontdoor.accepting import Accepted
-from frontdoor.errors import FrontDoorError, GenerationFailed, GenerationTimeout
+from frontdoor.errors import GenerationFailed, GenerationTimeout
 from frontdoor.events import (
     COMMENT_END,
     COMMENT_SECONDS,
@@ -44,7 +45,7 @@ class Renderer(Protocol):
 
     def done(self, result: Result) -> bytes: ...
 
-    def error(self, error: FrontDoorError) -> bytes: ...
+    def error(self, error: ServiceError) -> bytes: ...
 
 
 async def wait_for_result(front: FrontDoor, http: HttpRequest, accepted: Accepted) -> Result:

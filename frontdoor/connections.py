@@ -31,13 +31,15 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from config.errors import ServiceError
 from frontdoor.errors import (
     BadHttp,
-    FrontDoorError,
     HeadersTooLarge,
     HeadersTooSlow,
     TooManyConnections,
+    body_of,
     error_response,
+    headers_of,
 )
 from frontdoor.events import to_json
 from spool import make_id
@@ -215,14 +217,14 @@ class Connection(HttpToolsProtocol):
             self._have_headers()
             self.transport.close()
 
-    def _refuse(self, error: FrontDoorError) -> None:
+    def _refuse(self, error: ServiceError) -> None:
         """Answer and close, without any of what serves requests."""
         self._have_headers()
         if self.transport.is_closing():
             return
-        body = to_json(error.body()).encode()
+        body = to_json(body_of(error)).encode()
         headers = {
-            **error.headers,
+            **headers_of(error),
             "content-type": "application/json",
             "content-length": str(len(body)),
             "x-request-id": make_id(),
@@ -236,7 +238,7 @@ class Connection(HttpToolsProtocol):
 async def _turn_away(scope: Scope, receive: Receive, send: Send) -> None:
     """The app that is served at the limit."""
     response = error_response(TooManyConnections(), scope["path"])
-    response.headers["x-request-id"] = make_id()
+    response.headers.update({"x-request-id": make_id(), "connection": "close"})
     await response(scope, receive, send)
 
 

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from config.errors import SOON_SECONDS
 from frontdoor.ring_status import RingStatus
 from spool import EntryName, Spool
 
 WINDOW_SECONDS = 60.0
 MAX_STRETCH_SECONDS = 5.0  # between two looks; in a longer one the ring may have been idle
 MAX_LISTING_AGE_SECONDS = 1.0
-DEFAULT_RETRY_SECONDS = 2
 MAX_RETRY_SECONDS = 120
 RETRY_SHARE = 0.1  # of the queue: all who were refused come back together, so one free place is not enough
 
@@ -120,7 +120,7 @@ class Forecast:
         self.look()
         rate = self._meter.requests_per_second()
         if rate is None:
-            return DEFAULT_RETRY_SECONDS
+            return SOON_SECONDS
         num_waiting = _number(_mapping(self._ring_status.ring().get("queue")).get("num_waiting"))
         return math.ceil(min(max(1.0, num_waiting * RETRY_SHARE) / rate, MAX_RETRY_SECONDS))
 

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from frontdoor.errors import FrontDoorError, NotFound, Overloaded
+from frontdoor.errors import NotFound
 from spool import CorruptRequest, Request, Result, Spool, SpoolUnavailable, State
 from spool.admission import MAX_REQUEST_BYTES
 from spool.fsio import NotPlainFile
@@ -37,17 +37,12 @@ def find_owned(spool: Spool, text: str, *, owner: str) -> Found:
 
     Raises:
         NotFound: no id, unknown, or another key's.
-        Overloaded, FrontDoorError: the disk does not let us look.
+        SpoolUnavailable, CorruptRequest: the disk does not let us look.
     """
     match = _ID.fullmatch(text)
     if match is None:
         raise unknown()
-    try:
-        found = find(spool, match[1])
-    except SpoolUnavailable as error:
-        raise Overloaded(f"the request cannot be looked up now: {error}") from error
-    except CorruptRequest as error:
-        raise FrontDoorError("the result of this request is damaged") from error
+    found = find(spool, match[1])
     if found is None or not may_see(found, owner):
         raise unknown()
     return found

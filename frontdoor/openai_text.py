@@ -7,8 +7,9 @@ of routes.
 
 from typing import Any
 
+from config.errors import ServiceError
 from frontdoor.accepting import Accepted
-from frontdoor.errors import Cancelled, FrontDoorError, InvalidRequest
+from frontdoor.errors import Cancelled, InvalidRequest, body_of
 from frontdoor.events import data_frame, to_json
 from frontdoor.schemas import OpenAIFields, StreamOptions
 from frontdoor.state import FrontDoor
@@ -87,7 +88,7 @@ class ChunkRenderer:
         return opening + self._text("".join(record.text for record in records))
 
     def reset(self) -> bytes:
-        return self.error(FrontDoorError("tokens that were shown are lost from the log; ask again"))
+        return self.error(ServiceError("tokens that were shown are lost from the log; ask again"))
 
     def done(self, result: Result) -> bytes:
         if result.finish_reason == "cancelled":
@@ -100,8 +101,8 @@ class ChunkRenderer:
             frames.append(data_frame(to_json({**self._head, "choices": [], "usage": usage_of(result)})))
         return b"".join(frames) + DONE_FRAME
 
-    def error(self, error: FrontDoorError) -> bytes:
-        return data_frame(to_json(error.body()))
+    def error(self, error: ServiceError) -> bytes:
+        return data_frame(to_json(body_of(error)))
 
     def _open(self) -> bytes:
         choice = None if self._is_open else self.opening()

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from frontdoor.errors import FrontDoorError
 from spool import (
     Doorbell,
     LogCut,
@@ -34,7 +33,7 @@ class Watch:
         self.log_reader = log_reader
         self.records: list[TokenRecord] = []
         self.result: Result | None = None
-        self.failure: FrontDoorError | None = None
+        self.failure: SpoolError | None = None
         self.is_reset = False
         self.is_client_gone = False
         self.is_unreadable = False
@@ -141,7 +140,7 @@ class Listener:
             watch.is_unreadable = True
         except SpoolError as error:
             log.warning("cannot read the answer of request %s: %s", watch.request_id, error)
-            watch.failure = FrontDoorError("the answer cannot be read; the log has the details")
+            watch.failure = error
         if watch.result is not None or watch.records or watch.failure is not None:
             watch.wake()
 

@@ -112,4 +112,4 @@ class Keys:
 def check_same(record: KeyRecord, body_hash: str) -> None:
     """Raise IdempotencyConflict when the key was used for something else."""
     if record.body_hash != body_hash:
-        raise IdempotencyConflict("the idempotency key was used for a request with another body")
+        raise IdempotencyConflict("this Idempotency-Key was used for a request that asked for something else")

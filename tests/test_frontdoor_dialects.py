@@ -14,8 +14,9 @@ from fastapi import Request
 from frontdoor.app import make_app
 from frontdoor.bodies import read_json
 from frontdoor.dialects import api_not_served, error_body
-from frontdoor.errors import FrontDoorError, IdempotencyConflict, Overloaded, QueueFull, error_response
+from frontdoor.errors import GenerationTimeout, RingDown, error_response, headers_of
 from frontdoor.schemas import ChatBody
+from spool import IdempotencyConflict
 from tests.frontdoor_service import Service, make_settings, running_service, serving_app
 
 ANTHROPIC = ("/v1/messages", "/v1/messages/count_tokens", "/v1/messages/batches/x")
@@ -135,20 +136,12 @@ def test_anthropics_types_follow_the_status(status: int, kind: str) -> None:
 
 def test_headers_of_an_error_stay(service: Service) -> None:
     """Retry-After and its like are the same in every dialect."""
-    errors: list[FrontDoorError] = [
-        QueueFull("full", retry_seconds=7),
-        Overloaded("x"),
-        IdempotencyConflict(),
-    ]
+    errors = [RingDown("x"), IdempotencyConflict("x"), GenerationTimeout("a" * 32, 1.0)]
     for path in (*ANTHROPIC, *OLLAMA, "/generate"):
         for error in errors:
-            assert (
-                dict(error.headers).items()
-                <= {
-                    name.title() if name == "retry-after" else name: value
-                    for name, value in error_response(error, path).headers.items()
-                }.items()
-            )
+            assert {name.lower(): value for name, value in headers_of(error).items()}.items() <= dict(
+                error_response(error, path).headers
+            ).items()
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/api/chat"])
