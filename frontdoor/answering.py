@@ -6,7 +6,7 @@ starts the grace time; one that waits too long gets a time-out while its request
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Protocol
 
 from fastapi import Request as HttpRequest
@@ -100,9 +100,8 @@ async def _watching(
     front: FrontDoor, accepted: Accepted, receive: Receive, *, with_tokens: bool
 ) -> AsyncGenerator[Watch, None]:
     """Follow a request while its client is there; then count its answer, or start the grace time."""
-    attached = nullcontext() if accepted.is_first else front.leavers.attached(accepted.id)
     with (
-        attached,
+        front.leavers.attached(accepted.id, is_new=accepted.is_first),
         front.listener.watch(accepted.id, with_tokens=with_tokens) as watch,
         _told_of_leaving(watch, receive),
     ):

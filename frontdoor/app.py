@@ -30,7 +30,6 @@ from frontdoor import (
     page,
     requests,
 )
-from frontdoor.attendance import Attendance
 from frontdoor.auth import Gate, Keys
 from frontdoor.dialects import NOT_SERVED
 from frontdoor.edge import Edge
@@ -45,7 +44,7 @@ from frontdoor.ring_status import RingStatus
 from frontdoor.state import FrontDoor
 from frontdoor.waiting import Listener
 from prompts.tokenizer import load_tokenizer
-from spool import Spool, SpoolError
+from spool import Spool
 
 NUM_WORKERS = 8
 ROOMS = (page, health, metrics, generate, requests, openai_chat, openai_completions, openai_models)
@@ -98,32 +97,20 @@ def make_front_door(settings: Settings) -> FrontDoor:
         max_bytes=settings.max_queue_mb * 2**20,
     )
 
-    model_folder, ring_status = settings.model_dir, RingStatus(settings.run_dir)
-
-    def cancel(request_id: str) -> None:
-        try:
-            if spool.cancel(request_id):
-                log.info("request %s is cancelled: its client left", request_id)
-        except SpoolError as error:
-            log.warning("request %s, whose client left, cannot be cancelled: %s", request_id, error)
-
+    ring_status = RingStatus(settings.run_dir)
     return FrontDoor(
         settings=settings,
         model_name=settings.model_name,
         spool=spool,
         tokenizer=load_tokenizer(settings),
         listener=Listener(spool, poll_interval_seconds=settings.poll_interval),
-        leavers=Leavers(
-            cancel,
-            grace_seconds=settings.disconnect_grace_seconds,
-            attendance=Attendance(settings.run_dir / "attended"),
-        ),
+        leavers=Leavers(spool, grace_seconds=settings.disconnect_grace_seconds),
         ring_status=ring_status,
         forecast=Forecast(spool, ring_status),
         latencies=Latencies(),
         workers=ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="front-door"),
         started_unix=time.time(),
-        model_tokens=read_model_tokens(model_folder),
+        model_tokens=read_model_tokens(settings.model_dir),
     )
 
 

@@ -7,7 +7,7 @@ files, not HTTP: what becomes of the news is the business of who holds the watch
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from spool import (
@@ -79,8 +79,9 @@ class Listener:
         self._rescan: asyncio.TimerHandle | None = None
         self._bell: Doorbell | None = None
 
-    def start(self) -> None:
+    def start(self, on_rescan: Callable[[], None] = lambda: None) -> None:
         """Begin to listen, in the running event loop."""
+        self._also = on_rescan
         self._bell = self._spool.listen(make_door_name())
         asyncio.get_running_loop().add_reader(self._bell.fileno(), self._on_bell)
 
@@ -156,5 +157,6 @@ class Listener:
 
     def _on_rescan(self) -> None:
         self._rescan = None
+        self._also()
         self._look()
         self._schedule_rescan()

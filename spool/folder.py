@@ -7,7 +7,7 @@
     tmp/               files being written; incoming/ requests waiting; active/ requests claimed
     stream/{id}        token logs; done/{id}.json results; asked/{id}.json what was asked, kept as long
     bad/               what did not belong here
-    cancel/{id}        markers; idem/ idempotency keys; bell/ doorbells
+    cancel/            wishes to stop (names.py); idem/ idempotency keys; bell/ doorbells
 
 All of it is one local file system, folder 0700, files 0600. Renames and links between the folders are what
 makes every step of a request atomic, so network file systems (locks and renames that are not) and FAT (no

@@ -33,7 +33,7 @@ from spool.doorbell import DOOR_PREFIX, RANK0, Doorbell, ring_all
 from spool.errors import CorruptRequest, SpoolLocked, SpoolUnavailable, system_trouble
 from spool.fsio import NotPlainFile, join
 from spool.messages import Request, Result
-from spool.names import EntryName, check_id, is_entry_name, is_id, judge
+from spool.names import EntryName, check_id, is_due, is_entry_name, judge, marked_id
 from spool.quarantine import Quarantine
 from spool.results import ResultWriter, make_failed
 from spool.spool import Spool
@@ -189,13 +189,16 @@ class SpoolOwner:
         return self._claims[name.id]
 
     def cancelled(self) -> set[str]:
-        """The ids that someone wants stopped, claimed or not."""
-        return {name for name in self.spool.names(self._folder.cancel) if is_id(name)}
+        """The ids that someone wants stopped by now, claimed or not."""
+        now_ns = time.time_ns()
+        return {marked_id(name) for name in self.spool.names(self._folder.cancel) if is_due(name, now_ns)}
 
     def clear_cancel(self, id: str) -> None:
-        """Forget a wish to stop; `complete` does it too."""
-        with contextlib.suppress(OSError):
-            self._fs.unlink(join(self._folder.cancel, check_id(id)))
+        """Forget all wishes to stop a request; `complete` does it too."""
+        with contextlib.suppress(OSError, SpoolUnavailable):
+            for name in self.spool.names(self._folder.cancel):
+                if marked_id(name) == id:
+                    self._fs.unlink(join(self._folder.cancel, name))
 
     def append_log(self, id: str, header: LogHeader | None = None) -> TokenLogWriter:
         """Open a request's token log for appending; `resumed` has the tokens that are in it already."""

@@ -28,7 +28,7 @@ from spool.folder import SpoolFolder, list_names, open_folder
 from spool.fsio import FileSystem, NotPlainFile, join
 from spool.idempotency import KeyRecord, Keys, check_same, hash_body
 from spool.messages import Request, Result
-from spool.names import EntryName, NameClock, check_id, is_entry_name
+from spool.names import EntryName, NameClock, check_id, is_entry_name, is_id, marked_id, marker_name
 from spool.token_log import TokenLogReader
 from spool.write_trouble import WriteTrouble
 
@@ -127,21 +127,36 @@ class Spool:
         self.admission.check_disk()
         self._trouble.check()
 
-    def cancel(self, id: str) -> bool:
-        """Ask for a request to be stopped. False when there is nothing to stop: unknown or done."""
+    def cancel(self, id: str, *, after_seconds: float = 0.0) -> bool:
+        """Ask for a request to be stopped, now or after a time in which `keep` takes that back.
+
+        False when there is nothing to stop: unknown or done.
+        """
         if self.state(id) not in ("waiting", "active"):
             return False
-        marker = self.folder.cancel / id
-        try:
+        moment = time.time_ns() + int(after_seconds * 1e9) if after_seconds > 0 else None
+        marker = self.folder.cancel / marker_name(id, moment)
+        with system_trouble("cancel a request"):
             with contextlib.suppress(FileExistsError):
                 self.fs.write_new(marker, b"", is_synced=False)
             if self.fs.exists(self.folder.result(id)):
                 self.fs.unlink(marker)
                 return False
-        except OSError as error:
-            raise SpoolUnavailable.from_os_error("cancel a request", error) from error
-        ring(self.folder.bell, RANK0, self.fs)
+        if moment is None:
+            ring(self.folder.bell, RANK0, self.fs)
         return True
+
+    def ending_later(self) -> set[str]:
+        """The ids that are to be stopped at a later time. Raises SpoolUnavailable."""
+        return {marked_id(name) for name in self.names(self.folder.cancel) if not is_id(name)}
+
+    def keep(self, id: str) -> bool:
+        """Take back that a request be stopped later; False where nobody had asked for it."""
+        markers = [name for name in self.names(self.folder.cancel) if name != id and marked_id(name) == id]
+        with system_trouble("keep a request"):
+            for name in markers:
+                self.fs.unlink(join(self.folder.cancel, name))
+        return bool(markers)
 
     def state(self, id: str) -> State | None:
         """Where a request is; None when it is unknown (or so old that its result was removed)."""

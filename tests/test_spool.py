@@ -200,6 +200,24 @@ def test_submit_and_owner_ring_each_other(spool: Spool, owner: SpoolOwner) -> No
     assert RANK0 not in os.listdir(spool.folder.bell)
 
 
+def test_a_request_may_be_stopped_later_unless_that_is_taken_back(spool: Spool, owner: SpoolOwner) -> None:
+    """The moment is in the spool, so that it comes whoever dies; to stop at once cannot be taken back."""
+    kept, later, now = submit(spool), submit(spool), submit(spool)
+    for request in (kept, later):
+        assert spool.cancel(request.id, after_seconds=0.05)
+    spool.cancel(now.id)
+    assert spool.keep(kept.id)
+    assert not spool.keep(kept.id)
+    assert not spool.keep(now.id)
+    assert (owner.cancelled(), spool.ending_later()) == ({now.id}, {later.id})
+    time.sleep(0.06)
+    assert owner.cancelled() == {now.id, later.id}
+    for claim in owner.claim(9):
+        owner.complete(claim, answer(claim.request))
+    assert os.listdir(spool.folder.cancel) == []
+    assert not spool.cancel(later.id, after_seconds=9)
+
+
 def test_epoch_grows_over_lives_and_after_damage(spool: Spool) -> None:
     """No two lives of the ring share an epoch, even when the file was lost to nonsense."""
     epochs = []
