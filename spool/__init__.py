@@ -3,9 +3,9 @@ answered.
 
 Front doors use `Spool` (submit, cancel, look up, follow tokens), rank 0 uses `SpoolOwner` (claim, complete,
 recover). Files: folder.py (where things lie, what may be a spool), names.py, messages.py (Request, Result),
-idempotency.py, token_log.py, doorbell.py (waking); for the owner claim.py, by_hand.py (prompt files),
-results.py, quarantine.py, sweep.py (age and room); errors.py, fsio.py (every system call). It never imports
-MLX and knows no HTTP.
+idempotency.py, token_log.py, doorbell.py (waking); for the owner lock.py, claim.py, by_hand.py (prompt
+files), results.py, quarantine.py, sweep.py (age and room); errors.py, fsio.py (every system call). It never
+imports MLX and knows no HTTP.
 """
 
 from spool.admission import DiskLimits

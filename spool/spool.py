@@ -152,6 +152,7 @@ class Spool:
 
     def keep(self, id: str) -> bool:
         """Take back that a request be stopped later; False where nobody had asked for it."""
+        check_id(id)
         markers = [name for name in self.names(self.folder.cancel) if name != id and marked_id(name) == id]
         with system_trouble("keep a request"):
             for name in markers:

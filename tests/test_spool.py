@@ -180,7 +180,13 @@ def test_cancel_leaves_a_marker_until_the_request_ends(spool: Spool, owner: Spoo
 @pytest.mark.parametrize("id", ["", "../../etc/passwd", "A" * 32, "0" * 31, "0" * 32 + "\n", "0" * 33])
 def test_id_that_is_none_of_ours_reaches_no_path(spool: Spool, owner: SpoolOwner, id: str) -> None:
     """Every door into the spool checks the id's pattern."""
-    calls: list[Callable[[str], object]] = [spool.state, spool.cancel, spool.read_result, spool.open_log]
+    calls: list[Callable[[str], object]] = [
+        spool.state,
+        spool.cancel,
+        spool.keep,
+        spool.read_result,
+        spool.open_log,
+    ]
     for call in [*calls, spool.position, owner.append_log, owner.clear_cancel]:
         with pytest.raises(ValueError, match="request id"):
             call(id)

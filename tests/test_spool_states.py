@@ -211,8 +211,8 @@ def _live(root: Path, durability: Durability, fs: MortalFileSystem, accepted: li
             owner.complete(claim, make_result(claim.request.id, [claim.attempt]))
         owner.sweep(time.time(), 3600.0)
     finally:
-        if owner._lock_fd is not None:
-            os.close(owner._lock_fd)
+        if owner._lock._fd is not None:
+            os.close(owner._lock._fd)
 
 
 @pytest.mark.parametrize("durability", ["power", "process"])
