@@ -14,7 +14,7 @@ from typing import Any
 
 from config.errors import SOON_SECONDS
 from frontdoor.ring_status import RingStatus
-from spool import EntryName, Spool
+from spool import Spool
 
 WINDOW_SECONDS = 60.0
 MAX_STRETCH_SECONDS = 5.0  # between two looks; in a longer one the ring may have been idle
@@ -97,23 +97,13 @@ class Forecast:
         self.look()
         now = time.monotonic()
         if is_exact or now - self._listed_at > MAX_LISTING_AGE_SECONDS:
-            self._places = {found: position for position, found in enumerate(self._waiting_ids())}
+            self._places = {found: position for position, found in enumerate(self._spool.waiting_ids())}
             self._listed_at = now
         position = self._places.get(request_id)
         if position is None:
             return None
         rate = self._meter.requests_per_second()
         return Place(position, None if rate is None else round((position + 1) / rate, 1))
-
-    def _waiting_ids(self) -> list[str]:
-        """The queue in order; a request that is worked on keeps its name in incoming/."""
-        folder = self._spool.folder
-        active, incoming = (
-            [name for name in map(EntryName.parse, sorted(self._spool.names(part))) if name is not None]
-            for part in (folder.active, folder.incoming)
-        )
-        claimed = {name.id for name in active}
-        return [name.id for name in incoming if name.id not in claimed]
 
     def retry_after_seconds(self) -> int:
         """Return when there will be room again for a good part of those who are refused now."""

@@ -30,44 +30,12 @@ FOLDERS = ("tmp", "incoming", "active", "stream", "done", "asked", "bad", "cance
 _FAT = frozenset({"exfat", "fat", "fuse.exfat", "msdos", "umsdos", "vfat"})
 _NETWORK = frozenset(
     {
-        "9p",
-        "acfs",
-        "afpfs",
-        "afs",
-        "beegfs",
-        "ceph",
-        "cifs",
-        "coda",
-        "davfs",
-        "ftp",
-        "fuse.ceph",
-        "fuse.davfs",
+        "9p", "acfs", "afpfs", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "ftp", "fuse.ceph",
+        "fuse.davfs", "fuse.gcsfuse", "fuse.glusterfs", "fuse.goofys", "fuse.grpcfuse", "fuse.rclone",
+        "fuse.s3fs", "fuse.sshfs", "glusterfs", "gpfs", "lustre", "macfuse", "ncpfs", "nfs", "nfs4", "ocfs2",
+        "osxfuse", "smb2", "smb3", "smbfs", "webdav",
     }
-    | {
-        "fuse.gcsfuse",
-        "fuse.glusterfs",
-        "fuse.goofys",
-        "fuse.grpcfuse",
-        "fuse.rclone",
-        "fuse.s3fs",
-        "fuse.sshfs",
-    }
-    | {
-        "glusterfs",
-        "gpfs",
-        "lustre",
-        "macfuse",
-        "ncpfs",
-        "nfs",
-        "nfs4",
-        "ocfs2",
-        "osxfuse",
-        "smb2",
-        "smb3",
-        "smbfs",
-    }
-    | {"webdav"}
-)
+)  # fmt: skip
 _MAX_NOTE_BYTES = 64
 _log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from spool.folder import SpoolFolder, list_names, open_folder
 from spool.fsio import FileSystem, NotPlainFile, join
 from spool.idempotency import KeyRecord, Keys, check_same, hash_body
 from spool.messages import Request, Result
-from spool.names import EntryName, NameClock, check_id, is_entry_name, is_id, marked_id, marker_name
+from spool.names import EntryName, NameClock, check_id, id_of, is_entry_name, is_id, marked_id, marker_name
 from spool.token_log import TokenLogReader
 from spool.write_trouble import WriteTrouble
 
@@ -220,11 +220,15 @@ class Spool:
         oldest_wait_s = max(0.0, (time.time_ns() - min(accepted_ns)) / 1e9) if accepted_ns else 0.0
         return Depth(len(sizes), num_active, sum(sizes.values()), oldest_wait_s)
 
+    def waiting_ids(self) -> list[str]:
+        """The queue in the order in which it is claimed. Raises SpoolUnavailable."""
+        return [id_of(name) for name in sorted(self.admission.waiting_names())]
+
     def position(self, id: str) -> int | None:
         """How many requests will be claimed before this one; None when it does not wait."""
         check_id(id)
-        waiting = sorted(self.admission.waiting_names())
-        return next((place for place, name in enumerate(waiting) if id in name), None)
+        waiting = self.waiting_ids()
+        return waiting.index(id) if id in waiting else None
 
     def make_sure(self) -> None:
         """Put on the disk what a process did that may have died before it could. Raises OSError."""
@@ -248,11 +252,8 @@ class Spool:
 
     def _submit_new(self, request: Request) -> str:
         name, data = EntryName(request.priority, self.clock.next_ns(), request.id), request.to_json()
-        self.admission.hold(len(data))
-        try:
+        with self.admission.holding(len(data)):
             self._publish(name, data, is_shared=False)
-        finally:
-            self.admission.let_go(len(data))
         return name.id
 
     def _look_up(self, path: Path, body_hash: str) -> KeyRecord | None:
@@ -277,16 +278,12 @@ class Spool:
         if record is not None and self._is_accepted(record):
             return record.name
         name = EntryName(request.priority, self.clock.next_ns(), request.id)
-        num_bytes = len(request.to_json())
-        self.admission.hold(num_bytes)
-        try:
+        with self.admission.holding(len(request.to_json())):
             with system_trouble("write an idempotency key"):
                 record = self._keys.take(path, record or KeyRecord(name, body_hash))
             check_same(record, body_hash)
             first = replace(request, id=record.id)
             self._publish(record.name, first.to_json(), is_shared=True)
-        finally:
-            self.admission.let_go(num_bytes)
         return record.name
 
     def _publish(self, name: EntryName, data: bytes, *, is_shared: bool) -> None:
