@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
@@ -30,6 +30,8 @@ from spool.sampling_fields import make_params
 LONG_TEXT_BYTES = 8192  # about 2 ms of tokenizing; longer texts must not hold up other clients
 RANDOM_SEED_BITS = 53  # survives JSON readers that keep numbers as doubles
 Prompt = tuple[str | None, Sequence[int], tuple[int, ...] | None]  # text, token ids, literals of a Request
+
+Told = TypeVar("Told")
 
 log = logging.getLogger(__name__)
 
@@ -75,9 +77,12 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
     Raises:
         ServiceError: refused; nothing was accepted.
     """
-    earlier = await _find_earlier(front, draft, caller)
-    if earlier is not None:
-        return _earlier(front, earlier)
+    key = caller.idempotency_key
+    if key is not None:  # what was accepted under it is told whatever state the service is in
+        find_first = partial(front.spool.find_first, caller.owner, key, body_hash=hash_body(draft.sampling))
+        request_id = await _call_spool(front, find_first)
+        if request_id is not None:
+            return _earlier(front, request_id, caller)
     check_model(front, draft.sampling.model)
     front.hints.note(draft.sampling)
     failure = front.ring_status.failure()
@@ -98,15 +103,13 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
         client_id=caller.http_id,
         literals=literals,
     )
-    key = caller.idempotency_key
     submit = partial(front.spool.submit, request)
     if key is not None:
         submit = partial(submit, idempotency_key=key, body_hash=hash_body(draft.sampling))
     request_id = await _call_spool(front, submit)
     front.forecast.look()
     if request_id != request.id:
-        log.info("request %s is asked for again (X-Request-Id %s)", request_id, caller.http_id)
-        return _earlier(front, request_id)
+        return _earlier(front, request_id, caller)
     log.info("request %s accepted", request.label)
     log.debug("request %s: %d prompt tokens", request.id, len(token_ids))
     seed, num_tokens = request.params.seed, len(token_ids)
@@ -122,21 +125,9 @@ def hash_body(body: SamplingFields) -> str:
     return hashlib.sha256(f"{type(body).__name__} {asked}".encode()).hexdigest()
 
 
-async def _find_earlier(front: FrontDoor, draft: Draft, caller: Caller) -> str | None:
-    """Find what was accepted under this Idempotency-Key: its id is told whatever state the service is in."""
-    key = caller.idempotency_key
-    if key is None:
-        return None
-    find_first = partial(front.spool.find_first, caller.owner, key, body_hash=hash_body(draft.sampling))
-    request_id = await _call_spool(front, lambda: find_first() or "")
-    if not request_id:
-        return None
-    log.info("request %s is asked for again (X-Request-Id %s)", request_id, caller.http_id)
-    return request_id
-
-
-def _earlier(front: FrontDoor, request_id: str) -> Accepted:
+def _earlier(front: FrontDoor, request_id: str, caller: Caller) -> Accepted:
     """Attach to the request that came first under this Idempotency-Key."""
+    log.info("request %s is asked for again (X-Request-Id %s)", request_id, caller.http_id)
     found = find(front.spool, request_id)
     if found is None:
         raise NotFound(
@@ -239,7 +230,7 @@ def _room(context: ContextLength, draft: Draft, num_prompt_tokens: int) -> int:
     return context.max_tokens - num_prompt_tokens
 
 
-async def _call_spool(front: FrontDoor, call: Callable[[], str]) -> str:
+async def _call_spool(front: FrontDoor, call: Callable[[], Told]) -> Told:
     """Ask the spool; where it takes nothing now, say when it may."""
     try:
         if front.settings.spool_durability == "process":

@@ -13,8 +13,8 @@
 To close instead of reading the rest would reset the connection, and the client would not see its answer. The
 last looks like a client that left: what is written to one that did comes back as a reset. So a few bytes
 that mean nothing are written now and then, "100 Continue" before an answer and an empty comment in a stream.
-It also notes for each request when its first bytes came, which nothing of ours sees earlier, and whether it
-is whole (frontdoor/scope.py).
+It also notes for each request when its first bytes came, which nothing of ours sees earlier
+(frontdoor/scope.py).
 Uses the methods that uvicorn 0.54's HttpToolsProtocol offers to asyncio and to the parser, `self.app`, and
 what its RequestResponseCycle knows of an answer.
 Knows nothing of routes.
@@ -121,7 +121,6 @@ class Connection(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return
         super().on_message_complete()
-        self.scope["state"]["is_whole"] = True
         self._is_in_body = False
         if not self.cycle.response_complete:
             self.cycle.keep_alive = self.cycle.keep_alive and not self._closes_after_body

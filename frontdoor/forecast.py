@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from config.errors import SOON_SECONDS
-from frontdoor.ring_status import RingStatus
+from frontdoor.ring_status import RingStatus, mapping, number
 from spool import Spool
 
 WINDOW_SECONDS = 60.0
@@ -52,12 +52,12 @@ class DrainMeter:
 
     def look(self, ring: Mapping[str, Any]) -> None:
         """Take in rank 0's status; the same one twice counts once."""
-        queue, totals = _mapping(ring.get("queue")), _mapping(ring.get("totals"))
+        queue, totals = mapping(ring.get("queue")), mapping(ring.get("totals"))
         look = _Look(
-            at=_number(ring.get("updated_unix")),
+            at=number(ring.get("updated_unix")),
             life=(ring.get("epoch"), ring.get("started_unix")),  # its totals begin at 0
-            num_ended=sum(map(_number, _mapping(totals.get("requests")).values())),
-            has_work=_number(queue.get("num_running")) + _number(queue.get("num_waiting")) > 0,
+            num_ended=sum(map(number, mapping(totals.get("requests")).values())),
+            has_work=number(queue.get("num_running")) + number(queue.get("num_waiting")) > 0,
         )
         last, self._last = self._last, look
         if last is None or last.life != look.life:
@@ -111,13 +111,5 @@ class Forecast:
         rate = self._meter.requests_per_second()
         if rate is None:
             return SOON_SECONDS
-        num_waiting = _number(_mapping(self._ring_status.ring().get("queue")).get("num_waiting"))
+        num_waiting = number(mapping(self._ring_status.ring().get("queue")).get("num_waiting"))
         return math.ceil(min(max(1.0, num_waiting * RETRY_SHARE) / rate, MAX_RETRY_SECONDS))
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0

@@ -36,7 +36,7 @@ _NETWORK = frozenset(
         "osxfuse", "smb2", "smb3", "smbfs", "webdav",
     }
 )  # fmt: skip
-_MAX_NOTE_BYTES = 64
+MAX_NOTE_BYTES = 64
 _log = logging.getLogger(__name__)
 
 
@@ -134,7 +134,7 @@ def _check_version(root: Path, fs: FileSystem, *, is_synced: bool) -> None:
         finally:
             fs.unlink(fresh)
     try:
-        found = fs.read(path, _MAX_NOTE_BYTES)
+        found = fs.read(path, MAX_NOTE_BYTES)
     except NotPlainFile as error:
         raise SpoolRefused(f"{path} is {error}") from error
     if found != VERSION:

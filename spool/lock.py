@@ -15,10 +15,8 @@ import time
 from pathlib import Path
 
 from spool.errors import SpoolLocked, system_trouble
-from spool.folder import SpoolFolder
+from spool.folder import MAX_NOTE_BYTES, SpoolFolder
 from spool.fsio import FileSystem, NotPlainFile
-
-_MAX_NOTE_BYTES = 64
 
 
 class SpoolLock:
@@ -82,7 +80,7 @@ class SpoolLock:
 
     def _read_note(self, path: Path) -> list[str]:
         try:
-            return self._fs.read(path, _MAX_NOTE_BYTES).decode(errors="replace").split()
+            return self._fs.read(path, MAX_NOTE_BYTES).decode(errors="replace").split()
         except (OSError, NotPlainFile):
             return []
 
