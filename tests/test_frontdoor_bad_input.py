@@ -17,12 +17,6 @@ USER = [{"role": "user", "content": "hi"}]
 JSON = {"Content-Type": "application/json"}
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running_service(tmp_path_factory.mktemp("service")) as running:
-        yield running
-
-
 def refused(service: Service, path: str, body: Any, *, status: int = 400) -> dict[str, Any]:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     answer = service.http.post(path, content=content, headers=JSON)

@@ -3,7 +3,6 @@
 import http.client
 import json
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +21,7 @@ from tests.frontdoor_service import Service, make_settings, running_service, ser
 ANTHROPIC = ("/v1/messages", "/v1/messages/count_tokens", "/v1/messages/batches/x")
 OPENAI = ("/v1/responses", "/v1/responses/resp_1", "/v1/embeddings", "/nothing", "/apis", "/v1/messagesx")
 OLLAMA = ("/api", "/api/chat", "/api/tags", "/api/generate")
+KEYS = "mine\n"
 KEY = {"Authorization": "Bearer mine"}
 
 
@@ -42,14 +42,6 @@ def check_shape(path: str, body: dict[str, Any], kind: str) -> str:
         return str(body["error"])
     assert body["error"].keys() == {"message", "type", "param", "code"}
     return str(body["error"]["message"])
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("service")
-    (folder / "keys").write_text("mine\n")
-    with running_service(folder, {"API_KEYS_FILE": str(folder / "keys")}) as running:
-        yield running
 
 
 @pytest.mark.parametrize("path", [*ANTHROPIC, *OPENAI, *OLLAMA])

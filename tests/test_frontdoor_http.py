@@ -2,7 +2,6 @@
 
 import json
 import socket
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,12 +15,6 @@ BODY = b'{"prompt": "hi", "max_tokens": 6}'
 STREAM = b'{"prompt": "hi", "max_tokens": 6, "stream": true}'
 CHAT = b'{"messages": [{"role": "user", "content": "hi"}], "max_tokens": 6, "stream": true}'
 CHANGING = {b"date", b"x-request-id", b"transfer-encoding", b"connection"}
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running_service(tmp_path_factory.mktemp("service")) as running:
-        yield running
 
 
 def connect(service: Service) -> socket.socket:

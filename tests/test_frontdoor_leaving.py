@@ -20,11 +20,6 @@ from tests.test_frontdoor_requests import post_by_hand
 GRACE = {"DISCONNECT_GRACE_SECONDS": "0.3"}
 
 
-@pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    return Spool.open(tmp_path / "spool", durability="process")
-
-
 def make_leavers(spool: Spool) -> Leavers:
     return Leavers(spool, grace_seconds=3600)
 

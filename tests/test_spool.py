@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,17 +28,6 @@ from spool import (
 )
 from spool.messages import seal, unseal
 from tests.spool_fakes import answer, claim_one, make_request, open_owner, submit
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    return Spool.open(tmp_path / "spool", durability="process")
-
-
-@pytest.fixture
-def owner(spool: Spool) -> Iterator[SpoolOwner]:
-    with open_owner(spool) as owner:
-        yield owner
 
 
 @pytest.mark.parametrize("durability", ["power", "process"])

@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,17 +25,6 @@ from spool import (
 from spool.fsio import AnyPath
 from spool.spool import Durability
 from tests.spool_fakes import FailingFileSystem, answer, claim_one, make_request, open_owner, submit
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    return Spool.open(tmp_path / "spool", durability="process")
-
-
-@pytest.fixture
-def owner(spool: Spool) -> Iterator[SpoolOwner]:
-    with open_owner(spool) as owner:
-        yield owner
 
 
 def _make_foreign(incoming: Path) -> list[str]:
