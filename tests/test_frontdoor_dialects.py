@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import socket
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,7 +15,7 @@ from frontdoor.dialects import api_not_served, error_body
 from frontdoor.errors import GenerationTimeout, RingDown, error_response, headers_of
 from frontdoor.schemas import ChatBody
 from spool import IdempotencyConflict
-from tests.frontdoor_service import Service, make_settings, running_service, serving_app
+from tests.frontdoor_service import Service, connect, make_settings, running_service, serving_app
 
 ANTHROPIC = ("/v1/messages", "/v1/messages/count_tokens", "/v1/messages/batches/x")
 OPENAI = ("/v1/responses", "/v1/responses/resp_1", "/v1/embeddings", "/nothing", "/apis", "/v1/messagesx")
@@ -169,8 +168,7 @@ def test_a_route_of_another_dialect_refuses_in_its_shape(tmp_path: Path, path: s
 def test_at_the_connection_limit_the_shape_is_the_paths(tmp_path: Path) -> None:
     """503 as well, though no route is asked."""
     with running_service(tmp_path, {"FILE_DESCRIPTOR_SOFT_LIMIT": "64"}) as service:
-        address = urlsplit(service.url)
-        many = [socket.create_connection((address.hostname or "", address.port or 0)) for _ in range(64)]
+        many = [connect(service.url) for _ in range(64)]
         try:
             for path in ANTHROPIC:
                 answer = service.http.post(path, json={})
