@@ -17,12 +17,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from msgspec.structs import replace
-
 from spool.errors import CorruptRequest, IdempotencyConflict
 from spool.folder import SpoolFolder
 from spool.fsio import FileSystem, NotPlainFile
-from spool.messages import Request, seal, unseal
+from spool.messages import seal, unseal
 from spool.names import EntryName
 
 _KIND = "key"
@@ -53,25 +51,6 @@ class KeyRecord:
         if name is None or not isinstance(body_hash, str) or len(body) != 2:
             raise CorruptRequest("key file of another shape")
         return cls(name, body_hash)
-
-
-def hash_body(request: Request) -> str:
-    """Hash what was asked, without what differs between two posts of one body.
-
-    That is ids, times and the seed (drawn anew where the client gave none). Token ids count only where
-    there is no text: another tokenizer would make others of it.
-    """
-    asked = replace(
-        request,
-        id="0" * 32,
-        params=replace(request.params, seed=0),
-        token_ids=request.token_ids if request.text is None else None,
-        tokenizer_hash=None,
-        created_unix=0.0,
-        received_unix=0.0,
-        client_id="",
-    )
-    return hashlib.sha256(asked.to_json()).hexdigest()
 
 
 class Keys:

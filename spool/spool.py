@@ -26,7 +26,7 @@ from spool.doorbell import RANK0, Doorbell, ring
 from spool.errors import CorruptRequest, SpoolUnavailable, system_trouble
 from spool.folder import SpoolFolder, list_names, open_folder
 from spool.fsio import FileSystem, NotPlainFile, join
-from spool.idempotency import KeyRecord, Keys, check_same, hash_body
+from spool.idempotency import KeyRecord, Keys, check_same
 from spool.messages import Request, Result
 from spool.names import EntryName, NameClock, check_id, id_of, is_entry_name, is_id, marked_id, marker_name
 from spool.token_log import TokenLogReader
@@ -86,14 +86,12 @@ class Spool:
         admission = Admission(folder, fs, max_depth=max_depth, max_bytes=max_bytes, disk=limits)
         return cls(folder, fs, admission, is_synced=is_synced)
 
-    def submit(
-        self, request: Request, idempotency_key: str | None = None, *, body_hash: str | None = None
-    ) -> str:
+    def submit(self, request: Request, idempotency_key: str | None = None, *, body_hash: str = "") -> str:
         """Accept a request: when this returns it will be answered, whatever dies. Wakes rank 0.
 
         Args:
             idempotency_key: of the request's owner. Asked again under it, the first request is the one.
-            body_hash: of what the client sent; without it, of the request's fields but its seed.
+            body_hash: of what the client sent, which tells a retry from another request.
 
         Returns:
             The id that counts: the request's, or that of the first one under this key.
@@ -109,7 +107,7 @@ class Spool:
             if idempotency_key is None:
                 return self._submit_new(request)
             path = self._keys.path(request.owner, idempotency_key)
-            return self._submit_once(request, path, body_hash or hash_body(request)).id
+            return self._submit_once(request, path, body_hash).id
         except SpoolUnavailable as error:
             self._trouble.note(error)
             raise

@@ -126,7 +126,7 @@ class PowerMachine(RuleBasedStateMachine):
 
     def _submit(self, request: Request, key: str) -> None:
         try:
-            id = self.door.submit(request, key or None)
+            id = self.door.submit(request, key or None, body_hash=request.text or "")
         except IdempotencyConflict:
             assert key
             assert len(self.bodies[key]) > 1
