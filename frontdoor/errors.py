@@ -55,8 +55,7 @@ log = logging.getLogger(__name__)
 class InvalidRequest(ServiceError):
     """The client has to change something before it asks again."""
 
-    status = 400
-    code = "invalid_request_error"
+    status, code = 400, "invalid_request_error"
 
 
 class ContextLengthExceeded(InvalidRequest):
@@ -68,22 +67,19 @@ class ContextLengthExceeded(InvalidRequest):
 class Unauthorized(InvalidRequest):
     """Keys are required and none of ours was given."""
 
-    status = 401
-    code = "invalid_api_key"
+    status, code = 401, "invalid_api_key"
 
 
 class ForbiddenOrigin(InvalidRequest):
     """A web page of another site asks through a user's browser."""
 
-    status = 403
-    code = "forbidden_origin"
+    status, code = 403, "forbidden_origin"
 
 
 class NotFound(InvalidRequest):
     """No such path or request."""
 
-    status = 404
-    code = "not_found"
+    status, code = 404, "not_found"
 
 
 class ModelNotFound(NotFound):
@@ -101,8 +97,7 @@ class ApiNotServed(NotFound):
 class MethodNotAllowed(InvalidRequest):
     """The path exists, with other methods."""
 
-    status = 405
-    code = "method_not_allowed"
+    status, code = 405, "method_not_allowed"
 
 
 class BadHttp(InvalidRequest):
@@ -114,50 +109,43 @@ class BadHttp(InvalidRequest):
 class BodyTooSlow(InvalidRequest):
     """The body did not arrive in time."""
 
-    status = 408
-    code = "body_too_slow"
+    status, code = 408, "body_too_slow"
 
 
 class HeadersTooSlow(InvalidRequest):
     """The headers did not arrive in time."""
 
-    status = 408
-    code = "headers_too_slow"
+    status, code = 408, "headers_too_slow"
 
 
 class HeadersTooLarge(InvalidRequest):
     """The headers are over their limit; the rest of them is not read."""
 
-    status = 431
-    code = "headers_too_large"
+    status, code = 431, "headers_too_large"
 
 
 class Cancelled(InvalidRequest):
     """Somebody cancelled the request that this client waited for."""
 
-    status = 410
-    code = "cancelled"
+    status, code = 410, "cancelled"
 
 
 class BodyTooLarge(InvalidRequest):
     """The body is over MAX_BODY_BYTES; the rest of it is dropped."""
 
-    status = 413
-    code = "body_too_large"
+    status, code = 413, "body_too_large"
 
 
 class UnsupportedMediaType(InvalidRequest):
     """The body is not declared as JSON."""
 
-    status = 415
-    code = "unsupported_media_type"
+    status, code = 415, "unsupported_media_type"
 
 
 class TooManyConnections(ServiceError):
     """This process serves as many connections as it may; no request was read."""
 
-    status = 503
-    code = "overloaded"
+    status, code = 503, "overloaded"
     retry_seconds = SOON_SECONDS
 
     def __init__(self) -> None:
@@ -167,8 +155,7 @@ class TooManyConnections(ServiceError):
 class RingDown(ServiceError):
     """The supervisor has given the ring up; nothing was accepted."""
 
-    status = 503
-    code = "ring_down"
+    status, code = 503, "ring_down"
     retry_seconds = 30
 
 
@@ -185,8 +172,7 @@ class GenerationFailed(ServiceError):
 class GenerationTimeout(ServiceError):
     """No answer within REQUEST_TIMEOUT; the request goes on and can be fetched by its id."""
 
-    status = 504
-    code = "timeout"
+    status, code = 504, "timeout"
 
     def __init__(self, request_id: str, timeout_seconds: float) -> None:
         super().__init__(

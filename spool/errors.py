@@ -67,24 +67,21 @@ class SpoolLocked(SpoolError):
 class SpoolFull(SpoolError):
     """The queue is at its limit; the request was not accepted."""
 
-    status = 429
-    code = "rate_limit_exceeded"
+    status, code = 429, "rate_limit_exceeded"
     retry_seconds = SOON_SECONDS
 
 
 class IdempotencyConflict(SpoolError):
     """The idempotency key stands for a request with another body; nothing was accepted."""
 
-    status = 409
-    code = "idempotency_conflict"
+    status, code = 409, "idempotency_conflict"
     param = "Idempotency-Key"
 
 
 class SpoolUnavailable(SpoolError):
     """The disk or the system refused; `code` says what, `status` is 507 for a full disk and 503 else."""
 
-    status = 503
-    code = "overloaded"
+    status, code = 503, "overloaded"
     retry_seconds = SOON_SECONDS
 
     @classmethod
