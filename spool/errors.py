@@ -17,11 +17,11 @@ import errno
 import os
 from collections.abc import Iterator
 
+from config.disk_trouble import NO_ROOM
 from config.errors import SOON_SECONDS, ServiceError
 
 _CODES = {
-    errno.ENOSPC: ("disk_full", 507),
-    errno.EDQUOT: ("disk_full", 507),
+    **dict.fromkeys(NO_ROOM, ("disk_full", 507)),
     errno.EROFS: ("read_only", 503),
     errno.EMFILE: ("too_many_files", 503),
     errno.ENFILE: ("too_many_files", 503),
@@ -29,7 +29,6 @@ _CODES = {
     errno.EACCES: ("no_permission", 503),
     errno.EPERM: ("no_permission", 503),
 }
-DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @contextlib.contextmanager
