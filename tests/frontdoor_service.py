@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import uvicorn
@@ -82,6 +83,12 @@ def events(text: str) -> list[tuple[str, str | None, Any]]:
         if fields:
             found.append((fields["event"], fields.get("id"), json.loads(fields["data"])))
     return found
+
+
+def connect(url: str, timeout: float = 10) -> socket.socket:
+    """Open a connection by hand, for what no HTTP client would send."""
+    address = urlsplit(url)
+    return socket.create_connection((address.hostname or "", address.port or 0), timeout=timeout)
 
 
 def until(condition: Callable[[], bool]) -> None:

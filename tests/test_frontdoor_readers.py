@@ -5,7 +5,7 @@ unless it says [DONE]. Some do so with each line, some with each piece that the 
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,6 @@ CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_to
 COMPLETION: dict[str, Any] = {"prompt": "hi", "max_tokens": 6, "stream": True}
 ASKED = [("/v1/chat/completions", CHAT), ("/v1/completions", COMPLETION)]
 Reader = Callable[[Iterable[bytes]], list[Any]]
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running_service(tmp_path_factory.mktemp("service")) as running:
-        yield running
 
 
 def read_message(message: str) -> list[Any]:

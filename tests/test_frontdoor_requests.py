@@ -4,13 +4,12 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx2
 import pytest
 
 from config.run_files import write_json
-from tests.frontdoor_service import Service, running_service, serving, until
+from tests.frontdoor_service import Service, connect, running_service, serving, until
 
 ABSENT = "0" * 32
 
@@ -96,8 +95,7 @@ def test_a_client_that_leaves_cancels_its_request(service: Service) -> None:
 
 def post_by_hand(service: Service, body: str, headers: str = "", *, path: str = "/generate") -> socket.socket:
     """Send a POST and do not wait for its answer."""
-    address = urlsplit(service.url)
-    connection = socket.create_connection((address.hostname or "", address.port or 0), timeout=10)
+    connection = connect(service.url)
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" + headers
     connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
     return connection

@@ -1,6 +1,5 @@
 """GET /requests/{id}/stream: from any token, of a waiting, running or finished request, at any front door."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,6 @@ from spool import TokenRecord
 from tests.frontdoor_service import Service, events, running_service, serving, until
 
 TEXT = "Grüße, wörld! 🎉 n0 n1 "
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running_service(tmp_path_factory.mktemp("service")) as running:
-        yield running
 
 
 def ask(service: Service, prompt: str = "hi", **body: Any) -> str:
