@@ -46,18 +46,19 @@ from distributed.checkpoint import read_config
 from distributed.engine import Engine
 from distributed.frame import Frame, Int32Array, decode, encode, num_rest_ints
 from distributed.handshake import RankInfo
-from distributed.intake import Intake, ModelFacts
 from distributed.lifeline import Lifeline
 from distributed.limits import make_engine_limits, make_scheduler
 from distributed.live_settings import LiveSettings
 from distributed.model_shape import read_shape
 from distributed.models import StageModel
 from distributed.rank import open_spool
+from distributed.request_source import ModelFacts, RequestSource
 from distributed.ring import RingLost
 from distributed.ring_status import RingStatus
 from distributed.sequence import Sequence
 from distributed.sharding import plan_layers, split_layers, weights_hash
 from distributed.stage import Stage
+from distributed.token_writer import TokenWriter
 from distributed.utils import shard_and_load
 from distributed.worker import Worker
 from prompts.tokenizer import load_tokenizer, tokenizer_hash
@@ -230,16 +231,18 @@ class EngineInProcess:
         self._connect(ring, status)
         self.owner: SpoolOwner = open_spool(self.settings)
         self.owner.recover()
-        self._bell = self.owner.listen()
+        self.bell = self.owner.listen()
         layers = tuple((info.first_layer, info.num_layers) for info in status.ranks)
-        self.intake = Intake(
-            self.owner, self._bell, self._facts(status), layers, status.troubles, self.clock, AtOnce()
+        self.writer = TokenWriter(self.owner, layers, status.troubles, AtOnce())
+        source = RequestSource(
+            self.owner, self.bell, self._facts(status), self.writer, status.troubles, self.clock
         )
         self.engine = Engine(
             ring,
             self.stages[0],
             self.scheduler,
-            self.intake,
+            source,
+            self.writer,
             status,
             Lifeline(0, has_supervisor=False),
             make_engine_limits(self.settings),
@@ -252,7 +255,7 @@ class EngineInProcess:
     def step(self) -> None:
         """Take one turn of the engine's loop."""
         self.clock.advance(TURN_SECONDS)
-        self.engine.step(self._wakeup[0], takes_requests=True)
+        self.engine.step(self._wakeup[0])
 
     def run_until(self, condition: Callable[[], bool]) -> None:
         """Take turns until it holds."""
@@ -272,9 +275,9 @@ class EngineInProcess:
         if not self._is_running:
             return
         self._is_running = False
-        for answer in self.intake.answers.values():
+        for answer in self.writer.answers.values():
             answer.log.close()
-        self._bell.close()
+        self.bell.close()
         self.owner.close()
 
     def advance(self, seconds: float) -> None:
@@ -332,7 +335,7 @@ class EngineInProcess:
 
     def sequence_of(self, request: Request) -> Sequence:
         """The live state of a request that rank 0 has opened."""
-        return self.intake.answers[request.id].sequence
+        return self.writer.answers[request.id].sequence
 
     def status(self) -> dict[str, Any]:
         """What ring.json says."""

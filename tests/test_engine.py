@@ -68,7 +68,7 @@ def test_a_request_without_a_ring_of_the_bell_is_found_at_the_next_look(llama: P
     with EngineInProcess(tmp_path, llama, poll_interval=7) as service:
         service.step()
         service.submit(request := service.request(PROMPTS[0]))
-        service.intake.bell.drain()
+        service.bell.drain()
         start = service.clock.now
         service.results(request)
         assert 5 < service.clock.now - start < 8
@@ -121,7 +121,7 @@ def test_live_settings_reach_the_loop(llama: Path, tmp_path: Path) -> None:
         service.edit(POLL_INTERVAL=1)
         service.advance(51)
         service.submit(request := service.request(PROMPTS[0]))
-        service.intake.bell.drain()
+        service.bell.drain()
         start = service.clock.now
         service.results(request)
         assert service.clock.now - start < 2
