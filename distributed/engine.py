@@ -49,10 +49,10 @@ class EngineLimits:
 
 @dataclass
 class Lap:
-    """A microbatch's frame, from its making to its return; `sent_us` is 0 while it waits for credit."""
+    """A microbatch's frame, from its making to its return."""
 
     frame: Frame
-    sent_us: int = 0
+    is_sent: bool = False  # else it waits for credit
 
 
 class Engine:
@@ -165,16 +165,16 @@ class Engine:
         What was sent and is not back may lie unread in a socket, which has to take it without blocking; a
         frame that is larger than that goes alone.
         """
-        if not self._laps or self._laps[-1].sent_us:
+        if not self._laps or self._laps[-1].is_sent:
             return True
         waiting = self._laps[-1]
-        num_unread = sum(lap.frame.num_bytes for lap in self._laps if lap.sent_us)
+        num_unread = sum(lap.frame.num_bytes for lap in self._laps if lap.is_sent)
         if num_unread and num_unread + waiting.frame.num_bytes > MAX_UNREAD_BYTES:
             return False
         if len(self._laps) == 1:
             self._last_lap = self._clock()
         self._status.trace.sent(waiting.frame.step)
-        waiting.sent_us = clock_us()
+        waiting.is_sent = True
         self._ring.send(waiting.frame)
         return True
 
@@ -208,12 +208,12 @@ class Engine:
         microbatch = self._scheduler.in_flight[0]
         if frame.step != microbatch.number:
             raise RingLost(f"step {frame.step} came back where {microbatch.number} was expected")
-        sent_us = self._laps.popleft().sent_us
+        self._laps.popleft()
         step, ids = parse_step(frame)
         self._begin_next()
         output = self._stage.run(step, mx.array(ids) if hidden is None else hidden, self._publish)
         advanced = self._scheduler.postprocess(microbatch, self._sample(microbatch, step, output))
-        self._credit(microbatch, frame, clock_us() - start_us, sent_us)
+        self._credit(microbatch, frame, clock_us() - start_us)
         self._status.trace.finished(microbatch, frame, start_us)
         for advance in advanced:
             if advance.sequence.ended_by is not None or not advance.is_finite:
@@ -251,10 +251,10 @@ class Engine:
             if row.sequence is not None
         }
 
-    def _credit(self, microbatch: Microbatch, frame: Frame, own_busy_us: int, sent_us: int) -> None:
+    def _credit(self, microbatch: Microbatch, frame: Frame, own_busy_us: int) -> None:
         busy_us = [own_busy_us, *(frame.busy_us(rank) for rank in range(1, self._ring.size))]
         self._status.busy.add(busy_us)
-        self._scheduler.note_cost(microbatch, busy_us, clock_us() - sent_us)
+        self._scheduler.note_cost(microbatch, busy_us)
         self._status.step = microbatch.number
         running = [sequence for sequence in microbatch.sequences if sequence.is_running]
         for sequence in running:

@@ -67,15 +67,15 @@ class SlotTables:
         """The most tokens, prompt and answer, that a row alone may have; longer ones never run."""
         return most_tokens(1, self.limits.max_kv_tokens)
 
-    def admit(self, sequence: Sequence, num_groups: int | None = None) -> bool:
+    def admit(self, sequence: Sequence, *, is_gathered: bool = False) -> bool:
         """Give the sequence a slot, reusing kept KV where it matches; return False if nothing fits now.
 
         Args:
-            num_groups: over how many tables running rows should be spread; None: over all.
+            is_gathered: in the table with the most rows, where it fits there; else rows are spread evenly.
         """
         if self._refused == (sequence, self._clock):
             return False  # nothing was given back since, and rows only grow
-        wanted = self._fullest(num_groups or len(self.tables))
+        wanted = self._fullest()[: 1 if is_gathered else None]
         place = (
             self._find_reusable(sequence, wanted, TAKEN_SHARE)
             or self._find_free(sequence, wanted)
@@ -155,23 +155,6 @@ class SlotTables:
                     best_num = num_matching
         return best
 
-    def can_move(self, sequence: Sequence, number: int) -> bool:
-        """Tell whether a running sequence has room in another table."""
-        index = self._free_slot(self.tables[number])
-        return index is not None and self._fits(number, index, sequence)
-
-    def move(self, sequence: Sequence, number: int) -> PrefixCopy:
-        """Give a running sequence, nothing of which is in flight, a slot in another table; see `can_move`.
-
-        Its old slot is empty: what is written there comes after the copy, as frames are served in order.
-        """
-        index = self._free_slot(self.tables[number])
-        assert index is not None, "a move to a full table"
-        copy = PrefixCopy(sequence.table, sequence.slot, index, sequence.num_cached_tokens)
-        self.tables[sequence.table].slots[sequence.slot].sequence = None
-        self._seat(sequence, number, index)
-        return copy
-
     def release(self, sequence: Sequence, *, keeps: bool = True) -> None:
         """Take the slot back; what is known to be finite stays for reuse, from the beginning on."""
         slot = self.tables[sequence.table].slots[sequence.slot]
@@ -192,10 +175,9 @@ class SlotTables:
                 if slot.sequence is None and slot.kept_token_ids:
                     yield (number, index), slot
 
-    def _fullest(self, count: int) -> list[int]:
-        """The tables with the most running rows."""
-        order = sorted(range(len(self.tables)), key=lambda number: -self.tables[number].num_running)
-        return order[:count]
+    def _fullest(self) -> list[int]:
+        """The tables, those with the most running rows first."""
+        return sorted(range(len(self.tables)), key=lambda number: -self.tables[number].num_running)
 
     def _find_reusable(
         self, sequence: Sequence, wanted: Items[int], min_share: float
