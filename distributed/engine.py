@@ -299,7 +299,7 @@ class Engine:
             "oldest_wait_s": round(depth.oldest_wait_s, 3),
         }
         status.kv["num_tokens"] = scheduler.slots.num_kv_tokens
-        status.kv["num_kept_tokens"] = scheduler.slots.num_kept_tokens
+        status.kv["num_kept_tokens"] = scheduler.slots.prefix_cache.num_tokens
         num_new = scheduler.num_preemptions - status.kv.get("num_preemptions", 0)
         if num_new:
             logger.info(

@@ -305,7 +305,7 @@ class Scheduler:
     def _find_copy(self, sequence: Sequence) -> PrefixCopy | None:
         """Return a copy that saves tokens of a prompt of which nothing was stepped yet."""
         is_new = sequence.num_scheduled_tokens == sequence.num_reused_tokens
-        return self.slots.find_prefix(sequence) if is_new and not sequence.is_careful else None
+        return self.slots.prefix_cache.find_copy(sequence) if is_new and not sequence.is_careful else None
 
     def _launch(self, rows: list[Row], copies: list[PrefixCopy], is_prefill: bool) -> Microbatch:
         self._num_microbatches += 1

@@ -138,7 +138,7 @@ def test_kept_tokens_go_before_any_row_does() -> None:
     for number in range(2):
         scheduler.add(make_sequence(f"kept {number}", 900, 5, first=5000 + 1000 * number))
     play(scheduler, kv)
-    assert scheduler.slots.num_kept_tokens > 1000
+    assert scheduler.slots.prefix_cache.num_tokens > 1000
     scheduler.add(make_sequence("long", 1000, 3000))
     play(scheduler, kv)
     assert scheduler.num_preemptions == 0

@@ -268,7 +268,7 @@ def test_kept_tokens_never_exceed_their_limit() -> None:
     for index in range(4):
         scheduler.add(make_sequence(f"s{index}", num_prompt=20, first=1000 * index))
         run_all(scheduler)
-        assert scheduler.slots.num_kept_tokens <= 50
+        assert scheduler.slots.prefix_cache.num_tokens <= 50
 
 
 def test_of_an_entry_that_is_too_long_the_beginning_is_kept() -> None:
@@ -278,7 +278,7 @@ def test_of_an_entry_that_is_too_long_the_beginning_is_kept() -> None:
         sequence = make_sequence(name, num_prompt=9200, first=20_000)
         scheduler.add(sequence)
         run_all(scheduler)
-        assert scheduler.slots.num_kept_tokens == 8192
+        assert scheduler.slots.prefix_cache.num_tokens == 8192
     assert sequence.num_reused_tokens == 8192
     scheduler.add(make_sequence("short", num_prompt=100, max_tokens=1))
     run_all(scheduler)
