@@ -211,7 +211,7 @@ class Scheduler:
         runnable = self._runnable()
         prefilling = [sequence for sequence in runnable if sequence.is_prefilling]
         decoding = self._decoding_by_table(runnable)
-        table = min(decoding, key=lambda number: self._decode_served[number], default=None)
+        table = min(decoding, key=self._decode_served.__getitem__, default=None)
         if prefilling and (table is None or self._is_chunks_turn(table, len(prefilling))):
             return (*self._chunk_rows(prefilling), True)
         if table is None:
@@ -250,14 +250,13 @@ class Scheduler:
         return [suspect] if is_alone else []
 
     def _decoding_by_table(self, runnable: list[Sequence]) -> dict[int, list[Row]]:
+        """Return the rows that are ready, of the tables that have no decode group in flight."""
+        busy = {microbatch.table for microbatch in self.in_flight if not microbatch.is_prefill}
         rows: dict[int, list[Row]] = {}
         for sequence in runnable:
-            if sequence.is_decoding and not self._is_decoding_in_flight(sequence.table):
+            if sequence.table not in busy and sequence.is_decoding:
                 rows.setdefault(sequence.table, []).append(make_row(sequence, 1))
         return rows
-
-    def _is_decoding_in_flight(self, table: int) -> bool:
-        return any(microbatch.table == table and not microbatch.is_prefill for microbatch in self.in_flight)
 
     def _chunk_rows(self, prefilling: list[Sequence]) -> tuple[list[Row], list[PrefixCopy]]:
         """Return one chunk: the oldest prompts of the oldest one's table, as many as fill it best.
