@@ -72,16 +72,16 @@ class Engine:
         status: RingStatus,
         lifeline: Lifeline,
         limits: EngineLimits,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._ring, self._stage, self._scheduler, self._intake = ring, stage, scheduler, intake
         self._status, self._lifeline, self._limits = status, lifeline, limits
         self._laps: deque[Lap] = deque()  # one for each microbatch in flight, oldest first
         self._num_pings = 0
         self._unpublished: list[Advance] = []
         self._is_ending = False
-        self._last_lap = self._next_scan = self._next_status = self._next_ping = self._next_sweep = (
-            time.monotonic()
-        )
+        self._last_lap = self._next_scan = self._next_status = self._next_ping = self._next_sweep = clock()
 
     def run(self, should_stop: Callable[[], bool], wakeup: int) -> None:
         """Serve until `should_stop`, then finish what runs as far as the shutdown limit goes.
@@ -106,7 +106,7 @@ class Engine:
 
     def step(self, wakeup: int, *, takes_requests: bool) -> None:
         """Take in, launch, wait, receive: one turn of the loop."""
-        now = time.monotonic()
+        now = self._clock()
         self._lifeline.expect(self._limits.step_timeout_seconds, self._status.step)
         if now >= self._next_scan:
             self._next_scan = now + self._limits.poll_interval_seconds
@@ -125,8 +125,8 @@ class Engine:
     def _drain(self, wakeup: int) -> None:
         self._status.enter("draining")
         self._lifeline.enter("draining", self._limits.step_timeout_seconds)
-        deadline = time.monotonic() + self._limits.shutdown_timeout_seconds
-        while self._scheduler.has_work and time.monotonic() < deadline:
+        deadline = self._clock() + self._limits.shutdown_timeout_seconds
+        while self._scheduler.has_work and self._clock() < deadline:
             self.step(wakeup, takes_requests=False)
         if self._scheduler.has_work:
             logger.warning(
@@ -194,7 +194,7 @@ class Engine:
         if num_unread and num_unread + waiting.frame.num_bytes > MAX_UNREAD_BYTES:
             return False
         if len(self._laps) == 1:
-            self._last_lap = time.monotonic()
+            self._last_lap = self._clock()
         self._status.trace.sent(waiting.frame.step)
         waiting.sent_us = clock_us()
         self._ring.send(waiting.frame)
@@ -208,7 +208,7 @@ class Engine:
 
     def _receive(self) -> Frame:
         frame, hidden = self._ring.recv()
-        self._last_lap = time.monotonic()
+        self._last_lap = self._clock()
         self._status.last_lap_unix = time.time()
         if frame.kind is Kind.STEP:
             self._finish_step(frame, hidden)

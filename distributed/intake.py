@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Items
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -89,22 +89,26 @@ class Intake:
         model: ModelFacts,
         layers: tuple[tuple[int, int], ...],
         troubles: DiskTroubles | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        writer: Executor | None = None,
     ) -> None:
         """
         Args:
             layers: (first layer, number of layers) by rank, for the results.
             troubles: takes what the disk refuses.
+            writer: writes results, one at a time; a thread of its own by default.
         """
         self._troubles = troubles or DiskTroubles()
         self._owner, self.bell, self._model, self._layers = owner, bell, model, layers
         self.answers: dict[str, Answer] = {}
         self._by_sequence: dict[Sequence, Answer] = {}
         self._unlogged: dict[str, list[TokenRecord]] = {}
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="results")
+        self._writer = writer or ThreadPoolExecutor(max_workers=1, thread_name_prefix="results")
         self._unwritten: deque[tuple[Claim, Result]] = deque()
         self._unreturned: deque[Claim] = deque()
         self._depth = Depth(0, 0, 0)
-        self._rest_ends = 0.0  # on the monotonic clock; nothing is claimed before
+        self._clock = clock
+        self._rest_ends = 0.0  # on that clock; nothing is claimed before
         self._solo: set[Answer] = set()
         self.num_ended: dict[str, int] = {"stop": 0, "length": 0, "cancelled": 0, "error": 0}
         self.results = {"num_bytes": 0, "removed_by_age": 0, "removed_by_size": 0}
@@ -115,13 +119,13 @@ class Intake:
 
     def claim(self, max_claims: int) -> list[Answer]:
         """Claim waiting requests, oldest first; what cannot run or has ended already gets its result here."""
-        if time.monotonic() < self._rest_ends:
+        if self._clock() < self._rest_ends:
             return []
         return self._open_all(self._claim(max_claims))
 
     def claim_hinted(self, hints: Items[str], max_claims: int) -> list[Answer] | None:
         """The same for what the bell named; None: `claim` has to look."""
-        if time.monotonic() < self._rest_ends:
+        if self._clock() < self._rest_ends:
             return []
         claims = self._owner.claim_hinted(hints, max_claims)
         return None if claims is None else self._open_all(claims)
@@ -138,7 +142,7 @@ class Intake:
             except SpoolUnavailable as error:
                 self._troubles.note(NO_LOGS, str(error))
                 self._put_back(claim)
-                self._rest_ends = time.monotonic() + REST_SECONDS
+                self._rest_ends = self._clock() + REST_SECONDS
                 continue
             log_start(answer)
             if answer.finish_reason is not None:

@@ -81,8 +81,13 @@ def serve_worker(
     ring.send(answer)
     lifeline.enter("loading", plan.load_timeout_seconds)
     stage, load_s = _load_stage(ring, plan, lifeline, threads, settings.local_ranks)
-    worker = Worker(ring, stage, lifeline, plan.step_timeout_seconds)
-    worker.run(lambda: _describe(ring, plan, stage, lifeline, start, load_s))
+    Worker(
+        ring,
+        stage,
+        lifeline,
+        plan.step_timeout_seconds,
+        lambda: _describe(ring, plan, stage, lifeline, start, load_s),
+    ).run()
 
 
 def serve_rank0(
