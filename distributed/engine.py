@@ -8,6 +8,7 @@ files."""
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 STATUS_SECONDS = 1.0
 PING_SECONDS = 5.0
 SWEEP_SECONDS = 60.0
+MAX_SIGNALS = 64  # a byte each
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,10 @@ class Engine:
         bell = self._source.bell.fileno()
         # POLL_INTERVAL may be a minute; status, pings and the watchdog's limit may not wait for it.
         due = min(self._next_look, self._next_status)
-        if bell in self._ring.wait(max(0.0, due - self._clock()), (bell, wakeup)):
+        ready = self._ring.wait(max(0.0, due - self._clock()), (bell, wakeup))
+        if wakeup in ready:
+            os.read(wakeup, MAX_SIGNALS)  # else a drain would not wait at all
+        if bell in ready:
             self._next_look = 0.0
             self._take()
 

@@ -285,6 +285,10 @@ class EngineInProcess:
         self.clock.advance(seconds)
         self.step()
 
+    def signal(self) -> None:
+        """Wake the loop, as a signal does."""
+        os.write(self._wakeup[1], b"\0")
+
     def edit(self, **values: Any) -> None:
         """Edit live settings, as the supervisor passes them on."""
         self._live.on_settings(values)

@@ -125,3 +125,15 @@ def test_live_settings_reach_the_loop(llama: Path, tmp_path: Path) -> None:
         start = service.clock.now
         service.results(request)
         assert service.clock.now - start < 2
+
+
+def test_a_signal_wakes_the_loop_once(llama: Path, tmp_path: Path) -> None:
+    """A drain waits for frames as any turn does, and does not spin."""
+    with EngineInProcess(tmp_path, llama, poll_interval=7) as service:
+        service.step()
+        service.signal()
+        starts = []
+        for _ in range(3):
+            starts.append(service.clock.now)
+            service.step()
+        assert starts[1] - starts[0] < 0.1 < 0.5 < starts[2] - starts[1]
