@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 STATUS_SECONDS = 1.0
 PING_SECONDS = 5.0
 SWEEP_SECONDS = 60.0
+BACKLOG_SECONDS = 0.1
 MAX_SIGNALS = 64  # a byte each
 
 
@@ -125,7 +126,6 @@ class Engine:
             )
         self._is_ending = True
         while self._scheduler.in_flight:  # their tokens are logged, and nothing is sent after STOP
-            self._lifeline.expect(self._limits.step_timeout_seconds, self._status.step)
             self._receive_next()
         self._publish()
         self._source.close()
@@ -143,8 +143,12 @@ class Engine:
         self._source.bell.drain()
         self._publish()
         if self._takes_requests:
-            for answer in self._source.claim(self._scheduler.num_free):
+            num_free = self._scheduler.num_free
+            answers = self._source.claim(num_free)
+            for answer in answers:
                 self._scheduler.add(answer.sequence)
+            if len(answers) >= num_free:  # more may wait for rows that become free
+                self._next_look = now + min(self._limits.poll_interval_seconds, BACKLOG_SECONDS)
         for answer in self._source.cancelled():
             self._scheduler.finish(answer.sequence)
             self._writer.end(answer, "cancelled")
@@ -204,11 +208,13 @@ class Engine:
         return frame
 
     def _receive_next(self) -> Frame:
+        self._lifeline.expect(self._limits.step_timeout_seconds, self._status.step)
         while not self._ring.is_readable():
             self._ring.wait(self._limits.step_timeout_seconds)
         return self._receive()
 
     def _finish_step(self, frame: Frame, hidden: mx.array | None) -> None:
+        """Run the last stage, draw, launch what is ready next; only then publish the tokens."""
         start_us = clock_us()
         microbatch = self._scheduler.in_flight[0]
         if frame.step != microbatch.number:

@@ -74,6 +74,15 @@ def test_a_request_without_a_ring_of_the_bell_is_found_at_the_next_look(llama: P
         assert 5 < service.clock.now - start < 8
 
 
+def test_a_row_that_becomes_free_does_not_wait_for_the_next_poll(llama: Path, tmp_path: Path) -> None:
+    """Requests that find no row stay in the spool; POLL_INTERVAL is for lost rings only."""
+    one_row = {"microbatches": 1, "max_rows_per_microbatch": 1}
+    with EngineInProcess(tmp_path, llama, 1, dtype=None, poll_interval=50, **one_row) as service:
+        start = service.clock.now
+        service.ask(*(service.request(prompt, max_tokens=4) for prompt in PROMPTS))
+        assert service.clock.now - start < 1
+
+
 def test_an_idle_ring_proves_that_it_is_whole(llama: Path, tmp_path: Path) -> None:
     """By an empty lap; one that does not come round in STEP_TIMEOUT ends the ring."""
     with EngineInProcess(tmp_path, llama, 2, step_timeout=30) as service:
