@@ -69,16 +69,16 @@ class SlotTables:
         """
         if self._refused == (sequence, self._num_changes):
             return False  # nothing was given back since, and rows only grow
-        wanted = self._fullest()[: 1 if is_gathered else None]
+        order = self._by_preference(sequence, is_gathered=is_gathered)
         place = (
-            self._find_reusable(sequence, wanted, TAKEN_SHARE)
-            or self._find_free(sequence, wanted)
-            or self._find_reusable(sequence, wanted, 0.0)
+            self._find_reusable(sequence, order, TAKEN_SHARE)
+            or self._find_free(sequence, order)
+            or self._find_reusable(sequence, order, 0.0)
         )
         if place is None and self._could_fit(sequence):
             for number in self._by_waste():
                 self._tighten(number)
-                place = self._find_free(sequence, wanted)
+                place = self._find_free(sequence, order)
                 if place is not None:
                     break
         if place is None:
@@ -140,25 +140,29 @@ class SlotTables:
         self.prefix_cache.keep(slot, sequence.token_ids[: sequence.num_proven_tokens if keeps else 0])
         self._num_changes += 1
 
-    def _fullest(self) -> list[int]:
-        """The tables, those with the most running rows first."""
-        return sorted(range(len(self.tables)), key=lambda number: -self.tables[number].num_running)
+    def _by_preference(self, sequence: Sequence, *, is_gathered: bool) -> list[int]:
+        """The tables by running rows, the most or the fewest first; then where rows are of like length."""
+        sign, wish = -1 if is_gathered else 1, _wish(sequence)
+
+        def load(number: int) -> tuple[int, int]:
+            table = self.tables[number]
+            return sign * table.num_running, abs(table.num_tokens - wish)
+
+        return sorted(range(len(self.tables)), key=load)
 
     def _find_reusable(
-        self, sequence: Sequence, wanted: Items[int], min_share: float
+        self, sequence: Sequence, order: Items[int], min_share: float
     ) -> tuple[int, int, int] | None:
         """Return (table, slot, matching tokens) of the longest match that fits, or None.
 
-        Only slots of whose kept tokens at least `min_share` match: the others would lose the rest.
-
-        One in another table than the wanted ones with the fewest rows has to match more tokens: less would be
-        copied.
+        Only slots of whose kept tokens at least `min_share` match: the others would lose the rest. One in a
+        table with other rows than the first of `order` has to match more tokens: less would be copied.
         """
-        fewest = min(self.tables[number].num_running for number in wanted)
-        even = [number for number in wanted if self.tables[number].num_running == fewest]
+        num_rows = self.tables[order[0]].num_running
         best, best_worth = None, 0
         for match in self.prefix_cache.matches(sequence):
-            worth = match.num_tokens - (0 if match.table in even else MIN_FOLLOWED_TOKENS)
+            is_even = self.tables[match.table].num_running == num_rows
+            worth = match.num_tokens - (0 if is_even else MIN_FOLLOWED_TOKENS)
             if (
                 worth > best_worth
                 and match.share >= min_share
@@ -167,24 +171,13 @@ class SlotTables:
                 best, best_worth = (match.table, match.slot, match.num_tokens), worth
         return best
 
-    def _find_free(self, sequence: Sequence, wanted: Items[int]) -> tuple[int, int, int] | None:
-        """Return (table, slot, 0) in the table with the fewest running rows that has room, or None.
-
-        A wanted table comes before all others.
-        """
-        order = sorted(
-            range(len(self.tables)), key=lambda number: (number not in wanted, self._load(number, sequence))
-        )
+    def _find_free(self, sequence: Sequence, order: Items[int]) -> tuple[int, int, int] | None:
+        """Return (table, slot, 0) in the first table of `order` that has room, or None."""
         for number in order:
             index = self._free_slot(self.tables[number])
             if index is not None and self._fits(number, index, sequence):
                 return number, index, 0
         return None
-
-    def _load(self, number: int, sequence: Sequence) -> tuple[int, int]:
-        """Rows first, so that microbatches are even; then rows of like length together."""
-        table = self.tables[number]
-        return table.num_running, abs(table.num_tokens - _wish(sequence))
 
     def _free_slot(self, table: Table) -> int | None:
         """Return the lowest empty slot, else a new one, else the slot whose kept tokens are oldest."""
