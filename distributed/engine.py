@@ -50,14 +50,6 @@ class EngineLimits:
     retention_bytes: int
 
 
-@dataclass
-class Lap:
-    """A microbatch's frame, from its making to its return."""
-
-    frame: Frame
-    is_sent: bool = False  # else it waits for credit
-
-
 class Engine:
     """Serves the spool until it is asked to stop."""
 
@@ -76,7 +68,9 @@ class Engine:
         self._ring, self._stage, self._scheduler = ring, stage, scheduler
         self._source, self._writer, self._status, self._lifeline = source, writer, status, lifeline
         self._limits, self._clock = limits, clock
-        self._laps: deque[Lap] = deque()  # one for each microbatch in flight, oldest first
+        # One for each microbatch in flight: those under way, oldest first, and at most one that waits.
+        self._sent: deque[Frame] = deque()
+        self._unsent: Frame | None = None
         self._num_pings = 0
         self._takes_requests, self._is_ending = True, False
         self._last_lap = self._next_look = self._next_status = self._next_ping = self._next_sweep = clock()
@@ -163,7 +157,7 @@ class Engine:
             for sequence in microbatch.sequences:
                 if sequence.is_suspect:
                     self._source.mark_solo(self._writer.answer_of(sequence))
-            self._laps.append(Lap(to_frame(microbatch, self._ring.epoch)))
+            self._unsent = to_frame(microbatch, self._ring.epoch)
 
     def _send_next(self) -> bool:
         """Send the frame that waits, if there is one; False: it goes on waiting until others are back.
@@ -171,17 +165,17 @@ class Engine:
         What was sent and is not back may lie unread in a socket, which has to take it without blocking; a
         frame that is larger than that goes alone.
         """
-        if not self._laps or self._laps[-1].is_sent:
+        if self._unsent is None:
             return True
-        waiting = self._laps[-1]
-        num_unread = sum(lap.frame.num_bytes for lap in self._laps if lap.is_sent)
-        if num_unread and num_unread + waiting.frame.num_bytes > MAX_UNREAD_BYTES:
+        num_unread = sum(frame.num_bytes for frame in self._sent)
+        if num_unread and num_unread + self._unsent.num_bytes > MAX_UNREAD_BYTES:
             return False
-        if len(self._laps) == 1:
+        if not self._sent:
             self._last_lap = self._clock()
-        self._status.trace.sent(waiting.frame.step)
-        waiting.is_sent = True
-        self._ring.send(waiting.frame)
+        self._status.trace.sent(self._unsent.step)
+        self._ring.send(self._unsent)
+        self._sent.append(self._unsent)
+        self._unsent = None
         return True
 
     def _wait(self, wakeup: int) -> None:
@@ -219,7 +213,7 @@ class Engine:
         microbatch = self._scheduler.in_flight[0]
         if frame.step != microbatch.number:
             raise RingLost(f"step {frame.step} came back where {microbatch.number} was expected")
-        self._laps.popleft()
+        self._sent.popleft()
         step, ids = parse_step(frame)
         self._begin_next()
         output = self._stage.run(step, mx.array(ids) if hidden is None else hidden, self._publish)
@@ -237,8 +231,8 @@ class Engine:
 
     def _begin_next(self) -> None:
         """Let the next frame come in while this one's layers run; its size is known where a step is next."""
-        if self._laps and not self._num_pings:
-            following = self._laps[0].frame
+        if self._sent and not self._num_pings:
+            following = self._sent[0]
             if following.num_head_ints <= NUM_INLINE_INTS:
                 self._ring.begin_recv((following.num_rows, following.num_tokens))
 

@@ -34,7 +34,7 @@ class Bench:
 
     def take_back(self) -> None:
         self.sent.pop(0)
-        self.engine._laps.popleft()
+        self.engine._sent.popleft()
         give_back(self.scheduler, self.scheduler.in_flight[0])
 
 
