@@ -53,7 +53,6 @@ FOLLOWED = {
     "config/checks.py": "pure comparisons",
     "config/logs.py": "at the start; set_level follows in every process",
     "api.py": "asked for at the shutdown",
-    "server.py": "LOG_LEVEL, for every rank",
     "frontdoor/accepting.py": "front.settings",
     "frontdoor/answering.py": "front.settings",
     "frontdoor/app.py": "at the start; apply_to_parts follows",

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from mlx_lm.models.cache import make_prompt_cache
 from msgspec.structs import replace
 
 from distributed import ring
 from distributed.frame import Frame, Kind
 from distributed.kv_sizes import most_tokens
 from distributed.lifeline import EXIT_REFUSED, EXIT_RING_LOST, EXIT_SUPERVISOR_GONE
+from prompts.mlx_lm_import import import_mlx_lm
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint, reference_model
 from tests.ring_service import SECRET, RingService
 
@@ -41,7 +41,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def greedy(folder: Path, prompt: list[int], num_tokens: int) -> tuple[list[int], int]:
     """Generate with mlx-lm's own model in one process; also how many tokens are beyond doubt."""
     model = reference_model(folder)
-    cache = make_prompt_cache(model)
+    cache = import_mlx_lm("models.cache").make_prompt_cache(model)
     tokens: list[int] = []
     num_sure = num_tokens
     inputs = mx.array([prompt])
