@@ -23,17 +23,18 @@ from distributed.checkpoint import BadCheckpoint, read_config
 from distributed.engine import Engine
 from distributed.frame import FLAG_READY, Frame, Kind, parse_step
 from distributed.handshake import RankInfo, RingPlan
-from distributed.intake import Intake, ModelFacts
 from distributed.joining import ROOT, AnyRing, describe, join_ring, load_own_stage
 from distributed.lifeline import Lifeline, RankStart
 from distributed.limits import chunk_tokens, make_engine_limits, make_scheduler
 from distributed.live_settings import LiveSettings, apply_to_spool
 from distributed.memory import can_unpack, check_memory, has_gpu
 from distributed.model_shape import read_shape
+from distributed.request_source import ModelFacts, RequestSource
 from distributed.ring_status import RingStatus
 from distributed.sharding import plan_layers, split_layers, weights_hash
 from distributed.stage import Stage
 from distributed.stage_files import WeightsMark, local_sums_file, mark_weights
+from distributed.token_writer import TokenWriter
 from distributed.utils import broadcast_prompt
 from prompts.tokenizer import PromptTokenizer
 from spool import Spool, SpoolOwner
@@ -88,8 +89,10 @@ def serve_rank0(
     with owner.listen() as bell:
         layers = tuple((info.first_layer, info.num_layers) for info in status.ranks)
         facts = _model_facts(status, plan, stage, finish_tokenizers())
-        intake = Intake(owner, bell, facts, layers, status.troubles)
-        engine = Engine(ring, stage, scheduler, intake, status, lifeline, make_engine_limits(settings))
+        writer = TokenWriter(owner, layers, status.troubles)
+        source = RequestSource(owner, bell, facts, writer, status.troubles)
+        limits = make_engine_limits(settings)
+        engine = Engine(ring, stage, scheduler, source, writer, status, lifeline, limits)
         lifeline.on_settings(LiveSettings(settings, owner, engine).on_settings)
         logger.info("ready: %s on %d ranks, layers %s", settings.model_name, ring.size, list(plan.layers))
         logger.info("context: %s", facts.context.describe())

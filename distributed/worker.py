@@ -7,6 +7,7 @@ of that either: ranks start sooner.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -26,28 +27,37 @@ from distributed.stage_files import SUMS_NAME, mark_weights
 class Worker:
     """Serves one stage until STOP comes round."""
 
-    def __init__(self, ring: Ring, stage: Stage, lifeline: Lifeline, step_timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        ring: Ring,
+        stage: Stage,
+        lifeline: Lifeline,
+        step_timeout_seconds: float,
+        describe: Callable[[], RankInfo],
+    ) -> None:
+        """Args: describe: makes this rank's line of the READY lap."""
         self._ring, self._stage, self._lifeline = ring, stage, lifeline
-        self._step_timeout_seconds = step_timeout_seconds
+        self._step_timeout_seconds, self._describe = step_timeout_seconds, describe
 
-    def run(self, describe: Callable[[], RankInfo]) -> None:
-        """Answer frames in their order; `describe` is asked for this rank's line of the READY lap."""
-        while True:
-            frame, hidden = receive(self._ring, self._lifeline)
-            self._lifeline.expect(self._step_timeout_seconds, frame.step)
-            if frame.kind is Kind.STEP:
-                self._step(frame, hidden)
-            elif frame.kind is Kind.CACHE:
+    def run(self) -> None:
+        """Answer frames in their order."""
+        while self.answer(*receive(self._ring, self._lifeline)):
+            pass
+        self._ring.flush()
+
+    def answer(self, frame: Frame, hidden: mx.array | None) -> bool:
+        """Do what a frame asks for and pass it on; False: it was STOP."""
+        self._lifeline.expect(self._step_timeout_seconds, frame.step)
+        if frame.kind is Kind.STEP:
+            self._step(frame, hidden)
+        elif frame.kind is Kind.HELLO and frame.flags & FLAG_READY:
+            self._ring.send(answer_ready(frame, self._describe()))
+            self._lifeline.enter("ready", None)
+        else:
+            if frame.kind is Kind.CACHE:
                 self._stage.drop_tables()
-                self._ring.send(frame)
-            elif frame.kind is Kind.HELLO and frame.flags & FLAG_READY:
-                self._ring.send(answer_ready(frame, describe()))
-                self._lifeline.enter("ready", None)
-            else:
-                self._ring.send(frame)
-                if frame.kind is Kind.STOP:
-                    self._ring.flush()
-                    return
+            self._ring.send(frame)
+        return frame.kind is not Kind.STOP
 
     def _step(self, frame: Frame, hidden: mx.array | None) -> None:
         start_us = clock_us()
@@ -88,5 +98,5 @@ def serve_worker(
     ring.send(answer)
     lifeline.enter("loading", plan.load_timeout_seconds)
     stage, load_s = load_own_stage(ring, plan, lifeline, threads, settings.local_ranks)
-    worker = Worker(ring, stage, lifeline, plan.step_timeout_seconds)
-    worker.run(lambda: describe(ring, plan, stage, lifeline, start, load_s))
+    own = partial(describe, ring, plan, stage, lifeline, start, load_s)
+    Worker(ring, stage, lifeline, plan.step_timeout_seconds, own).run()

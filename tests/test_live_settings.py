@@ -99,7 +99,8 @@ def test_the_front_door_follows(settings: Settings, key: str) -> None:
 
 def make_engine(settings: Settings) -> Engine:
     nothing: Any = None
-    return Engine(nothing, nothing, nothing, nothing, nothing, nothing, make_engine_limits(settings))
+    limits = make_engine_limits(settings)
+    return Engine(nothing, nothing, nothing, nothing, nothing, nothing, nothing, limits)
 
 
 @pytest.mark.parametrize("key", sorted(RANK_0))

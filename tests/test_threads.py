@@ -20,7 +20,7 @@ def make_kernels() -> Kernels:
 
 
 def test_gain_is_the_ratio_of_threads() -> None:
-    """The splitting of rows reckons with it."""
+    """Whether a few rows gather in one group depends on it."""
     assert ProductThreads(1, 3).gain == 3
     assert ProductThreads(2, 2).gain == 1
 
