@@ -39,4 +39,4 @@ def test_a_grace_time_outlives_its_front_door(tmp_path: Path) -> None:
             engine.release()
             until(lambda: spool.state(back) == "done")
             reasons = [httpx2.get(f"{url}/requests/{id}").json()["finish_reason"] for id in left]
-            assert reasons == ["cancelled", "length"]
+            assert reasons == ["cancelled", "stop"]
