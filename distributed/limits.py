@@ -23,7 +23,7 @@ MIN_MIXTURE_CHUNK_TOKENS = 64  # also beside answers that wait: a step reads abo
 CPU_MIXTURE_CHUNK_TOKENS = 256  # an expert gets a share of them; latents gain, too (models/deepseek_v2.py)
 # So few rows are one decode group where the stage that works may use the cores of those that wait: every
 # group pays for its own read of the weights. More rows lose by it where others use the cores, too.
-MAX_GATHERED = 4
+MAX_GATHERED = 8
 
 
 def chunk_tokens(settings: Settings) -> int:
