@@ -41,7 +41,7 @@ def receive(scheduler: Scheduler, ends: Mapping[Sequence, int]) -> None:
             scheduler.finish(sequence)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     rows=st.lists(
         st.tuples(st.integers(1, 700), st.integers(200, 1200), st.integers(100, 1200)), min_size=2, max_size=8
@@ -193,24 +193,31 @@ def test_a_burst_of_requests_grows_a_table_once() -> None:
     assert sorted((order.table, order.num_rows) for order in first.resizes) == [(0, 16), (1, 16)]
 
 
-@pytest.mark.parametrize("products", [None, "auto"])
-@pytest.mark.parametrize("variant", ["llama", "deepseek_v2"])
-@pytest.mark.parametrize("split", [(4,), (2, 2)])
+# Both kinds of KV, by MLX and by NumPy, whole and cut.
+@pytest.mark.parametrize(
+    ("variant", "products", "split"),
+    [
+        ("llama", None, (1, 1)),
+        ("llama", "auto", (2,)),
+        ("deepseek_v2", None, (2,)),
+        ("deepseek_v2", "auto", (1, 1)),
+    ],
+)
 def test_answers_are_as_if_alone(
     tmp_path: Path, variant: str, products: str | None, split: tuple[int, ...]
 ) -> None:
     """Greedy and drawn rows that are put back and go on have every token of their solo run."""
-    folder = make_checkpoint(tmp_path / variant, variant)
+    folder = make_checkpoint(tmp_path / variant, variant, num_hidden_layers=2)
     prompts = [[(7 * i + 31 * j + 3) % 250 for i in range(30 + 9 * j)] for j in range(4)]
     rules = [GREEDY, WARM, GREEDY, WARM]
     shape = RingShape(num_tables=2, max_kv_tokens=640, chunk=32)
     stages = load_stages(folder, split, cpu_products=products)
     crowded = LocalRing(stages, shape)
-    rows = [crowded.ask(prompt, 120, rule) for prompt, rule in zip(prompts, rules, strict=True)]
+    rows = [crowded.ask(prompt, 80, rule) for prompt, rule in zip(prompts, rules, strict=True)]
     crowded.run()
     assert crowded.scheduler.num_preemptions > 0
     for row, prompt, rule in zip(rows, prompts, rules, strict=True):
         alone = LocalRing(stages, RingShape())
-        single = alone.ask(prompt, 120, rule)
+        single = alone.ask(prompt, 80, rule)
         alone.run()
         assert answer(row) == answer(single)
