@@ -13,7 +13,6 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from transformers import AutoConfig
 
 from distributed.checkpoint import BadCheckpoint, UnsupportedModel, read_config
 from distributed.families import FAMILIES
@@ -60,6 +59,8 @@ def normalise(config: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_what_transformers_writes_by_itself_is_accepted(model_type: str) -> None:
     """Every key of transformers' own config class, at its default, is served."""
+    from transformers import AutoConfig
+
     needed: dict[str, dict[str, Any]] = {
         "mistral": {"sliding_window": None},
         "deepseek_v2": {"num_experts_per_tok": 6},
@@ -77,6 +78,8 @@ def test_what_transformers_writes_by_itself_is_accepted(model_type: str) -> None
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_absent_keys_mean_what_they_mean_to_transformers(model_type: str) -> None:
     """Defaults are those of transformers' classes, not those of mlx-lm's."""
+    from transformers import AutoConfig
+
     written = AutoConfig.for_model(model_type, use_sliding_window=True)
     absent = {"max_window_layers"} if model_type == "qwen3_moe" else {"rope_theta"}
     for key, value in FAMILIES[model_type].defaults.items():
@@ -403,7 +406,7 @@ def make_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
 
 @pytest.mark.parametrize("kind", ROPES)
-@pytest.mark.parametrize("variant", ["llama", "qwen2", "qwen3", "qwen3_moe", "deepseek_v2"])
+@pytest.mark.parametrize("variant", ["llama", "qwen3_moe", "deepseek_v2"])
 def test_both_spellings_of_rotation_give_the_same_logits(
     make_folder: Callable[[str], Path], variant: str, kind: str
 ) -> None:
