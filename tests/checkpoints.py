@@ -4,8 +4,11 @@ Weights are scaled so that greedy text wanders (no fixed point after two tokens)
 apart.
 """
 
+import atexit
 import importlib
 import json
+import shutil
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -113,6 +116,14 @@ VARIANTS: dict[str, tuple[dict[str, Any], int | None]] = {
     ),
     "deepseek_v2-sparse-freq": ({**_DEEPSEEK, "moe_layer_freq": 2, "first_k_dense_replace": 0}, None),
 }
+
+
+@cache
+def shared_checkpoint(variant: str, **overrides: Any) -> Path:
+    """Make the variant's folder once for all tests of this process; they leave it as it is."""
+    root = Path(tempfile.mkdtemp(prefix="checkpoint-"))
+    atexit.register(shutil.rmtree, root)
+    return make_checkpoint(root / f"tiny-{variant}", variant, **overrides)
 
 
 def make_checkpoint(

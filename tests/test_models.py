@@ -1,11 +1,10 @@
 """Stages against mlx-lm's own model in one process: the same logits and greedy tokens, however it is cut."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import pytest
@@ -14,7 +13,7 @@ from mlx.utils import tree_flatten
 from distributed.checkpoint import BadCheckpoint, UnsupportedModel, read_config, read_tensors
 from distributed.kv_sizes import round_tokens
 from distributed.models import StageModel, check_model, load_stage
-from tests.checkpoints import VARIANTS, make_checkpoint, reference_model, write_weights
+from tests.checkpoints import VARIANTS, make_checkpoint, reference_model, shared_checkpoint, write_weights
 from tests.stages import StageChain, greedy_tokens, load_chain, reference_logits, reference_tokens
 
 SPLITS = ((4,), (1, 2, 1))
@@ -27,12 +26,8 @@ LATENT_VARIANTS = [name for name in VARIANTS if name.startswith("deepseek")]
 KINDS = ["llama", "llama-4bit-tied", "ministral3", "qwen2", "qwen3", "qwen3_moe", "qwen3_moe-8bit"]
 KINDS += ["deepseek_v2", "deepseek_v2-q_lora-8bit"]
 
-MakeFolder = Callable[[str], Path]
-MakeChain = Callable[[str, tuple[int, ...]], StageChain]
 
-
-@dataclass
-class Reference:
+class Reference(NamedTuple):
     """mlx-lm's own model, and what it makes of the prompt: logits (T, V), greedy tokens and their leads."""
 
     model: Any
@@ -41,39 +36,25 @@ class Reference:
     leads: list[float]
 
 
-MakeReference = Callable[[str], Reference]
+@cache
+def reference_of(variant: str) -> Reference:
+    model = reference_model(shared_checkpoint(variant))
+    logits = reference_logits(model, PROMPT)
+    return Reference(model, logits, *reference_tokens(model, PROMPT, NUM_TOKENS))
 
 
-@pytest.fixture(scope="module")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> MakeFolder:
-    """Make each variant's folder once."""
-    return cache(lambda variant: make_checkpoint(tmp_path_factory.mktemp(variant), variant))
+@cache
+def stages_of(variant: str, counts: tuple[int, ...]) -> Sequence[StageModel]:
+    return load_chain(shared_checkpoint(variant), counts).stages
 
 
-@pytest.fixture(scope="module")
-def reference_of(folder_of: MakeFolder) -> MakeReference:
-    """Run each variant by mlx-lm once."""
-
-    @cache
-    def run(variant: str) -> Reference:
-        model = reference_model(folder_of(variant))
-        logits = reference_logits(model, PROMPT)
-        return Reference(model, logits, *reference_tokens(model, PROMPT, NUM_TOKENS))
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def chain_of(folder_of: MakeFolder) -> MakeChain:
-    """Load the stages of each cut once; every chain has tables of its own."""
-    stages_of = cache(lambda variant, counts: load_chain(folder_of(variant), counts).stages)
-    return lambda variant, counts: StageChain(stages_of(variant, counts))
+def chain_of(variant: str, counts: tuple[int, ...]) -> StageChain:
+    """Stages that tests share, with tables of their own."""
+    return StageChain(stages_of(variant, counts))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_stages_give_the_logits_and_tokens_of_the_whole_model(
-    chain_of: MakeChain, reference_of: MakeReference, variant: str
-) -> None:
+def test_stages_give_the_logits_and_tokens_of_the_whole_model(variant: str) -> None:
     """One stage and three uneven ones, prefill and decode as mlx-lm's own model does."""
     reference = reference_of(variant)
     assert min(reference.leads) > 10 * TOLERANCE, "the checkpoint is too close a call to compare tokens"
@@ -84,9 +65,7 @@ def test_stages_give_the_logits_and_tokens_of_the_whole_model(
 
 
 @pytest.mark.parametrize("variant", KINDS)
-def test_a_prompt_in_chunks_gives_the_logits_of_the_whole_prompt(
-    chain_of: MakeChain, reference_of: MakeReference, variant: str
-) -> None:
+def test_a_prompt_in_chunks_gives_the_logits_of_the_whole_prompt(variant: str) -> None:
     """Chunks of any size, a single token too, continue where the last one ended."""
     for chunk in (1, 5):
         got = chain_of(variant, (1, 2, 1)).prefill(PROMPT, chunk=chunk)
@@ -94,9 +73,7 @@ def test_a_prompt_in_chunks_gives_the_logits_of_the_whole_prompt(
 
 
 @pytest.mark.parametrize("variant", KINDS)
-def test_rows_of_unlike_length_decode_together_as_they_do_alone(
-    chain_of: MakeChain, reference_of: MakeReference, variant: str
-) -> None:
+def test_rows_of_unlike_length_decode_together_as_they_do_alone(variant: str) -> None:
     """Each row has its own offset; neighbours, padding and order of slots change nothing."""
     prompts = [PROMPT[:n] for n in (3, 7, 1)]
     model, num_tokens = reference_of(variant).model, 6
@@ -112,9 +89,7 @@ def test_rows_of_unlike_length_decode_together_as_they_do_alone(
 
 
 @pytest.mark.parametrize("variant", ["llama", "deepseek_v2", "deepseek_v2-8bit"])
-def test_chunks_of_unlike_rows_run_together(
-    chain_of: MakeChain, reference_of: MakeReference, variant: str
-) -> None:
+def test_chunks_of_unlike_rows_run_together(variant: str) -> None:
     """A microbatch may prefill rows at unlike offsets, with unlike numbers of tokens."""
     model, chain = reference_of(variant).model, chain_of(variant, (1, 2, 1))
     rows = [PROMPT, PROMPT[::-1][:9], PROMPT[2:8]]
@@ -129,12 +104,10 @@ def test_chunks_of_unlike_rows_run_together(
 
 
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if "bit" in name])
-def test_dequantized_stages_give_the_packed_models_logits(
-    folder_of: MakeFolder, reference_of: MakeReference, variant: str
-) -> None:
+def test_dequantized_stages_give_the_packed_models_logits(variant: str) -> None:
     """Unpacking to float32 changes no result, only speed and memory."""
     logits = reference_of(variant).logits
-    chain = load_chain(folder_of(variant), (1, 3), dequantize=True)
+    chain = load_chain(shared_checkpoint(variant), (1, 3), dequantize=True)
     assert all(stage.dtype == mx.float32 for stage in chain.stages)
     assert not any("Quantized" in type(m).__name__ for stage in chain.stages for m in stage.inner.modules())
     assert mx.allclose(chain.prefill(PROMPT), logits, rtol=0, atol=TOLERANCE)
@@ -163,11 +136,9 @@ def test_layers_with_their_own_packing_keep_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", ["deepseek_v2", "qwen3_moe"])
-def test_experts_stored_one_by_one_are_joined(
-    folder_of: MakeFolder, reference_of: MakeReference, tmp_path: Path, variant: str
-) -> None:
+def test_experts_stored_one_by_one_are_joined(tmp_path: Path, variant: str) -> None:
     """Checkpoints as first published keep each expert apart, under Hugging Face's names."""
-    folder = folder_of(variant)
+    folder = shared_checkpoint(variant)
     weights: dict[str, mx.array] = {}
     for file in folder.glob("*.safetensors"):
         for name, array in mx.load(str(file)).items():
@@ -183,11 +154,9 @@ def test_experts_stored_one_by_one_are_joined(
 
 
 @pytest.mark.parametrize("is_newer", [False, True])
-def test_the_text_model_within_one_that_sees_gives_its_logits(
-    folder_of: MakeFolder, reference_of: MakeReference, tmp_path: Path, is_newer: bool
-) -> None:
+def test_the_text_model_within_one_that_sees_gives_its_logits(tmp_path: Path, is_newer: bool) -> None:
     """Its tensors have a prefix, its config lies in text_config; what is for images is left alone."""
-    folder = folder_of("ministral3")
+    folder = shared_checkpoint("ministral3")
     weights = {"vision_tower.patch_conv.weight": mx.zeros((4, 4))}
     for file in folder.glob("*.safetensors"):
         for name, array in mx.load(str(file)).items():
@@ -201,10 +170,10 @@ def test_the_text_model_within_one_that_sees_gives_its_logits(
     check_model("folder", read_config(tmp_path), read_tensors(tmp_path))
 
 
-def test_deepseek_caches_the_latent_alone(folder_of: MakeFolder, chain_of: MakeChain) -> None:
+def test_deepseek_caches_the_latent_alone() -> None:
     """A token takes kv_lora_rank + rope head values a layer, not keys and values of every head."""
     for variant in LATENT_VARIANTS:
-        config = json.loads((folder_of(variant) / "config.json").read_text())
+        config = json.loads((shared_checkpoint(variant) / "config.json").read_text())
         chain = chain_of(variant, (1, 2, 1))
         chain.prefill(PROMPT)
         num_layers, capacity = 4, round_tokens(len(PROMPT))
@@ -221,7 +190,7 @@ def test_deepseek_without_rope_scaling_rotates_plainly(tmp_path: Path) -> None:
     assert mx.allclose(load_chain(folder, (4,)).prefill(PROMPT), stretched, rtol=0, atol=TOLERANCE)
 
 
-def test_a_stage_holds_only_what_it_runs(chain_of: MakeChain) -> None:
+def test_a_stage_holds_only_what_it_runs() -> None:
     """Embeddings are on the first stage (and the last where tied), norm and head on the last."""
     for variant, is_tied in (("llama", False), ("llama-tied", True)):
         first, middle, last = chain_of(variant, (1, 2, 1)).stages
@@ -249,17 +218,17 @@ def test_a_stage_opens_only_the_files_it_needs(tmp_path: Path) -> None:
     assert stage.forward(mx.ones((1, 3, 64)), [None]).shape == (1, 3, 64)
 
 
-def test_loading_reports_its_progress(folder_of: MakeFolder) -> None:
+def test_loading_reports_its_progress() -> None:
     """The share loaded only grows, and ends at 1."""
     shares: list[float] = []
-    load_stage(folder_of("qwen3"), range(4), is_first=True, is_last=True, on_progress=shares.append)
+    load_stage(shared_checkpoint("qwen3"), range(4), is_first=True, is_last=True, on_progress=shares.append)
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
 
 
-def test_half_precision_is_kept_where_asked(folder_of: MakeFolder) -> None:
+def test_half_precision_is_kept_where_asked() -> None:
     """dtype overrides float32, for weights and hidden states."""
-    chain = load_chain(folder_of("llama"), (2, 2), dtype="bfloat16")
+    chain = load_chain(shared_checkpoint("llama"), (2, 2), dtype="bfloat16")
     assert {stage.dtype for stage in chain.stages} == {mx.bfloat16}
     logits = chain.prefill(PROMPT)
     assert logits.dtype == mx.bfloat16
