@@ -1,28 +1,22 @@
 """Builds one rank of the ring and runs its loop. Thin: the work is in distributed/.
 
 Started by the supervisor as `server.py --rank R`, with a start line on standard input
-(distributed/lifeline.py); `--spare` says that the line may be long in coming: what takes time to import is
-imported meanwhile with the lowest priority, and the spool is not touched before the line is there. By hand,
-without --rank, it is a ring of one that serves the spool in STATE_DIR.
+(distributed/lifeline.py), which a rank reads when it has imported what it needs. By hand, without --rank, it
+is a ring of one that serves the spool in STATE_DIR.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import gc
 import importlib
 import logging
 import os
 import sys
-import threading
-from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
 
 from config import ConfigError, Settings
-from config.limits import count_cores, describe_descriptor_shortage, raise_descriptor_limits
-from config.live import load_inherited_settings, with_values
+from config.limits import count_cores, raise_descriptor_limits
+from config.live import load_inherited_settings
 from config.logs import configure_logging, say, set_level
 from distributed.blas import BlasNotFound, load_fast_blas
 from distributed.lifeline import (
@@ -39,8 +33,6 @@ from distributed.lifeline import (
 from distributed.mac import drop_fast_synch, keep_awake
 from distributed.threads import ProductThreads
 
-LOWEST_PRIORITY = 19
-
 logger = logging.getLogger(__name__)
 
 
@@ -53,7 +45,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--ping-limit", type=float, metavar="S", help="end when the supervisor says nothing for S seconds"
     )
-    parser.add_argument("--spare", action="store_true", help="import in the background and wait to be needed")
     options = parser.parse_args(arguments)
     try:
         settings = load_inherited_settings()
@@ -74,31 +65,32 @@ def _serve(settings: Settings, options: argparse.Namespace) -> int:
         say_started()
     drop_fast_synch()
     keep_awake()
+    if message := raise_descriptor_limits(settings):
+        logger.warning("%s", message)
     num_threads, num_alone = _count_threads(settings, rank)
     blas = load_fast_blas(settings.cpu_blas, num_threads)
-    imports = Imports(settings, is_spare=options.spare)
+    # MLX comes after the BLAS, and all of it before the start line, which the last rank waits for.
+    gc.disable()  # imports leave no garbage, and Python would look for it all the while
+    importlib.import_module("distributed.worker" if rank else "distributed.rank")
+    gc.enable()
     start = None
     if rank is not None:
         line = read_first_line(options.ping_limit)
         if not line:
-            level = logging.DEBUG if options.spare else logging.ERROR  # a spare's usual end
-            logger.log(
-                level, "no start line: the supervisor is gone, or rank %d was not started by one", rank
-            )
+            logger.error("no start line: the supervisor is gone, or rank %d was not started by one", rank)
             return EXIT_SUPERVISOR_GONE
         try:
             start = _check_start(line, rank)
         except ValueError as error:
             logger.error("rank %d was not started by a supervisor: %s", rank, error)
             return EXIT_REFUSED
-        settings = _apply(settings, start.settings)
     logger.info("BLAS: %s, %d threads", blas or "as MLX brings it", num_threads)
     ping_limit_s = start.ping_limit_s if start else None
     lifeline = Lifeline(rank or 0, has_supervisor=rank is not None, ping_limit_s=ping_limit_s)
     lifeline.on_settings(lambda values: set_level(values.get("LOG_LEVEL")))
     lifeline.start()
     threads = ProductThreads(num_threads, num_alone) if sys.platform == "linux" else None
-    return _run(start, settings, lifeline, threads) if imports.finish() else EXIT_REFUSED
+    return _run(start, settings, lifeline, threads)
 
 
 def _count_threads(settings: Settings, rank: int | None) -> tuple[int, int]:
@@ -114,92 +106,40 @@ def _run(
 ) -> int:
     from distributed.checkpoint import ModelError
     from distributed.handshake import RefusedStart
-    from distributed.rank import open_spool, serve_rank0, serve_worker
     from distributed.ring import RingLost
-    from spool import SpoolError, SpoolUnavailable
 
     try:
-        if start is not None and start.rank:
-            serve_worker(start, settings, lifeline, threads)
-        else:
-            with open_spool(settings) as owner:
-                start = start or RankStart(owner.next_epoch(), 0, ("127.0.0.1:0",), "")
-                serve_rank0(start, settings, lifeline, owner, threads)
+        if start is None or start.rank == 0:
+            return _run_rank0(start, settings, lifeline, threads)
+        from distributed.worker import serve_worker
+
+        serve_worker(start, settings, lifeline, threads)
     except RingLost as error:
         logger.error("the ring is lost: %s", error)
         return EXIT_RING_LOST
-    except SpoolUnavailable as error:
-        logger.error("%s", error)
-        return EXIT_DISK_REFUSED
-    except (RefusedStart, ModelError, ConfigError, SpoolError) as error:
+    except (RefusedStart, ModelError, ConfigError) as error:
         logger.error("%s", error)
         return EXIT_REFUSED
     return EXIT_CLEAN
 
 
-class Imports:
-    """Imports mlx_lm and distributed.rank in a thread, while the main thread waits for its start line.
+def _run_rank0(
+    start: RankStart | None, settings: Settings, lifeline: Lifeline, threads: ProductThreads | None
+) -> int:
+    from distributed.rank import open_spool, serve_rank0
+    from spool import SpoolError, SpoolUnavailable
 
-    A spare's thread has the lowest priority of the machine. MLX itself is imported before, by the main
-    thread: MLX's threads inherit the priority of the one that makes them.
-    """
-
-    def __init__(self, settings: Settings, *, is_spare: bool) -> None:
-        self._settings = settings
-        self._is_spare = is_spare
-        self._error: BaseException | None = None
-        mx = importlib.import_module("mlx.core")
-        mx.eval(mx.zeros(1) + 1)
-        self._thread = threading.Thread(target=self._run, name="imports", daemon=True)
-        self._thread.start()
-
-    def finish(self) -> bool:
-        """Wait for the end; False where mlx_lm cannot run here, which the log says then.
-
-        Raises whatever else the imports raised.
-        """
-        self._thread.join()
-        if isinstance(self._error, ValueError):
-            logger.error("%s", describe_descriptor_shortage())
-            return False
-        if self._error is not None:
-            raise self._error
-        message = raise_descriptor_limits(self._settings)
-        if message:
-            logger.warning("%s", message)
-        return True
-
-    def _run(self) -> None:
-        if self._is_spare and sys.platform == "linux":  # elsewhere it would be the whole process for ever
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
-        try:
-            # mlx_lm sets this process's limits to 2048 and 4096 when it is imported (mlx_lm 0.32.2 utils.py).
-            # It fails where the hard limit is lower, and lowers a higher one for good: what is left is used.
-            raise_descriptor_limits(self._settings)
-            importlib.import_module("mlx_lm")
-            importlib.import_module("distributed.rank")
-            with contextlib.suppress(ConfigError, OSError):  # told when the model is loaded
-                _warm_up(self._settings.model_dir)
-        except BaseException as error:  # noqa: BLE001 - the main thread raises it
-            self._error = error
-
-
-def _warm_up(folder: Path) -> None:
-    """Import what the model in `folder` needs beyond that, and have its small files in the page cache."""
-    importlib.import_module("transformers.models.auto.tokenization_auto")
-    importlib.import_module("distributed.models.general")
-    for path in folder.glob("*.json"):
-        path.read_bytes()
-
-
-def _apply(settings: Settings, values: Any) -> Settings:
-    """The settings with what changed while this process was a spare."""
     try:
-        changed = with_values(settings, values)
-    except ValidationError as error:
-        raise ValueError(f"settings of another release in the start line: {error}") from error
-    set_level(changed.log_level)
-    return changed
+        with open_spool(settings) as owner:
+            start = start or RankStart(owner.next_epoch(), 0, ("127.0.0.1:0",), "")
+            serve_rank0(start, settings, lifeline, owner, threads)
+    except SpoolUnavailable as error:
+        logger.error("%s", error)
+        return EXIT_DISK_REFUSED
+    except SpoolError as error:
+        logger.error("%s", error)
+        return EXIT_REFUSED
+    return EXIT_CLEAN
 
 
 def _check_start(line: str, rank: int) -> RankStart:

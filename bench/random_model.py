@@ -82,11 +82,13 @@ def main(arguments: list[str]) -> int:
     # Imported here, so that the bench itself stays free of MLX.
     import mlx.core as mx
     from mlx.utils import tree_flatten
-    from mlx_lm.models import deepseek_v2
+
+    from prompts.mlx_lm_import import import_mlx_lm
 
     folder, source = map(Path, arguments)
     given = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config = {**CONFIG, "vocab_size": given["vocab_size"], "eos_token_id": given["eos_token_id"]}
+    deepseek_v2 = import_mlx_lm("models.deepseek_v2")
     mx.random.seed(SEED)
     model = deepseek_v2.Model(deepseek_v2.ModelArgs.from_dict(config))
     weights = {}

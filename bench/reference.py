@@ -37,9 +37,17 @@ def main(arguments: list[str]) -> int:
 def load_reference(folder: Path) -> Callable[[list[int], list[int]], list[dict[str, Any]]]:
     """Load the whole model; the function tells each step of one answer."""
     import mlx.core as mx
-    from mlx_lm.utils import load_model
 
-    model, _ = load_model(folder)
+    from distributed.checkpoint import read_config
+    from distributed.models.weights import load_tensors, quantize_modules
+    from prompts.mlx_lm_import import import_mlx_lm
+
+    config = read_config(folder)
+    module = import_mlx_lm(f"models.{config['model_type']}")
+    model = module.Model(module.ModelArgs.from_dict(config))
+    weights = model.sanitize(load_tensors(folder, lambda _: True))
+    quantize_modules(model, weights, config)
+    model.load_weights(list(weights.items()))
     model.set_dtype(mx.float32)  # what ours runs in without a GPU; half precision has near ties of its own
 
     def steps_of(prompt_ids: list[int], answer_ids: list[int]) -> list[dict[str, Any]]:

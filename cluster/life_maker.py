@@ -8,29 +8,21 @@ nothing of when a life begins or why one ended.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 
-import psutil
-
 from cluster import ports
-from cluster.child import ChildPlan
 from cluster.errors import ClusterError
 from cluster.heartbeats import Rank
 from cluster.hosts import Cluster, read_cluster
 from cluster.placing import Placed, forget_placed, load_placed, make_key, on_all, place_all
-from cluster.processes import PSUTIL_ERRORS, ProcessIdentity
-from cluster.remote_ranks import HostAnswer, ask_host, end_processes, make_rank_command
+from cluster.processes import ProcessIdentity
+from cluster.remote_ranks import ask_ports, end_processes, make_rank_command
 from cluster.ring_life import LifePlan, RankPlace
 from cluster.running import Running
-from cluster.spares import mark_code
 from cluster.ssh import HostUnreachable, close_connections
 from cluster.threads import run_beside
 from cluster.workers import Worker, list_workers
 from config import Settings
-
-# A spare takes 200 MB; what is tight goes without.
-SPARE_MEMORY_BYTES = 1 << 29
 
 logger = logging.getLogger("cluster.supervisor")
 
@@ -64,14 +56,14 @@ class LifeMaker:
         settings = self._running.settings
         cluster = self.cluster = await self._read_cluster(settings)
         workers = list_workers(cluster, settings)
-        placed, answers, self.has_kept_placed = None, {}, False
+        placed, free, self.has_kept_placed = None, {}, False
         if workers:
             self._used |= set(workers)
             await on_all(workers, self._end_left_behind)
             placed = await self._place(cluster, settings)
-            found: list[HostAnswer] = await on_all(workers, ask_host)
-            answers = {worker.host.ssh: answer for worker, answer in zip(workers, found, strict=True)}
-        addresses = self._pick_addresses(cluster, answers)
+            found: list[tuple[int, ...]] = await on_all(workers, ask_ports)
+            free = {worker.host.ssh: ports_there for worker, ports_there in zip(workers, found, strict=True)}
+        addresses = self._pick_addresses(cluster, free)
         self._running.state.epoch += 1
         return self._make_plan(cluster, addresses, placed)
 
@@ -103,7 +95,7 @@ class LifeMaker:
         forget_placed(self._running.settings.run_dir)
 
     @staticmethod
-    def _pick_addresses(cluster: Cluster, answers: Mapping[str | None, HostAnswer]) -> tuple[str, ...]:
+    def _pick_addresses(cluster: Cluster, free: Mapping[str | None, Sequence[int]]) -> tuple[str, ...]:
         here = cluster.hosts[0]
         try:
             own = iter(ports.free_ring_ports(here.address, cluster.num_local_ranks))
@@ -112,9 +104,9 @@ class LifeMaker:
                 raise
             # An address goes with its cable, and comes back with it.
             raise HostUnreachable(here, str(error), "plug the cable in, or correct RING_ADDRESS") from None
-        free = {ssh: iter(answer.ports) for ssh, answer in answers.items()}
+        others = {ssh: iter(ports_there) for ssh, ports_there in free.items()}
         return tuple(
-            f"{host.address}:{next(own if host.is_local else free[host.ssh])}"
+            f"{host.address}:{next(own if host.is_local else others[host.ssh])}"
             for host in cluster.hosts
             for _ in cluster.ranks_of(host)
         )
@@ -131,7 +123,6 @@ class LifeMaker:
             connect_limit_s=settings.connect_timeout,
             load_limit_s=settings.load_timeout,
             heartbeat_limit_s=running.heartbeat_limit_s,
-            settings=running.live_values,
             places=() if placed is None else self._make_places(cluster, placed),
             layers=None if placed is None else placed.layers,
             dequantize=None if placed is None else placed.dequantize,
@@ -150,65 +141,6 @@ class LifeMaker:
             command = make_rank_command(worker, settings, rank, model_folder=folder)
             places.append(RankPlace(host, worker, command, folder))
         return tuple(places)
-
-    async def make_spare_plans(self) -> dict[int, ChildPlan]:
-        """A spare for each rank whose host has the memory for it, by rank."""
-        cluster, running = self.cluster, self._running
-        if cluster is None or running.settings.spare_ranks == "off":
-            return {}
-        plans = {}
-        for host in cluster.hosts:
-            if not host.is_local:
-                continue
-            for rank in cluster.ranks_of(host) if self._has_memory(cluster) else ():
-                plans[rank] = ChildPlan(
-                    name=f"rank {rank}",
-                    command=[*running.programs.rank, "--rank", str(rank), "--spare"],
-                    folder=running.programs.folder,
-                    environment=running.make_environment(cluster.num_local_ranks),
-                )
-        for worker in list_workers(cluster, running.settings):
-            plans |= await self._make_remote_spares(cluster, worker)
-        return plans
-
-    async def _make_remote_spares(self, cluster: Cluster, worker: Worker) -> dict[int, ChildPlan]:
-        running, host = self._running, worker.host
-        try:
-            answer = await ask_host(worker)
-        except ClusterError as error:
-            logger.info("no spares on %s: %s", host.name, error)
-            return {}
-        is_tight = answer.free_memory_bytes < SPARE_MEMORY_BYTES * host.num_ranks
-        if is_tight and running.settings.spare_ranks == "auto":
-            return {}
-        placed = load_placed(running.settings.run_dir, make_key(running.settings, cluster))
-        folder = placed.model_folders.get(host.ssh or "") if placed else None
-        return {
-            rank: ChildPlan(
-                name=f"rank {rank}",
-                command=make_rank_command(worker, running.settings, rank, is_spare=True, model_folder=folder),
-                folder=running.programs.folder,
-                environment=os.environ,
-                is_remote=True,
-            )
-            for rank in cluster.ranks_of(host)
-        }
-
-    def _has_memory(self, cluster: Cluster) -> bool:
-        needed = SPARE_MEMORY_BYTES * cluster.num_local_ranks
-        try:
-            is_tight = psutil.virtual_memory().available <= needed
-        except PSUTIL_ERRORS:
-            is_tight = True
-        return not is_tight or self._running.settings.spare_ranks == "on"
-
-    def mark(self) -> object:
-        """What a spare was made with and cannot change any more."""
-        settings = self._running.settings
-        fixed = tuple(
-            str(settings.value(key)) for key in settings.all_keys() if not settings.about(key).is_live
-        )
-        return fixed, mark_code(self._running.programs.folder), self.cluster
 
     async def close(self) -> None:
         """Let go of all hosts."""

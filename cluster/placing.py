@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from cluster import host_checks
+from cluster.code_marks import mark_rank
 from cluster.copy_progress import CopyProgress
 from cluster.errors import ClusterError
 from cluster.findings import Finding, refuse_failed
@@ -24,7 +25,6 @@ from cluster.hosts import Cluster, Host
 from cluster.model_files import ensure_models
 from cluster.plan import RingLayout, find_short_hosts, plan_ring
 from cluster.probe import HostFacts, probe
-from cluster.spares import mark_code
 from cluster.ssh import HostUnreachable
 from cluster.workers import (
     ROOT,
@@ -123,7 +123,7 @@ def make_key(settings: Settings, cluster: Cluster) -> str:
     parts = [
         [asdict(host) for host in cluster.hosts],
         [str(settings.value(key)) for key in PLAN_KEYS],
-        [[path, str(mark)] for path, mark in mark_code(ROOT)],
+        [[path, str(mark)] for path, mark in mark_rank(ROOT)],
         environment_mark(),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

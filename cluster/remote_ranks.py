@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,21 +37,12 @@ KEYS = ("CONNECT_TIMEOUT", "LOAD_TIMEOUT", "STEP_TIMEOUT", "SHUTDOWN_TIMEOUT")
 ZONES = "zoneinfo/"
 
 
-@dataclass(frozen=True)
-class HostAnswer:
-    """What a host says before a life of the ring begins there."""
-
-    ports: tuple[int, ...]
-    free_memory_bytes: int
-
-
 def make_rank_command(
-    worker: Worker, settings: Settings, rank: int, *, is_spare: bool = False, model_folder: str | None = None
+    worker: Worker, settings: Settings, rank: int, *, model_folder: str | None = None
 ) -> list[str]:
     """The command of this machine that runs a rank there until its standard input ends."""
     environment = make_remote_environment(settings, worker.host.num_ranks, model_folder)
     words = ["../venv/bin/python", "server.py", "--rank", str(rank), "--ping-limit", f"{PING_LIMIT_S:g}"]
-    words += ["--spare"] if is_spare else []
     pairs = [f"{key}={value}" for key, value in environment.items()]
     script = f"cd {worker.shell_path('code')} && umask 077 && env {shlex.join([*pairs, *words])}; exit $?"
     return ssh_command(worker.host, script, control_dir=None)
@@ -84,7 +74,7 @@ def read_time_zone() -> str | None:
     return os.environ.get("TZ") or link.partition(ZONES)[2] or None
 
 
-async def ask_host(worker: Worker) -> HostAnswer:
+async def ask_ports(worker: Worker) -> tuple[int, ...]:
     """Ask a host for free ports on its ring address, one for each of its ranks.
 
     Raises:
@@ -100,7 +90,7 @@ async def ask_host(worker: Worker) -> HostAnswer:
             f"it has no interface with the ring address {host.address}",
             "plug the cable in, or correct the address in WORKER_HOSTS or RING_HOSTFILE",
         )
-    return HostAnswer(tuple(answer["ports"]), answer["free_memory_bytes"])
+    return tuple(answer["ports"])
 
 
 async def end_processes(worker: Worker, identities: Sequence[ProcessIdentity]) -> int:

@@ -13,13 +13,13 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 
+from cluster.code_marks import mark_supervisor
 from cluster.errors import ClusterError, StartFailed
 from cluster.hosts import read_cluster
 from cluster.processes import ProcessIdentity
 from cluster.restart_policy import MAX_FAILURES
 from cluster.retune import FIXED_KEYS, RestartOrder, write_order
 from cluster.service import Service, read_service
-from cluster.spares import mark_supervisor
 from cluster.start import (
     LOOK_INTERVAL_S,
     NUM_PLACING_STEPS,

@@ -1,4 +1,4 @@
-"""Keeps a ring alive: one life after another, with spares at hand, until it is asked to stop.
+"""Keeps a ring alive: one life after another, until it is asked to stop.
 
 Knows when to start again and with what. What a life is, and why it ended, is ring_life's; the policy's
 numbers are restart_policy's.
@@ -13,17 +13,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from cluster.child import Child
 from cluster.errors import ClusterError
 from cluster.life_maker import LifeMaker
-from cluster.log_files import LineBuffer
 from cluster.placing import is_away
 from cluster.processes import ProcessIdentity
 from cluster.remote_ranks import PING_INTERVAL_S
 from cluster.restart_policy import RestartPolicy
-from cluster.ring_life import PING_LINE, LifePlan, RingLife, Verdict
+from cluster.ring_life import LifePlan, RingLife, Verdict
 from cluster.running import Running
-from cluster.spares import Spares
 from cluster.state_file import mark_ring_ended
 from config import ConfigError
 
@@ -46,14 +43,7 @@ class RingKeeper:
         self._maker = LifeMaker(running, secret, left_behind or {})
         self._stop = asyncio.Event()
         self._restart = asyncio.Event()
-        self._spares = Spares(running.log_of)
-        self._filling: asyncio.Task[None] | None = None
         self.life: RingLife | None = None
-
-    @property
-    def spares(self) -> list[Child]:
-        """What waits to become a rank."""
-        return self._spares.children
 
     @property
     def is_ready(self) -> bool:
@@ -77,16 +67,12 @@ class RingKeeper:
             await self._keep()
         finally:
             pings.cancel()
-            if self._filling is not None:
-                await asyncio.gather(self._filling, return_exceptions=True)
-            await self._spares.drop()
             await self._maker.close()
 
     async def _ping(self) -> None:
         """Tell the ranks on other hosts once a second that we are there."""
         while True:
             await asyncio.sleep(PING_INTERVAL_S)
-            self._spares.ping(PING_LINE)
             if self.life is not None:
                 self.life.ping()
 
@@ -107,7 +93,7 @@ class RingKeeper:
         plan = await self._make_plan()
         if not isinstance(plan, LifePlan):
             return plan
-        life = self.life = RingLife(plan, self._running.log_of, self._on_change, self._take_spare)
+        life = self.life = RingLife(plan, self._running.log_of, self._running.publish)
         verdict = await self._live(life)
         self._maker.note_end(life.ranks)
         if verdict is None:
@@ -203,21 +189,6 @@ class RingKeeper:
         finally:
             asked.cancel()
             await life.end()
-
-    def _on_change(self) -> None:
-        """A rank has come further: when all are ready, see to the spares of the next life."""
-        is_filling = self._filling is not None and not self._filling.done()
-        if self.is_ready and not is_filling:
-            self._filling = asyncio.create_task(self._fill())
-        self._running.publish()
-
-    async def _fill(self) -> None:
-        plans = await self._maker.make_spare_plans()
-        await self._spares.fill(plans, self._maker.mark())
-        self._running.publish()
-
-    async def _take_spare(self, rank: int, output: LineBuffer) -> Child | None:
-        return await self._spares.take(rank, self._maker.mark(), output)
 
 
 async def wait_for_any(*events: asyncio.Event, limit_s: float | None = None) -> None:

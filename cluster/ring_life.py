@@ -23,7 +23,7 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ from cluster.child import Child, ChildPlan, describe_exit, start_child
 from cluster.errors import ClusterError
 from cluster.heartbeats import HeartbeatReader, Rank
 from cluster.hosts import Host
-from cluster.log_files import LineBuffer
 from cluster.processes import PSUTIL_ERRORS
 from cluster.remote_ranks import PING_LIMIT_S, end_processes
 from cluster.workers import Worker
@@ -83,7 +82,6 @@ class LifePlan:
     connect_limit_s: float
     load_limit_s: float
     heartbeat_limit_s: float = HEARTBEAT_LIMIT_S
-    settings: Mapping[str, Any] = field(default_factory=dict)  # the live ones, as they are now
     places: tuple[RankPlace, ...] = ()  # by rank; none: all are on this machine
     layers: Sequence[int] | None = None  # by rank, as files were placed for it; None: rank 0 plans
     dequantize: bool | None = None  # what that plan counted with
@@ -108,7 +106,6 @@ class LifePlan:
             "rank": rank,
             "hosts": list(self.hosts),
             "secret": self.secret,
-            "settings": dict(self.settings),
         }
         if self.layers is not None:
             line |= {"layers": list(self.layers), "dequantize": self.dequantize}
@@ -133,9 +130,6 @@ class Verdict:
     is_unconnected: bool = False  # ranks on several hosts did not find each other
 
 
-TakeSpare = Callable[[int, LineBuffer], Awaitable[Child | None]]
-
-
 class RingLife:
     """The ranks of one epoch; `start` once, then `wait_for_failure`, then `drain` or `end`."""
 
@@ -144,9 +138,7 @@ class RingLife:
         plan: LifePlan,
         log_of: Callable[[str], RotatingFile],
         on_change: Callable[[], None],
-        take_spare: TakeSpare,
     ) -> None:
-        self._take_spare = take_spare
         self._starting: asyncio.Task[None] | None = None
         self.plan = plan
         self._log_of = log_of
@@ -178,8 +170,7 @@ class RingLife:
         listens, each has said before that it is about to.
         """
         for rank in self.ranks:
-            reader = HeartbeatReader(rank, self._on_change)
-            rank.child = await self._take_spare(rank.rank, reader) or await self._start_cold(rank, reader)
+            rank.child = await self._start_rank(rank)
             rank.child.kill_there = self._make_kill_there(rank)
             if rank.rank < self.plan.ring_size - 1 or rank.rank == 0:
                 await rank.child.write_line(self.plan.make_first_line(rank.rank))
@@ -210,7 +201,7 @@ class RingLife:
             return False
         return not is_listening(pid, port)
 
-    async def _start_cold(self, rank: Rank, reader: HeartbeatReader) -> Child:
+    async def _start_rank(self, rank: Rank) -> Child:
         place = self.plan.place_of(rank.rank)
         is_remote = place is not None and place.worker is not None
         plan = ChildPlan(
@@ -222,7 +213,7 @@ class RingLife:
             environment=os.environ if is_remote else self.plan.environment,
             is_remote=is_remote,
         )
-        return await start_child(plan, self._log_of(rank.name), reader)
+        return await start_child(plan, self._log_of(rank.name), HeartbeatReader(rank, self._on_change))
 
     def _make_kill_there(self, rank: Rank) -> Callable[[], Awaitable[None]] | None:
         place = self.plan.place_of(rank.rank)

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from cluster.front_door_watch import SILENCE_LIMIT_S
 from cluster.log_files import log_path
@@ -19,7 +18,6 @@ from cluster.ring_life import HEARTBEAT_LIMIT_S
 from cluster.state_file import SupervisorState
 from config import Settings
 from config.disk_trouble import DiskTroubles
-from config.fields import json_value
 from config.live import to_environment
 from config.rotating_file import RotatingFile
 
@@ -56,12 +54,6 @@ class Running:
     def make_environment(self, num_local_ranks: int | None = None) -> dict[str, str]:
         """What a child that is started now runs with."""
         return make_environment(self.settings, num_local_ranks)
-
-    @property
-    def live_values(self) -> dict[str, Any]:
-        """The live settings by key, for a child that was started earlier."""
-        keys = self.settings.all_keys()
-        return {key: json_value(self.settings.value(key)) for key in keys if self.settings.about(key).is_live}
 
     @property
     def heartbeat_limit_s(self) -> float:

@@ -140,9 +140,9 @@ class Service:
         return {name: identity for name, identity in found.items() if identity}
 
     @property
-    def helpers(self) -> list[ProcessIdentity]:
-        """Spares, and front doors that are being replaced."""
-        found = (read_identity(entry) for entry in self.supervisor.get("spares", []))
+    def leaving(self) -> list[ProcessIdentity]:
+        """Front doors that are being replaced."""
+        found = (read_identity(entry) for entry in self.supervisor.get("leaving", []))
         return [identity for identity in found if identity]
 
     @property

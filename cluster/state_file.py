@@ -42,7 +42,7 @@ class SupervisorState:
     next_try_unix: float | None = None
     is_stuck: bool = False
     processes: list[dict[str, Any]] = field(default_factory=list)
-    spares: list[dict[str, Any]] = field(default_factory=list)
+    leaving: list[dict[str, Any]] = field(default_factory=list)  # front doors that are being replaced
     # What an edit of .env or config.json has changed that takes a restart, and why one was not taken.
     needs_restart: list[str] = field(default_factory=list)
     settings_error: str | None = None
@@ -79,7 +79,7 @@ def make_state(state: SupervisorState) -> dict[str, Any]:
         "overrides": state.overrides,
         "settings": state.settings,
         "processes": state.processes,
-        "spares": state.spares,
+        "leaving": state.leaving,
         "needs_restart": state.needs_restart,
         "settings_error": state.settings_error,
         "restart": state.restart,

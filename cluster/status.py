@@ -82,8 +82,6 @@ def describe(service: Service, terminal: Terminal) -> list[str]:
         f"KV {kv.get('num_tokens', 0)} of {kv.get('max_tokens', 0)} tokens; "
         f"epoch {said.get('epoch', 0)}, restarts {said.get('restarts', 0)}"
     )
-    num_spares = sum(entry.get("state") == "spare" for entry in said.get("spares", []))
-    lines.append(f"spares: {num_spares} warm, for the next start of the ring")
     lines += [terminal.colored(f"trouble: {text}", "yellow") for text in service.troubles]
     return lines + service.context_lines + _describe_settings(said, terminal)
 

@@ -77,7 +77,7 @@ def end_leftovers(service: Service) -> int:
     supervisor = read_identity(service.supervisor)
     if supervisor and supervisor.is_alive():
         return 0
-    ours = [*service.processes.values(), *service.helpers]
+    ours = [*service.processes.values(), *service.leaving]
     alive = [identity for identity in ours if identity.is_alive()]
     if left := end_all(alive, grace_s=KILL_GRACE_S):
         raise ClusterError(f"these processes do not die: {', '.join(str(one.pid) for one in left)}")

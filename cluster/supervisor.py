@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import ports
+from cluster.code_marks import mark_supervisor
 from cluster.disk import find_disk_trouble
 from cluster.errors import ClusterError
 from cluster.front_door import FrontDoorKeeper
@@ -30,7 +31,6 @@ from cluster.retune import RestartOrder, SettingsWatch, Sources, load_ordered, t
 from cluster.ring_keeper import RingKeeper, wait_for_any
 from cluster.running import ROOT, Programs, Running
 from cluster.service import read_service_at
-from cluster.spares import mark_supervisor
 from cluster.state_file import (
     STATE_NAME,
     SupervisorState,
@@ -213,9 +213,7 @@ class Supervisor:
             state.state = "ready" if is_ready else running.unready
         if ring and api:
             state.processes = self._list_processes(ring, api)
-            waiting = [make_process_entry(child, "spare") for child in ring.spares]
-            leaving = [make_process_entry(child, "leaving") for child in api.leaving]
-            state.spares = [*waiting, *leaving]
+            state.leaving = [make_process_entry(child, "leaving") for child in api.leaving]
         state.troubles = running.troubles.sentences(STATE_NAME)
         with running.troubles.guard(STATE_NAME):
             write_status(running.settings.run_dir / STATE_NAME, make_state(state))

@@ -104,8 +104,9 @@ def start_warnings(settings: Settings) -> list[str]:
     try:
         warning = check_binding(resolve(settings.api_host), has_keys=settings.api_keys_file is not None)
     except BindingRefused:
-        return []
-    return [] if warning is None else [f"API_HOST = {settings.api_host}: {warning}"]
+        warning = None
+    found = [] if warning is None else [f"API_HOST = {settings.api_host}: {warning}"]
+    return [*settings.warnings, *found]
 
 
 def _access_problems(settings: Settings) -> list[Problem]:

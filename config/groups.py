@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import FiniteFloat, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationInfo, field_validator
 
 from config import model_path
 from config.fields import (
@@ -33,11 +32,15 @@ from config.fields import (
 )
 
 
-class RootedSettings(BaseSettings):
+class RootedSettings(BaseModel):
     """What all groups share: the folder from which relative paths are taken."""
 
-    model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        hide_input_in_errors=True,
+        defer_build=True,  # a group is never used alone
     )
 
     root: Path
@@ -307,14 +310,6 @@ class RingSettings(RootedSettings):
         between(0, 86_400),
         About("Ring", "Running requests get this long to end at a stop.", "seconds"),
     ] = 30.0
-    spare_ranks: Annotated[
-        Literal["auto", "on", "off"],
-        About(
-            "Ring",
-            "Whether a second process for each rank waits with everything imported, for quick restarts; "
-            "auto: where 512 MiB for each are free.",
-        ),
-    ] = "auto"
 
 
 class EngineSettings(RootedSettings):

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from config.errors import Problem
 from config.fields import about, allowed_values
+from config.retired import RETIRED_KEYS, drop_retired
 from config.sources import (
     COMMAND_LINE,
     DOTENV_NAME,
@@ -31,9 +32,9 @@ from config.sources import (
 
 def collect(
     root: Path, overrides: Mapping[str, str], environ: Mapping[str, str], fields: Mapping[str, FieldInfo]
-) -> tuple[dict[str, Entry], list[Problem]]:
-    """Return the winning entry of each key, and what is wrong with how the sources are written."""
-    known_environment = {key: value for key, value in environ.items() if key in fields}
+) -> tuple[dict[str, Entry], list[Problem], list[str]]:
+    """Return the winning entry of each key, what is wrong with how the sources are written, and warnings."""
+    known_environment = {key: value for key, value in environ.items() if key in fields or key in RETIRED_KEYS}
     layers = (
         read_json_settings(root / JSON_NAME),
         read_dotenv(root / DOTENV_NAME),
@@ -42,12 +43,14 @@ def collect(
     )
     entries: dict[str, Entry] = {}
     problems: list[Problem] = []
+    warnings: list[str] = []
     for layer in layers:
+        warnings += drop_retired(layer)
         problems += layer.problems
         problems += _unknown_keys(layer, fields)
         problems += _unprintable_values(layer, fields)
         entries.update({key: entry for key, entry in layer.entries.items() if key in fields})
-    return entries, problems
+    return entries, problems, warnings
 
 
 def validation_problems(

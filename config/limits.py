@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from config.manager import Settings
 
-# mlx_lm sets this process's limits to 2048 and 4096 when it is imported, or fails (mlx_lm 0.32.2 utils.py).
-MIN_HARD_DESCRIPTORS = 4096
+# Open files of a rank: its packages, its ring and its model, which may be a file for every few GB.
+MIN_DESCRIPTORS = 256
 # Processes and threads; with fewer not even the packages of one rank can be imported.
 MIN_PROCESSES = 64
 MIN_ADDRESS_SPACE_BYTES = 1 << 30
@@ -45,9 +45,11 @@ def limit_problems(settings: Settings) -> list[str]:
     """Why no rank can start under this process's limits; raises those on open files as far as it may."""
     raise_descriptor_limits(settings)
     problems = []
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if _is_less(hard, MIN_HARD_DESCRIPTORS) and not _set_limits(soft, MIN_HARD_DESCRIPTORS):
-        problems.append(describe_descriptor_shortage())
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if _is_less(hard, MIN_DESCRIPTORS):
+        problems.append(
+            f"a rank needs {MIN_DESCRIPTORS} open files, this process may have {hard} (ulimit -Hn): {_RAISE}"
+        )
     processes = resource.getrlimit(resource.RLIMIT_NPROC)[0]
     if _is_less(processes, MIN_PROCESSES) and os.geteuid() != 0:  # root has no such limit
         problems.append(
@@ -60,15 +62,6 @@ def limit_problems(settings: Settings) -> list[str]:
             "model's files beside it: start from a shell with `ulimit -v unlimited`"
         )
     return problems
-
-
-def describe_descriptor_shortage() -> str:
-    """Why mlx_lm cannot be imported in this process."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    return (
-        f"mlx_lm needs a hard limit of {MIN_HARD_DESCRIPTORS} open files, this process has {hard} "
-        f"(ulimit -Hn): {_RAISE}"
-    )
 
 
 def count_cores() -> int:

@@ -109,7 +109,7 @@ def load_for_looking(overrides: Mapping[str, str], root: Path | None = None) -> 
     except SettingsError as error:
         fields = {name.upper(): field for name, field in Settings.model_fields.items() if is_setting(field)}
         folder = (root or REPOSITORY_ROOT).resolve()
-        entries, _ = collect(folder, overrides, os.environ, fields)
+        entries, _, _ = collect(folder, overrides, os.environ, fields)
         wrong = {problem.key for problem in error.problems}
         values: dict[str, Any] = {
             key.lower(): entry.value for key, entry in entries.items() if key not in wrong

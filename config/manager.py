@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import PrivateAttr, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from config import model_path
 from config.checks import relation_problems
@@ -55,18 +54,7 @@ class Settings(
     """Every effective setting; frozen. Made by `load_settings`, which also checks them against each other."""
 
     _origins: Mapping[str, Origin] = PrivateAttr(default_factory=dict)
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Leave the reading of sources to `config.layers`, which remembers the line of each value."""
-        return (init_settings,)
+    _warnings: tuple[str, ...] = PrivateAttr(default=())
 
     @property
     def spool_dir(self) -> Path:
@@ -143,6 +131,11 @@ class Settings(
         """Where the effective value of a key was written."""
         return self._origins.get(key, DEFAULT)
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is written and has no effect any more."""
+        return self._warnings
+
     def public(self) -> dict[str, str | int | float | None]:
         """Effective settings by key, without the secret ones, ready for JSON."""
         return json_settings(
@@ -166,7 +159,8 @@ def load_settings(
     """
     folder = (root or REPOSITORY_ROOT).resolve()
     fields = {name.upper(): field for name, field in Settings.model_fields.items() if is_setting(field)}
-    entries, problems = collect(folder, overrides or {}, os.environ if environ is None else environ, fields)
+    environ = os.environ if environ is None else environ
+    entries, problems, warnings = collect(folder, overrides or {}, environ, fields)
     # A file of which nothing could be read would make the relations between its values look wrong.
     is_whole = all(problem.key for problem in problems)
     try:
@@ -178,6 +172,7 @@ def load_settings(
         problems += relation_problems(settings, {problem.key for problem in problems})
     if problems:
         raise SettingsError(problems)
+    settings._warnings = tuple(warnings)
     return settings
 
 

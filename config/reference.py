@@ -29,7 +29,8 @@ A value comes from the first of these that has one: **command line**, **environm
 - `./launch.sh config show` prints every effective value and where it was written (`--json` for programs).
 - `./launch.sh config check` names everything that is wrong, with file and line, and exits with 2; with 0 if
   all is well.
-- A wrong value or an unknown key in a file stops the start. Other environment variables are ignored.
+- A wrong value or an unknown key in a file stops the start. Other environment variables are ignored. A key or
+  value of an earlier release that is gone is warned about and has no effect.
 - `.env` is never run by a shell: nothing is expanded in it, and `${NAME}` is refused. Relative paths are
   taken from the folder of `.env`, `~` is the home folder.
 - A key that stands twice in a file is refused, with both lines.

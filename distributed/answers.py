@@ -38,6 +38,7 @@ class Answer:
     text: str = ""
     num_resumed_tokens: int = 0
     first_token_unix: float | None = None
+    is_solo: bool = False  # the spool says that it runs alone
     shares: list[RankShare] = field(init=False)
 
     def __post_init__(self) -> None:

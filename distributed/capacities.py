@@ -8,7 +8,7 @@ from distributed.kv_sizes import padded_tokens
 from distributed.model_shape import ModelShape
 
 MIB = 1 << 20
-# Beside weights and KV: interpreter, MLX, activations (180 to 260 MB seen), and a spare in waiting (200 MB).
+# Beside weights and KV: interpreter, MLX and activations, twice what ranks were seen to take.
 RANK_BYTES = 512 * MIB
 
 

@@ -1,16 +1,17 @@
-"""Rank 0's loop: schedule, send, wait, receive, sample, log.
+"""Rank 0's loop: take requests, launch microbatches, wait, receive one.
 
-Knows the ring, its own stage, the scheduler and the intake; nothing of HTTP. It is the only place that
-decides anything. One selector waits for the ring, the doorbell and signals. The next microbatch is on its way
-before the last one's text is made and logged, so that other stages do not wait for files."""
+Knows the ring, its own stage, the scheduler, the request source and the token writer; nothing of HTTP. It is
+the only place that decides anything. One selector waits for the ring, the doorbell and signals. The next
+microbatch is on its way before the last one's text is made and logged, so that other stages do not wait for
+files."""
 
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable
-from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -18,27 +19,24 @@ import mlx.core as mx
 import numpy as np
 
 from config import Settings
-from distributed.answers import Answer
 from distributed.frame import NUM_INLINE_INTS, Frame, Kind, StageStep, make_step_frame, parse_step
-from distributed.intake import CannotRun, Intake
 from distributed.lifeline import Lifeline
+from distributed.request_source import RequestSource
 from distributed.ring import MAX_UNREAD_BYTES, Ring, RingLost, clock_us
 from distributed.ring_status import RingStatus
 from distributed.sampling import sample
 from distributed.scheduler import Scheduler
-from distributed.sequence import Advance, Drawn, Microbatch, Sequence
+from distributed.sequence import Drawn, Microbatch, Sequence
 from distributed.stage import Stage
+from distributed.token_writer import TokenWriter
 
 logger = logging.getLogger(__name__)
 
-_NOT_FINITE = CannotRun(
-    "non_finite",
-    "the model's numbers overflowed for this prompt (its logits are not finite); other requests go on",
-    500,
-)
 STATUS_SECONDS = 1.0
 PING_SECONDS = 5.0
 SWEEP_SECONDS = 60.0
+BACKLOG_SECONDS = 0.1
+MAX_SIGNALS = 64  # a byte each
 
 
 @dataclass(frozen=True)
@@ -52,36 +50,30 @@ class EngineLimits:
     retention_bytes: int
 
 
-@dataclass
-class Lap:
-    """A microbatch's frame, from its making to its return; `sent_us` is 0 while it waits for credit."""
-
-    frame: Frame
-    sent_us: int = 0
-
-
 class Engine:
-    """Serves the spool until it is told to stop."""
+    """Serves the spool until it is asked to stop."""
 
     def __init__(
         self,
         ring: Ring,
         stage: Stage,
         scheduler: Scheduler,
-        intake: Intake,
+        source: RequestSource,
+        writer: TokenWriter,
         status: RingStatus,
         lifeline: Lifeline,
         limits: EngineLimits,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._clock = clock
-        self._ring, self._stage, self._scheduler, self._intake = ring, stage, scheduler, intake
-        self._status, self._lifeline, self._limits = status, lifeline, limits
-        self._laps: deque[Lap] = deque()  # one for each microbatch in flight, oldest first
+        self._ring, self._stage, self._scheduler = ring, stage, scheduler
+        self._source, self._writer, self._status, self._lifeline = source, writer, status, lifeline
+        self._limits, self._clock = limits, clock
+        # One for each microbatch in flight: those under way, oldest first, and at most one that waits.
+        self._sent: deque[Frame] = deque()
+        self._unsent: Frame | None = None
         self._num_pings = 0
-        self._unpublished: list[Advance] = []
-        self._is_ending = False
-        self._last_lap = self._next_scan = self._next_status = self._next_ping = self._next_sweep = clock()
+        self._takes_requests, self._is_ending = True, False
+        self._last_lap = self._next_look = self._next_status = self._next_ping = self._next_sweep = clock()
 
     def run(self, should_stop: Callable[[], bool], wakeup: int) -> None:
         """Serve until `should_stop`, then finish what runs as far as the shutdown limit goes.
@@ -89,10 +81,9 @@ class Engine:
         Args:
             wakeup: a descriptor that becomes readable when a signal has arrived.
         """
-        self._status.enter("ready")
-        self._lifeline.enter("ready", self._limits.step_timeout_seconds)
+        self._enter("ready")
         while not should_stop():
-            self.step(wakeup, takes_requests=True)
+            self.step(wakeup)
         self._drain(wakeup)
 
     def follow(self, settings: Settings) -> None:
@@ -104,71 +95,58 @@ class Engine:
             retention_bytes=settings.result_retention_mb * 2**20,
         )
 
-    def step(self, wakeup: int, *, takes_requests: bool) -> None:
-        """Take in, launch, wait, receive: one turn of the loop."""
-        now = self._clock()
-        self._lifeline.expect(self._limits.step_timeout_seconds, self._status.step)
-        if now >= self._next_scan:
-            self._next_scan = now + self._limits.poll_interval_seconds
-            self._scan(takes_requests)
+    def step(self, wakeup: int) -> None:
+        """One turn of the loop."""
+        self._keep_house()
+        self._take()
         self._launch()
-        self._tick(now)
-        bell = self._intake.bell.fileno()
-        # POLL_INTERVAL may be a minute; status, pings and the watchdog's limit may not wait for it.
-        due = min(self._next_scan, self._next_status)
-        ready = self._ring.wait(max(0.0, due - now), (bell, wakeup))
-        if bell in ready:
-            self._answer_bell(takes_requests)
+        self._wait(wakeup)
         if self._ring.is_readable():
             self._receive()
 
+    def _enter(self, phase: str) -> None:
+        self._status.enter(phase)
+        self._lifeline.enter(phase, self._limits.step_timeout_seconds)
+
     def _drain(self, wakeup: int) -> None:
-        self._status.enter("draining")
-        self._lifeline.enter("draining", self._limits.step_timeout_seconds)
+        self._enter("draining")
+        self._takes_requests = False
         deadline = self._clock() + self._limits.shutdown_timeout_seconds
         while self._scheduler.has_work and self._clock() < deadline:
-            self.step(wakeup, takes_requests=False)
+            self.step(wakeup)
         if self._scheduler.has_work:
             logger.warning(
                 "%d answers stay in the spool and go on at the next start", self._scheduler.num_open
             )
         self._is_ending = True
         while self._scheduler.in_flight:  # their tokens are logged, and nothing is sent after STOP
-            self._lifeline.expect(self._limits.step_timeout_seconds, self._status.step)
-            self._receive_frame()
+            self._receive_next()
         self._publish()
-        self._intake.close()
+        self._source.close()
         self._ring.send(Frame(Kind.STOP, self._ring.epoch))
-        while self._receive_frame().kind is not Kind.STOP:
+        while self._receive_next().kind is not Kind.STOP:
             pass
         self._status.enter("stopped")
 
-    def _answer_bell(self, takes_requests: bool) -> None:
-        """Claim what the rings named; where they named nothing, look at the spool at once."""
-        hints = self._intake.bell.hear()
-        answers = None
-        if takes_requests:
-            self._publish()
-            answers = self._intake.claim_hinted(hints, self._scheduler.num_free)
-        if answers is None:
-            self._next_scan = 0.0
-        else:
-            self._add(answers)
-
-    def _add(self, answers: Items[Answer]) -> None:
-        """Let new answers be scheduled."""
-        for answer in answers:
-            self._scheduler.add(answer.sequence)
-
-    def _scan(self, takes_requests: bool) -> None:
-        """Look at the spool: as many requests as the tables have rows, then cancellations, which can wait."""
+    def _take(self) -> None:
+        """Look at the spool when that is due: claim as many requests as the tables have rows, then cancel."""
+        now = self._clock()
+        if now < self._next_look:
+            return
+        self._next_look = now + self._limits.poll_interval_seconds
+        self._source.bell.drain()
         self._publish()
-        if takes_requests:
-            self._add(self._intake.claim(self._scheduler.num_free))
-        for answer in self._intake.cancelled():
+        if self._takes_requests:
+            num_free = self._scheduler.num_free
+            answers = self._source.claim(num_free)
+            for answer in answers:
+                self._scheduler.add(answer.sequence)
+            if len(answers) >= num_free:  # more may wait for rows that become free
+                self._next_look = now + min(self._limits.poll_interval_seconds, BACKLOG_SECONDS)
+        for answer in self._source.cancelled():
             self._scheduler.finish(answer.sequence)
-            self._intake.end(answer, "cancelled")
-            self._next_scan = 0.0  # there is room for another
+            self._writer.end(answer, "cancelled")
+            self._next_look = now  # there is room for another
 
     def _launch(self) -> None:
         """Send microbatches until enough are in flight or nothing is ready."""
@@ -178,8 +156,8 @@ class Engine:
                 return
             for sequence in microbatch.sequences:
                 if sequence.is_suspect:
-                    self._intake.mark_solo(sequence)
-            self._laps.append(Lap(to_frame(microbatch, self._ring.epoch)))
+                    self._source.mark_solo(self._writer.answer_of(sequence))
+            self._unsent = to_frame(microbatch, self._ring.epoch)
 
     def _send_next(self) -> bool:
         """Send the frame that waits, if there is one; False: it goes on waiting until others are back.
@@ -187,26 +165,33 @@ class Engine:
         What was sent and is not back may lie unread in a socket, which has to take it without blocking; a
         frame that is larger than that goes alone.
         """
-        if not self._laps or self._laps[-1].sent_us:
+        if self._unsent is None:
             return True
-        waiting = self._laps[-1]
-        num_unread = sum(lap.frame.num_bytes for lap in self._laps if lap.sent_us)
-        if num_unread and num_unread + waiting.frame.num_bytes > MAX_UNREAD_BYTES:
+        num_unread = sum(frame.num_bytes for frame in self._sent)
+        if num_unread and num_unread + self._unsent.num_bytes > MAX_UNREAD_BYTES:
             return False
-        if len(self._laps) == 1:
+        if not self._sent:
             self._last_lap = self._clock()
-        self._status.trace.sent(waiting.frame.step)
-        waiting.sent_us = clock_us()
-        self._ring.send(waiting.frame)
+        self._status.trace.sent(self._unsent.step)
+        self._ring.send(self._unsent)
+        self._sent.append(self._unsent)
+        self._unsent = None
         return True
 
-    def _receive_frame(self) -> Frame:
-        """Receive one frame and, if it is a step, run it through the last stage."""
-        while not self._ring.is_readable():
-            self._ring.wait(self._limits.step_timeout_seconds)
-        return self._receive()
+    def _wait(self, wakeup: int) -> None:
+        """Wait for a frame, the bell or a signal, not beyond what is due next; answer the bell at once."""
+        bell = self._source.bell.fileno()
+        # POLL_INTERVAL may be a minute; status, pings and the watchdog's limit may not wait for it.
+        due = min(self._next_look, self._next_status)
+        ready = self._ring.wait(max(0.0, due - self._clock()), (bell, wakeup))
+        if wakeup in ready:
+            os.read(wakeup, MAX_SIGNALS)  # else a drain would not wait at all
+        if bell in ready:
+            self._next_look = 0.0
+            self._take()
 
     def _receive(self) -> Frame:
+        """Receive one frame and, if it is a step, run it through the last stage."""
         frame, hidden = self._ring.recv()
         self._last_lap = self._clock()
         self._status.last_lap_unix = time.time()
@@ -216,32 +201,38 @@ class Engine:
             self._num_pings -= 1
         return frame
 
+    def _receive_next(self) -> Frame:
+        self._lifeline.expect(self._limits.step_timeout_seconds, self._status.step)
+        while not self._ring.is_readable():
+            self._ring.wait(self._limits.step_timeout_seconds)
+        return self._receive()
+
     def _finish_step(self, frame: Frame, hidden: mx.array | None) -> None:
+        """Run the last stage, draw, launch what is ready next; only then publish the tokens."""
         start_us = clock_us()
         microbatch = self._scheduler.in_flight[0]
         if frame.step != microbatch.number:
             raise RingLost(f"step {frame.step} came back where {microbatch.number} was expected")
-        sent_us = self._laps.popleft().sent_us
+        self._sent.popleft()
         step, ids = parse_step(frame)
         self._begin_next()
         output = self._stage.run(step, mx.array(ids) if hidden is None else hidden, self._publish)
-        tokens = self._sample(microbatch, step, output)
-        advanced = self._scheduler.postprocess(microbatch, tokens)
-        self._credit(microbatch, frame, clock_us() - start_us, sent_us)
+        advanced = self._scheduler.postprocess(microbatch, self._sample(microbatch, step, output))
+        self._credit(microbatch, frame, clock_us() - start_us)
         self._status.trace.finished(microbatch, frame, start_us)
         for advance in advanced:
             if advance.sequence.ended_by is not None or not advance.is_finite:
                 self._scheduler.finish(advance.sequence)
         self._launch()
-        self._unpublished = advanced
+        self._writer.take(advanced)
         # The next step's layers leave this thread free, and the ring need not wait for files.
         if not (self._stage.works_aside and self._ring.is_readable()):
             self._publish()
 
     def _begin_next(self) -> None:
         """Let the next frame come in while this one's layers run; its size is known where a step is next."""
-        if self._laps and not self._num_pings:
-            following = self._laps[0].frame
+        if self._sent and not self._num_pings:
+            following = self._sent[0]
             if following.num_head_ints <= NUM_INLINE_INTS:
                 self._ring.begin_recv((following.num_rows, following.num_tokens))
 
@@ -254,7 +245,7 @@ class Engine:
         wanted, sampling = [], []
         for i, row in rows:
             assert row.sequence is not None
-            answer = self._intake.answer_of(row.sequence)
+            answer = self._writer.answer_of(row.sequence)
             for ahead in range(row.num_drafts + 1):
                 wanted.append((i, row.num_known - 1 + ahead))
                 sampling.append(answer.sampling(ahead))
@@ -265,38 +256,36 @@ class Engine:
             if row.sequence is not None
         }
 
-    def _credit(self, microbatch: Microbatch, frame: Frame, own_busy_us: int, sent_us: int) -> None:
+    def _credit(self, microbatch: Microbatch, frame: Frame, own_busy_us: int) -> None:
         busy_us = [own_busy_us, *(frame.busy_us(rank) for rank in range(1, self._ring.size))]
         self._status.busy.add(busy_us)
-        self._scheduler.note_cost(microbatch, busy_us, clock_us() - sent_us)
+        self._scheduler.note_cost(microbatch, busy_us)
         self._status.step = microbatch.number
         running = [sequence for sequence in microbatch.sequences if sequence.is_running]
         for sequence in running:
-            self._intake.answer_of(sequence).credit(busy_us, len(running))
+            self._writer.answer_of(sequence).credit(busy_us, len(running))
 
     def _publish(self) -> None:
-        """Log the new tokens, end what is at its end, wake the front doors."""
-        advanced, self._unpublished = self._unpublished, []
-        if not advanced:
-            return
-        answers = [self._intake.answer_of(advance.sequence) for advance in advanced]
-        self._intake.log_tokens(
-            (answer, advance.token_ids)
-            for answer, advance in zip(answers, advanced, strict=True)
-            if advance.token_ids
-        )
-        self._intake.ring_doors()
-        for answer, advance in zip(answers, advanced, strict=True):
-            reason = answer.finish_reason
-            if reason is None and not advance.is_finite:
-                self._intake.fail(answer, _NOT_FINITE)
-            if reason is not None:
-                if answer.sequence.is_running:  # a stop string, seen only in the text
-                    self._scheduler.finish(answer.sequence)
-                self._intake.end(answer, reason)
+        """Log the new tokens and wake the front doors; end what is at its end."""
+        for sequence in self._writer.publish():
+            self._scheduler.finish(sequence)
 
-    def _tick(self, now: float) -> None:
-        """Publish status; when idle, prove by a lap that the ring is whole; give up on a lost lap."""
+    def _keep_house(self) -> None:
+        """Do what has its time: the watchdog's limit, the status, idle laps, sweeps."""
+        now = self._clock()
+        self._lifeline.expect(self._limits.step_timeout_seconds, self._status.step)
+        self._check_ring(now)
+        if now >= self._next_sweep:
+            self._next_sweep = now + SWEEP_SECONDS
+            self._writer.sweep(self._limits.retention_seconds, self._limits.retention_bytes)
+        if now >= self._next_status:
+            self._next_status = now + STATUS_SECONDS
+            self._source.retry()
+            self._writer.retry()
+            self._update_status()
+
+    def _check_ring(self, now: float) -> None:
+        """Give up on a lost lap; when idle, prove by a lap that the ring is whole."""
         if self._scheduler.in_flight or self._num_pings:
             if now - self._last_lap > self._limits.step_timeout_seconds:
                 raise RingLost(f"no frame came round in {self._limits.step_timeout_seconds:g} s")
@@ -305,32 +294,25 @@ class Engine:
             self._last_lap = now
             self._num_pings += 1
             self._ring.send(Frame(Kind.HELLO, self._ring.epoch))
-        if now >= self._next_sweep:
-            self._next_sweep = now + SWEEP_SECONDS
-            self._intake.sweep(self._limits.retention_seconds, self._limits.retention_bytes)
-        if now >= self._next_status:
-            self._next_status = now + STATUS_SECONDS
-            self._intake.retry()
-            self._update_status()
 
     def _update_status(self) -> None:
         status, scheduler = self._status, self._scheduler
-        depth = self._intake.depth()
+        depth = self._source.depth()
         status.queue = {
             "num_waiting": depth.num_waiting + len(scheduler.waiting),
             "num_running": len(scheduler.running),
             "oldest_wait_s": round(depth.oldest_wait_s, 3),
         }
         status.kv["num_tokens"] = scheduler.slots.num_kv_tokens
-        status.kv["num_kept_tokens"] = scheduler.slots.num_kept_tokens
+        status.kv["num_kept_tokens"] = scheduler.slots.prefix_cache.num_tokens
         num_new = scheduler.num_preemptions - status.kv.get("num_preemptions", 0)
         if num_new:
             logger.info(
                 "%d running requests wait again: KV_CACHE_RESERVED_MEMORY_MB has no more room", num_new
             )
         status.kv["num_preemptions"] = scheduler.num_preemptions
-        status.tokens, status.requests = self._intake.tokens, self._intake.num_ended
-        status.results = self._intake.results
+        status.tokens, status.requests = self._writer.tokens, self._writer.num_ended
+        status.results = self._writer.results
         status.publish()
 
 

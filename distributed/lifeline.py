@@ -6,8 +6,7 @@ threads go to the log and the process ends. A rank whose supervisor is gone ends
 ever orphaned; one on another host also ends when no ping has come for its limit, since a machine that loses
 its power sends no end of file.
 
-    standard input    {"epoch": 3, "rank": 1, "hosts": ["127.0.0.1:5001", ...], "secret": "...",
-                       "settings": {"LOG_LEVEL": "DEBUG", ...}}   first, with the live settings of now; also
+    standard input    {"epoch": 3, "rank": 1, "hosts": ["127.0.0.1:5001", ...], "secret": "..."}   first; also
                        "host_name", "model_folder", "layers", "dequantize", "ping_limit_s" over several hosts
                       {"event": "settings", "values": {...}}      later, at each edit of live settings
                       {"event": "ping"}                           once a second, on other hosts; also before
@@ -26,8 +25,8 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -51,7 +50,6 @@ class RankStart:
     rank: int
     hosts: tuple[str, ...]
     secret: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
     layers: tuple[int, ...] | None = None  # how many each rank has, by the supervisor's plan
     dequantize: bool | None = None  # what that plan counted with
     model_folder: str | None = None  # where this rank's host has the model's files
@@ -68,7 +66,6 @@ class RankStart:
         body = json.loads(line)
         try:
             hosts = tuple(str(host) for host in body["hosts"])
-            settings = dict(body.get("settings", {}))
             layers, dequantize = body.get("layers"), body.get("dequantize")
             ping_limit_s = body.get("ping_limit_s")
             return cls(
@@ -76,7 +73,6 @@ class RankStart:
                 rank=int(body["rank"]),
                 hosts=hosts,
                 secret=str(body["secret"]),
-                settings=settings,
                 layers=None if layers is None else tuple(int(count) for count in layers),
                 dequantize=None if dequantize is None else bool(dequantize),
                 model_folder=body.get("model_folder"),

@@ -17,11 +17,13 @@ from distributed.prefill import FULL_CHUNK_CONTEXT, MIN_PACED_TOKENS
 from distributed.ring_status import RingStatus
 from distributed.scheduler import Scheduler, SchedulerLimits
 from distributed.slots import SlotLimits
-from distributed.splitting import Splitting
 
 GPU_CHUNK_TOKENS, CPU_CHUNK_TOKENS = 512, 128
 MIN_MIXTURE_CHUNK_TOKENS = 64  # also beside answers that wait: a step reads about every expert
 CPU_MIXTURE_CHUNK_TOKENS = 256  # an expert gets a share of them; latents gain, too (models/deepseek_v2.py)
+# So few rows are one decode group where the stage that works may use the cores of those that wait: every
+# group pays for its own read of the weights. More rows lose by it where others use the cores, too.
+MAX_GATHERED = 4
 
 
 def chunk_tokens(settings: Settings) -> int:
@@ -78,11 +80,7 @@ def make_scheduler(settings: Settings, status: RingStatus, thread_gain: float) -
         paces_chunks=settings.prefill_chunk_tokens == "auto",
         max_chunk_scores=max(GPU_CHUNK_TOKENS, chunk_tokens(settings)) * FULL_CHUNK_CONTEXT,
         min_paced_tokens=MIN_MIXTURE_CHUNK_TOKENS if _has_experts(settings) else MIN_PACED_TOKENS,
+        # Stages with cores of their own cannot gain by one group, which is at least as much work, one by one.
+        max_gathered=MAX_GATHERED if is_auto and thread_gain > 1 else 0,
     )
-    # Stages with cores of their own cannot gain by one group, which is at least as much work, one by one.
-    may_gather = is_auto and num_tables > 1 and thread_gain > 1
-    return Scheduler(
-        limits,
-        PromptLookup() if settings.speculation == "prompt-lookup" else None,
-        Splitting(num_tables, thread_gain) if may_gather else None,
-    )
+    return Scheduler(limits, PromptLookup() if settings.speculation == "prompt-lookup" else None)

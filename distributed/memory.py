@@ -92,6 +92,13 @@ def held_bytes() -> int:
     return int(mx.get_active_memory() + mx.get_cache_memory())
 
 
+def raise_wired_limit() -> None:
+    """Let Metal keep the weights in memory (mlx_lm 0.32.2 utils.py, maybe_set_recommended_wired_limit)."""
+    limit = gpu_limit_bytes()
+    if limit is not None:
+        mx.set_wired_limit(limit)
+
+
 def limit_cache(weights_bytes: int = 0, num_ranks: int = 1) -> None:
     """Let MLX keep no more buffers than are of use, on a GPU; elsewhere it keeps none.
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 
+from distributed.prefix_cache import MIN_REUSED_TOKENS
 from distributed.sequence import Sequence
-from distributed.slots import MIN_REUSED_TOKENS
 
 MAX_CHUNK_ROWS = 16
 # About what a chunk may hold running answers up, however slow the machine and long the prompt.

@@ -1,14 +1,12 @@
-"""One rank from start to end: join the ring, say HELLO, load, serve.
+"""Rank 0 from start to end: join the ring, say HELLO, load, serve.
 
-Rank 0 reads the settings and owns the spool; the others take everything about the ring and the model from
-HELLO. Every wait in here is under a limit of the watchdog."""
+It reads the settings and owns the spool; the others (distributed/worker.py) take everything about the ring
+and the model from HELLO. Every wait in here is under a limit of the watchdog.
+"""
 
 from __future__ import annotations
 
-import gc
 import logging
-import os
-import platform
 import signal
 import socket
 import time
@@ -16,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from config import Settings
 from distributed import handshake, tokenizers
@@ -25,69 +22,28 @@ from distributed.checkpoint import BadCheckpoint, read_config
 from distributed.engine import Engine
 from distributed.frame import FLAG_READY, Frame, Kind, parse_step
 from distributed.handshake import RankInfo, RingPlan
-from distributed.intake import Intake, ModelFacts
+from distributed.joining import ROOT, AnyRing, describe, join_ring, load_own_stage
 from distributed.lifeline import Lifeline, RankStart
 from distributed.limits import chunk_tokens, make_engine_limits, make_scheduler
 from distributed.live_settings import LiveSettings, apply_to_spool
-from distributed.memory import can_unpack, check_memory, has_gpu, held_bytes, limit_cache
+from distributed.memory import can_unpack, check_memory, has_gpu
 from distributed.model_shape import read_shape
-from distributed.ring import HiddenShape, LoopbackRing, MlxRing
+from distributed.request_source import ModelFacts, RequestSource
 from distributed.ring_status import RingStatus
 from distributed.sharding import plan_layers, split_layers, weights_hash
-from distributed.simulated import is_simulated, load_simulated_stage
 from distributed.stage import Stage
-from distributed.stage_files import SUMS_NAME, WeightsMark, local_sums_file, mark_weights
+from distributed.stage_files import WeightsMark, local_sums_file, mark_weights
 from distributed.threads import ProductThreads
-from distributed.utils import broadcast_prompt, shard_and_load
-from distributed.worker import Worker, receive
+from distributed.token_writer import TokenWriter
+from distributed.utils import broadcast_prompt
 from prompts.tokenizer import PromptTokenizer
 from spool import Spool, SpoolOwner
 
 logger = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parent.parent
 WARM_UP_TOKEN_IDS = (1, 2, 3, 4, 5, 6, 7, 8)
 # Share of free memory that unpacked weights may take on a machine without a GPU.
 MAX_DEQUANTIZED_SHARE = 0.6
-
-AnyRing = MlxRing | LoopbackRing
-
-
-def join_ring(start: RankStart, settings: Settings, lifeline: Lifeline) -> AnyRing:
-    """Connect to the neighbours; a ring of one has none."""
-    lifeline.enter("connecting", settings.connect_timeout)
-    if len(start.hosts) == 1:
-        return LoopbackRing(start.epoch)
-    return MlxRing(start.rank, list(start.hosts), start.epoch, settings.connect_timeout)
-
-
-def serve_worker(
-    start: RankStart, settings: Settings, lifeline: Lifeline, threads: ProductThreads | None = None
-) -> None:
-    """Run a rank behind rank 0 until STOP.
-
-    Args:
-        threads: what its products run on, where there is no GPU.
-
-    Raises:
-        RingLost: the ring broke.
-        RefusedStart: HELLO does not fit.
-    """
-    ring = join_ring(start, settings, lifeline)
-    frame, _ = receive(ring, lifeline)
-    plan, answer = handshake.answer_hello(frame, ring, start, handshake.hash_code(ROOT), weights_hash)
-    folder = Path(plan.model_folder)
-    handshake.check_weights(plan, start, mark_weights(folder, plan.ranges, ring.rank, folder / SUMS_NAME))
-    ring.send(answer)
-    lifeline.enter("loading", plan.load_timeout_seconds)
-    stage, load_s = _load_stage(ring, plan, lifeline, threads, settings.local_ranks)
-    Worker(
-        ring,
-        stage,
-        lifeline,
-        plan.step_timeout_seconds,
-        lambda: _describe(ring, plan, stage, lifeline, start, load_s),
-    ).run()
 
 
 def serve_rank0(
@@ -122,8 +78,8 @@ def serve_rank0(
     status.enter("loading")
     lifeline.enter("loading", settings.load_timeout)
     finish_tokenizers = tokenizers.begin_loading(settings)
-    stage, load_s = _load_stage(ring, plan, lifeline, threads, settings.local_ranks)
-    own = _describe(ring, plan, stage, lifeline, start, load_s)
+    stage, load_s = load_own_stage(ring, plan, lifeline, threads, settings.local_ranks)
+    own = describe(ring, plan, stage, lifeline, start, load_s)
     status.ranks = _ready_lap(ring, own, settings, lifeline)
     _warm_up(ring, stage, settings, status)
     scheduler = make_scheduler(settings, status, stage.thread_gain)
@@ -133,8 +89,10 @@ def serve_rank0(
     with owner.listen() as bell:
         layers = tuple((info.first_layer, info.num_layers) for info in status.ranks)
         facts = _model_facts(status, plan, stage, finish_tokenizers())
-        intake = Intake(owner, bell, facts, layers, status.troubles)
-        engine = Engine(ring, stage, scheduler, intake, status, lifeline, make_engine_limits(settings))
+        writer = TokenWriter(owner, layers, status.troubles)
+        source = RequestSource(owner, bell, facts, writer, status.troubles)
+        limits = make_engine_limits(settings)
+        engine = Engine(ring, stage, scheduler, source, writer, status, lifeline, limits)
         lifeline.on_settings(LiveSettings(settings, owner, engine).on_settings)
         logger.info("ready: %s on %d ranks, layers %s", settings.model_name, ring.size, list(plan.layers))
         logger.info("context: %s", facts.context.describe())
@@ -257,71 +215,6 @@ def _next_frame(ring: AnyRing, lifeline: Lifeline, limit_seconds: float) -> Fram
     while not ring.is_readable():
         ring.wait(limit_seconds)
     return ring.recv()[0]
-
-
-def _load_stage(
-    ring: AnyRing, plan: RingPlan, lifeline: Lifeline, threads: ProductThreads | None, num_local_ranks: int
-) -> tuple[Stage, float]:
-    """Load this rank's layers and run them once; returns the stage and the seconds it took."""
-    start = time.monotonic()
-    if has_gpu():
-        lifeline.count_memory_by(held_bytes)
-    limit_cache()
-    # Metal keeps the weights in memory; elsewhere this does nothing (mlx_lm 0.32.2 utils.py).
-    maybe_set_recommended_wired_limit()
-    folder = Path(plan.model_folder)
-    if is_simulated(folder):
-        stage = _load_simulated(folder, ring, plan)
-    else:
-        stage = _load_model(folder, ring, plan, lifeline, None if has_gpu() else threads)
-    limit_cache(stage.model.weights_bytes, min(num_local_ranks, ring.size))
-    stage.measure_kv()
-    ring.set_hidden_shape(HiddenShape(stage.model.hidden_size, stage.model.dtype))
-    # All that was imported and loaded stays: to go through it would hold a step up for 0.07 s (CPython 3.11).
-    gc.freeze()
-    return stage, time.monotonic() - start
-
-
-def _load_simulated(folder: Path, ring: AnyRing, plan: RingPlan) -> Stage:
-    layers = plan.layers_of(ring.rank)
-    return load_simulated_stage(folder, layers, rank=ring.rank, ring_size=ring.size)
-
-
-def _load_model(
-    folder: Path, ring: AnyRing, plan: RingPlan, lifeline: Lifeline, threads: ProductThreads | None
-) -> Stage:
-    model = shard_and_load(
-        folder,
-        ring.rank,
-        ring.size,
-        layers=plan.ranges,
-        dequantize=plan.dequantize,
-        dtype=plan.dtype,
-        cpu_products=None if has_gpu() else plan.cpu_products,
-        on_progress=lifeline.progress,
-    )
-    stage = Stage(model, threads)
-    if threads is not None and stage.thread_gain > 1:
-        logger.info("products take %d threads while no other rank works", threads.num_alone)
-    return stage
-
-
-def _describe(
-    ring: AnyRing, plan: RingPlan, stage: Stage, lifeline: Lifeline, start: RankStart, load_s: float
-) -> RankInfo:
-    layers = plan.layers_of(ring.rank)
-    return RankInfo(
-        rank=ring.rank,
-        host=start.host_name or start.hosts[ring.rank].rpartition(":")[0] or platform.node(),
-        pid=os.getpid(),
-        first_layer=layers.start,
-        num_layers=len(layers),
-        weights_bytes=stage.model.weights_bytes,
-        kv_bytes_per_token=stage.kv_bytes_per_token,
-        memory_bytes=lifeline.memory_bytes,
-        load_s=round(load_s, 3),
-        device="gpu" if has_gpu() else "cpu",
-    )
 
 
 def _warm_up(ring: AnyRing, stage: Stage, settings: Settings, status: RingStatus) -> None:

@@ -7,8 +7,8 @@ import logging
 from distributed.answers import Answer
 from spool import Claim, Result, Swept
 
-# A request's lines are found together, whichever part of the intake writes them.
-logger = logging.getLogger("distributed.intake")
+# A request's lines are found together, whichever room writes them.
+logger = logging.getLogger("distributed.requests")
 
 
 def log_start(answer: Answer) -> None:

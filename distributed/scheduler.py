@@ -8,7 +8,7 @@ one chunk; only while more prompts than answers are under way, a chunk follows e
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
@@ -23,10 +23,8 @@ from distributed.prefill import (
     could_copy,
     within_scores,
 )
-from distributed.regrouping import MAX_UNEVEN_SHARE, Moves, find_moves
 from distributed.sequence import Advance, Drawn, Microbatch, Row, Sequence, Status, arrange, make_row
 from distributed.slots import SlotLimits, SlotTables
-from distributed.splitting import Splitting
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,7 @@ class SchedulerLimits:
 
     `min_paced_tokens` bounds that: a step that reads all experts for a few tokens wastes its time.
     `max_chunk_scores` bounds rows x columns x context: what attention holds in memory.
+    Up to `max_gathered` open sequences are admitted to one table.
     """
 
     max_in_flight: int
@@ -43,6 +42,7 @@ class SchedulerLimits:
     paces_chunks: bool = False
     min_paced_tokens: int = MIN_PACED_TOKENS
     max_chunk_scores: int = 1 << 40
+    max_gathered: int = 0
 
 
 class Scheduler:
@@ -51,16 +51,9 @@ class Scheduler:
     Invariant: every microbatch given out comes back through `postprocess`, in order.
     """
 
-    def __init__(
-        self, limits: SchedulerLimits, drafter: Drafter | None = None, splitting: Splitting | None = None
-    ) -> None:
-        """
-        Args:
-            drafter: guesses what comes next; None guesses nothing.
-            splitting: chooses the number of decode groups; None: always as many as tables.
-        """
+    def __init__(self, limits: SchedulerLimits, drafter: Drafter | None = None) -> None:
+        """Args: drafter: guesses what comes next; None guesses nothing."""
         self.limits = limits
-        self._splitting = splitting
         self._max_ahead = limits.slots.num_tables * limits.max_chunk_tokens  # a chunk for each table
         self._pace = ChunkPace(limits.min_paced_tokens)
         self._drafter = drafter or NoDrafter()
@@ -71,7 +64,6 @@ class Scheduler:
         self._num_microbatches = 0
         self._prefill_served = 0
         self._decode_served = [0] * limits.slots.num_tables
-        self._num_groups = limits.slots.num_tables  # wanted, since the last sequence was taken in
         self.num_preemptions = 0
 
     @property
@@ -162,31 +154,13 @@ class Scheduler:
             self._put_back(sequence)
         return True
 
-    def note_cost(self, microbatch: Microbatch, stages_us: Items[float], lap_us: float) -> None:
-        """Take in what a microbatch cost: what guessing, splitting and the size of chunks are weighed by.
-
-        Args:
-            stages_us: how long each stage worked on it.
-            lap_us: from its start to its return.
-        """
-        num_tokens, busy_us = len(microbatch.rows) * microbatch.num_tokens, sum(stages_us)
+    def note_cost(self, microbatch: Microbatch, stages_us: Items[float]) -> None:
+        """Take in how long each stage worked on a microbatch: guesses and chunks are weighed by it."""
+        num_tokens = len(microbatch.rows) * microbatch.num_tokens
         if microbatch.is_prefill:
             self._pace.note(num_tokens, max(stages_us))
-            return
-        self._drafter.note_cost(num_tokens, busy_us)
-        crowd = microbatch.crowd
-        if self._splitting and crowd and microbatch.num_tokens == 1 and crowd == self._crowd():
-            self._splitting.note(*crowd, lap_us, busy_us)
-
-    def _crowd(self) -> tuple[int, int] | None:
-        """Return (groups, rows of all) while nothing but even decode groups is under way, else None."""
-        is_reading = any(sequence.is_prefilling for sequence in self.running)
-        if is_reading or any(microbatch.is_prefill for microbatch in self.in_flight):
-            return None
-        sizes = Counter(sequence.table for sequence in self.running)
-        if not sizes or max(sizes.values()) - min(sizes.values()) > MAX_UNEVEN_SHARE * len(self.running):
-            return None
-        return len(sizes), len(self.running)
+        else:
+            self._drafter.note_cost(num_tokens, sum(stages_us))
 
     def _make_room(self) -> None:
         """Have room for what running rows are to write next; where there is none, put the youngest back.
@@ -218,15 +192,14 @@ class Scheduler:
         """
         if not self.waiting:
             return
-        if self._splitting:
-            self._num_groups = self._splitting.choose(self.num_open)
+        is_gathered = self.num_open <= self.limits.max_gathered
         num_ahead = sum(
             sequence.num_unscheduled_tokens for sequence in self.running if sequence.is_prefilling
         )
         while (
             self.waiting
             and num_ahead < self._max_ahead
-            and self.slots.admit(self.waiting[0], self._num_groups)
+            and self.slots.admit(self.waiting[0], is_gathered=is_gathered)
         ):
             sequence = self.waiting.popleft()
             sequence.status = Status.RUNNING
@@ -238,40 +211,12 @@ class Scheduler:
         runnable = self._runnable()
         prefilling = [sequence for sequence in runnable if sequence.is_prefilling]
         decoding = self._decoding_by_table(runnable)
-        moves = self._begin_moves(decoding) if runnable is self.running else None
-        table = min(decoding, key=lambda number: self._decode_served[number], default=None)
+        table = min(decoding, key=self._decode_served.__getitem__, default=None)
         if prefilling and (table is None or self._is_chunks_turn(table, len(prefilling))):
             return (*self._chunk_rows(prefilling), True)
         if table is None:
             return [], [], False
-        rows, copies = decoding[table], []
-        if moves is not None and table == moves.home:
-            for sequence in moves.sequences:
-                if self.slots.can_move(sequence, table):
-                    copies.append(self.slots.move(sequence, table))
-                    rows.append(make_row(sequence, 1))
-        return self._with_drafts(rows), copies, False
-
-    def _begin_moves(self, decoding: dict[int, list[Row]]) -> Moves | None:
-        """Keep rows that are to join another group out of their own; return those that can join now.
-
-        Not while prompts are read: a row that is kept back would wait for a chunk and a group.
-        """
-        if self._splitting is None or any(sequence.is_prefilling for sequence in self.running):
-            return None
-        moves = find_moves(self.running, self._num_groups, self.limits.slots.num_tables)
-        if moves is None:
-            return None
-        joining = [sequence for sequence in moves.sequences if self.slots.can_move(sequence, moves.home)]
-        for table in {sequence.table for sequence in joining} & decoding.keys():
-            rows = [row for row in decoding.pop(table) if row.sequence not in joining]
-            if rows:
-                decoding[table] = rows
-        ready = [sequence for sequence in joining if sequence.is_decoding]
-        if not ready or self._is_decoding_in_flight(moves.home):
-            return None
-        decoding.setdefault(moves.home, [])
-        return Moves(moves.home, tuple(ready))
+        return self._with_drafts(decoding[table]), [], False
 
     def _is_chunks_turn(self, table: int, num_prefilling: int) -> bool:
         """Whether a chunk goes before the decode group of `table`, which was served longest ago.
@@ -305,14 +250,13 @@ class Scheduler:
         return [suspect] if is_alone else []
 
     def _decoding_by_table(self, runnable: list[Sequence]) -> dict[int, list[Row]]:
+        """Return the rows that are ready, of the tables that have no decode group in flight."""
+        busy = {microbatch.table for microbatch in self.in_flight if not microbatch.is_prefill}
         rows: dict[int, list[Row]] = {}
         for sequence in runnable:
-            if sequence.is_decoding and not self._is_decoding_in_flight(sequence.table):
+            if sequence.table not in busy and sequence.is_decoding:
                 rows.setdefault(sequence.table, []).append(make_row(sequence, 1))
         return rows
-
-    def _is_decoding_in_flight(self, table: int) -> bool:
-        return any(microbatch.table == table and not microbatch.is_prefill for microbatch in self.in_flight)
 
     def _chunk_rows(self, prefilling: list[Sequence]) -> tuple[list[Row], list[PrefixCopy]]:
         """Return one chunk: the oldest prompts of the oldest one's table, as many as fill it best.
@@ -360,7 +304,7 @@ class Scheduler:
     def _find_copy(self, sequence: Sequence) -> PrefixCopy | None:
         """Return a copy that saves tokens of a prompt of which nothing was stepped yet."""
         is_new = sequence.num_scheduled_tokens == sequence.num_reused_tokens
-        return self.slots.find_prefix(sequence) if is_new and not sequence.is_careful else None
+        return self.slots.prefix_cache.find_copy(sequence) if is_new and not sequence.is_careful else None
 
     def _launch(self, rows: list[Row], copies: list[PrefixCopy], is_prefill: bool) -> Microbatch:
         self._num_microbatches += 1
@@ -386,7 +330,6 @@ class Scheduler:
             copies=tuple(copies),
             resizes=resizes,
             clears=clears,
-            crowd=None if is_prefill else self._crowd(),
             is_alone=not self.in_flight
             and all(sequence in stepped and not sequence.num_unscheduled_tokens for sequence in self.running),
         )

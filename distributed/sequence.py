@@ -189,7 +189,6 @@ class Microbatch:
     resizes: tuple[Resize, ...] = ()
     clears: tuple[Clear, ...] = ()
     is_alone: bool = False  # nothing else was under way or ready when it left
-    crowd: tuple[int, int] | None = None  # (groups, rows of all) where only even decode groups were under way
 
     @property
     def num_tokens(self) -> int:

@@ -3,22 +3,19 @@
 A table has room for what its rows hold and one step of growth, not for the longest answers there could be.
 Its size is decided here and told to the stages (Resize), so that what is accounted for is what they hold.
 
-A finished sequence's KV stays in its slot until somebody needs the slot; a request of the same owner that
-begins with most of the same tokens takes that slot and prefills only the rest, which copies nothing. Rank 0
-alone decides, so ranks cannot disagree."""
+A request that begins with most of a kept slot's tokens takes that slot and prefills only the rest, which
+copies nothing (see prefix_cache.py). Rank 0 alone decides, so ranks cannot disagree."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
-from distributed.frame import Clear, PrefixCopy, Resize
+from distributed.frame import Clear, Resize
 from distributed.kv_sizes import most_tokens, next_tokens, round_rows, round_tokens
+from distributed.prefix_cache import PrefixCache
 from distributed.sequence import Drawn, Row, Sequence, Slot, Table
 
-# A shorter match is not worth giving up another slot's kept tokens for.
-MIN_REUSED_TOKENS = 8
 # A match that is longer by so much is taken over where it lies, whatever table that is; KV of fewer tokens is
 # copied.
 MIN_FOLLOWED_TOKENS = 64
@@ -43,14 +40,15 @@ class SlotTables:
     """The KV tables of the ring as rank 0 accounts for them.
 
     Invariant: the tables never have room for more than `max_kv_tokens` tokens, and running rows have room for
-    theirs; kept tokens never exceed `max_kept_tokens`."""
+    theirs."""
 
     def __init__(self, limits: SlotLimits) -> None:
         self.limits = limits
         self.tables = [Table() for _ in range(limits.num_tables)]
+        self.prefix_cache = PrefixCache(self.tables, limits.max_kept_tokens)
         # Not told yet, in the order in which they count, and whether one only adds rows or tokens.
         self._resizes: list[tuple[Resize, bool]] = []
-        self._clock = 0  # counts what changes who fits
+        self._num_changes = 0  # after which more may fit
         self._refused: tuple[Sequence, int] | None = None
 
     @property
@@ -59,36 +57,32 @@ class SlotTables:
         return sum(table.num_rows * table.num_tokens for table in self.tables)
 
     @property
-    def num_kept_tokens(self) -> int:
-        return sum(len(slot.kept_token_ids) for _, slot in self._kept())
-
-    @property
     def max_row_tokens(self) -> int:
         """The most tokens, prompt and answer, that a row alone may have; longer ones never run."""
         return most_tokens(1, self.limits.max_kv_tokens)
 
-    def admit(self, sequence: Sequence, num_groups: int | None = None) -> bool:
+    def admit(self, sequence: Sequence, *, is_gathered: bool = False) -> bool:
         """Give the sequence a slot, reusing kept KV where it matches; return False if nothing fits now.
 
         Args:
-            num_groups: over how many tables running rows should be spread; None: over all.
+            is_gathered: in the table with the most rows, where it fits there; else rows are spread evenly.
         """
-        if self._refused == (sequence, self._clock):
+        if self._refused == (sequence, self._num_changes):
             return False  # nothing was given back since, and rows only grow
-        wanted = self._fullest(num_groups or len(self.tables))
+        order = self._by_preference(sequence, is_gathered=is_gathered)
         place = (
-            self._find_reusable(sequence, wanted, TAKEN_SHARE)
-            or self._find_free(sequence, wanted)
-            or self._find_reusable(sequence, wanted, 0.0)
+            self._find_reusable(sequence, order, TAKEN_SHARE)
+            or self._find_free(sequence, order)
+            or self._find_reusable(sequence, order, 0.0)
         )
         if place is None and self._could_fit(sequence):
             for number in self._by_waste():
                 self._tighten(number)
-                place = self._find_free(sequence, wanted)
+                place = self._find_free(sequence, order)
                 if place is not None:
                     break
         if place is None:
-            self._refused = (sequence, self._clock)
+            self._refused = (sequence, self._num_changes)
             return False
         number, index, num_matching = place
         self._seat(sequence, number, index)
@@ -136,111 +130,54 @@ class SlotTables:
         else:
             self.tables[sequence.table].slots[sequence.slot].soil(end, row.end)
 
-    def find_prefix(self, sequence: Sequence) -> PrefixCopy | None:
-        """Return where more of a sequence's first tokens lie than it has: any row of its owner.
-
-        What counts is what is written or on its way round the ring: frames are served in order, so the KV is
-        there before the copy.
-        """
-        best, best_num = None, sequence.num_scheduled_tokens + MIN_REUSED_TOKENS - 1
-        for number, table in enumerate(self.tables):
-            for index, slot in enumerate(table.slots):
-                if slot.owner != sequence.owner or slot.sequence is sequence:
-                    continue
-                num_matching = min(
-                    _common_prefix(slot.written_token_ids, sequence.token_ids), len(sequence.token_ids) - 1
-                )
-                if num_matching > best_num:
-                    best = PrefixCopy(number, index, sequence.slot, num_matching)
-                    best_num = num_matching
-        return best
-
-    def can_move(self, sequence: Sequence, number: int) -> bool:
-        """Tell whether a running sequence has room in another table."""
-        index = self._free_slot(self.tables[number])
-        return index is not None and self._fits(number, index, sequence)
-
-    def move(self, sequence: Sequence, number: int) -> PrefixCopy:
-        """Give a running sequence, nothing of which is in flight, a slot in another table; see `can_move`.
-
-        Its old slot is empty: what is written there comes after the copy, as frames are served in order.
-        """
-        index = self._free_slot(self.tables[number])
-        assert index is not None, "a move to a full table"
-        copy = PrefixCopy(sequence.table, sequence.slot, index, sequence.num_cached_tokens)
-        self.tables[sequence.table].slots[sequence.slot].sequence = None
-        self._seat(sequence, number, index)
-        return copy
-
     def release(self, sequence: Sequence, *, keeps: bool = True) -> None:
         """Take the slot back; what is known to be finite stays for reuse, from the beginning on."""
         slot = self.tables[sequence.table].slots[sequence.slot]
         assert slot.sequence is sequence
         slot.sequence = None
         slot.soil(sequence.num_proven_tokens, sequence.num_stepped_tokens)
-        num_kept = min(sequence.num_proven_tokens, self.limits.max_kept_tokens) if keeps else 0
-        slot.kept_token_ids = sequence.token_ids[:num_kept]
         slot.owner = sequence.owner
-        slot.last_used = self._tick()
-        while (excess := self.num_kept_tokens - self.limits.max_kept_tokens) > 0:
-            _, oldest = min(self._kept(), key=lambda item: item[1].last_used)
-            oldest.kept_token_ids = oldest.kept_token_ids[: max(0, len(oldest.kept_token_ids) - excess)]
+        self.prefix_cache.keep(slot, sequence.token_ids[: sequence.num_proven_tokens if keeps else 0])
+        self._num_changes += 1
 
-    def _kept(self) -> Iterator[tuple[tuple[int, int], Slot]]:
-        for number, table in enumerate(self.tables):
-            for index, slot in enumerate(table.slots):
-                if slot.sequence is None and slot.kept_token_ids:
-                    yield (number, index), slot
+    def _by_preference(self, sequence: Sequence, *, is_gathered: bool) -> list[int]:
+        """The tables by running rows, the most or the fewest first; then where rows are of like length."""
+        sign, wish = -1 if is_gathered else 1, _wish(sequence)
 
-    def _fullest(self, count: int) -> list[int]:
-        """The tables with the most running rows."""
-        order = sorted(range(len(self.tables)), key=lambda number: -self.tables[number].num_running)
-        return order[:count]
+        def load(number: int) -> tuple[int, int]:
+            table = self.tables[number]
+            return sign * table.num_running, abs(table.num_tokens - wish)
+
+        return sorted(range(len(self.tables)), key=load)
 
     def _find_reusable(
-        self, sequence: Sequence, wanted: Items[int], min_share: float
+        self, sequence: Sequence, order: Items[int], min_share: float
     ) -> tuple[int, int, int] | None:
         """Return (table, slot, matching tokens) of the longest match that fits, or None.
 
-        Only slots of whose kept tokens at least `min_share` match: the others would lose the rest.
-
-        One in another table than the wanted ones with the fewest rows has to match more tokens: less would be
-        copied.
+        Only slots of whose kept tokens at least `min_share` match: the others would lose the rest. One in a
+        table with other rows than the first of `order` has to match more tokens: less would be copied.
         """
-        fewest = min(self.tables[number].num_running for number in wanted)
-        even = [number for number in wanted if self.tables[number].num_running == fewest]
-        best: tuple[int, int, int] | None = None
-        best_worth = MIN_REUSED_TOKENS - 1
-        for (number, index), slot in self._kept():
-            if slot.owner != sequence.owner or not self._fits(number, index, sequence):
-                continue
-            # The last prompt token is always run: its logits are wanted.
-            num_matching = min(
-                _common_prefix(slot.kept_token_ids, sequence.token_ids), len(sequence.token_ids) - 1
-            )
-            worth = num_matching if number in even else num_matching - MIN_FOLLOWED_TOKENS
-            if worth > best_worth and num_matching >= min_share * len(slot.kept_token_ids):
-                best, best_worth = (number, index, num_matching), worth
+        num_rows = self.tables[order[0]].num_running
+        best, best_worth = None, 0
+        for match in self.prefix_cache.matches(sequence):
+            is_even = self.tables[match.table].num_running == num_rows
+            worth = match.num_tokens - (0 if is_even else MIN_FOLLOWED_TOKENS)
+            if (
+                worth > best_worth
+                and match.share >= min_share
+                and self._fits(match.table, match.slot, sequence)
+            ):
+                best, best_worth = (match.table, match.slot, match.num_tokens), worth
         return best
 
-    def _find_free(self, sequence: Sequence, wanted: Items[int]) -> tuple[int, int, int] | None:
-        """Return (table, slot, 0) in the table with the fewest running rows that has room, or None.
-
-        A wanted table comes before all others.
-        """
-        order = sorted(
-            range(len(self.tables)), key=lambda number: (number not in wanted, self._load(number, sequence))
-        )
+    def _find_free(self, sequence: Sequence, order: Items[int]) -> tuple[int, int, int] | None:
+        """Return (table, slot, 0) in the first table of `order` that has room, or None."""
         for number in order:
             index = self._free_slot(self.tables[number])
             if index is not None and self._fits(number, index, sequence):
                 return number, index, 0
         return None
-
-    def _load(self, number: int, sequence: Sequence) -> tuple[int, int]:
-        """Rows first, so that microbatches are even; then rows of like length together."""
-        table = self.tables[number]
-        return table.num_running, abs(table.num_tokens - _wish(sequence))
 
     def _free_slot(self, table: Table) -> int | None:
         """Return the lowest empty slot, else a new one, else the slot whose kept tokens are oldest."""
@@ -318,7 +255,7 @@ class SlotTables:
     def _tighten(self, number: int) -> None:
         """Drop kept tokens and empty rows of a table, and the end that no row comes to soon."""
         table = self.tables[number]
-        self._tick()
+        self._num_changes += 1
         rows, tokens = self._tight(table)
         left = tuple(index for index, slot in enumerate(table.slots) if slot.sequence is not None)
         table.slots = [table.slots[index] for index in left]
@@ -347,12 +284,7 @@ class SlotTables:
             table.slots.append(Slot())
         slot = table.slots[index]
         slot.sequence, slot.kept_token_ids, slot.owner = sequence, (), sequence.owner
-        slot.last_used = self._tick()
         sequence.table, sequence.slot = number, index
-
-    def _tick(self) -> int:
-        self._clock += 1
-        return self._clock
 
 
 def _wish(sequence: Sequence) -> int:
@@ -364,11 +296,3 @@ def _with_slack(sequence: Sequence) -> int:
     num_tokens = len(sequence.token_ids)
     slack = max(SLACK_TOKENS, int(SLACK_SHARE * num_tokens))
     return min(num_tokens + slack, sequence.max_total_tokens)
-
-
-def _common_prefix(a: Items[int], b: Items[int]) -> int:
-    """Return how many leading items are equal."""
-    shorter = min(len(a), len(b))
-    if list(a[:shorter]) == list(b[:shorter]):
-        return shorter
-    return next(i for i in range(shorter) if a[i] != b[i])

@@ -1,19 +1,27 @@
-"""The loop of a rank behind rank 0: receive a frame, run the layers, pass it on.
+"""A rank behind rank 0 from start to end, and its loop: receive a frame, run the layers, pass it on.
 
-Knows no prompts, no tokenizer, no HTTP and no settings files; what it needs came with HELLO.
+Knows no prompts, no tokenizer, no HTTP and no settings files; what it needs came with HELLO. It imports none
+of that either: ranks start sooner.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import mlx.core as mx
 
+from config import Settings
 from distributed.frame import FLAG_READY, Frame, Kind, parse_step, with_hidden
-from distributed.handshake import RankInfo, answer_ready
-from distributed.lifeline import Lifeline
+from distributed.handshake import RankInfo, answer_hello, answer_ready, check_weights, hash_code
+from distributed.joining import ROOT, describe, join_ring, load_own_stage
+from distributed.lifeline import Lifeline, RankStart
 from distributed.ring import Ring, RingLost, clock_us
+from distributed.sharding import weights_hash
 from distributed.stage import Stage
+from distributed.stage_files import SUMS_NAME, mark_weights
+from distributed.threads import ProductThreads
 
 
 class Worker:
@@ -68,3 +76,27 @@ def receive(ring: Ring, lifeline: Lifeline) -> tuple[Frame, mx.array | None]:
     while not ring.is_readable():
         ring.wait(None)
     return ring.recv()
+
+
+def serve_worker(
+    start: RankStart, settings: Settings, lifeline: Lifeline, threads: ProductThreads | None = None
+) -> None:
+    """Run a rank behind rank 0 until STOP.
+
+    Args:
+        threads: what its products run on, where there is no GPU.
+
+    Raises:
+        RingLost: the ring broke.
+        RefusedStart: HELLO does not fit.
+    """
+    ring = join_ring(start, settings, lifeline)
+    frame, _ = receive(ring, lifeline)
+    plan, answer = answer_hello(frame, ring, start, hash_code(ROOT), weights_hash)
+    folder = Path(plan.model_folder)
+    check_weights(plan, start, mark_weights(folder, plan.ranges, ring.rank, folder / SUMS_NAME))
+    ring.send(answer)
+    lifeline.enter("loading", plan.load_timeout_seconds)
+    stage, load_s = load_own_stage(ring, plan, lifeline, threads, settings.local_ranks)
+    own = partial(describe, ring, plan, stage, lifeline, start, load_s)
+    Worker(ring, stage, lifeline, plan.step_timeout_seconds, own).run()

@@ -253,13 +253,13 @@ class FileSystem:
             raise
         return bell
 
-    def ring_bells(self, paths: list[str], hint: bytes = b"") -> list[OSError | None]:
+    def ring_bells(self, paths: list[str]) -> list[OSError | None]:
         """Send a datagram to each path without waiting; one entry a path: None or why it failed."""
         outcomes: list[OSError | None] = []
         sender = _bell_sender()
         for path in paths:
             try:
-                sender.sendto(hint, path)
+                sender.sendto(b"", path)
                 outcomes.append(None)
             except OSError as error:
                 outcomes.append(error)

@@ -40,7 +40,6 @@ from spool.spool import Spool
 from spool.sweep import Swept, sweep
 from spool.token_log import LogHeader, TokenLogWriter, read_log
 
-MAX_HINTS = 4  # a bell that nobody drained holds ten rings on Linux: with more, one may have been lost
 _MAX_NOTE_BYTES = 64
 _log = logging.getLogger(__name__)
 
@@ -62,7 +61,6 @@ class SpoolOwner:
         self._boot_id: str | None = None
         self._was_power_cut = False
         self._claims: dict[str, Claim] = {}
-        self._left_none = False  # the last look at incoming/ left nothing that can be claimed
         self._results = ResultWriter(spool)
         self._quarantine = Quarantine(spool)
         self._by_hand = HandPrompts(spool, self._quarantine)
@@ -147,28 +145,9 @@ class SpoolOwner:
         if only is not None:
             names = (name for name in names if name.id in only)
         claims, trouble = self._take_first(names, max_claims)
-        if only is None:
-            self._left_none = max_claims > 0 and trouble is None and next(names, None) is None
         if trouble is not None and not claims:
             raise trouble
         return claims
-
-    def claim_hinted(self, hints: Collection[str], max_claims: int) -> list[Claim] | None:
-        """Take the requests that the bell's rings named, without a look at the folder.
-
-        None where a look is needed (`claim`): a ring named nothing, one may have been lost, or others may
-        stand before these.
-        """
-        assert self._is_recovered, "claim before recover"
-        left_none, self._left_none = self._left_none, False
-        if not left_none or not 0 < len(hints) <= min(max_claims, MAX_HINTS):
-            return None
-        names = [name for hint in sorted(hints) if (name := EntryName.parse(hint)) and name.waiting == hint]
-        if len(names) < len(hints):
-            return None
-        claims, trouble = self._take_first(names, max_claims)
-        self._left_none = trouble is None
-        return claims if claims or trouble is None else None
 
     def complete(self, claim: Claim, result: Result) -> bool:
         """Publish the one answer and give the claim up; False when there was an answer already (which
@@ -335,7 +314,6 @@ class SpoolOwner:
 
     def _requeue(self, moves: list[tuple[EntryName, EntryName]]) -> None:
         """Let claimed requests wait again under their new names, sure to stay before the old ones go."""
-        self._left_none = False
         moves = [(name, back) for name, back in moves if self._has_waiting_name(name, back)]
         if moves and self.spool.is_synced:
             self._fs.sync_folder(self._folder.incoming)

@@ -296,7 +296,7 @@ class Spool:
             if self.is_synced:
                 self.fs.sync_folder(self.folder.incoming)
             # It never raises; what is left to do here can wait.
-            ring(self.folder.bell, RANK0, self.fs, hint=name.waiting)
+            ring(self.folder.bell, RANK0, self.fs)
         except OSError as error:
             if not is_shared:
                 self._withdraw(name)

@@ -5,7 +5,6 @@ apart.
 """
 
 import atexit
-import importlib
 import json
 import shutil
 import tempfile
@@ -16,8 +15,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.utils import load_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from prompts.mlx_lm_import import import_mlx_lm
 
 VOCAB_SIZE = 320
 CHAT_TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
@@ -168,7 +168,20 @@ def write_weights(folder: Path, weights: dict[str, mx.array], num_files: int = 1
 
 def reference_model(folder: Path) -> Any:
     """Load mlx-lm's own model of the folder whole, in float32."""
-    model, _ = load_model(folder)
+    config = json.loads((folder / "config.json").read_text())
+    weights: dict[str, mx.array] = {}
+    for file in folder.glob("model*.safetensors"):
+        weights |= mx.load(str(file))
+    model = _make_model(config)
+    weights = model.sanitize(weights)
+    if packing := config.get("quantization"):
+        nn.quantize(
+            model,
+            packing["group_size"],
+            packing["bits"],
+            class_predicate=lambda path, _: packing.get(path, f"{path}.scales" in weights),
+        )
+    model.load_weights(list(weights.items()))
     model.set_dtype(mx.float32)
     return model
 
@@ -188,13 +201,17 @@ def make_tokenizer() -> Tokenizer:
 
 def _random_model(config: dict[str, Any], seed: int) -> Any:
     mx.random.seed(seed)
-    module = importlib.import_module(f"mlx_lm.models.{config['model_type']}")
-    model = module.Model(module.ModelArgs.from_dict(config))
+    model = _make_model(config)
     model.apply(_rescaled)
     model.model.norm.weight = 4 * model.model.norm.weight  # sets logits apart
     model.set_dtype(mx.float32)
     mx.eval(model.parameters())
     return model
+
+
+def _make_model(config: dict[str, Any]) -> Any:
+    module = import_mlx_lm(f"models.{config['model_type']}")
+    return module.Model(module.ModelArgs.from_dict(config))
 
 
 def _rescaled(array: mx.array) -> mx.array:

@@ -113,7 +113,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     )
     yield made
     service = made.read()
-    left = [*service.helpers, *service.processes.values(), *([service.holder] if service.holder else [])]
+    left = [*service.leaving, *service.processes.values(), *([service.holder] if service.holder else [])]
     for identity in left:
         identity.send(signal.SIGKILL)
         identity.wait(5.0)

@@ -26,11 +26,9 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from concurrent.futures import Executor, Future
 from dataclasses import replace
@@ -38,47 +36,32 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
 from config import Settings, load_settings
 from distributed.capacities import HostCapacity
 from distributed.checkpoint import read_config
 from distributed.engine import Engine
-from distributed.frame import Frame, Int32Array, decode, encode, num_rest_ints
 from distributed.handshake import RankInfo
-from distributed.intake import Intake, ModelFacts
 from distributed.lifeline import Lifeline
 from distributed.limits import make_engine_limits, make_scheduler
 from distributed.live_settings import LiveSettings
 from distributed.model_shape import read_shape
 from distributed.models import StageModel
 from distributed.rank import open_spool
-from distributed.ring import RingLost
+from distributed.request_source import ModelFacts, RequestSource
 from distributed.ring_status import RingStatus
 from distributed.sequence import Sequence
 from distributed.sharding import plan_layers, split_layers, weights_hash
 from distributed.stage import Stage
+from distributed.token_writer import TokenWriter
 from distributed.utils import shard_and_load
 from distributed.worker import Worker
 from prompts.tokenizer import load_tokenizer, tokenizer_hash
 from spool import Request, Result, SamplingParams, Spool, SpoolOwner, TokenRecord
+from tests.loopback_ring import DrivenClock, RingEnd, RingOfStages, Wire
 
 TURN_SECONDS = 0.001
 # A test that takes more turns waits for something that never comes.
 MAX_TURNS = 20_000
-
-
-class DrivenClock:
-    """Seconds that pass only when somebody says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
 
 
 class AtOnce(Executor):
@@ -88,89 +71,6 @@ class AtOnce(Executor):
         future: Future[Any] = Future()
         future.set_result(fn(*args, **kwargs))
         return future
-
-
-class Wire:
-    """What is on its way to each rank: messages 1 and 2 of a frame, and hidden states."""
-
-    def __init__(self, num_ranks: int) -> None:
-        self.arriving: list[deque[tuple[Int32Array, Int32Array | None, mx.array | None]]] = [
-            deque() for _ in range(num_ranks)
-        ]
-        self.is_lost = False
-        self.is_silent = False
-
-
-class RingEnd:
-    """One rank's end of a ring in one process: the protocol `distributed.ring.Ring`."""
-
-    def __init__(self, rank: int, epoch: int, wire: Wire) -> None:
-        self.rank, self.size, self.epoch = rank, len(wire.arriving), epoch
-        self._wire, self._arriving = wire, wire.arriving[rank]
-
-    def send(self, frame: Frame, hidden: mx.array | None = None) -> None:
-        self._check()
-        assert frame.has_hidden == (hidden is not None)
-        if not self._wire.is_silent:
-            self._wire.arriving[(self.rank - 1) % self.size].append((*encode(frame), hidden))
-
-    def is_readable(self) -> bool:
-        return bool(self._arriving)
-
-    def begin_recv(self, hidden: tuple[int, int] | None = None) -> None:
-        """Hold the size that was foretold against the frame that comes next."""
-        if hidden is not None and self._arriving:
-            states = self._arriving[0][2]
-            assert states is None or states.shape[:2] == hidden, "another frame than was foretold"
-
-    def recv(self) -> tuple[Frame, mx.array | None]:
-        self._check()
-        block, rest, hidden = self._arriving.popleft()
-        assert (num_rest_ints(block, epoch=self.epoch) > 0) == (rest is not None)
-        return decode(block, rest), hidden
-
-    def wait(self, timeout: float | None, others: Iterable[int] = ()) -> set[int]:
-        """Return the ready ones of `others`, at once."""
-        self._check()
-        return set(select.select(list(others), [], [], 0)[0])
-
-    def flush(self) -> None:
-        """Nothing is ever on its way."""
-
-    def _check(self) -> None:
-        if self._wire.is_lost:
-            raise RingLost("the test ended it")
-
-
-class RingOfStages(RingEnd):
-    """Rank 0's end: while it waits, the workers of all other ranks pass on what has come to them."""
-
-    def __init__(self, epoch: int, wire: Wire, clock: DrivenClock) -> None:
-        super().__init__(0, epoch, wire)
-        self._clock = clock
-        self.workers: list[tuple[RingEnd, Worker]] = []
-        self._num_idle = 0
-
-    def wait(self, timeout: float | None, others: Iterable[int] = ()) -> set[int]:
-        """Let every frame come as far as it can; where nothing comes at all, let the time pass."""
-        ready = super().wait(0.0, others)
-        while self._pass_on_all():
-            pass
-        if ready or self.is_readable():
-            self._num_idle = 0
-            return ready
-        assert timeout is not None
-        self._clock.advance(timeout)
-        self._num_idle += 1
-        assert self._num_idle < MAX_TURNS, "rank 0 waits for what never comes"
-        return ready
-
-    def _pass_on_all(self) -> int:
-        """Let each worker answer one frame; how many did."""
-        having = [(end, worker) for end, worker in self.workers if end.is_readable()]
-        for end, worker in having:
-            worker.answer(*end.recv())
-        return len(having)
 
 
 @lru_cache(maxsize=32)
@@ -230,16 +130,18 @@ class EngineInProcess:
         self._connect(ring, status)
         self.owner: SpoolOwner = open_spool(self.settings)
         self.owner.recover()
-        self._bell = self.owner.listen()
+        self.bell = self.owner.listen()
         layers = tuple((info.first_layer, info.num_layers) for info in status.ranks)
-        self.intake = Intake(
-            self.owner, self._bell, self._facts(status), layers, status.troubles, self.clock, AtOnce()
+        self.writer = TokenWriter(self.owner, layers, status.troubles, AtOnce())
+        source = RequestSource(
+            self.owner, self.bell, self._facts(status), self.writer, status.troubles, self.clock
         )
         self.engine = Engine(
             ring,
             self.stages[0],
             self.scheduler,
-            self.intake,
+            source,
+            self.writer,
             status,
             Lifeline(0, has_supervisor=False),
             make_engine_limits(self.settings),
@@ -252,7 +154,7 @@ class EngineInProcess:
     def step(self) -> None:
         """Take one turn of the engine's loop."""
         self.clock.advance(TURN_SECONDS)
-        self.engine.step(self._wakeup[0], takes_requests=True)
+        self.engine.step(self._wakeup[0])
 
     def run_until(self, condition: Callable[[], bool]) -> None:
         """Take turns until it holds."""
@@ -272,15 +174,19 @@ class EngineInProcess:
         if not self._is_running:
             return
         self._is_running = False
-        for answer in self.intake.answers.values():
+        for answer in self.writer.answers.values():
             answer.log.close()
-        self._bell.close()
+        self.bell.close()
         self.owner.close()
 
     def advance(self, seconds: float) -> None:
         """Let time pass, then take a turn."""
         self.clock.advance(seconds)
         self.step()
+
+    def signal(self) -> None:
+        """Wake the loop, as a signal does."""
+        os.write(self._wakeup[1], b"\0")
 
     def edit(self, **values: Any) -> None:
         """Edit live settings, as the supervisor passes them on."""
@@ -332,7 +238,7 @@ class EngineInProcess:
 
     def sequence_of(self, request: Request) -> Sequence:
         """The live state of a request that rank 0 has opened."""
-        return self.intake.answers[request.id].sequence
+        return self.writer.answers[request.id].sequence
 
     def status(self) -> dict[str, Any]:
         """What ring.json says."""

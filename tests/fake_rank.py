@@ -144,7 +144,6 @@ def main() -> int:
     """Read the order, live, exit."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rank", type=int, required=True)
-    parser.add_argument("--spare", action="store_true")
     # Unbuffered, or a selector would wait for bytes that are in Python's buffer already.
     with open(0, "rb", buffering=0, closefd=False) as stdin:
         line = stdin.readline()

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence as Items
-
 from distributed.drafting import Drafter
 from distributed.frame import Resize
 from distributed.scheduler import Scheduler, SchedulerLimits
 from distributed.sequence import Microbatch, Sequence, Status
 from distributed.slots import SlotLimits
-from distributed.splitting import Splitting
 
 
 def make_scheduler(
@@ -21,13 +17,15 @@ def make_scheduler(
     kept: int = 4096,
     chunk: int = 64,
     drafter: Drafter | None = None,
-    splitting: Splitting | None = None,
+    max_gathered: int = 0,
 ) -> Scheduler:
     slots = SlotLimits(
         num_tables=num_tables, max_rows=max_rows, max_kv_tokens=max_kv_tokens, max_kept_tokens=kept
     )
-    limits = SchedulerLimits(max_in_flight=num_tables, max_chunk_tokens=chunk, slots=slots)
-    return Scheduler(limits, drafter, splitting)
+    limits = SchedulerLimits(
+        max_in_flight=num_tables, max_chunk_tokens=chunk, slots=slots, max_gathered=max_gathered
+    )
+    return Scheduler(limits, drafter)
 
 
 def make_sequence(name: str, num_prompt: int = 10, max_tokens: int = 4, first: int = 100) -> Sequence:
@@ -63,17 +61,6 @@ def cancel(scheduler: Scheduler, sequences: list[Sequence], indexes: set[int]) -
     for index, sequence in enumerate(sequences):
         if index in indexes and sequence.status is not Status.FINISHED:
             scheduler.finish(sequence)
-
-
-class Whims(Splitting):
-    """Wants one group or all, in turn as it is told; measures nothing."""
-
-    def __init__(self, num_tables: int, wishes: Items[bool]) -> None:
-        super().__init__(num_tables, thread_gain=2.0)
-        self._wishes = itertools.cycle(wishes)
-
-    def choose(self, num_rows: int) -> int:
-        return 1 if next(self._wishes) else self.num_tables
 
 
 class WrittenKV:

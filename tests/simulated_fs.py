@@ -315,7 +315,7 @@ class SimulatedFileSystem(FileSystem):
     def bind_bell(self, path: Path) -> socket.socket:
         raise _error(errno.EOPNOTSUPP)
 
-    def ring_bells(self, paths: list[str], hint: bytes = b"") -> list[OSError | None]:
+    def ring_bells(self, paths: list[str]) -> list[OSError | None]:
         self._call()
         return [_error(errno.ENOENT) for _ in paths]
 

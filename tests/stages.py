@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache
 
 from distributed.frame import StageStep
 from distributed.models import StageModel, load_stage
+from prompts.mlx_lm_import import import_mlx_lm
+
+KVCache = import_mlx_lm("models.cache").KVCache
 
 
 class StageChain:

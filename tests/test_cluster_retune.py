@@ -126,7 +126,7 @@ def test_a_bad_edit_keeps_the_old_settings_and_a_dead_rank_still_comes_back(benc
 
 def wait_for_text(path: Path, text: str, deadline: float) -> None:
     pause = threading.Event()
-    while text not in path.read_text():
+    while not path.exists() or text not in path.read_text():
         assert time.monotonic() < deadline, f"{path.name} does not say {text}"
         pause.wait(0.02)
 

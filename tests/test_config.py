@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from config import Settings, SettingsError, load_settings, show
+from config.checks import start_warnings
 
 KEYS = Settings.all_keys()
 
@@ -124,6 +125,18 @@ def test_unknown_environment_variables_are_ignored_and_unknown_overrides_are_not
     """The environment belongs to everybody; the command line is ours."""
     assert load(tmp_path, {"API_PROT": "1", "PATH": "/bin"}).api_port == 8100
     assert refuse(tmp_path, API_PROT="1") == "command line: API_PROT is not a setting; did you mean API_PORT?"
+
+
+def test_a_retired_key_is_warned_about_once_and_never_refused(tmp_path: Path) -> None:
+    """In a file, the environment or on the command line; a misspelt one is still refused."""
+    write_dotenv(tmp_path, "\nSPARE_RANKS=on\n")
+    assert [warning.partition(" is retired")[0] for warning in start_warnings(load(tmp_path))] == [
+        ".env:2: SPARE_RANKS"
+    ]
+    (tmp_path / ".env").unlink()
+    assert len(start_warnings(load(tmp_path, {"SPARE_RANKS": "off"}))) == 1
+    assert len(start_warnings(load(tmp_path, SPARE_RANKS="whatever"))) == 1
+    assert "SPARE_RANK is not a setting" in refuse(tmp_path, SPARE_RANK="on")
 
 
 @pytest.mark.parametrize("number", ["nan", "NaN", "inf", "-inf", "-1", "1e999", "", "ten"])

@@ -125,12 +125,13 @@ import resource, sys
 from pathlib import Path
 from config import load_settings
 from config.limits import raise_descriptor_limits
+overrides = {"FILE_DESCRIPTOR_SOFT_LIMIT": "256", "FILE_DESCRIPTOR_HARD_LIMIT": "300"}
+settings = load_settings(overrides, root=Path("/nonexistent"), environ={})
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])))
 import os
 if os.geteuid() == 0:
     os.setuid(65534)
-overrides = {"FILE_DESCRIPTOR_SOFT_LIMIT": "256", "FILE_DESCRIPTOR_HARD_LIMIT": "300"}
-message = raise_descriptor_limits(load_settings(overrides, root=Path("/nonexistent"), environ={}))
+message = raise_descriptor_limits(settings)
 print(*resource.getrlimit(resource.RLIMIT_NOFILE), message or "fine", sep="|")
 """
 

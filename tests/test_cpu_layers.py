@@ -12,11 +12,10 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_lm.models.switch_layers import SwitchGLU
 
 from distributed.frame import PrefixCopy, Resize, StageStep
 from distributed.models import load_stage
-from distributed.models.cpu.experts import Experts
+from distributed.models.cpu.experts import Experts, switch_layers
 from distributed.models.cpu.products import (
     BLOCK_WIDTH,
     MAX_WIDTH,
@@ -198,7 +197,7 @@ def test_both_kinds_of_table_take_the_same_memory(folder_of: MakeFolder) -> None
 def test_of_a_mixture_the_experts_alone_leave_mlx(folder_of: MakeFolder, variant: str) -> None:
     """Every one of them, and nothing without being asked."""
     sizes = set()
-    for cpu_products, kind in (("auto", Experts), (None, SwitchGLU)):
+    for cpu_products, kind in (("auto", Experts), (None, switch_layers.SwitchGLU)):
         model = load_stage(
             folder_of(variant), range(NUM_LAYERS), is_first=True, is_last=True, cpu_products=cpu_products
         )
@@ -224,7 +223,8 @@ def test_quantized_experts_stay_with_mlx_unless_they_are_unpacked(
             cpu_products="auto",
             dequantize=dequantize,
         )
-        assert isinstance(model.inner.layers[-1].mlp.switch_mlp, Experts if dequantize else SwitchGLU)
+        kind = Experts if dequantize else switch_layers.SwitchGLU
+        assert isinstance(model.inner.layers[-1].mlp.switch_mlp, kind)
 
 
 def test_packed_and_half_precision_weights_stay_with_mlx(folder_of: MakeFolder) -> None:

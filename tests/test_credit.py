@@ -22,7 +22,7 @@ class Bench:
         status: Any = SimpleNamespace(trace=SimpleNamespace(sent=lambda number: None))
         nothing: Any = None
         limits = EngineLimits(1.0, 1.0, 1.0, 1.0, 0)
-        self.engine = Engine(ring, nothing, scheduler, nothing, status, nothing, limits)
+        self.engine = Engine(ring, nothing, scheduler, nothing, nothing, status, nothing, limits)
 
     def launch(self) -> list[int]:
         """Let what may leave do so; return the sizes of all that is under way."""
@@ -34,7 +34,7 @@ class Bench:
 
     def take_back(self) -> None:
         self.sent.pop(0)
-        self.engine._laps.popleft()
+        self.engine._sent.popleft()
         give_back(self.scheduler, self.scheduler.in_flight[0])
 
 

@@ -75,9 +75,8 @@ def wait_for(path: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [("--rank", "1"), ("--rank", "1", "--spare")])
 def test_a_rank_on_a_mac_is_kept_awake_and_drops_a_dangerous_setting(
-    tmp_path: Path, caffeinate: Path, flags: tuple[str, ...]
+    tmp_path: Path, caffeinate: Path
 ) -> None:
     """Before MLX is imported; the warning comes once, and caffeinate ends with the rank."""
     environment = {
@@ -88,7 +87,7 @@ def test_a_rank_on_a_mac_is_kept_awake_and_drops_a_dangerous_setting(
         "MARKER": "mine",
     }
     done = subprocess.run(
-        [sys.executable, "-c", RANK, *flags],
+        [sys.executable, "-c", RANK, "--rank", "1"],
         cwd=ROOT,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -187,7 +186,7 @@ def test_where_psutil_tells_nothing_a_start_goes_on(capsys: pytest.CaptureFixtur
     sent_ports.main({"address": "127.0.0.1", "num_ports": 1})
     ending.main({"processes": [[os.getpid(), time.time()]], "tolerance_s": 1e9})
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert told[0]["free_memory_bytes"] == 0
+    assert len(told[0]["ports"]) == 1
     assert told[1] == {"num_killed": 0, "left": []}
     assert list(flatness.marked_processes("mine")) == []
 
@@ -210,7 +209,7 @@ def test_a_failure_of_psutil_by_chance_is_asked_again(monkeypatch: pytest.Monkey
 async def wait_for_last(head_phase: str, *, seconds_ago: float) -> bool:
     """Whether the last of two ranks gets its start line while nobody says whether rank 0 listens."""
     plan = ring_life.LifePlan(1, ("a:1", "b:2"), "", (), Path("/"), {}, 1.0, 1.0)
-    life = ring_life.RingLife(plan, lambda name: None, lambda: None, None)  # type: ignore[arg-type, return-value]
+    life = ring_life.RingLife(plan, lambda name: None, lambda: None)  # type: ignore[arg-type, return-value]
     written = asyncio.Event()
 
     async def write_line(line: str) -> None:

@@ -101,11 +101,11 @@ except ClusterError as error:
     ("limits", "sentences"),
     [
         ([], []),
-        (["RLIMIT_NOFILE=256"], ["mlx_lm needs a hard limit of 4096 open files, this process has 256"]),
+        (["RLIMIT_NOFILE=128"], ["a rank needs 256 open files, this process may have 128"]),
         (["RLIMIT_NPROC=20"], ["a ring needs more than the 20 processes and threads of this user"]),
         (
-            ["RLIMIT_NOFILE=256", f"RLIMIT_AS={1 << 29}"],
-            ["mlx_lm needs a hard limit", "more than the 512 MiB of address space that `ulimit -v` allows"],
+            ["RLIMIT_NOFILE=128", f"RLIMIT_AS={1 << 29}"],
+            ["a rank needs 256 open files", "more than the 512 MiB of address space that `ulimit -v` allows"],
         ),
     ],
 )
@@ -186,11 +186,7 @@ def test_a_rank_and_a_front_door_that_the_disk_refuses_end_with_a_code_of_their_
 def test_a_ring_that_the_disk_refuses_is_tried_for_as_long_as_it_takes(code: int, is_away: bool) -> None:
     """As one of hosts that do not answer: no breaker opens for what passes."""
     plan = ring_life.LifePlan(1, ("127.0.0.1:1",), "", (), Path(), {}, connect_limit_s=1.0, load_limit_s=1.0)
-
-    async def take_none(*_: object) -> None:
-        return None
-
-    life = ring_life.RingLife(plan, lambda name: RotatingFile(Path(name)), lambda: None, take_none)
+    life = ring_life.RingLife(plan, lambda name: RotatingFile(Path(name)), lambda: None)
     log = ProcessLog(RotatingFile(Path("/dev/null")))
     log.last_lines.append("the disk says no")
     ended = SimpleNamespace(exit_code=code, name="rank 0", has_lost_host=False, log=log)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from distributed.engine import PING_SECONDS
 from distributed.ring import RingLost
@@ -68,10 +71,19 @@ def test_a_request_without_a_ring_of_the_bell_is_found_at_the_next_look(llama: P
     with EngineInProcess(tmp_path, llama, poll_interval=7) as service:
         service.step()
         service.submit(request := service.request(PROMPTS[0]))
-        service.intake.bell.drain()
+        service.bell.drain()
         start = service.clock.now
         service.results(request)
         assert 5 < service.clock.now - start < 8
+
+
+def test_a_row_that_becomes_free_does_not_wait_for_the_next_poll(llama: Path, tmp_path: Path) -> None:
+    """Requests that find no row stay in the spool; POLL_INTERVAL is for lost rings only."""
+    one_row = {"microbatches": 1, "max_rows_per_microbatch": 1}
+    with EngineInProcess(tmp_path, llama, 1, dtype=None, poll_interval=50, **one_row) as service:
+        start = service.clock.now
+        service.ask(*(service.request(prompt, max_tokens=4) for prompt in PROMPTS))
+        assert service.clock.now - start < 1
 
 
 def test_an_idle_ring_proves_that_it_is_whole(llama: Path, tmp_path: Path) -> None:
@@ -121,7 +133,62 @@ def test_live_settings_reach_the_loop(llama: Path, tmp_path: Path) -> None:
         service.edit(POLL_INTERVAL=1)
         service.advance(51)
         service.submit(request := service.request(PROMPTS[0]))
-        service.intake.bell.drain()
+        service.bell.drain()
         start = service.clock.now
         service.results(request)
         assert service.clock.now - start < 2
+
+
+def test_a_signal_wakes_the_loop_once(llama: Path, tmp_path: Path) -> None:
+    """A drain waits for frames as any turn does, and does not spin."""
+    with EngineInProcess(tmp_path, llama, poll_interval=7) as service:
+        service.step()
+        service.signal()
+        starts = []
+        for _ in range(3):
+            starts.append(service.clock.now)
+            service.step()
+        assert starts[1] - starts[0] < 0.1 < 0.5 < starts[2] - starts[1]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_happens_each_request_ends_with_its_own_tokens(
+    llama: Path, tmp_path: Path, seed: int
+) -> None:
+    """Kills, drains, cancels and idle seconds at any turn, beside others and with little KV."""
+    source = random.Random(seed)
+    num_ranks, num_rows = source.randint(1, 3), source.randint(1, 4)
+    settings: dict[str, Any] = {"max_rows_per_microbatch": num_rows, "kv_cache_reserved_memory_mb": 1}
+    settings |= {"prefill_chunk_tokens": 16, "shutdown_timeout": 0}
+    with EngineInProcess(tmp_path, llama, num_ranks, **settings) as service:
+        rules = [{"temperature": 0.8, "seed": seed}, {"temperature": 0.0}]
+        requests = [
+            service.request(source.choice(PROMPTS), max_tokens=source.randint(1, 40), **rules[i % 2])
+            for i in range(8)
+        ]
+        alone = [service.ask(replace(request, id=f"{i:032x}"))[0] for i, request in enumerate(requests)]
+        waiting, cancelled = list(requests), set()
+        while waiting or not all(service.result(request) for request in requests):
+            match source.choices(("turn", "ask", "idle", "cancel", "drain", "kill"), (90, 4, 2, 1, 1, 2))[0]:
+                case "ask" if waiting:
+                    service.submit(waiting.pop())
+                case "idle":
+                    service.advance(source.uniform(0.1, 3))
+                case "cancel":
+                    request = source.choice(requests)
+                    if service.cancel(request):
+                        cancelled.add(request.id)
+                case "drain":
+                    service.stop()
+                    service.start()
+                case "kill":
+                    service.kill()
+                    service.start()
+                case _:
+                    service.step()
+        results = service.results(*requests)
+    for request, result, undisturbed in zip(requests, results, alone, strict=True):
+        if result.finish_reason == "cancelled":
+            assert request.id in cancelled
+        else:
+            assert (result.token_ids, result.text) == (undisturbed.token_ids, undisturbed.text)

@@ -8,21 +8,20 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx_lm.models.deepseek_v2 import ModelArgs
-from mlx_lm.models.mla import QuantizedMultiLinear
 
 from distributed.models import deepseek_v2
 from distributed.models.deepseek_v2 import LatentAttention
+from prompts.mlx_lm_import import import_mlx_lm
 from tests.checkpoints import VARIANTS
 
 TOLERANCE = 1e-5
 NUM_ROWS, NUM_TOKENS, NUM_SEEN = 2, 9, 21
 
 
-def make_attention() -> tuple[LatentAttention, ModelArgs]:
+def make_attention() -> tuple[LatentAttention, Any]:
     config = {**VARIANTS["deepseek_v2"][0], "hidden_size": 64, "num_attention_heads": 4}
     mx.random.seed(3)
-    args = ModelArgs.from_dict(config)
+    args = import_mlx_lm("models.deepseek_v2").ModelArgs.from_dict(config)
     return LatentAttention(args, nn.RoPE(args.qk_rope_head_dim, traditional=True)), args
 
 
@@ -48,7 +47,7 @@ def test_both_ways_give_the_same(kind: str, is_quantized: bool, monkeypatch: pyt
     attention, args = make_attention()
     if is_quantized:
         nn.quantize(attention, group_size=32, bits=8, class_predicate=has_latent)
-        assert type(attention.embed_q) is QuantizedMultiLinear
+        assert type(attention.embed_q) is import_mlx_lm("models.mla").QuantizedMultiLinear
     shapes = {
         "q_nope": (NUM_ROWS, args.num_attention_heads, NUM_TOKENS, args.qk_nope_head_dim),
         "q_rope": (NUM_ROWS, args.num_attention_heads, NUM_TOKENS, args.qk_rope_head_dim),

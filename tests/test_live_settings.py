@@ -53,7 +53,6 @@ FOLLOWED = {
     "config/checks.py": "pure comparisons",
     "config/logs.py": "at the start; set_level follows in every process",
     "api.py": "asked for at the shutdown",
-    "server.py": "LOG_LEVEL, for every rank",
     "frontdoor/accepting.py": "front.settings",
     "frontdoor/answering.py": "front.settings",
     "frontdoor/app.py": "at the start; apply_to_parts follows",
@@ -102,7 +101,8 @@ def test_the_front_door_follows(settings: Settings, key: str) -> None:
 
 def make_engine(settings: Settings) -> Engine:
     nothing: Any = None
-    return Engine(nothing, nothing, nothing, nothing, nothing, nothing, make_engine_limits(settings))
+    limits = make_engine_limits(settings)
+    return Engine(nothing, nothing, nothing, nothing, nothing, nothing, nothing, limits)
 
 
 @pytest.mark.parametrize("key", sorted(RANK_0))

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from config import Settings, load_settings
-from distributed import lifeline, memory, rank
+from distributed import joining, lifeline, memory
 from distributed.capacities import RANK_BYTES
 from distributed.frame import Resize, StageStep
 from distributed.lifeline import Lifeline
@@ -33,6 +33,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(memory, "has_gpu", lambda: True)
     monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 10 * GIB})
     monkeypatch.setattr(mx, "set_cache_limit", lambda limit: calls.update(cache_limit=limit))
+    monkeypatch.setattr(mx, "set_wired_limit", lambda limit: calls.update(wired_limit=limit))
     monkeypatch.setattr(mx, "clear_cache", lambda: calls.update(num_clears=calls["num_clears"] + 1))
     set_free(monkeypatch, 4 * GIB)
     return calls
@@ -161,8 +162,7 @@ def test_a_rank_that_loads_on_a_gpu_limits_the_cache_and_counts_by_mlx(
     tmp_path: Path, gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the layers are measured, so that the first heartbeat after that is right."""
-    monkeypatch.setattr(rank, "has_gpu", lambda: True)
-    monkeypatch.setattr(rank, "maybe_set_recommended_wired_limit", lambda: None)
+    monkeypatch.setattr(joining, "has_gpu", lambda: True)
     monkeypatch.setattr(mx, "get_active_memory", lambda: 5 * GIB)
     plan: Any = SimpleNamespace(
         model_folder=str(make_checkpoint(tmp_path, "llama")),
@@ -172,7 +172,8 @@ def test_a_rank_that_loads_on_a_gpu_limits_the_cache_and_counts_by_mlx(
         cpu_products=None,
     )
     told = Lifeline(0, has_supervisor=False)
-    stage, _ = rank._load_stage(LoopbackRing(1), plan, told, None, 1)
+    stage, _ = joining.load_own_stage(LoopbackRing(1), plan, told, None, 1)
     assert told.memory_bytes >= 5 * GIB
     assert gpu["cache_limit"] == GIB
+    assert gpu["wired_limit"] == memory.gpu_limit_bytes()
     assert stage.kv_bytes_per_token > 0

@@ -1,7 +1,6 @@
 """What is made of a config.json: spellings of one model, what is refused by name, what changes nothing."""
 
 import contextlib
-import importlib
 import inspect
 import json
 import math
@@ -17,6 +16,7 @@ from distributed.checkpoint import BadCheckpoint, UnsupportedModel, read_config
 from distributed.families import FAMILIES
 from distributed.model_config import normalise_config
 from distributed.models import load_stage
+from prompts.mlx_lm_import import import_mlx_lm
 from tests.checkpoints import VARIANTS, make_checkpoint
 from tests.stages import load_chain
 
@@ -91,7 +91,7 @@ def test_absent_keys_mean_what_they_mean_to_transformers(model_type: str) -> Non
 def test_honoured_keys_are_read_by_the_class(model_type: str) -> None:
     """A key is called honoured only where mlx-lm's class takes it."""
     family = FAMILIES[model_type]
-    arguments = importlib.import_module(f"mlx_lm.models.{family.runs_as}").ModelArgs
+    arguments = import_mlx_lm(f"models.{family.runs_as}").ModelArgs
     unread = {"deepseek_v2": {"head_dim", "qk_head_dim"}}  # follow from the other sizes of its heads
     missing = family.honoured - inspect.signature(arguments).parameters.keys()
     assert missing == unread.get(model_type, set())

@@ -111,7 +111,7 @@ def test_a_request_that_was_cancelled_before_its_first_token_leaves_nothing(make
     ring.run(num_steps=1)
     assert bad.num_cached_tokens == 8
     ring.scheduler.finish(bad)
-    assert ring.scheduler.slots.num_kept_tokens == 0
+    assert ring.scheduler.slots.prefix_cache.num_tokens == 0
     short, long = ring.ask(SHORT[:2], 8), ring.ask(LONG, 8)
     ring.run()
     assert not ring.failed

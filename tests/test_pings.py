@@ -67,7 +67,7 @@ def test_pings_keep_a_rank_alive_and_the_end_of_file_still_ends_it() -> None:
     ("sent", "said"), [("", "''"), (PING * 2, "''"), (f'{PING}{PING}{{"epoch": 1}}\n', "'{\"epoch\": 1}\\n'")]
 )
 def test_pings_before_the_start_line_are_passed_over(sent: str, said: str) -> None:
-    """A spare waits as long as somebody is there, reads its start line, and gives up in silence."""
+    """A rank waits as long as somebody is there, reads its start line, and gives up in silence."""
     with start(WAITING, 0.5) as rank:
         write(rank, sent)
         assert rank.stdout is not None

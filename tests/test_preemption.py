@@ -13,7 +13,7 @@ from distributed.scheduler import Scheduler
 from distributed.sequence import Sequence, Status
 from tests.checkpoints import shared_checkpoint
 from tests.local_ring import GREEDY, WARM, LocalRing, RingShape, answer, load_stages
-from tests.scheduling import Whims, WrittenKV, give_back, make_scheduler, make_sequence
+from tests.scheduling import WrittenKV, give_back, make_scheduler, make_sequence
 
 
 def launch(scheduler: Scheduler, kv: WrittenKV) -> None:
@@ -49,7 +49,7 @@ def receive(scheduler: Scheduler, ends: Mapping[Sequence, int]) -> None:
     max_rows=st.integers(2, 5),
     max_kv_tokens=st.integers(2000, 5000),
     kept=st.sampled_from([0, 700]),
-    wishes=st.none() | st.lists(st.booleans(), min_size=1, max_size=20),
+    max_gathered=st.integers(0, 4),
     cancelled=st.dictionaries(st.integers(1, 400), st.integers(0, 8), max_size=4),
 )
 def test_the_budget_holds_and_everybody_ends(
@@ -58,13 +58,16 @@ def test_the_budget_holds_and_everybody_ends(
     max_rows: int,
     max_kv_tokens: int,
     kept: int,
-    wishes: list[bool] | None,
+    max_gathered: int,
     cancelled: dict[int, int],
 ) -> None:
-    """Any lengths, early ends, cancels and moves: admitted in order, nothing is lost or mixed up."""
-    splitting = None if wishes is None else Whims(num_tables, wishes)
+    """Any lengths, early ends and cancels: admitted in order, nothing is lost or mixed up."""
     scheduler = make_scheduler(
-        num_tables=num_tables, max_rows=max_rows, max_kv_tokens=max_kv_tokens, kept=kept, splitting=splitting
+        num_tables=num_tables,
+        max_rows=max_rows,
+        max_kv_tokens=max_kv_tokens,
+        kept=kept,
+        max_gathered=max_gathered,
     )
     room = scheduler.slots.max_row_tokens
     sequences = [
@@ -134,7 +137,7 @@ def test_kept_tokens_go_before_any_row_does() -> None:
     for number in range(2):
         scheduler.add(make_sequence(f"kept {number}", 900, 5, first=5000 + 1000 * number))
     play(scheduler, kv)
-    assert scheduler.slots.num_kept_tokens > 1000
+    assert scheduler.slots.prefix_cache.num_tokens > 1000
     scheduler.add(make_sequence("long", 1000, 3000))
     play(scheduler, kv)
     assert scheduler.num_preemptions == 0

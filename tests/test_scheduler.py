@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import replace
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distributed.frame import PrefixCopy
 from distributed.kv_sizes import padded_tokens, round_rows, round_tokens
 from distributed.prefill import ChunkPace, best_fill
-from distributed.regrouping import MAX_MOVED_TOKENS, MIN_TOKENS_LEFT, Moves, find_moves
 from distributed.scheduler import Scheduler, SchedulerLimits
 from distributed.sequence import Advance, Sequence, Status
 from distributed.slots import SlotLimits, SlotTables
-from distributed.splitting import Splitting
 from tests.scheduling import (
-    Whims,
     WrittenKV,
     cancel,
     give_back,
@@ -273,7 +268,7 @@ def test_kept_tokens_never_exceed_their_limit() -> None:
     for index in range(4):
         scheduler.add(make_sequence(f"s{index}", num_prompt=20, first=1000 * index))
         run_all(scheduler)
-        assert scheduler.slots.num_kept_tokens <= 50
+        assert scheduler.slots.prefix_cache.num_tokens <= 50
 
 
 def test_of_an_entry_that_is_too_long_the_beginning_is_kept() -> None:
@@ -283,7 +278,7 @@ def test_of_an_entry_that_is_too_long_the_beginning_is_kept() -> None:
         sequence = make_sequence(name, num_prompt=9200, first=20_000)
         scheduler.add(sequence)
         run_all(scheduler)
-        assert scheduler.slots.num_kept_tokens == 8192
+        assert scheduler.slots.prefix_cache.num_tokens == 8192
     assert sequence.num_reused_tokens == 8192
     scheduler.add(make_sequence("short", num_prompt=100, max_tokens=1))
     run_all(scheduler)
@@ -313,7 +308,7 @@ def test_a_full_budget_makes_requests_wait_and_then_serves_them() -> None:
     max_rows=st.integers(1, 6),
     max_kv_tokens=st.sampled_from([512, 2048, 50_000]),
     cancelled=st.sets(st.integers(0, 13)),
-    wishes=st.none() | st.lists(st.booleans(), min_size=1, max_size=20),
+    max_gathered=st.integers(0, 5),
 )
 def test_every_sequence_ends_and_no_token_is_stepped_twice(
     prompts: list[tuple[int, int]],
@@ -321,13 +316,11 @@ def test_every_sequence_ends_and_no_token_is_stepped_twice(
     max_rows: int,
     max_kv_tokens: int,
     cancelled: set[int],
-    wishes: list[bool] | None,
+    max_gathered: int,
 ) -> None:
-    """Whatever the mix, and however often rows change their table: each row starts where its KV ends, the
-    budget holds, and all that fit finish."""
-    splitting = None if wishes is None else Whims(num_tables, wishes)
+    """Whatever the mix: each row starts where its KV ends, the budget holds, and all that fit finish."""
     scheduler = make_scheduler(
-        num_tables=num_tables, max_rows=max_rows, max_kv_tokens=max_kv_tokens, splitting=splitting
+        num_tables=num_tables, max_rows=max_rows, max_kv_tokens=max_kv_tokens, max_gathered=max_gathered
     )
     sequences = [make_sequence(f"s{i}", n, m, first=1000 * i) for i, (n, m) in enumerate(prompts)]
     max_row = scheduler.slots.max_row_tokens
@@ -360,83 +353,16 @@ def test_rounded_sizes_hold_what_they_round(num_rows: int, num_tokens: int) -> N
     assert padded_tokens(num_rows, num_tokens) == round_rows(num_rows) * round_tokens(num_tokens)
 
 
-def lap(scheduler: Scheduler, lap_us: Mapping[int, float]) -> set[int]:
-    """Play one lap of every group, told as taking what is given for so many groups; return the tables."""
-    while scheduler.schedule():
-        pass
-    tables = {microbatch.table for microbatch in scheduler.in_flight}
-    groups = len(tables)
-    for _ in range(len(scheduler.in_flight)):
-        microbatch = scheduler.in_flight[0]
-        give_back(scheduler, microbatch)
-        scheduler.note_cost(microbatch, [lap_us[groups] / groups], lap_us[groups])
-    return tables
-
-
-def test_rows_gather_in_one_table_where_laps_are_shorter_for_it() -> None:
-    """A first wave is split and measured, the next one is not; kept tokens elsewhere are copied then."""
-    slots = SlotLimits(num_tables=2, max_rows=8, max_kv_tokens=100_000, max_kept_tokens=4096)
-    limits = SchedulerLimits(max_in_flight=3, max_chunk_tokens=64, slots=slots)
-    scheduler = Scheduler(limits, splitting=Splitting(2, thread_gain=2.0))
-    for wave, expected in enumerate(({0, 1}, {0}, {0})):
-        for number in range(4):
-            # All begin alike, so kept slots of both tables match.
-            scheduler.add(make_sequence(f"{wave}-{number}", num_prompt=12, max_tokens=9))
-        seen: set[int] = set()
-        while scheduler.has_work:
-            seen |= lap(scheduler, {1: 30_000.0, 2: 50_000.0, 0: 0.0})
-        assert seen == expected, wave
-
-
-def decode_sizes(scheduler: Scheduler, kv: WrittenKV) -> list[int]:
-    """Play a lap; return the rows of each decode group that left."""
-    sizes = []
-    while microbatch := scheduler.schedule():
-        kv.step(microbatch)
-        sizes += [len(microbatch.sequences)] * (not microbatch.is_prefill)
-    for _ in range(len(scheduler.in_flight)):
+def test_few_rows_are_one_group_and_more_are_spread() -> None:
+    """Up to the limit all go to one table; those that come then fill the others first."""
+    scheduler = make_scheduler(num_tables=2, max_gathered=4)
+    for number in range(8):
+        scheduler.add(make_sequence(str(number), max_tokens=50, first=100 * number))
+        while scheduler.schedule():
+            pass
         give_back(scheduler, scheduler.in_flight[0])
-    return sizes
-
-
-@pytest.mark.parametrize(("is_one", "expected"), [(True, [[8]]), (False, [[4, 4], [4, 4]])])
-def test_groups_become_as_is_best_while_rows_run(is_one: bool, expected: list[list[int]]) -> None:
-    """Rows that were admitted to other tables join, or leave for the emptier one, with their KV."""
-    splitting, kv = Whims(2, [not is_one]), WrittenKV()
-    scheduler = make_scheduler(max_rows=16, splitting=splitting)
-    sequences = [make_sequence(str(number), max_tokens=40, first=100 * number) for number in range(8)]
-    for sequence in sequences:
-        scheduler.add(sequence)
-    while any(not sequence.num_answer_tokens for sequence in sequences):
-        decode_sizes(scheduler, kv)
-    assert sorted(table.num_running for table in scheduler.slots.tables) == ([4, 4] if is_one else [0, 8])
-    scheduler._num_groups = 1 if is_one else 2
-    for _ in range(3):
-        sizes = decode_sizes(scheduler, kv)
-    assert [sorted(sizes), *expected[1:]] == expected
-    assert scheduler.slots.num_kv_tokens <= 2 * padded_tokens(8, 50)
-    while scheduler.has_work:
-        decode_sizes(scheduler, kv)
-    assert all(sequence.num_answer_tokens == 40 for sequence in sequences)
-
-
-def test_only_what_is_worth_a_copy_moves() -> None:
-    """Not a prompt that is being read, an answer near its end, or more KV than a step may wait for."""
-    rows = [make_sequence(str(number), max_tokens=20, first=100 * number) for number in range(4)]
-    for number, row in enumerate(rows):
-        row.status, row.table, row.slot = Status.RUNNING, int(number > 0), number
-        row.num_scheduled_tokens = row.num_cached_tokens = 9
-    assert find_moves(rows, 1, 2) == Moves(1, (rows[0],))
-    assert find_moves(rows, 2, 2) == Moves(0, (rows[3],))
-    assert find_moves(rows[:2], 2, 2) is None
-    rows[0].max_tokens = MIN_TOKENS_LEFT - 1
-    assert find_moves(rows, 1, 2) is None
-    rows[0].max_tokens, rows[0].num_scheduled_tokens = 20, 5
-    assert find_moves(rows, 1, 2) is None
-    rows[0].token_ids = list(range(MAX_MOVED_TOKENS + 1))
-    rows[0].num_scheduled_tokens = rows[0].num_cached_tokens = MAX_MOVED_TOKENS
-    rows[0].num_prompt_tokens = MAX_MOVED_TOKENS + 1
-    assert find_moves(rows, 1, 2) is None
+        sizes = [table.num_running for table in scheduler.slots.tables]
+        assert sizes == ([number + 1, 0] if number < 4 else [4, number - 3])
 
 
 def test_a_prompt_gets_its_slot_when_it_is_due() -> None:
@@ -466,7 +392,7 @@ def test_a_long_kept_prefix_is_followed_to_its_table() -> None:
         make_sequence("c", num_prompt=40, first=5000),
         make_sequence("d", num_prompt=300, first=5000),
     )
-    assert slots.admit(short, num_groups=1) and slots.admit(long, num_groups=1)
+    assert slots.admit(short, is_gathered=True) and slots.admit(long, is_gathered=True)
     assert (short.table, short.num_reused_tokens) == (0, 0)
     assert (long.table, long.num_reused_tokens) == (1, 299)
 
@@ -512,7 +438,7 @@ def test_a_slow_chunk_is_smaller_while_somebody_waits_for_it() -> None:
         if microbatch.is_prefill:
             sizes.append(microbatch.num_tokens)
         give_back(scheduler, microbatch)
-        scheduler.note_cost(microbatch, [1000.0, 2000.0 * (microbatch.num_tokens + 32)], 1e6)
+        scheduler.note_cost(microbatch, [1000.0, 2000.0 * (microbatch.num_tokens + 32)])
         if turn == 10:
             scheduler.add(make_sequence("late", num_prompt=300, max_tokens=60, first=5000))
     assert sizes[:5] == [128, 128, 128, 128, 88]

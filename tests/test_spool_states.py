@@ -78,7 +78,6 @@ class SpoolMachine(RuleBasedStateMachine):
         self.owner = Owner(self.spool)
         self.owner.acquire()
         self.owner.recover()
-        self.bell = self.owner.listen()
         self.claims.clear()
 
     def teardown(self) -> None:
@@ -89,12 +88,10 @@ class SpoolMachine(RuleBasedStateMachine):
         assert len(os.listdir(self.spool.folder.done)) == len(self.accepted)
         assert not os.listdir(self.spool.folder.incoming)
         assert not os.listdir(self.spool.folder.active)
-        self.bell.close()
         self.owner.close()
         shutil.rmtree(self.root)
 
     def _crash(self) -> None:
-        self.bell.close()
         self.owner.close()
         self._open()
 
@@ -112,14 +109,7 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @rule(max_claims=st.integers(0, 3))
     def claim(self, max_claims: int) -> None:
-        self._take(self.owner.claim(max_claims), max_claims)
-
-    @rule(max_claims=st.integers(0, 3))
-    def answer_the_bell(self, max_claims: int) -> None:
-        claims = self.owner.claim_hinted(self.bell.hear(), max_claims)
-        self._take(self.owner.claim(max_claims) if claims is None else claims, max_claims)
-
-    def _take(self, claims: list[Claim], max_claims: int) -> None:
+        claims = self.owner.claim(max_claims)
         assert [claim.request.id for claim in claims] == self._queue()[:max_claims]
         for claim in claims:
             assert claim.request.id in self.accepted

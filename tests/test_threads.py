@@ -12,7 +12,7 @@ from distributed.threads import ProductThreads
 
 
 def test_gain_is_the_ratio_of_threads() -> None:
-    """The splitting of rows reckons with it."""
+    """Whether a few rows gather in one group depends on it."""
     assert ProductThreads(1, 3).gain == 3
     assert ProductThreads(2, 2).gain == 1
 

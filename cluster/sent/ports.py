@@ -1,5 +1,5 @@
-"""Say which ports are free on this machine's address in the ring, and how much memory. Sent to hosts by
-cluster/remote_ranks.py, and run by the environment there.
+"""Say which ports are free on this machine's address in the ring. Sent to hosts by cluster/remote_ranks.py,
+and run by the environment there.
 """
 
 from __future__ import annotations
@@ -10,28 +10,18 @@ import random
 import socket
 from typing import Any
 
-import psutil
-
 # Below the ephemeral ranges of Linux (from 32768) and macOS (from 49152), as in cluster/ports.py.
 PORTS = range(20_000, 32_000)
 
 
 def main(question: dict[str, Any]) -> None:
-    """Print {"ports", "free_memory_bytes"}; fewer ports than wanted where the address is not there.
+    """Print {"ports"}; fewer ports than wanted where the address is not there.
 
     Args:
         question: {"address", "num_ports"}.
     """
     ports = find_ports(question["address"], question["num_ports"])
-    print(json.dumps({"ports": ports, "free_memory_bytes": read_free_memory()}))
-
-
-def read_free_memory() -> int:
-    """Bytes that are free; 0 where psutil does not tell, as on macOS now and then."""
-    try:
-        return int(psutil.virtual_memory().available)
-    except (psutil.Error, RuntimeError, SystemError, OSError):
-        return 0
+    print(json.dumps({"ports": ports}))
 
 
 def find_ports(address: str, num_ports: int) -> list[int]:

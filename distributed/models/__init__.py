@@ -1,7 +1,7 @@
 """Model families and how each is cut into stages, by the allow-list of `distributed/families.py`.
 
 A type is on the list only with a parity test; nothing is guessed from a model's structure, and no code from a
-model folder is ever run. mlx_lm, which takes seconds to import, is imported when a stage is loaded.
+model folder is ever run. mlx-lm's modules are imported when a stage is loaded.
 """
 
 from collections.abc import Callable, Mapping

@@ -16,14 +16,15 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models import deepseek_v2
-from mlx_lm.models.deepseek_v2 import ModelArgs
-from mlx_lm.models.mla import MultiLinear
-from mlx_lm.models.rope_utils import apply_yarn_mscale
 
 from distributed.models.cpu import attend_latents, softmax_in_place
 from distributed.models.general import GeneralProvider, make_rope
 from distributed.models.weights import Weights
+from prompts.mlx_lm_import import import_mlx_lm
+
+deepseek_v2 = import_mlx_lm("models.deepseek_v2")
+mla = import_mlx_lm("models.mla")
+rope_utils = import_mlx_lm("models.rope_utils")
 
 _KV_B = ".self_attn.kv_b_proj."
 
@@ -33,8 +34,9 @@ class DeepseekV2Provider(GeneralProvider):
 
     def build(self, config: dict[str, Any]) -> Any:
         """Build mlx-lm's model, lazily, with our attention, which knows more scalings than yarn."""
-        model = deepseek_v2.Model(ModelArgs.from_dict({**config, "rope_scaling": {"factor": 1.0}}))
-        args = ModelArgs.from_dict(config)
+        plain = {**config, "rope_scaling": {"factor": 1.0}}
+        model = deepseek_v2.Model(deepseek_v2.ModelArgs.from_dict(plain))
+        args = deepseek_v2.ModelArgs.from_dict(config)
         rope = make_rope(config, args.qk_rope_head_dim, is_traditional=True)
         for layer in model.model.layers:
             layer.self_attn = LatentAttention(args, rope)
@@ -61,7 +63,7 @@ class LatentAttention(nn.Module):
     Letters: B rows, T new tokens, S cached tokens, H heads, R = kv_lora_rank.
     """
 
-    def __init__(self, args: ModelArgs, rope: nn.Module) -> None:
+    def __init__(self, args: Any, rope: nn.Module) -> None:
         super().__init__()
         self.num_heads = args.num_attention_heads
         self.rank, self.rope_dim = args.kv_lora_rank, args.qk_rope_head_dim
@@ -77,11 +79,11 @@ class LatentAttention(nn.Module):
             args.hidden_size, self.rank + self.rope_dim, bias=args.attention_bias
         )
         self.kv_a_layernorm = nn.RMSNorm(self.rank, eps=1e-6)
-        self.embed_q = MultiLinear(self.rank, self.nope_dim, self.num_heads)  # used transposed
-        self.unembed_out = MultiLinear(self.rank, args.v_head_dim, self.num_heads)
+        self.embed_q = mla.MultiLinear(self.rank, self.nope_dim, self.num_heads)  # used transposed
+        self.unembed_out = mla.MultiLinear(self.rank, args.v_head_dim, self.num_heads)
         self.o_proj = nn.Linear(self.num_heads * args.v_head_dim, args.hidden_size, bias=args.attention_bias)
         self.max_absorbed_tokens = _break_even(self.rank, self.nope_dim + args.v_head_dim)
-        self.scale = apply_yarn_mscale(q_dim**-0.5, args.rope_scaling)
+        self.scale = rope_utils.apply_yarn_mscale(q_dim**-0.5, args.rope_scaling)
         self.rope = rope
 
     def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
@@ -128,7 +130,7 @@ class LatentAttention(nn.Module):
     ) -> mx.array:
         """Attend to keys and values made of the latents, as mlx-lm does with several tokens."""
         q_rope = q_rope * self.scale
-        if _is_on_cpu(latent) and type(self.embed_q) is type(self.unembed_out) is MultiLinear:
+        if _is_on_cpu(latent) and type(self.embed_q) is type(self.unembed_out) is mla.MultiLinear:
             weights = (self.embed_q.weight, self.unembed_out.weight)
             return attend_latents((q_nope * self.scale, q_rope), (latent, k_rope), weights, mask)
         scores = q_rope @ k_rope.swapaxes(-1, -2)

@@ -7,7 +7,6 @@ this stage's tensors read. Which model types may be cut this way is decided by t
 never by structure.
 """
 
-import importlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.models.rope_utils import initialize_rope
 
 from distributed.checkpoint import BadCheckpoint, TensorInfo, is_tied, tensor_files
 from distributed.models.cpu import DenseLayers, DensePlan, place_experts, plan_dense_layers
@@ -29,6 +27,9 @@ from distributed.models.weights import (
     quantize_modules,
 )
 from distributed.stage_files import StageCut, check_tensors
+from prompts.mlx_lm_import import import_mlx_lm
+
+rope_utils = import_mlx_lm("models.rope_utils")
 
 HEAD = "head"  # the cut's part that is the last stage's own head
 _DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16, "U32": mx.uint32, "U8": mx.uint8}
@@ -53,7 +54,7 @@ class GeneralProvider:
 
     def build(self, config: dict[str, Any]) -> Any:
         """Build the whole model, lazily, with mlx-lm's own class."""
-        module = importlib.import_module(f"mlx_lm.models.{config['model_type']}")
+        module = import_mlx_lm(f"models.{config['model_type']}")
         model = module.Model(module.ModelArgs.from_dict(config))
         if config["model_type"] == "qwen3_moe":  # its class ignores rope_scaling (mlx_lm 0.32.2)
             rope = make_rope(config, config["head_dim"], is_traditional=False)
@@ -137,7 +138,7 @@ class GeneralProvider:
 
 def make_rope(config: dict[str, Any], num_values: int, *, is_traditional: bool) -> Any:
     """Make the rotary embedding of a config as `read_config` returns it."""
-    return initialize_rope(
+    return rope_utils.initialize_rope(
         num_values,
         config["rope_theta"],
         is_traditional,

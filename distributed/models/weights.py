@@ -12,12 +12,13 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
-from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
-from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
-from mlx_lm.utils import infer_quant_config
 
 from distributed.checkpoint import BadCheckpoint, UnsupportedModel, read_header, tensor_files
-from distributed.model_config import tensor_name
+from distributed.model_config import QUANTIZATION_MODES, tensor_name
+from prompts.mlx_lm_import import import_mlx_lm
+
+mla = import_mlx_lm("models.mla")
+switch_layers = import_mlx_lm("models.switch_layers")
 
 Weights = dict[str, mx.array]
 
@@ -25,8 +26,8 @@ _UNPACK_VALUES = 1 << 16
 _PLAIN = {
     nn.QuantizedLinear: nn.Linear,
     nn.QuantizedEmbedding: nn.Embedding,
-    QuantizedSwitchLinear: SwitchLinear,
-    QuantizedMultiLinear: MultiLinear,
+    switch_layers.QuantizedSwitchLinear: switch_layers.SwitchLinear,
+    mla.QuantizedMultiLinear: mla.MultiLinear,
 }
 
 
@@ -62,7 +63,7 @@ def quantize_modules(model: nn.Module, weights: Weights, config: dict[str, Any])
         if not hasattr(module, "to_quantized") or f"{path}.scales" not in weights:
             return False
         override = quantization.get(path)
-        return override if isinstance(override, dict) else infer_quant_config(path, module, weights)
+        return override if isinstance(override, dict) else _packing(path, module, weights)
 
     nn.quantize(
         model,
@@ -71,6 +72,21 @@ def quantize_modules(model: nn.Module, weights: Weights, config: dict[str, Any])
         mode=quantization.get("mode", "affine"),
         class_predicate=predicate,
     )
+
+
+def _packing(path: str, module: Any, weights: Weights) -> dict[str, Any]:
+    """How a module was packed, by its tensors' shapes (mlx_lm 0.32.2 utils.py, infer_quant_config).
+
+    Raises:
+        BadCheckpoint: in no way that MLX knows.
+    """
+    scales, width = weights[f"{path}.scales"], module.weight.shape[-1]
+    group_size, bits = width // scales.shape[-1], weights[f"{path}.weight"].shape[-1] * 32 // width
+    is_affine = scales.dtype != mx.uint8
+    for mode, (group_sizes, widths) in QUANTIZATION_MODES.items():
+        if (mode == "affine") == is_affine and group_size in group_sizes and bits in widths:
+            return {"group_size": group_size, "bits": bits, "mode": mode}
+    raise BadCheckpoint(f"{path} is packed with {bits} bits in groups of {group_size}, which no mode has")
 
 
 def fill(model: nn.Module, weights: Weights) -> None:

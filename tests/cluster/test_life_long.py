@@ -32,16 +32,8 @@ def ring(shared_hosts: Hosts) -> Iterator[RingOnHosts]:
     made.run("stop")
 
 
-def wait_for_spares(ring: RingOnHosts) -> None:
-    """Wait until each worker has its rank and a spare that has begun to run there."""
-    deadline, pause = time.monotonic() + END_LIMIT_S, threading.Event()
-    while any(count_ranks(ring, number) < 2 for number in (1, 2)):
-        assert time.monotonic() < deadline
-        pause.wait(0.1)
-
-
 def count_ranks(ring: RingOnHosts, number: int) -> int:
-    """Rank processes on a host, spares too."""
+    """Rank processes on a host."""
     lines = ring.hosts[number].find_leftovers(within=[WORKER_DIR]).processes
     return sum(line.startswith("../venv/bin/python server.py") for line in lines)
 
@@ -64,8 +56,8 @@ def test_a_host_whose_processes_all_die_is_used_again_at_once(ring: RingOnHosts)
 
 
 def test_a_killed_supervisor_leaves_nothing_on_any_host(ring: RingOnHosts) -> None:
-    """The end of its pipes ends ssh, and with it the ranks there, spares too; start works again."""
-    said = ring.wait_until(lambda said: len(said["spares"]) == 3)
+    """The end of its pipes ends ssh, and with it the ranks there; start works again."""
+    said = ring.read()
     ranks = [ring.find_rank(1), ring.find_rank(2)]
     ProcessIdentity(said["pid"], said["start_time"]).send(signal.SIGKILL)
     for rank in ranks:
@@ -75,8 +67,7 @@ def test_a_killed_supervisor_leaves_nothing_on_any_host(ring: RingOnHosts) -> No
 
 
 def test_a_first_host_without_power_leaves_no_ranks_on_the_others(ring: RingOnHosts) -> None:
-    """No end of file comes from a machine that is off: ranks and spares end for want of pings."""
-    wait_for_spares(ring)
+    """No end of file comes from a machine that is off: ranks end for want of pings."""
     ring.hosts.reboot(ring.first, stays_down=True)
     deadline, pause = time.monotonic() + END_LIMIT_S, threading.Event()
     while count_ranks(ring, 1) + count_ranks(ring, 2):

@@ -112,7 +112,6 @@ def serving(tmp_path: Path, state: Path, **overrides: str) -> Iterator[RealBench
         "API_PORT": str(find_free_port()),
         "MICROBATCHES": "1",
         "MAX_ROWS_PER_MICROBATCH": "1",
-        "SPARE_RANKS": "off",
         "SHUTDOWN_TIMEOUT": "1",
         **overrides,
     }

@@ -122,36 +122,3 @@ def test_an_open_breaker_keeps_the_queue(bench: Bench, monkeypatch: pytest.Monke
         supervisor.send_signal(signal.SIGTERM)
         supervisor.wait(10)
     assert spool.state(request.id) == "waiting"
-
-
-def test_a_killed_rank_is_followed_by_a_spare(bench: Bench) -> None:
-    """Row 5: the process of the next life was there before the kill, and the spares are filled up again."""
-    bench.start()
-    before = bench.wait_until(lambda service: len(service.helpers) == 2)
-    before.processes["rank 1"].send(signal.SIGKILL)
-    after = bench.wait_until(lambda service: service.state == "ready" and service.ring["epoch"] == 2)
-    assert {after.processes["rank 0"], after.processes["rank 1"]} == set(before.helpers)
-    filled = bench.wait_until(lambda service: len(service.helpers) == 2)
-    assert not set(filled.helpers) & set(before.helpers)
-    bench.stop()
-    assert not any(identity.is_alive() for identity in filled.helpers)
-
-
-def test_spares_end_with_their_supervisor(bench: Bench) -> None:
-    """Row 6: what waits on a pipe of a killed supervisor is gone, too."""
-    bench.start()
-    before = bench.wait_until(lambda service: len(service.helpers) == 2)
-    assert before.holder
-    before.holder.send(signal.SIGKILL)
-    for identity in before.helpers:
-        assert identity.wait(5.0)
-
-
-def test_without_spares_a_killed_rank_is_started_cold(bench: Bench) -> None:
-    """SPARE_RANKS=off: nothing waits in memory, and the ring comes back all the same."""
-    bench.overrides["SPARE_RANKS"] = "off"
-    bench.start()
-    before = bench.read()
-    before.processes["rank 1"].send(signal.SIGKILL)
-    after = bench.wait_until(lambda service: service.state == "ready" and service.ring["epoch"] == 2)
-    assert (before.helpers, after.helpers) == ([], [])

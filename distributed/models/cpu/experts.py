@@ -12,12 +12,14 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.switch_layers import SwiGLU, SwitchGLU, SwitchLinear
 
 from distributed.models.cpu.operations import NumpyOperations
 from distributed.models.cpu.products import Blas, Linear, NoBlas, on_blas, view
+from prompts.mlx_lm_import import import_mlx_lm
 
 MIN_TOKENS = 32  # fewer are left to MLX, whose steps need no change of threads in their midst
+
+switch_layers = import_mlx_lm("models.switch_layers")
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ def place_experts(inner: Any) -> bool:
         (module, name, part)
         for _, module in inner.named_modules()
         for name, part in module.items()
-        if type(part) is SwitchGLU and _can_run(part)
+        if type(part) is switch_layers.SwitchGLU and _can_run(part)
     ]
     try:
         blas = Blas() if found else None
@@ -47,8 +49,11 @@ def place_experts(inner: Any) -> bool:
 def _can_run(mixture: Any) -> bool:
     """Whether these are gated units of plain float32 weights, without biases."""
     parts = [mixture[name] for name in ("gate_proj", "up_proj", "down_proj")]
-    is_plain = all(type(part) is SwitchLinear and part["weight"].dtype == mx.float32 for part in parts)
-    return is_plain and type(mixture.activation) is SwiGLU and not any("bias" in part for part in parts)
+    is_plain = all(
+        type(part) is switch_layers.SwitchLinear and part["weight"].dtype == mx.float32 for part in parts
+    )
+    is_gated = type(mixture.activation) is switch_layers.SwiGLU
+    return is_plain and is_gated and not any("bias" in part for part in parts)
 
 
 class Experts:
