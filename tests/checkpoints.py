@@ -4,7 +4,10 @@ Weights are scaled so that greedy text wanders (no fixed point after two tokens)
 apart.
 """
 
+import atexit
 import json
+import shutil
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,13 +15,17 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from prompts.mlx_lm_import import import_mlx_lm
 
 VOCAB_SIZE = 320
 CHAT_TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
+TOKENIZER_CONFIG = {
+    "bos_token": "<bos>",
+    "eos_token": "<eos>",
+    "tokenizer_class": "PreTrainedTokenizerFast",
+}
 
 _COMMON = {
     "vocab_size": VOCAB_SIZE,
@@ -111,6 +118,14 @@ VARIANTS: dict[str, tuple[dict[str, Any], int | None]] = {
 }
 
 
+@cache
+def shared_checkpoint(variant: str, **overrides: Any) -> Path:
+    """Make the variant's folder once for all tests of this process; they leave it as it is."""
+    root = Path(tempfile.mkdtemp(prefix="checkpoint-"))
+    atexit.register(shutil.rmtree, root)
+    return make_checkpoint(root / f"tiny-{variant}", variant, **overrides)
+
+
 def make_checkpoint(
     folder: Path, variant: str, *, seed: int = 0, num_files: int = 2, **overrides: Any
 ) -> Path:
@@ -130,7 +145,9 @@ def make_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     write_weights(folder, dict(tree_flatten(model.parameters())), num_files)
     (folder / "config.json").write_text(json.dumps(config))
-    make_tokenizer().save_pretrained(folder)
+    make_tokenizer().save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG))
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     return folder
 
 
@@ -170,7 +187,7 @@ def reference_model(folder: Path) -> Any:
 
 
 @cache
-def make_tokenizer() -> Any:
+def make_tokenizer() -> Tokenizer:
     """Make a byte-level tokenizer: 0 to 255 are the bytes, 256 begins, 257 ends, the rest mean nothing."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {symbol: i for i, symbol in enumerate(alphabet)} | {"<bos>": 256, "<eos>": 257}
@@ -178,9 +195,8 @@ def make_tokenizer() -> Any:
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>")
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in ("<bos>", "<eos>")])
+    return tokenizer
 
 
 def _random_model(config: dict[str, Any], seed: int) -> Any:

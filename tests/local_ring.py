@@ -108,9 +108,9 @@ def answer(sequence: Sequence) -> list[int]:
     return sequence.token_ids[sequence.num_prompt_tokens :]
 
 
-def make_poisoned(folder: Path, variant: str, token_id: int) -> Path:
+def make_poisoned(folder: Path, variant: str, token_id: int, **overrides: Any) -> Path:
     """Make a model folder in which one token's embedding is NaN; not tied, or every draw would be."""
-    make_checkpoint(folder, variant, num_files=1, tie_word_embeddings=False)
+    make_checkpoint(folder, variant, num_files=1, tie_word_embeddings=False, **overrides)
     (file,) = folder.glob("*.safetensors")
     weights = mx.load(str(file))
     name = "model.embed_tokens.weight"

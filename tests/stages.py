@@ -61,14 +61,20 @@ def reference_logits(model: Any, ids: Sequence[int]) -> mx.array:
     return model(mx.array([list(ids)]), cache=[KVCache() for _ in model.layers])[0]
 
 
-def reference_tokens(model: Any, ids: Sequence[int], num_tokens: int) -> tuple[list[int], float]:
-    """Generate greedily with mlx-lm's model; return the tokens and the least gap of the two best logits."""
+def reference_tokens(model: Any, ids: Sequence[int], num_tokens: int) -> tuple[list[int], list[float]]:
+    """Generate greedily with mlx-lm's model; return the tokens and their leads over the second best."""
     cache = [KVCache() for _ in model.layers]
-    x, out, gap = mx.array([list(ids)]), [], float("inf")
+    x, out, gaps = mx.array([list(ids)]), [], []
     for _ in range(num_tokens):
         logits = model(x, cache=cache)[0, -1]
         second, best = mx.sort(logits)[-2:].tolist()
-        gap = min(gap, best - second)
+        gaps.append(best - second)
         out.append(int(mx.argmax(logits).item()))
         x = mx.array([out[-1:]])
-    return out, gap
+    return out, gaps
+
+
+def sure_tokens(model: Any, ids: Sequence[int], num_tokens: int, min_gap: float = 1e-3) -> list[int]:
+    """Return mlx-lm's greedy tokens up to the first that another batch size may decide otherwise."""
+    tokens, gaps = reference_tokens(model, ids, num_tokens)
+    return tokens[: next((i for i, gap in enumerate(gaps) if gap < min_gap), num_tokens)]

@@ -95,7 +95,7 @@ ROLES = st.sampled_from(["user", "tool", "system", "assistant"])
 
 
 @pytest.mark.parametrize("name", CHATS)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=25)
 @given(turns=st.lists(st.tuples(ROLES, CONTENTS), min_size=1, max_size=3))
 def test_no_message_writes_a_control_token(name: str, turns: list[tuple[str, str]]) -> None:
     """Whatever the tokenizer and the role: those of the template are there, and nothing else."""
@@ -107,7 +107,7 @@ def test_no_message_writes_a_control_token(name: str, turns: list[tuple[str, str
 
 
 @pytest.mark.parametrize("name", CHATS)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=25)
 @given(turns=st.lists(st.tuples(ROLES, CONTENTS), min_size=1, max_size=3))
 def test_nothing_changes_where_no_control_token_is_spelled(name: str, turns: list[tuple[str, str]]) -> None:
     """The whole text is numbered as ever, tags and other added tokens included."""
@@ -123,7 +123,7 @@ BY_PIECES = {name: CHATS[name] for name in TOKENIZERS}
 
 
 @pytest.mark.parametrize("name", BY_PIECES)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=25)
 @given(content=CONTENTS)
 def test_the_text_of_a_control_token_is_numbered_as_text(name: str, content: str) -> None:
     """As by the same tokenizer without its control tokens; those around it stand alone."""

@@ -1,10 +1,10 @@
 """Stages against mlx-lm's own model in one process: the same logits and greedy tokens, however it is cut."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import pytest
@@ -13,63 +13,75 @@ from mlx.utils import tree_flatten
 from distributed.checkpoint import BadCheckpoint, UnsupportedModel, read_config, read_tensors
 from distributed.kv_sizes import round_tokens
 from distributed.models import StageModel, check_model, load_stage
-from tests.checkpoints import VARIANTS, make_checkpoint, reference_model, write_weights
-from tests.stages import (
-    greedy_tokens,
-    load_chain,
-    reference_logits,
-    reference_tokens,
-)
+from tests.checkpoints import VARIANTS, make_checkpoint, reference_model, shared_checkpoint, write_weights
+from tests.stages import StageChain, greedy_tokens, load_chain, reference_logits, reference_tokens
 
-SPLITS = ((4,), (2, 2), (1, 3), (1, 2, 1))
+SPLITS = ((4,), (1, 2, 1))
 PROMPT = [(7 * i + 3) % 250 for i in range(13)]
 NUM_TOKENS = 10
 # Logits have a standard deviation of about 5; float32 sums in another order differ by less than this.
 TOLERANCE = 2e-4
 LATENT_VARIANTS = [name for name in VARIANTS if name.startswith("deepseek")]
-
-MakeFolder = Callable[[str], Path]
-
-
-@pytest.fixture(scope="module")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> MakeFolder:
-    """Make each variant's folder once."""
-    return cache(lambda variant: make_checkpoint(tmp_path_factory.mktemp(variant), variant))
+# Each kind of attention, mixture and packing; the other variants differ from these in numbers alone.
+KINDS = ["llama", "llama-4bit-tied", "ministral3", "qwen2", "qwen3", "qwen3_moe", "qwen3_moe-8bit"]
+KINDS += ["deepseek_v2", "deepseek_v2-q_lora-8bit"]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_stages_give_the_logits_and_tokens_of_the_whole_model(folder_of: MakeFolder, variant: str) -> None:
-    """One, two and three stages, even and uneven, prefill and decode as mlx-lm's own model does."""
-    folder = folder_of(variant)
-    model = reference_model(folder)
+class Reference(NamedTuple):
+    """mlx-lm's own model, and what it makes of the prompt: logits (T, V), greedy tokens and their leads."""
+
+    model: Any
+    logits: mx.array
+    tokens: list[int]
+    leads: list[float]
+
+
+@cache
+def reference_of(variant: str) -> Reference:
+    model = reference_model(shared_checkpoint(variant))
     logits = reference_logits(model, PROMPT)
-    tokens, gap = reference_tokens(model, PROMPT, NUM_TOKENS)
-    assert gap > 10 * TOLERANCE, "the checkpoint is too close a call to compare tokens"
+    return Reference(model, logits, *reference_tokens(model, PROMPT, NUM_TOKENS))
+
+
+@cache
+def stages_of(variant: str, counts: tuple[int, ...]) -> Sequence[StageModel]:
+    return load_chain(shared_checkpoint(variant), counts).stages
+
+
+def chain_of(variant: str, counts: tuple[int, ...]) -> StageChain:
+    """Stages that tests share, with tables of their own."""
+    return StageChain(stages_of(variant, counts))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_stages_give_the_logits_and_tokens_of_the_whole_model(variant: str) -> None:
+    """One stage and three uneven ones, prefill and decode as mlx-lm's own model does."""
+    reference = reference_of(variant)
+    assert min(reference.leads) > 10 * TOLERANCE, "the checkpoint is too close a call to compare tokens"
     for counts in SPLITS:
-        chain = load_chain(folder, counts)
-        assert mx.allclose(chain.prefill(PROMPT), logits, rtol=0, atol=TOLERANCE), counts
-        assert greedy_tokens(load_chain(folder, counts), PROMPT, NUM_TOKENS) == tokens, counts
+        chain = chain_of(variant, counts)
+        assert mx.allclose(chain.prefill(PROMPT), reference.logits, rtol=0, atol=TOLERANCE), counts
+        assert greedy_tokens(chain, PROMPT, NUM_TOKENS) == reference.tokens, counts
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_prompt_in_chunks_gives_the_logits_of_the_whole_prompt(folder_of: MakeFolder, variant: str) -> None:
+@pytest.mark.parametrize("variant", KINDS)
+def test_a_prompt_in_chunks_gives_the_logits_of_the_whole_prompt(variant: str) -> None:
     """Chunks of any size, a single token too, continue where the last one ended."""
-    logits = reference_logits(reference_model(folder_of(variant)), PROMPT)
     for chunk in (1, 5):
-        chain = load_chain(folder_of(variant), (1, 3))
-        assert mx.allclose(chain.prefill(PROMPT, chunk=chunk), logits, rtol=0, atol=TOLERANCE), chunk
+        got = chain_of(variant, (1, 2, 1)).prefill(PROMPT, chunk=chunk)
+        assert mx.allclose(got, reference_of(variant).logits, rtol=0, atol=TOLERANCE), chunk
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_rows_of_unlike_length_decode_together_as_they_do_alone(folder_of: MakeFolder, variant: str) -> None:
+@pytest.mark.parametrize("variant", KINDS)
+def test_rows_of_unlike_length_decode_together_as_they_do_alone(variant: str) -> None:
     """Each row has its own offset; neighbours, padding and order of slots change nothing."""
-    model = reference_model(folder_of(variant))
-    prompts = [PROMPT[:n] for n in (3, 13, 7, 1)]
-    alone = [reference_tokens(model, prompt, NUM_TOKENS)[0] for prompt in prompts]
-    chain = load_chain(folder_of(variant), (2, 2))
+    prompts = [PROMPT[:n] for n in (3, 7, 1)]
+    model, num_tokens = reference_of(variant).model, 6
+    alone = [reference_tokens(model, prompt, num_tokens)[0] for prompt in prompts]
+    chain = chain_of(variant, (1, 2, 1))
     outputs = [[_best(chain.prefill(prompt, slot=slot)[-1])] for slot, prompt in enumerate(prompts)]
-    order = [2, 0, 3, 1]
-    for i in range(NUM_TOKENS - 1):
+    order = [2, 0, 1]
+    for i in range(num_tokens - 1):
         logits = chain.run([outputs[s][-1:] for s in order], order, [len(prompts[s]) + i for s in order])
         for row, slot in enumerate(order):
             outputs[slot].append(_best(logits[row, 0]))
@@ -77,10 +89,9 @@ def test_rows_of_unlike_length_decode_together_as_they_do_alone(folder_of: MakeF
 
 
 @pytest.mark.parametrize("variant", ["llama", "deepseek_v2", "deepseek_v2-8bit"])
-def test_chunks_of_unlike_rows_run_together(folder_of: MakeFolder, variant: str) -> None:
+def test_chunks_of_unlike_rows_run_together(variant: str) -> None:
     """A microbatch may prefill rows at unlike offsets, with unlike numbers of tokens."""
-    model = reference_model(folder_of(variant))
-    chain = load_chain(folder_of(variant), (2, 2))
+    model, chain = reference_of(variant).model, chain_of(variant, (1, 2, 1))
     rows = [PROMPT, PROMPT[::-1][:9], PROMPT[2:8]]
     starts = [8, 0, 5]
     for slot, (row, start) in enumerate(zip(rows, starts, strict=True)):
@@ -92,11 +103,11 @@ def test_chunks_of_unlike_rows_run_together(folder_of: MakeFolder, variant: str)
         assert mx.allclose(got[: len(row) - start], wanted, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("variant", ["llama-4bit-tied", "qwen3_moe-8bit", *LATENT_VARIANTS])
-def test_dequantized_stages_give_the_packed_models_logits(folder_of: MakeFolder, variant: str) -> None:
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if "bit" in name])
+def test_dequantized_stages_give_the_packed_models_logits(variant: str) -> None:
     """Unpacking to float32 changes no result, only speed and memory."""
-    logits = reference_logits(reference_model(folder_of(variant)), PROMPT)
-    chain = load_chain(folder_of(variant), (1, 3), dequantize=True)
+    logits = reference_of(variant).logits
+    chain = load_chain(shared_checkpoint(variant), (1, 3), dequantize=True)
     assert all(stage.dtype == mx.float32 for stage in chain.stages)
     assert not any("Quantized" in type(m).__name__ for stage in chain.stages for m in stage.inner.modules())
     assert mx.allclose(chain.prefill(PROMPT), logits, rtol=0, atol=TOLERANCE)
@@ -125,9 +136,9 @@ def test_layers_with_their_own_packing_keep_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", ["deepseek_v2", "qwen3_moe"])
-def test_experts_stored_one_by_one_are_joined(folder_of: MakeFolder, tmp_path: Path, variant: str) -> None:
+def test_experts_stored_one_by_one_are_joined(tmp_path: Path, variant: str) -> None:
     """Checkpoints as first published keep each expert apart, under Hugging Face's names."""
-    folder = folder_of(variant)
+    folder = shared_checkpoint(variant)
     weights: dict[str, mx.array] = {}
     for file in folder.glob("*.safetensors"):
         for name, array in mx.load(str(file)).items():
@@ -138,16 +149,14 @@ def test_experts_stored_one_by_one_are_joined(folder_of: MakeFolder, tmp_path: P
                 weights[f"{head}.experts.{i}.{projection}"] = array[i]
     write_weights(tmp_path, weights)
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
-    logits = reference_logits(reference_model(folder), PROMPT)
+    logits = reference_of(variant).logits
     assert mx.allclose(load_chain(tmp_path, (1, 3)).prefill(PROMPT), logits, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("is_newer", [False, True])
-def test_the_text_model_within_one_that_sees_gives_its_logits(
-    folder_of: MakeFolder, tmp_path: Path, is_newer: bool
-) -> None:
+def test_the_text_model_within_one_that_sees_gives_its_logits(tmp_path: Path, is_newer: bool) -> None:
     """Its tensors have a prefix, its config lies in text_config; what is for images is left alone."""
-    folder = folder_of("ministral3")
+    folder = shared_checkpoint("ministral3")
     weights = {"vision_tower.patch_conv.weight": mx.zeros((4, 4))}
     for file in folder.glob("*.safetensors"):
         for name, array in mx.load(str(file)).items():
@@ -156,16 +165,16 @@ def test_the_text_model_within_one_that_sees_gives_its_logits(
     write_weights(tmp_path, weights)
     config = {"model_type": "mistral3", "text_config": json.loads((folder / "config.json").read_text())}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    logits = reference_logits(reference_model(folder), PROMPT)
+    logits = reference_of("ministral3").logits
     assert mx.allclose(load_chain(tmp_path, (1, 3)).prefill(PROMPT), logits, rtol=0, atol=TOLERANCE)
     check_model("folder", read_config(tmp_path), read_tensors(tmp_path))
 
 
-def test_deepseek_caches_the_latent_alone(folder_of: MakeFolder) -> None:
+def test_deepseek_caches_the_latent_alone() -> None:
     """A token takes kv_lora_rank + rope head values a layer, not keys and values of every head."""
     for variant in LATENT_VARIANTS:
-        config = json.loads((folder_of(variant) / "config.json").read_text())
-        chain = load_chain(folder_of(variant), (2, 2))
+        config = json.loads((shared_checkpoint(variant) / "config.json").read_text())
+        chain = chain_of(variant, (1, 2, 1))
         chain.prefill(PROMPT)
         num_layers, capacity = 4, round_tokens(len(PROMPT))
         values = config["kv_lora_rank"] + config["qk_rope_head_dim"]
@@ -181,10 +190,10 @@ def test_deepseek_without_rope_scaling_rotates_plainly(tmp_path: Path) -> None:
     assert mx.allclose(load_chain(folder, (4,)).prefill(PROMPT), stretched, rtol=0, atol=TOLERANCE)
 
 
-def test_a_stage_holds_only_what_it_runs(folder_of: MakeFolder) -> None:
+def test_a_stage_holds_only_what_it_runs() -> None:
     """Embeddings are on the first stage (and the last where tied), norm and head on the last."""
     for variant, is_tied in (("llama", False), ("llama-tied", True)):
-        first, middle, last = load_chain(folder_of(variant), (1, 2, 1)).stages
+        first, middle, last = chain_of(variant, (1, 2, 1)).stages
         assert [_parameter_roots(stage) for stage in (first, middle, last)] == [
             {"layers", "embed_tokens"},
             {"layers"},
@@ -194,7 +203,7 @@ def test_a_stage_holds_only_what_it_runs(folder_of: MakeFolder) -> None:
         vocabulary_bytes = last.vocab_size * last.hidden_size * 4
         assert first.weights_bytes - middle.weights_bytes // 2 == vocabulary_bytes
         assert last.weights_bytes - middle.weights_bytes // 2 == vocabulary_bytes + last.hidden_size * 4
-        whole = load_chain(folder_of(variant), (4,)).stages[0]
+        whole = chain_of(variant, (4,)).stages[0]
         assert whole.weights_bytes == 2 * middle.weights_bytes + (2 - is_tied) * vocabulary_bytes + 256
 
 
@@ -209,17 +218,17 @@ def test_a_stage_opens_only_the_files_it_needs(tmp_path: Path) -> None:
     assert stage.forward(mx.ones((1, 3, 64)), [None]).shape == (1, 3, 64)
 
 
-def test_loading_reports_its_progress(folder_of: MakeFolder) -> None:
+def test_loading_reports_its_progress() -> None:
     """The share loaded only grows, and ends at 1."""
     shares: list[float] = []
-    load_stage(folder_of("qwen3"), range(4), is_first=True, is_last=True, on_progress=shares.append)
+    load_stage(shared_checkpoint("qwen3"), range(4), is_first=True, is_last=True, on_progress=shares.append)
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
 
 
-def test_half_precision_is_kept_where_asked(folder_of: MakeFolder) -> None:
+def test_half_precision_is_kept_where_asked() -> None:
     """dtype overrides float32, for weights and hidden states."""
-    chain = load_chain(folder_of("llama"), (2, 2), dtype="bfloat16")
+    chain = load_chain(shared_checkpoint("llama"), (2, 2), dtype="bfloat16")
     assert {stage.dtype for stage in chain.stages} == {mx.bfloat16}
     logits = chain.prefill(PROMPT)
     assert logits.dtype == mx.bfloat16

@@ -16,12 +16,12 @@ from distributed.stage import Stage
 from tests.local_ring import GREEDY, WARM, LocalRing, RingShape, answer, load_stages, make_poisoned
 
 POISON = 200
-SPLITS = ((4,), (2, 2))
 BAD = [3, 14, 15, POISON, 9, 2, 6]
 SHORT, LONG = [(11 * i) % 190 for i in range(9)], [(7 * i + 5) % 190 for i in range(30)]
-WAYS = [("llama", None), ("llama", "auto"), ("qwen2", "blas")]
-WAYS += [("deepseek_v2", None), ("deepseek_v2", "auto")]
-WAYS += [("llama", "bfloat16")]  # by MLX alone, as on a GPU
+# Layers that hide rows from each other in their own ways, whole and cut.
+WAYS = [("llama", None, (1, 1)), ("llama", "auto", (2,)), ("qwen2", "blas", (1, 1))]
+WAYS += [("deepseek_v2", None, (1, 1)), ("deepseek_v2", "auto", (2,))]
+WAYS += [("llama", "bfloat16", (1, 1))]  # by MLX alone, as on a GPU
 # NumPy warns of NaN; the tests are about what comes of it.
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 
@@ -34,14 +34,14 @@ def stages_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[St
 
     @cache
     def load(variant: str, products: str | None, split: tuple[int, ...]) -> list[Stage]:
-        folder = make_poisoned(tmp_path_factory.mktemp(variant), variant, POISON)
+        folder = make_poisoned(tmp_path_factory.mktemp(variant), variant, POISON, num_hidden_layers=2)
         kind = "dtype" if products == "bfloat16" else "cpu_products"
         return load_stages(folder, split, **{kind: products})
 
     return load
 
 
-@pytest.fixture(params=[(*way, split) for way in WAYS for split in SPLITS], ids=str)
+@pytest.fixture(params=WAYS, ids=str)
 def make_ring(request: pytest.FixtureRequest, stages_of: Callable[..., list[Stage]]) -> MakeRing:
     """Make rings of one model, one way to run its layers and one split."""
     stages = stages_of(*request.param)
@@ -180,11 +180,12 @@ class Wild(Misled):
         ]
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_in_any_company_each_ends_as_it_does_alone(make_ring: MakeRing, seed: int) -> None:
+def test_in_any_company_each_ends_as_it_does_alone(
+    make_ring: MakeRing, request: pytest.FixtureRequest
+) -> None:
     """Shared openings, kept tokens, guesses, cancels and little KV: the same tokens, the same failures."""
-    source = random.Random(seed)
-    plan = [(make_prompt(source), source.randint(1, 90), source.choice((GREEDY, WARM))) for _ in range(7)]
+    source = random.Random(request.node.name)
+    plan = [(make_prompt(source), source.randint(1, 60), source.choice((GREEDY, WARM))) for _ in range(7)]
     expected = []
     for each in plan:
         single = make_ring()

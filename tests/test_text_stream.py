@@ -14,14 +14,14 @@ from prompts.detokenizer import Detokenizer
 from tests.checkpoints import make_tokenizer
 from tests.trained_tokenizers import DECODED
 
-BYTES = Detokenizer(make_tokenizer().backend_tokenizer, {"type": "ByteLevel"}, frozenset({256, 257}))
+BYTES = Detokenizer(make_tokenizer(), {"type": "ByteLevel"}, frozenset({256, 257}))
 
 
 def stream(text: str, *stop: str) -> tuple[list[str], TextStream]:
     """Feed a text, one token a byte; return the pieces as they leave, the last one from the end."""
     made = TextStream(BYTES, stop)
     pieces = []
-    for token in make_tokenizer().encode(text, add_special_tokens=False):
+    for token in make_tokenizer().encode(text, add_special_tokens=False).ids:
         pieces.append(made.add(token))
         if made.is_stopped:
             return pieces, made
@@ -123,14 +123,14 @@ def test_incomplete_utf8_is_held_back() -> None:
     """A character of four bytes appears with its last byte; half of one at the end is not lost."""
     assert stream("a😀b")[0] == ["a", "", "", "", "😀", "b", ""]
     made = TextStream(BYTES, ())
-    ids = make_tokenizer().encode("a😀", add_special_tokens=False)
+    ids = make_tokenizer().encode("a😀", add_special_tokens=False).ids
     assert [made.add(token) for token in ids[:-1]] == ["a", "", "", ""]
     assert made.finish() == "\ufffd"
 
 
 def test_a_silent_token_leaves_no_trace() -> None:
     """Special tokens, ends of answers and ids beyond the vocabulary: not even within a character."""
-    ids = make_tokenizer().encode("a😀", add_special_tokens=False)
+    ids = make_tokenizer().encode("a😀", add_special_tokens=False).ids
     assert text_of(TextStream(BYTES, ()), [256, *ids[:2], 257, 5000, *ids[2:], 257]) == "a😀"
 
 
@@ -191,7 +191,7 @@ def test_pieces_are_the_text_up_to_the_first_stop_string(text: str, stops: list[
 
 def test_replayed_tokens_lead_to_the_same_state() -> None:
     """A resumed answer that replays its ids goes on exactly as the first one."""
-    ids = make_tokenizer().encode(" héllo wörld STOP", add_special_tokens=False)
+    ids = make_tokenizer().encode(" héllo wörld STOP", add_special_tokens=False).ids
     first, second = (TextStream(BYTES, ("STOP",)) for _ in range(2))
     shown = [first.add(token) for token in ids[:7]]
     assert [second.add(token) for token in ids[:7]] == shown

@@ -2,106 +2,117 @@
 
 from __future__ import annotations
 
-import select
+import os
 import signal
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from spool import Result
-from tests.checkpoints import make_checkpoint
+from distributed.stage import Stage
+from spool import MAX_SOLO_CRASHES, EntryName, Result
+from tests.checkpoints import shared_checkpoint
+from tests.engine_in_process import EngineInProcess
 from tests.ring_service import RingService
 
-pytestmark = pytest.mark.slow
-
 CRASHING_ID = 249
-# What a model's bug would do: the process dies when this token comes to a stage.
-HOOK = f"""
-import distributed.stage as stage
-run = stage.Stage.run
-def crash(self, step, inputs, *others):
-    if self.model.is_first and any({CRASHING_ID} in row for row in inputs.tolist()):
-        import os
-        os.abort()
-    return run(self, step, inputs, *others)
-stage.Stage.run = crash
-"""
 PROMPTS = [[(7 * i + 13 * j) % 240 for j in range(6 + i)] for i in range(3)]
-MAX_LIVES = 8
 
 
-def run_lives(ring: RingService, ids: list[str]) -> tuple[list[Result], int]:
-    """Start the ring again each time it goes down, as the supervisor does, until all results are there."""
-    spool = ring.spool()
-    for num_lives in range(1, MAX_LIVES + 1):
-        ring.kill()
-        ring.start()
-        with spool.listen("door-test") as bell:
-            while ring.ranks[0].poll() is None:
-                results = [spool.read_result(request_id) for request_id in ids]
-                if all(results):
-                    return [result for result in results if result is not None], num_lives
-                select.select([bell], [], [], 0.2)
-                bell.drain()
-    raise AssertionError(f"not all ended in {MAX_LIVES} lives: {ring.log(0)}")
+@pytest.fixture(scope="module")
+def llama() -> Path:
+    return shared_checkpoint("llama", num_hidden_layers=2)
 
 
-def test_a_poisonous_request_fails_after_three_solo_tries_and_the_others_finish(tmp_path: Path) -> None:
+class Crash(BaseException):
+    """What ends the process in a test that has only one."""
+
+
+def test_a_poisonous_request_fails_after_three_solo_tries_and_the_others_finish(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Four together: three give what they give alone, the fourth ends as poison."""
-    model = make_checkpoint(tmp_path / "tiny-llama", "llama")
-    hook = tmp_path / "hook"
-    hook.mkdir()
-    with RingService(tmp_path / "state", model, 2) as ring:
-        alone = [ring.ask(ring.request(prompt, max_tokens=30))[0] for prompt in PROMPTS]
-        ring.end()
-        (hook / "ring_test_hook.py").write_text(HOOK)
-        (hook / "sitecustomize.py").write_text(IMPORT_LATER)
-        ring.settings["PYTHONPATH"] = str(hook)
-        poison = ring.request([5, CRASHING_ID, 6], max_tokens=30)
-        requests = [*(ring.request(prompt, max_tokens=30) for prompt in PROMPTS), poison]
-        for request in requests:
-            ring.spool().submit(request)
-        results, num_lives = run_lives(ring, [request.id for request in requests])
-        ring.ranks[0].send_signal(signal.SIGTERM)
+    run = Stage.run
+
+    def run_or_crash(stage: Stage, step: Any, inputs: Any, *others: Any) -> Any:
+        if stage.model.is_first and any(CRASHING_ID in row for row in inputs.tolist()):
+            raise Crash
+        return run(stage, step, inputs, *others)
+
+    monkeypatch.setattr(Stage, "run", run_or_crash)
+    with EngineInProcess(tmp_path, llama, 2) as service:
+        alone = [service.ask(service.request(prompt, max_tokens=30))[0] for prompt in PROMPTS]
+        poison = service.request([5, CRASHING_ID, 6], max_tokens=30)
+        requests = [*(service.request(prompt, max_tokens=30) for prompt in PROMPTS), poison]
+        service.submit(*requests)
+        results: list[Result] = []
+        num_lives = 1
+        while not results:
+            try:
+                results = service.results(*requests)
+            except Crash:
+                num_lives += 1
+                service.kill()
+                service.start()
     assert [result.token_ids for result in results[:3]] == [result.token_ids for result in alone]
     assert results[3].error is not None
     assert results[3].error["code"] == "poison"
-    assert num_lives <= 5  # together, three times alone, and the life that says so
+    assert num_lives <= 2 + MAX_SOLO_CRASHES  # together, three times alone, and the life that says so
 
 
-# Patches the stage once its module is there: importing it here would load MLX before the fast BLAS.
-IMPORT_LATER = """
-import sys, importlib.abc, importlib.util
-class Finder(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name != "distributed.joining":
-            return None
-        sys.meta_path.remove(self)
-        import ring_test_hook
-        return importlib.util.find_spec(name)
-sys.meta_path.insert(0, Finder())
+def test_kills_from_outside_condemn_nobody(llama: Path, tmp_path: Path) -> None:
+    """Five kills in a row while answers grow: all of them end well."""
+    with EngineInProcess(tmp_path, llama, 2) as service:
+        alone = [service.ask(service.request(prompt, max_tokens=60))[0] for prompt in PROMPTS]
+        requests = [service.request(prompt, max_tokens=60) for prompt in PROMPTS]
+        service.submit(*requests)
+        for _ in range(5):
+            num_before = len(service.records(requests[0]))
+            while len(service.records(requests[0])) == num_before:
+                service.step()
+            service.kill()
+            service.start()
+        results = service.results(*requests)
+    assert [result.token_ids for result in results] == [result.token_ids for result in alone]
+
+
+# Runs a rank that dies when this token is to be stepped, as of a bug.
+CRASHING_RANK = f"""
+import os, runpy, sys
+from distributed.scheduler import Scheduler
+schedule = Scheduler.schedule
+def schedule_or_crash(self):
+    microbatch = schedule(self)
+    if microbatch and any({CRASHING_ID} in row.token_ids for row in microbatch.rows):
+        os.abort()
+    return microbatch
+Scheduler.schedule = schedule_or_crash
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_kills_from_outside_condemn_nobody(tmp_path: Path) -> None:
-    """Five kills in a row while answers grow: all of them end well."""
-    model = make_checkpoint(tmp_path / "tiny-llama", "llama")
-    with RingService(tmp_path / "state", model, 2) as ring:
-        alone = [ring.ask(ring.request(prompt, max_tokens=300))[0] for prompt in PROMPTS]
-        requests = [ring.request(prompt, max_tokens=300) for prompt in PROMPTS]
-        spool = ring.spool()
-        for request in requests:
-            spool.submit(request)
-        for _ in range(5):
-            reader = spool.open_log(requests[0].id)
-            num_before = len(reader.read_new())
-            with spool.listen("door-test") as bell:
-                while len(reader.read_new()) == 0 and spool.read_result(requests[0].id) is None:
-                    select.select([bell], [], [], 0.2)
-                    bell.drain()
-            assert reader.next_index >= num_before
-            ring.kill()
-            ring.start()
+@pytest.mark.slow
+def test_the_process_after_one_that_died_of_a_request_knows_it(llama: Path, tmp_path: Path) -> None:
+    """The third crash alone: the next one ends the request as poison, without a step, and goes on."""
+    ring = RingService(tmp_path, llama, 1)
+    spool, poison = ring.spool(), ring.request([5, CRASHING_ID, 6])
+    spool.submit(poison)
+    try:
+        ring.spawn(prefixes={0: [sys.executable, "-c", CRASHING_RANK]})
+        assert ring.ranks[0].wait(60) == -signal.SIGABRT
+        ring.kill()
+        (name,) = map(EntryName.parse, os.listdir(spool.folder.active))
+        assert name is not None
+        blamed = replace(name, is_suspect=True, num_solo_crashes=MAX_SOLO_CRASHES - 1, is_solo=True)
+        (spool.folder.active / name.active).rename(spool.folder.active / blamed.active)
+        ring.start()
         with spool.listen("door-test") as bell:
-            results = [ring.wait(spool, bell, request.id) for request in requests]
-    assert [result.token_ids for result in results] == [result.token_ids for result in alone]
+            result = ring.wait(spool, bell, poison.id)
+        (other,) = ring.ask(ring.request(PROMPTS[0]))
+    finally:
+        ring.kill()
+    assert result.error is not None
+    assert (result.error["code"], other.error) == ("poison", None)
