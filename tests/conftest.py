@@ -11,7 +11,7 @@ from distributed.blas import load_fast_blas
 pytest_plugins = ["tests.cluster_service"]
 
 FOLDERS_OF_PROCESSES = {"cluster", "faults"}
-FIXTURES_OF_PROCESSES = {"bench", "hosts", "shared_hosts"}
+FIXTURES_OF_PROCESSES = {"bench", "shared_bench", "hosts", "shared_hosts"}
 
 load_fast_blas("auto", 1)
 
