@@ -87,8 +87,8 @@ def run_supervisor(bench: Bench) -> Iterator["subprocess.Popen[bytes]"]:
 
 
 def find_free_port() -> int:
-    with ports.listen("127.0.0.1", 0) as listening:
-        return int(listening.getsockname()[1])
+    """A port that no outgoing connection is given."""
+    return ports.free_ring_ports("127.0.0.1", 1)[0]
 
 
 @contextmanager

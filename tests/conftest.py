@@ -5,6 +5,7 @@ longest. What they share of the machine (ports, network namespaces, folders) eac
 """
 
 import gc
+import signal
 
 import hypothesis
 import pytest
@@ -17,6 +18,7 @@ FOLDERS_OF_PROCESSES = {"cluster", "faults"}
 FIXTURES_OF_PROCESSES = {"bench", "shared_bench", "hosts", "shared_hosts"}
 FILES_THAT_COMPUTE = {"test_models.py", "test_non_finite.py", "test_preemption.py"}
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests send it; a background job ignores it
 gc.disable()  # until all is collected: that makes many objects, and all of them stay
 load_fast_blas("auto", 1)
 # Other examples in each run; the time of one is the machine's.
