@@ -24,7 +24,6 @@ from tests.cluster.prepared import WORKER_DIR, prepare_environment
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROGRAMS = ("api.py", "server.py", "launch.sh", "requirements.txt", "requirements-builtin.txt")
 ROOMS = ("cluster", "config", "distributed", "frontdoor", "prompts", "spool")
-TESTS = ("__init__.py", "cluster/__init__.py", "cluster/asking.py")
 API_PORT = 8100
 COMMAND_LIMIT_S = 240.0
 CHANGE_LIMIT_S = 120.0

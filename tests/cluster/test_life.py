@@ -28,17 +28,6 @@ def ring(shared_hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Itera
     made.run("stop")
 
 
-def list_ring_ports(ring: RingOnHosts) -> dict[str, set[str]]:
-    """Addresses that each host listens on, besides its ssh daemon and the front door."""
-    found = {}
-    for host in ring.hosts:
-        rows = host.run(["cat", "/proc/net/tcp"], check=True).stdout.splitlines()[1:]
-        listening = [row.split()[1].split(":") for row in rows if row.split()[3] == "0A"]
-        own = [address for address, port in listening if int(port, 16) not in (22, 8100)]
-        found[host.name] = {".".join(str(byte) for byte in bytes.fromhex(address)[::-1]) for address in own}
-    return found
-
-
 def test_every_host_has_its_part_and_status_shows_it(ring: RingOnHosts) -> None:
     """Three ranks on three hosts answer; status has a row for each, with host, address and its own pid."""
     shown = ring.check("status")
