@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "docs" / "check-all.txt"
 SHELL_SCRIPTS = ("launch.sh", ".ci/run")
 NO_TESTS = 5  # pytest's exit code where nothing was selected
+MAX_WORKERS = 8  # each may run a ring: their memory counts too
 FAST, NORMAL, LONG = "not slow and not long", "not long", "long"  # what pytest selects by marker
 
 
@@ -95,7 +96,7 @@ def make_steps(folder: Path, *, with_slow: bool = True, with_long: bool = False)
 
 def count_workers(num_cores: int) -> int:
     """Processes for the tests: more than cores, since many tests wait for processes of their own."""
-    return num_cores + max(1, num_cores // 2)
+    return min(MAX_WORKERS, num_cores + max(1, num_cores // 2))
 
 
 def _make_test_step(name: str, folder: Path, markers: str, *flags: str) -> Step:

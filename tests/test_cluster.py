@@ -399,7 +399,7 @@ def test_check_runs_files_side_by_side_and_long_tests_one_by_one(tmp_path: Path)
         tests = [step for step in check.make_steps(tmp_path, **flags) if step.counts]
         assert [step.command[step.command.index("-m", 3) + 1] for step in tests] == selected
         assert ["loadfile" in step.command for step in tests] == [True, False][: len(tests)]
-    assert [check.count_workers(cores) for cores in (1, 2, 8)] == [2, 3, 12]
+    assert [check.count_workers(cores) for cores in (1, 2, 16)] == [2, 3, 8]
 
 
 @pytest.mark.parametrize("script", ["launch.sh", ".ci/run"])
