@@ -10,32 +10,22 @@ from pathlib import Path
 
 import pytest
 
+from tests.checkpoints import make_checkpoint
 from tests.cluster.namespaces import Hosts
 from tests.cluster.prepared import WORKER_DIR
 from tests.cluster.ring_on_hosts import RingOnHosts, make_ring
 
-pytestmark = pytest.mark.slow
 NEVER_THERE = ("spool", "state", "var", ".env", "ring.secret", "tests", ".git", "cluster", "frontdoor")
 
 
 @pytest.fixture(scope="module")
-def ring(shared_hosts: Hosts) -> Iterator[RingOnHosts]:
-    """A ring that is ready; each test leaves it so."""
-    made = make_ring(shared_hosts)
+def ring(shared_hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RingOnHosts]:
+    """A ring of a tiny model that is ready; each test leaves it so."""
+    model = make_checkpoint(tmp_path_factory.mktemp("models") / "tiny", "llama")
+    made = make_ring(shared_hosts, MODEL_REPO=str(model))
     made.check("start")
     yield made
     made.run("stop")
-
-
-def list_ring_ports(ring: RingOnHosts) -> dict[str, set[str]]:
-    """Addresses that each host listens on, besides its ssh daemon and the front door."""
-    found = {}
-    for host in ring.hosts:
-        rows = host.run(["cat", "/proc/net/tcp"], check=True).stdout.splitlines()[1:]
-        listening = [row.split()[1].split(":") for row in rows if row.split()[3] == "0A"]
-        own = [address for address, port in listening if int(port, 16) not in (22, 8100)]
-        found[host.name] = {".".join(str(byte) for byte in bytes.fromhex(address)[::-1]) for address in own}
-    return found
 
 
 def test_every_host_has_its_part_and_status_shows_it(ring: RingOnHosts) -> None:
