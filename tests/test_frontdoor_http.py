@@ -4,13 +4,11 @@ import json
 import socket
 from collections.abc import Iterator
 from contextlib import closing, suppress
-from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
 from frontdoor.app import make_app
-from tests.frontdoor_service import Service, events, running_service
+from tests.frontdoor_service import Service, connect, events, running_service
 
 BODY = b'{"prompt": "hi", "max_tokens": 6}'
 STREAM = b'{"prompt": "hi", "max_tokens": 6, "stream": true}'
@@ -19,21 +17,21 @@ CHANGING = {b"date", b"x-request-id", b"transfer-encoding", b"connection"}
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with running_service(tmp_path_factory.mktemp("service")) as running:
         yield running
 
 
-def connect(service: Service) -> socket.socket:
-    address = urlsplit(service.url)
-    return socket.create_connection((address.hostname or "", address.port or 0), timeout=10)
+@pytest.fixture
+def service(running: Service) -> Service:
+    return running.start_over()
 
 
 def send(service: Service, head: str, body: bytes = b"") -> tuple[bytes, dict[bytes, bytes], bytes]:
     """Send one request as it is written and read until the server closes: status line, headers, body."""
     fields = "Host: localhost\r\nContent-Type: application/json\r\n"
     length = f"Content-Length: {len(body)}\r\n" if body else ""
-    with closing(connect(service)) as connection:
+    with closing(connect(service.url)) as connection:
         connection.sendall(f"{head}\r\n{fields}{length}\r\n".encode() + body)
         return read_answer(connection)
 
@@ -137,7 +135,7 @@ def test_a_wish_for_another_protocol_loses_no_body(service: Service, wish: str, 
     """Java's HTTP client asks for h2c each time: it is answered in HTTP/1.1, and so is the next one."""
     last = "GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     data = post("/generate", BODY, wish) + post("/generate", STREAM, wish) + last.encode()
-    with closing(connect(service)) as connection:
+    with closing(connect(service.url)) as connection:
         for at in range(0, len(data), size):
             connection.sendall(data[at : at + size])
         answer = b""
@@ -151,7 +149,7 @@ def test_a_wish_for_another_protocol_loses_no_body(service: Service, wish: str, 
 def test_a_wish_with_close_still_closes(service: Service) -> None:
     """And CONNECT, which asks for a proxy, is refused."""
     wish = "Connection: close, Upgrade\r\nUpgrade: h2c\r\n"
-    with closing(connect(service)) as connection:
+    with closing(connect(service.url)) as connection:
         connection.sendall(post("/generate", BODY, wish))
         status, headers, body = read_answer(connection)
     assert (status, headers[b"connection"]) == (b"HTTP/1.1 200 OK", b"close")
@@ -164,9 +162,12 @@ def test_a_wish_with_close_still_closes(service: Service) -> None:
 @pytest.mark.parametrize(
     ("path", "body"), [("/generate", STREAM), ("/v1/completions", STREAM), ("/generate", BODY)]
 )
-def test_a_client_that_shuts_its_write_side_is_answered(tmp_path: Path, path: str, body: bytes) -> None:
+def test_a_client_that_shuts_its_write_side_is_answered(
+    service: Service, monkeypatch: pytest.MonkeyPatch, path: str, body: bytes
+) -> None:
     """It has said all it has to say and listens, as `nc -N` does, however long the answer takes."""
-    with running_service(tmp_path) as service, closing(connect(service)) as connection:
+    monkeypatch.setattr("frontdoor.connections.PROBE_SECONDS", 0.01)
+    with closing(connect(service.url)) as connection:
         connection.sendall(post(path, body.replace(b"hi", b"[hold]")))
         connection.shutdown(socket.SHUT_WR)
         answer = b""
@@ -185,7 +186,7 @@ def test_a_client_that_shuts_its_write_side_is_answered(tmp_path: Path, path: st
 
 def test_a_get_of_a_client_that_shuts_its_write_side_is_answered(service: Service) -> None:
     """The common way of scripts: printf | nc."""
-    with closing(connect(service)) as connection:
+    with closing(connect(service.url)) as connection:
         connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
         connection.shutdown(socket.SHUT_WR)
         status, _, body = read_answer(connection)
@@ -215,7 +216,7 @@ def test_a_client_that_is_still_sending_sees_its_error(
     """The rest of the body is read and dropped: a reset would come before the answer."""
     head = f"POST {path} {more}\r\nHost: localhost\r\nContent-Type: {content_type}\r\n"
     body = LARGE[: 5_000_000 if "over" in content_type else None]
-    with closing(connect(service)) as connection:
+    with closing(connect(service.url)) as connection:
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         if "keep-alive" in more:  # the connection is in order
             connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
@@ -235,13 +236,13 @@ def test_a_body_after_its_answer_is_dropped_within_limits(
     chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
     monkeypatch.setattr("frontdoor.connections.MAX_DROPPED_BYTES", 200_000)
     num_sent = 0
-    with closing(connect(service)) as connection, suppress(OSError):  # reset or broken pipe
+    with closing(connect(service.url)) as connection, suppress(OSError):  # reset or broken pipe
         connection.sendall(head)
         for num_sent in range(10_000):  # noqa: B007
             connection.sendall(chunk)
     assert num_sent < 1000
     monkeypatch.setattr("frontdoor.connections.HEADER_TIMEOUT_SECONDS", 0.1)
-    with closing(connect(service)) as connection:
+    with closing(connect(service.url)) as connection:
         connection.sendall(head + chunk)
         assert read_answer(connection)[0] == b"HTTP/1.1 404 Not Found"
 
@@ -249,13 +250,13 @@ def test_a_body_after_its_answer_is_dropped_within_limits(
 def test_who_waits_for_100_continue_may_send_its_body_or_not(service: Service) -> None:
     """The body is asked for where it is wanted; after a refusal the connection closes, as nobody knows."""
     expect = "Expect: 100-continue\r\n"
-    with closing(connect(service)) as connection:
+    with closing(connect(service.url)) as connection:
         head = post("/generate", BODY, expect)[: -len(BODY)]
         connection.sendall(head)
         assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
         connection.sendall(BODY)
         assert read_answer(connection)[0] == b"HTTP/1.1 200 OK"
-    with closing(connect(service)) as connection:
+    with closing(connect(service.url)) as connection:
         connection.sendall(post("/nothing", BODY, expect)[: -len(BODY)])
         status, headers, _ = read_answer(connection)
         assert (status, headers[b"connection"]) == (b"HTTP/1.1 404 Not Found", b"close")
@@ -264,21 +265,21 @@ def test_who_waits_for_100_continue_may_send_its_body_or_not(service: Service) -
 def test_garbage_after_an_answer_has_begun_is_no_second_answer(service: Service) -> None:
     """In a body that is dropped, or while a stream runs: the connection just ends."""
     head = b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
-    with closing(connect(service)) as connection:
+    with closing(connect(service.url)) as connection:
         connection.sendall(head)
         answer = connection.recv(65536)
         connection.sendall(b"no chunk\r\n")
         assert connection.recv(65536) == b""
     assert answer.count(b"HTTP/1.1 ") == 1
     held = STREAM.replace(b"hi", b"[hold]")
-    with closing(connect(service)) as connection:
+    with closing(connect(service.url)) as connection:
         connection.sendall(post("/generate", held))
         answer = connection.recv(65536)
         connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
         while piece := connection.recv(65536):
             answer += piece
     assert answer.count(b"HTTP/1.1 ") == 1
-    with closing(connect(service)) as connection:  # a body that is none is answered
+    with closing(connect(service.url)) as connection:  # a body that is none is answered
         connection.sendall(
             post("/generate", b"", "Transfer-Encoding: chunked\r\n").replace(b"Content-Length: 0\r\n", b"")
         )
