@@ -20,17 +20,17 @@ from typing import NoReturn
 
 import uvicorn
 
-from config import ConfigError, Settings
-from config.binding import BindingRefused, check_binding, resolve
+from config import Settings
+from config.binding import check_binding, resolve
+from config.errors import ServiceError
 from config.limits import raise_descriptor_limits
 from config.live import load_inherited_settings
 from config.logs import configure_logging, say
 from frontdoor.app import make_app
-from frontdoor.auth import KeysUnreadable
 from frontdoor.connections import Connection
 from frontdoor.supervised import SupervisedServer, follow_supervisor
 from prompts.tokenizer import TokenizerUnusable
-from spool import SpoolError, SpoolUnavailable
+from spool import SpoolUnavailable
 
 KEEP_ALIVE_SECONDS = 75  # longer than the idle time of common proxies and clients, which then close first
 DESCRIPTORS_KEPT_FREE = 128
@@ -54,7 +54,7 @@ def main() -> int:
     except SpoolUnavailable as error:
         say(error)
         return EXIT_DISK_REFUSED
-    except (ConfigError, BindingRefused, KeysUnreadable, TokenizerUnusable, SpoolError) as error:
+    except (ServiceError, TokenizerUnusable) as error:
         say(error)
         return 2
     # uvicorn raises the signal that stopped it once more when it has shut down: that is a clean end.

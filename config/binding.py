@@ -11,6 +11,8 @@ import ipaddress
 import socket
 from collections.abc import Iterable
 
+from config.errors import ConfigError
+
 PRIVATE_NETWORKS = tuple(
     ipaddress.ip_network(network)
     for network in (
@@ -26,8 +28,10 @@ PRIVATE_NETWORKS = tuple(
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-class BindingRefused(Exception):
+class BindingRefused(ConfigError):
     """Anybody could use the service; the start stops with the message."""
+
+    code = "binding_refused"
 
 
 def check_binding(addresses: Iterable[str], *, has_keys: bool) -> str | None:

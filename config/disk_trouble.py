@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _REMEDIES = {
     errno.ENOSPC: "make room on that disk (df -h, df -i), or choose another folder with STATE_DIR in .env",
     errno.EDQUOT: "make room within this user's quota, or choose another folder with STATE_DIR in .env",

@@ -1,18 +1,43 @@
-"""The exceptions of this room.
+"""The root of the service's exceptions, and those of this room.
 
-    ConfigError
-    ├── SettingsError    a setting is wrong or unknown: nothing starts (exit code 2)
-    └── ModelNotReady    MODEL_REPO is well formed, but the model is not on this machine yet
+    ServiceError             500 internal_error
+    ├── ConfigError          500 config_error       the settings keep a process from going on (exit code 2)
+    │   ├── SettingsError    500 settings_invalid   a setting is wrong or unknown
+    │   ├── BindingRefused   500 binding_refused    binding.py: nobody may listen there without keys
+    │   └── ModelNotReady    503 model_not_ready    MODEL_REPO is well formed, but the model is not here yet
+    ├── SpoolError           spool/errors.py
+    └── InvalidRequest, …    frontdoor/errors.py
 
-Each carries a stable `code` and the HTTP status under which the front door would report it. This file knows
-nothing of where settings come from.
+Each class carries its HTTP status and a stable `code`: plain data, which the front door's one handler turns
+into an answer (frontdoor/errors.py). This file knows nothing of where settings come from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+
+SOON_SECONDS = 2  # when nothing better is known
+
+
+class ServiceError(Exception):
+    """Something went wrong that a user has to hear of; `status` and `code` are promises to clients.
+
+    `param` names the field or header that is wrong; `retry_seconds` says when to come back, where that helps.
+    """
+
+    status = 500
+    code = "internal_error"
+    param: str | None = None
+    retry_seconds: int | None = None
+
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None, status: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.param = param or self.param
+        self.code = code or self.code
+        self.status = status or self.status
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +52,16 @@ class Problem:
         return f"{self.origin}: {self.sentence}"
 
 
-class ConfigError(Exception):
+class ConfigError(ServiceError):
     """Something about the settings keeps the service from going on."""
 
-    code: ClassVar[str] = "config_error"
-    status: ClassVar[int] = 500
+    code = "config_error"
 
 
 class SettingsError(ConfigError):
-    """Holds every problem that was found, so that one reading mends them all."""
+    """Holds every problem that was found, so that one reading fixes them all."""
 
-    code: ClassVar[str] = "settings_invalid"
+    code = "settings_invalid"
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
@@ -47,5 +71,5 @@ class SettingsError(ConfigError):
 class ModelNotReady(ConfigError):
     """The model named by MODEL_REPO has to be made or downloaded first."""
 
-    code: ClassVar[str] = "model_not_ready"
-    status: ClassVar[int] = 503
+    status = 503
+    code = "model_not_ready"

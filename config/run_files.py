@@ -8,7 +8,6 @@ file, it is written over in place. This file does not know what the files say.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import tempfile
@@ -16,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+from config.disk_trouble import NO_ROOM
+
 BLOCK_BYTES = 4096
 # A status file may grow by this much and still be written over in place.
 SPARE_BYTES = 2048

@@ -10,7 +10,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -18,7 +17,6 @@ import mlx.core as mx
 import numpy as np
 
 from config import Settings
-from distributed.answers import Answer
 from distributed.frame import NUM_INLINE_INTS, Frame, Kind, StageStep, make_step_frame, parse_step
 from distributed.intake import CannotRun, Intake
 from distributed.lifeline import Lifeline
@@ -118,7 +116,8 @@ class Engine:
         due = min(self._next_scan, self._next_status)
         ready = self._ring.wait(max(0.0, due - now), (bell, wakeup))
         if bell in ready:
-            self._answer_bell(takes_requests)
+            self._intake.bell.drain()
+            self._scan(takes_requests)
         if self._ring.is_readable():
             self._receive()
 
@@ -143,28 +142,12 @@ class Engine:
             pass
         self._status.enter("stopped")
 
-    def _answer_bell(self, takes_requests: bool) -> None:
-        """Claim what the rings named; where they named nothing, look at the spool at once."""
-        hints = self._intake.bell.hear()
-        answers = None
-        if takes_requests:
-            self._publish()
-            answers = self._intake.claim_hinted(hints, self._scheduler.num_free)
-        if answers is None:
-            self._next_scan = 0.0
-        else:
-            self._add(answers)
-
-    def _add(self, answers: Items[Answer]) -> None:
-        """Let new answers be scheduled."""
-        for answer in answers:
-            self._scheduler.add(answer.sequence)
-
     def _scan(self, takes_requests: bool) -> None:
         """Look at the spool: as many requests as the tables have rows, then cancellations, which can wait."""
         self._publish()
         if takes_requests:
-            self._add(self._intake.claim(self._scheduler.num_free))
+            for answer in self._intake.claim(self._scheduler.num_free):
+                self._scheduler.add(answer.sequence)
         for answer in self._intake.cancelled():
             self._scheduler.finish(answer.sequence)
             self._intake.end(answer, "cancelled")

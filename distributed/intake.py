@@ -117,19 +117,9 @@ class Intake:
         """Claim waiting requests, oldest first; what cannot run or has ended already gets its result here."""
         if time.monotonic() < self._rest_ends:
             return []
-        return self._open_all(self._claim(max_claims))
-
-    def claim_hinted(self, hints: Items[str], max_claims: int) -> list[Answer] | None:
-        """The same for what the bell named; None: `claim` has to look."""
-        if time.monotonic() < self._rest_ends:
-            return []
-        claims = self._owner.claim_hinted(hints, max_claims)
-        return None if claims is None else self._open_all(claims)
-
-    def _open_all(self, claims: Items[Claim]) -> list[Answer]:
         opened: list[Answer] = []
         claimed_unix = time.time()
-        for claim in claims:
+        for claim in self._claim(max_claims):
             try:
                 answer = self._open(claim, claimed_unix)
             except CannotRun as error:

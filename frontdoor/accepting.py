@@ -14,33 +14,24 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
 from config.context_length import ContextLength
-from frontdoor.errors import (
-    ContextLengthExceeded,
-    FrontDoorError,
-    IdempotencyConflict,
-    InvalidRequest,
-    ModelNotFound,
-    NotFound,
-    Overloaded,
-    QueueFull,
-    RingDown,
-)
+from frontdoor.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, NotFound, RingDown
 from frontdoor.lookup import find
 from frontdoor.schemas import Message, SamplingFields
 from frontdoor.state import Caller, FrontDoor
 from prompts.tokenizer import EffortRefused, MessagesRefused
-from spool import CorruptRequest, Request, SamplingParams, SpoolError, SpoolFull, SpoolUnavailable
+from spool import Request, SamplingParams, SpoolFull, SpoolUnavailable
 from spool.sampling_fields import make_params
 
 LONG_TEXT_BYTES = 8192  # about 2 ms of tokenizing; longer texts must not hold up other clients
-PREPARE_SECONDS = 0.005  # after a request is in the spool: first its client hears of it
 RANDOM_SEED_BITS = 53  # survives JSON readers that keep numbers as doubles
 Prompt = tuple[str | None, Sequence[int], tuple[int, ...] | None]  # text, token ids, literals of a Request
+
+Told = TypeVar("Told")
 
 log = logging.getLogger(__name__)
 
@@ -84,11 +75,14 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
     """Put the draft into the spool, or find the request that its Idempotency-Key belongs to.
 
     Raises:
-        FrontDoorError: refused; nothing was accepted.
+        ServiceError: refused; nothing was accepted.
     """
-    earlier = await _find_earlier(front, draft, caller)
-    if earlier is not None:
-        return _earlier(front, earlier)
+    key = caller.idempotency_key
+    if key is not None:  # what was accepted under it is told whatever state the service is in
+        find_first = partial(front.spool.find_first, caller.owner, key, body_hash=hash_body(draft.sampling))
+        request_id = await _call_spool(front, find_first)
+        if request_id is not None:
+            return _earlier(front, request_id, caller)
     check_model(front, draft.sampling.model)
     front.hints.note(draft.sampling)
     failure = front.ring_status.failure()
@@ -109,15 +103,13 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
         client_id=caller.http_id,
         literals=literals,
     )
-    key = caller.idempotency_key
     submit = partial(front.spool.submit, request)
     if key is not None:
         submit = partial(submit, idempotency_key=key, body_hash=hash_body(draft.sampling))
-    request_id = await _submit(front, submit)
+    request_id = await _call_spool(front, submit)
     front.forecast.look()
     if request_id != request.id:
-        log.info("request %s is asked for again (X-Request-Id %s)", request_id, caller.http_id)
-        return _earlier(front, request_id)
+        return _earlier(front, request_id, caller)
     log.info("request %s accepted", request.label)
     log.debug("request %s: %d prompt tokens", request.id, len(token_ids))
     seed, num_tokens = request.params.seed, len(token_ids)
@@ -133,27 +125,10 @@ def hash_body(body: SamplingFields) -> str:
     return hashlib.sha256(f"{type(body).__name__} {asked}".encode()).hexdigest()
 
 
-async def _find_earlier(front: FrontDoor, draft: Draft, caller: Caller) -> str | None:
-    """Find what was accepted under this Idempotency-Key: its id is told whatever state the service is in."""
-    key = caller.idempotency_key
-    if key is None:
-        return None
-    find_first = partial(front.spool.find_first, caller.owner, key, body_hash=hash_body(draft.sampling))
-    request_id = await _call_spool(front, lambda: find_first() or "")
-    if not request_id:
-        return None
-    log.info("request %s is asked for again (X-Request-Id %s)", request_id, caller.http_id)
-    return request_id
-
-
-def _earlier(front: FrontDoor, request_id: str) -> Accepted:
+def _earlier(front: FrontDoor, request_id: str, caller: Caller) -> Accepted:
     """Attach to the request that came first under this Idempotency-Key."""
-    try:
-        found = find(front.spool, request_id)
-    except SpoolUnavailable as error:
-        raise _unavailable(front, error) from error
-    except CorruptRequest as error:
-        raise FrontDoorError("the result of this Idempotency-Key's request is damaged") from error
+    log.info("request %s is asked for again (X-Request-Id %s)", request_id, caller.http_id)
+    found = find(front.spool, request_id)
     if found is None:
         raise NotFound(
             "the result of this Idempotency-Key's request was just removed (RESULT_RETENTION_HOURS, "
@@ -255,45 +230,13 @@ def _room(context: ContextLength, draft: Draft, num_prompt_tokens: int) -> int:
     return context.max_tokens - num_prompt_tokens
 
 
-async def _submit(front: FrontDoor, submit: Callable[[], str]) -> str:
-    if front.settings.spool_durability == "process":
-        request_id = await _call_spool(front, submit)
-        asyncio.get_running_loop().call_later(PREPARE_SECONDS, front.spool.prepare)
-        return request_id
-    return await _call_spool(front, partial(_submit_and_prepare, front, submit))
-
-
-async def _call_spool(front: FrontDoor, call: Callable[[], str]) -> str:
-    """Ask the spool; its exceptions become the client's."""
+async def _call_spool(front: FrontDoor, call: Callable[[], Told]) -> Told:
+    """Ask the spool; where it takes nothing now, say when it may."""
     try:
         if front.settings.spool_durability == "process":
             return call()
         # fsync takes milliseconds, sometimes a tenth of a second
         return await asyncio.get_running_loop().run_in_executor(front.workers, call)
-    except SpoolFull as error:
-        retry_seconds = front.forecast.retry_after_seconds()
-        raise QueueFull(str(error), retry_seconds=retry_seconds) from error
-    except SpoolUnavailable as error:
-        raise _unavailable(front, error) from error
-    except SpoolError as error:
-        if error.code == IdempotencyConflict.code:
-            raise IdempotencyConflict from error
-        raise FrontDoorError(f"the request cannot be taken: {error}") from error
-
-
-def _submit_and_prepare(front: FrontDoor, submit: Callable[[], str]) -> str:
-    """Submit, then make the file for the next request in the same thread: this may wait for the disk, too."""
-    try:
-        return submit()
-    finally:
-        front.spool.prepare()
-
-
-def _unavailable(front: FrontDoor, error: SpoolUnavailable) -> FrontDoorError:
-    code = "overloaded" if error.code == "spool_unavailable" else error.code
-    return Overloaded(
-        f"the request cannot be taken now: {error}",
-        status=error.status,
-        code=code,
-        retry_seconds=front.forecast.retry_after_seconds(),
-    )
+    except (SpoolFull, SpoolUnavailable) as error:
+        error.retry_seconds = front.forecast.retry_after_seconds()
+        raise

@@ -6,15 +6,16 @@ starts the grace time; one that waits too long gets a time-out while its request
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Protocol
 
 from fastapi import Request as HttpRequest
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
+from config.errors import ServiceError
 from frontdoor.accepting import Accepted
-from frontdoor.errors import FrontDoorError, GenerationFailed, GenerationTimeout
+from frontdoor.errors import GenerationFailed, GenerationTimeout
 from frontdoor.events import (
     COMMENT_END,
     COMMENT_SECONDS,
@@ -44,7 +45,7 @@ class Renderer(Protocol):
 
     def done(self, result: Result) -> bytes: ...
 
-    def error(self, error: FrontDoorError) -> bytes: ...
+    def error(self, error: ServiceError) -> bytes: ...
 
 
 async def wait_for_result(front: FrontDoor, http: HttpRequest, accepted: Accepted) -> Result:
@@ -99,9 +100,8 @@ async def _watching(
     front: FrontDoor, accepted: Accepted, receive: Receive, *, with_tokens: bool
 ) -> AsyncGenerator[Watch, None]:
     """Follow a request while its client is there; then count its answer, or start the grace time."""
-    attached = nullcontext() if accepted.is_first else front.leavers.attached(accepted.id)
     with (
-        attached,
+        front.leavers.attached(accepted.id, is_new=accepted.is_first),
         front.listener.watch(accepted.id, with_tokens=with_tokens) as watch,
         _told_of_leaving(watch, receive),
     ):

@@ -1,6 +1,6 @@
 """Builds the FastAPI app from its parts: the front door, the layers around the routes, and the routes.
 
-    Edge (path, request id, Host, 500) → CORS (where set) → Gate (Origin, keys) → Shortcut (POST) → FastAPI
+    Edge (path, request id, Host, 500) → CORS (where set) → Gate (Origin, keys) → routes
 
 Opens the spool and the tokenizer before the first request; knows nothing of sockets or of how it is served.
 """
@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from config import Settings
 from config.context_length import read_model_tokens
@@ -30,7 +30,6 @@ from frontdoor import (
     page,
     requests,
 )
-from frontdoor.attendance import Attendance
 from frontdoor.auth import Gate, Keys
 from frontdoor.dialects import NOT_SERVED
 from frontdoor.edge import Edge
@@ -42,11 +41,10 @@ from frontdoor.leaving import Leavers
 from frontdoor.openapi import describe
 from frontdoor.paths import names_behind_v1
 from frontdoor.ring_status import RingStatus
-from frontdoor.shortcut import Endpoint, Shortcut
 from frontdoor.state import FrontDoor
 from frontdoor.waiting import Listener
 from prompts.tokenizer import load_tokenizer
-from spool import Spool, SpoolError
+from spool import Spool
 
 NUM_WORKERS = 8
 ROOMS = (page, health, metrics, generate, requests, openai_chat, openai_completions, openai_models)
@@ -54,24 +52,7 @@ ROOMS = (page, health, metrics, generate, requests, openai_chat, openai_completi
 log = logging.getLogger(__name__)
 
 
-class LayeredApp(FastAPI):
-    """FastAPI behind layers of ours: none of its own is passed before them (a dozen calls a request)."""
-
-    entrance: ASGIApp | None = None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self.entrance is None:
-            await self.inner(scope, receive, send)
-            return
-        scope["app"] = self
-        await self.entrance(scope, receive, send)
-
-    async def inner(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """FastAPI itself."""
-        await super().__call__(scope, receive, send)
-
-
-def make_app(settings: Settings) -> LayeredApp:
+def make_app(settings: Settings) -> FastAPI:
     """Build the app.
 
     Raises:
@@ -89,13 +70,14 @@ def make_app(settings: Settings) -> LayeredApp:
         yield
         front.stop()
 
-    app = LayeredApp(
+    app = FastAPI(
         title=NAME,
         version=VERSION,
         docs_url=None,  # FastAPI's documentation pages load from a CDN
         redoc_url=None,
         lifespan=lifespan,
         redirect_slashes=False,
+        middleware=_layers(settings, keys, hosts),
     )
     app.state.front_door = front
     install_error_handler(app)
@@ -103,8 +85,6 @@ def make_app(settings: Settings) -> LayeredApp:
         app.include_router(room.router)
     description = describe(app)
     app.openapi = lambda: description  # type: ignore[method-assign]
-    v1_names = names_behind_v1([*description["paths"], *NOT_SERVED])
-    app.entrance = Edge(_layers(app.inner, settings, keys), hosts=hosts, v1_names=v1_names)
     return app
 
 
@@ -117,51 +97,39 @@ def make_front_door(settings: Settings) -> FrontDoor:
         max_bytes=settings.max_queue_mb * 2**20,
     )
 
-    model_folder, ring_status = settings.model_dir, RingStatus(settings.run_dir)
-
-    def cancel(request_id: str) -> None:
-        try:
-            if spool.cancel(request_id):
-                log.info("request %s is cancelled: its client left", request_id)
-        except SpoolError as error:
-            log.warning("request %s, whose client left, cannot be cancelled: %s", request_id, error)
-
+    ring_status = RingStatus(settings.run_dir)
     return FrontDoor(
         settings=settings,
         model_name=settings.model_name,
         spool=spool,
         tokenizer=load_tokenizer(settings),
         listener=Listener(spool, poll_interval_seconds=settings.poll_interval),
-        leavers=Leavers(
-            cancel,
-            grace_seconds=settings.disconnect_grace_seconds,
-            attendance=Attendance(settings.run_dir / "attended"),
-        ),
+        leavers=Leavers(spool, grace_seconds=settings.disconnect_grace_seconds),
         ring_status=ring_status,
         forecast=Forecast(spool, ring_status),
         latencies=Latencies(),
         workers=ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="front-door"),
         started_unix=time.time(),
-        model_tokens=read_model_tokens(model_folder),
+        model_tokens=read_model_tokens(settings.model_dir),
     )
 
 
-def _layers(app: ASGIApp, settings: Settings, keys: Keys) -> ASGIApp:
+def _layers(settings: Settings, keys: Keys, hosts: HostNames) -> list[Middleware]:
+    """What a request passes before the routes, outermost first."""
+    paths = [route.path for room in ROOMS for route in room.router.routes if isinstance(route, APIRoute)]
     origins = frozenset(origin.lower() for origin in settings.cors_origin_list)
-    layered: ASGIApp = Gate(Shortcut(app, endpoints=_taking_in()), keys=keys, origins=origins)
+    layers = [
+        Middleware(Edge, hosts=hosts, v1_names=names_behind_v1([*paths, *NOT_SERVED])),
+        Middleware(Gate, keys=keys, origins=origins),
+    ]
     if origins:
-        layered = CORSMiddleware(
-            layered,
+        cors = Middleware(
+            CORSMiddleware,
             allow_origins=list(settings.cors_origin_list),
             allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],
             allow_private_network=True,  # a page of the internet that may call us asks Chrome for this
             expose_headers=["X-Request-Id", "Location", "Retry-After"],
         )
-    return layered
-
-
-def _taking_in() -> dict[str, Endpoint]:
-    """The endpoints that take requests in, by path."""
-    routes = (route for room in ROOMS for route in room.router.routes if isinstance(route, APIRoute))
-    return {route.path: route.endpoint for route in routes if route.methods == {"POST"}}
+        layers.insert(1, cors)
+    return layers

@@ -12,7 +12,8 @@ from pathlib import Path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from config.api_keys import read_api_keys
-from frontdoor.errors import ForbiddenOrigin, FrontDoorError, Unauthorized, error_response
+from config.errors import ConfigError
+from frontdoor.errors import ForbiddenOrigin, InvalidRequest, Unauthorized, error_response
 from frontdoor.scope import header, notes
 
 # What a load balancer, a browser's first visit and a newcomer need before they have a key.
@@ -20,8 +21,10 @@ OPEN_PATHS = frozenset({"/", "/ui", "/health", "/livez", "/readyz"})
 OPEN_PREFIX = "/ui/"
 
 
-class KeysUnreadable(Exception):
+class KeysUnreadable(ConfigError):
     """API_KEYS_FILE is missing, unreadable or empty; the start stops with the message."""
+
+    code = "keys_unreadable"
 
 
 class Keys:
@@ -82,7 +85,7 @@ class Gate:
             path = scope["path"]
             is_open = path in OPEN_PATHS or path.startswith(OPEN_PREFIX)
             notes(scope)["owner"] = "" if is_open else self._owner(scope)
-        except FrontDoorError as error:
+        except InvalidRequest as error:
             await error_response(error, scope["path"])(scope, receive, send)
             return
         await self._app(scope, receive, send)

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
 from frontdoor.errors import BodyTooLarge, BodyTooSlow, InvalidRequest, UnsupportedMediaType
-from frontdoor.scope import header, notes
+from frontdoor.scope import header
 
 BODY_TIMEOUT_SECONDS = 30.0
 MAX_NAMED_PROBLEMS = 3
@@ -32,10 +32,7 @@ async def read_json(http: Request, model: type[BodyModel], *, max_bytes: int) ->
         ClientDisconnect: nobody is left to answer.
     """
     _check_declared_type(http.scope)
-    if notes(http.scope).get("is_whole"):
-        body: bytes | bytearray = await _read_limited(http, max_bytes)
-    else:
-        body = await _read_in_time(http, max_bytes)
+    body: bytes | bytearray = await _read_in_time(http, max_bytes)
     if b'"extra_body"' in body:
         body = _without_extra_body(body)
     try:

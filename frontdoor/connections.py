@@ -13,8 +13,8 @@
 To close instead of reading the rest would reset the connection, and the client would not see its answer. The
 last looks like a client that left: what is written to one that did comes back as a reset. So a few bytes
 that mean nothing are written now and then, "100 Continue" before an answer and an empty comment in a stream.
-It also notes for each request when its first bytes came, which nothing of ours sees earlier, and whether it
-is whole (frontdoor/scope.py).
+It also notes for each request when its first bytes came, which nothing of ours sees earlier
+(frontdoor/scope.py).
 Uses the methods that uvicorn 0.54's HttpToolsProtocol offers to asyncio and to the parser, `self.app`, and
 what its RequestResponseCycle knows of an answer.
 Knows nothing of routes.
@@ -31,13 +31,15 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from config.errors import ServiceError
 from frontdoor.errors import (
     BadHttp,
-    FrontDoorError,
     HeadersTooLarge,
     HeadersTooSlow,
     TooManyConnections,
+    body_of,
     error_response,
+    headers_of,
 )
 from frontdoor.events import to_json
 from spool import make_id
@@ -119,7 +121,6 @@ class Connection(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return
         super().on_message_complete()
-        self.scope["state"]["is_whole"] = True
         self._is_in_body = False
         if not self.cycle.response_complete:
             self.cycle.keep_alive = self.cycle.keep_alive and not self._closes_after_body
@@ -215,14 +216,14 @@ class Connection(HttpToolsProtocol):
             self._have_headers()
             self.transport.close()
 
-    def _refuse(self, error: FrontDoorError) -> None:
+    def _refuse(self, error: ServiceError) -> None:
         """Answer and close, without any of what serves requests."""
         self._have_headers()
         if self.transport.is_closing():
             return
-        body = to_json(error.body()).encode()
+        body = to_json(body_of(error)).encode()
         headers = {
-            **error.headers,
+            **headers_of(error),
             "content-type": "application/json",
             "content-length": str(len(body)),
             "x-request-id": make_id(),
@@ -236,7 +237,7 @@ class Connection(HttpToolsProtocol):
 async def _turn_away(scope: Scope, receive: Receive, send: Send) -> None:
     """The app that is served at the limit."""
     response = error_response(TooManyConnections(), scope["path"])
-    response.headers["x-request-id"] = make_id()
+    response.headers.update({"x-request-id": make_id(), "connection": "close"})
     await response(scope, receive, send)
 
 

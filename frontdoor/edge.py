@@ -5,21 +5,19 @@ Knows nothing of routes, keys or bodies.
 """
 
 import logging
-import re
 import time
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from frontdoor.bodies import MAX_SHOWN
 from frontdoor.errors import InvalidRequest, error_response, internal_error
 from frontdoor.hosts import HostNames
 from frontdoor.paths import with_canonical_path
 from frontdoor.scope import header, notes
 from spool import make_id
-
-_SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-MAX_SHOWN_HOST = 100
+from spool.messages import is_sane_client_id
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +36,7 @@ class Edge:
             return
         scope = with_canonical_path(scope, self._v1_names)
         given = header(scope, b"x-request-id")
-        is_new = given is None or _SANE_ID.fullmatch(given) is None
+        is_new = given is None or not is_sane_client_id(given)
         request_id = make_id() if given is None or is_new else given
         left = notes(scope)
         left.update(request_id=request_id, is_request_id_new=is_new)
@@ -81,6 +79,6 @@ def _send_head(send: Send) -> Send:
 
 def _wrong_host(given: str) -> InvalidRequest:
     return InvalidRequest(
-        f"unknown Host header {given[:MAX_SHOWN_HOST]!r}: use localhost, an IP address, a name of this "
+        f"unknown Host header {given[:MAX_SHOWN]!r}: use localhost, an IP address, a name of this "
         "machine or the one set as API_HOST, or list this name in ALLOWED_HOSTS"
     )

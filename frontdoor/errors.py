@@ -1,6 +1,7 @@
-"""Every error a client can get, with its HTTP status and a stable code, and the one place that writes them.
+"""The errors of an HTTP request, and the one place that writes all errors as answers.
 
-    FrontDoorError                      500 internal_error
+    ServiceError (config/errors.py)     500 internal_error
+    ├── SpoolError (spool/errors.py)    429 rate_limit_exceeded, 503 overloaded, 507 disk_full, …
     ├── InvalidRequest                  400 invalid_request_error
     │   ├── ContextLengthExceeded       400 context_length_exceeded
     │   ├── Unauthorized                401 invalid_api_key
@@ -12,21 +13,18 @@
     │   ├── BadHttp                     400 bad_http
     │   ├── BodyTooSlow                 408 body_too_slow
     │   ├── HeadersTooSlow              408 headers_too_slow
-    │   ├── IdempotencyConflict         409 idempotency_conflict  (x-should-retry: false)
     │   ├── Cancelled                   410 cancelled
     │   ├── BodyTooLarge                413 body_too_large
     │   ├── UnsupportedMediaType        415 unsupported_media_type
     │   └── HeadersTooLarge             431 headers_too_large
-    ├── QueueFull                       429 rate_limit_exceeded   (Retry-After)
     ├── GenerationFailed                status and code of the failed Result
-    ├── Overloaded                      503 overloaded, 507 disk_full   (Retry-After)
-    │   └── TooManyConnections          503 overloaded            (Retry-After)
-    ├── RingDown                        503 ring_down             (Retry-After)
-    └── GenerationTimeout               504 timeout               (x-should-retry: false; the request goes on)
+    ├── TooManyConnections              503 overloaded
+    ├── RingDown                        503 ring_down
+    └── GenerationTimeout               504 timeout (the request goes on)
 
 The body is {"error": {"message", "type", "param", "code"}}, as the OpenAI clients read it, but on the paths
-of other APIs (dialects.py); a time-out adds the request's id. Knows nothing of the spool's own exceptions:
-who calls the spool translates them.
+of other APIs (dialects.py); a time-out adds the request's id. The type and most headers follow from the
+status.
 """
 
 import logging
@@ -39,43 +37,25 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from config.errors import SOON_SECONDS, ServiceError
 from frontdoor.dialects import api_not_served, error_body
 
-_ASK_FOR_KEY = {"WWW-Authenticate": "Bearer"}
-_CLOSE = {"Connection": "close"}
-_CLOSE_FOR_GOOD = {"Connection": "close", "x-should-retry": "false"}
-_COME_BACK_LATER = {"Retry-After": "30"}
-_DO_NOT_RETRY = {"x-should-retry": "false"}
-SOON_SECONDS = 2
+_DO_NOT_RETRY = {"x-should-retry": "false"}  # clients retry these by themselves
+_HEADERS = {
+    401: {"WWW-Authenticate": "Bearer"},
+    408: {"Connection": "close", **_DO_NOT_RETRY},
+    409: _DO_NOT_RETRY,
+    504: _DO_NOT_RETRY,
+}
 SERVED = "/generate, /v1/chat/completions, /v1/completions and /v1/models"
 
 log = logging.getLogger(__name__)
 
 
-class FrontDoorError(Exception):
-    """An answer other than the one asked for; `status` and `code` are promises to clients."""
-
-    status = 500
-    code = "internal_error"
-    type = "server_error"
-    headers: Mapping[str, str] = {}
-
-    def __init__(self, message: str, *, param: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.param = param
-
-    def body(self) -> dict[str, Any]:
-        """Return the OpenAI-shaped error object."""
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
-
-
-class InvalidRequest(FrontDoorError):
+class InvalidRequest(ServiceError):
     """The client has to change something before it asks again."""
 
-    status = 400
-    code = "invalid_request_error"
-    type = "invalid_request_error"
+    status, code = 400, "invalid_request_error"
 
 
 class ContextLengthExceeded(InvalidRequest):
@@ -87,23 +67,19 @@ class ContextLengthExceeded(InvalidRequest):
 class Unauthorized(InvalidRequest):
     """Keys are required and none of ours was given."""
 
-    status = 401
-    code = "invalid_api_key"
-    headers = _ASK_FOR_KEY
+    status, code = 401, "invalid_api_key"
 
 
 class ForbiddenOrigin(InvalidRequest):
     """A web page of another site asks through a user's browser."""
 
-    status = 403
-    code = "forbidden_origin"
+    status, code = 403, "forbidden_origin"
 
 
 class NotFound(InvalidRequest):
     """No such path or request."""
 
-    status = 404
-    code = "not_found"
+    status, code = 404, "not_found"
 
 
 class ModelNotFound(NotFound):
@@ -121,8 +97,7 @@ class ApiNotServed(NotFound):
 class MethodNotAllowed(InvalidRequest):
     """The path exists, with other methods."""
 
-    status = 405
-    code = "method_not_allowed"
+    status, code = 405, "method_not_allowed"
 
 
 class BadHttp(InvalidRequest):
@@ -134,125 +109,70 @@ class BadHttp(InvalidRequest):
 class BodyTooSlow(InvalidRequest):
     """The body did not arrive in time."""
 
-    status = 408
-    code = "body_too_slow"
-    headers = _CLOSE_FOR_GOOD
+    status, code = 408, "body_too_slow"
 
 
 class HeadersTooSlow(InvalidRequest):
     """The headers did not arrive in time."""
 
-    status = 408
-    code = "headers_too_slow"
-    headers = _CLOSE_FOR_GOOD
+    status, code = 408, "headers_too_slow"
 
 
 class HeadersTooLarge(InvalidRequest):
     """The headers are over their limit; the rest of them is not read."""
 
-    status = 431
-    code = "headers_too_large"
-
-
-class IdempotencyConflict(InvalidRequest):
-    """The Idempotency-Key belongs to a request that asked for something else."""
-
-    status = 409
-    code = "idempotency_conflict"
-    headers = _DO_NOT_RETRY  # clients retry a 409 by themselves
-
-    def __init__(self) -> None:
-        super().__init__(
-            "this Idempotency-Key was used for a request that asked for something else",
-            param="Idempotency-Key",
-        )
+    status, code = 431, "headers_too_large"
 
 
 class Cancelled(InvalidRequest):
     """Somebody cancelled the request that this client waited for."""
 
-    status = 410
-    code = "cancelled"
+    status, code = 410, "cancelled"
 
 
 class BodyTooLarge(InvalidRequest):
     """The body is over MAX_BODY_BYTES; the rest of it is dropped."""
 
-    status = 413
-    code = "body_too_large"
+    status, code = 413, "body_too_large"
 
 
 class UnsupportedMediaType(InvalidRequest):
     """The body is not declared as JSON."""
 
-    status = 415
-    code = "unsupported_media_type"
+    status, code = 415, "unsupported_media_type"
 
 
-class QueueFull(FrontDoorError):
-    """The spool is at its limit; nothing was accepted."""
-
-    status = 429
-    code = "rate_limit_exceeded"
-    type = "rate_limit_error"
-
-    def __init__(self, message: str, *, retry_seconds: int = SOON_SECONDS) -> None:
-        super().__init__(message)
-        self.headers = {"Retry-After": str(retry_seconds)}
-
-
-class Overloaded(FrontDoorError):
-    """The spool cannot take the request now; nothing was accepted. A full disk has its own code, and 507."""
-
-    status = 503
-    code = "overloaded"
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int = 503,
-        code: str = "overloaded",
-        retry_seconds: int = SOON_SECONDS,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.headers = {"Retry-After": str(retry_seconds)}
-
-
-class TooManyConnections(Overloaded):
+class TooManyConnections(ServiceError):
     """This process serves as many connections as it may; no request was read."""
+
+    status, code = 503, "overloaded"
+    retry_seconds = SOON_SECONDS
 
     def __init__(self) -> None:
         super().__init__("too many connections; come back in a moment")
-        self.headers = {**self.headers, **_CLOSE}
 
 
-class RingDown(FrontDoorError):
+class RingDown(ServiceError):
     """The supervisor has given the ring up; nothing was accepted."""
 
-    status = 503
-    code = "ring_down"
-    headers = _COME_BACK_LATER
+    status, code = 503, "ring_down"
+    retry_seconds = 30
 
 
-class GenerationFailed(FrontDoorError):
+class GenerationFailed(ServiceError):
     """The accepted request ended in an error: status and code are those of its Result."""
 
     def __init__(self, error: Mapping[str, Any]) -> None:
-        super().__init__(str(error.get("message") or "the request failed"))
-        self.status = int(error.get("status") or FrontDoorError.status)
-        self.code = str(error.get("code") or FrontDoorError.code)
-        self.type = "invalid_request_error" if self.status < 500 else FrontDoorError.type
+        status = int(error["status"]) if error.get("status") else None
+        super().__init__(
+            str(error.get("message") or "the request failed"), code=error.get("code"), status=status
+        )
 
 
-class GenerationTimeout(FrontDoorError):
+class GenerationTimeout(ServiceError):
     """No answer within REQUEST_TIMEOUT; the request goes on and can be fetched by its id."""
 
-    status = 504
-    code = "timeout"
-    headers = _DO_NOT_RETRY
+    status, code = 504, "timeout"
 
     def __init__(self, request_id: str, timeout_seconds: float) -> None:
         super().__init__(
@@ -260,26 +180,41 @@ class GenerationTimeout(FrontDoorError):
             f"GET /requests/{request_id} fetches it, DELETE cancels it"
         )
         self.request_id = request_id
-        self.headers = {**self.headers, "Location": f"/requests/{request_id}"}
-
-    def body(self) -> dict[str, Any]:
-        body = super().body()
-        body["error"]["id"] = self.request_id
-        return body
 
 
-def error_response(error: FrontDoorError, path: str) -> JSONResponse:
+def body_of(error: ServiceError) -> dict[str, Any]:
+    """Return the OpenAI-shaped error object."""
+    kind = "invalid_request_error" if error.status < 500 else "server_error"
+    if error.status == 429:
+        kind = "rate_limit_error"
+    said = {"message": str(error), "type": kind, "param": error.param, "code": error.code}
+    if isinstance(error, GenerationTimeout):
+        said["id"] = error.request_id
+    return {"error": said}
+
+
+def headers_of(error: ServiceError) -> dict[str, str]:
+    """Return the headers that go with an error in every API."""
+    headers = dict(_HEADERS.get(error.status, {}))
+    if error.retry_seconds is not None:
+        headers["Retry-After"] = str(error.retry_seconds)
+    if isinstance(error, GenerationTimeout):
+        headers["Location"] = f"/requests/{error.request_id}"
+    return headers
+
+
+def error_response(error: ServiceError, path: str) -> JSONResponse:
     """Write an error the way every route of this path's API does."""
-    body = error_body(path, error.status, error.body())
-    return JSONResponse(body, status_code=error.status, headers=dict(error.headers))
+    body = error_body(path, error.status, body_of(error))
+    return JSONResponse(body, status_code=error.status, headers=headers_of(error))
 
 
-def internal_error() -> FrontDoorError:
-    """What a client is told of an exception that nobody expected."""
-    return FrontDoorError("internal error; the log has the details")
+def internal_error() -> ServiceError:
+    """Stand for an exception that nobody expected."""
+    return ServiceError("internal error; the log has the details")
 
 
-def from_http_exception(exception: HTTPException, path: str) -> FrontDoorError:
+def from_http_exception(exception: HTTPException, path: str) -> ServiceError:
     """Translate what the router itself raises (no route, wrong method)."""
     if exception.status_code == 404:
         api = api_not_served(path)
@@ -294,7 +229,7 @@ def from_http_exception(exception: HTTPException, path: str) -> FrontDoorError:
 
 
 def install_error_handler(app: FastAPI) -> None:
-    """Make every exception below the outermost middleware an answer in its API's shape."""
+    """Make every exception of ours and of the router an answer in its API's shape; Edge has the others."""
 
     async def handle(http: Request, exception: Exception) -> Response:
         path = http.scope["path"]
@@ -304,11 +239,9 @@ def install_error_handler(app: FastAPI) -> None:
             if response.headers.get("allow") == "GET":
                 response.headers["allow"] = "GET, HEAD"
             return response
-        if isinstance(exception, RequestValidationError):
-            return error_response(InvalidRequest("the path or query is not valid"), path)
-        # What is of no kind of ours is raised further by starlette, to the outermost layer, which logs it.
-        known = exception if isinstance(exception, FrontDoorError) else internal_error()
-        return error_response(known, path)
+        if not isinstance(exception, ServiceError):
+            exception = InvalidRequest("the path or query is not valid")
+        return error_response(exception, path)
 
-    for kind in (FrontDoorError, HTTPException, RequestValidationError, Exception):
+    for kind in (ServiceError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, handle)

@@ -8,7 +8,8 @@ but not in the log (the disk was full) are made up for from the result before it
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from frontdoor.errors import FrontDoorError, GenerationFailed
+from config.errors import ServiceError
+from frontdoor.errors import GenerationFailed
 from spool import Result, TokenRecord
 
 
@@ -19,7 +20,7 @@ class Event:
     records: tuple[TokenRecord, ...] = ()
     is_reset: bool = False
     result: Result | None = None
-    error: FrontDoorError | None = None
+    error: ServiceError | None = None
 
     @property
     def is_news(self) -> bool:

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from frontdoor.ring_status import RingStatus
-from spool import EntryName, Spool
+from config.errors import SOON_SECONDS
+from frontdoor.ring_status import RingStatus, mapping, number
+from spool import Spool
 
 WINDOW_SECONDS = 60.0
 MAX_STRETCH_SECONDS = 5.0  # between two looks; in a longer one the ring may have been idle
 MAX_LISTING_AGE_SECONDS = 1.0
-DEFAULT_RETRY_SECONDS = 2
 MAX_RETRY_SECONDS = 120
 RETRY_SHARE = 0.1  # of the queue: all who were refused come back together, so one free place is not enough
 
@@ -52,12 +52,12 @@ class DrainMeter:
 
     def look(self, ring: Mapping[str, Any]) -> None:
         """Take in rank 0's status; the same one twice counts once."""
-        queue, totals = _mapping(ring.get("queue")), _mapping(ring.get("totals"))
+        queue, totals = mapping(ring.get("queue")), mapping(ring.get("totals"))
         look = _Look(
-            at=_number(ring.get("updated_unix")),
+            at=number(ring.get("updated_unix")),
             life=(ring.get("epoch"), ring.get("started_unix")),  # its totals begin at 0
-            num_ended=sum(map(_number, _mapping(totals.get("requests")).values())),
-            has_work=_number(queue.get("num_running")) + _number(queue.get("num_waiting")) > 0,
+            num_ended=sum(map(number, mapping(totals.get("requests")).values())),
+            has_work=number(queue.get("num_running")) + number(queue.get("num_waiting")) > 0,
         )
         last, self._last = self._last, look
         if last is None or last.life != look.life:
@@ -97,7 +97,7 @@ class Forecast:
         self.look()
         now = time.monotonic()
         if is_exact or now - self._listed_at > MAX_LISTING_AGE_SECONDS:
-            self._places = {found: position for position, found in enumerate(self._waiting_ids())}
+            self._places = {found: position for position, found in enumerate(self._spool.waiting_ids())}
             self._listed_at = now
         position = self._places.get(request_id)
         if position is None:
@@ -105,29 +105,11 @@ class Forecast:
         rate = self._meter.requests_per_second()
         return Place(position, None if rate is None else round((position + 1) / rate, 1))
 
-    def _waiting_ids(self) -> list[str]:
-        """The queue in order; a request that is worked on keeps its name in incoming/."""
-        folder = self._spool.folder
-        active, incoming = (
-            [name for name in map(EntryName.parse, sorted(self._spool.names(part))) if name is not None]
-            for part in (folder.active, folder.incoming)
-        )
-        claimed = {name.id for name in active}
-        return [name.id for name in incoming if name.id not in claimed]
-
     def retry_after_seconds(self) -> int:
         """Return when there will be room again for a good part of those who are refused now."""
         self.look()
         rate = self._meter.requests_per_second()
         if rate is None:
-            return DEFAULT_RETRY_SECONDS
-        num_waiting = _number(_mapping(self._ring_status.ring().get("queue")).get("num_waiting"))
+            return SOON_SECONDS
+        num_waiting = number(mapping(self._ring_status.ring().get("queue")).get("num_waiting"))
         return math.ceil(min(max(1.0, num_waiting * RETRY_SHARE) / rate, MAX_RETRY_SECONDS))
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0

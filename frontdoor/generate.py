@@ -11,10 +11,11 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
 from config import Settings
+from config.errors import ServiceError
 from frontdoor.accepting import Accepted, Draft, accept
 from frontdoor.answering import stream_answer, wait_for_result
 from frontdoor.bodies import json_body, read_json
-from frontdoor.errors import FrontDoorError, InvalidRequest
+from frontdoor.errors import InvalidRequest, body_of
 from frontdoor.events import data_frame, to_json
 from frontdoor.schemas import GenerateBody
 from frontdoor.state import FrontDoor, caller, front_door
@@ -126,5 +127,5 @@ class NativeRenderer:
     def done(self, result: Result) -> bytes:
         return data_frame(to_json(answer(result, seed=self._seed)), event="done")
 
-    def error(self, error: FrontDoorError) -> bytes:
-        return data_frame(to_json(error.body()), event="error")
+    def error(self, error: ServiceError) -> bytes:
+        return data_frame(to_json(body_of(error)), event="error")

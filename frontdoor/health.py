@@ -12,6 +12,7 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse
 
+from config.errors import SOON_SECONDS
 from frontdoor import VERSION
 from frontdoor.ring_status import Readiness
 from frontdoor.state import FrontDoor, front_door
@@ -80,7 +81,7 @@ def _respond(readiness: Readiness, details: dict[str, Any]) -> JSONResponse:
     body = {"status": readiness.state, "reason": readiness.reason, **details}
     if readiness.is_ready:
         return JSONResponse(body)
-    return JSONResponse(body, status_code=503, headers={"Retry-After": "2"})
+    return JSONResponse(body, status_code=503, headers={"Retry-After": str(SOON_SECONDS)})
 
 
 def _uptime_s(front: FrontDoor) -> float:

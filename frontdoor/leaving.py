@@ -1,82 +1,80 @@
 """Clients that went away: their requests are cancelled, after a grace time where they may come back.
 
-A client comes back by fetching its request, which takes the cancellation back for good, or by attaching to
-it, which puts it off for as long as somebody is attached, at this front door or at another. Only a request
-whose own client left is ever cancelled: one that was asked for in the background is not. Knows request ids
-and one call to make; knows nothing of connections.
+The spool holds the moment of the end, so that it comes whatever becomes of this process. A client comes back
+by fetching its request, which takes the end back for good, or by attaching to it: while somebody is attached
+here, `look` takes back what any front door has asked for, and the last one who leaves asks for it anew. Only
+a request whose own client left is ever cancelled: one that was asked for in the background is not. Knows
+request ids and the spool; knows nothing of connections.
 """
 
-import asyncio
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from frontdoor.attendance import Attendance
+from spool import Spool, SpoolUnavailable
 
-LOOK_AGAIN_SECONDS = 0.5
+log = logging.getLogger(__name__)
 
 
 class Leavers:
-    """Timers by request id. A process that ends leaves the requests alone: they go on and can be fetched.
+    """Who is attached here. `grace_seconds` may change; it counts for who leaves from then on."""
 
-    `grace_seconds` may change; it counts for who leaves from then on.
-    """
-
-    def __init__(
-        self, cancel: Callable[[str], None], *, grace_seconds: float, attendance: Attendance
-    ) -> None:
-        self._cancel = cancel
+    def __init__(self, spool: Spool, *, grace_seconds: float) -> None:
+        self._spool = spool
         self.grace_seconds = grace_seconds
-        self._attendance = attendance
-        self._timers: dict[str, asyncio.TimerHandle | None] = {}  # None while somebody is attached
         self._num_attached: Counter[str] = Counter()
+        self._left: set[str] = set()  # of those attached here: their own client went away
 
     def left(self, request_id: str, *, may_return: bool = True) -> None:
         """Cancel the request when the grace time is over, or now where its client has no way back."""
-        self.came_back(request_id)
-        grace_seconds = self.grace_seconds if may_return else 0.0
-        is_kept = self._num_attached[request_id] > 0
-        self._timers[request_id] = None if is_kept else self._start(request_id, grace_seconds)
+        if self._num_attached[request_id]:
+            self._left.add(request_id)
+        else:
+            self._cancel(request_id, self.grace_seconds if may_return else 0.0)
 
     def came_back(self, request_id: str) -> None:
         """Forget that its client left."""
-        timer = self._timers.pop(request_id, None)
-        if timer is not None:
-            timer.cancel()
+        self._left.discard(request_id)
+        self._keep(request_id)
 
     @contextmanager
-    def attached(self, request_id: str) -> Iterator[None]:
-        """Keep the request from being cancelled until the block ends."""
-        timer = self._timers.get(request_id)
-        if timer is not None:
-            timer.cancel()
-            self._timers[request_id] = None
+    def attached(self, request_id: str, *, is_new: bool = False) -> Iterator[None]:
+        """Keep the request from being cancelled until the block ends; nobody can have left a new one."""
         self._num_attached[request_id] += 1
+        if not is_new and self._keep(request_id):
+            self._left.add(request_id)
         try:
-            with self._attendance.attend(request_id):
-                yield
+            yield
         finally:
             self._num_attached[request_id] -= 1
             if not self._num_attached[request_id]:
                 del self._num_attached[request_id]
-                if request_id in self._timers:
-                    self._timers[request_id] = self._start(request_id, self.grace_seconds)
+                if request_id in self._left:
+                    self._left.discard(request_id)
+                    self._cancel(request_id, self.grace_seconds)
 
-    def stop(self) -> None:
-        """Forget everything."""
-        for timer in self._timers.values():
-            if timer is not None:
-                timer.cancel()
-        self._timers.clear()
-        self._attendance.close()
-
-    def _start(self, request_id: str, grace_seconds: float) -> asyncio.TimerHandle:
-        return asyncio.get_running_loop().call_later(grace_seconds, self._on_timer, request_id)
-
-    def _on_timer(self, request_id: str) -> None:
-        if self._attendance.is_attended(request_id):  # at another front door: nothing tells us when it ends
-            grace_seconds = max(self.grace_seconds, LOOK_AGAIN_SECONDS)
-            self._timers[request_id] = self._start(request_id, grace_seconds)
+    def look(self) -> None:
+        """Take back that a request be cancelled to which somebody is attached here; now and then."""
+        try:
+            ending = self._spool.ending_later()
+        except SpoolUnavailable as error:
+            log.warning("cannot look for requests that are about to be cancelled: %s", error)
             return
-        del self._timers[request_id]
-        self._cancel(request_id)
+        for request_id in ending & self._num_attached.keys():
+            self._keep(request_id)
+            self._left.add(request_id)
+
+    def _keep(self, request_id: str) -> bool:
+        try:
+            return self._spool.keep(request_id)
+        except SpoolUnavailable as error:
+            log.warning("request %s may be cancelled, though its client is back: %s", request_id, error)
+            return False
+
+    def _cancel(self, request_id: str, after_seconds: float) -> None:
+        try:
+            if self._spool.cancel(request_id, after_seconds=after_seconds):
+                log.info("request %s is cancelled in %g s: its client left", request_id, after_seconds)
+        except SpoolUnavailable as error:
+            log.warning("request %s, whose client left, cannot be cancelled: %s", request_id, error)

@@ -4,19 +4,14 @@ The spool is the only memory there is: what one front door accepted, every other
 request of another key does not exist. Knows the spool's files; nothing of HTTP.
 """
 
-import contextlib
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
-from frontdoor.errors import FrontDoorError, NotFound, Overloaded
-from spool import CorruptRequest, Request, Result, Spool, SpoolUnavailable, State
-from spool.admission import MAX_REQUEST_BYTES
-from spool.fsio import NotPlainFile
-from spool.names import is_entry_name
+from frontdoor.errors import NotFound
+from spool import CorruptRequest, Request, Result, Spool, State
 
 _ID = re.compile(r"(?:chatcmpl-|cmpl-)?([0-9a-f]{32})")
-_NUM_TRIES = 3  # a scan that races a rename may miss a name
+_NUM_TRIES = 3  # it may end between two looks
 
 
 @dataclass(frozen=True)
@@ -37,17 +32,12 @@ def find_owned(spool: Spool, text: str, *, owner: str) -> Found:
 
     Raises:
         NotFound: no id, unknown, or another key's.
-        Overloaded, FrontDoorError: the disk does not let us look.
+        SpoolUnavailable, CorruptRequest: the disk does not let us look.
     """
     match = _ID.fullmatch(text)
     if match is None:
         raise unknown()
-    try:
-        found = find(spool, match[1])
-    except SpoolUnavailable as error:
-        raise Overloaded(f"the request cannot be looked up now: {error}") from error
-    except CorruptRequest as error:
-        raise FrontDoorError("the result of this request is damaged") from error
+    found = find(spool, match[1])
     if found is None or not may_see(found, owner):
         raise unknown()
     return found
@@ -70,12 +60,15 @@ def find(spool: Spool, request_id: str) -> Found | None:
         result = spool.read_result(request_id)
         if result is not None:
             return _of_result(result)
-        for folder, state in ((spool.folder.active, "active"), (spool.folder.incoming, "waiting")):
-            for name in spool.names(folder):
-                if request_id not in name or not is_entry_name(name):
-                    continue
-                with contextlib.suppress(FileNotFoundError):  # renamed meanwhile: look again
-                    return _of_file(spool, request_id, folder / name, state)  # type: ignore[arg-type]
+        state = spool.state(request_id)
+        if state is None:
+            return None
+        try:
+            request = spool.read_request(request_id)
+        except CorruptRequest:
+            return Found(request_id, state, None)
+        if state != "done" and request is not None:
+            return _of_request(request, state)
     return None
 
 
@@ -92,14 +85,6 @@ def _of_result(result: Result) -> Found:
     return Found(result.id, "done", result.owner, result.seed, created_unix, num_tokens, result)
 
 
-def _of_file(spool: Spool, request_id: str, path: Path, state: State) -> Found:
-    try:
-        request = Request.from_json(spool.fs.read(path, MAX_REQUEST_BYTES))
-    except FileNotFoundError:
-        raise
-    except (CorruptRequest, NotPlainFile):
-        return Found(request_id, state, None)
-    except OSError as error:
-        raise SpoolUnavailable.from_os_error("look up a request", error) from error
+def _of_request(request: Request, state: State) -> Found:
     num_tokens = len(request.token_ids or ())
-    return Found(request_id, state, request.owner, request.params.seed, request.created_unix, num_tokens)
+    return Found(request.id, state, request.owner, request.params.seed, request.created_unix, num_tokens)

@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from frontdoor import VERSION
-from frontdoor.ring_status import RingStatus
+from frontdoor.ring_status import RingStatus, mapping, number
 from frontdoor.state import front_door
 
 router = APIRouter()
@@ -50,19 +50,19 @@ class RingCollector(Collector):
         yield build
         if ring:
             yield from _of_queue(ring)
-            yield from _of_totals(_mapping(ring.get("totals")))
-            yield from _of_results(_mapping(ring.get("results")))
+            yield from _of_totals(mapping(ring.get("totals")))
+            yield from _of_results(mapping(ring.get("results")))
             yield from _of_ranks(ring, is_ready=is_ready)
 
 
 def _of_queue(ring: Mapping[str, Any]) -> Iterator[Metric]:
-    queue, kv = _mapping(ring.get("queue")), _mapping(ring.get("kv"))
+    queue, kv = mapping(ring.get("queue")), mapping(ring.get("kv"))
     yield _gauge("ring_num_requests_running", "Requests being generated.", queue.get("num_running"))
     yield _gauge("ring_num_requests_waiting", "Requests waiting in the spool.", queue.get("num_waiting"))
     yield _gauge(
         "ring_queue_oldest_seconds", "Age of the oldest waiting request.", queue.get("oldest_wait_s")
     )
-    share = _number(kv.get("num_tokens")) / max(1.0, _number(kv.get("max_tokens")))
+    share = number(kv.get("num_tokens")) / max(1.0, number(kv.get("max_tokens")))
     yield _gauge("ring_kv_cache_usage_perc", "Used share of the KV cache, 0 to 1.", share)
     yield _counter(
         "ring_num_preemptions", "Running requests put back for want of KV.", kv.get("num_preemptions")
@@ -78,8 +78,8 @@ def _of_totals(totals: Mapping[str, Any]) -> Iterator[Metric]:
     finished = CounterMetricFamily(
         "ring_request_success", "Finished requests by reason.", labels=["finished_reason"]
     )
-    for reason, count in _mapping(totals.get("requests")).items():
-        finished.add_metric([str(reason)], _number(count))
+    for reason, count in mapping(totals.get("requests")).items():
+        finished.add_metric([str(reason)], number(count))
     yield finished
 
 
@@ -91,7 +91,7 @@ def _of_results(results: Mapping[str, Any]) -> Iterator[Metric]:
         "ring_results_removed", "Results removed by age, or early by size.", labels=["reason"]
     )
     for reason in ("age", "size"):
-        removed.add_metric([reason], _number(results.get(f"removed_by_{reason}")))
+        removed.add_metric([reason], number(results.get(f"removed_by_{reason}")))
     yield removed
 
 
@@ -103,24 +103,16 @@ def _of_ranks(ring: Mapping[str, Any], *, is_ready: bool) -> Iterator[Metric]:
     for entry in ring.get("ranks") or []:
         rank = str(entry.get("rank"))
         up.add_metric([rank, str(entry.get("host", ""))], float(is_ready))
-        busy.add_metric([rank], _number(entry.get("busy_ratio")))
-        layers.add_metric([rank], _number(entry.get("num_layers")))
-        memory.add_metric([rank, "weights"], _number(entry.get("weights_bytes")))
-        memory.add_metric([rank, "process"], _number(entry.get("memory_bytes")))
+        busy.add_metric([rank], number(entry.get("busy_ratio")))
+        layers.add_metric([rank], number(entry.get("num_layers")))
+        memory.add_metric([rank, "weights"], number(entry.get("weights_bytes")))
+        memory.add_metric([rank, "process"], number(entry.get("memory_bytes")))
     yield from (up, busy, layers, memory)
 
 
 def _gauge(name: str, text: str, value: object) -> Metric:
-    return GaugeMetricFamily(name, text, value=_number(value))
+    return GaugeMetricFamily(name, text, value=number(value))
 
 
 def _counter(name: str, text: str, value: object) -> Metric:
-    return CounterMetricFamily(name, text, value=_number(value))
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
+    return CounterMetricFamily(name, text, value=number(value))

@@ -14,13 +14,12 @@ from fastapi import Request as HttpRequest
 
 from frontdoor.accepting import Accepted
 from frontdoor.answering import stream_answer
-from frontdoor.errors import InvalidRequest, Overloaded
+from frontdoor.errors import InvalidRequest
 from frontdoor.events import EventStream
 from frontdoor.generate import NativeRenderer, answer, describe_place
 from frontdoor.lookup import Found, find_owned
 from frontdoor.scope import notes
 from frontdoor.state import FrontDoor, front_door, owner_of
-from spool import SpoolUnavailable
 
 _INDEX = re.compile(r"[0-9]{1,9}")
 
@@ -44,10 +43,7 @@ async def cancel_request(http: HttpRequest, request_id: str) -> dict[str, Any]:
     front = front_door(http)
     found = find_owned(front.spool, request_id, owner=owner_of(http))
     front.leavers.came_back(found.id)
-    try:
-        is_cancelled = front.spool.cancel(found.id)
-    except SpoolUnavailable as error:
-        raise Overloaded(f"the request cannot be cancelled now: {error}") from error
+    is_cancelled = front.spool.cancel(found.id)
     after = find_owned(front.spool, found.id, owner=owner_of(http))
     if found.result is None and after.result is not None:  # rank 0 was quicker than our own look
         is_cancelled = after.result.finish_reason == "cancelled"

@@ -103,14 +103,14 @@ def judge(ring: Mapping[str, Any], supervisor: Mapping[str, Any], *, now_unix: f
     if not ring:
         return Readiness("down", said or "rank 0 has not said anything yet")
     phase = str(ring.get("phase") or "down")
-    silence = abs(now_unix - _number(ring.get("updated_unix")))
+    silence = abs(now_unix - number(ring.get("updated_unix")))
     if silence > MAX_SILENCE_SECONDS and phase not in ("stopped", "failed"):
         return Readiness("down", said or f"rank 0 has said nothing for {silence:.0f} s")
     if phase != "ready":
         return Readiness(phase, str(ring.get("reason") or said or f"the ring is {phase}"))
-    if supervisor and _number(ring.get("epoch")) < _number(supervisor.get("epoch")):
+    if supervisor and number(ring.get("epoch")) < number(supervisor.get("epoch")):
         return Readiness("down", said or "a new ring is being started")
-    lap_age = now_unix - _number(ring.get("last_lap_unix"))
+    lap_age = now_unix - number(ring.get("last_lap_unix"))
     if lap_age > MAX_SILENCE_SECONDS:
         return Readiness("stalled", f"no lap of the ring for {lap_age:.0f} s")
     return Readiness("ready", None)
@@ -136,5 +136,11 @@ def _is_alive(supervisor: Mapping[str, Any]) -> bool:
     return True
 
 
-def _number(value: object) -> float:
+def mapping(value: object) -> Mapping[str, Any]:
+    """Return an object of a status file; nothing in it where it is none."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def number(value: object) -> float:
+    """Return a number of a status file; 0 where it is none."""
     return float(value) if isinstance(value, int | float) else 0.0

@@ -1,14 +1,10 @@
 """What our layers read from an ASGI scope and leave in it for the endpoints, in `scope["state"]`:
 
-    received_unix       when the request's first bytes came                          (Connection)
-    is_whole            its body is here as well: nothing is left to wait for        (Connection)
-    request_id          of the HTTP request: what the client sent, or a new one      (Edge)
-    is_request_id_new   it was made here                                             (Edge)
-    is_event_stream     its answer is one: a comment fits between two frames         (EventStream)
-    owner               whose request it is; "" where no keys are asked for          (Gate)
-
-Every request passes here, mostly after a pause, when the processor's caches belong to others: a function
-costs what is read of it for the first time. starlette's `Headers` and `State` cost five a look-up.
+received_unix       when the request's first bytes came                          (Connection)
+request_id          of the HTTP request: what the client sent, or a new one      (Edge)
+is_request_id_new   it was made here                                             (Edge)
+is_event_stream     its answer is one: a comment fits between two frames         (EventStream)
+owner               whose request it is; "" where no keys are asked for          (Gate)
 """
 
 from typing import Any

@@ -61,16 +61,13 @@ class FrontDoor:
 
     def start(self) -> None:
         """Begin to listen; needs the running event loop."""
-        self.listener.start()
-        self.spool.prepare()
+        self.listener.start(self.leavers.look)
         self.workers.submit(self.tokenizer.hasten)
 
     def stop(self) -> None:
         """Stop listening; accepted requests stay in the spool and go on."""
-        self.leavers.stop()
         self.listener.stop()
         self.workers.shutdown(wait=False, cancel_futures=True)
-        self.spool.close()
 
 
 def front_door(http: Request) -> FrontDoor:

@@ -7,10 +7,9 @@ files, not HTTP: what becomes of the news is the business of who holds the watch
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from frontdoor.errors import FrontDoorError
 from spool import (
     Doorbell,
     LogCut,
@@ -34,7 +33,7 @@ class Watch:
         self.log_reader = log_reader
         self.records: list[TokenRecord] = []
         self.result: Result | None = None
-        self.failure: FrontDoorError | None = None
+        self.failure: SpoolError | None = None
         self.is_reset = False
         self.is_client_gone = False
         self.is_unreadable = False
@@ -80,8 +79,9 @@ class Listener:
         self._rescan: asyncio.TimerHandle | None = None
         self._bell: Doorbell | None = None
 
-    def start(self) -> None:
+    def start(self, on_rescan: Callable[[], None] = lambda: None) -> None:
         """Begin to listen, in the running event loop."""
+        self._also = on_rescan
         self._bell = self._spool.listen(make_door_name())
         asyncio.get_running_loop().add_reader(self._bell.fileno(), self._on_bell)
 
@@ -141,7 +141,7 @@ class Listener:
             watch.is_unreadable = True
         except SpoolError as error:
             log.warning("cannot read the answer of request %s: %s", watch.request_id, error)
-            watch.failure = FrontDoorError("the answer cannot be read; the log has the details")
+            watch.failure = error
         if watch.result is not None or watch.records or watch.failure is not None:
             watch.wake()
 
@@ -157,5 +157,6 @@ class Listener:
 
     def _on_rescan(self) -> None:
         self._rescan = None
+        self._also()
         self._look()
         self._schedule_rescan()

@@ -3,9 +3,9 @@ answered.
 
 Front doors use `Spool` (submit, cancel, look up, follow tokens), rank 0 uses `SpoolOwner` (claim, complete,
 recover). Files: folder.py (where things lie, what may be a spool), names.py, messages.py (Request, Result),
-idempotency.py, token_log.py, doorbell.py (waking); for the owner claim.py, by_hand.py (prompt files),
-results.py, quarantine.py, sweep.py (age and room); errors.py, fsio.py (every system call). It never imports
-MLX and knows no HTTP.
+idempotency.py, token_log.py, doorbell.py (waking); for the owner lock.py, claim.py, by_hand.py (prompt
+files), results.py, quarantine.py, sweep.py (age and room); errors.py, fsio.py (every system call). It never
+imports MLX and knows no HTTP.
 """
 
 from spool.admission import DiskLimits
@@ -23,8 +23,8 @@ from spool.errors import (
     SpoolUnavailable,
 )
 from spool.fsio import FileSystem
-from spool.messages import FinishReason, Request, Result, SamplingParams, Usage
-from spool.names import MAX_SOLO_CRASHES, EntryName, check_id, is_id, make_id
+from spool.messages import Request, Result, SamplingParams, Usage
+from spool.names import MAX_SOLO_CRASHES, EntryName, is_id, make_id
 from spool.owner import SpoolOwner
 from spool.spool import Depth, Durability, Spool, State
 from spool.sweep import Swept
@@ -42,7 +42,6 @@ __all__ = [
     "Durability",
     "EntryName",
     "FileSystem",
-    "FinishReason",
     "HandDefaults",
     "IdempotencyConflict",
     "LogCut",
@@ -63,7 +62,6 @@ __all__ = [
     "TokenLogWriter",
     "TokenRecord",
     "Usage",
-    "check_id",
     "is_id",
     "make_door_name",
     "make_id",

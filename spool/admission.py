@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from spool.errors import SpoolFull, SpoolUnavailable
@@ -52,11 +53,12 @@ class Admission:
         self._num_counted = 0  # waiting at the last look, and taken since
         self._num_counted_bytes = 0
 
-    def hold(self, num_bytes: int) -> None:
-        """Hold a place until `let_go` for a file about to be published; other threads count it.
+    @contextlib.contextmanager
+    def holding(self, num_bytes: int) -> Iterator[None]:
+        """Hold a place for a file that the block publishes; other threads count it.
 
-        A file between its publication and `let_go` counts twice at a look, so under pressure one may be
-        refused too early.
+        A file that is published and still held counts twice at a look, so under pressure one may be refused
+        too early.
 
         Raises:
             SpoolFull: over the count or byte limit.
@@ -73,12 +75,12 @@ class Admission:
             self._num_counted_bytes += num_bytes
             self._num_held += 1
             self._num_held_bytes += num_bytes
-
-    def let_go(self, num_bytes: int) -> None:
-        """The file is published, or will not be."""
-        with self._lock:
-            self._num_held -= 1
-            self._num_held_bytes -= num_bytes
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_held -= 1
+                self._num_held_bytes -= num_bytes
 
     def check_disk(self) -> None:
         """Raise SpoolUnavailable where nothing is accepted for want of disk, however small."""

@@ -1,8 +1,8 @@
 """Doorbells: "look again", between processes, in tens of microseconds.
 
 A bell is a Unix datagram socket in bell/. Rank 0 listens at `rank0`, a front door at `door-<pid>-<random>`.
-A ring may be lost and is no more than a hint, such as the name of a file that is new: the spool's folders
-are the truth, a rescan every poll interval the safety net.
+A ring says nothing more and may be lost: the spool's folders are the truth, a rescan every poll interval the
+safety net.
 
 A socket's path must be shorter than 104 bytes (macOS). Where bell/ is too deep for that, the sockets lie in
 a private folder under /tmp, and bell/PATH names it. A socket is bound under a hidden name and renamed into
@@ -23,7 +23,6 @@ from spool.fsio import FileSystem, NotPlainFile, join
 RANK0 = "rank0"
 DOOR_PREFIX = "door-"
 MAX_PATH_BYTES = 103
-MAX_HINT_BYTES = 128
 _MAX_NAME_BYTES = 24  # the longest name: hidden, of a door, with a pid of 7 digits
 _LISTENS = frozenset(
     {errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS}
@@ -56,18 +55,15 @@ class Doorbell:
         """The descriptor that becomes readable when someone rings."""
         return self._socket.fileno()
 
-    def hear(self) -> list[str]:
-        """Take all rings that are waiting; the hint of each, mostly ""."""
-        hints = []
-        while True:
-            try:
-                hints.append(self._socket.recv(MAX_HINT_BYTES).decode("ascii", "replace"))
-            except BlockingIOError:
-                return hints
-
     def drain(self) -> int:
         """Take all rings that are waiting; their number."""
-        return len(self.hear())
+        num_rings = 0
+        while True:
+            try:
+                self._socket.recv(1)
+            except BlockingIOError:
+                return num_rings
+            num_rings += 1
 
     def close(self) -> None:
         """Stop listening. The name is removed unless another bell has taken it."""
@@ -84,12 +80,12 @@ class Doorbell:
         self.close()
 
 
-def ring(folder: Path, name: str, fs: FileSystem | None = None, *, hint: str = "") -> bool:
+def ring(folder: Path, name: str, fs: FileSystem | None = None) -> bool:
     """Ring one bell; whether someone listens there. Never raises: the next rescan finds what is new."""
     fs = fs or FileSystem()
     try:
         place = _find_place(folder, fs)
-        return place is not None and _is_heard(fs.ring_bells([join(place, name)], hint.encode())[0])
+        return place is not None and _is_heard(fs.ring_bells([join(place, name)])[0])
     except OSError:
         return False
 

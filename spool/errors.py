@@ -1,16 +1,13 @@
-"""What can go wrong in the spool, as one small tree.
+"""What can go wrong in the spool, a branch of the tree in config/errors.py.
 
-SpoolError
-├── SpoolRefused         the folder cannot be a spool here (other version, network file system, not ours)
-├── SpoolLocked          another process owns it
-├── SpoolFull            over a limit of the queue: come back later
-├── IdempotencyConflict  the key was used for another request body
-├── SpoolUnavailable     the disk or the system said no; what was being done may be tried again
-├── CorruptRequest       a request or result file that is not what its checksum says
-└── LogCut               a token log lost tokens that a reader had already seen
-
-Each class has the HTTP status and the stable code that a front door answers with. It knows nothing of HTTP
-beyond that.
+SpoolError               500 spool_error
+├── SpoolRefused         500 spool_refused         the folder cannot be a spool here; ends the start
+├── SpoolLocked          500 spool_locked          another process owns it; ends the start
+├── SpoolFull            429 rate_limit_exceeded   over a limit of the queue: come back later
+├── IdempotencyConflict  409 idempotency_conflict  the key was used for another request body
+├── SpoolUnavailable     503 overloaded, 507 disk_full, …  the disk or the system said no; try again
+├── CorruptRequest       500 corrupt               a file that is not what its checksum says
+└── LogCut               500 reset                 a token log lost tokens that a reader had already seen
 """
 
 from __future__ import annotations
@@ -20,9 +17,11 @@ import errno
 import os
 from collections.abc import Iterator
 
+from config.disk_trouble import NO_ROOM
+from config.errors import SOON_SECONDS, ServiceError
+
 _CODES = {
-    errno.ENOSPC: ("disk_full", 507),
-    errno.EDQUOT: ("disk_full", 507),
+    **dict.fromkeys(NO_ROOM, ("disk_full", 507)),
     errno.EROFS: ("read_only", 503),
     errno.EMFILE: ("too_many_files", 503),
     errno.ENFILE: ("too_many_files", 503),
@@ -30,7 +29,6 @@ _CODES = {
     errno.EACCES: ("no_permission", 503),
     errno.EPERM: ("no_permission", 503),
 }
-DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @contextlib.contextmanager
@@ -42,10 +40,9 @@ def system_trouble(doing: str) -> Iterator[None]:
         raise SpoolUnavailable.from_os_error(doing, error) from error
 
 
-class SpoolError(Exception):
+class SpoolError(ServiceError):
     """The root of everything the spool raises on purpose."""
 
-    status = 500
     code = "spool_error"
 
 
@@ -69,32 +66,27 @@ class SpoolLocked(SpoolError):
 class SpoolFull(SpoolError):
     """The queue is at its limit; the request was not accepted."""
 
-    status = 429
-    code = "queue_full"
+    status, code = 429, "rate_limit_exceeded"
+    retry_seconds = SOON_SECONDS
 
 
 class IdempotencyConflict(SpoolError):
     """The idempotency key stands for a request with another body; nothing was accepted."""
 
-    status = 409
-    code = "idempotency_conflict"
+    status, code = 409, "idempotency_conflict"
+    param = "Idempotency-Key"
 
 
 class SpoolUnavailable(SpoolError):
     """The disk or the system refused; `code` says what, `status` is 507 for a full disk and 503 else."""
 
-    status = 503
-    code = "spool_unavailable"
-
-    def __init__(self, message: str, *, code: str = "spool_unavailable", status: int = 503) -> None:
-        super().__init__(message)
-        self.code = code
-        self.status = status
+    status, code = 503, "overloaded"
+    retry_seconds = SOON_SECONDS
 
     @classmethod
     def from_os_error(cls, doing: str, error: OSError) -> SpoolUnavailable:
         """Name what was being done and what the system said, without any path a client may have caused."""
-        code, status = _CODES.get(error.errno or 0, ("spool_unavailable", 503))
+        code, status = _CODES.get(error.errno or 0, (cls.code, cls.status))
         reason = os.strerror(error.errno) if error.errno else type(error).__name__
         return cls(f"cannot {doing}: {reason}", code=code, status=status)
 

@@ -7,7 +7,7 @@
     tmp/               files being written; incoming/ requests waiting; active/ requests claimed
     stream/{id}        token logs; done/{id}.json results; asked/{id}.json what was asked, kept as long
     bad/               what did not belong here
-    cancel/{id}        markers; idem/ idempotency keys; bell/ doorbells
+    cancel/            wishes to stop (names.py); idem/ idempotency keys; bell/ doorbells
 
 All of it is one local file system, folder 0700, files 0600. Renames and links between the folders are what
 makes every step of a request atomic, so network file systems (locks and renames that are not) and FAT (no
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import stat
 from pathlib import Path
 
@@ -29,45 +30,13 @@ FOLDERS = ("tmp", "incoming", "active", "stream", "done", "asked", "bad", "cance
 _FAT = frozenset({"exfat", "fat", "fuse.exfat", "msdos", "umsdos", "vfat"})
 _NETWORK = frozenset(
     {
-        "9p",
-        "acfs",
-        "afpfs",
-        "afs",
-        "beegfs",
-        "ceph",
-        "cifs",
-        "coda",
-        "davfs",
-        "ftp",
-        "fuse.ceph",
-        "fuse.davfs",
+        "9p", "acfs", "afpfs", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "ftp", "fuse.ceph",
+        "fuse.davfs", "fuse.gcsfuse", "fuse.glusterfs", "fuse.goofys", "fuse.grpcfuse", "fuse.rclone",
+        "fuse.s3fs", "fuse.sshfs", "glusterfs", "gpfs", "lustre", "macfuse", "ncpfs", "nfs", "nfs4", "ocfs2",
+        "osxfuse", "smb2", "smb3", "smbfs", "webdav",
     }
-    | {
-        "fuse.gcsfuse",
-        "fuse.glusterfs",
-        "fuse.goofys",
-        "fuse.grpcfuse",
-        "fuse.rclone",
-        "fuse.s3fs",
-        "fuse.sshfs",
-    }
-    | {
-        "glusterfs",
-        "gpfs",
-        "lustre",
-        "macfuse",
-        "ncpfs",
-        "nfs",
-        "nfs4",
-        "ocfs2",
-        "osxfuse",
-        "smb2",
-        "smb3",
-        "smbfs",
-    }
-    | {"webdav"}
-)
-_MAX_NOTE_BYTES = 64
+)  # fmt: skip
+MAX_NOTE_BYTES = 64
 _log = logging.getLogger(__name__)
 
 
@@ -97,6 +66,10 @@ class SpoolFolder:
     def request(self, id: str) -> str:
         """Where the file of an answered request lies. The id must have been checked."""
         return join(self.asked, f"{id}.json")
+
+    def temporary(self) -> str:
+        """Make up a path for a file that is being written; nobody else has it."""
+        return join(self.tmp, f"{os.getpid()}-{secrets.token_hex(8)}")
 
 
 def list_names(folder: Path, fs: FileSystem) -> list[str]:
@@ -161,7 +134,7 @@ def _check_version(root: Path, fs: FileSystem, *, is_synced: bool) -> None:
         finally:
             fs.unlink(fresh)
     try:
-        found = fs.read(path, _MAX_NOTE_BYTES)
+        found = fs.read(path, MAX_NOTE_BYTES)
     except NotPlainFile as error:
         raise SpoolRefused(f"{path} is {error}") from error
     if found != VERSION:

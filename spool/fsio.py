@@ -87,20 +87,9 @@ class FileSystem:
             return False
         return True
 
-    def is_open_file_deleted(self, fd: int) -> bool:
-        """Whether the open file has lost its last name."""
-        return os.fstat(fd).st_nlink == 0
-
     def write_new(self, path: AnyPath, data: bytes, *, is_synced: bool) -> None:
         """Write a file that must not exist yet; with `is_synced` it is on the disk when this returns."""
-        self.fill(self.create(path), data, is_synced=is_synced)
-
-    def create(self, path: AnyPath) -> int:
-        """Make an empty file that must not exist yet and open it for `fill`."""
-        return os.open(path, _NEW, 0o600)
-
-    def fill(self, fd: int, data: bytes, *, is_synced: bool) -> None:
-        """Write what `create` opened, and close it, whatever happens."""
+        fd = os.open(path, _NEW, 0o600)
         try:
             view = memoryview(data)
             while view:
@@ -209,16 +198,6 @@ class FileSystem:
         os.pwrite(fd, data, 0)  # first: on a full disk, what is given back may be gone
         os.ftruncate(fd, len(data))
 
-    def is_process_alive(self, pid: int) -> bool:
-        """Whether there is a process of this number, whoever's it is."""
-        try:
-            os.kill(pid, 0)
-        except (ProcessLookupError, OverflowError):
-            return False
-        except PermissionError:
-            return True
-        return True
-
     def boot_id(self) -> str | None:
         """What differs after each start of the machine; None where the system does not tell."""
         if sys.platform == "darwin":
@@ -253,13 +232,13 @@ class FileSystem:
             raise
         return bell
 
-    def ring_bells(self, paths: list[str], hint: bytes = b"") -> list[OSError | None]:
+    def ring_bells(self, paths: list[str]) -> list[OSError | None]:
         """Send a datagram to each path without waiting; one entry a path: None or why it failed."""
         outcomes: list[OSError | None] = []
         sender = _bell_sender()
         for path in paths:
             try:
-                sender.sendto(hint, path)
+                sender.sendto(b"", path)
                 outcomes.append(None)
             except OSError as error:
                 outcomes.append(error)

@@ -14,17 +14,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
-
-from msgspec.structs import replace
 
 from spool.errors import CorruptRequest, IdempotencyConflict
 from spool.folder import SpoolFolder
 from spool.fsio import FileSystem, NotPlainFile
-from spool.messages import Request, seal, unseal
+from spool.messages import seal, unseal
 from spool.names import EntryName
 
 _KIND = "key"
@@ -57,25 +53,6 @@ class KeyRecord:
         return cls(name, body_hash)
 
 
-def hash_body(request: Request) -> str:
-    """Hash what was asked, without what differs between two posts of one body.
-
-    That is ids, times and the seed (drawn anew where the client gave none). Token ids count only where
-    there is no text: another tokenizer would make others of it.
-    """
-    asked = replace(
-        request,
-        id="0" * 32,
-        params=replace(request.params, seed=0),
-        token_ids=request.token_ids if request.text is None else None,
-        tokenizer_hash=None,
-        created_unix=0.0,
-        received_unix=0.0,
-        client_id="",
-    )
-    return hashlib.sha256(asked.to_json()).hexdigest()
-
-
 class Keys:
     """The records in idem/ of one spool."""
 
@@ -99,7 +76,7 @@ class Keys:
 
     def take(self, path: Path, record: KeyRecord) -> KeyRecord:
         """Make the record the one that counts, or return the one that does; sure to stay. Raises OSError."""
-        temporary = self._folder.tmp / f"{os.getpid()}-{secrets.token_hex(8)}"
+        temporary = self._folder.temporary()
         try:
             self._fs.write_new(temporary, record.to_json(), is_synced=self._is_synced)
             self._fs.link(temporary, path)
@@ -114,4 +91,4 @@ class Keys:
 def check_same(record: KeyRecord, body_hash: str) -> None:
     """Raise IdempotencyConflict when the key was used for something else."""
     if record.body_hash != body_hash:
-        raise IdempotencyConflict("the idempotency key was used for a request with another body")
+        raise IdempotencyConflict("this Idempotency-Key was used for a request that asked for something else")

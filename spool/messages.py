@@ -32,6 +32,11 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "cancelled", "error")
 
 
+def is_sane_client_id(text: str) -> bool:
+    """Whether a client's own id may stand in logs and headers."""
+    return _SANE_CLIENT_ID.fullmatch(text) is not None
+
+
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What all that lies in a file has in common."""
 
@@ -81,7 +86,7 @@ class Request(_Message, frozen=True):
     @property
     def label(self) -> str:
         """Its id and, where the client has one of its own, that: what stands in logs."""
-        is_known = self.client_id != self.id and _SANE_CLIENT_ID.fullmatch(self.client_id)
+        is_known = self.client_id != self.id and is_sane_client_id(self.client_id)
         return f"{self.id} ({self.client_id})" if is_known else self.id
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
     incoming/{priority}-{time_ns:020d}-{id}.json                                          first attempt
     incoming/{priority}-{time_ns:020d}-{id}.{attempt}[.s{crashes}].json                   put back
     active/{priority}-{time_ns:020d}-{id}.{attempt}[.s{crashes}][.t{tokens}][.solo].json  claimed
+    cancel/{id}[.{time_ns:020d}]                                        to be stopped, now or from then on
 
     .s{crashes}  a suspect: its owner died while it was active and it made no new token; how many of these
                  deaths came while it ran alone
@@ -51,6 +52,21 @@ def check_id(text: str) -> str:
 def id_of(name: str) -> str:
     """The id in a name that `is_entry_name`; much cheaper than `EntryName.parse`."""
     return name[_ID_START : _ID_START + 32]
+
+
+def marker_name(id: str, moment_ns: int | None = None) -> str:
+    """Name the wish that a request be stopped, at a moment or now."""
+    return id if moment_ns is None else f"{id}.{moment_ns:020d}"
+
+
+def marked_id(name: str) -> str:
+    """The id in a name that `marker_name` made."""
+    return name.partition(".")[0]
+
+
+def is_due(name: str, now_ns: int) -> bool:
+    """Whether a marker of this name counts by now; names are compared as text, as everywhere."""
+    return is_id(marked_id(name)) and name <= marker_name(marked_id(name), now_ns)
 
 
 def is_entry_name(name: str) -> bool:

@@ -20,9 +20,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,18 +29,17 @@ from spool.admission import MAX_REQUEST_BYTES
 from spool.by_hand import HandDefaults, HandPrompts
 from spool.claim import Claim
 from spool.doorbell import DOOR_PREFIX, RANK0, Doorbell, ring_all
-from spool.errors import CorruptRequest, SpoolLocked, SpoolUnavailable, system_trouble
+from spool.errors import CorruptRequest, SpoolUnavailable, system_trouble
 from spool.fsio import NotPlainFile, join
+from spool.lock import SpoolLock
 from spool.messages import Request, Result
-from spool.names import EntryName, check_id, is_entry_name, is_id, judge
+from spool.names import EntryName, check_id, is_due, is_entry_name, judge, marked_id
 from spool.quarantine import Quarantine
 from spool.results import ResultWriter, make_failed
 from spool.spool import Spool
 from spool.sweep import Swept, sweep
 from spool.token_log import LogHeader, TokenLogWriter, read_log
 
-MAX_HINTS = 4  # a bell that nobody drained holds ten rings on Linux: with more, one may have been lost
-_MAX_NOTE_BYTES = 64
 _log = logging.getLogger(__name__)
 
 
@@ -57,12 +55,9 @@ class SpoolOwner:
         self.spool = spool
         self._fs = spool.fs
         self._folder = spool.folder
-        self._lock_fd: int | None = None
+        self._lock = SpoolLock(spool.folder, spool.fs, is_synced=spool.is_synced)
         self._is_recovered = False
-        self._boot_id: str | None = None
-        self._was_power_cut = False
         self._claims: dict[str, Claim] = {}
-        self._left_none = False  # the last look at incoming/ left nothing that can be claimed
         self._results = ResultWriter(spool)
         self._quarantine = Quarantine(spool)
         self._by_hand = HandPrompts(spool, self._quarantine)
@@ -70,28 +65,17 @@ class SpoolOwner:
 
     def acquire(self) -> None:
         """Take the lock. Raises SpoolLocked, which names the holder."""
-        assert self._lock_fd is None, "acquired twice"
-        with system_trouble("lock the spool"):
-            self._lock_fd = self._fs.try_lock(self._folder.lock)
-        if self._lock_fd is None:
-            raise SpoolLocked(str(self._folder.root), self._read_number(self._folder.lock))
-        self._boot_id = self._fs.boot_id()
-        noted = self._read_note(self._folder.lock)[1:2]
-        self._was_power_cut = self._boot_id is not None and noted != [self._boot_id]
-        self._note_holder(noted[0] if noted else "")
+        self._lock.acquire()
         self._results.restore_ballast()
 
     def close(self) -> None:
         """Give the lock back. What is claimed stays in active/ for the next owner's `recover`."""
-        if self._lock_fd is not None:
-            with contextlib.suppress(OSError):  # the descriptor is gone all the same
-                self._fs.close(self._lock_fd)
-            self._lock_fd = None
+        self._lock.release()
         self._is_recovered = False
         self._claims.clear()
 
     def __enter__(self) -> SpoolOwner:
-        if self._lock_fd is None:
+        if not self._lock.is_held:
             self.acquire()
         return self
 
@@ -100,7 +84,7 @@ class SpoolOwner:
 
     def recover(self) -> list[str]:
         """Put back what an earlier owner left unanswered; the ids in order. Once, before the first claim."""
-        assert self._lock_fd is not None, "recover without the lock"
+        assert self._lock.is_held, "recover without the lock"
         assert not self._claims, "recover with claims"
         unanswered: list[EntryName] = []
         with system_trouble("recover a request"):
@@ -114,26 +98,14 @@ class SpoolOwner:
                 else:
                     unanswered.append(name)
             entries = [(name, self._num_logged(name.id)) for name in unanswered]
-            self._requeue(judge(entries, was_power_cut=self._was_power_cut))
+            self._requeue(judge(entries, was_power_cut=self._lock.was_power_cut))
         self._is_recovered = True
-        self._note_holder(self._boot_id or "")
+        self._lock.note_recovered()
         return [name.id for name in unanswered]
 
     def next_epoch(self) -> int:
         """Begin a new life of the ring: a number larger than all before it."""
-        assert self._lock_fd is not None, "an epoch without the lock"
-        last = self._read_number(self._folder.epoch)
-        if last is None and self._fs.exists(self._folder.epoch):
-            last = int(time.time())  # damaged: continue above anything that counting from 1 can have reached
-        epoch = (last or 0) + 1
-        fresh = self._folder.tmp / "epoch"
-        with system_trouble("write the epoch"):
-            self._fs.unlink(fresh)
-            self._fs.write_new(fresh, b"%d\n" % epoch, is_synced=self.spool.is_synced)
-            self._fs.rename(fresh, self._folder.epoch)
-            if self.spool.is_synced:
-                self._fs.sync_folder(self._folder.root)
-        return epoch
+        return self._lock.next_epoch()
 
     def claim(self, max_claims: int, only: Collection[str] | None = None) -> list[Claim]:
         """Take up to `max_claims` requests, lowest priority number and oldest first.
@@ -146,29 +118,21 @@ class SpoolOwner:
         names = self._waiting() if max_claims > 0 else iter(())
         if only is not None:
             names = (name for name in names if name.id in only)
-        claims, trouble = self._take_first(names, max_claims)
-        if only is None:
-            self._left_none = max_claims > 0 and trouble is None and next(names, None) is None
+        claims: list[Claim] = []
+        trouble: SpoolUnavailable | None = None
+        for name in names:
+            try:
+                claim = self._take(name)
+            except SpoolUnavailable as error:
+                trouble = error
+                continue
+            if claim is not None:
+                claims.append(claim)
+            if len(claims) == max_claims:
+                break
         if trouble is not None and not claims:
             raise trouble
         return claims
-
-    def claim_hinted(self, hints: Collection[str], max_claims: int) -> list[Claim] | None:
-        """Take the requests that the bell's rings named, without a look at the folder.
-
-        None where a look is needed (`claim`): a ring named nothing, one may have been lost, or others may
-        stand before these.
-        """
-        assert self._is_recovered, "claim before recover"
-        left_none, self._left_none = self._left_none, False
-        if not left_none or not 0 < len(hints) <= min(max_claims, MAX_HINTS):
-            return None
-        names = [name for hint in sorted(hints) if (name := EntryName.parse(hint)) and name.waiting == hint]
-        if len(names) < len(hints):
-            return None
-        claims, trouble = self._take_first(names, max_claims)
-        self._left_none = trouble is None
-        return claims if claims or trouble is None else None
 
     def complete(self, claim: Claim, result: Result) -> bool:
         """Publish the one answer and give the claim up; False when there was an answer already (which
@@ -210,13 +174,17 @@ class SpoolOwner:
         return self._claims[name.id]
 
     def cancelled(self) -> set[str]:
-        """The ids that someone wants stopped, claimed or not."""
-        return {name for name in self.spool.names(self._folder.cancel) if is_id(name)}
+        """The ids that someone wants stopped by now, claimed or not."""
+        now_ns = time.time_ns()
+        return {marked_id(name) for name in self.spool.names(self._folder.cancel) if is_due(name, now_ns)}
 
     def clear_cancel(self, id: str) -> None:
-        """Forget a wish to stop; `complete` does it too."""
-        with contextlib.suppress(OSError):
-            self._fs.unlink(join(self._folder.cancel, check_id(id)))
+        """Forget all wishes to stop a request; `complete` does it too."""
+        check_id(id)
+        with contextlib.suppress(OSError, SpoolUnavailable):
+            for name in self.spool.names(self._folder.cancel):
+                if marked_id(name) == id:
+                    self._fs.unlink(join(self._folder.cancel, name))
 
     def append_log(self, id: str, header: LogHeader | None = None) -> TokenLogWriter:
         """Open a request's token log for appending; `resumed` has the tokens that are in it already."""
@@ -258,24 +226,6 @@ class SpoolOwner:
                 yield name
             else:
                 self._quarantine.take(self._folder.incoming / text, "not a name of ours")
-
-    def _take_first(
-        self, names: Iterable[EntryName], max_claims: int
-    ) -> tuple[list[Claim], SpoolUnavailable | None]:
-        """Claim the first ones that can be; also why one could not, if the disk or system said so."""
-        claims: list[Claim] = []
-        trouble: SpoolUnavailable | None = None
-        for name in names:
-            try:
-                claim = self._take(name)
-            except SpoolUnavailable as error:
-                trouble = error
-                continue
-            if claim is not None:
-                claims.append(claim)
-                if len(claims) == max_claims:
-                    break
-        return claims, trouble
 
     def _take(self, name: EntryName) -> Claim | None:
         """Claim one file; None when it is ours already, gone, answered, a duplicate or damaged."""
@@ -335,7 +285,6 @@ class SpoolOwner:
 
     def _requeue(self, moves: list[tuple[EntryName, EntryName]]) -> None:
         """Let claimed requests wait again under their new names, sure to stay before the old ones go."""
-        self._left_none = False
         moves = [(name, back) for name, back in moves if self._has_waiting_name(name, back)]
         if moves and self.spool.is_synced:
             self._fs.sync_folder(self._folder.incoming)
@@ -375,19 +324,3 @@ class SpoolOwner:
         with contextlib.suppress(OSError):  # gone, or no room for a name: nothing is kept then
             self._fs.rename(path, self._folder.request(name.id))
         self._fs.unlink(path)  # a rename to a second name of the same file leaves both
-
-    def _note_holder(self, boot_id: str) -> None:
-        """Say in the lock file who holds it, and since which start of the machine all crashes are known."""
-        assert self._lock_fd is not None
-        with contextlib.suppress(OSError):  # a full disk must not stop us here
-            self._fs.overwrite(self._lock_fd, f"{os.getpid()} {boot_id}".strip().encode() + b"\n")
-
-    def _read_note(self, path: Path) -> list[str]:
-        try:
-            return self._fs.read(path, _MAX_NOTE_BYTES).decode(errors="replace").split()
-        except (OSError, NotPlainFile):
-            return []
-
-    def _read_number(self, path: Path) -> int | None:
-        words = self._read_note(path)
-        return int(words[0]) if words and words[0].isascii() and words[0].isdigit() else None

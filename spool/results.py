@@ -12,7 +12,7 @@ import logging
 import os
 import time
 
-from spool.errors import DISK_FULL
+from config.disk_trouble import NO_ROOM
 from spool.fsio import join
 from spool.messages import Request, Result
 from spool.spool import Spool
@@ -33,7 +33,7 @@ class ResultWriter:
         try:
             return self._publish(result)
         except OSError as error:
-            if error.errno not in DISK_FULL or not self._fs.unlink(self._folder.ballast):
+            if error.errno not in NO_ROOM or not self._fs.unlink(self._folder.ballast):
                 raise
             _log.warning("the disk is full: the ballast was released to write a result")
             return self._publish(result)

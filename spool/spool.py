@@ -26,10 +26,9 @@ from spool.doorbell import RANK0, Doorbell, ring
 from spool.errors import CorruptRequest, SpoolUnavailable, system_trouble
 from spool.folder import SpoolFolder, list_names, open_folder
 from spool.fsio import FileSystem, NotPlainFile, join
-from spool.idempotency import KeyRecord, Keys, check_same, hash_body
+from spool.idempotency import KeyRecord, Keys, check_same
 from spool.messages import Request, Result
-from spool.names import EntryName, NameClock, check_id, is_entry_name
-from spool.spares import SpareFiles
+from spool.names import EntryName, NameClock, check_id, id_of, is_entry_name, is_id, marked_id, marker_name
 from spool.token_log import TokenLogReader
 from spool.write_trouble import WriteTrouble
 
@@ -59,7 +58,6 @@ class Spool:
         self.admission = admission
         self.clock = NameClock()
         self._keys = Keys(folder, fs, is_synced=is_synced)
-        self._spares = SpareFiles(folder.tmp, fs)
         self._trouble = WriteTrouble(folder, fs, is_synced=is_synced)
 
     @classmethod
@@ -88,14 +86,12 @@ class Spool:
         admission = Admission(folder, fs, max_depth=max_depth, max_bytes=max_bytes, disk=limits)
         return cls(folder, fs, admission, is_synced=is_synced)
 
-    def submit(
-        self, request: Request, idempotency_key: str | None = None, *, body_hash: str | None = None
-    ) -> str:
+    def submit(self, request: Request, idempotency_key: str | None = None, *, body_hash: str = "") -> str:
         """Accept a request: when this returns it will be answered, whatever dies. Wakes rank 0.
 
         Args:
             idempotency_key: of the request's owner. Asked again under it, the first request is the one.
-            body_hash: of what the client sent; without it, of the request's fields but its seed.
+            body_hash: of what the client sent, which tells a retry from another request.
 
         Returns:
             The id that counts: the request's, or that of the first one under this key.
@@ -111,7 +107,7 @@ class Spool:
             if idempotency_key is None:
                 return self._submit_new(request)
             path = self._keys.path(request.owner, idempotency_key)
-            return self._submit_once(request, path, body_hash or hash_body(request)).id
+            return self._submit_once(request, path, body_hash).id
         except SpoolUnavailable as error:
             self._trouble.note(error)
             raise
@@ -129,29 +125,37 @@ class Spool:
         self.admission.check_disk()
         self._trouble.check()
 
-    def prepare(self) -> None:
-        """Make the file that the next request is written to, while nobody waits for it."""
-        self._spares.make()
+    def cancel(self, id: str, *, after_seconds: float = 0.0) -> bool:
+        """Ask for a request to be stopped, now or after a time in which `keep` takes that back.
 
-    def close(self) -> None:
-        """Remove what `prepare` made; nothing else is held, and this object can be used on."""
-        self._spares.remove()
-
-    def cancel(self, id: str) -> bool:
-        """Ask for a request to be stopped. False when there is nothing to stop: unknown or done."""
+        False when there is nothing to stop: unknown or done.
+        """
         if self.state(id) not in ("waiting", "active"):
             return False
-        marker = self.folder.cancel / id
-        try:
+        moment = time.time_ns() + int(after_seconds * 1e9) if after_seconds > 0 else None
+        marker = self.folder.cancel / marker_name(id, moment)
+        with system_trouble("cancel a request"):
             with contextlib.suppress(FileExistsError):
                 self.fs.write_new(marker, b"", is_synced=False)
             if self.fs.exists(self.folder.result(id)):
                 self.fs.unlink(marker)
                 return False
-        except OSError as error:
-            raise SpoolUnavailable.from_os_error("cancel a request", error) from error
-        ring(self.folder.bell, RANK0, self.fs)
+        if moment is None:
+            ring(self.folder.bell, RANK0, self.fs)
         return True
+
+    def ending_later(self) -> set[str]:
+        """The ids that are to be stopped at a later time. Raises SpoolUnavailable."""
+        return {marked_id(name) for name in self.names(self.folder.cancel) if not is_id(name)}
+
+    def keep(self, id: str) -> bool:
+        """Take back that a request be stopped later; False where nobody had asked for it."""
+        check_id(id)
+        markers = [name for name in self.names(self.folder.cancel) if name != id and marked_id(name) == id]
+        with system_trouble("keep a request"):
+            for name in markers:
+                self.fs.unlink(join(self.folder.cancel, name))
+        return bool(markers)
 
     def state(self, id: str) -> State | None:
         """Where a request is; None when it is unknown (or so old that its result was removed)."""
@@ -214,11 +218,15 @@ class Spool:
         oldest_wait_s = max(0.0, (time.time_ns() - min(accepted_ns)) / 1e9) if accepted_ns else 0.0
         return Depth(len(sizes), num_active, sum(sizes.values()), oldest_wait_s)
 
+    def waiting_ids(self) -> list[str]:
+        """The queue in the order in which it is claimed. Raises SpoolUnavailable."""
+        return [id_of(name) for name in sorted(self.admission.waiting_names())]
+
     def position(self, id: str) -> int | None:
         """How many requests will be claimed before this one; None when it does not wait."""
         check_id(id)
-        waiting = sorted(self.admission.waiting_names())
-        return next((place for place, name in enumerate(waiting) if id in name), None)
+        waiting = self.waiting_ids()
+        return waiting.index(id) if id in waiting else None
 
     def make_sure(self) -> None:
         """Put on the disk what a process did that may have died before it could. Raises OSError."""
@@ -242,11 +250,8 @@ class Spool:
 
     def _submit_new(self, request: Request) -> str:
         name, data = EntryName(request.priority, self.clock.next_ns(), request.id), request.to_json()
-        self.admission.hold(len(data))
-        try:
+        with self.admission.holding(len(data)):
             self._publish(name, data, is_shared=False)
-        finally:
-            self.admission.let_go(len(data))
         return name.id
 
     def _look_up(self, path: Path, body_hash: str) -> KeyRecord | None:
@@ -271,16 +276,12 @@ class Spool:
         if record is not None and self._is_accepted(record):
             return record.name
         name = EntryName(request.priority, self.clock.next_ns(), request.id)
-        num_bytes = len(request.to_json())
-        self.admission.hold(num_bytes)
-        try:
+        with self.admission.holding(len(request.to_json())):
             with system_trouble("write an idempotency key"):
                 record = self._keys.take(path, record or KeyRecord(name, body_hash))
             check_same(record, body_hash)
             first = replace(request, id=record.id)
             self._publish(record.name, first.to_json(), is_shared=True)
-        finally:
-            self.admission.let_go(num_bytes)
         return record.name
 
     def _publish(self, name: EntryName, data: bytes, *, is_shared: bool) -> None:
@@ -289,22 +290,21 @@ class Spool:
         A shared name is that of a key: whoever links it first publishes for all, and nobody may take it
         back, because another may have told its client already.
         """
-        temporary = None
+        temporary = self.folder.temporary()
         try:
-            temporary = self._spares.write(data, is_synced=self.is_synced)
+            self.fs.write_new(temporary, data, is_synced=self.is_synced)
             self.fs.link(temporary, join(self.folder.incoming, name.waiting))
             if self.is_synced:
                 self.fs.sync_folder(self.folder.incoming)
             # It never raises; what is left to do here can wait.
-            ring(self.folder.bell, RANK0, self.fs, hint=name.waiting)
+            ring(self.folder.bell, RANK0, self.fs)
         except OSError as error:
             if not is_shared:
                 self._withdraw(name)
             raise SpoolUnavailable.from_os_error("accept a request", error) from error
         finally:
-            if temporary is not None:
-                with contextlib.suppress(OSError):
-                    self.fs.unlink(temporary)
+            with contextlib.suppress(OSError):
+                self.fs.unlink(temporary)
 
     def _withdraw(self, name: EntryName) -> None:
         """Undo a submit that failed half way. Where rank 0 was quicker, nobody waits for the answer."""

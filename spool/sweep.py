@@ -21,8 +21,7 @@ from pathlib import Path
 from spool.errors import CorruptRequest, system_trouble
 from spool.fsio import join
 from spool.idempotency import Keys
-from spool.names import id_of, is_entry_name, is_id
-from spool.spares import is_orphan
+from spool.names import id_of, is_entry_name, is_id, marked_id
 from spool.spool import Spool
 
 STALE_SECONDS = 3600.0  # nothing is being written for that long
@@ -168,12 +167,11 @@ class _Broom:
         return is_old and not (record and self._has_owner(record.id)) and self._fs.unlink(path)
 
     def remove_marker(self, path: Path) -> bool:
-        is_stale = path.name not in self._living and self._is_old(path, STALE_SECONDS)
+        is_stale = marked_id(path.name) not in self._living and self._is_old(path, STALE_SECONDS)
         return is_stale and self._fs.unlink(path)
 
     def remove_temporary(self, path: Path) -> bool:
-        is_spare = is_orphan(path.name, self._fs.stat(path).st_size, self._fs)
-        return (is_spare or self._is_old(path, STALE_SECONDS)) and self._fs.unlink(path)
+        return self._is_old(path, STALE_SECONDS) and self._fs.unlink(path)
 
     def remove_bad(self, path: Path) -> bool:
         if not self._is_old(path, self._retention_seconds):

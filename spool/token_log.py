@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spool.errors import DISK_FULL, LogCut, SpoolUnavailable
+from config.disk_trouble import NO_ROOM
+from spool.errors import LogCut, SpoolUnavailable
 from spool.fsio import AnyPath, FileSystem, FileTail, NotPlainFile
 
 VERSION = 1
@@ -143,10 +144,6 @@ class TokenLogWriter:
         if self.next_index != fresh[-1].index + 1:
             raise SpoolUnavailable("cannot append to a token log: disk full", code="disk_full", status=507)
 
-    def is_lost(self) -> bool:
-        """Whether someone deleted the log under our hands."""
-        return self._fs.is_open_file_deleted(self._fd)
-
     def close(self) -> None:
         """Close the file; the log stays."""
         if self._fd >= 0:
@@ -185,7 +182,7 @@ class TokenLogWriter:
         self._is_torn = True
         with contextlib.suppress(SpoolUnavailable):  # tried again before the next line
             self._take_back()
-        if trouble is not None and trouble.errno not in DISK_FULL:
+        if trouble is not None and trouble.errno not in NO_ROOM:
             raise SpoolUnavailable.from_os_error("append to a token log", trouble) from trouble
         return num_lines
 

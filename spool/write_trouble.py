@@ -8,8 +8,6 @@ nothing of requests.
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
 import time
 
 from spool.errors import SpoolUnavailable, system_trouble
@@ -52,7 +50,7 @@ class WriteTrouble:
         self._refusal = None
 
     def _try(self) -> None:
-        path = self._folder.tmp / f"{os.getpid()}-{secrets.token_hex(8)}"
+        path = self._folder.temporary()
         try:
             self._fs.write_new(path, b"\n", is_synced=self._is_synced)
             if self._is_synced:

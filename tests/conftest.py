@@ -8,7 +8,7 @@ import pytest
 
 from distributed.blas import load_fast_blas
 
-pytest_plugins = ["tests.cluster_service"]
+pytest_plugins = ["tests.cluster_service", "tests.fixtures"]
 
 REAL_PROCESSES = ("cluster", "faults")
 

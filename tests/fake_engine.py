@@ -21,6 +21,7 @@ from spool import Claim, LogHeader, Request, Result, Spool, SpoolOwner, TokenLog
 
 MAX_PIECES = 40
 PACE_SECONDS = 0.005
+POLL_SECONDS = 0.05
 
 
 def answer_pieces(request: Request) -> tuple[list[str], str]:
@@ -141,11 +142,11 @@ class FakeEngine:
                 self._take_in()
                 self._step()
 
-    def _patience(self) -> float | None:
+    def _patience(self) -> float:
         if self._has_new_room:
             return 0.0
         ready = [answer.next_at for answer in self._answers if not self._is_held(answer)]
-        return max(0.0, min(ready) - time.monotonic()) if ready else None
+        return max(0.0, min(ready) - time.monotonic()) if ready else POLL_SECONDS
 
     def _take_in(self) -> None:
         self._has_new_room = False

@@ -95,6 +95,12 @@ def events(text: str) -> list[tuple[str, str | None, Any]]:
     return found
 
 
+def connect(url: str, timeout: float = 10) -> socket.socket:
+    """Open a connection by hand, for what no HTTP client would send."""
+    address = urlsplit(url)
+    return socket.create_connection((address.hostname or "", address.port or 0), timeout=timeout)
+
+
 def until(condition: Callable[[], bool]) -> None:
     """Look until it is so; the engine and the front door need no more than milliseconds."""
     deadline, pause = time.monotonic() + 10, threading.Event()
@@ -129,12 +135,6 @@ def post_by_hand(service: Service, body: str, headers: str = "", *, path: str = 
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" + headers
     connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
     return connection
-
-
-def connect(url: str) -> socket.socket:
-    """Open a connection by hand."""
-    address = urlsplit(url)
-    return socket.create_connection((address.hostname or "", address.port or 0), timeout=30)
 
 
 @contextmanager

@@ -199,20 +199,12 @@ class SimulatedFileSystem(FileSystem):
             return False
         return True
 
-    def is_open_file_deleted(self, fd: int) -> bool:
-        self._call()
-        return self._open[fd].num_links == 0
-
-    def create(self, path: AnyPath) -> int:
+    def write_new(self, path: AnyPath, data: bytes, *, is_synced: bool) -> None:
         path = Path(path)
-        parent = self._find(path.parent)
+        parent, inode = self._find(path.parent), Inode(is_folder=False)
         if path.name in parent.names:
             raise _error(errno.EEXIST)
-        parent.set(path.name, Inode(is_folder=False))
-        return self._descriptor(parent.names[path.name])
-
-    def fill(self, fd: int, data: bytes, *, is_synced: bool) -> None:
-        inode = self._open.pop(fd)
+        parent.set(path.name, inode)
         for size in (len(data) // 2, len(data)):
             self._call()
             inode.data = data[:size]
@@ -315,7 +307,7 @@ class SimulatedFileSystem(FileSystem):
     def bind_bell(self, path: Path) -> socket.socket:
         raise _error(errno.EOPNOTSUPP)
 
-    def ring_bells(self, paths: list[str], hint: bytes = b"") -> list[OSError | None]:
+    def ring_bells(self, paths: list[str]) -> list[OSError | None]:
         self._call()
         return [_error(errno.ENOENT) for _ in paths]
 

@@ -10,7 +10,6 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -19,7 +18,7 @@ import api
 from spool import Spool
 from tests.api_process import API, api_on, api_process, environment
 from tests.fake_engine import FakeEngine
-from tests.frontdoor_service import make_settings, running_service
+from tests.frontdoor_service import connect, make_settings, running_service
 
 MAX_MEDIAN_MS = 10  # 2 on an idle machine; a doorbell that does not work would cost 50
 
@@ -161,8 +160,7 @@ class RawClient:
     """HTTP by hand: a client library's own time is not the front door's."""
 
     def __init__(self, url: str) -> None:
-        address = urlsplit(url)
-        self._socket = socket.create_connection((address.hostname or "", address.port or 0), timeout=30)
+        self._socket = connect(url, timeout=30)
 
     def post(self, body: dict[str, object]) -> float:
         """Send a request; returns when it was sent."""

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from spool import DOOR_PREFIX, RANK0, Doorbell, make_door_name, ring, ring_all
-from spool.doorbell import MAX_HINT_BYTES
 
 
 @pytest.fixture
@@ -47,14 +46,6 @@ def test_ring_wakes_the_listener_and_drain_quiets_it(folder: Path) -> None:
         assert _is_readable(bell)
         assert bell.drain() == 2
         assert not _is_readable(bell)
-
-
-def test_a_ring_may_bring_a_hint(folder: Path) -> None:
-    """Each ring's own, in order; plain rings have none, and what is too long is cut."""
-    with Doorbell(folder, RANK0) as bell:
-        for hint in ("", "5-1.json", "x" * 500):
-            assert ring(folder, RANK0, hint=hint)
-        assert bell.hear() == ["", "5-1.json", "x" * MAX_HINT_BYTES]
 
 
 def test_ring_without_a_listener_is_harmless(folder: Path) -> None:

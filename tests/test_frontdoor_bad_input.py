@@ -2,25 +2,17 @@
 
 import json
 import re
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
 from prompts.tokenizer import PromptTokenizer
-from tests.frontdoor_service import Service, make_model_folder, running_service
+from tests.frontdoor_service import Service, connect, make_model_folder, running_service
 
 USER = [{"role": "user", "content": "hi"}]
 JSON = {"Content-Type": "application/json"}
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running_service(tmp_path_factory.mktemp("service")) as running:
-        yield running
 
 
 def refused(service: Service, path: str, body: Any, *, status: int = 400) -> dict[str, Any]:
@@ -208,8 +200,7 @@ def test_json_may_be_declared_in_any_usual_way(service: Service) -> None:
 
 def test_a_body_that_says_it_is_too_large_is_refused_unread(service: Service) -> None:
     """413 comes before the body: not one byte of five megabytes has to be sent."""
-    address = urlsplit(service.url)
-    with socket.create_connection((address.hostname or "", address.port or 0), timeout=10) as connection:
+    with connect(service.url) as connection:
         connection.sendall(
             b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: 5000000\r\n\r\n"
@@ -312,8 +303,7 @@ def test_unknown_paths_and_methods_have_the_same_shape(service: Service) -> None
 def test_a_body_that_dribbles_in_is_given_up(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that announces a body and does not send it gets a 408 and loses its connection."""
     monkeypatch.setattr("frontdoor.bodies.BODY_TIMEOUT_SECONDS", 0.1)
-    address = urlsplit(service.url)
-    with socket.create_connection((address.hostname or "", address.port or 0), timeout=10) as connection:
+    with connect(service.url) as connection:
         connection.sendall(
             b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b'Content-Length: 100\r\n\r\n{"prompt": '

@@ -26,18 +26,6 @@ TOOL_TEMPLATE = (
 )
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running_service(tmp_path_factory.mktemp("service")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(service: Service) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{service.url}/v1", api_key="any", max_retries=0) as client:
-        yield client
-
-
 def params_of(service: Service, path: str, body: dict[str, Any]) -> SamplingParams:
     answer = service.http.post(path, json=body)
     assert answer.status_code == 200, answer.text

@@ -2,29 +2,17 @@
 
 import json
 import socket
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from typing import Any
 
 import pytest
 
 from frontdoor import connections
-from tests.frontdoor_service import Service, connect, running_service, until
+from tests.frontdoor_service import Service, connect, until
 
 GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+SETTINGS = {"FILE_DESCRIPTOR_SOFT_LIMIT": "64"}
 MAX_CONNECTIONS = 64  # the least that server_config allows
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    settings = {"FILE_DESCRIPTOR_SOFT_LIMIT": "64"}
-    with running_service(tmp_path_factory.mktemp("service"), settings) as running:
-        yield running
-
-
-@pytest.fixture
-def service(running: Service) -> Service:
-    return running.start_over()
 
 
 def read_to_end(connection: socket.socket) -> bytes:

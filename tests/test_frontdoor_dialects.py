@@ -2,8 +2,6 @@
 
 import http.client
 import json
-import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,13 +12,15 @@ from fastapi import Request
 from frontdoor.app import make_app
 from frontdoor.bodies import read_json
 from frontdoor.dialects import api_not_served, error_body
-from frontdoor.errors import FrontDoorError, IdempotencyConflict, Overloaded, QueueFull, error_response
+from frontdoor.errors import GenerationTimeout, RingDown, error_response, headers_of
 from frontdoor.schemas import ChatBody
-from tests.frontdoor_service import Service, make_settings, running_service, serving_app
+from spool import IdempotencyConflict
+from tests.frontdoor_service import Service, connect, make_settings, running_service, serving_app
 
 ANTHROPIC = ("/v1/messages", "/v1/messages/count_tokens", "/v1/messages/batches/x")
 OPENAI = ("/v1/responses", "/v1/responses/resp_1", "/v1/embeddings", "/nothing", "/apis", "/v1/messagesx")
 OLLAMA = ("/api", "/api/chat", "/api/tags", "/api/generate")
+KEYS = "mine\n"
 KEY = {"Authorization": "Bearer mine"}
 
 
@@ -41,14 +41,6 @@ def check_shape(path: str, body: dict[str, Any], kind: str) -> str:
         return str(body["error"])
     assert body["error"].keys() == {"message", "type", "param", "code"}
     return str(body["error"]["message"])
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("service")
-    (folder / "keys").write_text("mine\n")
-    with running_service(folder, {"API_KEYS_FILE": str(folder / "keys")}) as running:
-        yield running
 
 
 @pytest.mark.parametrize("path", [*ANTHROPIC, *OPENAI, *OLLAMA])
@@ -135,20 +127,12 @@ def test_anthropics_types_follow_the_status(status: int, kind: str) -> None:
 
 def test_headers_of_an_error_stay(service: Service) -> None:
     """Retry-After and its like are the same in every dialect."""
-    errors: list[FrontDoorError] = [
-        QueueFull("full", retry_seconds=7),
-        Overloaded("x"),
-        IdempotencyConflict(),
-    ]
+    errors = [RingDown("x"), IdempotencyConflict("x"), GenerationTimeout("a" * 32, 1.0)]
     for path in (*ANTHROPIC, *OLLAMA, "/generate"):
         for error in errors:
-            assert (
-                dict(error.headers).items()
-                <= {
-                    name.title() if name == "retry-after" else name: value
-                    for name, value in error_response(error, path).headers.items()
-                }.items()
-            )
+            assert {name.lower(): value for name, value in headers_of(error).items()}.items() <= dict(
+                error_response(error, path).headers
+            ).items()
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/api/chat"])
@@ -184,8 +168,7 @@ def test_a_route_of_another_dialect_refuses_in_its_shape(tmp_path: Path, path: s
 def test_at_the_connection_limit_the_shape_is_the_paths(tmp_path: Path) -> None:
     """503 as well, though no route is asked."""
     with running_service(tmp_path, {"FILE_DESCRIPTOR_SOFT_LIMIT": "64"}) as service:
-        address = urlsplit(service.url)
-        many = [socket.create_connection((address.hostname or "", address.port or 0)) for _ in range(64)]
+        many = [connect(service.url) for _ in range(64)]
         try:
             for path in ANTHROPIC:
                 answer = service.http.post(path, json={})

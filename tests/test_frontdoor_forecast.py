@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from config.errors import SOON_SECONDS
 from config.run_files import write_json
-from frontdoor.forecast import DEFAULT_RETRY_SECONDS, DrainMeter, Forecast
+from frontdoor.forecast import DrainMeter, Forecast
 from frontdoor.ring_status import RingStatus
 from spool import Request, SamplingParams, Spool
 
@@ -65,7 +66,7 @@ def test_place_and_retry_follow_the_rate(tmp_path: Path) -> None:
     first = forecast.place(ids[0], is_exact=True)
     assert first is not None
     assert (first.position, first.estimated_wait_s) == (0, None)
-    assert forecast.retry_after_seconds() == DEFAULT_RETRY_SECONDS
+    assert forecast.retry_after_seconds() == SOON_SECONDS
     for at in range(3):
         write_json(tmp_path / "run" / "ring.json", status(1000.0 + at, at, num_waiting=100))
         forecast.look()

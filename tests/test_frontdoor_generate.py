@@ -2,7 +2,6 @@
 
 import socket
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,6 @@ import pytest
 from spool import SamplingParams
 from tests.fake_engine import answer_pieces
 from tests.frontdoor_service import NUM_TEMPLATE_TOKENS, Service, events, running_service
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running_service(tmp_path_factory.mktemp("service")) as running:
-        yield running
 
 
 def generate(service: Service, **body: Any) -> dict[str, Any]:

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,6 @@ from spool.fsio import DiskSpace
 from tests.frontdoor_service import Service, running_service
 
 NOW = 1_000_000.0
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running_service(tmp_path_factory.mktemp("service")) as running:
-        yield running
-
-
-@pytest.fixture
-def service(running: Service) -> Service:
-    return running.start_over()
 
 
 def ring(**members: Any) -> dict[str, Any]:
@@ -303,7 +291,7 @@ def test_ready_means_that_requests_are_accepted(tmp_path: Path, monkeypatch: pyt
             def refuse(*_: object, **__: object) -> None:
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-            failing.setattr("spool.fsio.FileSystem.fill", refuse)
+            failing.setattr("spool.fsio.FileSystem.write_new", refuse)
             assert service.http.post("/generate", json={"prompt": "hi"}).status_code == 503
             answer = service.http.get("/readyz")
             assert (answer.status_code, answer.json()["status"]) == (503, "read_only")

@@ -2,29 +2,17 @@
 
 import json
 import socket
-from collections.abc import Iterator
 from contextlib import closing, suppress
 
 import pytest
 
 from frontdoor.app import make_app
-from tests.frontdoor_service import Service, connect, events, running_service
+from tests.frontdoor_service import Service, connect, events
 
 BODY = b'{"prompt": "hi", "max_tokens": 6}'
 STREAM = b'{"prompt": "hi", "max_tokens": 6, "stream": true}'
 CHAT = b'{"messages": [{"role": "user", "content": "hi"}], "max_tokens": 6, "stream": true}'
 CHANGING = {b"date", b"x-request-id", b"transfer-encoding", b"connection"}
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running_service(tmp_path_factory.mktemp("service")) as running:
-        yield running
-
-
-@pytest.fixture
-def service(running: Service) -> Service:
-    return running.start_over()
 
 
 def send(service: Service, head: str, body: bytes = b"") -> tuple[bytes, dict[bytes, bytes], bytes]:

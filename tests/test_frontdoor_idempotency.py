@@ -23,18 +23,8 @@ from tests.frontdoor_service import (
     until,
 )
 
+SETTINGS = {"DISCONNECT_GRACE_SECONDS": "0.3"}
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running_service(tmp_path_factory.mktemp("service"), {"DISCONNECT_GRACE_SECONDS": "0.3"}) as running:
-        yield running
-
-
-@pytest.fixture
-def service(running: Service) -> Service:
-    return running.start_over()
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Clients that leave, come back, attach, and do so at another front door."""
 
-import asyncio
+import errno
 import json
 import socket
 import struct
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from frontdoor.attendance import Attendance
 from frontdoor.leaving import Leavers
+from spool import Spool
 from tests.frontdoor_service import (
     Service,
     events,
@@ -22,96 +22,65 @@ from tests.frontdoor_service import (
     serving,
     until,
 )
+from tests.spool_fakes import FailingFileSystem, submit
 
-ID = "a" * 32
-
-
-class Cancelled(list[str]):
-    """Ids in the order of their cancellation, and a way to wait for the next."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._more = asyncio.Event()
-
-    def add(self, request_id: str) -> None:
-        self.append(request_id)
-        self._more.set()
-
-    async def wait(self) -> None:
-        async with asyncio.timeout(5):
-            await self._more.wait()
+SETTINGS = {"DISCONNECT_GRACE_SECONDS": "0.3"}
 
 
-def test_a_leaver_who_comes_back_is_not_cancelled(tmp_path: Path) -> None:
-    """Only the request whose client stayed away is cancelled."""
-
-    async def leave() -> list[str]:
-        cancelled = Cancelled()
-        leavers = Leavers(cancelled.add, grace_seconds=0.02, attendance=Attendance(tmp_path))
-        leavers.left("a")
-        leavers.left("b")
-        leavers.came_back("a")
-        await cancelled.wait()
-        return cancelled
-
-    assert asyncio.run(leave()) == ["b"]
+def make_leavers(spool: Spool) -> Leavers:
+    return Leavers(spool, grace_seconds=3600)
 
 
-def test_attached_clients_keep_a_request_and_the_last_starts_the_grace_time(tmp_path: Path) -> None:
+def test_a_leaver_who_comes_back_is_not_cancelled(spool: Spool) -> None:
+    """Only the request whose client stayed away is, when the grace time is over."""
+    leavers, back, gone = make_leavers(spool), submit(spool).id, submit(spool).id
+    leavers.left(back)
+    leavers.left(gone)
+    leavers.came_back(back)
+    assert spool.ending_later() == {gone}
+
+
+def test_attached_clients_keep_a_request_and_the_last_starts_the_grace_time(spool: Spool) -> None:
     """Only once its own client has left, however: following somebody's request never cancels it."""
-
-    async def attach() -> list[str]:
-        cancelled = Cancelled()
-        leavers = Leavers(cancelled.add, grace_seconds=0.01, attendance=Attendance(tmp_path))
-        with leavers.attached("others"):
-            pass
-        with leavers.attached("mine"):
-            with leavers.attached("mine"):
-                leavers.left("mine")
-            leavers.left("gone")
-            await cancelled.wait()
-            assert cancelled == ["gone"]
-            cancelled.__init__()  # type: ignore[misc]
-        await cancelled.wait()
-        return cancelled
-
-    assert asyncio.run(attach()) == ["mine"]
+    leavers, others, mine = make_leavers(spool), submit(spool).id, submit(spool).id
+    with leavers.attached(others):
+        pass
+    with leavers.attached(mine):
+        with leavers.attached(mine):
+            leavers.left(mine, may_return=False)
+        assert spool.names(spool.folder.cancel) == []
+    assert spool.ending_later() == {mine}
+    with leavers.attached(mine):
+        assert spool.ending_later() == set()
+        leavers.came_back(mine)
+    assert spool.ending_later() == set()
 
 
-def test_attendance_is_seen_by_every_front_door_and_leaves_no_file(tmp_path: Path) -> None:
-    """While one of any number of clients is there; a front door that stops takes its own files with it."""
-    here, there = Attendance(tmp_path / "attended"), Attendance(tmp_path / "attended")
-    assert not there.is_attended(ID)
-    with here.attend(ID):
-        with here.attend(ID):
-            assert there.is_attended(ID)
-        assert there.is_attended(ID)
-        assert here.is_attended(ID)
-        assert not there.is_attended("b" * 32)
-    assert not there.is_attended(ID)
-    here.close()
-    there.close()
-    assert list((tmp_path / "attended").iterdir()) == []
+def test_who_is_attached_keeps_what_another_front_door_would_end(spool: Spool) -> None:
+    """Each looks now and then; the one whose client goes last sets the grace time again."""
+    here, there, request_id = make_leavers(spool), make_leavers(spool), submit(spool).id
+    with there.attached(request_id):
+        with here.attached(request_id):
+            here.left(request_id)
+        assert spool.ending_later() == {request_id}
+        there.look()
+        assert spool.ending_later() == set()
+    assert spool.ending_later() == {request_id}
 
 
-def test_what_a_killed_front_door_left_counts_for_nothing(tmp_path: Path) -> None:
-    """Its clients are gone with it, and the next front door clears its files away."""
-    (tmp_path / "1-dead").touch()
-    (tmp_path / f"{ID}.1-dead").touch()
-    living = Attendance(tmp_path)
-    assert not living.is_attended(ID)
-    with living.attend("b" * 32):
-        assert len(list(tmp_path.iterdir())) == 2
-    living.close()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_cannot_be_written_stops_no_client(tmp_path: Path) -> None:
-    """Only the other front doors do not know."""
-    (tmp_path / "attended").touch()
-    attendance, other = (Attendance(tmp_path / "attended") for _ in range(2))
-    with attendance.attend(ID):
-        assert not other.is_attended(ID)
+def test_a_spool_that_says_no_stops_no_client(tmp_path: Path) -> None:
+    """Attaching, coming back, looking and leaving go on; what was asked for stays asked for."""
+    fs = FailingFileSystem("names", errno.EMFILE, "cancel")
+    spool = Spool.open(tmp_path / "spool", durability="process", fs=fs)
+    leavers, request_id = make_leavers(spool), submit(spool).id
+    leavers.left(request_id)
+    fs.is_failing = True
+    with leavers.attached(request_id):
+        leavers.look()
+    leavers.came_back(request_id)
+    leavers.left(submit(spool).id)
+    fs.is_failing = False
+    assert request_id in spool.ending_later()
 
 
 def leave_stream(service: Service) -> str:
@@ -124,22 +93,14 @@ def leave_stream(service: Service) -> str:
 
 
 @pytest.fixture(scope="module")
-def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service with a short grace time."""
-    with running_service(tmp_path_factory.mktemp("patient"), {"DISCONNECT_GRACE_SECONDS": "0.3"}) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def forever(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service whose grace time never ends."""
     with running_service(tmp_path_factory.mktemp("forever"), {"DISCONNECT_GRACE_SECONDS": "3600"}) as running:
         yield running
 
 
-def test_attaching_within_the_grace_time_keeps_the_request(patient: Service) -> None:
+def test_attaching_within_the_grace_time_keeps_the_request(service: Service) -> None:
     """Far beyond the grace time the answer goes on to its end, at this front door or another."""
-    service = patient.start_over()
     with serving(service.settings) as other, make_client(other) as http, ExitStack() as stack:
         answers = []
         for door in (service.http, http):
@@ -155,9 +116,8 @@ def test_attaching_within_the_grace_time_keeps_the_request(patient: Service) -> 
             assert events(seen + "".join(chunks))[-1][2]["finish_reason"] == "length"
 
 
-def test_who_attached_and_leaves_starts_the_grace_time_anew(patient: Service) -> None:
+def test_who_attached_and_leaves_starts_the_grace_time_anew(service: Service) -> None:
     """After the last client nobody keeps the request."""
-    service = patient.start_over()
     request_id = leave_stream(service)
     with service.http.stream("GET", f"/requests/{request_id}/stream") as answer:
         next(answer.iter_raw())
@@ -167,9 +127,8 @@ def test_who_attached_and_leaves_starts_the_grace_time_anew(patient: Service) ->
     assert result.finish_reason == "cancelled"
 
 
-def test_a_background_request_is_never_cancelled_by_leaving(patient: Service) -> None:
+def test_a_background_request_is_never_cancelled_by_leaving(service: Service) -> None:
     """Whoever looks in on it may go again."""
-    service = patient.start_over()
     posted = service.http.post("/generate", json={"prompt": "[hold]", "background": True})
     url = posted.json()["status_url"]
     until(lambda: len(service.engine.claimed) == 1)
@@ -183,9 +142,9 @@ def test_a_background_request_is_never_cancelled_by_leaving(patient: Service) ->
     assert service.http.get(url).json()["finish_reason"] == "length"
 
 
-def test_a_request_that_still_waits_is_cancelled_too(patient: Service) -> None:
+def test_a_request_that_still_waits_is_cancelled_too(service: Service) -> None:
     """Its client leaves before anybody claimed it: it ends in the queue, and is never run."""
-    service = patient.start_over(max_open=0)
+    service.start_over(max_open=0)
     connection = post_by_hand(service, '{"prompt": "hi", "stream": true}')
     until(lambda: service.spool.depth().num_waiting == 1)
     connection.close()

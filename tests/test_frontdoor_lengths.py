@@ -1,7 +1,6 @@
 """How long prompts and answers may be on each route, before and after rank 0 has said what fits."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,6 @@ from tests.frontdoor_service import NUM_TEMPLATE_TOKENS, Service, make_model_fol
 
 USER = [{"role": "user", "content": "hi"}]
 NUM_USER_TOKENS = NUM_TEMPLATE_TOKENS + len("user") + len("hi")
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running_service(tmp_path_factory.mktemp("service")) as running:
-        yield running
 
 
 def ask(service: Service, path: str, body: dict[str, Any]) -> None:

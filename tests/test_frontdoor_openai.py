@@ -1,25 +1,11 @@
 """The official openai client against /v1: chat, completions, models, streams, errors."""
 
-from collections.abc import Iterator
-
 import openai
 import pytest
 
-from tests.frontdoor_service import Service, running_service
+from tests.frontdoor_service import Service
 
 TEXT = "Grüße, wörld! 🎉 n0 n1 "
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running_service(tmp_path_factory.mktemp("service")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(service: Service) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{service.url}/v1", api_key="any", max_retries=0) as client:
-        yield client
 
 
 def test_chat(client: openai.OpenAI) -> None:

@@ -1,7 +1,6 @@
 """Paths: one spelling for each, taken from the route table, and no way around a key."""
 
 import http.client
-from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import openai
@@ -10,19 +9,12 @@ import pytest
 from frontdoor.app import make_app
 from frontdoor.auth import OPEN_PATHS, OPEN_PREFIX
 from frontdoor.paths import canonical_path, names_behind_v1
-from tests.frontdoor_service import Service, running_service
+from tests.frontdoor_service import Service
 
+KEYS = "mine\n"
 KEY = {"Authorization": "Bearer mine"}
 V1_NAMES = frozenset({"chat", "completions", "models"})
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("service")
-    (folder / "keys").write_text("mine\n")
-    with running_service(folder, {"API_KEYS_FILE": str(folder / "keys")}) as running:
-        yield running
 
 
 def ask(service: Service, method: str, path: str, headers: dict[str, str] | None = None) -> tuple[int, bytes]:

@@ -5,31 +5,20 @@ unless it says [DONE]. Some do so with each line, some with each piece that the 
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import openai
 import pytest
 
 from frontdoor import events
-from tests.frontdoor_service import Service, running_service
+from tests.frontdoor_service import Service
 
 TEXT = "Grüße, wörld! 🎉 n0 n1 "
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 6, "stream": True}
 COMPLETION: dict[str, Any] = {"prompt": "hi", "max_tokens": 6, "stream": True}
 ASKED = [("/v1/chat/completions", CHAT), ("/v1/completions", COMPLETION)]
 Reader = Callable[[Iterable[bytes]], list[Any]]
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running_service(tmp_path_factory.mktemp("service")) as running:
-        yield running
-
-
-@pytest.fixture
-def service(running: Service) -> Service:
-    return running.start_over()
 
 
 def read_message(message: str) -> list[Any]:

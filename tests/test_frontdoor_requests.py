@@ -1,7 +1,6 @@
 """Fetching, cancelling, time-outs and clients that leave."""
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,17 +9,6 @@ from config.run_files import write_json
 from tests.frontdoor_service import Service, make_client, post_by_hand, running_service, serving, until
 
 ABSENT = "0" * 32
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running_service(tmp_path_factory.mktemp("service")) as running:
-        yield running
-
-
-@pytest.fixture
-def service(running: Service) -> Service:
-    return running.start_over()
 
 
 def start_held(service: Service) -> str:

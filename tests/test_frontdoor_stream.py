@@ -1,25 +1,13 @@
 """GET /requests/{id}/stream: from any token, of a waiting, running or finished request, at any front door."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from spool import TokenRecord
-from tests.frontdoor_service import Service, events, make_client, running_service, serving, until
+from tests.frontdoor_service import Service, events, make_client, serving, until
 
 TEXT = "Grüße, wörld! 🎉 n0 n1 "
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running_service(tmp_path_factory.mktemp("service")) as running:
-        yield running
-
-
-@pytest.fixture
-def service(running: Service) -> Service:
-    return running.start_over()
 
 
 def ask(service: Service, prompt: str = "hi", **body: Any) -> str:

@@ -58,8 +58,7 @@ FOLLOWED = {
     "frontdoor/answering.py": "front.settings",
     "frontdoor/app.py": "at the start; apply_to_parts follows",
     "frontdoor/generate.py": "front.settings",
-    "frontdoor/openai_chat.py": "front.settings",
-    "frontdoor/openai_completions.py": "front.settings",
+    "frontdoor/openai_text.py": "front.settings",
     "frontdoor/openai_models.py": "front.settings",
     "frontdoor/supervised.py": "apply_to_parts, the front door's followers",
     "distributed/engine.py": "Engine.follow",
@@ -97,7 +96,6 @@ def test_the_front_door_follows(settings: Settings, key: str) -> None:
     assert look(app.state.front_door) != wanted
     DoorSettings(app).on_settings({key: value})
     assert look(app.state.front_door) == wanted
-    app.state.front_door.spool.close()
 
 
 def make_engine(settings: Settings) -> Engine:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,6 @@ from spool import (
     RANK0,
     CorruptRequest,
     Depth,
-    Doorbell,
     EntryName,
     Request,
     Result,
@@ -26,22 +25,9 @@ from spool import (
     SpoolOwner,
     TokenRecord,
     make_door_name,
-    ring,
 )
 from spool.messages import seal, unseal
-from spool.owner import MAX_HINTS
 from tests.spool_fakes import answer, claim_one, make_request, open_owner, submit
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    return Spool.open(tmp_path / "spool", durability="process")
-
-
-@pytest.fixture
-def owner(spool: Spool) -> Iterator[SpoolOwner]:
-    with open_owner(spool) as owner:
-        yield owner
 
 
 @pytest.mark.parametrize("durability", ["power", "process"])
@@ -183,7 +169,13 @@ def test_cancel_leaves_a_marker_until_the_request_ends(spool: Spool, owner: Spoo
 @pytest.mark.parametrize("id", ["", "../../etc/passwd", "A" * 32, "0" * 31, "0" * 32 + "\n", "0" * 33])
 def test_id_that_is_none_of_ours_reaches_no_path(spool: Spool, owner: SpoolOwner, id: str) -> None:
     """Every door into the spool checks the id's pattern."""
-    calls: list[Callable[[str], object]] = [spool.state, spool.cancel, spool.read_result, spool.open_log]
+    calls: list[Callable[[str], object]] = [
+        spool.state,
+        spool.cancel,
+        spool.keep,
+        spool.read_result,
+        spool.open_log,
+    ]
     for call in [*calls, spool.position, owner.append_log, owner.clear_cancel]:
         with pytest.raises(ValueError, match="request id"):
             call(id)
@@ -203,57 +195,22 @@ def test_submit_and_owner_ring_each_other(spool: Spool, owner: SpoolOwner) -> No
     assert RANK0 not in os.listdir(spool.folder.bell)
 
 
-def take_hinted(owner: SpoolOwner, bell: Doorbell, max_claims: int = 9) -> list[str] | None:
-    claims = owner.claim_hinted(bell.hear(), max_claims)
-    return None if claims is None else [claim.request.id for claim in claims]
-
-
-def test_what_a_ring_names_is_claimed_without_a_look(
-    spool: Spool, owner: SpoolOwner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After a look that left nothing, the queue is not listed; the most urgent comes first."""
-    with owner.listen() as bell:
-        assert owner.claim(9) == []
-        monkeypatch.setattr(spool, "names", None)
-        later, first = submit(spool, priority=7), submit(spool, priority=2)
-        assert take_hinted(owner, bell) == [first.id, later.id]
-        assert take_hinted(owner, bell) is None
-
-
-def test_a_look_is_needed_where_others_may_come_first(spool: Spool, owner: SpoolOwner) -> None:
-    """Before the first look, with no room, after too many rings, a strange one, or a request put back."""
-    with owner.listen() as bell:
-        waiting = submit(spool)
-        assert take_hinted(owner, bell) is None
-        assert [claim.request.id for claim in owner.claim(9)] == [waiting.id]
-        submit(spool)
-        assert take_hinted(owner, bell, max_claims=0) is None
-        submit(spool)
-        assert take_hinted(owner, bell) is None  # it would overtake the one that found no room
-        assert len(owner.claim(9)) == 2
-        for hint in ("", "../done/x.json", "x" * 500):
-            assert ring(spool.folder.bell, RANK0, hint=hint)
-            assert take_hinted(owner, bell) is None
-            owner.claim(9)
-        for _ in range(MAX_HINTS + 1):
-            submit(spool)
-        assert take_hinted(owner, bell) is None
-        claims = owner.claim(9)
-        assert len(claims) == MAX_HINTS + 1
-        owner.put_back(claims[0])
-        submit(spool)
-        assert take_hinted(owner, bell) is None
-
-
-def test_a_hint_that_is_stale_is_nothing(spool: Spool, owner: SpoolOwner) -> None:
-    """A request that was claimed by a look, or is gone, is not claimed by its ring."""
-    with owner.listen() as bell:
-        submit(spool)
-        gone = submit(spool)
-        [incoming] = [name for name in os.listdir(spool.folder.incoming) if gone.id in name]
-        (spool.folder.incoming / incoming).unlink()
-        assert len(owner.claim(9)) == 1
-        assert take_hinted(owner, bell) == []
+def test_a_request_may_be_stopped_later_unless_that_is_taken_back(spool: Spool, owner: SpoolOwner) -> None:
+    """The moment is in the spool, so that it comes whoever dies; to stop at once cannot be taken back."""
+    kept, later, now = submit(spool), submit(spool), submit(spool)
+    for request in (kept, later):
+        assert spool.cancel(request.id, after_seconds=0.05)
+    spool.cancel(now.id)
+    assert spool.keep(kept.id)
+    assert not spool.keep(kept.id)
+    assert not spool.keep(now.id)
+    assert (owner.cancelled(), spool.ending_later()) == ({now.id}, {later.id})
+    time.sleep(0.06)
+    assert owner.cancelled() == {now.id, later.id}
+    for claim in owner.claim(9):
+        owner.complete(claim, answer(claim.request))
+    assert os.listdir(spool.folder.cancel) == []
+    assert not spool.cancel(later.id, after_seconds=9)
 
 
 def test_epoch_grows_over_lives_and_after_damage(spool: Spool) -> None:

@@ -93,5 +93,8 @@ def test_too_large_a_request_is_never_taken(tmp_path: Path, fs: CountingFileSyst
     """Not after a look that counts, either; the limit of the queue may be larger."""
     spool = open_spool(tmp_path, fs, max_bytes=1 << 40)
     submit(spool)
-    with pytest.raises(SpoolUnavailable, match="too large"):
-        spool.admission.hold(admission.MAX_REQUEST_BYTES + 1)
+    with (
+        pytest.raises(SpoolUnavailable, match="too large"),
+        spool.admission.holding(admission.MAX_REQUEST_BYTES + 1),
+    ):
+        pass

@@ -220,7 +220,7 @@ def test_death_at_any_call_makes_no_second_request(clock: Clock, is_power_cut: b
                 is_dead = False
             except Crash:
                 num_calls += 1
-            owner._lock_fd = None
+            owner._lock._fd = None
             fs.die()
         if is_power_cut:
             disk.cut_power(lambda number: 0)
@@ -229,7 +229,7 @@ def test_death_at_any_call_makes_no_second_request(clock: Clock, is_power_cut: b
             with SpoolOwner(spool, DEFAULTS) as owner:
                 owner.recover()
                 _scan_twice(owner, clock)
-                owner._lock_fd = None
+                owner._lock._fd = None
             disk.cut_power(lambda number: number - 1 if is_power_cut else 0)
         spool = Spool.open(Path("/spool"), fs=(fs := disk.start_process()))
         with SpoolOwner(spool, DEFAULTS) as owner:

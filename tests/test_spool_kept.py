@@ -5,24 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from spool import CorruptRequest, Spool, SpoolOwner
 from tests.spool_fakes import FailingFileSystem, answer, claim_one, make_request, open_owner, submit
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    return Spool.open(tmp_path / "spool", durability="process")
-
-
-@pytest.fixture
-def owner(spool: Spool) -> Iterator[SpoolOwner]:
-    with open_owner(spool) as owner:
-        yield owner
 
 
 def test_a_request_can_be_read_from_accept_to_retention(spool: Spool, owner: SpoolOwner) -> None:

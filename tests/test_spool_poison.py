@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,11 +22,6 @@ NAMES = st.builds(
     num_tokens=st.integers(0, 10**8),
     is_solo=st.booleans(),
 )
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    return Spool.open(tmp_path / "spool", durability="process")
 
 
 def _append(owner: SpoolOwner, claim: Claim) -> None:

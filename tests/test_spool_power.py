@@ -126,7 +126,7 @@ class PowerMachine(RuleBasedStateMachine):
 
     def _submit(self, request: Request, key: str) -> None:
         try:
-            id = self.door.submit(request, key or None)
+            id = self.door.submit(request, key or None, body_hash=request.text or "")
         except IdempotencyConflict:
             assert key
             assert len(self.bodies[key]) > 1
@@ -142,10 +142,6 @@ class PowerMachine(RuleBasedStateMachine):
         self.forgotten.discard(id)
         self.finished.pop(id, None)
         self.shown.pop(id, None)
-
-    @rule(trouble=troubles)
-    def prepare(self, trouble: Trouble) -> None:
-        self._try(self.door_fs, trouble, self.door.prepare)
 
     @rule(name=st.sampled_from(PROMPT_FILES), is_synced=st.booleans())
     def drop_by_hand(self, name: str, is_synced: bool) -> None:

@@ -80,8 +80,8 @@ def _live(root: Path, fs: MortalFileSystem, accepted: list[str]) -> None:
             owner.complete(claim, make_result(claim.request.id, [claim.attempt]))
         owner.sweep(time.time(), 3600.0)
     finally:
-        if owner._lock_fd is not None:
-            os.close(owner._lock_fd)
+        if owner._lock._fd is not None:
+            os.close(owner._lock._fd)
 
 
 def test_death_at_any_system_call_loses_and_doubles_nothing(

@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,17 +25,6 @@ from spool import (
 from spool.fsio import AnyPath
 from spool.spool import Durability
 from tests.spool_fakes import FailingFileSystem, answer, claim_one, make_request, open_owner, submit
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    return Spool.open(tmp_path / "spool", durability="process")
-
-
-@pytest.fixture
-def owner(spool: Spool) -> Iterator[SpoolOwner]:
-    with open_owner(spool) as owner:
-        yield owner
 
 
 def _make_foreign(incoming: Path) -> list[str]:
@@ -210,9 +199,8 @@ def test_ballast_lets_a_result_be_written_on_a_full_disk(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("call", "part", "number", "code"),
     [
-        ("create", "tmp/", errno.ENOSPC, "disk_full"),
-        ("create", "tmp/", errno.EMFILE, "too_many_files"),
-        ("fill", "", errno.ENOSPC, "disk_full"),
+        ("write_new", "tmp/", errno.ENOSPC, "disk_full"),
+        ("write_new", "tmp/", errno.EMFILE, "too_many_files"),
         ("link", "tmp/", errno.EROFS, "read_only"),
         ("sync_folder", "incoming", errno.EIO, "disk_error"),
         ("names", "incoming", errno.EIO, "disk_error"),
@@ -367,7 +355,7 @@ def test_a_spool_that_was_refused_says_so_until_a_trial_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability
 ) -> None:
     """A failing disk shows in a write alone: one is tried once a second, and nothing stays of it."""
-    fs = FailingFileSystem("fill", errno.EIO)
+    fs = FailingFileSystem("write_new", errno.EIO, "tmp/")
     spool = Spool.open(tmp_path / "spool", durability=durability, fs=fs)
     spool.check_room()
     before = sorted(path.name for path in spool.folder.tmp.iterdir())

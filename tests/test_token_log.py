@@ -234,13 +234,11 @@ def test_cut_behind_what_a_reader_has_seen_does_not_disturb_it(path: Path) -> No
     assert late.read_new() == []
 
 
-def test_deleted_log_is_noticed_by_its_writer(path: Path) -> None:
-    """A writer can tell that its log has no name any more; appending does not crash."""
+def test_appending_to_a_deleted_log_does_no_harm(path: Path) -> None:
+    """The answer goes on; its text is in the result."""
     with TokenLogWriter(path) as writer:
         writer.append(RECORDS[:1])
-        assert not writer.is_lost()
         path.unlink()
-        assert writer.is_lost()
         writer.append(RECORDS[1:])
 
 

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,23 +9,16 @@ from starlette.routing import Route
 
 from frontdoor.app import ROOMS, make_app
 from frontdoor.auth import OPEN_PATHS, OPEN_PREFIX
-from tests.frontdoor_service import Service, running_service, until
+from tests.frontdoor_service import Service, until
 
 MAX_SECONDS = 1.0  # some milliseconds here; what grew with the input would take many
+KEYS = "mine\ntheirs\n"
 KEY = {"Authorization": "Bearer mine"}
 POSTS: dict[str, dict[str, Any]] = {
     "/generate": {"prompt": "hi"},
     "/v1/completions": {"prompt": "hi"},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
 }
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("service")
-    (folder / "keys").write_text("mine\ntheirs\n")
-    with running_service(folder, {"API_KEYS_FILE": str(folder / "keys")}) as running:
-        yield running
 
 
 BODIES: list[tuple[dict[str, Any], int]] = [
