@@ -1,7 +1,9 @@
-"""`check`: lint, format, types, shell scripts and tests of the project itself; `--all` adds the long tests.
+"""`check`: lint, format, types, shell scripts and tests of the project itself.
 
-Every step runs, even after one has failed. `--all` leaves its result in docs/check-all.txt, with the commit
-it ran on. Knows nothing of what the tests test.
+`--fast` leaves out the tests marked slow; `--all` adds the long ones and leaves its result in
+docs/check-all.txt, with the commit it ran on. Every step runs, even after one has failed. Several processes
+run the tests, each of them whole files, in the order of tests/conftest.py; long tests need the machine for
+themselves and run one after the other. Knows nothing of what the tests test.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "docs" / "check-all.txt"
 SHELL_SCRIPTS = ("launch.sh", ".ci/run")
 NO_TESTS = 5  # pytest's exit code where nothing was selected
+FAST, NORMAL, LONG = "not slow and not long", "not long", "long"  # what pytest selects by marker
 
 
 @dataclass(frozen=True)
@@ -49,42 +52,56 @@ class Outcome:
     def is_good(self) -> bool:
         return self.exit_code == 0 or (self.step.counts is not None and self.exit_code == NO_TESTS)
 
+    @property
+    def counts(self) -> str:
+        """How many tests passed and failed, after two spaces; empty for other tools."""
+        return f"  {read_counts(self.step.counts)}" if self.step.counts else ""
 
-def run_check(terminal: Terminal, *, with_long: bool) -> int:
+
+def run_check(terminal: Terminal, *, with_slow: bool = True, with_long: bool = False) -> int:
     """Run all steps; 0 if every one is good, else 1."""
     packages.ensure_dev()
     packages.ensure_builtin()
     if with_long:
         packages.ensure_long()
     with tempfile.TemporaryDirectory() as folder:
-        outcomes = [_run(step, terminal) for step in make_steps(Path(folder), with_long=with_long)]
+        steps = make_steps(Path(folder), with_slow=with_slow, with_long=with_long)
+        outcomes = [_run(step, terminal) for step in steps]
         if with_long:
             REPORT.parent.mkdir(exist_ok=True)
             REPORT.write_text(make_report(outcomes), encoding="utf-8")
-    terminal.line()
-    for outcome in outcomes:
-        verdict = terminal.colored("ok", "green") if outcome.is_good else terminal.colored("FAILED", "red")
-        terminal.line(f"{outcome.step.name:<14} {verdict}  {format_duration(outcome.duration_s)}")
+        terminal.line()
+        for outcome in outcomes:
+            verdict, color = ("ok", "green") if outcome.is_good else ("FAILED", "red")
+            took = f"{format_duration(outcome.duration_s)}{outcome.counts}"
+            terminal.line(f"{outcome.step.name:<14} {terminal.colored(verdict, color)}  {took}")
     return 0 if all(outcome.is_good for outcome in outcomes) else 1
 
 
-def make_steps(folder: Path, *, with_long: bool) -> list[Step]:
+def make_steps(folder: Path, *, with_slow: bool = True, with_long: bool = False) -> list[Step]:
     """The steps in order, the tests last; `folder` takes their counts."""
     tool = (sys.executable, "-m")
     shellcheck = str(Path(sys.executable).with_name("shellcheck"))
+    several = ("-n", str(count_workers(count_cores())), "--dist", "loadfile", "--no-loadscope-reorder")
     steps = [
         Step("ruff check", (*tool, "ruff", "check", ".")),
         Step("ruff format", (*tool, "ruff", "format", "--check", ".")),
         Step("mypy", (*tool, "mypy")),
         Step("shellcheck", (shellcheck, *SHELL_SCRIPTS)),
-        _make_test_step("tests", "not long", folder / "tests.xml"),
+        _make_test_step("tests", folder, NORMAL if with_slow else FAST, *several),
     ]
-    return [*steps, _make_test_step("long tests", "long", folder / "long.xml")] if with_long else steps
+    return [*steps, _make_test_step("long tests", folder, LONG)] if with_long else steps
 
 
-def _make_test_step(name: str, markers: str, counts: Path) -> Step:
-    command = (sys.executable, "-m", "pytest", "-q", "-m", markers, "--durations=10", f"--junit-xml={counts}")
-    return Step(name, command, counts)
+def count_workers(num_cores: int) -> int:
+    """Processes for the tests: more than cores, since many tests wait for processes of their own."""
+    return num_cores + max(1, num_cores // 2)
+
+
+def _make_test_step(name: str, folder: Path, markers: str, *flags: str) -> Step:
+    counts = folder / f"{name}.xml"
+    tests = (sys.executable, "-m", "pytest", "-q", "-m", markers, "--durations=10", f"--junit-xml={counts}")
+    return Step(name, (*tests, *flags), counts)
 
 
 def _run(step: Step, terminal: Terminal) -> Outcome:
@@ -114,8 +131,8 @@ def make_report(outcomes: Sequence[Outcome]) -> str:
     ]
     for outcome in outcomes:
         verdict = "ok" if outcome.is_good else f"FAILED ({outcome.exit_code})"
-        counts = f"  {read_counts(outcome.step.counts)}" if outcome.step.counts else ""
-        lines.append(f"{outcome.step.name:<12} {verdict:<12} {format_duration(outcome.duration_s)}{counts}")
+        duration = format_duration(outcome.duration_s)
+        lines.append(f"{outcome.step.name:<12} {verdict:<12} {duration}{outcome.counts}")
     return "\n".join(lines) + "\n"
 
 

@@ -162,7 +162,9 @@ def _add_start(add: AddCommand) -> None:
 
 def _add_tools(add: AddCommand) -> None:
     check = add("check", _check, "lint, types and tests of the project itself")
-    check.add_argument(
+    amount = check.add_mutually_exclusive_group()
+    amount.add_argument("--fast", action="store_true", help="without the slow tests: in under a minute")
+    amount.add_argument(
         "--all", action="store_true", help="the long tests too; the result goes to docs/check-all.txt"
     )
     add("bench", _delegate, "measure throughput and latency; all further flags go to python -m bench")
@@ -392,7 +394,7 @@ def _check(options: argparse.Namespace) -> int:
     from cluster.check import run_check
     from cluster.terminal import Terminal
 
-    return run_check(Terminal(), with_long=options.all)
+    return run_check(Terminal(), with_slow=not options.fast, with_long=options.all)
 
 
 def _delegate(options: argparse.Namespace) -> int:

@@ -59,7 +59,8 @@ class ProcessIdentity:
             if left_s <= 0:
                 return False
             try:
-                psutil.Process(self.pid).wait(timeout=left_s)
+                # In short looks: psutil waits for a zombie as for a process that runs.
+                psutil.Process(self.pid).wait(timeout=min(left_s, LOOK_S))
             except psutil.TimeoutExpired:
                 continue
             except PSUTIL_ERRORS:

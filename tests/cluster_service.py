@@ -62,7 +62,7 @@ class Bench:
         pause = threading.Event()
         while not holds(service := self.read()):
             assert time.monotonic() < deadline, json.dumps(make_report(service), indent=1)
-            pause.wait(0.02)
+            pause.wait(0.05)
         return service
 
     def get_health(self) -> int:
@@ -91,29 +91,56 @@ def find_free_port() -> int:
         return int(listening.getsockname()[1])
 
 
-@pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    for name in ("FAKE_RANK", "FAKE_API"):
-        monkeypatch.delenv(name, raising=False)
-    root, model = tmp_path / "root", tmp_path / "model"
+@contextmanager
+def make_bench(folder: Path, **overrides: str) -> Iterator[Bench]:
+    """A bench in a folder."""
+    root, model = folder / "root", folder / "model"
     root.mkdir()
     model.mkdir()
     for name in ("config.json", "model.safetensors"):  # all that is looked at before ranks start
         (model / name).touch()
-    monkeypatch.setenv("FAKE_ROOT", str(root))
-    made = Bench(
-        root=root,
-        overrides={
-            "STATE_DIR": str(tmp_path / "state"),
-            "API_PORT": str(find_free_port()),
-            "LOCAL_RANKS": "2",
-            "MODEL_REPO": str(model),
-            "SHUTDOWN_TIMEOUT": "5",
-        },
-    )
-    yield made
+    own = {
+        "STATE_DIR": str(folder / "state"),
+        "API_PORT": str(find_free_port()),
+        "LOCAL_RANKS": "2",
+        "MODEL_REPO": str(model),
+        "SHUTDOWN_TIMEOUT": "5",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("FAKE_RANK", "FAKE_API"):
+            patch.delenv(name, raising=False)
+        patch.setenv("FAKE_ROOT", str(root))
+        patch.setattr("cluster.stop.KILL_GRACE_S", 0.5)
+        made = Bench(root=root, overrides=own | overrides)
+        yield made
     service = made.read()
-    left = [*service.helpers, *service.processes.values(), *([service.holder] if service.holder else [])]
-    for identity in left:
+    for identity in [*service.helpers, *service.processes.values(), *filter(None, [service.holder])]:
         identity.send(signal.SIGKILL)
         identity.wait(5.0)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """A service of the test's own, to be started by it."""
+    with make_bench(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """One service for the tests of a file; each takes it by `running`."""
+    with make_bench(tmp_path_factory.mktemp("service"), SPARE_RANKS="off") as made:
+        yield made
+
+
+@pytest.fixture
+def running(shared_bench: Bench) -> Bench:
+    """The file's service, ready, whatever the test before has left of it."""
+    for name in ("trouble", "idle-rank", ".env"):
+        (shared_bench.root / name).unlink(missing_ok=True)
+    if shared_bench.read().holder is None:
+        shared_bench.start()
+    shared_bench.wait_until(lambda service: service.state == "ready")
+    shared_bench.output.seek(0)
+    shared_bench.output.truncate()
+    return shared_bench

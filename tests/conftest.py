@@ -1,7 +1,7 @@
-"""What all tests share: the fast BLAS, loaded before any test imports MLX, on one thread; and a second try.
+"""What all tests share: the fast BLAS, loaded before any test imports MLX, on one thread; and their order.
 
-Only tests of real processes get one: they have time limits and share their machine with others. pytest names
-each that needed it and counts them in its closing line: none is what we want to see there.
+`check` gives whole files to its test processes, first those that start processes of their own: they take
+longest. What they share of the machine (ports, network namespaces, folders) each finds or makes for itself.
 """
 
 import pytest
@@ -10,14 +10,17 @@ from distributed.blas import load_fast_blas
 
 pytest_plugins = ["tests.cluster_service", "tests.fixtures"]
 
-REAL_PROCESSES = ("cluster", "faults")
+FOLDERS_OF_PROCESSES = {"cluster", "faults"}
+FIXTURES_OF_PROCESSES = {"bench", "shared_bench", "hosts", "shared_hosts"}
 
 load_fast_blas("auto", 1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let tests of real processes, and only these, run once more (after a pause) before they fail."""
+    """Mark what starts processes as slow, and let files with slow tests come first."""
     for item in items:
-        is_marked = item.get_closest_marker("slow") or item.get_closest_marker("long")
-        if is_marked or item.path.parent.name in REAL_PROCESSES:
-            item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=5))
+        fixtures = getattr(item, "fixturenames", ())
+        if item.path.parent.name in FOLDERS_OF_PROCESSES or FIXTURES_OF_PROCESSES.intersection(fixtures):
+            item.add_marker(pytest.mark.slow)
+    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow_files)

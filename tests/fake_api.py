@@ -1,6 +1,6 @@
 """A front door without a model: answers GET /health and POST /generate on the socket that it is handed.
 
-FAKE_API=idle-rank leaves rank 1 out of the proof, refuse (or a file refuse-api in FAKE_ROOT) exits with 2.
+A file idle-rank in FAKE_ROOT leaves rank 1 out of the proof; refuse-api, or FAKE_API=refuse, ends it with 2.
 Exits at end of file on its standard input, unless FAKE_API=deaf. With FAKE_BUSY_S it answers SIGUSR1 by
 computing for so long, and nothing else.
 """
@@ -15,8 +15,6 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-
-from config.run_files import read_json
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -46,13 +44,18 @@ class Handler(BaseHTTPRequestHandler):
         """Log nothing."""
 
 
+def has_file(name: str) -> bool:
+    """Whether a test has put it there."""
+    return Path(os.environ.get("FAKE_ROOT", "/nowhere"), name).exists()
+
+
 def make_result() -> dict[str, object]:
     """A result in which each rank of ring.json took part."""
-    ring = read_json(Path(os.environ["STATE_DIR"]) / "run" / "ring.json") or {}
+    ring = json.loads((Path(os.environ["STATE_DIR"]) / "run" / "ring.json").read_text(encoding="utf-8"))
     ranks = [
         {**rank, "num_frames": 3, "busy_s": 0.5, "busy_share": 0.5}
         for rank in ring["ranks"]
-        if os.environ.get("FAKE_API") != "idle-rank" or rank["rank"] != 1
+        if rank["rank"] != 1 or not has_file("idle-rank")
     ]
     return {
         "text": "Paris",
@@ -73,7 +76,7 @@ def main() -> None:
     """Serve until told to go."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
-    if os.environ.get("FAKE_API") == "refuse" or Path(os.environ.get("FAKE_ROOT", ""), "refuse-api").exists():
+    if os.environ.get("FAKE_API") == "refuse" or has_file("refuse-api"):
         print("api: API_KEYS_FILE holds no key", file=sys.stderr)
         sys.exit(2)
     ThreadingHTTPServer.daemon_threads = False

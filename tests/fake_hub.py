@@ -11,12 +11,16 @@ import hashlib
 import json
 import sys
 import threading
+import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from types import SimpleNamespace, TracebackType
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:  # it runs as a program too
+    import pytest
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 LARGE_SUFFIX = ".safetensors"  # large files have their sha256 as etag, others a git hash
@@ -56,6 +60,25 @@ class FakeHub:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "MODEL_REPO": self.repo,
         }
+
+    def take_over(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+        """Let huggingface_hub in this process ask this Hub, as a program with `environment` does."""
+        from huggingface_hub import constants
+
+        monkeypatch.setenv("MODEL_REPO", self.repo)
+        monkeypatch.setenv("MODEL_CACHE_DIR", str(cache / "hub"))
+        template = f"{self.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        for name, value in {
+            "ENDPOINT": self.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": template,
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_DISABLE_TELEMETRY": True,
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        without_pauses = SimpleNamespace(**vars(time) | {"sleep": lambda _: None})  # between two tries
+        monkeypatch.setattr("huggingface_hub.file_download.time", without_pauses)
+        monkeypatch.setattr("huggingface_hub.utils._http.time", without_pauses)
 
     def __enter__(self) -> FakeHub:
         self._thread.start()

@@ -2,7 +2,8 @@
 
 Every other rank connects to rank 0; a lost connection ends both sides (exit 3), STOP over it ends the ring
 (exit 0). FAKE_RANK, or the file `trouble` in FAKE_ROOT, says what goes wrong: `refuse:R` exits 2, `crash:R`
-dies while loading, `hang:R` never says a word. What it is told of settings it writes to its log.
+dies while loading, `hang:R` never says a word. What it is told of settings it writes to its log. Imports
+nothing of ours, which would take longer than the rest of its life.
 """
 
 import argparse
@@ -15,8 +16,6 @@ import socket
 import sys
 import time
 from pathlib import Path
-
-from config.run_files import write_json
 
 HEARTBEAT_S = 0.1
 CONNECT_LIMIT_S = 20.0
@@ -83,8 +82,11 @@ class FakeRank:
         ]
         status = {"updated_unix": time.time(), "epoch": self.epoch, "phase": self.phase, "ring_size": size}
         status["context"] = {"max_tokens": 4096, "bound": "setting", "model_tokens": 2048}
-        run_dir = Path(os.environ["STATE_DIR"]) / "run"
-        write_json(run_dir / "ring.json", {**status, "reason": None, "model": "fake", "ranks": ranks})
+        path = Path(os.environ["STATE_DIR"]) / "run" / "ring.json"
+        path.with_name("ring.new").write_text(
+            json.dumps({**status, "reason": None, "model": "fake", "ranks": ranks}), encoding="utf-8"
+        )
+        path.with_name("ring.new").replace(path)
 
     def serve(self) -> int:
         """Beat until a pipe, a neighbour or a signal ends it."""

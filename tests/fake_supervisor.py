@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+from cluster import front_door
 from cluster.running import ROOT, Programs
 from cluster.supervisor import parse_flags, run_supervisor
 
@@ -17,5 +18,6 @@ PROGRAMS = Programs(
 )
 
 if __name__ == "__main__":
+    front_door.API_END_LIMIT_S = 1.0
     root = os.environ.get("FAKE_ROOT")
     sys.exit(run_supervisor(parse_flags(sys.argv[1:]), PROGRAMS, root=Path(root) if root else None))

@@ -389,6 +389,19 @@ def test_the_report_of_check_all_holds_commit_counts_and_verdicts(tmp_path: Path
     assert [outcome.is_good for outcome in outcomes] == [True, False, True]
 
 
+def test_check_runs_files_side_by_side_and_long_tests_one_by_one(tmp_path: Path) -> None:
+    """`--fast` and `--all` differ in what pytest selects, and only that."""
+    for flags, selected in (
+        ({"with_slow": False}, ["not slow and not long"]),
+        ({}, ["not long"]),
+        ({"with_long": True}, ["not long", "long"]),
+    ):
+        tests = [step for step in check.make_steps(tmp_path, **flags) if step.counts]
+        assert [step.command[step.command.index("-m", 3) + 1] for step in tests] == selected
+        assert ["loadfile" in step.command for step in tests] == [True, False][: len(tests)]
+    assert [check.count_workers(cores) for cores in (1, 2, 8)] == [2, 3, 12]
+
+
 @pytest.mark.parametrize("script", ["launch.sh", ".ci/run"])
 def test_scripts_are_executable_bash(script: str) -> None:
     """A clone can run them as they are."""

@@ -21,11 +21,17 @@ from cluster.processes import identify
 from cluster.service import Service
 from cluster.start import prepare_foreground, start
 from cluster.status import describe
+from cluster.stop import end_leftovers
 from cluster.trial import run_trial
 from config.run_files import write_json
 from tests.cluster_service import Bench, run_supervisor, supervisor_command
 
-pytestmark = pytest.mark.slow
+
+@pytest.fixture
+def bench(bench: Bench) -> Bench:
+    """One without spares: these tests are of what runs."""
+    bench.overrides["SPARE_RANKS"] = "off"
+    return bench
 
 
 def test_start_makes_a_ring_ready_and_stop_leaves_nothing(bench: Bench) -> None:
@@ -51,105 +57,159 @@ def test_start_makes_a_ring_ready_and_stop_leaves_nothing(bench: Bench) -> None:
     assert bench.stop() == 0, "stopping what does not run is no error"
 
 
-def test_a_second_start_names_the_holder_and_reuses_the_service(bench: Bench) -> None:
-    """The second of two starts says which supervisor serves already, and starts nothing."""
-    bench.start()
-    before = bench.read()
+def test_a_second_start_names_the_holder_and_what_differs(
+    running: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It starts nothing; settings that the running service does not have are named, not dropped."""
+    before = running.read()
     assert before.holder
-    assert bench.start() == 0
-    assert f"Already running (supervisor {before.holder.pid}" in bench.output.getvalue()
-    assert bench.read().processes == before.processes
-
-
-def test_a_second_start_with_other_settings_is_refused(bench: Bench) -> None:
-    """Settings that the running service does not have are named, not dropped."""
-    bench.start()
-    bench.overrides["LOCAL_RANKS"] = "3"
+    assert running.start() == 0
+    assert f"Already running (supervisor {before.holder.pid}" in running.output.getvalue()
+    assert running.read().processes == before.processes
+    monkeypatch.setitem(running.overrides, "LOCAL_RANKS", "3")
     with pytest.raises(ClusterError, match="LOCAL_RANKS is 2 there, 3 here"):
-        bench.start()
+        running.start()
 
 
 @pytest.mark.parametrize("rank", ["rank 0", "rank 1"])
-def test_a_killed_rank_gives_a_new_ring_under_a_new_epoch(bench: Bench, rank: str) -> None:
+def test_a_killed_rank_gives_a_new_ring_under_a_new_epoch(running: Bench, rank: str) -> None:
     """One rank killed: all ranks are replaced, the epoch rises, and the front door is the same process."""
-    bench.start()
-    before = bench.read()
+    before = running.read()
     before.processes[rank].send(signal.SIGKILL)
-    after = bench.wait_until(lambda service: service.state == "ready" and service.ring["epoch"] == 2)
-    assert after.supervisor["epoch"] == 2
-    assert after.supervisor["restarts"] == 1
+    epoch = before.ring["epoch"] + 1
+    after = running.wait_until(lambda service: service.state == "ready" and service.ring["epoch"] == epoch)
+    assert after.supervisor["epoch"] == epoch
+    assert after.supervisor["restarts"] == before.supervisor["restarts"] + 1
     assert after.processes["api"] == before.processes["api"]
     for name in ("rank 0", "rank 1"):
         assert after.processes[name] != before.processes[name]
         assert not before.processes[name].is_alive()
-    log = (bench.settings.log_dir / "supervisor.log").read_text()
+    log = (running.settings.log_dir / "supervisor.log").read_text()
     assert f"{rank} was killed by SIGKILL" in log
 
 
-def test_a_stopped_rank_counts_as_dead_when_its_heartbeats_stop(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A rank under SIGSTOP sends nothing: the ring is rebuilt and the stopped process is gone."""
-    monkeypatch.setenv("FAKE_HEARTBEAT_LIMIT_S", "2")
-    bench.start()
-    before = bench.read()
-    before.processes["rank 1"].send(signal.SIGSTOP)
-    bench.wait_until(lambda service: service.state == "ready" and service.ring["epoch"] > 1)
-    assert not before.processes["rank 1"].is_alive()
-    assert "rank 1 sent no heartbeat" in (bench.settings.log_dir / "supervisor.log").read_text()
-
-
-def test_a_killed_front_door_is_replaced_alone_and_no_connection_is_refused(bench: Bench) -> None:
+def test_a_killed_front_door_is_replaced_alone_and_no_connection_is_refused(running: Bench) -> None:
     """The socket outlives the front door: a request sent right after the kill is answered by the next one."""
-    bench.start()
-    before = bench.read()
+    before = running.read()
     api = before.processes["api"]
     api.send(signal.SIGKILL)
     api.wait(5.0)
-    assert bench.get_health() != api.pid
-    after = bench.wait_until(lambda service: service.state == "ready")
+    assert running.get_health() != api.pid
+    after = running.wait_until(lambda service: service.state == "ready")
     assert after.supervisor["epoch"] == before.supervisor["epoch"]
     assert after.processes["rank 1"] == before.processes["rank 1"]
 
 
-def test_a_killed_supervisor_leaves_no_orphans_and_start_works_again(bench: Bench) -> None:
-    """Ranks and front door end with their supervisor; the next one begins a higher epoch on the same port."""
-    bench.start()
-    before = bench.read()
+def test_the_trial_proves_that_every_rank_took_part(running: Bench) -> None:
+    """A streamed answer is shown, and each rank's frames and time; a rank without a trace is no proof."""
+    assert run_trial(running.settings, running.terminal, "What is the capital of France?", 8) == 0
+    shown = running.output.getvalue()
+    assert "Paris\n" in shown
+    assert re.search(r"rank 1: layers 0-1, 3 frames, busy 0.50 s", shown)
+    assert "Every rank took part (2 of 2)." in shown
+    (running.root / "idle-rank").touch()
+    assert run_trial(running.settings, running.terminal, "Hello", 8) == 1
+    assert "rank 1 took no part" in running.output.getvalue()
+
+
+@pytest.mark.parametrize("trouble", ["refuse:1", "crash:0"])
+def test_a_ring_that_was_ready_is_tried_until_its_trouble_has_passed(running: Bench, trouble: str) -> None:
+    """Refusals and failures in a row are shown with what happens next, and end with their cause."""
+    (running.root / "trouble").write_text(trouble, encoding="ascii")
+    running.read().processes["rank 0"].send(signal.SIGKILL)
+    stuck = running.wait_until(lambda service: service.state == "degraded" and service.is_stuck)
+    shown = "\n".join(describe(stuck, running.terminal))
+    assert f"reason: rank {trouble[-1]} exited with code" in shown
+    assert "tries that failed: " in shown and "it is tried until it works" in shown
+    assert running.get_health() == stuck.processes["api"].pid
+    words = f"already running .*rank {trouble[-1]} exited with code .* ./launch.sh restart tries at once"
+    with pytest.raises(StartFailed, match=words):
+        running.start()
+    (running.root / "trouble").unlink()
+    ready = running.wait_until(lambda service: service.state == "ready")
+    assert ready.reason is None and ready.waits_for is None and not ready.is_stuck
+
+
+def test_a_start_waits_for_a_service_that_is_still_stopping(running: Bench) -> None:
+    """stop was interrupted: the next start does not take the old supervisor for the new one."""
+    old = running.read().holder
+    assert old
+    running.read().processes["api"].send(signal.SIGSTOP)  # a front door that takes its time
+    old.send(signal.SIGTERM)
+    running.wait_until(lambda service: service.state == "stopping")
+    assert running.start() == 0
+    assert "is still stopping" in running.output.getvalue()
+    now = running.read()
+    assert now.state == "ready" and now.holder and now.holder.pid != old.pid
+
+
+def test_a_killed_supervisor_leaves_its_last_reason_and_the_next_one_goes_on_trying(running: Bench) -> None:
+    """status says that it is gone, why the ring was down, and what to do; the next one tries on."""
+    (running.root / "trouble").write_text("refuse:1", encoding="ascii")
+    running.read().processes["rank 0"].send(signal.SIGKILL)
+    before = running.wait_until(lambda service: service.is_stuck)
     assert before.holder
     before.holder.send(signal.SIGKILL)
-    for identity in before.processes.values():
-        assert identity.wait(5.0)
-    assert bench.read().exit_code == 3
-    assert bench.start() == 0
-    assert bench.read().supervisor["epoch"] == 2
+    before.holder.wait(5.0)
+    gone = running.read()
+    assert gone.exit_code == 3
+    shown = "\n".join(describe(gone, running.terminal))
+    assert "./launch.sh start" in shown
+    assert f"supervisor {before.holder.pid} is gone" in shown
+    assert "it last said degraded: rank 1 exited with code 2: rank 1: LAYER_SPLIT does not fit" in shown
+
+    with run_supervisor(running) as supervisor:
+        running.wait_until(lambda service: service.state == "degraded" and service.is_stuck)
+        (running.root / "trouble").unlink()
+        running.wait_until(lambda service: service.state == "ready")
+        supervisor.send_signal(signal.SIGTERM)
+        assert supervisor.wait(10) == 0
+    assert running.read().reason is None
 
 
-def test_a_rank_that_hangs_when_its_supervisor_is_killed_is_ended_by_the_next(bench: Bench) -> None:
-    """What a killed supervisor left behind is ended by pid and start time before a new ring is made."""
+def test_a_service_in_trouble_stops_at_once(running: Bench) -> None:
+    """Neither a pause between two tries nor a rank that says nothing keeps stop waiting."""
+    (running.root / "trouble").write_text("hang:1", encoding="ascii")
+    running.read().processes["rank 0"].send(signal.SIGKILL)
+    running.wait_until(lambda service: service.state == "degraded")
+    began = time.monotonic()
+    assert running.stop() == 0
+    assert time.monotonic() - began < float(running.overrides["SHUTDOWN_TIMEOUT"])
+
+
+def test_what_a_killed_supervisor_leaves_is_gone_when_the_next_has_started(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank ends by itself; one that hangs and a front door that keeps the port are ended by the next start,
+    which begins a higher epoch on the same port.
+    """
+    monkeypatch.setenv("FAKE_API", "deaf")
     bench.start()
     before = bench.read()
     assert before.holder
     before.processes["rank 1"].send(signal.SIGSTOP)
     before.holder.send(signal.SIGKILL)
-    before.holder.wait(5.0)
-    assert bench.start() == 0
-    assert not before.processes["rank 1"].is_alive()
-
-
-def test_a_front_door_that_outlives_its_supervisor_does_not_keep_the_port(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A front door left behind with the listening socket is ended before the port is looked at."""
-    monkeypatch.setenv("FAKE_API", "deaf")
-    bench.start()
-    before = bench.read()
-    assert before.holder
-    before.holder.send(signal.SIGKILL)
+    assert before.holder.wait(5.0)
     assert before.processes["rank 0"].wait(5.0)
-    assert before.processes["api"].is_alive()
+    assert bench.read().exit_code == 3
+    assert before.processes["api"].is_alive() and before.processes["rank 1"].is_alive()
     assert bench.start() == 0
-    assert not before.processes["api"].is_alive()
+    assert not any(identity.is_alive() for identity in before.processes.values())
+    assert bench.read().supervisor["epoch"] == 2
+
+
+def test_a_reused_pid_is_not_killed(bench: Bench) -> None:
+    """A pid in the status file that belongs to another process now is left alone."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
+        identity = identify(stranger.pid)
+        assert identity
+        entry = {"name": "rank 0", "pid": stranger.pid, "start_time": identity.start_time - 1000}
+        write_json(bench.settings.run_dir / "supervisor.json", {**entry, "processes": [entry]})
+        write_json(bench.settings.run_dir / "supervisor.lock", entry)
+        assert bench.stop() == 0
+        assert end_leftovers(bench.read()) == 0
+        assert stranger.poll() is None
+        stranger.communicate(b"\n")
 
 
 def test_a_refusing_front_door_fails_the_start(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,21 +218,6 @@ def test_a_refusing_front_door_fails_the_start(bench: Bench, monkeypatch: pytest
     with pytest.raises(StartFailed, match="exited with code 2: api: API_KEYS_FILE holds no key"):
         bench.start()
     assert bench.read().exit_code == 3
-
-
-def test_a_reused_pid_is_not_killed(bench: Bench) -> None:
-    """A pid in the status file that belongs to another process now is left alone by stop and by start."""
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
-        identity = identify(stranger.pid)
-        assert identity
-        entry = {"name": "rank 0", "pid": stranger.pid, "start_time": identity.start_time - 1000}
-        write_json(bench.settings.run_dir / "supervisor.json", {**entry, "processes": [entry]})
-        write_json(bench.settings.run_dir / "supervisor.lock", entry)
-        assert bench.stop() == 0
-        assert bench.start() == 0
-        assert bench.stop() == 0
-        assert stranger.poll() is None
-        stranger.communicate(b"\n")
 
 
 def test_a_refusing_rank_fails_the_start_with_its_own_words(
@@ -205,99 +250,31 @@ def test_repeated_failures_open_the_breaker_and_keep_the_reason(
     assert "rank 0: the weights are broken" in bench.output.getvalue()
 
 
-def test_an_open_breaker_keeps_the_front_door_and_says_why(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A ring that is given up later leaves the front door up and the reason in both status files."""
-    monkeypatch.setenv("FAKE_RANK", "crash:0")
+def test_an_open_breaker_keeps_the_front_door_until_a_restart(bench: Bench) -> None:
+    """A ring that is given up leaves the front door up and the reason in both status files; it is tried anew
+    when somebody asks.
+    """
+    (bench.root / "trouble").write_text("crash:0", encoding="ascii")
     with run_supervisor(bench) as supervisor:
         service = bench.wait_until(lambda service: service.state == "failed")
         assert service.exit_code == 1
         assert "the weights are broken" in str(service.reason)
         assert service.ring["phase"] == "failed"
         assert bench.get_health() == service.processes["api"].pid
-        supervisor.send_signal(signal.SIGTERM)
-        assert supervisor.wait(10) == 0
-
-
-@pytest.mark.parametrize("trouble", ["refuse:1", "crash:0"])
-def test_a_ring_that_was_ready_is_tried_until_its_trouble_has_passed(bench: Bench, trouble: str) -> None:
-    """Refusals and failures in a row are shown with what happens next, and end with their cause."""
-    bench.start()
-    (bench.root / "trouble").write_text(trouble, encoding="ascii")
-    bench.read().processes["rank 0"].send(signal.SIGKILL)
-    stuck = bench.wait_until(lambda service: service.supervisor["num_failures"] > 6)
-    assert stuck.state == "degraded" and stuck.is_stuck
-    shown = "\n".join(describe(stuck, bench.terminal))
-    assert f"reason: rank {trouble[-1]} exited with code" in shown
-    assert "tries that failed: " in shown and "it is tried until it works" in shown
-    assert bench.get_health() == stuck.processes["api"].pid
-    words = f"already running .*rank {trouble[-1]} exited with code .* ./launch.sh restart tries at once"
-    with pytest.raises(StartFailed, match=words):
-        bench.start()
-    (bench.root / "trouble").unlink()
-    ready = bench.wait_until(lambda service: service.state == "ready")
-    assert ready.reason is None and ready.waits_for is None and not ready.is_stuck
-
-
-def test_a_killed_supervisor_leaves_its_last_reason_and_the_next_one_goes_on_trying(bench: Bench) -> None:
-    """status says that it is gone, why the ring was down, and what to do; the next one tries on."""
-    bench.start()
-    (bench.root / "trouble").write_text("refuse:1", encoding="ascii")
-    bench.read().processes["rank 0"].send(signal.SIGKILL)
-    before = bench.wait_until(lambda service: service.is_stuck)
-    assert before.holder
-    before.holder.send(signal.SIGKILL)
-    before.holder.wait(5.0)
-    gone = bench.read()
-    assert gone.exit_code == 3
-    shown = "\n".join(describe(gone, bench.terminal))
-    assert "./launch.sh start" in shown
-    assert f"supervisor {before.holder.pid} is gone" in shown
-    assert "it last said degraded: rank 1 exited with code 2: rank 1: LAYER_SPLIT does not fit" in shown
-
-    with run_supervisor(bench) as supervisor:
-        bench.wait_until(lambda service: service.state == "degraded" and service.is_stuck)
+        assert "./launch.sh restart" in str(service.waits_for)
         (bench.root / "trouble").unlink()
-        bench.wait_until(lambda service: service.state == "ready")
+        assert bench.restart() == 0
         supervisor.send_signal(signal.SIGTERM)
         assert supervisor.wait(10) == 0
-    assert bench.read().reason is None
 
 
-def test_a_service_in_trouble_stops_at_once(bench: Bench) -> None:
-    """Neither a pause between two tries nor a rank that says nothing keeps stop waiting."""
-    bench.start()
-    (bench.root / "trouble").write_text("hang:1", encoding="ascii")
-    bench.read().processes["rank 0"].send(signal.SIGKILL)
-    bench.wait_until(lambda service: service.state == "degraded")
-    began = time.monotonic()
-    assert bench.stop() == 0
-    assert time.monotonic() - began < float(bench.overrides["SHUTDOWN_TIMEOUT"])
-
-
-def test_a_start_waits_for_a_service_that_is_still_stopping(bench: Bench) -> None:
-    """stop was interrupted: the next start does not take the old supervisor for the new one."""
-    bench.start()
-    old = bench.read().holder
-    assert old
-    bench.read().processes["api"].send(signal.SIGSTOP)  # a front door that takes its time
-    old.send(signal.SIGTERM)
-    bench.wait_until(lambda service: service.state == "stopping")
-    assert bench.start() == 0
-    assert "is still stopping" in bench.output.getvalue()
-    now = bench.read()
-    assert now.state == "ready" and now.holder and now.holder.pid != old.pid
-
-
-@pytest.mark.parametrize(("file", "trouble"), [("trouble", "refuse:0"), ("refuse-api", "")])
-def test_a_restart_brings_back_a_service_that_was_given_up(bench: Bench, file: str, trouble: str) -> None:
-    """A ring or a front door that never worked is tried anew when somebody asks."""
-    (bench.root / file).write_text(trouble, encoding="ascii")
+def test_a_restart_brings_back_a_front_door_that_was_given_up(bench: Bench) -> None:
+    """One that never worked is tried anew when somebody asks."""
+    (bench.root / "refuse-api").touch()
     with run_supervisor(bench) as supervisor:
         failed = bench.wait_until(lambda service: service.state == "failed")
         assert "./launch.sh restart" in str(failed.waits_for)
-        (bench.root / file).unlink()
+        (bench.root / "refuse-api").unlink()
         assert bench.restart() == 0
         supervisor.send_signal(signal.SIGTERM)
         assert supervisor.wait(10) == 0
@@ -334,8 +311,9 @@ def test_an_interrupted_start_stops_what_it_started(
     service = bench.read()
     assert service.holder is None
     assert not any(identity.is_alive() for identity in service.processes.values())
-    monkeypatch.delenv("FAKE_RANK")
-    assert bench.start() == 0
+    if num_signals == 1:
+        monkeypatch.delenv("FAKE_RANK")
+        assert bench.start() == 0
 
 
 def test_an_interrupted_second_start_leaves_the_service_alone(
@@ -417,24 +395,6 @@ def test_a_taken_port_is_refused_by_name(bench: Bench) -> None:
         pytest.raises(PortTaken, match=rf"port {bench.overrides['API_PORT']} .* process {os.getpid()}"),
     ):
         bench.start()
-
-
-def test_the_trial_proves_that_every_rank_took_part(bench: Bench) -> None:
-    """A streamed answer is shown, and each rank's frames and time stand below it."""
-    bench.start()
-    assert run_trial(bench.settings, bench.terminal, "What is the capital of France?", 8) == 0
-    shown = bench.output.getvalue()
-    assert "Paris\n" in shown
-    assert re.search(r"rank 1: layers 0-1, 3 frames, busy 0.50 s", shown)
-    assert "Every rank took part (2 of 2)." in shown
-
-
-def test_the_trial_fails_where_a_rank_took_no_part(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer without a trace of one rank is no proof."""
-    monkeypatch.setenv("FAKE_API", "idle-rank")
-    bench.start()
-    assert run_trial(bench.settings, bench.terminal, "Hello", 8) == 1
-    assert "rank 1 took no part" in bench.output.getvalue()
 
 
 def test_a_supervisor_cannot_start_under_a_held_lock(bench: Bench) -> None:

@@ -59,6 +59,9 @@ print("cluster:", *sys.argv[1:])
 """
 
 
+pytestmark = pytest.mark.slow
+
+
 @dataclass
 class Checkout:
     """A folder with launch.sh, and what was called in it."""
@@ -101,10 +104,9 @@ class Checkout:
         return lines
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Checkout:
+def make_checkout(base: Path) -> Checkout:
     """One whose environment is still to be made."""
-    folder, tools = tmp_path / "checkout", tmp_path / "tools"
+    folder, tools = base / "checkout", base / "tools"
     (folder / "cluster").mkdir(parents=True)
     (folder / "fakes" / "pip").mkdir(parents=True)
     tools.mkdir()
@@ -116,21 +118,42 @@ def checkout(tmp_path: Path) -> Checkout:
     (folder / "fakes" / "pip" / "__main__.py").write_text(PIP)
     for name in TOOLS:
         (tools / name).symlink_to(shutil.which(name) or name)
-    base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
-    (tools / "python3").write_text(PYTHON.format(python=base))
+    python = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+    (tools / "python3").write_text(PYTHON.format(python=python))
     (tools / "python3").chmod(0o755)
     return Checkout(folder, str(tools))
 
 
-def test_the_environment_is_made_once(checkout: Checkout) -> None:
-    """The first command makes it; every other one finds it whole and asks nobody."""
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    """A new one."""
+    return make_checkout(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """One whose first command has made its environment once and asks nobody any more."""
+    checkout = make_checkout(tmp_path_factory.mktemp("made"))
     for calls in (["venv", "pip"], []):
         ended = checkout.run("status", "--json")
-        assert (ended.returncode, ended.stdout.splitlines()[-1]) == (0, "cluster: status --json"), (
-            ended.stderr
-        )
+        last_line = ended.stdout.splitlines()[-1]
+        assert (ended.returncode, last_line) == (0, "cluster: status --json"), ended.stderr
         assert checkout.take_calls() == calls
     assert not (checkout.folder / ".venv.lock").exists()
+    return checkout
+
+
+@pytest.fixture
+def used(made: Checkout, tmp_path: Path) -> Checkout:
+    """A copy of that one."""
+    shutil.copytree(made.folder, tmp_path / "checkout", symlinks=True)
+    return Checkout(tmp_path / "checkout", made.path)
+
+
+def test_the_environment_is_made_once(made: Checkout) -> None:
+    """The first command makes it; every other one finds it whole and asks nobody."""
+    assert made.run("status").stdout == "cluster: status\n"
+    assert made.take_calls() == []
 
 
 def forget_stamp(checkout: Checkout) -> None:
@@ -184,28 +207,24 @@ def move_python(checkout: Checkout) -> None:
     ],
 )
 def test_what_is_not_whole_is_mended(
-    checkout: Checkout, damage: Callable[[Checkout], None], calls: list[str]
+    used: Checkout, damage: Callable[[Checkout], None], calls: list[str]
 ) -> None:
     """After an interrupted installation, without a package or with another Python, no more is done than is
     needed, and the command runs.
     """
-    checkout.run("status")
-    checkout.take_calls()
-    damage(checkout)
-    ended = checkout.run("status")
+    damage(used)
+    ended = used.run("status")
     assert (ended.returncode, ended.stdout.splitlines()[-1]) == (0, "cluster: status"), ended.stderr
-    assert checkout.take_calls() == calls
-    assert checkout.run("status").returncode == 0
-    assert checkout.take_calls() == []
+    assert used.take_calls() == calls
+    assert used.run("status").returncode == 0
+    assert used.take_calls() == []
 
 
-def test_an_environment_of_an_older_release_is_taken_as_it_is(checkout: Checkout) -> None:
+def test_an_environment_of_an_older_release_is_taken_as_it_is(used: Checkout) -> None:
     """Without a list of its packages, the stamp is believed."""
-    checkout.run("status")
-    checkout.take_calls()
-    (checkout.folder / ".venv" / "packages.installed").unlink()
-    assert checkout.run("status").returncode == 0
-    assert checkout.take_calls() == []
+    (used.folder / ".venv" / "packages.installed").unlink()
+    assert used.run("status").returncode == 0
+    assert used.take_calls() == []
 
 
 def wait_for_pip(checkout: Checkout) -> None:

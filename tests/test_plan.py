@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +12,7 @@ from typing import Any, NoReturn
 import pytest
 
 from cluster import placing, plan, plan_checks
+from cluster.command_line import main
 from cluster.hosts import Cluster, Host, read_cluster
 from cluster.model_source import HubOutOfReach, ModelSource
 from cluster.plan import (
@@ -384,29 +382,51 @@ def test_the_table_shows_what_was_asked(make_settings: MakeSettings) -> None:
     assert any("were not asked" in line for line in lines)
 
 
-def run_plan(tmp_path: Path, *flags: str, **extra: str) -> subprocess.CompletedProcess[str]:
-    """Run `launch.sh plan` without its shell."""
-    return run_command(tmp_path, "plan", *flags, **extra)
+class Commands:
+    """`launch.sh` in this process, without its shell; `out` and `err` are of the last command."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> None:
+        self.cache = folder / "cache"
+        self.patch, self._capture = patch, capture
+        self.out = self.err = ""
+        patch.setenv("STATE_DIR", str(folder / "state"))
+
+    def run(self, *words: str) -> int:
+        """Run a command to its end; the exit code."""
+        code = main(words)
+        self.out, self.err = self._capture.readouterr()
+        return code
+
+    def serve(self, hub: FakeHub) -> None:
+        """Let this process and those that it starts ask this Hub."""
+        hub.take_over(self.patch, self.cache)
+        for name, value in hub.environment(self.cache).items():
+            self.patch.setenv(name, value)
 
 
-def run_command(tmp_path: Path, *words: str, **extra: str) -> subprocess.CompletedProcess[str]:
-    """Run `launch.sh` without its shell."""
-    environment = os.environ | {"STATE_DIR": str(tmp_path / "state"), "HF_HUB_OFFLINE": "1"} | extra
-    command = [sys.executable, "-m", "cluster", *words]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Commands:
+    return Commands(tmp_path, monkeypatch, capfd)
 
 
-@pytest.mark.slow
-def test_a_model_that_is_not_here_is_planned_from_the_hub(tmp_path: Path) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A tiny model."""
+    return make_checkpoint(tmp_path / "model", "llama")
+
+
+def test_a_model_that_is_not_here_is_planned_from_the_hub(commands: Commands, folder: Path) -> None:
     """From config and headers: the plan is the one that the folder gives, no weights are fetched."""
-    folder = make_checkpoint(tmp_path / "model", "llama")
-    flags = ("--hosts", "mac1:4GB,mac2:4GB", "--json")
+    plans = []
+    words = ("plan", "--hosts", "mac1:4GB,mac2:4GB", "--json")
     with FakeHub(folder) as served:
-        there = run_plan(tmp_path, *flags, **served.environment(tmp_path / "cache"))
-    assert there.returncode == 0, there.stderr
-    assert not list((tmp_path / "cache").rglob("*.safetensors"))
-    here = run_plan(tmp_path, *flags, MODEL_REPO=str(folder))
-    plans = [json.loads(done.stdout) for done in (there, here)]
+        commands.serve(served)
+        assert commands.run(*words) == 0, commands.err
+        plans.append(json.loads(commands.out))
+    assert not list(commands.cache.rglob("*.safetensors"))
+    commands.patch.setenv("MODEL_REPO", str(folder))
+    assert commands.run(*words) == 0, commands.err
+    plans.append(json.loads(commands.out))
     assert plans[0].pop("model") == "some-model"
     assert plans[1].pop("model") == "model"
     assert plans[0] == plans[1]
@@ -414,39 +434,34 @@ def test_a_model_that_is_not_here_is_planned_from_the_hub(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["plan --hosts a:8GB", "doctor", "start", "start --dry-run"])
-def test_every_command_refuses_a_hub_model_that_is_not_served(tmp_path: Path, command: str) -> None:
+def test_every_command_refuses_a_hub_model_that_is_not_served(
+    commands: Commands, folder: Path, command: str
+) -> None:
     """By its config.json, with the types that are; of the weights not even a header is asked for."""
-    folder = make_checkpoint(tmp_path / "model", "llama")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "gemma3"}))
+    commands.patch.setenv("API_PORT", str(find_free_port()))
     with FakeHub(folder) as served:
-        extra = served.environment(tmp_path / "cache") | {"API_PORT": str(find_free_port())}
-        done = run_command(tmp_path, *command.split(), **extra)
-    assert done.returncode == 1
-    assert "model type 'gemma3' is not served; served are deepseek_v2, llama" in done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+        commands.serve(served)
+        assert commands.run(*command.split()) == 1
+    assert "model type 'gemma3' is not served; served are deepseek_v2, llama" in commands.out + commands.err
     assert not [name for name in served.sent_bytes if name.endswith(".safetensors")]
 
 
-@pytest.mark.slow
-def test_without_the_hub_it_is_said_why_nothing_can_be_planned(tmp_path: Path) -> None:
-    """Nobody listens there: one sentence, at once, no traceback."""
-    extra = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
-    done = run_plan(tmp_path, "--hosts", "a:8GB", MODEL_REPO="someone/some-model", **extra)
-    assert done.returncode == 1
-    assert "someone/some-model is not on this machine, and the Hub cannot be asked" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_without_the_hub_it_is_said_why_nothing_can_be_planned(commands: Commands, folder: Path) -> None:
+    """Nobody listens there: one sentence, at once."""
+    with FakeHub(folder) as gone:
+        commands.serve(gone)
+    assert commands.run("plan", "--hosts", "a:8GB") == 1
+    assert "someone/some-model is not on this machine, and the Hub cannot be asked" in commands.err
 
 
-@pytest.mark.slow
-def test_this_machine_is_asked_without_hosts(tmp_path: Path) -> None:
+def test_this_machine_is_asked_without_hosts(commands: Commands, folder: Path) -> None:
     """Two ranks share its memory; the layers add up."""
-    folder = make_checkpoint(tmp_path / "model", "llama")
-    done = run_plan(
-        tmp_path, "--ranks", "2", "--json", "--set", "KV_CACHE_RESERVED_MEMORY_MB=1", MODEL_REPO=str(folder)
-    )
-    assert done.returncode == 0, done.stderr
-    plan = json.loads(done.stdout)
+    commands.patch.setenv("MODEL_REPO", str(folder))
+    settings = "KV_CACHE_RESERVED_MEMORY_MB=1"
+    assert commands.run("plan", "--ranks", "2", "--json", "--set", settings) == 0, commands.err
+    plan = json.loads(commands.out)
     assert [rank["host"] for rank in plan["ranks"]] == ["localhost", "localhost"]
     assert sum(rank["num_layers"] for rank in plan["ranks"]) == 4
     assert make_room("a", 1, total_bytes=1, free_bytes=RANK_BYTES, gpu_limit_bytes=None).usable_bytes == 0

@@ -132,7 +132,7 @@ class RingOnHosts:
 
 
 def make_ring(hosts: Hosts, **settings: str) -> RingOnHosts:
-    """Copy the code, prepare the workers, make the model and lay it where a start would copy it."""
+    """Copy the code and prepare the workers; the built-in model is laid where a start would copy it."""
     ring = RingOnHosts(
         hosts,
         {
@@ -153,7 +153,8 @@ def make_ring(hosts: Hosts, **settings: str) -> RingOnHosts:
     shutil.copy2(Path(__file__).with_name("asking.py"), ring.root / "tests" / "cluster" / "asking.py")
     for host in (hosts.second, hosts.third):
         prepare_environment(host)
-    lay_model(ring)
+    if "MODEL_REPO" not in settings:
+        lay_model(ring)
     return ring
 
 

@@ -15,7 +15,6 @@ from cluster.workers import MARK
 from tests.cluster.namespaces import Hosts, NamespaceHost
 from tests.cluster.prepared import WORKER_DIR, prepare_environment
 
-pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent.parent
 API_PORT = 8100
 WORKERS = "mac2,root@mac3"
@@ -112,17 +111,6 @@ def test_a_dead_host_another_version_and_a_taken_port_are_told_apart(hosts_again
     assert answer.find("localhost", "link")["level"] in ("ok", "note"), "the living neighbours are measured"
 
 
-def test_an_environment_that_is_not_whole_is_for_start_to_mend(hosts_again: Hosts) -> None:
-    """pip was killed on a host: that is said, and no reason not to start."""
-    (hosts_again.second.home / WORKER_DIR / "venv" / MARK).unlink()
-    answer = ask(hosts_again, workers="mac2")
-    prepare_environment(hosts_again.second)
-    assert answer.exit_code == 0, answer.failed
-    found = answer.find("mac2", "packages")
-    assert (found["level"], found["mend"]) == ("note", "./launch.sh doctor --fix")
-    assert "`start` makes it anew (its installation did not end)" in found["text"]
-
-
 def test_a_refused_key_and_an_unknown_host_key_are_told_apart_and_not_mended(hosts_again: Hosts) -> None:
     """A host that refuses our key, and one whose key we do not know, with its fingerprint. Not even --fix
     accepts a key that only the network vouches for.
@@ -141,13 +129,20 @@ def test_a_refused_key_and_an_unknown_host_key_are_told_apart_and_not_mended(hos
     assert known.read_text(encoding="ascii") == before
 
 
-def test_no_ssh_daemon_and_a_wrong_ring_address_are_told_apart(hosts_again: Hosts) -> None:
-    """Remote Login that is off, and an address in the ring that the host does not have."""
+def test_what_is_wrong_with_a_host_is_told_apart(hosts_again: Hosts) -> None:
+    """Remote Login that is off, an address in the ring that the host does not have, and an environment on
+    which pip was killed: start mends that one.
+    """
     hosts_again.second.stop_daemon()
+    (hosts_again.third.home / WORKER_DIR / "venv" / MARK).unlink()
     answer = ask(hosts_again, workers="mac2,mac3=10.77.0.9")
+    prepare_environment(hosts_again.third)
     assert answer.failed == {("mac2", "ssh"), ("mac3", "ring")}
     assert "Remote Login" in answer.find("mac2", "ssh")["mend"]
     assert "has 10.77.0.3 (eth0, ethernet)" in answer.find("mac3", "ring")["text"]
+    found = answer.find("mac3", "packages")
+    assert (found["level"], found["mend"]) == ("note", "./launch.sh doctor --fix")
+    assert "`start` makes it anew (its installation did not end)" in found["text"]
 
 
 def test_fix_brings_the_code_and_makes_logs_private(hosts_again: Hosts) -> None:

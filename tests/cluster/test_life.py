@@ -10,18 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.checkpoints import make_checkpoint
 from tests.cluster.namespaces import Hosts
 from tests.cluster.prepared import WORKER_DIR
 from tests.cluster.ring_on_hosts import RingOnHosts, make_ring
 
-pytestmark = pytest.mark.slow
 NEVER_THERE = ("spool", "state", "var", ".env", "ring.secret", "tests", ".git", "cluster", "frontdoor")
 
 
 @pytest.fixture(scope="module")
-def ring(shared_hosts: Hosts) -> Iterator[RingOnHosts]:
-    """A ring that is ready; each test leaves it so."""
-    made = make_ring(shared_hosts)
+def ring(shared_hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RingOnHosts]:
+    """A ring of a tiny model that is ready; each test leaves it so."""
+    model = make_checkpoint(tmp_path_factory.mktemp("models") / "tiny", "llama")
+    made = make_ring(shared_hosts, MODEL_REPO=str(model))
     made.check("start")
     yield made
     made.run("stop")

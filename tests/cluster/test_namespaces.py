@@ -7,11 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.cluster.namespaces import Hosts, remove_stale
 
-pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent.parent
 CRASH = """
 import os, signal, sys
