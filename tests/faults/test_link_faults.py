@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import socket
 import time
 from collections.abc import Iterator
@@ -69,25 +68,6 @@ def ask(ring: RingService, num_tokens: int) -> Result:
     return ring.ask(ring.request(PROMPT, max_tokens=num_tokens))[0]
 
 
-def start_answer(ring: RingService, num_tokens: int) -> str:
-    """Submit a request and wait for its first tokens; return its id."""
-    spool = ring.spool()
-    request = ring.request(PROMPT, max_tokens=num_tokens)
-    with spool.listen("door-test") as bell:
-        spool.submit(request)
-        reader = spool.open_log(request.id)
-        while not reader.read_new():
-            select.select([bell], [], [], 0.2)
-            bell.drain()
-    return request.id
-
-
-def wait_for(ring: RingService, request_id: str) -> Result:
-    spool = ring.spool()
-    with spool.listen("door-test") as bell:
-        return ring.wait(spool, bell, request_id)
-
-
 def test_a_slow_link_is_slow_and_no_alarm(proxied: ProxiedRing) -> None:
     """A delay each way only makes the answer late."""
     proxy, ring = proxied.find_living(), proxied.ring
@@ -104,27 +84,27 @@ def test_a_flipped_bit_in_a_header_ends_the_ring_before_a_wrong_token(proxied: P
     """The damaged frame is refused; the log, and the answer of the next ring, are an undisturbed ring's."""
     proxy, ring = proxied.find_living(), proxied.ring
     whole = ask(ring, 200)
-    request_id = start_answer(ring, 200)
+    request_id = ring.begin(PROMPT, 200)
     proxy.mangle = lambda data, _: bytes([data[0] ^ 4, *data[1:]])
     assert EXIT_RING_LOST in {rank.wait(10) for rank in ring.ranks}
     logged = [record.token_id for record in ring.spool().open_log(request_id).read_new()]
     assert logged == list(whole.token_ids[: len(logged)])
     assert "broken frame" in ring.log(0) + ring.log(1)
     proxied.start_anew()
-    assert wait_for(ring, request_id).token_ids == whole.token_ids
+    assert ring.wait_for(request_id).token_ids == whole.token_ids
 
 
 def test_a_reset_link_ends_both_ranks_at_once_and_the_answer_goes_on(proxied: ProxiedRing) -> None:
     """Both neighbours exit within five seconds; the next ring gives the whole answer."""
     proxy, ring = proxied.find_living(), proxied.ring
     whole = ask(ring, 200)
-    request_id = start_answer(ring, 200)
+    request_id = ring.begin(PROMPT, 200)
     proxy.cut()
     cut_at = time.monotonic()
     assert {rank.wait(5) for rank in ring.ranks} == {EXIT_RING_LOST}
     assert time.monotonic() - cut_at < 5
     proxied.start_anew()
-    assert wait_for(ring, request_id).token_ids == whole.token_ids
+    assert ring.wait_for(request_id).token_ids == whole.token_ids
 
 
 def test_a_stranger_on_a_ring_port_ends_the_start_in_time(model: Path, tmp_path: Path) -> None:

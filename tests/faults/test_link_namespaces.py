@@ -56,21 +56,6 @@ def start_ring(ring: RingService, link: LinkedNamespaces) -> None:
     ring.wait_until_ready()
 
 
-def start_answer(ring: RingService, num_tokens: int) -> str:
-    """Submit a request and wait for its first tokens; return its id."""
-    spool = ring.spool()
-    request = ring.request(PROMPT, max_tokens=num_tokens)
-    deadline = time.monotonic() + 30
-    with spool.listen("door-test") as bell:
-        spool.submit(request)
-        reader = spool.open_log(request.id)
-        while not reader.read_new():
-            assert time.monotonic() < deadline, ring.log(0)
-            select.select([bell], [], [], 0.2)
-            bell.drain()
-    return request.id
-
-
 def ask_while_it_lives(ring: RingService, *prompts: list[int]) -> Result:
     """Ask all at once for five tokens each; the last one's result. Fails as soon as a rank ends."""
     spool, requests = ring.spool(), [ring.request(prompt, max_tokens=5) for prompt in prompts]
@@ -93,7 +78,7 @@ def test_a_link_that_goes_down_ends_both_ranks_and_the_answer_goes_on(
     """
     with ring_over(link, model, tmp_path / "idle") as idle, ring_over(link, model, tmp_path / "busy") as ring:
         whole = ring.ask(ring.request(PROMPT, max_tokens=300))[0]
-        request_id = start_answer(ring, 300)
+        request_id = ring.begin(PROMPT, 300)
         link.cut()
         cut_at = time.monotonic()
         left_after = []
@@ -105,9 +90,7 @@ def test_a_link_that_goes_down_ends_both_ranks_and_the_answer_goes_on(
         link.mend()
         mended_at = time.monotonic()
         start_ring(ring, link)
-        spool = ring.spool()
-        with spool.listen("door-test") as bell:
-            result = ring.wait(spool, bell, request_id)
+        result = ring.wait_for(request_id)
     assert result.token_ids == whole.token_ids
     with capsys.disabled():
         print(f"\nlink down: all ranks had left after {max(left_after):.1f} s;", end=" ")
@@ -144,8 +127,7 @@ def test_a_step_that_takes_longer_than_its_limit_ends_the_ring(
         ring.kill()
         link.unlimit()
         start_ring(ring, link)
-        with spool.listen("door-test") as bell:
-            assert ring.wait(spool, bell, request.id).finish_reason == "length"
+        assert ring.wait_for(request.id).finish_reason == "length"
 
 
 @pytest.mark.long
