@@ -29,7 +29,7 @@ from tests.spool_fakes import make_request
 
 ROOT = Path(__file__).resolve().parent.parent
 DEADLINE_SECONDS = 60.0
-NUM_KILLS = 6
+NUM_KILLS = 4
 
 
 class Crash(BaseException):
