@@ -47,7 +47,8 @@ from prompts.tokenizer import load_tokenizer
 from spool import Spool
 
 NUM_WORKERS = 8
-ROOMS = (page, health, metrics, generate, requests, openai_chat, openai_completions, openai_models)
+# In the order in which paths are looked up: first what takes requests in.
+ROOMS = (generate, openai_chat, openai_completions, requests, openai_models, health, metrics, page)
 
 log = logging.getLogger(__name__)
 

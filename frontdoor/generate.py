@@ -14,7 +14,7 @@ from config import Settings
 from config.errors import ServiceError
 from frontdoor.accepting import Accepted, Draft, accept
 from frontdoor.answering import stream_answer, wait_for_result
-from frontdoor.bodies import json_body, read_json
+from frontdoor.bodies import BodyRoute, json_body, read_json
 from frontdoor.errors import InvalidRequest, body_of
 from frontdoor.events import data_frame, to_json
 from frontdoor.schemas import GenerateBody
@@ -23,7 +23,7 @@ from spool import Result, SpoolUnavailable, TokenRecord
 
 DEFAULT_PRIORITY = 5
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 
 @router.post("/generate", openapi_extra=json_body("GenerateBody"))
@@ -33,7 +33,8 @@ async def generate(http: HttpRequest) -> Response:
     body = await read_json(http, GenerateBody, max_bytes=front.settings.max_body_bytes)
     accepted = await accept(front, draft_of(body, front.settings), caller=caller(http))
     if body.background:
-        front.leavers.came_back(accepted.id)  # a retry that will not wait any more
+        if not accepted.is_first:
+            front.leavers.came_back(accepted.id)  # a retry that will not wait any more
         return accepted_response(front, accepted)
     if body.stream:
         return stream_answer(front, accepted, NativeRenderer(accepted.seed))

@@ -8,12 +8,12 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
 from frontdoor.accepting import Draft
-from frontdoor.bodies import json_body
+from frontdoor.bodies import BodyRoute, json_body
 from frontdoor.openai_text import Choice, TextApi, answer_text
 from frontdoor.schemas import ChatBody
 from spool import Result
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 
 @router.post("/v1/chat/completions", openapi_extra=json_body("ChatBody"))
