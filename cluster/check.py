@@ -108,13 +108,21 @@ def _run(step: Step, terminal: Terminal) -> Outcome:
     terminal.line(terminal.colored(f"== {step.name}", "bold"))
     started_at = time.monotonic()
     try:
-        exit_code = subprocess.run(step.command, cwd=ROOT, stdin=subprocess.DEVNULL, check=False).returncode
+        ended = subprocess.run(
+            step.command, cwd=ROOT, env=_make_environment(), stdin=subprocess.DEVNULL, check=False
+        )
+        exit_code = ended.returncode
     except OSError as error:
         terminal.line(f"{step.command[0]} cannot be run: {error.strerror}")
         exit_code = 127
     duration_s = time.monotonic() - started_at
     terminal.line(f"   {step.name}: exit code {exit_code} after {format_duration(duration_s)}")
     return Outcome(step, exit_code, duration_s)
+
+
+def _make_environment() -> dict[str, str]:
+    """The environment of every tool; bytecode is kept, as hundreds of processes run the same files."""
+    return {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
 
 
 def make_report(outcomes: Sequence[Outcome]) -> str:

@@ -87,19 +87,19 @@ def run_supervisor(bench: Bench) -> Iterator["subprocess.Popen[bytes]"]:
 
 
 def find_free_port() -> int:
-    with ports.listen("127.0.0.1", 0) as listening:
-        return int(listening.getsockname()[1])
+    """A port that no outgoing connection is given."""
+    return ports.free_ring_ports("127.0.0.1", 1)[0]
 
 
 @contextmanager
-def make_bench(folder: Path, **overrides: str) -> Iterator[Bench]:
+def make_bench(folder: Path) -> Iterator[Bench]:
     """A bench in a folder."""
     root, model = folder / "root", folder / "model"
     root.mkdir()
     model.mkdir()
     for name in ("config.json", "model.safetensors"):  # all that is looked at before ranks start
         (model / name).touch()
-    own = {
+    overrides = {
         "STATE_DIR": str(folder / "state"),
         "API_PORT": str(find_free_port()),
         "LOCAL_RANKS": "2",
@@ -111,7 +111,7 @@ def make_bench(folder: Path, **overrides: str) -> Iterator[Bench]:
             patch.delenv(name, raising=False)
         patch.setenv("FAKE_ROOT", str(root))
         patch.setattr("cluster.stop.KILL_GRACE_S", 0.5)
-        made = Bench(root=root, overrides=own | overrides)
+        made = Bench(root=root, overrides=overrides)
         yield made
     service = made.read()
     for identity in [*service.helpers, *service.processes.values(), *filter(None, [service.holder])]:
@@ -129,7 +129,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 @pytest.fixture(scope="module")
 def shared_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """One service for the tests of a file; each takes it by `running`."""
-    with make_bench(tmp_path_factory.mktemp("service"), SPARE_RANKS="off") as made:
+    with make_bench(tmp_path_factory.mktemp("service")) as made:
         yield made
 
 

@@ -116,7 +116,7 @@ def test_a_restart_refuses_and_fails_no_request(running: Bench) -> None:
 
 def wait_for_text(path: Path, text: str) -> None:
     deadline, pause = time.monotonic() + 20, threading.Event()
-    while text not in path.read_text():
+    while not path.exists() or text not in path.read_text():
         assert time.monotonic() < deadline, f"{path.name} does not say {text}"
         pause.wait(0.02)
 

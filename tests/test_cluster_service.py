@@ -27,13 +27,6 @@ from config.run_files import write_json
 from tests.cluster_service import Bench, run_supervisor, supervisor_command
 
 
-@pytest.fixture
-def bench(bench: Bench) -> Bench:
-    """One without spares: these tests are of what runs."""
-    bench.overrides["SPARE_RANKS"] = "off"
-    return bench
-
-
 def test_start_makes_a_ring_ready_and_stop_leaves_nothing(bench: Bench) -> None:
     """After start every process runs and answers; after stop none does and the port is free."""
     assert bench.start() == 0

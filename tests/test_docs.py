@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -164,15 +164,18 @@ def sources(room: str) -> list[Path]:
     return [ROOT / f"{room}.py"] if room in ENTRY_POINTS else sorted((ROOT / room).rglob("*.py"))
 
 
-def imported_modules(path: Path) -> Iterator[str]:
+@cache
+def imported_modules(path: Path) -> frozenset[str]:
     """Every module that a file imports anywhere in it, type checking included."""
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports name their room"
             assert node.module is not None
-            yield node.module
+            found.add(node.module)
+    return frozenset(found)
 
 
 def imported_packages(room: str) -> set[str]:
