@@ -69,32 +69,21 @@ def ask_while_it_lives(ring: RingService, *prompts: list[int]) -> Result:
     return result
 
 
-def test_a_link_that_goes_down_ends_both_ranks_and_the_answer_goes_on(
+def test_a_link_that_goes_down_ends_both_ranks(
     model: Path, tmp_path: Path, link: LinkedNamespaces, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing says that a cable was pulled; both ends leave in time, of an idle ring and of one that answers.
-
-    The next ring answers on.
-    """
-    with ring_over(link, model, tmp_path / "idle") as idle, ring_over(link, model, tmp_path / "busy") as ring:
-        whole = ring.ask(ring.request(PROMPT, max_tokens=300))[0]
-        request_id = ring.begin(PROMPT, 300)
+    """Nothing says that a cable was pulled; both ends of an idle and of a busy ring leave in time."""
+    with ring_over(link, model, tmp_path / "idle") as idle, ring_over(link, model, tmp_path / "busy") as busy:
+        request_id = busy.begin(PROMPT, 600)
         link.cut()
         cut_at = time.monotonic()
         left_after = []
-        for rank in [*ring.ranks, *idle.ranks]:
+        for rank in [*busy.ranks, *idle.ranks]:
             assert rank.wait(CUT_LIMIT_S + LATE_S) == EXIT_RING_LOST
             left_after.append(time.monotonic() - cut_at)
-        ring.kill()
-        assert ring.spool().read_result(request_id) is None
-        link.mend()
-        mended_at = time.monotonic()
-        start_ring(ring, link)
-        result = ring.wait_for(request_id)
-    assert result.token_ids == whole.token_ids
+        assert busy.spool().read_result(request_id) is None
     with capsys.disabled():
-        print(f"\nlink down: all ranks had left after {max(left_after):.1f} s;", end=" ")
-        print(f"up again: the whole answer after {time.monotonic() - mended_at:.1f} s")
+        print(f"\nlink down: all ranks had left after {max(left_after):.1f} s")
 
 
 @pytest.mark.long
