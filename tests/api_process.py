@@ -23,9 +23,14 @@ def environment(settings: Settings, **overrides: str) -> dict[str, str]:
 
 
 @contextmanager
-def api_process(settings: Settings, **overrides: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def api_process(
+    settings: Settings, *, under: Sequence[str] = (), **overrides: str
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """Run api.py on an inherited socket; yields the process and its address."""
-    with socket.create_server(("127.0.0.1", 0)) as listening, api_on(listening, settings, **overrides) as it:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        api_on(listening, settings, under=under, **overrides) as it,
+    ):
         yield it
 
 

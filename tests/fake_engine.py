@@ -93,6 +93,14 @@ class FakeEngine:
         self._released.set()
         self._wake.send(b"x")
 
+    def start_over(self, max_open: int) -> None:
+        """Forget what was claimed and released; nothing may be open."""
+        assert not self._answers
+        self._released.clear()
+        self.claimed.clear()
+        self.max_open = max_open
+        self.say("ready")
+
     def open_up(self, max_open: int) -> None:
         """Work on this many requests at once from now on."""
         self.max_open = max_open

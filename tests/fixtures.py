@@ -34,23 +34,31 @@ def owner(spool: "Spool") -> "Iterator[SpoolOwner]":
 
 
 @pytest.fixture(scope="module")
-def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Service]":
-    """A front door for a whole file, which may name its KEYS (lines of API_KEYS_FILE)."""
+def shared_service(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> "Iterator[Service]":
+    """A front door for a whole file, which may name its SETTINGS and KEYS (lines of API_KEYS_FILE)."""
     from tests.frontdoor_service import running_service
 
-    folder, ours = tmp_path_factory.mktemp("service"), {}
+    folder, ours = tmp_path_factory.mktemp("service"), dict(getattr(request.module, "SETTINGS", {}))
     keys = getattr(request.module, "KEYS", None)
     if keys is not None:
         (folder / "keys").write_text(keys)
         ours["API_KEYS_FILE"] = str(folder / "keys")
-    with running_service(folder, ours) as running:
-        yield running
+    with running_service(folder, ours) as made:
+        yield made
+
+
+@pytest.fixture
+def service(shared_service: "Service") -> "Service":
+    """That front door, with nothing of an earlier test in it."""
+    return shared_service.start_over()
 
 
 @pytest.fixture(scope="module")
-def client(service: "Service") -> "Iterator[openai.OpenAI]":
+def client(shared_service: "Service") -> "Iterator[openai.OpenAI]":
     """The official client, without its retries."""
     import openai
 
-    with openai.OpenAI(base_url=f"{service.url}/v1", api_key="any", max_retries=0) as client:
+    with openai.OpenAI(base_url=f"{shared_service.url}/v1", api_key="any", max_retries=0) as client:
         yield client

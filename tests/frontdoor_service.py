@@ -6,6 +6,7 @@ The model is a folder with a tokenizer of one token a byte, so that a test can c
 
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -42,6 +43,15 @@ class Service:
     spool: Spool
     engine: FakeEngine
     http: httpx2.Client
+
+    def start_over(self, *, max_open: int = 64) -> "Service":
+        """Leave nothing of an earlier test: no open request, no claim, no word of a ring in trouble."""
+        self.engine.open_up(max_open or 64)
+        self.engine.release()
+        until(lambda: self.spool.depth().num_waiting + self.spool.depth().num_active == 0)
+        self.engine.start_over(max_open)
+        (self.settings.run_dir / "supervisor.json").unlink(missing_ok=True)
+        return self
 
 
 def make_model_folder(folder: Path, *, template: str | None = TEMPLATE) -> Path:
@@ -93,9 +103,10 @@ def connect(url: str, timeout: float = 10) -> socket.socket:
 
 def until(condition: Callable[[], bool]) -> None:
     """Look until it is so; the engine and the front door need no more than milliseconds."""
-    deadline = time.monotonic() + 10
+    deadline, pause = time.monotonic() + 10, threading.Event()
     while not condition():
         assert time.monotonic() < deadline, "it never came to be"
+        pause.wait(0.002)  # for the threads that make it so
 
 
 @contextmanager
@@ -108,9 +119,22 @@ def running_service(
     with (
         FakeEngine(spool, settings.run_dir, max_open=max_open) as engine,
         serving(settings) as url,
-        httpx2.Client(base_url=url) as http,
+        make_client(url) as http,
     ):
         yield Service(url, settings, spool, engine, http)
+
+
+def make_client(url: str) -> httpx2.Client:
+    """A client without TLS: reading the machine's certificates takes longer than an answer."""
+    return httpx2.Client(base_url=url, timeout=30, verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+
+
+def post_by_hand(service: Service, body: str, headers: str = "", *, path: str = "/generate") -> socket.socket:
+    """Send a POST and do not wait for its answer."""
+    connection = connect(service.url)
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" + headers
+    connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+    return connection
 
 
 @contextmanager

@@ -10,7 +10,7 @@ READ_BYTES = 4096
 
 
 class LinkProxy:
-    """Passes one direction's bytes through `mangle`; use it as a context manager.
+    """Passes one direction's bytes through `mangle`, until `close`.
 
     Attributes:
         address: where the left neighbour connects instead of to `target`.
@@ -31,10 +31,8 @@ class LinkProxy:
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
 
-    def __enter__(self) -> LinkProxy:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Take no more connections and reset those that there are."""
         self._closed.set()
         self._listening.close()
         self.cut()

@@ -59,10 +59,6 @@ class LinkedNamespaces:
         """Take the link down on the left; the right loses its carrier."""
         self._run(0, "ip", "link", "set", SIDES[0], "down")
 
-    def mend(self) -> None:
-        """Take it up again."""
-        self._run(0, "ip", "link", "set", SIDES[0], "up")
-
     def limit(self, num_bytes_per_second: int) -> None:
         """Slow both directions down by a token bucket.
 

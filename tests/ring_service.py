@@ -172,6 +172,25 @@ class RingService:
                 spool.submit(request)
             return [self.wait(spool, bell, request.id) for request in requests]
 
+    def begin(self, token_ids: Sequence[int], max_tokens: int) -> str:
+        """Submit a request and wait for its first tokens; return its id."""
+        spool, request = self.spool(), self.request(token_ids, max_tokens=max_tokens)
+        deadline = time.monotonic() + ANSWER_SECONDS
+        with spool.listen(make_door_name()) as bell:
+            spool.submit(request)
+            reader = spool.open_log(request.id)
+            while not reader.read_new():
+                assert time.monotonic() < deadline, self.log(0)
+                select.select([bell], [], [], 0.2)
+                bell.drain()
+        return request.id
+
+    def wait_for(self, request_id: str) -> Result:
+        """Wait for the result of what was begun."""
+        spool = self.spool()
+        with spool.listen(make_door_name()) as bell:
+            return self.wait(spool, bell, request_id)
+
     def wait(self, spool: Spool, bell: Any, request_id: str) -> Result:
         """Wait for one result."""
         deadline = time.monotonic() + ANSWER_SECONDS

@@ -2,24 +2,17 @@
 
 import json
 import socket
-from collections.abc import Iterator
 from contextlib import closing, suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from frontdoor import connections
-from tests.frontdoor_service import Service, connect, running_service, until
+from tests.frontdoor_service import Service, connect, until
 
 GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+SETTINGS = {"FILE_DESCRIPTOR_SOFT_LIMIT": "64"}
 MAX_CONNECTIONS = 64  # the least that server_config allows
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    with running_service(tmp_path, {"FILE_DESCRIPTOR_SOFT_LIMIT": "64"}) as running:
-        yield running
 
 
 def read_to_end(connection: socket.socket) -> bytes:

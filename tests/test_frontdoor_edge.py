@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from frontdoor.app import make_app
 from frontdoor.auth import OPEN_PATHS, OPEN_PREFIX, KeysUnreadable
 from frontdoor.hosts import LOCAL_NAMES, HostNames, is_allowed_host
-from tests.frontdoor_service import Service, make_settings, running_service, serving_app
+from tests.frontdoor_service import Service, make_client, make_settings, running_service, serving, serving_app
 
 KEY = "secret-key"
 OWN_PAGE = {"Authorization": f"Bearer {KEY}"}
@@ -221,8 +221,8 @@ def test_a_keys_file_without_keys_stops_the_start(tmp_path: Path) -> None:
 
 def test_without_a_keys_file_any_key_is_accepted(tmp_path: Path) -> None:
     """Clients that always send a key work when none is asked for."""
-    with running_service(tmp_path) as service:
-        answer = service.http.get("/v1/models", headers={"Authorization": "Bearer whatever"})
+    with serving(make_settings(tmp_path)) as url, make_client(url) as http:
+        answer = http.get("/v1/models", headers={"Authorization": "Bearer whatever"})
         assert answer.status_code == 200
 
 
@@ -242,8 +242,8 @@ def test_a_crash_inside_a_route_is_a_500_without_a_traceback(
     async def crash() -> None:
         raise RuntimeError("a secret of ours")
 
-    with serving_crash(tmp_path, crash) as url:
-        answer = httpx2.get(f"{url}/crash")
+    with serving_crash(tmp_path, crash) as url, make_client(url) as http:
+        answer = http.get("/crash")
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == "internal_error"
     assert "secret" not in answer.text
@@ -263,6 +263,10 @@ def test_a_crash_in_the_midst_of_an_answer_ends_the_connection(
 
         return StreamingResponse(parts())
 
-    with serving_crash(tmp_path, crash) as url, pytest.raises(httpx2.RemoteProtocolError):
-        httpx2.get(f"{url}/crash")
+    with (
+        serving_crash(tmp_path, crash) as url,
+        make_client(url) as http,
+        pytest.raises(httpx2.RemoteProtocolError),
+    ):
+        http.get("/crash")
     assert any("request id" in record.getMessage() for record in caplog.records)

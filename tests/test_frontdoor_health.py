@@ -91,31 +91,29 @@ def test_the_supervisor_says_why_where_rank_0_does_not(
 
 @pytest.mark.parametrize("has_status", [False, True])
 def test_readyz_health_and_metrics_are_red_with_the_supervisors_reason(
-    tmp_path: Path, has_status: bool
+    service: Service, has_status: bool
 ) -> None:
     """Rank 0's status is gone, or ten seconds old: 503, and what the supervisor says."""
-    with running_service(tmp_path) as service:
-        run_dir = service.settings.run_dir
-        service.engine.say("ready", updated_unix=time.time() - 60)
-        if not has_status:
-            (run_dir / "ring.json").unlink()
-        write_json(run_dir / "supervisor.json", {"state": "degraded", "reason": WHY, "pid": os.getpid()})
-        for path in ("/readyz", "/health"):
-            answer = service.http.get(path)
-            assert (answer.status_code, answer.json()["status"]) == (503, "down")
-            assert answer.json()["reason"] == WHY
-        assert "ring_ready 0.0" in service.http.get("/metrics").text
+    run_dir = service.settings.run_dir
+    service.engine.say("ready", updated_unix=time.time() - 60)
+    if not has_status:
+        (run_dir / "ring.json").unlink()
+    write_json(run_dir / "supervisor.json", {"state": "degraded", "reason": WHY, "pid": os.getpid()})
+    for path in ("/readyz", "/health"):
+        answer = service.http.get(path)
+        assert (answer.status_code, answer.json()["status"]) == (503, "down")
+        assert answer.json()["reason"] == WHY
+    assert "ring_ready 0.0" in service.http.get("/metrics").text
 
 
-def test_the_last_word_of_a_supervisor_that_is_gone_counts_for_nothing(tmp_path: Path) -> None:
+def test_the_last_word_of_a_supervisor_that_is_gone_counts_for_nothing(service: Service) -> None:
     """A rank 0 that was started by hand later is judged by what it says itself."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait(10)
-    with running_service(tmp_path) as service:
-        state = {"state": "failed", "reason": WHY, "epoch": 9, "pid": gone.pid}
-        write_json(service.settings.run_dir / "supervisor.json", state)
-        assert service.http.get("/readyz").json()["status"] == "ready"
-        assert service.http.post("/generate", json={"prompt": "hi"}).status_code == 200
+    state = {"state": "failed", "reason": WHY, "epoch": 9, "pid": gone.pid}
+    write_json(service.settings.run_dir / "supervisor.json", state)
+    assert service.http.get("/readyz").json()["status"] == "ready"
+    assert service.http.post("/generate", json={"prompt": "hi"}).status_code == 200
 
 
 def test_a_reason_names_no_folder_of_this_machine(tmp_path: Path) -> None:
@@ -176,21 +174,20 @@ def test_health_and_models_show_no_place_on_this_machine(service: Service) -> No
         assert str(service.settings.state_dir.parent) not in text
 
 
-def test_a_ring_that_was_given_up_refuses_new_requests(tmp_path: Path) -> None:
+def test_a_ring_that_was_given_up_refuses_new_requests(service: Service) -> None:
     """While it only loads, requests are accepted and wait; when the supervisor gave up they are refused."""
-    with running_service(tmp_path) as service:
-        service.engine.say("loading")
-        assert service.http.post("/generate", json={"prompt": "hi"}).status_code == 200
-        state = {"updated_unix": time.time(), "state": "failed", "reason": "rank 1 died five times"}
-        write_json(service.settings.run_dir / "supervisor.json", state)
-        answer = service.http.post("/generate", json={"prompt": "hi"})
-        assert answer.status_code == 503
-        assert answer.json()["error"]["code"] == "ring_down"
-        assert "rank 1 died five times" in answer.json()["error"]["message"]
-        assert answer.headers["retry-after"]
-        assert service.http.get("/readyz").json()["status"] == "failed"
-        write_json(service.settings.run_dir / "supervisor.json", {**state, "state": "ready"})
-        assert service.http.post("/generate", json={"prompt": "hi"}).status_code == 200
+    service.engine.say("loading")
+    assert service.http.post("/generate", json={"prompt": "hi"}).status_code == 200
+    state = {"updated_unix": time.time(), "state": "failed", "reason": "rank 1 died five times"}
+    write_json(service.settings.run_dir / "supervisor.json", state)
+    answer = service.http.post("/generate", json={"prompt": "hi"})
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "ring_down"
+    assert "rank 1 died five times" in answer.json()["error"]["message"]
+    assert answer.headers["retry-after"]
+    assert service.http.get("/readyz").json()["status"] == "failed"
+    write_json(service.settings.run_dir / "supervisor.json", {**state, "state": "ready"})
+    assert service.http.post("/generate", json={"prompt": "hi"}).status_code == 200
 
 
 def test_the_root_introduces_the_service(service: Service) -> None:

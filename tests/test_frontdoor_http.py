@@ -3,12 +3,11 @@
 import json
 import socket
 from contextlib import closing, suppress
-from pathlib import Path
 
 import pytest
 
 from frontdoor.app import make_app
-from tests.frontdoor_service import Service, connect, events, running_service
+from tests.frontdoor_service import Service, connect, events
 
 BODY = b'{"prompt": "hi", "max_tokens": 6}'
 STREAM = b'{"prompt": "hi", "max_tokens": 6, "stream": true}'
@@ -151,9 +150,12 @@ def test_a_wish_with_close_still_closes(service: Service) -> None:
 @pytest.mark.parametrize(
     ("path", "body"), [("/generate", STREAM), ("/v1/completions", STREAM), ("/generate", BODY)]
 )
-def test_a_client_that_shuts_its_write_side_is_answered(tmp_path: Path, path: str, body: bytes) -> None:
+def test_a_client_that_shuts_its_write_side_is_answered(
+    service: Service, monkeypatch: pytest.MonkeyPatch, path: str, body: bytes
+) -> None:
     """It has said all it has to say and listens, as `nc -N` does, however long the answer takes."""
-    with running_service(tmp_path) as service, closing(connect(service.url)) as connection:
+    monkeypatch.setattr("frontdoor.connections.PROBE_SECONDS", 0.01)
+    with closing(connect(service.url)) as connection:
         connection.sendall(post(path, body.replace(b"hi", b"[hold]")))
         connection.shutdown(socket.SHUT_WR)
         answer = b""

@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,27 @@ import pytest
 
 from config.run_files import write_json
 from spool.fsio import DiskSpace
-from tests.frontdoor_service import Service, events, running_service, serving, until
-from tests.test_frontdoor_requests import post_by_hand
+from tests.frontdoor_service import (
+    Service,
+    events,
+    make_client,
+    post_by_hand,
+    running_service,
+    serving,
+    until,
+)
 
+SETTINGS = {"DISCONNECT_GRACE_SECONDS": "0.3"}
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    with running_service(tmp_path, {"DISCONNECT_GRACE_SECONDS": "30"}) as running:
-        yield running
+def key() -> str:
+    """A key of its own for each test."""
+    return uuid.uuid4().hex
 
 
-def post(http: httpx2.Client, path: str, body: dict[str, Any], key: str = "k-1") -> httpx2.Response:
+def post(http: httpx2.Client, path: str, body: dict[str, Any], key: str) -> httpx2.Response:
     return http.post(path, json=body, headers={"Idempotency-Key": key})
 
 
@@ -33,90 +42,66 @@ def post(http: httpx2.Client, path: str, body: dict[str, Any], key: str = "k-1")
     [("/generate", {"prompt": "hi"}), ("/v1/chat/completions", CHAT), ("/v1/completions", {"prompt": "hi"})],
 )
 def test_a_retry_of_a_finished_request_gets_its_answer(
-    service: Service, path: str, body: dict[str, Any]
+    service: Service, key: str, path: str, body: dict[str, Any]
 ) -> None:
-    """The same id and text and seed, and one run; another key is another request."""
-    first, retry = (post(service.http, path, body) for _ in range(2))
+    """The same id and text and seed, also one that was drawn, and one run; another key is another request."""
+    body = {**body, "temperature": 1.0}
+    first, retry = (post(service.http, path, body, key) for _ in range(2))
     assert (first.status_code, retry.status_code) == (200, 200)
     ours, theirs = first.json(), retry.json()
     for answer in (ours, theirs):
         answer.pop("created", None)  # of a finished request, worked out from its times
     assert ours == theirs
     assert len(service.engine.claimed) == 1
-    assert post(service.http, path, body, "k-2").json()["id"] != first.json()["id"]
+    assert post(service.http, path, body, f"{key}-2").json()["id"] != first.json()["id"]
 
 
-def test_a_retry_attaches_to_a_request_that_runs(service: Service) -> None:
-    """Both clients get the one answer; a streaming retry gets every token from the first on."""
+def test_retries_attach_to_a_request_that_runs(service: Service, key: str) -> None:
+    """All get the one answer, whoever comes first; a streaming retry gets every token from the first on."""
     answers: list[dict[str, Any]] = []
 
     def ask() -> None:
-        with httpx2.Client(base_url=service.url, timeout=30) as http:
-            answers.append(post(http, "/generate", {"prompt": "[hold]"}).json())
-
-    first = threading.Thread(target=ask)
-    first.start()
-    until(lambda: len(service.engine.claimed) == 1)
-    with service.http.stream(
-        "POST", "/generate", json={"prompt": "[hold]", "stream": True}, headers={"Idempotency-Key": "k-1"}
-    ) as retry:
-        chunks = retry.iter_text()
-        seen = next(chunks)
-        service.engine.release()
-        seen += "".join(chunks)
-    first.join(10)
-    found = events(seen)
-    assert [event_id for name, event_id, _ in found if name == "token"] == list("012345")
-    assert found[-1][2] == answers[0]
-    assert len(service.engine.claimed) == 1
-
-
-def test_a_retry_at_another_front_door_gets_the_same_request(service: Service) -> None:
-    """The key lies in the spool, not in a process."""
-    with serving(service.settings) as other, httpx2.Client(base_url=other, timeout=30) as http:
-        body = {"prompt": "hi", "background": True}
-        first, retry = post(service.http, "/generate", body), post(http, "/generate", body)
-    assert first.json()["id"] == retry.json()["id"]
-    assert retry.status_code == 202
-
-
-def test_two_at_once_are_one_request(service: Service) -> None:
-    """Whoever comes second gets the first one's id, even in the same moment."""
-    ids: list[str] = []
-
-    def ask() -> None:
-        with httpx2.Client(base_url=service.url, timeout=30) as http:
-            ids.append(post(http, "/generate", {"prompt": "hi", "temperature": 1.0}).json()["id"])
+        with make_client(service.url) as http:
+            answers.append(post(http, "/generate", {"prompt": "[hold]", "temperature": 1.0}, key).json())
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
         thread.start()
+    until(lambda: len(service.engine.claimed) == 1)
+    body = {"prompt": "[hold]", "temperature": 1.0, "stream": True}
+    with service.http.stream("POST", "/generate", json=body, headers={"Idempotency-Key": key}) as retry:
+        chunks = retry.iter_text()
+        seen = next(chunks)
+        service.engine.release()
+        seen += "".join(chunks)
     for thread in threads:
         thread.join(10)
-    assert len(ids) == 8
-    assert len(set(ids)) == 1
+    found = events(seen)
+    assert [event_id for name, event_id, _ in found if name == "token"] == list("012345")
+    assert answers == [found[-1][2]] * 8
     assert len(service.engine.claimed) == 1
 
 
-def test_another_body_under_the_same_key_is_a_conflict(service: Service) -> None:
+def test_a_retry_at_another_front_door_gets_the_same_request(service: Service, key: str) -> None:
+    """The key lies in the spool, not in a process."""
+    with serving(service.settings) as other, make_client(other) as http:
+        body = {"prompt": "hi", "background": True}
+        first, retry = post(service.http, "/generate", body, key), post(http, "/generate", body, key)
+    assert first.json()["id"] == retry.json()["id"]
+    assert retry.status_code == 202
+
+
+def test_another_body_under_the_same_key_is_a_conflict(service: Service, key: str) -> None:
     """409 in our shape; clients are told not to retry it by themselves."""
-    assert post(service.http, "/generate", {"prompt": "hi", "seed": 5}).status_code == 200
+    assert post(service.http, "/generate", {"prompt": "hi", "seed": 5}, key).status_code == 200
     for body in ({"prompt": "ho", "seed": 5}, {"prompt": "hi", "seed": 6}, {"prompt": "hi", "max_tokens": 2}):
-        answer = post(service.http, "/generate", body)
+        answer = post(service.http, "/generate", body, key)
         assert answer.status_code == 409, body
         assert answer.headers["x-should-retry"] == "false"
         error = answer.json()["error"]
         assert (error["code"], error["param"]) == ("idempotency_conflict", "Idempotency-Key")
         assert "internal" not in error["message"]
     assert len(service.engine.claimed) == 1
-
-
-def test_the_first_ones_seed_counts(service: Service) -> None:
-    """A seed that was drawn is told by the retry as well."""
-    first = post(service.http, "/generate", {"prompt": "hi", "temperature": 1.0}).json()
-    assert (
-        post(service.http, "/generate", {"prompt": "hi", "temperature": 1.0}).json()["seed"] == first["seed"]
-    )
 
 
 @pytest.mark.parametrize("key", ["", "a b", "x" * 256, "ü"])
@@ -139,53 +124,58 @@ def test_keys_of_two_owners_are_two_keys(tmp_path: Path) -> None:
         assert len(ids) == 2
 
 
-def test_a_retry_after_the_client_left_keeps_the_request(tmp_path: Path) -> None:
+def test_a_retry_after_the_client_left_keeps_the_request(service: Service, key: str) -> None:
     """The client's own time-out was shorter than the answer: its retry within the grace time takes over."""
-    with running_service(tmp_path, {"DISCONNECT_GRACE_SECONDS": "0.3"}) as service:
-        connection = post_by_hand(service, '{"prompt": "[hold]"}', "Idempotency-Key: k-1\r\n")
-        until(lambda: len(service.engine.claimed) == 1)
-        connection.close()
-        other = post_by_hand(service, '{"prompt": "[hold]"}')
-        until(lambda: len(service.engine.claimed) == 2)
-        with service.http.stream(
-            "POST", "/generate", json={"prompt": "[hold]", "stream": True}, headers={"Idempotency-Key": "k-1"}
-        ) as retry:
-            chunks = retry.iter_text()
-            next(chunks)
-            other.close()
-            until(lambda: service.spool.state(service.engine.claimed[1].id) == "done")
-            service.engine.release()
-            assert events("".join(chunks))[-1][2]["finish_reason"] == "length"
+    connection = post_by_hand(service, '{"prompt": "[hold]"}', f"Idempotency-Key: {key}\r\n")
+    until(lambda: len(service.engine.claimed) == 1)
+    connection.close()
+    other = post_by_hand(service, '{"prompt": "[hold]"}')
+    until(lambda: len(service.engine.claimed) == 2)
+    with service.http.stream(
+        "POST", "/generate", json={"prompt": "[hold]", "stream": True}, headers={"Idempotency-Key": key}
+    ) as retry:
+        chunks = retry.iter_text()
+        next(chunks)
+        other.close()
+        until(lambda: service.spool.state(service.engine.claimed[1].id) == "done")
+        service.engine.release()
+        assert events("".join(chunks))[-1][2]["finish_reason"] == "length"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service whose queue has room for two."""
+    with running_service(tmp_path_factory.mktemp("small"), {"MAX_QUEUE_DEPTH": "2"}) as running:
+        yield running
 
 
 @pytest.mark.parametrize(
     ("trouble", "status"),
     [("ring down", 503), ("ring loading", 202), ("queue full", 429), ("disk full", 507), ("no writing", 503)],
 )
-@pytest.mark.parametrize("is_done", [True, False])
 def test_a_known_key_gets_its_id_whatever_the_service_lacks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str, status: int, is_done: bool
+    small: Service, monkeypatch: pytest.MonkeyPatch, key: str, trouble: str, status: int
 ) -> None:
-    """A new request is refused; the retry was accepted long ago."""
+    """A new request is refused; the retry was accepted long ago, whether it is done or waits."""
     monkeypatch.setattr("spool.admission.LOOK_SECONDS", 0.0)
+    service = small.start_over()
     body = {"prompt": "hi", "background": True}
-    most = {"MAX_QUEUE_DEPTH": "1"} if trouble == "queue full" else {}
-    with running_service(tmp_path, most, max_open=8 if is_done else 0) as service:
-        first = post(service.http, "/generate", body).json()["id"]
-        until(lambda: service.spool.state(first) == ("done" if is_done else "waiting"))
-        service.engine.open_up(0)
-        if trouble == "queue full" and is_done:
-            assert post(service.http, "/generate", body, "filler").status_code == 202
-        make_trouble(service, monkeypatch, trouble)
-        assert post(service.http, "/generate", body, "another").status_code == status
+    done = post(service.http, "/generate", body, key).json()["id"]
+    until(lambda: service.spool.state(done) == "done")
+    service.engine.open_up(0)
+    waiting = post(service.http, "/generate", body, f"{key}-2").json()["id"]
+    if trouble == "queue full":
+        assert post(service.http, "/generate", body, f"{key}-filler").status_code == 202
+    make_trouble(service, monkeypatch, trouble)
+    assert post(service.http, "/generate", body, f"{key}-another").status_code == status
+    for known, first in ((key, done), (f"{key}-2", waiting)):
         for _ in range(2):
-            retry = post(service.http, "/generate", body)
+            retry = post(service.http, "/generate", body, known)
             assert (retry.status_code, retry.json()["id"]) == (202, first)
-        conflict = post(service.http, "/generate", {**body, "prompt": "ho"})
+        conflict = post(service.http, "/generate", {**body, "prompt": "ho"}, known)
         assert conflict.status_code == 409
-        if is_done:
-            answer = post(service.http, "/generate", {"prompt": "hi"})
-            assert (answer.status_code, answer.json()["id"]) == (200, first)
+    answer = post(service.http, "/generate", {"prompt": "hi"}, key)
+    assert (answer.status_code, answer.json()["id"]) == (200, done)
 
 
 def make_trouble(service: Service, monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:

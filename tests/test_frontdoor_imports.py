@@ -3,8 +3,6 @@
 import subprocess
 import sys
 
-import pytest
-
 BLOCKER = """
 import sys
 class Block:
@@ -15,7 +13,6 @@ sys.meta_path.insert(0, Block())
 """
 
 
-@pytest.mark.parametrize("module", ["spool", "config", "prompts.tokenizer", "frontdoor.app", "api"])
-def test_no_mlx_is_imported(module: str) -> None:
+def test_no_mlx_is_imported() -> None:
     """A machine that only takes requests needs neither MLX nor the weights."""
-    subprocess.run([sys.executable, "-W", "error", "-c", f"{BLOCKER}import {module}"], check=True)
+    subprocess.run([sys.executable, "-W", "error", "-c", f"{BLOCKER}import api"], check=True)

@@ -5,19 +5,26 @@ import json
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from frontdoor.leaving import Leavers
 from spool import Spool
-from tests.frontdoor_service import Service, events, running_service, serving, until
+from tests.frontdoor_service import (
+    Service,
+    events,
+    make_client,
+    post_by_hand,
+    running_service,
+    serving,
+    until,
+)
 from tests.spool_fakes import FailingFileSystem, submit
-from tests.test_frontdoor_requests import post_by_hand
 
-GRACE = {"DISCONNECT_GRACE_SECONDS": "0.3"}
+SETTINGS = {"DISCONNECT_GRACE_SECONDS": "0.3"}
 
 
 def make_leavers(spool: Spool) -> Leavers:
@@ -85,62 +92,64 @@ def leave_stream(service: Service) -> str:
     return service.engine.claimed[-1].id
 
 
-@pytest.mark.parametrize("is_other_door", [False, True])
-def test_attaching_within_the_grace_time_keeps_the_request(tmp_path: Path, is_other_door: bool) -> None:
+@pytest.fixture(scope="module")
+def forever(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service whose grace time never ends."""
+    with running_service(tmp_path_factory.mktemp("forever"), {"DISCONNECT_GRACE_SECONDS": "3600"}) as running:
+        yield running
+
+
+def test_attaching_within_the_grace_time_keeps_the_request(service: Service) -> None:
     """Far beyond the grace time the answer goes on to its end, at this front door or another."""
-    with (
-        running_service(tmp_path, GRACE) as service,
-        serving(service.settings) as other,
-        httpx2.Client(base_url=other if is_other_door else service.url, timeout=30) as http,
-    ):
-        kept = leave_stream(service)
-        with http.stream("GET", f"/requests/{kept}/stream") as answer:
+    with serving(service.settings) as other, make_client(other) as http, ExitStack() as stack:
+        answers = []
+        for door in (service.http, http):
+            kept = leave_stream(service)
+            answer = stack.enter_context(door.stream("GET", f"/requests/{kept}/stream"))
             chunks = answer.iter_text()
-            seen = next(chunks)
-            given_up = leave_stream(service)
-            until(lambda: service.spool.state(given_up) == "done")
-            assert service.spool.state(kept) == "active"
-            service.engine.release()
-            seen += "".join(chunks)
-        assert events(seen)[-1][2]["finish_reason"] == "length"
-
-
-def test_who_attached_and_leaves_starts_the_grace_time_anew(tmp_path: Path) -> None:
-    """After the last client nobody keeps the request."""
-    with running_service(tmp_path, GRACE) as service:
-        request_id = leave_stream(service)
-        with service.http.stream("GET", f"/requests/{request_id}/stream") as answer:
-            next(answer.iter_raw())
-        until(lambda: service.spool.state(request_id) == "done")
-        result = service.spool.read_result(request_id)
-        assert result is not None
-        assert result.finish_reason == "cancelled"
-
-
-def test_a_background_request_is_never_cancelled_by_leaving(tmp_path: Path) -> None:
-    """Whoever looks in on it may go again."""
-    with running_service(tmp_path) as service:
-        posted = service.http.post("/generate", json={"prompt": "[hold]", "background": True})
-        url = posted.json()["status_url"]
-        until(lambda: len(service.engine.claimed) == 1)
-        with service.http.stream("GET", f"{url}/stream") as answer:
-            next(answer.iter_raw())
-        gone = leave_stream(service)
-        until(lambda: service.spool.state(gone) == "done")
-        assert service.http.get(url).json()["state"] == "active"
+            answers.append((kept, chunks, next(chunks)))
+        given_up = leave_stream(service)
+        until(lambda: service.spool.state(given_up) == "done")
+        assert [service.spool.state(kept) for kept, _, _ in answers] == ["active", "active"]
         service.engine.release()
-        until(lambda: service.http.get(url).json()["state"] == "done")
-        assert service.http.get(url).json()["finish_reason"] == "length"
+        for _, chunks, seen in answers:
+            assert events(seen + "".join(chunks))[-1][2]["finish_reason"] == "length"
 
 
-def test_a_request_that_still_waits_is_cancelled_too(tmp_path: Path) -> None:
+def test_who_attached_and_leaves_starts_the_grace_time_anew(service: Service) -> None:
+    """After the last client nobody keeps the request."""
+    request_id = leave_stream(service)
+    with service.http.stream("GET", f"/requests/{request_id}/stream") as answer:
+        next(answer.iter_raw())
+    until(lambda: service.spool.state(request_id) == "done")
+    result = service.spool.read_result(request_id)
+    assert result is not None
+    assert result.finish_reason == "cancelled"
+
+
+def test_a_background_request_is_never_cancelled_by_leaving(service: Service) -> None:
+    """Whoever looks in on it may go again."""
+    posted = service.http.post("/generate", json={"prompt": "[hold]", "background": True})
+    url = posted.json()["status_url"]
+    until(lambda: len(service.engine.claimed) == 1)
+    with service.http.stream("GET", f"{url}/stream") as answer:
+        next(answer.iter_raw())
+    gone = leave_stream(service)
+    until(lambda: service.spool.state(gone) == "done")
+    assert service.http.get(url).json()["state"] == "active"
+    service.engine.release()
+    until(lambda: service.http.get(url).json()["state"] == "done")
+    assert service.http.get(url).json()["finish_reason"] == "length"
+
+
+def test_a_request_that_still_waits_is_cancelled_too(service: Service) -> None:
     """Its client leaves before anybody claimed it: it ends in the queue, and is never run."""
-    with running_service(tmp_path, max_open=0) as service:
-        connection = post_by_hand(service, '{"prompt": "hi", "stream": true}')
-        until(lambda: service.spool.depth().num_waiting == 1)
-        connection.close()
-        until(lambda: service.spool.depth().num_waiting == 0)
-        assert service.engine.claimed == []
+    service.start_over(max_open=0)
+    connection = post_by_hand(service, '{"prompt": "hi", "stream": true}')
+    until(lambda: service.spool.depth().num_waiting == 1)
+    connection.close()
+    until(lambda: service.spool.depth().num_waiting == 0)
+    assert service.engine.claimed == []
 
 
 V1 = {
@@ -149,7 +158,7 @@ V1 = {
     ),
     "/v1/completions": '{"prompt": "[hold]", "stream": %s, "max_tokens": 6}',
 }
-FOREVER = {"DISCONNECT_GRACE_SECONDS": "3600"}
+ASKED = [(path, stream) for path in V1 for stream in ("true", "false")]
 
 
 def close_after_eof(connection: socket.socket) -> None:
@@ -164,71 +173,68 @@ def reset(connection: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("leave", [socket.socket.close, close_after_eof, reset])
-@pytest.mark.parametrize("stream", ["true", "false"])
-@pytest.mark.parametrize("path", V1)
 def test_who_leaves_v1_without_a_key_is_cancelled_at_once(
-    tmp_path: Path, path: str, stream: str, leave: Callable[[socket.socket], None]
+    forever: Service, leave: Callable[[socket.socket], None]
 ) -> None:
     """Running or waiting, within a second and whatever the grace time; its neighbours go on."""
-    with running_service(tmp_path, FOREVER, max_open=2) as service:
-        neighbour = service.http.post("/generate", json={"prompt": "[hold]", "background": True}).json()
-        until(lambda: len(service.engine.claimed) == 1)
-        connections = [post_by_hand(service, V1[path] % stream, path=path)]
-        until(lambda: len(service.engine.claimed) == 2)
-        running = service.engine.claimed[-1].id
-        connections.append(post_by_hand(service, V1[path] % stream, path=path))
-        until(lambda: service.spool.depth().num_waiting == 1)
-        left_at = time.monotonic()
-        for connection in connections:
-            leave(connection)
-        until(lambda: (service.spool.depth().num_waiting, service.spool.depth().num_active) == (0, 1))
-        assert time.monotonic() - left_at < 1
-        result = service.spool.read_result(running)
-        assert result is not None
-        assert result.finish_reason == "cancelled"
-        service.engine.release()
-        url = neighbour["status_url"]
-        until(lambda: service.http.get(url).json()["state"] == "done")
-        assert service.http.get(url).json()["finish_reason"] == "length"
+    service = forever.start_over(max_open=1 + len(ASKED))
+    neighbour = service.http.post("/generate", json={"prompt": "[hold]", "background": True}).json()
+    until(lambda: len(service.engine.claimed) == 1)
+    connections = [post_by_hand(service, V1[path] % stream, path=path) for path, stream in ASKED]
+    until(lambda: len(service.engine.claimed) == 1 + len(ASKED))
+    running = [request.id for request in service.engine.claimed[1:]]
+    connections += [post_by_hand(service, V1[path] % stream, path=path) for path, stream in ASKED]
+    until(lambda: service.spool.depth().num_waiting == len(ASKED))
+    left_at = time.monotonic()
+    for connection in reversed(connections):  # those that wait first, or they would run
+        leave(connection)
+    until(lambda: (service.spool.depth().num_waiting, service.spool.depth().num_active) == (0, 1))
+    assert time.monotonic() - left_at < 1
+    results = [service.spool.read_result(one) for one in running]
+    assert [result and result.finish_reason for result in results] == ["cancelled"] * len(ASKED)
+    service.engine.release()
+    url = neighbour["status_url"]
+    until(lambda: service.http.get(url).json()["state"] == "done")
+    assert service.http.get(url).json()["finish_reason"] == "length"
 
 
 @pytest.mark.parametrize("path", [*V1, "/generate"])
-def test_who_knows_a_way_back_keeps_the_grace_time(tmp_path: Path, path: str) -> None:
+def test_who_knows_a_way_back_keeps_the_grace_time(forever: Service, path: str) -> None:
     """With an Idempotency-Key, or by the id of /generate: the request is there when its client returns."""
+    service = forever.start_over()
     body = V1.get(path, V1["/v1/completions"]) % "true"
-    headers = "" if path == "/generate" else "Idempotency-Key: k-1\r\n"
-    with running_service(tmp_path, FOREVER) as service:
-        connection = post_by_hand(service, body, headers, path=path)
-        until(lambda: len(service.engine.claimed) == 1)
-        connection.close()
-        without_key = post_by_hand(service, V1["/v1/completions"] % "true", path="/v1/completions")
-        until(lambda: len(service.engine.claimed) == 2)
-        without_key.close()
-        until(lambda: service.spool.state(service.engine.claimed[1].id) == "done")
-        kept = service.engine.claimed[0].id
-        assert service.spool.state(kept) == "active"
-        service.engine.release()
-        until(lambda: service.spool.state(kept) == "done")
-        if headers:
-            answer = service.http.post(path, json=json.loads(body), headers={"Idempotency-Key": "k-1"})
-            assert "[DONE]" in answer.text
-        assert service.http.get(f"/requests/{kept}").json()["finish_reason"] == "length"
-        assert len(service.engine.claimed) == 2
+    headers = "" if path == "/generate" else f"Idempotency-Key: {path}\r\n"
+    connection = post_by_hand(service, body, headers, path=path)
+    until(lambda: len(service.engine.claimed) == 1)
+    connection.close()
+    without_key = post_by_hand(service, V1["/v1/completions"] % "true", path="/v1/completions")
+    until(lambda: len(service.engine.claimed) == 2)
+    without_key.close()
+    until(lambda: service.spool.state(service.engine.claimed[1].id) == "done")
+    kept = service.engine.claimed[0].id
+    assert service.spool.state(kept) == "active"
+    service.engine.release()
+    until(lambda: service.spool.state(kept) == "done")
+    if headers:
+        answer = service.http.post(path, json=json.loads(body), headers={"Idempotency-Key": path})
+        assert "[DONE]" in answer.text
+    assert service.http.get(f"/requests/{kept}").json()["finish_reason"] == "length"
+    assert len(service.engine.claimed) == 2
 
 
-def test_who_follows_a_request_of_v1_keeps_it(tmp_path: Path) -> None:
+def test_who_follows_a_request_of_v1_keeps_it(forever: Service) -> None:
     """Its own client leaves without a key, but somebody looks on."""
-    with running_service(tmp_path, FOREVER) as service:
-        connection = post_by_hand(service, V1["/v1/completions"] % "true", path="/v1/completions")
-        until(lambda: len(service.engine.claimed) == 1)
-        kept = service.engine.claimed[0].id
-        with service.http.stream("GET", f"/requests/{kept}/stream") as answer:
-            chunks = answer.iter_text()
-            seen = next(chunks)
-            connection.close()
-            gone = post_by_hand(service, V1["/v1/completions"] % "true", path="/v1/completions")
-            until(lambda: len(service.engine.claimed) == 2)
-            gone.close()
-            until(lambda: service.spool.state(service.engine.claimed[1].id) == "done")
-            service.engine.release()
-            assert events(seen + "".join(chunks))[-1][2]["finish_reason"] == "length"
+    service = forever.start_over()
+    connection = post_by_hand(service, V1["/v1/completions"] % "true", path="/v1/completions")
+    until(lambda: len(service.engine.claimed) == 1)
+    kept = service.engine.claimed[0].id
+    with service.http.stream("GET", f"/requests/{kept}/stream") as answer:
+        chunks = answer.iter_text()
+        seen = next(chunks)
+        connection.close()
+        gone = post_by_hand(service, V1["/v1/completions"] % "true", path="/v1/completions")
+        until(lambda: len(service.engine.claimed) == 2)
+        gone.close()
+        until(lambda: service.spool.state(service.engine.claimed[1].id) == "done")
+        service.engine.release()
+        assert events(seen + "".join(chunks))[-1][2]["finish_reason"] == "length"

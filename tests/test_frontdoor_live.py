@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from frontdoor.app import make_app
 from frontdoor.supervised import LiveSettings
-from tests.frontdoor_service import make_settings, serving_app
+from tests.frontdoor_service import make_client, make_settings, serving_app
 
 
 def test_new_values_hold_for_the_next_request(tmp_path: Path) -> None:
@@ -15,7 +14,7 @@ def test_new_values_hold_for_the_next_request(tmp_path: Path) -> None:
     settings = make_settings(tmp_path)
     app = make_app(settings)
     live = LiveSettings(app)
-    with serving_app(app, settings) as url, httpx2.Client(base_url=url) as http:
+    with serving_app(app, settings) as url, make_client(url) as http:
         body = {"prompt": "a" * 100, "max_tokens": 1, "background": True}
         assert http.post("/generate", json=body).status_code == 202
         live.on_settings({"MAX_PROMPT_LEN_BYTES": 50, "MAX_QUEUE_DEPTH": 1})

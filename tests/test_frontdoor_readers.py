@@ -6,14 +6,13 @@ unless it says [DONE]. Some do so with each line, some with each piece that the 
 
 import json
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
 from frontdoor import events
-from tests.frontdoor_service import Service, running_service
+from tests.frontdoor_service import Service
 
 TEXT = "Grüße, wörld! 🎉 n0 n1 "
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 6, "stream": True}
@@ -122,24 +121,25 @@ def test_a_reader_gets_the_whole_answer_wherever_it_is_split(
 
 
 @pytest.mark.parametrize(("path", "body"), ASKED)
-def test_nothing_comes_before_the_first_data(tmp_path: Path, path: str, body: dict[str, Any]) -> None:
+def test_nothing_comes_before_the_first_data(service: Service, path: str, body: dict[str, Any]) -> None:
     """Not even while the request waits, until the silence is long; /generate has a comment at once."""
     assert events.COMMENT_SECONDS == 10
-    with running_service(tmp_path, max_open=0) as service:
-        with service.http.stream("POST", path, json=body) as answer:
-            assert answer.status_code == 200  # the head is here
-            service.engine.open_up(8)
-            text = answer.read().decode()
-        assert all(not line.startswith(":") for line in text.splitlines())
-        assert service.http.post("/generate", json=COMPLETION).text.startswith(": accepted")
+    service.start_over(max_open=0)
+    with service.http.stream("POST", path, json=body) as answer:
+        assert answer.status_code == 200  # the head is here
+        service.engine.open_up(8)
+        text = answer.read().decode()
+    assert all(not line.startswith(":") for line in text.splitlines())
+    assert service.http.post("/generate", json=COMPLETION).text.startswith(": accepted")
 
 
 @pytest.mark.parametrize(("path", "body"), ASKED)
 def test_comments_of_a_long_silence_lose_no_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+    service: Service, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
 ) -> None:
     """They come again and again, before and between data; who strips pieces loses nothing by them."""
     monkeypatch.setattr("frontdoor.answering.COMMENT_SECONDS", 0.01)
+    monkeypatch.setattr("frontdoor.forecast.MAX_LISTING_AGE_SECONDS", 0.0)
     held = {
         **body,
         **(
@@ -148,10 +148,8 @@ def test_comments_of_a_long_silence_lose_no_data(
             else {"messages": [{"role": "user", "content": "[hold]"}]}
         ),
     }
-    with (
-        running_service(tmp_path, max_open=0) as service,
-        service.http.stream("POST", path, json=held) as answer,
-    ):
+    service.start_over(max_open=0)
+    with service.http.stream("POST", path, json=held) as answer:
         pieces = answer.iter_raw()
         seen = [next(pieces) for _ in range(3)]
         assert all(piece.startswith(b": waiting") for piece in seen)
@@ -167,11 +165,11 @@ def test_comments_of_a_long_silence_lose_no_data(
     assert all(not line or line.startswith(("data: ", ":")) for line in lines)
 
 
-def test_the_openai_client_reads_past_comments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_openai_client_reads_past_comments(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """The empty comment that ends one is a comment to it."""
     monkeypatch.setattr("frontdoor.answering.COMMENT_SECONDS", 0.01)
+    service.start_over(max_open=0)
     with (
-        running_service(tmp_path, max_open=0) as service,
         openai.OpenAI(base_url=f"{service.url}/v1", api_key="any", max_retries=0) as client,
         client.completions.create(model="tiny", prompt="hi", max_tokens=6, stream=True) as stream,
     ):

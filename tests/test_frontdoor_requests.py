@@ -1,23 +1,14 @@
 """Fetching, cancelling, time-outs and clients that leave."""
 
-import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from config.run_files import write_json
-from tests.frontdoor_service import Service, connect, running_service, serving, until
+from tests.frontdoor_service import Service, make_client, post_by_hand, running_service, serving, until
 
 ABSENT = "0" * 32
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    with running_service(tmp_path) as running:
-        yield running
 
 
 def start_held(service: Service) -> str:
@@ -93,14 +84,6 @@ def test_a_client_that_leaves_cancels_its_request(service: Service) -> None:
         assert result.finish_reason == "cancelled"
 
 
-def post_by_hand(service: Service, body: str, headers: str = "", *, path: str = "/generate") -> socket.socket:
-    """Send a POST and do not wait for its answer."""
-    connection = connect(service.url)
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" + headers
-    connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
-    return connection
-
-
 def test_a_client_that_comes_back_in_time_keeps_its_request(tmp_path: Path) -> None:
     """Fetching the request within the grace time takes the cancellation back."""
     with running_service(tmp_path, {"DISCONNECT_GRACE_SECONDS": "0.2"}) as service:
@@ -123,7 +106,7 @@ def test_a_client_that_comes_back_in_time_keeps_its_request(tmp_path: Path) -> N
 
 def test_a_time_out_is_a_504_and_the_request_goes_on(tmp_path: Path) -> None:
     """The error tells the id, and that a retry would not help; the answer can be fetched later."""
-    with running_service(tmp_path, {"REQUEST_TIMEOUT": "0.3"}) as service:
+    with running_service(tmp_path, {"REQUEST_TIMEOUT": "0.2"}) as service:
         answer = service.http.post("/generate", json={"prompt": "[hold]"})
         assert answer.status_code == 504
         assert answer.headers["x-should-retry"] == "false"
@@ -158,7 +141,7 @@ def test_a_full_queue_is_a_429_with_retry_after(tmp_path: Path) -> None:
     """Over the limit nothing is accepted, and the client is told when to come back."""
     with running_service(tmp_path, {"MAX_QUEUE_DEPTH": "1"}) as service:
         settings = service.settings
-    with serving(settings) as url, httpx2.Client(base_url=url) as http:  # nobody claims now
+    with serving(settings) as url, make_client(url) as http:  # nobody claims now
         body = {"prompt": "hi", "background": True}
         first, second = (http.post("/generate", json=body) for _ in range(2))
         for at in range(3):

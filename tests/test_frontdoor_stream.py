@@ -1,13 +1,11 @@
 """GET /requests/{id}/stream: from any token, of a waiting, running or finished request, at any front door."""
 
-from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
 from spool import TokenRecord
-from tests.frontdoor_service import Service, events, running_service, serving, until
+from tests.frontdoor_service import Service, events, make_client, serving, until
 
 TEXT = "Grüße, wörld! 🎉 n0 n1 "
 
@@ -95,13 +93,10 @@ def test_an_unknown_request_is_a_404(service: Service) -> None:
         assert answer.json()["error"]["code"] == "not_found"
 
 
-def test_waiting_and_running_requests_are_followed_at_any_front_door(tmp_path: Path) -> None:
+def test_waiting_and_running_requests_are_followed_at_any_front_door(service: Service) -> None:
     """Attached before it is claimed, at two front doors at once, from different tokens."""
-    with (
-        running_service(tmp_path, max_open=0) as service,
-        serving(service.settings) as other,
-        httpx2.Client(base_url=other, timeout=30) as http,
-    ):
+    service.start_over(max_open=0)
+    with serving(service.settings) as other, make_client(other) as http:
         request_id = ask(service, "[hold]")
         with (
             service.http.stream("GET", f"/requests/{request_id}/stream") as here,
@@ -124,49 +119,48 @@ def test_waiting_and_running_requests_are_followed_at_any_front_door(tmp_path: P
         assert events(rest)[-1] == events(seen[0])[-1]
 
 
-def test_a_log_that_was_cut_is_a_reset(tmp_path: Path) -> None:
+def test_a_log_that_was_cut_is_a_reset(service: Service) -> None:
     """Tokens that were shown are gone from the log: the stream says so and tells the new ones from 0."""
-    with running_service(tmp_path, max_open=0) as service:
-        request_id = ask(service)
-        path = service.spool.folder.stream / request_id
-        owner = service.engine._owner
-        with service.http.stream("GET", f"/requests/{request_id}/stream") as answer:
-            chunks = answer.iter_text()
-            seen = next(chunks)
-            with owner.append_log(request_id) as log:
-                log.append([TokenRecord(0, 7, "old "), TokenRecord(1, 8, "words ")])
-            while "words" not in seen:
-                seen += next(chunks)
-            path.rename(path.with_name("b" * 32))
-            service.engine.open_up(8)
-            seen += "".join(chunks)
-        found = events(seen)
-        assert [name for name, _, _ in found] == ["token", "token", "reset", *["token"] * 6, "done"]
-        assert indices(found[3:]) == [0, 1, 2, 3, 4, 5]
+    service.start_over(max_open=0)
+    request_id = ask(service)
+    path = service.spool.folder.stream / request_id
+    owner = service.engine._owner
+    with service.http.stream("GET", f"/requests/{request_id}/stream") as answer:
+        chunks = answer.iter_text()
+        seen = next(chunks)
+        with owner.append_log(request_id) as log:
+            log.append([TokenRecord(0, 7, "old "), TokenRecord(1, 8, "words ")])
+        while "words" not in seen:
+            seen += next(chunks)
+        path.rename(path.with_name("b" * 32))
+        service.engine.open_up(8)
+        seen += "".join(chunks)
+    found = events(seen)
+    assert [name for name, _, _ in found] == ["token", "token", "reset", *["token"] * 6, "done"]
+    assert indices(found[3:]) == [0, 1, 2, 3, 4, 5]
 
 
-def test_comments_carry_the_place_in_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_comments_carry_the_place_in_the_queue(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """Position and, once the ring's rate is known, an estimate; the 202 and GET have them as well."""
     monkeypatch.setattr("frontdoor.answering.FIRST_COMMENT_SECONDS", 0.01)
+    monkeypatch.setattr("frontdoor.forecast.MAX_LISTING_AGE_SECONDS", 0.0)
     monkeypatch.setattr("frontdoor.answering.COMMENT_SECONDS", 0.01)
-    with running_service(tmp_path, max_open=0) as service:
-        for number in range(3):
-            queue = {"num_waiting": 3, "num_running": 1, "oldest_wait_s": 1.0}
-            totals = {"requests": {"stop": number}}
-            service.engine.say(
-                "ready", queue=queue, totals=totals, updated_unix=1000.0 + number, started_unix=1
-            )
-            ask(service)
-        posted = service.http.post("/generate", json={"prompt": "hi", "background": True}).json()
-        assert (posted["position"], posted["estimated_wait_s"]) == (3, 4.0)
-        request_id = posted["id"]
-        assert service.http.get(f"/requests/{request_id}").json()["position"] == 3
-        with service.http.stream("GET", f"/requests/{request_id}/stream") as answer:
-            seen = ""
-            for text in answer.iter_text():
-                seen += text
-                if "waiting" in seen and "\n\n" in seen.partition("waiting")[2]:
-                    break
-        assert ": waiting, position 3, about 4 s\n\n" in seen
-        service.engine.open_up(8)
-        until(lambda: service.spool.state(request_id) == "done")
+    service.start_over(max_open=0)
+    for number in range(3):
+        queue = {"num_waiting": 3, "num_running": 1, "oldest_wait_s": 1.0}
+        totals = {"requests": {"stop": number}}
+        service.engine.say("ready", queue=queue, totals=totals, updated_unix=1000.0 + number, started_unix=1)
+        ask(service)
+    posted = service.http.post("/generate", json={"prompt": "hi", "background": True}).json()
+    assert (posted["position"], posted["estimated_wait_s"]) == (3, 4.0)
+    request_id = posted["id"]
+    assert service.http.get(f"/requests/{request_id}").json()["position"] == 3
+    with service.http.stream("GET", f"/requests/{request_id}/stream") as answer:
+        seen = ""
+        for text in answer.iter_text():
+            seen += text
+            if "waiting" in seen and "\n\n" in seen.partition("waiting")[2]:
+                break
+    assert ": waiting, position 3, about 4 s\n\n" in seen
+    service.engine.open_up(8)
+    until(lambda: service.spool.state(request_id) == "done")

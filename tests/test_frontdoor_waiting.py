@@ -6,12 +6,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from frontdoor.waiting import Listener
 from spool import Request, Result, SamplingParams, Spool, SpoolOwner, TokenRecord, Usage
-from tests.frontdoor_service import running_service, serving
+from tests.frontdoor_service import make_client, running_service, serving, until
 from tests.spool_fakes import FailingFileSystem
 
 ID = "a" * 32
@@ -168,27 +167,16 @@ def test_an_idle_listener_has_no_timer(owner: SpoolOwner) -> None:
     assert asyncio.run(follow()) == [False, True, False]
 
 
-def test_two_front_doors_share_a_spool(tmp_path: Path) -> None:
-    """Each answers its own clients, and either finds the requests of the other."""
-    with (
-        running_service(tmp_path) as service,
-        serving(service.settings) as other,
-        httpx2.Client(base_url=other, timeout=30) as http,
-    ):
-        for _ in range(5):
-            mine = service.http.post("/generate", json={"prompt": "hi"}).json()
-            theirs = http.post("/generate", json={"prompt": "hi", "stream": True})
-            assert "event: done" in theirs.text
-            assert http.get(f"/requests/{mine['id']}").json()["text"] == mine["text"]
-
-
-def test_an_answer_survives_the_front_door_that_accepted_it(tmp_path: Path) -> None:
-    """A front door that is gone takes no request with it."""
+def test_front_doors_share_a_spool_and_take_no_request_with_them(tmp_path: Path) -> None:
+    """Each answers its own clients, either finds the requests of the other, also of one that is gone."""
     with running_service(tmp_path, {"DISCONNECT_GRACE_SECONDS": "60"}) as service:
-        with serving(service.settings) as other, httpx2.Client(base_url=other, timeout=30) as http:
+        with serving(service.settings) as other, make_client(other) as http:
+            for _ in range(5):
+                mine = service.http.post("/generate", json={"prompt": "hi"}).json()
+                theirs = http.post("/generate", json={"prompt": "hi", "stream": True})
+                assert "event: done" in theirs.text
+                assert http.get(f"/requests/{mine['id']}").json()["text"] == mine["text"]
             request_id = http.post("/generate", json={"prompt": "[hold]", "background": True}).json()["id"]
         service.engine.release()
-        deadline = time.monotonic() + 10
-        while service.spool.state(request_id) != "done":
-            assert time.monotonic() < deadline
+        until(lambda: service.spool.state(request_id) == "done")
         assert service.http.get(f"/requests/{request_id}").json()["finish_reason"] == "length"

@@ -317,7 +317,7 @@ class PowerMachine(RuleBasedStateMachine):
 
 TestPowerMachine = pytest.mark.usefixtures("no_settling")(PowerMachine.TestCase)
 TestPowerMachine.settings = settings(
-    max_examples=200,
+    max_examples=100,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -4,8 +4,6 @@ import asyncio
 import os
 import signal
 import time
-import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,38 +18,30 @@ from tests.frontdoor_service import make_settings
 pytestmark = pytest.mark.slow
 
 
-def test_a_stopped_front_door_is_replaced(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Row 8: who connects meanwhile waits and is answered by the next one; the ring is not touched."""
-    monkeypatch.setenv("FAKE_API_LIMIT_S", "2")
+def test_a_busy_front_door_is_left_alone_and_a_stopped_one_replaced(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row 8: load is no reason to cut streams. Who connects to a stopped one is answered by the next."""
+    monkeypatch.setenv("FAKE_API_LIMIT_S", "1")
+    monkeypatch.setenv("FAKE_BUSY_S", "2.5")
     bench.start()
     before = bench.read()
     api = before.processes["api"]
+    began_at = time.monotonic()
+    os.kill(api.pid, signal.SIGUSR1)
     assert bench.get_health() == api.pid
+    assert time.monotonic() - began_at > 2
+    assert bench.read().supervisor["restarts"] == 0
+
     api.send(signal.SIGSTOP)
-    with ThreadPoolExecutor(1) as pool:
-        answering = pool.submit(bench.get_health).result(timeout=20)
+    answering = bench.get_health()
     after = bench.wait_until(lambda service: service.state == "ready" and service.supervisor["restarts"] == 1)
     assert answering == after.processes["api"].pid != api.pid
     assert not api.is_alive()
     assert {name: pid for name, pid in after.processes.items() if name != "api"} == {
         name: pid for name, pid in before.processes.items() if name != "api"
     }
-    assert "the front door gave no answer for 2 s" in (bench.settings.log_dir / "supervisor.log").read_text()
-
-
-def test_a_busy_front_door_is_not_replaced(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It answers late, but uses its time: that is load and no reason to cut its streams."""
-    monkeypatch.setenv("FAKE_API_LIMIT_S", "1.5")
-    monkeypatch.setenv("FAKE_BUSY_S", "4")
-    bench.start()
-    api = bench.read().processes["api"]
-    began_at = time.monotonic()
-    os.kill(api.pid, signal.SIGUSR1)
-    with urllib.request.urlopen(f"{bench.read().url}/livez", timeout=30) as response:
-        assert response.status == 200
-    assert time.monotonic() - began_at > 3
-    assert bench.get_health() == api.pid
-    assert bench.read().supervisor["restarts"] == 0
+    assert "the front door gave no answer for " in (bench.settings.log_dir / "supervisor.log").read_text()
 
 
 def test_the_real_front_door_answers_the_watch_until_it_is_stopped(tmp_path: Path) -> None:
@@ -65,7 +55,7 @@ def test_the_real_front_door_answers_the_watch_until_it_is_stopped(tmp_path: Pat
         assert identity is not None
         assert asyncio.run(answers(address, 60.0))
         process.send_signal(signal.SIGSTOP)
-        reason = asyncio.run(asyncio.wait_for(wait_for_silence(identity, address, 1.0), 30.0))
+        reason = asyncio.run(asyncio.wait_for(wait_for_silence(identity, address, 0.3), 30.0))
         assert "gave no answer" in reason
         process.send_signal(signal.SIGCONT)
         assert asyncio.run(answers(address, 60.0))

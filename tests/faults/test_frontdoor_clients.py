@@ -17,7 +17,7 @@ from tests.frontdoor_service import running_service, serving, until
 from tests.ring_service import RingService
 
 CANARY = "c4n4ry-Zwiebelkuchen"
-NUM_RACES = 40
+NUM_RACES = 24
 
 pytestmark = pytest.mark.slow
 
@@ -27,9 +27,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("models") / "tiny-llama", "llama")
 
 
-@pytest.fixture
-def ring(tmp_path: Path, model: Path) -> Iterator[RingService]:
-    with RingService(tmp_path / "var", model, 2, log_level="DEBUG") as ring:
+@pytest.fixture(scope="module")
+def ring(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RingService]:
+    with RingService(tmp_path_factory.mktemp("ring"), model, 2, log_level="DEBUG") as ring:
         yield ring
 
 
@@ -45,7 +45,7 @@ def test_a_client_that_leaves_stops_its_answer_and_no_other(ring: RingService, t
     settings = load_settings(ours, root=tmp_path, environ={})
     spool = ring.spool()
     # Prompts that this model does not end by itself, as token ids: with text comes a token of its own.
-    neighbour: dict[str, Any] = {"prompt": list(b"A"), "max_tokens": 200}
+    neighbour: dict[str, Any] = {"prompt": list(b"A"), "max_tokens": 100}
     leaver = {"prompt": list(b"leaver"), "max_tokens": 580, "stream": True}
     with serving(settings) as url, httpx2.Client(base_url=url, timeout=60) as http:
         alone = text_of(http.post("/v1/completions", json=neighbour))

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ import pytest
 
 from config import Settings
 from spool import Spool, SpoolOwner
-from tests.api_process import api_on
+from tests.api_process import api_process
 from tests.fake_engine import FakeEngine
-from tests.frontdoor_service import events, make_settings, until
+from tests.frontdoor_service import events, make_settings, serving
 
 KEY = {"Idempotency-Key": "retry-me"}
 BODY = {"prompt": "hi", "temperature": 1.0}
@@ -24,7 +23,8 @@ needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace
 def killed_at(system_call: str, number: int = 1) -> list[str]:
     """Run api.py so that it is killed on its way into a system call, which then does not happen."""
     inject = f"inject={system_call}:signal=KILL:when={number}"
-    return ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={system_call}", "-e", inject]
+    strace = ["strace", "-f", "-qq", "-o", "/dev/null"]
+    return [*strace, "-e", f"trace={system_call}", "-e", inject]
 
 
 def open_spool(settings: Settings) -> Spool:
@@ -39,68 +39,61 @@ def post_until_killed(url: str, headers: dict[str, str]) -> None:
 
 @needs_strace
 @pytest.mark.slow
-@pytest.mark.parametrize("headers", [{}, KEY], ids=["plain", "with a key"])
-def test_a_kill_before_the_acceptance_leaves_nothing(tmp_path: Path, headers: dict[str, str]) -> None:
+def test_a_kill_before_the_acceptance_leaves_nothing(tmp_path: Path) -> None:
     """Row 1: no 2xx was sent, nothing will run, what was written half is swept; a retry is a new request."""
     settings = make_settings(tmp_path)
     spool = open_spool(settings)
-    # With a key, its record is linked before the request is.
-    number = 2 if headers else 1
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        with api_on(listening, settings, under=killed_at("link,linkat", number)) as (process, url):
-            post_until_killed(url, headers)
-            process.wait(30)
-        assert spool.depth().num_waiting == 0
-        with SpoolOwner(spool) as owner:
-            owner.recover()
-            owner.sweep(time.time() + 2 * 3600, retention_seconds=86_400)
-        assert set(spool.names(spool.folder.tmp)) <= {"ballast"}
-        with FakeEngine(spool, settings.run_dir) as engine, api_on(listening, settings) as (_, url):
-            answer = httpx2.post(f"{url}/generate", json=BODY, headers=headers, timeout=30)
-            assert answer.status_code == 200
-            assert [request.id for request in engine.claimed] == [answer.json()["id"]]
+    # The key's record is linked before the request is.
+    with api_process(settings, under=killed_at("link,linkat", number=2)) as (process, url):
+        post_until_killed(url, KEY)
+        process.wait(30)
+    assert spool.depth().num_waiting == 0
+    with SpoolOwner(spool) as owner:
+        owner.recover()
+        owner.sweep(time.time() + 2 * 3600, retention_seconds=86_400)
+    assert set(spool.names(spool.folder.tmp)) <= {"ballast"}
+    with FakeEngine(spool, settings.run_dir) as engine, serving(settings) as url:
+        answer = httpx2.post(f"{url}/generate", json=BODY, headers=KEY, timeout=30)
+        assert answer.status_code == 200
+        assert [request.id for request in engine.claimed] == [answer.json()["id"]]
 
 
 @needs_strace
 @pytest.mark.slow
-@pytest.mark.parametrize("is_claimed_first", [False, True])
-def test_a_kill_after_the_acceptance_loses_nothing(tmp_path: Path, is_claimed_first: bool) -> None:
-    """Row 2: the request runs without its front door; a retry under its key gets its id, seed and answer."""
+def test_a_kill_after_the_acceptance_loses_nothing(tmp_path: Path) -> None:
+    """Row 2: the request runs without its front door; retries under its key get its id, seed and answer."""
     settings = make_settings(tmp_path)
     spool = open_spool(settings)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        # The first datagram is the ring of rank 0's bell, just after the request was published.
-        with api_on(listening, settings, under=killed_at("sendto")) as (process, url):
-            post_until_killed(url, KEY)
-            process.wait(30)
-        (name,) = spool.names(spool.folder.incoming)
-        with FakeEngine(spool, settings.run_dir) as engine, api_on(listening, settings) as (_, url):
-            if is_claimed_first:
-                engine.open_up(64)  # wakes it: the bell was never rung
-                until(lambda: spool.depth().num_waiting + spool.depth().num_active == 0)
+    # The first datagram is the ring of rank 0's bell, just after the request was published.
+    with api_process(settings, under=killed_at("sendto")) as (process, url):
+        post_until_killed(url, KEY)
+        process.wait(30)
+    (name,) = spool.names(spool.folder.incoming)
+    with FakeEngine(spool, settings.run_dir, max_open=0) as engine, serving(settings) as url:
+        waiting = httpx2.post(f"{url}/generate", json={**BODY, "background": True}, headers=KEY, timeout=30)
+        assert waiting.status_code == 202
+        engine.open_up(64)
+        for _ in range(2):  # while it runs or after its end
             answer = httpx2.post(f"{url}/generate", json=BODY, headers=KEY, timeout=30).json()
+            assert answer["id"] == waiting.json()["id"]
             assert answer["id"] in name
             assert answer["seed"] == engine.claimed[0].params.seed
-            assert len(engine.claimed) == 1
-            assert spool.names(spool.folder.done) == [f"{answer['id']}.json"]
+        assert len(engine.claimed) == 1
+        assert spool.names(spool.folder.done) == [f"{answer['id']}.json"]
 
 
 @pytest.mark.slow
 def test_a_kill_while_streaming_costs_no_token(tmp_path: Path) -> None:
     """Row 3: the ring goes on; who attaches again gets the rest, no index twice and none missing."""
     settings = make_settings(tmp_path)
-    spool = open_spool(settings)
     body = {"prompt": "[paced]", "stream": True, "max_tokens": 40}
-    with (
-        socket.create_server(("127.0.0.1", 0)) as listening,
-        FakeEngine(spool, settings.run_dir) as engine,
-    ):
-        with api_on(listening, settings) as (process, url):
+    with FakeEngine(open_spool(settings), settings.run_dir) as engine:
+        with api_process(settings) as (process, url):
             seen = read_some(url, body, "id: 7\n")
             process.kill()
         first = complete_events(seen)
         last_seen = max(int(event_id) for _, event_id, _ in first if event_id is not None)
-        with api_on(listening, settings) as (_, url):
+        with serving(settings) as url:
             stream = f"{url}/requests/{engine.claimed[0].id}/stream"
             rest = httpx2.get(stream, headers={"Last-Event-ID": str(last_seen)}, timeout=30).text
     both = [*first, *events(rest)]
