@@ -15,7 +15,7 @@ from tests.checkpoints import make_checkpoint, write_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 # A module that is packed is in memory twice for a moment, and the kernels' compiler takes some.
-MAX_MORE_BYTES = 9_000_000
+MAX_MORE_BYTES = 15_000_000
 BIG = {
     "hidden_size": 512,
     "intermediate_size": 1536,
@@ -98,7 +98,7 @@ def test_a_rank_peaks_at_its_own_tensors(measured: list[list[int]], way: str) ->
     """Peak resident memory is what the rank keeps and little more, for cast and unpacked weights too."""
     first = 2 * list(WAYS).index(way)
     for own_bytes, peak_bytes in measured[first : first + 2]:
-        assert own_bytes > 3 * MAX_MORE_BYTES
+        assert own_bytes > 2 * MAX_MORE_BYTES
         assert peak_bytes <= own_bytes + MAX_MORE_BYTES
 
 
