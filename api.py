@@ -27,7 +27,7 @@ from config.limits import raise_descriptor_limits
 from config.live import load_inherited_settings
 from config.logs import configure_logging, say
 from frontdoor.app import make_app
-from frontdoor.connections import Connection
+from frontdoor.http.connections import Connection
 from frontdoor.supervised import SupervisedServer, follow_supervisor
 from prompts.tokenizer import TokenizerUnusable
 from spool import SpoolUnavailable

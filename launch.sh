@@ -137,7 +137,7 @@ requirements_hash() {
     cksum <requirements.txt
 }
 
-# Help needs no virtual environment: cluster/command_line.py imports nothing but the standard library for it.
+# Help needs no virtual environment: cluster/commands/command_line.py imports nothing but the standard library for it.
 wants_help() {
     local argument
     [ "${1:-help}" != help ] || return 0
@@ -157,9 +157,9 @@ if wants_help "$@"; then
 fi
 check_mac
 
-# Asks cluster/own_environment.py, with the environment's own Python.
+# Asks cluster/hosts/own_environment.py, with the environment's own Python.
 inspect() {
-    "$venv/bin/python" -I cluster/own_environment.py "$1" "$packages" >/dev/null 2>&1
+    "$venv/bin/python" -I cluster/hosts/own_environment.py "$1" "$packages" >/dev/null 2>&1
 }
 
 is_whole() {

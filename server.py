@@ -1,8 +1,8 @@
 """Builds one rank of the ring and runs its loop. Thin: the work is in distributed/.
 
 Started by the supervisor as `server.py --rank R`, with a start line on standard input
-(distributed/lifeline.py), which a rank reads when it has imported what it needs. By hand, without --rank, it
-is a ring of one that serves the spool in STATE_DIR.
+(distributed/ring/watchdog.py), which a rank reads when it has imported what it needs. By hand, without
+--rank, it is a ring of one that serves the spool in STATE_DIR.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from config.live import load_inherited_settings
 from config.logs import configure_logging, say, set_level
 from distributed.backends.cpu.blas import BlasNotFound, load_fast_blas
 from distributed.backends.cpu.threads import ProductThreads
-from distributed.lifeline import (
+from distributed.backends.mac import drop_fast_synch, keep_awake
+from distributed.ring.watchdog import (
     EXIT_CLEAN,
     EXIT_DISK_REFUSED,
     EXIT_REFUSED,
@@ -31,7 +32,6 @@ from distributed.lifeline import (
     read_first_line,
     say_started,
 )
-from distributed.mac import drop_fast_synch, keep_awake
 
 logger = logging.getLogger(__name__)
 
@@ -104,9 +104,9 @@ def _count_threads(settings: Settings, rank: int | None) -> tuple[int, int]:
 def _run(
     start: RankStart | None, settings: Settings, lifeline: Lifeline, threads: ProductThreads | None
 ) -> int:
-    from distributed.checkpoint import ModelError
-    from distributed.handshake import RefusedStart
-    from distributed.ring import RingLost
+    from distributed.planning.checkpoint import ModelError
+    from distributed.ring.handshake import RefusedStart
+    from distributed.ring.ring import RingLost
 
     try:
         if start is None or start.rank == 0:

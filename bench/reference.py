@@ -38,8 +38,8 @@ def load_reference(folder: Path) -> Callable[[list[int], list[int]], list[dict[s
     """Load the whole model; the function tells each step of one answer."""
     import mlx.core as mx
 
-    from distributed.checkpoint import read_config
     from distributed.models.weights import load_tensors, quantize_modules
+    from distributed.planning.checkpoint import read_config
     from prompts.mlx_lm_import import import_mlx_lm
 
     config = read_config(folder)

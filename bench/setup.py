@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.demo import add_demo_settings
+from cluster.commands.demo import add_demo_settings
+from cluster.commands.start import PREPARE, prepare_model
 from cluster.errors import ClusterError
-from cluster.start import PREPARE, prepare_model
 from config import ConfigError, Settings, load_settings
 from config.limits import count_cores
 

@@ -1,7 +1,7 @@
 """Asks a running service's rank 0 to record its steps, by a file in its run folder, and waits for the record.
 
-Knows the two files' names (distributed/step_trace.py says what is in them), and nothing of what a record is
-used for.
+Knows the two files' names (distributed/engine/step_trace.py says what is in them), and nothing of what a
+record is used for.
 """
 
 from __future__ import annotations

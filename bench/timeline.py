@@ -1,4 +1,5 @@
-"""A record of steps (distributed/step_trace.py) on one clock, as spans, shares and a Chrome timeline. Pure.
+"""A record of steps (distributed/engine/step_trace.py) on one clock, as spans, shares and a Chrome timeline.
+Pure.
 
 Every rank takes its times on its own monotonic clock. Ranks of one host share it. Of other hosts only the lap
 tells: a microbatch leaves rank 0, passes N-1, …, 1 and comes back, and no stage starts before the one before

@@ -47,7 +47,7 @@ def _seconds(text: str) -> float:
 def run(options: argparse.Namespace) -> int:
     """Ask the service of the settings, write the files, print the table."""
     from bench.step_record import fetch_record
-    from cluster.service import read_service
+    from cluster.supervisor.service import read_service
     from config.live import load_for_looking
 
     settings = load_for_looking({})

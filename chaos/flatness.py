@@ -20,7 +20,7 @@ import psutil
 
 from chaos.killer import MARKER
 from cluster.processes import PSUTIL_ERRORS, ProcessIdentity
-from cluster.service import read_service
+from cluster.supervisor.service import read_service
 from config import Settings
 from spool.names import id_of, is_entry_name
 

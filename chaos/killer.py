@@ -17,9 +17,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cluster.commands.stop import stop
 from cluster.processes import ProcessIdentity
-from cluster.service import Service, read_service
-from cluster.stop import stop
+from cluster.supervisor.service import Service, read_service
 from cluster.terminal import Terminal
 from config import REPOSITORY_ROOT, Settings
 from spool.names import is_entry_name

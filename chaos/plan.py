@@ -52,7 +52,7 @@ def make_tiny_model(folder: Path) -> Path:
     """Seeded random weights and a byte-level tokenizer, in a process of its own, which imports MLX."""
     if not (folder / "config.json").exists():
         code = (
-            "import sys; from pathlib import Path; from tests.checkpoints import make_checkpoint; "
+            "import sys; from pathlib import Path; from tests.fakes.checkpoints import make_checkpoint; "
             "make_checkpoint(Path(sys.argv[1]), 'llama')"
         )
         subprocess.run([sys.executable, "-c", code, str(folder)], cwd=REPOSITORY_ROOT, check=True)

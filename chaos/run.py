@@ -20,7 +20,7 @@ from chaos.killer import Killer, ServiceTrouble
 from chaos.oracle import judge
 from chaos.plan import Plan, make_overrides, make_question
 from chaos.report import Outcome, recovery_times, report
-from cluster.stop import stop
+from cluster.commands.stop import stop
 from cluster.terminal import Terminal
 from config import Settings, load_settings
 from spool import Result, Spool

@@ -2,7 +2,7 @@
 
 import sys
 
-from cluster.command_line import main
+from cluster.commands.command_line import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

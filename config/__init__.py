@@ -5,7 +5,8 @@ room.
 """
 
 from config.errors import ConfigError, ModelNotReady, Problem, SettingsError
-from config.manager import REPOSITORY_ROOT, Settings, load_settings
+from config.manager import REPOSITORY_ROOT, load_settings
+from config.settings import Settings
 
 __all__ = [
     "REPOSITORY_ROOT",

@@ -18,7 +18,7 @@ from config.errors import Problem
 from config.ring_hosts import list_hosts
 
 if TYPE_CHECKING:
-    from config.manager import Settings
+    from config.settings import Settings
 
 MIB = 1 << 20
 

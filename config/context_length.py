@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from config.manager import Settings
+    from config.settings import Settings
 
 MOST_AUTO_TOKENS = 32_768
 UNKNOWN_MODEL_TOKENS = 4096  # of a model whose config names no length

@@ -6,10 +6,10 @@
     │   ├── BindingRefused   500 binding_refused    binding.py: nobody may listen there without keys
     │   └── ModelNotReady    503 model_not_ready    MODEL_REPO is well formed, but the model is not here yet
     ├── SpoolError           spool/errors.py
-    └── InvalidRequest, …    frontdoor/errors.py
+    └── InvalidRequest, …    frontdoor/http/errors.py
 
 Each class carries its HTTP status and a stable `code`: plain data, which the front door's one handler turns
-into an answer (frontdoor/errors.py). This file knows nothing of where settings come from.
+into an answer (frontdoor/http/errors.py). This file knows nothing of where settings come from.
 """
 
 from __future__ import annotations

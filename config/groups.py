@@ -1,7 +1,7 @@
 """Every setting, in the groups in which people read of them.
 
 One annotated field says all there is to say about a setting: type, bounds, default and `About`. A group is
-a part of `config.manager.Settings` and never used alone. This file reads no source of settings.
+a part of `config.settings.Settings` and never used alone. This file reads no source of settings.
 """
 
 from __future__ import annotations

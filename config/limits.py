@@ -11,7 +11,7 @@ import resource
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from config.manager import Settings
+    from config.settings import Settings
 
 # Open files of a rank: its packages, its ring and its model, which may be a file for every few GB.
 MIN_DESCRIPTORS = 256

@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from config.errors import SettingsError
 from config.fields import format_value, is_setting, json_value
 from config.layers import collect, validation_problems
-from config.manager import REPOSITORY_ROOT, Settings, load_settings
+from config.manager import REPOSITORY_ROOT, load_settings
+from config.settings import Settings
 from config.sources import DOTENV_NAME, ENVIRONMENT, JSON_NAME, read_mapping
 
 SETTINGS_FROM = "SETTINGS_FROM"

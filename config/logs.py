@@ -20,7 +20,7 @@ from config.errors import Problem, SettingsError
 from config.rotating_file import RotatingFile
 
 if TYPE_CHECKING:
-    from config.manager import Settings
+    from config.settings import Settings
 
 # These log every request they make or every file they look at, at INFO.
 CHATTY_LOGGERS = ("httpx", "httpx2", "httpcore", "huggingface_hub", "filelock", "urllib3", "asyncio")

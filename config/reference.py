@@ -14,7 +14,8 @@ from itertools import groupby
 from pathlib import Path
 
 from config.fields import About, allowed_values, format_value, json_settings
-from config.manager import REPOSITORY_ROOT, Settings
+from config.manager import REPOSITORY_ROOT
+from config.settings import Settings
 
 README_HEAD = """\
 # Settings

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-# A frame's header has a time slot for each of so many ranks (distributed/frame.py).
+# A frame's header has a time slot for each of so many ranks (distributed/ring/frame.py).
 MAX_RING_SIZE = 16
 LOCAL_NAMES = ("localhost", "127.0.0.1")
 _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"

@@ -17,7 +17,7 @@ from config.disk_trouble import describe_refused
 from config.errors import Problem, SettingsError
 
 if TYPE_CHECKING:
-    from config.manager import Settings
+    from config.settings import Settings
 
 NUM_SECRET_BYTES = 32
 MIN_SECRET_LENGTH = 32

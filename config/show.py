@@ -15,7 +15,8 @@ from pathlib import Path
 from config.checks import start_problems
 from config.errors import Problem, SettingsError
 from config.fields import json_value
-from config.manager import MASK, REPOSITORY_ROOT, Settings, load_settings
+from config.manager import REPOSITORY_ROOT, load_settings
+from config.settings import MASK, Settings
 
 OK, WRONG = 0, 2
 

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from config import Settings
 from distributed.backends.cpu.threads import ProductThreads
-from distributed.handshake import RankInfo, RingPlan
-from distributed.lifeline import Lifeline, RankStart
-from distributed.memory import has_gpu, held_bytes, limit_cache, raise_wired_limit
-from distributed.ring import HiddenShape, LoopbackRing, MlxRing
-from distributed.simulated import is_simulated, load_simulated_stage
-from distributed.stage import Stage
+from distributed.backends.memory import has_gpu, held_bytes, limit_cache, raise_wired_limit
+from distributed.backends.simulated import is_simulated, load_simulated_stage
+from distributed.backends.stage import Stage
+from distributed.ring.handshake import RankInfo, RingPlan
+from distributed.ring.ring import HiddenShape, LoopbackRing, MlxRing
+from distributed.ring.watchdog import Lifeline, RankStart
 from distributed.utils import shard_and_load
 
 logger = logging.getLogger(__name__)

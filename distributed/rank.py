@@ -16,25 +16,26 @@ from typing import Any
 import mlx.core as mx
 
 from config import Settings
-from distributed import handshake, tokenizers
 from distributed.backends.cpu.threads import ProductThreads
-from distributed.capacities import HostCapacity
-from distributed.checkpoint import BadCheckpoint, read_config
-from distributed.engine import Engine
-from distributed.frame import FLAG_READY, Frame, Kind, parse_step
-from distributed.handshake import RankInfo, RingPlan
+from distributed.backends.memory import can_unpack, check_memory, has_gpu
+from distributed.backends.stage import Stage
+from distributed.engine import tokenizers
+from distributed.engine.engine import Engine
+from distributed.engine.engine_config import chunk_tokens, make_engine_limits, make_scheduler
+from distributed.engine.live_settings import LiveSettings, apply_to_spool
+from distributed.engine.request_source import ModelFacts, RequestSource
+from distributed.engine.status import RingStatus
+from distributed.engine.token_writer import TokenWriter
 from distributed.joining import ROOT, AnyRing, describe, join_ring, load_own_stage
-from distributed.lifeline import Lifeline, RankStart
-from distributed.limits import chunk_tokens, make_engine_limits, make_scheduler
-from distributed.live_settings import LiveSettings, apply_to_spool
-from distributed.memory import can_unpack, check_memory, has_gpu
-from distributed.model_shape import read_shape
-from distributed.request_source import ModelFacts, RequestSource
-from distributed.ring_status import RingStatus
-from distributed.sharding import plan_layers, split_layers, weights_hash
-from distributed.stage import Stage
-from distributed.stage_files import WeightsMark, local_sums_file, mark_weights
-from distributed.token_writer import TokenWriter
+from distributed.planning.capacities import HostCapacity
+from distributed.planning.checkpoint import BadCheckpoint, read_config
+from distributed.planning.layer_plan import plan_layers, split_layers, weights_hash
+from distributed.planning.model_shape import read_shape
+from distributed.planning.stage_files import WeightsMark, local_sums_file, mark_weights
+from distributed.ring import handshake
+from distributed.ring.frame import FLAG_READY, Frame, Kind, parse_step
+from distributed.ring.handshake import RankInfo, RingPlan
+from distributed.ring.watchdog import Lifeline, RankStart
 from distributed.utils import broadcast_prompt
 from prompts.tokenizer import PromptTokenizer
 from spool import Spool, SpoolOwner

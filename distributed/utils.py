@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from distributed.capacities import HostCapacity
-from distributed.frame import Resize, StageStep, make_step_frame
-from distributed.model_shape import read_shape
 from distributed.models import StageModel, load_stage
-from distributed.ring import Ring
-from distributed.sharding import plan_layers
+from distributed.planning.capacities import HostCapacity
+from distributed.planning.layer_plan import plan_layers
+from distributed.planning.model_shape import read_shape
+from distributed.ring.frame import Resize, StageStep, make_step_frame
+from distributed.ring.ring import Ring
 
 
 def shard_and_load(

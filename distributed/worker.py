@@ -14,14 +14,14 @@ import mlx.core as mx
 
 from config import Settings
 from distributed.backends.cpu.threads import ProductThreads
-from distributed.frame import FLAG_READY, Frame, Kind, parse_step, with_hidden
-from distributed.handshake import RankInfo, answer_hello, answer_ready, check_weights, hash_code
+from distributed.backends.stage import Stage
 from distributed.joining import ROOT, describe, join_ring, load_own_stage
-from distributed.lifeline import Lifeline, RankStart
-from distributed.ring import Ring, RingLost, clock_us
-from distributed.sharding import weights_hash
-from distributed.stage import Stage
-from distributed.stage_files import SUMS_NAME, mark_weights
+from distributed.planning.layer_plan import weights_hash
+from distributed.planning.stage_files import SUMS_NAME, mark_weights
+from distributed.ring.frame import FLAG_READY, Frame, Kind, parse_step, with_hidden
+from distributed.ring.handshake import RankInfo, answer_hello, answer_ready, check_weights, hash_code
+from distributed.ring.ring import Ring, RingLost, clock_us
+from distributed.ring.watchdog import Lifeline, RankStart
 
 
 class Worker:

@@ -1,7 +1,8 @@
 """The front door: HTTP in, request files out, token logs and results back to the client.
 
-Knows the HTTP shapes clients expect, the model's tokenizer and the spool. Knows nothing of MLX, weights,
-ranks' work or how tokens come about: everything it learns about the ring it reads from files.
+`routes` is what clients call, `http` what lies around every route, `page` what a browser gets. Between them:
+accepting (body to request), subscriptions (waiting for tokens and results), answering, disconnects,
+queue_estimate. Knows the spool and the tokenizer; no MLX, no ring. api.py uses `app` and `supervised`.
 """
 
 NAME = "mlx-ring"

@@ -19,13 +19,13 @@ from typing import Any, TypeVar
 from msgspec.structs import replace
 
 from config.context_length import ContextLength
-from frontdoor.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, NotFound, RingDown
-from frontdoor.lookup import find
+from frontdoor.http.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, NotFound, RingDown
+from frontdoor.request_lookup import find
 from frontdoor.schemas import Message, SamplingFields
 from frontdoor.state import Caller, FrontDoor
 from prompts.tokenizer import EffortRefused, MessagesRefused
 from spool import Request, SamplingParams, SpoolFull, SpoolUnavailable
-from spool.sampling_fields import make_params
+from spool.sampling_params import make_params
 
 LONG_TEXT_BYTES = 8192  # about 2 ms of tokenizing; longer texts must not hold up other clients
 RANDOM_SEED_BITS = 53  # survives JSON readers that keep numbers as doubles

@@ -15,17 +15,17 @@ from starlette.types import Receive
 
 from config.errors import ServiceError
 from frontdoor.accepting import Accepted
-from frontdoor.errors import GenerationFailed, GenerationTimeout
-from frontdoor.events import (
+from frontdoor.following import Event, Follower
+from frontdoor.http.errors import GenerationFailed, GenerationTimeout
+from frontdoor.http.events import (
     COMMENT_END,
     COMMENT_SECONDS,
     FIRST_COMMENT_SECONDS,
     EventStream,
     comment_frame,
 )
-from frontdoor.following import Event, Follower
 from frontdoor.state import FrontDoor
-from frontdoor.waiting import Watch
+from frontdoor.subscriptions import Watch
 from spool import Result, SpoolUnavailable, TokenRecord
 
 

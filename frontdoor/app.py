@@ -18,31 +18,22 @@ from starlette.middleware.cors import CORSMiddleware
 
 from config import Settings
 from config.context_length import read_model_tokens
-from frontdoor import (
-    NAME,
-    VERSION,
-    generate,
-    health,
-    metrics,
-    openai_chat,
-    openai_completions,
-    openai_models,
-    page,
-    requests,
-)
-from frontdoor.auth import Gate, Keys
-from frontdoor.dialects import NOT_SERVED
-from frontdoor.edge import Edge
-from frontdoor.errors import install_error_handler
-from frontdoor.forecast import Forecast
-from frontdoor.hosts import HostNames
+from frontdoor import NAME, VERSION
+from frontdoor.disconnects import Leavers
+from frontdoor.http.auth import Gate, Keys
+from frontdoor.http.dialects import NOT_SERVED
+from frontdoor.http.edge import Edge
+from frontdoor.http.errors import install_error_handler
+from frontdoor.http.hosts import HostNames
+from frontdoor.http.paths import names_behind_v1
 from frontdoor.latencies import Latencies
-from frontdoor.leaving import Leavers
-from frontdoor.openapi import describe
-from frontdoor.paths import names_behind_v1
+from frontdoor.queue_estimate import Forecast
 from frontdoor.ring_status import RingStatus
+from frontdoor.routes import generate, health, metrics, openai_chat, openai_completions, page, requests
+from frontdoor.routes import models as openai_models
+from frontdoor.routes.openapi import describe
 from frontdoor.state import FrontDoor
-from frontdoor.waiting import Listener
+from frontdoor.subscriptions import Listener
 from prompts.tokenizer import load_tokenizer
 from spool import Spool
 

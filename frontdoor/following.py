@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from config.errors import ServiceError
-from frontdoor.errors import GenerationFailed
+from frontdoor.http.errors import GenerationFailed
 from spool import Result, TokenRecord
 
 

@@ -3,7 +3,7 @@
 Nothing is accepted and ignored: an unknown field is refused by name, and a field that is known elsewhere
 but not built here is refused unless its value asks for nothing (`Only`). What changes no output stands in
 `NoEffectFields` and, of popular clients, in `Hints` and `PastFields`; docs/request-bodies.md lists those.
-Types are strict (no "5" for 5, but 16.0 for 16), numbers finite; spool/sampling_fields.py has their bounds.
+Types are strict (no "5" for 5, but 16.0 for 16), numbers finite; spool/sampling_params.py has their bounds.
 Knows the shapes, not the limits that depend on the settings or the tokenizer; those are checked where the
 request is accepted.
 """
@@ -26,7 +26,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from frontdoor.tool_history import read_tool_calls
-from spool.sampling_fields import NUMBER_FIELDS, read_stop
+from spool.sampling_params import NUMBER_FIELDS, read_stop
 
 _TEXT_OR_TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 _TEXT_OR_PARTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}
@@ -53,7 +53,7 @@ def _worded(read: Callable[[object], Any]) -> Callable[[object], Any]:
 
 
 class Number:
-    """Annotates a number that a request may name, with the bounds of spool/sampling_fields.py."""
+    """Annotates a number that a request may name, with the bounds of spool/sampling_params.py."""
 
     def __init__(self, name: str) -> None:
         self._field = NUMBER_FIELDS[name]

@@ -12,14 +12,14 @@ from fastapi import Request
 from config import Settings
 from config.context_length import ContextLength, limit_context
 from config.model_path import is_folder_name
-from frontdoor.errors import InvalidRequest
-from frontdoor.forecast import Forecast
+from frontdoor.disconnects import Leavers
 from frontdoor.hints import HintLog
+from frontdoor.http.errors import InvalidRequest
+from frontdoor.http.scope import header, notes
 from frontdoor.latencies import Latencies
-from frontdoor.leaving import Leavers
+from frontdoor.queue_estimate import Forecast
 from frontdoor.ring_status import RingStatus
-from frontdoor.scope import header, notes
-from frontdoor.waiting import Listener
+from frontdoor.subscriptions import Listener
 from prompts.tokenizer import PromptTokenizer
 from spool import Spool, make_id
 

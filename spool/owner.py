@@ -26,7 +26,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from spool.admission import MAX_REQUEST_BYTES
-from spool.by_hand import HandDefaults, HandPrompts
 from spool.claim import Claim
 from spool.doorbell import DOOR_PREFIX, RANK0, Doorbell, ring_all
 from spool.errors import CorruptRequest, SpoolUnavailable, system_trouble
@@ -34,6 +33,7 @@ from spool.fsio import NotPlainFile, join
 from spool.lock import SpoolLock
 from spool.messages import Request, Result
 from spool.names import EntryName, check_id, is_due, is_entry_name, judge, marked_id
+from spool.prompt_files import HandDefaults, HandPrompts
 from spool.quarantine import Quarantine
 from spool.results import ResultWriter, make_failed
 from spool.spool import Spool

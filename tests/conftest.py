@@ -12,9 +12,9 @@ import pytest
 
 from distributed.backends.cpu.blas import load_fast_blas
 
-pytest_plugins = ["tests.cluster_service", "tests.fixtures"]
+pytest_plugins = ["tests.services.cluster_service", "tests.services.fixtures"]
 
-FOLDERS_OF_PROCESSES = {"cluster", "faults"}
+FOLDERS_OF_PROCESSES = {"on_hosts", "faults"}
 FIXTURES_OF_PROCESSES = {"bench", "shared_bench", "hosts", "shared_hosts"}
 FILES_THAT_COMPUTE = {"test_models.py", "test_non_finite.py", "test_preemption.py"}
 

@@ -20,21 +20,25 @@ import psutil
 import pytest
 
 from chaos import flatness
-from cluster import front_door_watch, hosts, ports, ring_life, unit_install
+from cluster import ports
+from cluster.commands import service_unit as unit_install
 from cluster.errors import ClusterError
-from cluster.hosts import Cluster, Host
-from cluster.plan import choose_layout, find_short_hosts, measure_rooms
-from cluster.probe import make_facts
+from cluster.hosts import hosts
+from cluster.hosts.hosts import Cluster, Host
+from cluster.hosts.probe import make_facts
+from cluster.hosts.remote_scripts import ending, facts
+from cluster.hosts.remote_scripts import ports as sent_ports
+from cluster.hosts.ring_plan import choose_layout, find_short_hosts, measure_rooms
 from cluster.processes import ProcessIdentity, identify
-from cluster.sent import ending, facts
-from cluster.sent import ports as sent_ports
+from cluster.supervisor import front_door_watch
+from cluster.supervisor import ring_epoch as ring_life
 from cluster.terminal import Terminal
 from config import load_settings
 from config.limits import raise_descriptor_limits
-from distributed import mac
-from distributed.lifeline import EXIT_SUPERVISOR_GONE
+from distributed.backends import mac
+from distributed.ring.watchdog import EXIT_SUPERVISOR_GONE
 from spool.fsio import FileSystem
-from tests.test_plan import make_default_source
+from tests.cluster.hosts.test_ring_plan import make_default_source
 
 ROOT = Path(__file__).resolve().parent.parent
 # Says what it was given, and lives as long as the process behind -w.

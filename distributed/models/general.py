@@ -18,7 +18,6 @@ from mlx.utils import tree_flatten
 
 from distributed.backends.cpu.dense import DenseLayers, DensePlan, plan_dense_layers
 from distributed.backends.cpu.experts import place_experts
-from distributed.checkpoint import BadCheckpoint, TensorInfo, is_tied, tensor_files
 from distributed.models.stage_model import Identity, StageModel
 from distributed.models.weights import (
     Weights,
@@ -27,7 +26,8 @@ from distributed.models.weights import (
     materialize,
     quantize_modules,
 )
-from distributed.stage_files import StageCut, check_tensors
+from distributed.planning.checkpoint import BadCheckpoint, TensorInfo, is_tied, tensor_files
+from distributed.planning.stage_files import StageCut, check_tensors
 from prompts.mlx_lm_import import import_mlx_lm
 
 rope_utils = import_mlx_lm("models.rope_utils")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from config.model_path import SMALL_PATTERNS, WEIGHTS_PATTERN
-from distributed.hub_model import CannotDownload, describe_hub_error
+from distributed.planning.hub_model import CannotDownload, describe_hub_error
 
 SPARE_DISK_BYTES = 1_000_000_000
 TELL_SHARE = 0.1

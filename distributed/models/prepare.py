@@ -18,10 +18,10 @@ from config import ConfigError, ModelNotReady, Settings, load_settings
 from config.disk_trouble import describe_refused, is_of_system
 from config.model_path import BUILTIN_PREFIX, is_folder_name
 from config.simulated import SIMULATED_PREFIX
-from distributed.hub_model import read_hub_model
-from distributed.model_errors import ModelError
-from distributed.model_shape import read_model_files
 from distributed.models.hub import Wanted, check_disk, fetch, name_files, say
+from distributed.planning.hub_model import read_hub_model
+from distributed.planning.model_errors import ModelError
+from distributed.planning.model_shape import read_model_files
 
 BUILTIN_DISK_BYTES = 550_000_000
 
@@ -37,7 +37,7 @@ def prepare(settings: Settings) -> Path:
         _make_builtin(repo.removeprefix(BUILTIN_PREFIX), settings.model_dir)
         return settings.model_dir
     if repo.startswith(SIMULATED_PREFIX):
-        from distributed.simulated import make_simulated
+        from distributed.backends.simulated import make_simulated
 
         make_simulated(repo, settings.model_dir)
         return settings.model_dir

@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from distributed.backends.cpu.dense import DenseLayers
-from distributed.kv_cache import KVTable
+from distributed.backends.kv_cache import KVTable
 
 
 class Identity(nn.Module):

@@ -13,8 +13,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from distributed.checkpoint import BadCheckpoint, UnsupportedModel, read_header, tensor_files
-from distributed.model_config import QUANTIZATION_MODES, tensor_name
+from distributed.planning.checkpoint import BadCheckpoint, UnsupportedModel, read_header, tensor_files
+from distributed.planning.model_config import QUANTIZATION_MODES, tensor_name
 from prompts.mlx_lm_import import import_mlx_lm
 
 mla = import_mlx_lm("models.mla")

@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 
-from cluster.client import read_events
+from cluster.commands.client import read_events
+from cluster.commands.start import PREPARE, ROOT, SUPERVISOR, start
 from cluster.errors import ClusterError
-from cluster.service import STALE_S, Service
-from cluster.start import PREPARE, ROOT, SUPERVISOR, start
-from tests.cluster_service import Bench, find_free_port
+from cluster.supervisor.service import STALE_S, Service
+from tests.services.cluster_service import Bench, find_free_port
 
 pytestmark = pytest.mark.slow
 

@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from cluster.front_door_watch import answers, wait_for_silence
 from cluster.processes import identify
-from tests.api_process import api_process
-from tests.cluster_service import Bench
-from tests.frontdoor_service import make_settings
+from cluster.supervisor.front_door_watch import answers, wait_for_silence
+from tests.services.api_process import api_process
+from tests.services.cluster_service import Bench
+from tests.services.frontdoor_service import make_settings
 
 pytestmark = pytest.mark.slow
 

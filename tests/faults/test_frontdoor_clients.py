@@ -11,10 +11,10 @@ import httpx2
 import pytest
 
 from config import load_settings
-from tests.api_process import api_process
-from tests.checkpoints import make_checkpoint
-from tests.frontdoor_service import running_service, serving, until
-from tests.ring_service import RingService
+from tests.fakes.checkpoints import make_checkpoint
+from tests.services.api_process import api_process
+from tests.services.frontdoor_service import running_service, serving, until
+from tests.services.ring_service import RingService
 
 CANARY = "c4n4ry-Zwiebelkuchen"
 NUM_RACES = 24

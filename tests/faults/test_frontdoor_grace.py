@@ -6,9 +6,9 @@ import httpx2
 import pytest
 
 from spool import Spool
-from tests.api_process import api_process
-from tests.fake_engine import FakeEngine
-from tests.frontdoor_service import make_settings, serving, until
+from tests.fakes.fake_engine import FakeEngine
+from tests.services.api_process import api_process
+from tests.services.frontdoor_service import make_settings, serving, until
 
 
 def leave_stream(url: str, engine: FakeEngine) -> str:

@@ -8,8 +8,8 @@ import pytest
 from starlette.routing import Route
 
 from frontdoor.app import ROOMS, make_app
-from frontdoor.auth import OPEN_PATHS, OPEN_PREFIX
-from tests.frontdoor_service import Service, until
+from frontdoor.http.auth import OPEN_PATHS, OPEN_PREFIX
+from tests.services.frontdoor_service import Service, until
 
 MAX_SECONDS = 1.0  # some milliseconds here; what grew with the input would take many
 KEYS = "mine\ntheirs\n"

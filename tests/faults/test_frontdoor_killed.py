@@ -11,9 +11,9 @@ import pytest
 
 from config import Settings
 from spool import Spool, SpoolOwner
-from tests.api_process import api_process
-from tests.fake_engine import FakeEngine
-from tests.frontdoor_service import events, make_settings, serving
+from tests.fakes.fake_engine import FakeEngine
+from tests.services.api_process import api_process
+from tests.services.frontdoor_service import events, make_settings, serving
 
 KEY = {"Idempotency-Key": "retry-me"}
 BODY = {"prompt": "hi", "temperature": 1.0}

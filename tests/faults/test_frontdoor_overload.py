@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from spool import Spool
-from tests.api_process import api_process
-from tests.fake_engine import FakeEngine
-from tests.frontdoor_service import connect, make_settings, running_service, until
+from tests.fakes.fake_engine import FakeEngine
+from tests.services.api_process import api_process
+from tests.services.frontdoor_service import connect, make_settings, running_service, until
 
 MIB = 2**20
 MAX_GROWTH_BYTES = 48 * MIB

@@ -13,12 +13,12 @@ from types import SimpleNamespace
 import mlx.core as mx
 import pytest
 
-from distributed.lifeline import EXIT_REFUSED, EXIT_RING_LOST, EXIT_WATCHDOG
-from distributed.ring import MlxRing, RingLost
+from distributed.ring.ring import MlxRing, RingLost
+from distributed.ring.watchdog import EXIT_REFUSED, EXIT_RING_LOST, EXIT_WATCHDOG
 from spool import Result
-from tests.checkpoints import make_checkpoint
-from tests.link_proxy import LinkProxy
-from tests.ring_service import ROOT, RingService, free_ports
+from tests.fakes.checkpoints import make_checkpoint
+from tests.fakes.link_proxy import LinkProxy
+from tests.services.ring_service import ROOT, RingService, free_ports
 
 pytestmark = pytest.mark.slow
 
@@ -146,7 +146,7 @@ def test_a_rank_with_other_weights_is_refused_by_name(model: Path, tmp_path: Pat
     """The sentence names the rank and the difference."""
     ring = RingService(tmp_path, model, 2)
     # On this rank another folder lies where rank 0 says the model is: seen through its own hash.
-    hook = "import distributed.sharding as s\ns.weights_hash = lambda folder: 'another'\n"
+    hook = "import distributed.planning.layer_plan as s\ns.weights_hash = lambda folder: 'another'\n"
     try:
         ring.spawn(overrides={1: {"PYTHONPATH": hook_into_start(tmp_path, hook)}})
         assert ring.ranks[1].wait(40) == EXIT_REFUSED

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from distributed.lifeline import EXIT_RING_LOST, EXIT_WATCHDOG
+from distributed.ring.watchdog import EXIT_RING_LOST, EXIT_WATCHDOG
 from spool import Result
-from tests.checkpoints import make_checkpoint
-from tests.linked_namespaces import LinkedNamespaces, NoNamespaces
-from tests.ring_service import RingService, free_ports
+from tests.fakes.checkpoints import make_checkpoint
+from tests.services.linked_namespaces import LinkedNamespaces, NoNamespaces
+from tests.services.ring_service import RingService, free_ports
 
 pytestmark = pytest.mark.slow
 

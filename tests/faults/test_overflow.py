@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from tests.checkpoints import shared_checkpoint
-from tests.engine_in_process import EngineInProcess
-from tests.local_ring import make_poisoned
-from tests.ring_service import RingService
+from tests.fakes.checkpoints import shared_checkpoint
+from tests.services.engine_in_process import EngineInProcess
+from tests.services.local_ring import make_poisoned
+from tests.services.ring_service import RingService
 
 POISON = 200
 SHORT, LONG = [3, 1], [(7 * i + 5) % 190 for i in range(40)]

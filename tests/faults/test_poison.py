@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from distributed.stage import Stage
+from distributed.backends.stage import Stage
 from spool import MAX_SOLO_CRASHES, EntryName, Result
-from tests.checkpoints import shared_checkpoint
-from tests.engine_in_process import EngineInProcess
-from tests.ring_service import RingService
+from tests.fakes.checkpoints import shared_checkpoint
+from tests.services.engine_in_process import EngineInProcess
+from tests.services.ring_service import RingService
 
 CRASHING_ID = 249
 PROMPTS = [[(7 * i + 13 * j) % 240 for j in range(6 + i)] for i in range(3)]
@@ -81,7 +81,7 @@ def test_kills_from_outside_condemn_nobody(llama: Path, tmp_path: Path) -> None:
 # Runs a rank that dies when this token is to be stepped, as of a bug.
 CRASHING_RANK = f"""
 import os, runpy, sys
-from distributed.scheduler import Scheduler
+from distributed.engine.scheduler import Scheduler
 schedule = Scheduler.schedule
 def schedule_or_crash(self):
     microbatch = schedule(self)

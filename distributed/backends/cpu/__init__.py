@@ -5,5 +5,6 @@ Here the same layers run on NumPy arrays, with packed weights. Only float32, onl
 parity test, and never with a GPU: there the model's own MLX code runs, as it does here for everything else
 (quantized weights, latents). Of those, the experts of a chunk and its attention are run here.
 
-This file imports nothing: `blas.py` is loaded before MLX.
+Knows layers and arrays; nothing of requests or of the ring. This file imports nothing: `blas` is loaded
+before MLX.
 """

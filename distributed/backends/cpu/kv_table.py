@@ -1,4 +1,5 @@
-"""KV of running sequences in NumPy arrays: the slot table of `distributed.kv_cache`, written in place.
+"""KV of running sequences in NumPy arrays: the slot table of `distributed.backends.kv_cache`, written in
+place.
 
 Same rules (who has which slot is rank 0's decision; rows never move; padding to the right) and same growth.
 """
@@ -13,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distributed.backends.cpu.compiling import Float32Array
-from distributed.frame import Clear, Resize, StageStep
-from distributed.kv_sizes import grown
+from distributed.planning.kv_sizes import grown
+from distributed.ring.frame import Clear, Resize, StageStep
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,9 @@ def _make_untouched(shape: tuple[int, ...]) -> Float32Array:
 
 
 class CpuKVTable:
-    """The KV of one stage's layers for the rows of one table; serves `distributed.stage` as KVTable does."""
+    """The KV of one stage's layers for the rows of one table; serves `distributed.backends.stage` as KVTable
+    does.
+    """
 
     def __init__(self, num_layers: int) -> None:
         self.layers = [LayerKV() for _ in range(num_layers)]

@@ -17,7 +17,7 @@ import numpy as np
 from distributed.backends.cpu.compiling import CannotCompile, Float32Array, address_of
 from distributed.backends.cpu.kernel_code import FLOAT_BYTES
 from distributed.backends.cpu.kernels import Kernels, PackedPanels
-from distributed.checkpoint import ModelError
+from distributed.planning.checkpoint import ModelError
 
 # The product with a vocabulary's worth of rows takes less time in blocks that stay in the cache.
 MAX_WIDTH, BLOCK_WIDTH = 8192, 768

@@ -1,0 +1,61 @@
+"""`demo`: the whole service on one machine with the built-in model, one question, and what to do next.
+
+Overrides only what the user has not set. Leaves the service running; a second run asks the running one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from cluster.commands.client import ask
+from cluster.commands.kill_demo import run_kill_demo
+from cluster.commands.smoke_test import show_answer
+from cluster.commands.start import start
+from cluster.supervisor.service import Service, read_service
+from cluster.terminal import Terminal
+from config import Settings, load_settings
+
+QUESTION = "What is the capital of France?"
+MAX_TOKENS = 48
+DEMO_SETTINGS = {"MODEL_REPO": "builtin:smollm2-135m", "LOCAL_RANKS": "2"}
+
+
+def add_demo_settings(overrides: Mapping[str, str]) -> dict[str, str]:
+    """The overrides with the demo's added for each key that was set nowhere."""
+    is_set = load_settings(overrides).model_fields_set
+    return {key: value for key, value in DEMO_SETTINGS.items() if key.lower() not in is_set} | dict(overrides)
+
+
+def run_demo(
+    settings: Settings, overrides: Mapping[str, str], terminal: Terminal, *, with_kill: bool = False
+) -> int:
+    """Start, ask, show; 0 if the answer came and every rank took part (or nothing was lost by a kill)."""
+    code = start(settings, overrides, terminal)
+    service = read_service(settings)
+    if code != 0 or service.api_address is None:
+        return code or 1
+    terminal.line()
+    if with_kill:
+        code = run_kill_demo(settings, terminal)
+        _show_next(service, terminal)
+        return code
+    terminal.line(terminal.colored(f"> {QUESTION}", "bold"))
+    body = {"prompt": QUESTION, "max_tokens": MAX_TOKENS, "temperature": 0}
+    answer = ask(settings, service.api_address, body, terminal.raw)
+    terminal.line("\n")
+    code = show_answer(answer, service, terminal)
+    _show_next(service, terminal)
+    return code
+
+
+def _show_next(service: Service, terminal: Terminal) -> None:
+    curl = (
+        f"curl -X POST {service.url}/generate -H 'content-type: application/json' "
+        """-d '{"prompt": "Write a sentence about the sea."}'"""
+    )
+    terminal.line()
+    terminal.line("It goes on running. Try it:")
+    terminal.line(f"  {curl}")
+    terminal.line(f"Page:    {service.url}/")
+    terminal.line("Status:  ./launch.sh status")
+    terminal.line("Stop:    ./launch.sh stop")

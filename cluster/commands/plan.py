@@ -1,0 +1,166 @@
+"""`./launch.sh plan`: who would get which layers, as a table or JSON; starts nothing, copies nothing.
+
+Without --hosts the hosts of the settings are asked; with it a ring of hosts that need not exist is planned,
+from their memory alone. Those count as Macs: two thirds or three quarters of it is for the GPU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+
+from cluster.errors import ClusterError
+from cluster.hosts.hosts import read_cluster
+from cluster.hosts.model_source import read_source
+from cluster.hosts.probe import probe
+from cluster.hosts.ring_plan import (
+    HostRoom,
+    RingLayout,
+    choose_layout,
+    describe,
+    find_short_hosts,
+    mac_gpu_bytes,
+    make_room,
+    measure_rooms,
+)
+from cluster.hosts.ssh import close_connections
+from cluster.terminal import Terminal, make_table
+from config import Settings
+from distributed.planning.capacities import RANK_BYTES
+
+UNITS = {
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "MIB": 1 << 20,
+    "GIB": 1 << 30,
+    "TIB": 1 << 40,
+}
+_HOST = re.compile(r"(?P<name>[\w.@-]+):(?P<number>\d+(?:\.\d+)?)(?P<unit>[A-Za-z]+)(?::(?P<ranks>\d+))?")
+
+
+class BadHosts(ClusterError):
+    """--hosts cannot be read."""
+
+    exit_code = 2
+
+
+def show_plan(
+    settings: Settings, terminal: Terminal, *, hosts: str | None, has_gpu: bool, as_json: bool
+) -> int:
+    """Print the plan; the exit code.
+
+    Raises:
+        PlanRefused, ModelUnknown, ModelRefused, BadHosts, HostUnreachable: with a sentence.
+    """
+    rooms = read_hosts(hosts, has_gpu=has_gpu) if hosts else asyncio.run(_ask_hosts(settings))
+    layout = choose_layout(settings, read_source(settings), rooms)
+    if as_json:
+        terminal.line(json.dumps(describe(layout), indent=2))
+        return 0
+    for line in make_lines(layout, is_asked=not hosts):
+        terminal.line(line)
+    return 0
+
+
+def read_hosts(text: str, *, has_gpu: bool = True) -> tuple[HostRoom, ...]:
+    """The hosts of `mac1:64GB,mac2:16GB:2`: name, memory in all, and ranks where there are more than one.
+
+    Raises:
+        BadHosts: naming the entry and what is allowed.
+    """
+    rooms = []
+    for entry in text.split(","):
+        match = _HOST.fullmatch(entry.strip())
+        unit = UNITS.get(match["unit"].upper()) if match else None
+        num_ranks = int(match["ranks"] or 1) if match else 0
+        if match is None or unit is None or num_ranks < 1:
+            raise BadHosts(
+                f"--hosts: {entry.strip()!r} is not name:memory[:ranks], such as mac1:64GB or mac1:64GiB:2 "
+                f"(units: {', '.join(('MB', 'GB', 'TB', 'MiB', 'GiB', 'TiB'))})"
+            )
+        total = int(float(match["number"]) * unit)
+        limit = mac_gpu_bytes(total) if has_gpu else None
+        rooms.append(
+            make_room(
+                match["name"],
+                num_ranks,
+                total_bytes=total,
+                free_bytes=total,
+                gpu_limit_bytes=limit,
+                has_gpu=has_gpu,
+            )
+        )
+    names = [room.name for room in rooms]
+    if len(set(names)) < len(names):
+        raise BadHosts("--hosts names a host twice: give it more ranks, as in mac1:64GB:2")
+    return tuple(rooms)
+
+
+async def _ask_hosts(settings: Settings) -> tuple[HostRoom, ...]:
+    cluster = read_cluster(settings)
+    try:
+        facts = await asyncio.gather(*(probe(host, settings) for host in cluster.hosts))
+    finally:
+        await close_connections(cluster.remote_hosts, how="stop")
+    return measure_rooms(cluster, facts, {})
+
+
+def make_lines(layout: RingLayout, *, is_asked: bool) -> list[str]:
+    """The table by rank, and below it what each host has."""
+    heading = ("rank", "host", "layers", "weights", "KV reserve", "memory free", "share of the work")
+    rooms = {room.name: room for room in layout.rooms}
+    rows = [
+        (
+            str(share.rank),
+            share.host,
+            f"{share.first_layer}-{share.layers.stop - 1}",
+            _gigabytes(share.weights_bytes),
+            _gigabytes(share.kv_bytes),
+            _gigabytes(rooms[share.host].free_bytes),
+            f"{share.work_share:.0%}",
+        )
+        for share in layout.ranks
+    ]
+    plural = "rank" if len(layout.ranks) == 1 else "ranks"
+    how = "unpacked to float32" if layout.dequantize else "as stored"
+    return [
+        f"{layout.model}: {sum(layout.counts)} layers on {len(layout.ranks)} {plural}, weights {how}",
+        "",
+        *make_table([heading, *rows]),
+        "",
+        *_host_lines(layout),
+        *_notes(layout, is_asked=is_asked),
+    ]
+
+
+def _host_lines(layout: RingLayout) -> list[str]:
+    lines = []
+    for name in dict.fromkeys(room.name for room in layout.rooms):
+        places = [room for room in layout.rooms if room.name == name]
+        usable = sum(room.usable_bytes for room in places)
+        needs = sum(share.weights_bytes + share.kv_bytes for share in layout.ranks_of(name))
+        lines.append(
+            f"{name}: memory {_gigabytes(places[0].total_bytes)}, free {_gigabytes(places[0].free_bytes)}, "
+            f"for weights and KV {_gigabytes(usable)}, needed {_gigabytes(needs)}"
+        )
+    return lines
+
+
+def _notes(layout: RingLayout, *, is_asked: bool) -> list[str]:
+    """What was taken for granted."""
+    notes = [f"Beside weights and KV {_gigabytes(RANK_BYTES)} are counted for each rank."]
+    if any(room.has_gpu for room in layout.rooms):
+        notes.append(
+            "A Mac has what its GPU may use: 2/3 of the memory up to 36 GB and 3/4 above, unless sysctl "
+            "iogpu.wired_limit_mb says otherwise; not proven on a Mac by this project."
+        )
+    notes += [f"{name}: {text}." for name, text in find_short_hosts(layout).items()]
+    if not is_asked:
+        notes.append("The hosts were not asked: their memory is as given, all of it free, all equally fast.")
+    return ["", *notes]
+
+
+def _gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB"

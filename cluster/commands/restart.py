@@ -1,0 +1,130 @@
+"""`restart`: new settings and new code for a running service, without a refused or failed request.
+
+The running supervisor does it (SIGHUP; cluster/supervisor/reload.py): it drains the ring and starts another,
+and puts a new front door beside the old one, which goes when its clients have their answers. Only where the
+supervisor's own program or its address has changed does the service stop and start as a whole.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+
+from cluster.commands.start import (
+    LOOK_INTERVAL_S,
+    NUM_PLACING_STEPS,
+    PREPARE,
+    ROOT,
+    check_startable,
+    check_this_start,
+    place_everything,
+    prepare_model,
+    show_warnings,
+    start,
+)
+from cluster.commands.steps import Steps
+from cluster.commands.stop import stop
+from cluster.errors import ClusterError, StartFailed
+from cluster.hosts.code_marks import mark_supervisor
+from cluster.hosts.hosts import read_cluster
+from cluster.processes import ProcessIdentity
+from cluster.supervisor.reload import FIXED_KEYS, RestartOrder, write_order
+from cluster.supervisor.restart_policy import MAX_FAILURES
+from cluster.supervisor.service import Service, read_service
+from cluster.terminal import Terminal, format_duration
+from config import Settings
+
+
+def restart(
+    settings: Settings,
+    overrides: Mapping[str, str],
+    terminal: Terminal,
+    *,
+    prepare: Sequence[str] = PREPARE,
+) -> int:
+    """Restart; the caller has put the flags of the running service among the overrides.
+
+    Raises:
+        ClusterError: with the reason.
+    """
+    check_startable(settings)
+    service = read_service(settings)
+    if service.holder is None or (why := find_obstacle(service, settings)):
+        if service.holder is not None:
+            terminal.line(f"The whole service starts again: {why}")
+        stop(settings, terminal)
+        return start(settings, overrides, terminal, prepare=prepare)
+    show_warnings(settings, terminal)
+    check_this_start(settings, service)
+    _place(settings, overrides, service, terminal, prepare)
+    started_at = time.monotonic()
+    order = RestartOrder(uuid.uuid4().hex, dict(overrides), settings_among(os.environ))
+    write_order(settings.run_dir, order)
+    service.holder.send(signal.SIGHUP)
+    _follow(settings, service.holder, order.id, terminal)
+    ready = read_service(settings)
+    terminal.line(
+        f"Restarted in {format_duration(time.monotonic() - started_at)}: epoch {ready.ring.get('epoch')} "
+        f"at {ready.url}"
+    )
+    for line in ready.context_lines:
+        terminal.line(line)
+    return 0
+
+
+def _place(
+    settings: Settings,
+    overrides: Mapping[str, str],
+    service: Service,
+    terminal: Terminal,
+    prepare: Sequence[str],
+) -> None:
+    cluster = read_cluster(settings)
+    if cluster.is_single:
+        prepare_model(settings, overrides, prepare)
+        return
+    steps = Steps(terminal, NUM_PLACING_STEPS)
+    place_everything(settings, overrides, cluster, steps, prepare, service.held_bytes)
+
+
+def find_obstacle(service: Service, settings: Settings) -> str | None:
+    """Why the running supervisor cannot do it; None if it can."""
+    if service.supervisor.get("code") != mark_supervisor(ROOT):
+        return "the supervisor's program has changed"
+    theirs, ours = service.supervisor.get("settings") or {}, settings.public()
+    changed = [key for key in FIXED_KEYS if theirs.get(key) != ours[key]]
+    return f"{', '.join(changed)} has changed" if changed else None
+
+
+def settings_among(environ: Mapping[str, str]) -> dict[str, str]:
+    """The settings in an environment."""
+    return {key: environ[key] for key in Settings.all_keys() if key in environ}
+
+
+def _follow(settings: Settings, supervisor: ProcessIdentity, order_id: str, terminal: Terminal) -> None:
+    limit_s = (
+        settings.shutdown_timeout
+        + (settings.connect_timeout + settings.load_timeout) * MAX_FAILURES
+        + settings.connect_timeout
+    )
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        if supervisor.wait(LOOK_INTERVAL_S):
+            raise ClusterError("the supervisor ended during the restart: see ./launch.sh logs supervisor")
+        service = read_service(settings)
+        outcome = service.supervisor.get("restart") or {}
+        if outcome.get("id") != order_id:
+            continue
+        terminal.live(f"restarting: {service.state}")
+        if outcome.get("state") == "failed":
+            raise ClusterError(f"not restarted: {outcome.get('error')}")
+        if outcome.get("state") == "done" and service.is_up:
+            return
+        if service.supervisor.get("state") in ("failed", "stopping", "stopped"):
+            raise StartFailed(f"{service.reason}; the queue is kept, and ./launch.sh restart tries again")
+        if service.is_stuck:
+            raise StartFailed(f"{service.reason}; the queue is kept, and the ring is tried again by itself")
+    raise StartFailed(f"not ready after {format_duration(limit_s)}")

@@ -1,0 +1,129 @@
+"""`status`: the running service at a glance, for people and for programs.
+
+Exit codes: 0 ready, 1 degraded (or starting, stopping, given up), 3 stopped. Reads the status files, asks
+nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import Any
+
+from cluster.supervisor.service import Service, read_service
+from cluster.terminal import Terminal, format_bytes, format_duration, make_table
+from config import Settings
+
+WATCH_INTERVAL_S = 1.0
+_COLUMNS = ("LAYERS", "WEIGHTS", "MEMORY", "STATE", "BUSY")
+_COLORS = {"ready": "green", "stopped": "dim", "failed": "red"}
+
+
+def show_status(settings: Settings, terminal: Terminal, *, as_json: bool = False) -> int:
+    """Print it once; the exit code says the state."""
+    service = read_service(settings)
+    if as_json:
+        terminal.line(json.dumps(make_report(service), indent=2, ensure_ascii=False))
+    else:
+        for line in describe(service, terminal):
+            terminal.line(line)
+    return service.exit_code
+
+
+def watch_status(settings: Settings, terminal: Terminal) -> int:
+    """Print it once a second until Ctrl-C; 0 then."""
+    never = threading.Event()
+    try:
+        while True:
+            terminal.clear_screen()
+            show_status(settings, terminal)
+            never.wait(WATCH_INTERVAL_S)
+    except KeyboardInterrupt:
+        return 0
+
+
+def make_report(service: Service) -> dict[str, Any]:
+    """The state, and both status files as they are."""
+    return {
+        "state": service.state,
+        "reason": service.reason,
+        "waits_for": service.waits_for,
+        "exit_code": service.exit_code,
+        "url": service.url if service.holder else None,
+        "supervisor": service.supervisor or None,
+        "ring": service.ring or None,
+        "disk_trouble": service.disk_trouble,
+    }
+
+
+def describe(service: Service, terminal: Terminal) -> list[str]:
+    """The lines for a person."""
+    state = terminal.colored(service.state, _COLORS.get(service.state, "yellow"))
+    if service.holder is None:
+        return [f"{state}  (./launch.sh start)", *([f"reason: {service.reason}"] if service.reason else [])]
+    ring, said = service.ring, service.supervisor
+    uptime = format_duration(max(0.0, time.time() - service.holder.start_time))
+    lines = [f"{state}  {service.url}  {ring.get('model', '')}  up {uptime}"]
+    if service.reason:
+        lines.append(f"reason: {service.reason}")
+    if service.waits_for:
+        lines.append(f"waits: {service.waits_for}")
+    lines += ["", *make_table(_make_rows(service)), ""]
+    queue, totals = ring.get("queue", {}), ring.get("totals", {})
+    lines.append(
+        f"queue: {queue.get('num_waiting', 0)} waiting, {queue.get('num_running', 0)} running, "
+        f"oldest waits {float(queue.get('oldest_wait_s') or 0):.1f} s"
+    )
+    kv = ring.get("kv", {})
+    num_done = sum(totals.get("requests", {}).values())
+    lines.append(
+        f"done: {num_done} requests, {totals.get('generation_tokens', 0)} tokens; "
+        f"KV {kv.get('num_tokens', 0)} of {kv.get('max_tokens', 0)} tokens; "
+        f"epoch {said.get('epoch', 0)}, restarts {said.get('restarts', 0)}"
+    )
+    lines += [terminal.colored(f"trouble: {text}", "yellow") for text in service.troubles]
+    return lines + service.context_lines + _describe_settings(said, terminal)
+
+
+def _describe_settings(said: dict[str, Any], terminal: Terminal) -> list[str]:
+    """What an edit of the settings files has not come to."""
+    lines = []
+    if error := said.get("settings_error"):
+        lines.append(terminal.colored(f"settings: the edit is not taken: {error}", "red"))
+    if waiting := said.get("needs_restart"):
+        lines.append(terminal.colored(f"settings: needs a restart: {', '.join(waiting)}", "yellow"))
+    return lines
+
+
+def _make_rows(service: Service) -> list[list[str]]:
+    entries = service.supervisor.get("processes", [])
+    has_hosts = any(entry.get("ssh") for entry in entries)
+    rows = [["RANK", "HOST", *(["ADDRESS"] if has_hosts else []), "PID", *_COLUMNS]]
+    computed = {f"rank {entry['rank']}": entry for entry in service.ring.get("ranks", [])}
+    for entry in entries:
+        name = str(entry["name"])
+        rank = computed.get(name, {}) if service.ring.get("epoch") == service.supervisor.get("epoch") else {}
+        first, num_layers = rank.get("first_layer", 0), rank.get("num_layers", 0)
+        memory_bytes = rank.get("memory_bytes") or entry.get("memory_bytes")
+        rows.append(
+            [
+                name.removeprefix("rank "),
+                str(entry.get("host", "")),
+                *([str(entry.get("address", "-"))] if has_hosts else []),
+                str((entry.get("process_there") or entry).get("pid", "")),
+                f"{first}-{first + num_layers - 1}" if num_layers else "-",
+                format_bytes(rank["weights_bytes"]) if rank.get("weights_bytes") else "-",
+                format_bytes(memory_bytes) if memory_bytes else "-",
+                _describe_state(entry),
+                f"{float(rank['busy_ratio']):.0%}" if rank.get("busy_ratio") is not None else "-",
+            ]
+        )
+    return rows
+
+
+def _describe_state(entry: dict[str, Any]) -> str:
+    state = str(entry.get("state", ""))
+    if state == "exited":
+        return f"exited ({entry.get('exit')})"
+    return f"{state} {float(entry.get('progress', 0)):.0%}" if state == "loading" else state

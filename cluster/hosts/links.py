@@ -1,0 +1,111 @@
+"""Measure the links of the ring: from each host to the next one, over the ring addresses, one by one.
+
+Rank r connects to rank r + 1 and the last one to rank 0, so each host must reach the next; what is measured
+is that direction's connection, with the latency of one byte there and back and the bandwidth both ways. Knows
+nothing of what a good link is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from cluster.errors import ClusterError
+from cluster.hosts.hosts import Host
+from cluster.hosts.probe import make_python_command, make_token, read_answer
+from cluster.hosts.remote_program import make_program
+from cluster.hosts.ssh import make_control_dir, run_on, ssh_command
+from config import Settings
+
+CONNECT_LIMIT_S = 4.0
+# The server waits for a client that has yet to be started by ssh on a busy host.
+SERVE_LIMIT_S = 20.0
+SPAN_S = 0.4  # of each of the three measurements
+LINK_LIMIT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Link:
+    """From one host to the next; `trouble` says why there are no figures."""
+
+    source: Host
+    target: Host
+    latency_us: float | None = None  # there and back
+    send_mbps: float | None = None  # from source to target
+    receive_mbps: float | None = None
+    trouble: str = ""
+    source_address: str = ""  # from which the source connects, as its routes have it
+
+
+def list_links(hosts: Sequence[Host]) -> list[tuple[Host, Host]]:
+    """The pairs (from, to) of different hosts that are neighbours in the ring."""
+    places = list({host.address: host for host in hosts}.values())
+    following = [*hosts[1:], *hosts[:1]] if len(places) > 1 else []
+    return [
+        (one, other) for one, other in zip(hosts, following, strict=False) if one.address != other.address
+    ]
+
+
+async def measure_link(source: Host, target: Host, settings: Settings, port: int = 0) -> Link:
+    """One link: a server on the target, on a port such as the ring takes, then a client on the source."""
+    token = make_token()
+    question = {"token": token, "address": target.address, "limit_s": CONNECT_LIMIT_S, "span_s": SPAN_S}
+    try:
+        async with _serving(
+            target, {**question, "role": "server", "port": port, "limit_s": SERVE_LIMIT_S}, settings
+        ) as served:
+            done = await run_on(
+                source,
+                make_python_command(source, settings),
+                input=make_program("link", {**question, "role": "client", "port": served}),
+                timeout_s=LINK_LIMIT_S,
+            )
+            answer = read_answer(source, done)
+    except ClusterError as error:
+        return Link(source, target, trouble=str(error))
+    if "error" in answer:
+        return Link(source, target, trouble=answer["error"])
+    figures = (answer["latency_us"], answer["send_mbps"], answer["receive_mbps"])
+    return Link(source, target, *figures, source_address=answer["from"])
+
+
+@contextlib.asynccontextmanager
+async def _serving(host: Host, question: dict[str, object], settings: Settings) -> AsyncIterator[int]:
+    """The server's port while it runs; it is ended here, and ends by itself after its time."""
+    command = make_python_command(host, settings)
+    words = ["/bin/sh", "-c", command]
+    if not host.is_local:
+        words = ssh_command(host, command, control_dir=make_control_dir())
+    process = await asyncio.create_subprocess_exec(
+        *words,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield await _read_port(host, process, make_program("link", question))
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        await process.wait()
+
+
+async def _read_port(host: Host, process: asyncio.subprocess.Process, program: bytes) -> int:
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        async with asyncio.timeout(LINK_LIMIT_S):
+            process.stdin.write(program)
+            await process.stdin.drain()
+            process.stdin.close()
+            line = await process.stdout.readline()
+        answer = json.loads(line)
+    except (TimeoutError, ConnectionError, ValueError):
+        raise ClusterError(f"{host.name}: the measurement did not start there") from None
+    if "error" in answer:
+        raise ClusterError(f"{host.name} cannot listen on {host.address}: {answer['error']}")
+    return int(answer["port"])

@@ -1,0 +1,334 @@
+"""Brings each host the files of the model that its ranks need, and no others.
+
+MODEL_SYNC=copy sends them from this machine by rsync, which goes on where an earlier copy ended; hub lets
+the host's own environment fetch the same files from the Hub. Either way the sha256 of every file there is
+compared with that of the file here afterwards. Sums are cached beside size and time of the files
+(cluster/hosts/remote_scripts/file_sums.py), so that a start without changes asks each host once and reads
+nothing.
+
+    WORKER_DIR/models/{name}-{mark}/    mark: of config and index, so that no two models share a folder
+
+rsync is called with options that 2.6.9 and openrsync know: -L --partial --progress -e --rsync-path. Without
+-t a copied file never has the time of its source, so rsync compares contents of whatever it is told to send.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ClusterError
+from cluster.hosts.hosts import Cluster, Host
+from cluster.hosts.probe import make_python_command, read_answer
+from cluster.hosts.remote_program import make_program
+from cluster.hosts.ring_plan import RingLayout
+from cluster.hosts.ssh import (
+    EXIT_SSH,
+    Completed,
+    HostUnreachable,
+    describe_failure,
+    make_control_dir,
+    run_words,
+    ssh_command,
+    ssh_words,
+)
+from cluster.hosts.workers import Worker, describe_rsync
+from config import Settings
+from config.model_path import is_hub_name
+from distributed.planning.checkpoint import ModelError
+from distributed.planning.layer_plan import weights_hash
+from distributed.planning.stage_files import local_sums_file, needed_files
+
+RSYNC_FLAGS = ("-L", "--partial", "--progress")
+SPARE_DISK_BYTES = 1_000_000_000
+COPY_LIMIT_S = 24 * 3600.0
+# A copy that differs afterwards is made once more.
+MAX_COPIES = 2
+_PROGRESS = re.compile(r"\s+([\d,.]+)\s+\d+%")
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+# Told of each step on a host: its name, bytes done, bytes in all, what is done.
+Report = Callable[[str, int, int, str], None]
+
+
+class ModelFilesRefused(ClusterError):
+    """The files cannot be brought to a host; the message has host, file or numbers, and what helps."""
+
+
+@dataclass(frozen=True)
+class FileSum:
+    """A file as it is on some host; sha256 is None where only its size was looked at."""
+
+    size: int
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class FolderSums:
+    """A model folder on some host."""
+
+    folder: str
+    free_bytes: int
+    files: Mapping[str, FileSum]
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """What one worker must have: files of the folder here, with their sums."""
+
+    worker: Worker
+    source: Path
+    target: str  # below WORKER_DIR
+    files: Mapping[str, FileSum]
+
+    @property
+    def host(self) -> Host:
+        return self.worker.host
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(entry.size for entry in self.files.values())
+
+
+async def ensure_models(
+    cluster: Cluster, workers: Sequence[Worker], layout: RingLayout, settings: Settings, report: Report
+) -> dict[str, str]:
+    """Bring every worker its files, all at the same time; the absolute folder there, by ssh destination.
+
+    Raises:
+        HostUnreachable: ssh does not get through.
+        ModelFilesRefused: no room, or a copy failed or differs.
+    """
+    source = settings.model_dir
+    try:
+        wanted = {
+            worker.host.ssh: needed_files(source, layout.ranges, _ranks_on(cluster, worker.host))
+            for worker in workers
+        }
+        target = f"models/{folder_name(settings.model_name, source)}"
+    except ModelError as error:
+        raise ModelFilesRefused(str(error)) from error
+    names = sorted({name for files in wanted.values() for name in files})
+    here = await sum_local(cluster.hosts[0], settings, source, names, report)
+    shipments = [
+        Shipment(worker, source, target, {name: here.files[name] for name in wanted[worker.host.ssh]})
+        for worker in workers
+    ]
+    folders = await asyncio.gather(
+        *(ensure_shipment(shipment, settings, report) for shipment in shipments), return_exceptions=True
+    )
+    errors = [result for result in folders if isinstance(result, BaseException)]
+    if errors:
+        raise errors[0]
+    return {str(shipment.host.ssh): str(folder) for shipment, folder in zip(shipments, folders, strict=True)}
+
+
+def folder_name(model_name: str, folder: Path) -> str:
+    """A name for a model's folder on other hosts: safe in a shell, and of this very config and index."""
+    return f"{_UNSAFE.sub('_', model_name).lstrip('.-_')}-{weights_hash(folder)[:8]}"
+
+
+def _ranks_on(cluster: Cluster, host: Host) -> list[int]:
+    return [rank for rank in range(cluster.ring_size) if cluster.host_of(rank).ssh == host.ssh]
+
+
+async def ensure_shipment(shipment: Shipment, settings: Settings, report: Report) -> str:
+    """Bring one worker what it lacks; the absolute folder there.
+
+    Raises:
+        HostUnreachable, ModelFilesRefused: see `ensure_models`.
+    """
+    there = await _sum_there(shipment, settings, report)
+    for _ in range(MAX_COPIES):
+        lacking = find_lacking(shipment.files, there.files)
+        if not lacking:
+            return there.folder
+        check_room(shipment, there, lacking)
+        report(shipment.host.name, 0, sum(entry.size for entry in lacking.values()), "copying")
+        if settings.model_sync == "hub" and is_hub_name(settings.model_repo, settings.root):
+            await _fetch(shipment, settings, there.folder, lacking, report)
+        else:
+            await _copy(shipment, lacking, report)
+        there = await _sum_there(shipment, settings, report)
+    lacking = find_lacking(shipment.files, there.files)
+    if lacking:
+        raise ModelFilesRefused(
+            f"{shipment.host.name}: {there.folder}/{min(lacking)} differs from the file here after "
+            f"{MAX_COPIES} copies: check disk and memory of both hosts"
+        )
+    return there.folder
+
+
+def find_lacking(wanted: Mapping[str, FileSum], there: Mapping[str, FileSum]) -> dict[str, FileSum]:
+    """What is missing or has other bytes."""
+    return {
+        name: entry
+        for name, entry in wanted.items()
+        if name not in there or there[name].sha256 != entry.sha256
+    }
+
+
+def check_room(shipment: Shipment, there: FolderSums, lacking: Mapping[str, FileSum]) -> None:
+    """Refuse what would fill the disk: rsync keeps what is there of a file until the new one is whole.
+
+    Raises:
+        ModelFilesRefused: with has and needs.
+    """
+    old = [there.files[name].size for name in lacking if name in there.files]
+    needed = sum(entry.size for entry in lacking.values()) - sum(old) + max(old, default=0)
+    if needed + SPARE_DISK_BYTES > there.free_bytes:
+        raise ModelFilesRefused(
+            f"{shipment.host.name}: {len(lacking)} files of the model need {needed / 1e9:.2f} GB more, its "
+            f"disk has {there.free_bytes / 1e9:.2f} GB free at {there.folder} (and "
+            f"{SPARE_DISK_BYTES / 1e9:.0f} GB should stay free): remove other models there, or name "
+            "another folder with WORKER_DIR"
+        )
+
+
+async def sum_local(
+    host: Host, settings: Settings, folder: Path, names: Sequence[str], report: Report
+) -> FolderSums:
+    """The sums of files here, cached in STATE_DIR.
+
+    Raises:
+        ModelFilesRefused: one is missing.
+    """
+    question = {
+        "folder": str(folder),
+        "sums_file": str(local_sums_file(folder, settings.state_dir)),
+        "sizes": dict.fromkeys(names),
+        "makes_folder": False,
+    }
+    total = sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
+    words = ["/bin/sh", "-c", make_python_command(host, settings)]
+    found = await _ask(host, words, question, lambda num: report(host.name, num, total, "checking"))
+    if missing := sorted(set(names) - found.files.keys()):
+        raise ModelFilesRefused(f"{folder}/{missing[0]} is missing here: ./launch.sh start goes on with it")
+    return found
+
+
+async def _sum_there(shipment: Shipment, settings: Settings, report: Report) -> FolderSums:
+    worker = shipment.worker
+    question = {
+        "folder": f"{worker.folder}/{shipment.target}",
+        "sums_file": None,
+        "sizes": {name: entry.size for name, entry in shipment.files.items()},
+        "makes_folder": True,
+    }
+    command = make_python_command(worker.host, settings)
+    words = ssh_command(worker.host, command, control_dir=make_control_dir())
+    name, total = worker.host.name, shipment.num_bytes
+    return await _ask(worker.host, words, question, lambda num: report(name, num, total, "checking"))
+
+
+async def _ask(
+    host: Host, words: Sequence[str], question: Mapping[str, Any], on_hashed: Callable[[int], None]
+) -> FolderSums:
+    lines = _SumLines(on_hashed)
+    done = await run_words(
+        words, input=make_program("file_sums", question), timeout_s=COPY_LIMIT_S, on_output=lines.feed
+    )
+    if done is None or done.code == EXIT_SSH:
+        raise _lost(host, done)
+    answer = read_answer(host, Completed(done.code, lines.last.encode(), done.stderr))
+    files = {name: FileSum(entry["size"], entry["sha256"]) for name, entry in answer["files"].items()}
+    return FolderSums(answer["folder"], answer["free_bytes"], files)
+
+
+def _lost(host: Host, done: Completed | None) -> HostUnreachable:
+    if done is None:
+        return HostUnreachable(host, f"no answer within {COPY_LIMIT_S / 3600:.0f} hours", "start again")
+    return describe_failure(host, done.stderr)
+
+
+class _SumLines:
+    """What file_sums.py and prepare print: how far they are, at last the sums, in a line of any length."""
+
+    def __init__(self, on_done: Callable[[int], None]) -> None:
+        self._on_done = on_done
+        self._rest = b""
+        self.last = ""
+
+    def feed(self, data: bytes) -> None:
+        """Take a piece of standard output."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self.last = line.decode("utf-8", errors="replace")
+            if self.last.startswith('{"done_bytes"'):
+                self._on_done(int(json.loads(self.last)["done_bytes"]))
+
+
+async def _copy(shipment: Shipment, lacking: Mapping[str, FileSum], report: Report) -> None:
+    host, total = shipment.host, sum(entry.size for entry in lacking.values())
+    lines = CopyLines(lacking, lambda num: report(host.name, num, total, "copying"))
+    remote_shell = shlex.join(ssh_words(host, control_dir=None))
+    done = await run_words(
+        [
+            *("rsync", *RSYNC_FLAGS, "-e", remote_shell, "--rsync-path=umask 077; rsync", "--"),
+            *(str(shipment.source / name) for name in lacking),
+            shipment.worker.rsync_path(shipment.target),
+        ],
+        timeout_s=COPY_LIMIT_S,
+        on_output=lines.feed,
+    )
+    if done is None or done.code == EXIT_SSH:
+        raise _lost(host, done)
+    if done.code:
+        raise ModelFilesRefused(
+            f"{host.name}: rsync ended with code {done.code} ({describe_rsync(done)}); "
+            "./launch.sh start goes on where it ended"
+        )
+
+
+class CopyLines:
+    """rsync's --progress: file names on lines of their own, after each `  123,456  45% …` between \\r."""
+
+    def __init__(self, lacking: Mapping[str, FileSum], on_copied: Callable[[int], None]) -> None:
+        self._lacking = lacking
+        self._on_copied = on_copied
+        self._rest = b""
+        self._current = ""
+        self._copied: dict[str, int] = {}
+
+    def feed(self, data: bytes) -> None:
+        """Take a piece of standard output."""
+        *lines, self._rest = re.split(rb"[\r\n]", self._rest + data)
+        for line in lines:
+            self._put(line.decode("utf-8", errors="replace"))
+
+    def _put(self, line: str) -> None:
+        if line in self._lacking:
+            self._current = line
+        elif self._current and (match := _PROGRESS.match(line)):
+            copied = int(re.sub(r"\D", "", match[1]))
+            self._copied[self._current] = min(copied, self._lacking[self._current].size)
+            self._on_copied(sum(self._copied.values()))
+
+
+async def _fetch(
+    shipment: Shipment, settings: Settings, folder: str, lacking: Mapping[str, FileSum], report: Report
+) -> None:
+    """Let the worker's own environment fetch the files from the Hub, at the revision that is here."""
+    worker, total = shipment.worker, sum(entry.size for entry in lacking.values())
+    endpoint = os.environ.get("HF_ENDPOINT")
+    prefix = f"HF_ENDPOINT={shlex.quote(endpoint)} " if endpoint else ""
+    arguments = ["--repo", settings.model_repo, "--revision", shipment.source.name, "--into", folder]
+    command = (
+        f"umask 077; cd {worker.shell_path('code')} && {prefix}exec {worker.shell_path('venv/bin/python')} "
+        f"-m distributed.models.prepare {shlex.join([*arguments, *lacking])}"
+    )
+    lines = _SumLines(lambda num: report(worker.host.name, num, total, "fetching"))
+    done = await run_words(
+        ssh_command(worker.host, command, control_dir=None), timeout_s=COPY_LIMIT_S, on_output=lines.feed
+    )
+    if done is None or done.code == EXIT_SSH:
+        raise _lost(worker.host, done)
+    if done.code:
+        raise ModelFilesRefused(f"{worker.host.name}: {done.last_line}")

@@ -1,0 +1,90 @@
+"""What is known of a model before it is loaded or even here: its config and the headers of its weights.
+
+From its folder, or, where it is not on this machine yet, from the Hub: config.json, the index, and the
+headers of the safetensors files, a few hundred kilobytes. Fetches no weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ClusterError
+from config import ModelNotReady, Settings
+from config.model_path import is_folder_name, missing_files
+from distributed.planning.checkpoint import TensorInfo
+from distributed.planning.hub_model import HubSilent, read_hub_model
+from distributed.planning.model_errors import ModelError
+from distributed.planning.model_shape import ModelShape, make_shape, read_model_files
+
+
+class ModelUnknown(ClusterError):
+    """Nothing can be told of the model: it is not here, and the Hub does not tell."""
+
+
+class HubOutOfReach(ModelUnknown):
+    """It is not here, and a start could not fetch it now either."""
+
+
+class ModelRefused(ClusterError):
+    """The model cannot be served, here or once it is downloaded; the message says why."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model's config and headers; `folder` is None where it is not on this machine."""
+
+    name: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    folder: Path | None
+
+    @property
+    def is_packed(self) -> bool:
+        """Weights are quantized."""
+        return any(name.endswith(".scales") for name in self.tensors)
+
+    def shape(self, *, dequantize: bool, float_bytes: int | None) -> ModelShape:
+        """Its sizes as they are once loaded. Raises: ModelRefused."""
+        try:
+            return make_shape(
+                self.name, self.config, self.tensors, dequantize=dequantize, float_bytes=float_bytes
+            )
+        except ModelError as error:
+            raise ModelRefused(str(error)) from error
+
+
+def read_source(settings: Settings) -> ModelSource:
+    """Read config and headers of MODEL_REPO's model, from here or from the Hub.
+
+    Raises:
+        ModelUnknown: the model is to be made first, or the Hub cannot be asked.
+        ModelRefused: it cannot be served, with the reason.
+    """
+    try:
+        folder = settings.model_dir
+    except ModelNotReady:
+        return read_hub_source(settings.model_repo, settings.model_cache_dir)
+    if not is_folder_name(settings.model_repo, settings.root) and missing_files(folder):
+        raise ModelUnknown(f"{settings.model_repo} is not made yet: ./launch.sh start makes it")
+    try:
+        config, tensors = read_model_files(folder)
+    except ModelError as error:
+        raise ModelRefused(str(error)) from error
+    return ModelSource(settings.model_name, config, tensors, folder)
+
+
+def read_hub_source(repo: str, cache_dir: Path | None) -> ModelSource:
+    """Read config and headers from the Hub; raises as `read_source` does."""
+    try:
+        found = read_hub_model(repo, cache_dir)
+    except HubSilent as error:
+        raise HubOutOfReach(
+            f"{repo} is not on this machine, and the Hub cannot be asked for its sizes: {error.reason}. "
+            "Try again with a network, or name a model folder in MODEL_REPO"
+        ) from error
+    except ModelError as error:
+        raise ModelRefused(str(error)) from error
+    return ModelSource(repo.rpartition("/")[2], found.config, found.tensors, None)

@@ -1,0 +1,207 @@
+"""Ask a host what it is: a program (cluster/hosts/remote_scripts/facts.py) runs in the host's own Python,
+answers in JSON.
+
+This machine is asked in the same way. Knows nothing of what is done with the answers.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.errors import ClusterError
+from cluster.hosts.hosts import Host
+from cluster.hosts.remote_program import make_program
+from cluster.hosts.ssh import Completed, run_on
+from cluster.hosts.workers import MORE_PATH, NEWEST_PYTHONS, Worker
+from config import Settings
+
+PROBE_LIMIT_S = 30.0
+EXIT_NO_PYTHON = 86
+NEEDED_PYTHON = (3, 11)
+OLDEST_MACOS = 14
+
+# Runs the first Python that is new enough, else the first there is. Without Apple's developer tools
+# /usr/bin/python3 is a stub that opens a dialog on that Mac's screen: left alone.
+FIND_PYTHON = """\
+PATH="$PATH":{more_path}
+for oldest in "3, 11" "3, 8"; do
+  for name in {names}; do
+    found=$(command -v "$name" 2>/dev/null) || continue
+    if [ "$found" = /usr/bin/python3 ] && [ -x /usr/bin/xcode-select ]; then
+      xcode-select -p >/dev/null 2>&1 || continue
+    fi
+    "$found" -c "import sys; sys.exit(sys.version_info < ($oldest))" </dev/null >/dev/null 2>&1 || continue
+    exec "$found" -I -
+  done
+done
+exit {no_python}
+"""
+
+
+class NoPython(ClusterError):
+    """A host has no Python at all, so that nothing can be asked."""
+
+
+@dataclass(frozen=True)
+class Interface:
+    """One network interface; `kind` is thunderbolt, ethernet, wifi, bridge or other."""
+
+    name: str
+    kind: str
+    addresses: tuple[str, ...]
+    speed_mbps: int | None
+    is_up: bool
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What a host says of itself; None is what it cannot tell."""
+
+    host: Host
+    hostname: str
+    system: str  # Linux, Darwin
+    release: str
+    machine: str
+    num_cores: int
+    python: str
+    python_version: str
+    can_make_environments: bool
+    total_memory_bytes: int | None
+    free_memory_bytes: int | None  # within the limits of control groups
+    gpu_wired_limit_bytes: int | None  # macOS: what MLX or sysctl says that the GPU may use
+    chip: str  # the processor's name; empty where not told
+    worker_dir: str  # absolute
+    disk_free_bytes: int | None
+    interfaces: tuple[Interface, ...]
+    versions: Mapping[str, str]  # mlx, mlx-lm, … in the environment; empty where there is none
+    rsync: str | None
+    firewall: bool | None  # macOS: the application firewall is on
+    clock_offset_s: float  # of the host's clock against ours
+    free_ports: tuple[int, ...]  # on its ring address
+    port_error: str | None
+    model_files: Mapping[str, int] | None  # sizes by name; None where the folder is not there
+
+    @property
+    def is_new_enough(self) -> bool:
+        """True if its Python runs this program."""
+        return tuple(int(part) for part in self.python_version.split(".")[:2]) >= NEEDED_PYTHON
+
+    @property
+    def mac_trouble(self) -> tuple[str, str] | None:
+        """Why MLX cannot run on this Mac, and what helps; None where it can, and on other systems."""
+        if self.system != "Darwin":
+            return None
+        if self.machine != "arm64" and "Apple" in self.chip:
+            text = (
+                f"{self.python} is a Python for Intel Macs, which runs under Rosetta; MLX needs one for arm64"
+            )
+            return text, "brew install python, or name another with WORKER_PYTHON in .env"
+        if self.machine != "arm64":
+            return (
+                f"it is an Intel Mac ({self.chip}); MLX needs Apple silicon",
+                "leave it out of WORKER_HOSTS",
+            )
+        major = self.release.partition(".")[0]
+        if major.isdigit() and int(major) < OLDEST_MACOS:
+            text = f"macOS {self.release} is too old, MLX needs {OLDEST_MACOS} or newer"
+            return text, "update it there: System Settings, General, Software Update"
+        return None
+
+    def interface_of(self, address: str) -> Interface | None:
+        """The interface that has an address."""
+        return next((entry for entry in self.interfaces if address in entry.addresses), None)
+
+
+async def probe(
+    host: Host,
+    settings: Settings,
+    *,
+    model_folder: str | None = None,
+    num_ports: int | None = None,
+    limit_s: float = PROBE_LIMIT_S,
+) -> HostFacts:
+    """Ask a host, or this machine, for its facts. Changes nothing there.
+
+    Args:
+        model_folder: a folder there whose files are to be listed.
+        num_ports: free ports wanted on the ring address; None: one a rank.
+
+    Raises:
+        HostUnreachable: ssh did not get through.
+        NoPython: there is no Python of any use.
+        ClusterError: it answered something else.
+    """
+    question = {
+        "worker_dir": str(settings.state_dir) if host.is_local else settings.worker_dir,
+        "environment": sys.prefix if host.is_local else f"{settings.worker_dir}/venv",
+        "address": host.address,
+        "num_ports": host.num_ranks if num_ports is None else num_ports,
+        "model_folder": model_folder,
+    }
+    began = time.time()
+    done = await run_on(
+        host, make_python_command(host, settings), input=make_program("facts", question), timeout_s=limit_s
+    )
+    return make_facts(host, read_answer(host, done), began, time.time())
+
+
+def make_python_command(host: Host, settings: Settings) -> str:
+    """The line of sh that runs a program from standard input in a host's Python, away from its folder."""
+    if host.is_local:
+        return f"exec {shlex.quote(sys.executable)} -I -"
+    worker = Worker(host, settings.worker_dir)
+    names = [worker.shell_path("venv/bin/python"), *NEWEST_PYTHONS]
+    if settings.worker_python:
+        names.insert(1, quote_remote(settings.worker_python))
+    return FIND_PYTHON.format(more_path=MORE_PATH, names=" ".join(names), no_python=EXIT_NO_PYTHON)
+
+
+def quote_remote(path: str) -> str:
+    """A path for a remote shell; `~/` stays the home folder there."""
+    return '"$HOME"/' + shlex.quote(path[2:]) if path.startswith("~/") else shlex.quote(path)
+
+
+def read_answer(host: Host, done: Completed) -> dict[str, Any]:
+    """The JSON object on the last line.
+
+    Raises:
+        NoPython, ClusterError: see `probe`.
+    """
+    if done.code == EXIT_NO_PYTHON:
+        raise NoPython(f"{host.name}: no Python was found")
+    lines = done.stdout.decode("utf-8", errors="replace").strip().splitlines()
+    try:
+        answer = json.loads(lines[-1]) if lines else None
+    except ValueError:
+        answer = None
+    if done.code or not isinstance(answer, dict):
+        raise ClusterError(f"{host.name}: its Python did not answer ({done.last_line})")
+    return answer
+
+
+def make_facts(host: Host, answer: Mapping[str, Any], began: float, ended: float) -> HostFacts:
+    """HostFacts of an answer that came between two moments of our clock."""
+    told = dict(answer)
+    there = float(told.pop("unix_time"))
+    interfaces = [
+        Interface(**{**entry, "addresses": tuple(entry["addresses"])}) for entry in told.pop("interfaces")
+    ]
+    return HostFacts(
+        host=host,
+        interfaces=tuple(interfaces),
+        free_ports=tuple(told.pop("free_ports")),
+        clock_offset_s=min(0.0, there - began) + max(0.0, there - ended),
+        **told,
+    )
+
+
+def make_token() -> str:
+    """A secret for one measurement, in hex."""
+    return secrets.token_hex(16)

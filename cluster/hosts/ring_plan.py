@@ -1,0 +1,352 @@
+"""Who gets which layers on which host: the hosts' facts go in, a layout of the ring comes out.
+
+The arithmetic is `distributed/planning/layer_plan.py: plan_layers`, the same that a ring on one machine uses.
+Here it is decided what counts as a host's memory: what is free, on a Mac all that the GPU may use, less what
+each rank takes beside weights and KV. The supervisor plans once and tells the ranks, because files are
+copied for a plan. The last layout stays in STATE_DIR/run/layout.json and is used again while it is still
+good: free memory that wobbles moves no layer. Starts nothing and asks no host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cluster.errors import ClusterError
+from cluster.hosts.chips import read_bandwidth
+from cluster.hosts.hosts import Cluster
+from cluster.hosts.model_source import ModelSource, read_source
+from cluster.hosts.probe import HostFacts
+from cluster.terminal import format_bytes
+from cluster.threads import run_beside
+from config import Settings
+from config.run_files import read_json, write_json
+from distributed.planning.capacities import RANK_BYTES, HostCapacity, KVReserve, make_reserve
+from distributed.planning.layer_plan import (
+    DoesNotFit,
+    check_fits,
+    find_fitting_reserve,
+    needs_of,
+    plan_layers,
+    rank_weights_bytes,
+    split_layers,
+)
+from distributed.planning.model_shape import ModelShape
+
+LAYOUT_NAME = "layout.json"
+MIB = 1 << 20
+# macOS lets the GPU use 2/3 of a small memory and 3/4 of a larger one, unless iogpu.wired_limit_mb says
+# otherwise. Only a Mac can prove it.
+MAX_SMALL_MAC_BYTES = 36 << 30
+# A CPU is slow with packed weights: unpacked to float32 where that takes no more of the free memory.
+MAX_DEQUANTIZED_SHARE = 0.6
+# An old layout is kept while its longest stage is no more than this much slower than the best one's.
+MAX_KEPT_SLOWNESS = 1.1
+
+
+class PlanRefused(ClusterError):
+    """The hosts cannot hold the model, or cannot be one ring; the message has the numbers."""
+
+
+@dataclass(frozen=True)
+class HostRoom:
+    """A place in the ring and the memory there; this machine can have two places, which share its memory."""
+
+    name: str
+    num_ranks: int
+    total_bytes: int
+    free_bytes: int
+    usable_bytes: int  # for weights and KV of its ranks: of the free ones, on a Mac of the GPU's
+    speed: float  # of each of its ranks
+    has_gpu: bool
+
+
+@dataclass(frozen=True)
+class RankShare:
+    """What one rank gets."""
+
+    rank: int
+    host: str
+    first_layer: int
+    num_layers: int
+    weights_bytes: int
+    kv_bytes: int
+    work_share: float  # of a token's time in all stages
+
+    @property
+    def layers(self) -> range:
+        return range(self.first_layer, self.first_layer + self.num_layers)
+
+
+@dataclass(frozen=True)
+class RingLayout:
+    """The plan of a ring: what the ranks are told, and what is copied to whom."""
+
+    model: str
+    dequantize: bool
+    rooms: tuple[HostRoom, ...]
+    ranks: tuple[RankShare, ...]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Layers by rank, as in LAYER_SPLIT."""
+        return tuple(share.num_layers for share in self.ranks)
+
+    @property
+    def ranges(self) -> tuple[range, ...]:
+        """Every rank's layers, by rank."""
+        return tuple(share.layers for share in self.ranks)
+
+    def ranks_of(self, host: str) -> tuple[RankShare, ...]:
+        """What the ranks of a host get."""
+        return tuple(share for share in self.ranks if share.host == host)
+
+
+async def plan_ring(
+    settings: Settings,
+    cluster: Cluster,
+    facts: Sequence[HostFacts],
+    *,
+    held_bytes: Mapping[str, int] | None = None,
+) -> RingLayout:
+    """Plan the ring of a cluster, and keep the layout for the next start.
+
+    Args:
+        facts: of each host of the cluster, in order.
+        held_bytes: by host name, what ranks of ours hold there that will be gone when the new ones start.
+
+    Raises:
+        PlanRefused: with has and needs of every host.
+        ModelUnknown: the model is not here, and the Hub does not tell its sizes.
+        ModelRefused: it cannot be served.
+    """
+    rooms = measure_rooms(cluster, facts, held_bytes or {})
+    source = await run_beside(read_source, settings)
+    layout = choose_layout(settings, source, rooms)
+    with contextlib.suppress(OSError):  # a full disk: planned anew the next time
+        write_json(settings.run_dir / LAYOUT_NAME, {"key": _key(settings, layout), **_body(layout)})
+    return layout
+
+
+def choose_layout(settings: Settings, source: ModelSource, rooms: Sequence[HostRoom]) -> RingLayout:
+    """Plan for hosts with so much room; the last layout again, where it was made for the like and fits.
+
+    Raises:
+        PlanRefused: with has and needs of every host.
+    """
+    num_gpus = sum(room.has_gpu for room in rooms)
+    if 0 < num_gpus < len(rooms):
+        without = next(room.name for room in rooms if not room.has_gpu)
+        raise PlanRefused(
+            f"{without} has no GPU and others have one: their numbers differ in precision, so they cannot be "
+            "one ring; leave one kind out of WORKER_HOSTS"
+        )
+    kv = make_reserve(settings, sum(room.num_ranks for room in rooms))
+    if not num_gpus:
+        unpacked = source.shape(dequantize=True, float_bytes=4)
+        if unpacked.weights_bytes <= MAX_DEQUANTIZED_SHARE * sum(
+            room.free_bytes for room in _machines(rooms)
+        ):
+            try:
+                return _lay_out(settings, source, unpacked, rooms, kv, dequantize=True)
+            except PlanRefused:
+                if not source.is_packed:
+                    raise
+    packed = source.shape(dequantize=False, float_bytes=None if num_gpus else 4)
+    return _lay_out(settings, source, packed, rooms, kv, dequantize=False)
+
+
+def measure_rooms(
+    cluster: Cluster, facts: Sequence[HostFacts], held_bytes: Mapping[str, int]
+) -> tuple[HostRoom, ...]:
+    """Say what each host has for weights and KV.
+
+    Raises:
+        PlanRefused: a host does not tell its memory.
+    """
+    bandwidths = [read_bandwidth(told.chip) for told in facts]
+    rooms = []
+    for host, told, bandwidth in zip(cluster.hosts, facts, bandwidths, strict=True):
+        if told.free_memory_bytes is None or told.total_memory_bytes is None:
+            raise PlanRefused(f"{host.name} does not tell its memory: give LAYER_SPLIT, or leave it out")
+        places = [other for other in cluster.hosts if other.ssh == host.ssh]
+        num_ranks = sum(other.num_ranks for other in places)
+        speed = bandwidth if bandwidth and all(bandwidths) else 1.0
+        free = min(told.total_memory_bytes, told.free_memory_bytes + held_bytes.get(host.name, 0))
+        has_metal = told.system == "Darwin" and told.machine == "arm64"
+        rooms.append(
+            make_room(
+                host.name,
+                host.num_ranks,
+                total_bytes=told.total_memory_bytes,
+                free_bytes=free,
+                gpu_limit_bytes=_gpu_limit(told) if has_metal else None,
+                num_ranks_there=num_ranks,
+                speed=speed,
+                has_gpu=has_metal or any(name.startswith("mlx-cuda") for name in told.versions),
+            )
+        )
+    return tuple(rooms)
+
+
+def make_room(
+    name: str,
+    num_ranks: int,
+    *,
+    total_bytes: int,
+    free_bytes: int,
+    gpu_limit_bytes: int | None,
+    num_ranks_there: int | None = None,
+    speed: float = 1.0,
+    has_gpu: bool = False,
+) -> HostRoom:
+    """Say what a place in the ring has; a machine's ranks share its memory and its speed.
+
+    Args:
+        gpu_limit_bytes: of a Mac. What is free there says little: macOS gives up caches and compresses other
+            programs' memory when the GPU asks for it.
+    """
+    num_ranks_there = num_ranks_there or num_ranks
+    usable = free_bytes if gpu_limit_bytes is None else gpu_limit_bytes
+    part = (usable - RANK_BYTES * num_ranks_there) * num_ranks // num_ranks_there
+    return HostRoom(name, num_ranks, total_bytes, free_bytes, part, speed / num_ranks_there, has_gpu)
+
+
+def _gpu_limit(told: HostFacts) -> int:
+    assert told.total_memory_bytes is not None
+    return told.gpu_wired_limit_bytes or mac_gpu_bytes(told.total_memory_bytes)
+
+
+def mac_gpu_bytes(total_bytes: int) -> int:
+    """What the GPU of a Mac with so much memory may use, where nobody tells."""
+    return total_bytes * 2 // 3 if total_bytes <= MAX_SMALL_MAC_BYTES else total_bytes * 3 // 4
+
+
+def find_short_hosts(layout: RingLayout) -> dict[str, str]:
+    """A sentence for each Mac that has less free now than its ranks will take, by host."""
+    found = {}
+    for room in _machines([room for room in layout.rooms if room.has_gpu]):
+        shares = layout.ranks_of(room.name)
+        needed = sum(share.weights_bytes + share.kv_bytes + RANK_BYTES for share in shares)
+        if needed > room.free_bytes:
+            found[room.name] = (
+                f"its ranks will take {format_bytes(needed)}, {format_bytes(room.free_bytes)} are free now: "
+                "macOS compresses or swaps out what other programs hold; close some if the Mac becomes slow"
+            )
+    return found
+
+
+def _machines(rooms: Sequence[HostRoom]) -> list[HostRoom]:
+    """One place of each machine."""
+    return list({room.name: room for room in rooms}.values())
+
+
+def _lay_out(
+    settings: Settings,
+    source: ModelSource,
+    shape: ModelShape,
+    rooms: Sequence[HostRoom],
+    kv: KVReserve,
+    *,
+    dequantize: bool,
+) -> RingLayout:
+    hosts = [HostCapacity(room.name, room.num_ranks, room.usable_bytes, room.speed) for room in rooms]
+    try:
+        if settings.layer_counts is not None:
+            layers = split_layers(shape.num_layers, settings.layer_counts)
+            check_fits(shape, hosts, layers, kv)
+        else:
+            layers = plan_layers(shape, hosts, kv)
+    except DoesNotFit as error:
+        raise PlanRefused(f"{source.name}: {error}. {_advise(shape, hosts, kv, rooms)}") from None
+    layout = _make_layout(source.name, shape, rooms, layers, kv, dequantize=dequantize)
+    kept = _read_kept(settings, layout)
+    if kept is None or settings.layer_counts is not None:
+        return layout
+    old_layers = split_layers(shape.num_layers, kept)
+    old = _make_layout(source.name, shape, rooms, old_layers, kv, dequantize=dequantize)
+    does_fit = all(need.fits for need in needs_of(shape, hosts, old_layers, kv))
+    is_good = _longest(shape, old) <= MAX_KEPT_SLOWNESS * _longest(shape, layout)
+    return old if does_fit and is_good else layout
+
+
+def _make_layout(
+    name: str,
+    shape: ModelShape,
+    rooms: Sequence[HostRoom],
+    layers: Sequence[range],
+    kv: KVReserve,
+    *,
+    dequantize: bool,
+) -> RingLayout:
+    kv_layer_bytes = kv.layer_bytes(shape, max(len(part) for part in layers))
+    places = [room for room in rooms for _ in range(room.num_ranks)]
+    costs = [shape.stage_cost(part, is_last=rank == 0) for rank, part in enumerate(layers)]
+    shares = [
+        RankShare(
+            rank=rank,
+            host=places[rank].name,
+            first_layer=part.start,
+            num_layers=len(part),
+            weights_bytes=rank_weights_bytes(shape, layers, rank),
+            kv_bytes=len(part) * kv_layer_bytes,
+            work_share=costs[rank] / sum(costs),
+        )
+        for rank, part in enumerate(layers)
+    ]
+    return RingLayout(name, dequantize, tuple(rooms), tuple(shares))
+
+
+def _longest(shape: ModelShape, layout: RingLayout) -> float:
+    speeds = [room.speed for room in layout.rooms for _ in range(room.num_ranks)]
+    return max(
+        shape.stage_cost(part, is_last=rank == 0) / speeds[rank] for rank, part in enumerate(layout.ranges)
+    )
+
+
+def _advise(
+    shape: ModelShape, hosts: Sequence[HostCapacity], kv: KVReserve, rooms: Sequence[HostRoom]
+) -> str:
+    """What helps where it does not fit."""
+    fitting = find_fitting_reserve(shape, hosts, kv)
+    if fitting:
+        return (
+            f"It fits with KV_CACHE_RESERVED_MEMORY_MB={fitting} (now {kv.reserve_bytes // MIB}), "
+            "or with more hosts in WORKER_HOSTS"
+        )
+    more = "let the GPU use more (sysctl iogpu.wired_limit_mb)" if rooms[0].has_gpu else "free memory there"
+    return f"Take a smaller model, {more}, or add hosts to WORKER_HOSTS"
+
+
+def _key(settings: Settings, layout: RingLayout) -> str:
+    """What a layout was made for, but for the memory that was free."""
+    places = [(room.name, room.num_ranks, room.speed, room.total_bytes) for room in layout.rooms]
+    parts = [layout.model, layout.dequantize, sum(layout.counts), places, settings.layer_split]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _body(layout: RingLayout) -> dict[str, Any]:
+    return {"counts": list(layout.counts), "dequantize": layout.dequantize}
+
+
+def _read_kept(settings: Settings, layout: RingLayout) -> tuple[int, ...] | None:
+    """The counts of the last layout, if it was made for the like."""
+    kept = read_json(settings.run_dir / LAYOUT_NAME)
+    if not kept or kept.get("key") != _key(settings, layout):
+        return None
+    return tuple(int(count) for count in kept["counts"])
+
+
+def describe(layout: RingLayout) -> dict[str, Any]:
+    """The layout as JSON."""
+    return {
+        "model": layout.model,
+        "dequantize": layout.dequantize,
+        "layer_split": ",".join(str(count) for count in layout.counts),
+        "hosts": [asdict(room) for room in layout.rooms],
+        "ranks": [asdict(share) | {"last_layer": share.layers.stop - 1} for share in layout.ranks],
+    }

@@ -1,0 +1,277 @@
+"""Commands on other hosts, by plain OpenSSH: the user's own config, agent, keys and jump hosts.
+
+Short commands to one host share one connection (a multiplex master), which ends by itself a minute after
+the last of them, or at `close_connections`; its socket lies in a private folder with a short name. What lives
+long (a rank) takes a connection of its own: `ssh_command` with `control_dir=None`. Nothing ever asks for a
+password.
+
+    exit code 255   ssh's own: the host was not reached, or the connection was lost
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import shlex
+import stat
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.errors import ClusterError
+from cluster.hosts.hosts import Host
+
+EXIT_SSH = 255
+CONNECT_LIMIT_S = 8
+# A host that vanished is noticed after about interval x count seconds.
+ALIVE_INTERVAL_S, ALIVE_COUNT = 2, 3
+PERSIST_S = 60
+# Sockets are no longer than 104 bytes (macOS), and ssh adds 17 to the name while it makes one.
+CONTROL_ROOT = Path("/tmp")
+END_LIMIT_S = 5.0
+
+OPTIONS = (
+    "BatchMode=yes",
+    f"ConnectTimeout={CONNECT_LIMIT_S}",
+    f"ServerAliveInterval={ALIVE_INTERVAL_S}",
+    f"ServerAliveCountMax={ALIVE_COUNT}",
+    "TCPKeepAlive=yes",
+    "LogLevel=ERROR",
+    "RequestTTY=no",
+    "RemoteCommand=none",
+    "PermitLocalCommand=no",
+    "ClearAllForwardings=yes",
+    "ForwardAgent=no",
+    "ForwardX11=no",
+    "VisualHostKey=no",
+)
+
+
+@dataclass(frozen=True)
+class Completed:
+    """How a command ended."""
+
+    code: int
+    stdout: bytes
+    stderr: str
+
+    @property
+    def last_line(self) -> str:
+        """The last line of standard error, where programs say what was wrong."""
+        lines = [line.strip() for line in self.stderr.splitlines() if line.strip()]
+        return lines[-1] if lines else f"exit code {self.code}"
+
+
+class HostUnreachable(ClusterError):
+    """ssh did not get through to a host; `mend` is the command that helps."""
+
+    def __init__(self, host: Host, reason: str, mend: str) -> None:
+        super().__init__(f"{host.name}: {reason}: {mend}")
+        self.host, self.reason, self.mend = host, reason, mend
+
+
+@dataclass(frozen=True)
+class _Trouble:
+    """What ssh says on its standard error, what that means, and what helps (with {ssh} and {host})."""
+
+    said: tuple[str, ...]
+    reason: str
+    mend: str
+
+
+_TROUBLES = (
+    _Trouble(
+        ("REMOTE HOST IDENTIFICATION HAS CHANGED",),
+        "its host key is another one than before",
+        "if that is expected: ssh-keygen -R {host}, then: ssh {ssh} true",
+    ),
+    _Trouble(
+        ("Host key verification failed",),
+        "its host key is not known here yet",
+        "accept it once: ssh {ssh} true",
+    ),
+    _Trouble(
+        ("Permission denied", "Too many authentication failures"),
+        "it refuses our key",
+        "put it there once: ssh-copy-id {ssh}",
+    ),
+    _Trouble(
+        ("Could not resolve hostname",),
+        "its name is not known",
+        "correct it in WORKER_HOSTS or RING_HOSTFILE, or name it in ~/.ssh/config",
+    ),
+    _Trouble(
+        ("Connection refused",),
+        "nothing accepts ssh there",
+        "switch it on there (macOS: System Settings, General, Sharing, Remote Login; "
+        "Linux: sudo systemctl enable --now ssh)",
+    ),
+    _Trouble(
+        ("No route to host", "Network is unreachable", "Host is down"),
+        "there is no way to it",
+        "check that it is on and the cable is in: ping {host}",
+    ),
+    _Trouble(
+        ("timed out", "Timeout, server", "not responding"),
+        "it does not answer",
+        "check that it is on and awake: ping {host}",
+    ),
+)
+
+
+def describe_failure(host: Host, stderr: str) -> HostUnreachable:
+    """The sentence for what ssh said when it ended with 255."""
+    assert host.ssh is not None
+    words = {"ssh": shlex.quote(host.ssh), "host": host.ssh.rpartition("@")[2]}
+    for trouble in _TROUBLES:
+        if any(said in stderr for said in trouble.said):
+            return HostUnreachable(host, trouble.reason, trouble.mend.format(**words))
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    reason = f"ssh failed ({lines[-1]})" if lines else "the ssh connection was lost"
+    return HostUnreachable(host, reason, f"try it by hand: ssh {words['ssh']} true")
+
+
+def ssh_command(host: Host, remote_command: str, *, control_dir: Path | None) -> list[str]:
+    """The command line that runs a line of sh on a host, whatever the login shell there is.
+
+    Args:
+        control_dir: where the shared connection's socket lies; None: a connection of its own.
+    """
+    assert host.ssh is not None
+    return [
+        *ssh_words(host, control_dir=control_dir),
+        "--",
+        host.ssh,
+        f"exec /bin/sh -c {shlex.quote(remote_command)}",
+    ]
+
+
+def ssh_words(host: Host, *, control_dir: Path | None) -> list[str]:
+    """`ssh` and its options, without the destination: what rsync takes as its remote shell."""
+    options = [word for option in OPTIONS for word in ("-o", option)]
+    if control_dir is None:
+        return ["ssh", "-T", *options, "-o", "ControlMaster=no", "-o", "ControlPath=none"]
+    return [
+        *("ssh", "-T", *options, "-o", "ControlMaster=auto", "-o", f"ControlPersist={PERSIST_S}"),
+        *("-o", f"ControlPath={control_path(host, control_dir)}"),
+    ]
+
+
+def control_path(host: Host, control_dir: Path) -> Path:
+    """The socket of the connection to a host."""
+    assert host.ssh is not None
+    return control_dir / hashlib.sha256(host.ssh.encode()).hexdigest()[:12]
+
+
+def make_control_dir(root: Path = CONTROL_ROOT) -> Path:
+    """This user's folder for the sockets, one for each copy of this program and home folder.
+
+    Raises:
+        ClusterError: somebody else has made a folder of that name.
+    """
+    place = f"{Path(__file__).resolve().parent}\0{Path.home()}"
+    folder = root / f"mlx-ring-{os.getuid()}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise ClusterError(f"{folder} belongs to somebody else or is open to others: remove it")
+    return folder
+
+
+async def run_on(host: Host, command: str, *, input: bytes = b"", timeout_s: float) -> Completed:
+    """Run a line of sh on a host (this machine too) and wait for its end.
+
+    Raises:
+        HostUnreachable: ssh did not get through, or the time is up.
+    """
+    words = ["/bin/sh", "-c", command]
+    if not host.is_local:
+        words = ssh_command(host, command, control_dir=make_control_dir())
+    done = await run_words(words, input=input, timeout_s=timeout_s)
+    if done is None:
+        await close_connection(host, how="stop")
+        raise HostUnreachable(
+            host, f"no answer within {timeout_s:g} s", f"check that it is on and awake: ping {host.address}"
+        )
+    if done.code == EXIT_SSH and not host.is_local:
+        raise describe_failure(host, done.stderr)
+    return done
+
+
+async def run_words(
+    words: Sequence[str],
+    *,
+    input: bytes = b"",
+    timeout_s: float,
+    on_output: Callable[[bytes], None] | None = None,
+    holds_stdin: bool = False,
+) -> Completed | None:
+    """Run a program of this machine to its end; None when the time was up, and it was killed.
+
+    Its standard error goes through a file: a multiplex master may hold a pipe open for longer than that.
+
+    Args:
+        on_output: takes standard output as it comes; it is collected otherwise.
+        holds_stdin: its standard input ends with us, not after `input`.
+    """
+    with tempfile.TemporaryFile() as errors:
+        process = await asyncio.create_subprocess_exec(
+            *words,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        collected: list[bytes] = []
+        feed = asyncio.create_task(_feed(process, input, holds_stdin=holds_stdin))
+        try:
+            async with asyncio.timeout(timeout_s):
+                while data := await process.stdout.read(1 << 16):
+                    (on_output or collected.append)(data)
+                code = await process.wait()
+        except TimeoutError:
+            return None
+        finally:
+            feed.cancel()
+            if process.stdin is not None:
+                process.stdin.close()
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        errors.seek(0)
+        return Completed(code, b"".join(collected), errors.read().decode("utf-8", errors="replace"))
+
+
+async def _feed(process: asyncio.subprocess.Process, data: bytes, *, holds_stdin: bool) -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        process.stdin.write(data)
+        await process.stdin.drain()
+    if not holds_stdin:
+        process.stdin.close()
+
+
+async def close_connection(host: Host, *, how: str = "exit") -> None:
+    """End the shared connection to a host, if there is one: `exit` at once, `stop` when its commands end."""
+    if host.is_local:
+        return
+    control_dir = make_control_dir()
+    path = control_path(host, control_dir)
+    if path.exists():
+        assert host.ssh is not None
+        await run_words(
+            ["ssh", "-o", f"ControlPath={path}", "-O", how, "--", host.ssh], timeout_s=END_LIMIT_S
+        )
+        path.unlink(missing_ok=True)
+
+
+async def close_connections(hosts: Sequence[Host], *, how: str = "exit") -> None:
+    """End the shared connections to all hosts, and leave no folder behind."""
+    await asyncio.gather(*(close_connection(host, how=how) for host in hosts))
+    with contextlib.suppress(OSError):  # another service's sockets are in it
+        make_control_dir().rmdir()

@@ -1,5 +1,0 @@
-"""Programs that are sent over ssh to a host's own Python: standard library only, Python 3.8 or newer, one
-file each.
-
-The sender adds a last line that calls `main` with the question; the answer is one line of JSON.
-"""

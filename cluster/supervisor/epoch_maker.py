@@ -1,0 +1,160 @@
+"""Makes the plan of each life of the ring: who runs where, on which ports, with what.
+
+On one machine that is new ports and no more. With other hosts, they are asked first: what earlier ranks may
+have left there is ended, and what they need is placed where something has changed or failed since. Knows
+nothing of when a life begins or why one ended.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from cluster import ports
+from cluster.errors import ClusterError
+from cluster.hosts.hosts import Cluster, read_cluster
+from cluster.hosts.provisioning import Placed, forget_placed, load_placed, make_key, on_all, place_all
+from cluster.hosts.remote_ranks import ask_ports, end_processes, make_rank_command
+from cluster.hosts.ssh import HostUnreachable, close_connections
+from cluster.hosts.workers import Worker, list_workers
+from cluster.processes import ProcessIdentity
+from cluster.supervisor.heartbeats import Rank
+from cluster.supervisor.ring_epoch import LifePlan, RankPlace
+from cluster.supervisor.running import Running
+from cluster.threads import run_beside
+from config import Settings
+
+logger = logging.getLogger("cluster.supervisor.supervisor")
+
+
+class LifeMaker:
+    """Knows the hosts of the ring, and what was placed there."""
+
+    def __init__(
+        self, running: Running, secret: str, left_behind: Mapping[str, Sequence[ProcessIdentity]]
+    ) -> None:
+        self._running = running
+        self._secret = secret
+        # By ssh destination: ranks of which nobody knows whether they have ended.
+        self._left_behind = {ssh: list(identities) for ssh, identities in left_behind.items()}
+        self._used: set[Worker] = set()
+        self.cluster: Cluster | None = None
+        self.has_kept_placed = False  # the last plan took over what was placed earlier
+
+    @property
+    def is_single(self) -> bool:
+        """Nothing but this machine can be at fault."""
+        return self.cluster is None or self.cluster.is_single
+
+    async def make_plan(self) -> LifePlan:
+        """The next life, under the next epoch.
+
+        Raises:
+            ClusterError: a host is away (placing.is_away), or something cannot be placed.
+            SettingsError: the hosts of the settings cannot be used, or their names are not known now.
+        """
+        settings = self._running.settings
+        cluster = self.cluster = await self._read_cluster(settings)
+        workers = list_workers(cluster, settings)
+        placed, free, self.has_kept_placed = None, {}, False
+        if workers:
+            self._used |= set(workers)
+            await on_all(workers, self._end_left_behind)
+            placed = await self._place(cluster, settings)
+            found: list[tuple[int, ...]] = await on_all(workers, ask_ports)
+            free = {worker.host.ssh: ports_there for worker, ports_there in zip(workers, found, strict=True)}
+        addresses = self._pick_addresses(cluster, free)
+        self._running.state.epoch += 1
+        return self._make_plan(cluster, addresses, placed)
+
+    async def _read_cluster(self, settings: Settings) -> Cluster:
+        if not settings.worker_hosts and not settings.ring_hostfile:
+            return read_cluster(settings)
+        return await run_beside(read_cluster, settings)  # looks names up
+
+    async def _place(self, cluster: Cluster, settings: Settings) -> Placed:
+        kept = load_placed(settings.run_dir, make_key(settings, cluster))
+        self.has_kept_placed = kept is not None
+        return kept or await place_all(cluster, settings, LoggedSteps())
+
+    async def _end_left_behind(self, worker: Worker) -> None:
+        identities = self._left_behind.get(worker.host.ssh or "")
+        if identities:
+            await end_processes(worker, identities)
+            del self._left_behind[worker.host.ssh or ""]
+
+    def note_end(self, ranks: Sequence[Rank]) -> None:
+        """Remember what may still run on hosts that were lost."""
+        for rank in ranks:
+            is_lost = rank.child is not None and rank.child.has_lost_host
+            if is_lost and rank.host and rank.host.ssh and rank.process_there:
+                self._left_behind.setdefault(rank.host.ssh, []).append(rank.process_there)
+
+    def forget_placed(self) -> None:
+        """Look at everything on the hosts again before the next life."""
+        forget_placed(self._running.settings.run_dir)
+
+    @staticmethod
+    def _pick_addresses(cluster: Cluster, free: Mapping[str | None, Sequence[int]]) -> tuple[str, ...]:
+        here = cluster.hosts[0]
+        try:
+            own = iter(ports.free_ring_ports(here.address, cluster.num_local_ranks))
+        except ClusterError as error:
+            if cluster.is_single:
+                raise
+            # An address goes with its cable, and comes back with it.
+            raise HostUnreachable(here, str(error), "plug the cable in, or correct RING_ADDRESS") from None
+        others = {ssh: iter(ports_there) for ssh, ports_there in free.items()}
+        return tuple(
+            f"{host.address}:{next(own if host.is_local else others[host.ssh])}"
+            for host in cluster.hosts
+            for _ in cluster.ranks_of(host)
+        )
+
+    def _make_plan(self, cluster: Cluster, addresses: tuple[str, ...], placed: Placed | None) -> LifePlan:
+        running, settings = self._running, self._running.settings
+        return LifePlan(
+            epoch=running.state.epoch,
+            hosts=addresses,
+            secret=self._secret,
+            command=running.programs.rank,
+            folder=running.programs.folder,
+            environment=running.make_environment(cluster.num_local_ranks),
+            connect_limit_s=settings.connect_timeout,
+            load_limit_s=settings.load_timeout,
+            heartbeat_limit_s=running.heartbeat_limit_s,
+            places=() if placed is None else self._make_places(cluster, placed),
+            layers=None if placed is None else placed.layers,
+            dequantize=None if placed is None else placed.dequantize,
+        )
+
+    def _make_places(self, cluster: Cluster, placed: Placed) -> tuple[RankPlace, ...]:
+        settings = self._running.settings
+        workers = {worker.host.ssh: worker for worker in list_workers(cluster, settings)}
+        places = []
+        for rank in range(cluster.ring_size):
+            host = cluster.host_of(rank)
+            if host.ssh is None:
+                places.append(RankPlace(host))
+                continue
+            worker, folder = workers[host.ssh], placed.model_folders.get(host.ssh)
+            command = make_rank_command(worker, settings, rank, model_folder=folder)
+            places.append(RankPlace(host, worker, command, folder))
+        return tuple(places)
+
+    async def close(self) -> None:
+        """Let go of all hosts."""
+        if self._used:
+            await close_connections([worker.host for worker in self._used])
+
+
+class LoggedSteps:
+    """Tells of the steps in the supervisor's log."""
+
+    def done(self, name: str, detail: str) -> None:
+        """A step has ended."""
+        logger.info("%s: %s", name, detail)
+
+    def say(self, host: str, text: str) -> None:
+        """Something goes on on a host."""
+        logger.info("%s: %s", host, text)

@@ -1,0 +1,273 @@
+"""Keeps the front door up: one process on a listening socket that outlives it, replaced when it ends or
+does not answer.
+
+A roll (for new settings or code) starts the next process on the same socket, and lets the old one finish
+what its clients wait for once the next one serves: nobody is refused or cut off. Knows nothing of HTTP: a
+front door says {"event": "serving"} on its standard output when it takes connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cluster.log_files import LineBuffer, ProcessLog
+from cluster.ports import host_to_dial
+from cluster.supervisor.child import Child, ChildPlan, describe_exit, start_child
+from cluster.supervisor.front_door_watch import wait_for_silence
+from cluster.supervisor.restart_policy import RestartPolicy
+from cluster.supervisor.ring_epoch import EXIT_REFUSED
+from cluster.supervisor.ring_keeper import wait_for_any
+from cluster.supervisor.running import Running
+
+API_END_LIMIT_S = 5.0
+API_PROGRESS_S = 30.0
+# A front door that is replaced ends by itself a little after the longest wait of a client.
+RETIRE_EXTRA_S = 10.0
+
+logger = logging.getLogger("cluster.supervisor.supervisor")
+
+
+class Output(LineBuffer):
+    """A front door's standard output: the word that it serves; all else goes to its log."""
+
+    def __init__(self, log: ProcessLog, on_change: Callable[[], None]) -> None:
+        super().__init__()
+        self._log = log
+        self._on_change = on_change
+        self.is_serving = asyncio.Event()
+
+    def put_line(self, line: str) -> None:
+        """Take one line."""
+        try:
+            is_word = json.loads(line)["event"] == "serving"
+        except (ValueError, TypeError, KeyError):
+            is_word = False
+        if is_word:
+            self.is_serving.set()
+            self._on_change()
+        else:
+            self._log.put_line(line)
+
+
+class FrontDoorKeeper:
+    """Runs once: `keep` returns when the front door was stopped."""
+
+    def __init__(self, running: Running, listening: socket.socket) -> None:
+        self._running = running
+        self._listening = listening
+        self._stop = asyncio.Event()
+        self._rolls: asyncio.Queue[asyncio.Future[str | None]] = asyncio.Queue()
+        self._asked = asyncio.Event()  # to roll: no pause goes on then
+        self._retiring: dict[asyncio.Task[None], Child] = {}
+        self._output: Output | None = None
+        self._was_silent = False
+        self.child: Child | None = None
+
+    @property
+    def is_serving(self) -> bool:
+        """The present process takes connections."""
+        child, output = self.child, self._output
+        return child is not None and child.exit_code is None and bool(output and output.is_serving.is_set())
+
+    @property
+    def leaving(self) -> list[Child]:
+        """Front doors that finish what their clients wait for."""
+        return list(self._retiring.values())
+
+    def stop(self) -> None:
+        """Let it end."""
+        self._stop.set()
+
+    async def roll(self) -> str | None:
+        """Replace the process by one with the settings of now; why that failed, None if it did not."""
+        done: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self._rolls.put_nowait(done)
+        self._asked.set()
+        return await done
+
+    async def send_settings(self, values: Mapping[str, Any]) -> None:
+        """Tell it the new values of live settings."""
+        if self.child is not None:
+            await self.child.write_line(json.dumps({"event": "settings", "values": dict(values)}))
+
+    async def keep(self) -> None:
+        """Keep it up until `stop`."""
+        policy = RestartPolicy(first_delay_s=self._running.programs.restart_delay_s)
+        while not self._stop.is_set():
+            started_at = time.monotonic()
+            self._was_silent = False
+            self._asked.clear()
+            reason = await self._serve()
+            if reason is None:
+                break
+            delay_s = policy.after_failure(
+                made_progress=time.monotonic() - started_at > API_PROGRESS_S,
+                is_permanent=self._is_refusing,
+                was_killed=self._was_killed,
+                can_give_up=not self._running.state.was_ready,
+            )
+            await self._pause(reason, delay_s, policy)
+        await asyncio.gather(*self._retiring, return_exceptions=True)
+
+    async def _pause(self, reason: str, delay_s: float | None, policy: RestartPolicy) -> None:
+        running, state = self._running, self._running.state
+        state.failed_process, state.is_stuck = "api", policy.is_open
+        if delay_s is None:
+            logger.error("the front door is given up after %d failures: %s", policy.num_failures, reason)
+            running.set_state("failed", reason)
+            await wait_for_any(self._stop, self._asked)
+            return
+        logger.warning("%s; it starts again in %.1f s", reason, delay_s)
+        state.num_restarts += 1
+        state.reason, state.next_try_unix = reason, time.time() + delay_s
+        state.num_failures = policy.num_failures
+        running.publish()
+        if delay_s:
+            await wait_for_any(self._stop, self._asked, limit_s=delay_s)
+
+    @property
+    def _is_refusing(self) -> bool:
+        return self.child is not None and self.child.exit_code == EXIT_REFUSED
+
+    @property
+    def _was_killed(self) -> bool:
+        """By somebody else's SIGKILL."""
+        return self.child is not None and self.child.exit_code == -signal.SIGKILL and not self._was_silent
+
+    async def _serve(self) -> str | None:
+        """Run the front door, and those that replace it, until one fails; why, None when it was stopped."""
+        try:
+            await self._start()
+        except OSError as error:
+            return f"the front door cannot be started: {error}"
+        try:
+            while True:
+                assert self.child is not None
+                reason = await self._watch(self.child)
+                if reason != "":
+                    return reason
+        finally:
+            if self.child is not None:
+                await self.child.end(grace_s=0.0)
+            self._running.publish()
+
+    async def _watch(self, child: Child) -> str | None:
+        """Wait for the end of one front door; why it failed, None when it was stopped, "" after a roll."""
+        ended = asyncio.create_task(child.wait())
+        stop = asyncio.create_task(self._stop.wait())
+        asked = asyncio.create_task(self._rolls.get())
+        late = asyncio.create_task(self._watch_start(child))
+        silent = asyncio.create_task(self._watch_silence(child))
+        try:
+            await asyncio.wait([ended, stop, asked, silent], return_when=asyncio.FIRST_COMPLETED)
+            if silent.done() and not stop.done():
+                if asked.done():
+                    self._rolls.put_nowait(asked.result())  # for the one that comes next
+                return silent.result()
+            if asked.done() and not stop.done():
+                asked.result().set_result(await self._replace(child))
+                return "" if not ended.done() or self.child is not child else _describe_end(child)
+            if not ended.done():
+                child.send(signal.SIGTERM)
+                await asyncio.wait([ended], timeout=API_END_LIMIT_S)
+                return None
+            return _describe_end(child)
+        finally:
+            tasks = (ended, stop, asked, late, silent)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _start(self) -> None:
+        plan = ChildPlan(
+            name="api",
+            command=[*self._running.programs.api, "--fd", str(self._listening.fileno())],
+            folder=self._running.programs.folder,
+            environment=self._running.make_environment(),
+            descriptors=(self._listening.fileno(),),
+        )
+        file = self._running.log_of("api")
+        output = Output(ProcessLog(file), self._running.publish)
+        self.child = await start_child(plan, file, output)
+        self._output = output
+        self._running.publish()
+
+    async def _watch_start(self, child: Child) -> None:
+        """End a front door that does not serve in time."""
+        limit_s, output = self._running.settings.connect_timeout, self._output
+        assert output is not None
+        try:
+            async with asyncio.timeout(limit_s):
+                await output.is_serving.wait()
+        except TimeoutError:
+            logger.error("the front door does not serve within CONNECT_TIMEOUT=%g s", limit_s)
+            child.send(signal.SIGKILL)
+
+    async def _watch_silence(self, child: Child) -> str:
+        """End a front door that serves no more without being gone; why."""
+        assert self._output is not None
+        await self._output.is_serving.wait()
+        host, port = self._listening.getsockname()[:2]
+        limit_s = self._running.programs.api_silence_limit_s
+        reason = await wait_for_silence(child.identity, (host_to_dial(host), port), limit_s)
+        self._was_silent = True
+        child.send(signal.SIGKILL)
+        return reason
+
+    async def _replace(self, old: Child) -> str | None:
+        """Start the next front door beside the old one, which goes when the next one serves."""
+        old_output = self._output
+        try:
+            await self._start()
+        except OSError as error:
+            return f"the front door cannot be started: {error}"
+        child, output = self.child, self._output
+        assert child is not None
+        assert output is not None
+        ended, serving = asyncio.create_task(child.wait()), asyncio.create_task(output.is_serving.wait())
+        limit_s = self._running.settings.connect_timeout
+        await asyncio.wait([ended, serving], timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        is_serving = serving.done() and not ended.done()
+        for task in (ended, serving):
+            task.cancel()
+        await asyncio.gather(ended, serving, return_exceptions=True)
+        if is_serving:
+            retiring = asyncio.create_task(self._retire(old))
+            self._retiring[retiring] = old
+            retiring.add_done_callback(self._retiring.pop)
+            return None
+        await child.end(0.0)
+        self.child, self._output = old, old_output
+        return f"the new front door {describe_exit(child.exit_code or 0)}{_last_line(child)}"
+
+    async def _retire(self, old: Child) -> None:
+        """Let an old front door finish what its clients wait for."""
+        old.send(signal.SIGTERM)
+        ended, stop = asyncio.create_task(old.wait()), asyncio.create_task(self._stop.wait())
+        limit_s = self._running.settings.request_timeout + RETIRE_EXTRA_S
+        try:
+            await asyncio.wait([ended, stop], timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done() and stop.done():
+                await asyncio.wait([ended], timeout=API_END_LIMIT_S)
+        finally:
+            ended.cancel()
+            stop.cancel()
+            await asyncio.gather(ended, stop, return_exceptions=True)
+            await old.end(0.0)
+
+
+def _describe_end(child: Child) -> str:
+    code = child.exit_code
+    assert code is not None
+    return f"the front door {describe_exit(code)}{_last_line(child)}"
+
+
+def _last_line(child: Child) -> str:
+    return f": {child.log.last_words}" if child.log.last_words else ""

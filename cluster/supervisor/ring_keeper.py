@@ -1,0 +1,203 @@
+"""Keeps a ring alive: one life after another, until it is asked to stop.
+
+Knows when to start again and with what. What a life is, and why it ended, is ring_life's; the policy's
+numbers are restart_policy's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from cluster.errors import ClusterError
+from cluster.hosts.provisioning import is_away
+from cluster.hosts.remote_ranks import PING_INTERVAL_S
+from cluster.processes import ProcessIdentity
+from cluster.supervisor.epoch_maker import LifeMaker
+from cluster.supervisor.restart_policy import RestartPolicy
+from cluster.supervisor.ring_epoch import LifePlan, RingLife, Verdict
+from cluster.supervisor.running import Running
+from cluster.supervisor.state_file import mark_ring_ended
+from config import ConfigError
+
+# Rank 0 drains for SHUTDOWN_TIMEOUT; then it puts back what still runs and sends STOP round.
+STOP_LAP_LIMIT_S = 5.0
+
+logger = logging.getLogger("cluster.supervisor.supervisor")
+
+
+class RingKeeper:
+    """Runs once: `keep` returns when the ring was stopped. `restart` begins a new life with new settings."""
+
+    def __init__(
+        self,
+        running: Running,
+        secret: str,
+        left_behind: Mapping[str, Sequence[ProcessIdentity]] | None = None,
+    ) -> None:
+        self._running = running
+        self._maker = LifeMaker(running, secret, left_behind or {})
+        self._stop = asyncio.Event()
+        self._restart = asyncio.Event()
+        self.life: RingLife | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """All ranks of the present life serve."""
+        return self.life is not None and self.life.is_ready and not self._restart.is_set()
+
+    def stop(self) -> None:
+        """Drain; said a second time, do not wait for it."""
+        if self._stop.is_set() and self.life:
+            self.life.abandon()
+        self._stop.set()
+
+    def restart(self) -> None:
+        """Drain this life and begin another, with the settings as they are then."""
+        self._restart.set()
+
+    async def keep(self) -> None:
+        """Keep the ring until `stop`."""
+        pings = asyncio.create_task(self._ping())
+        try:
+            await self._keep()
+        finally:
+            pings.cancel()
+            await self._maker.close()
+
+    async def _ping(self) -> None:
+        """Tell the ranks on other hosts once a second that we are there."""
+        while True:
+            await asyncio.sleep(PING_INTERVAL_S)
+            if self.life is not None:
+                self.life.ping()
+
+    async def _keep(self) -> None:
+        policy = RestartPolicy(first_delay_s=self._running.programs.restart_delay_s)
+        while not self._stop.is_set():
+            verdict = await self._begin_and_live()
+            if self._restart.is_set() and not self._stop.is_set():
+                self._restart.clear()
+                policy = RestartPolicy(first_delay_s=self._running.programs.restart_delay_s)
+                continue
+            if verdict is None:
+                return
+            await self._pause(verdict, self._judge(verdict, policy), policy)
+
+    async def _begin_and_live(self) -> Verdict | None:
+        """Live one life from plan to end, or not even begin; None when it was stopped or restarted."""
+        plan = await self._make_plan()
+        if not isinstance(plan, LifePlan):
+            return plan
+        life = self.life = RingLife(plan, self._running.log_of, self._running.publish)
+        verdict = await self._live(life)
+        self._maker.note_end(life.ranks)
+        if verdict is None:
+            return None
+        if verdict.is_away or not life.made_progress:
+            self._maker.forget_placed()
+        mark_ring_ended(self._running.settings.run_dir, plan.epoch, "failed", verdict.reason)
+        return replace(verdict, made_progress=life.made_progress)
+
+    async def _make_plan(self) -> LifePlan | Verdict | None:
+        """The next life, or why there is none; None when it was stopped or restarted meanwhile."""
+        making = asyncio.create_task(self._maker.make_plan())
+        asked = asyncio.create_task(wait_for_any(self._stop, self._restart))
+        try:
+            await asyncio.wait([making, asked], return_when=asyncio.FIRST_COMPLETED)
+            if not making.done():
+                return None
+            return making.result()
+        except (ClusterError, ConfigError, OSError) as error:
+            return self._take_refusal(error)
+        finally:
+            for task in (making, asked):
+                task.cancel()
+            await asyncio.gather(making, asked, return_exceptions=True)
+
+    def _take_refusal(self, error: ClusterError | ConfigError | OSError) -> Verdict:
+        running = self._running
+        self._maker.forget_placed()
+        reason = "; ".join(str(error).splitlines())
+        mark_ring_ended(running.settings.run_dir, running.state.epoch, "failed", reason)
+        if isinstance(error, OSError):  # a disk that is full, no process or descriptor left
+            return Verdict(f"the ring cannot be prepared: {reason}")
+        if isinstance(error, ConfigError):  # a host's name that is not known is one that is off
+            return Verdict(reason, is_away=running.state.was_ready, was_refused=not running.state.was_ready)
+        return Verdict(reason, is_away=is_away(error), was_refused=self._maker.is_single)
+
+    def _judge(self, verdict: Verdict, policy: RestartPolicy) -> float | None:
+        """Seconds to the next try; None when there is none."""
+        # What worked once and finds no way between the hosts now has a cable out, not a mistake in it.
+        was_ready = self._running.state.was_ready
+        if verdict.is_away or (verdict.is_unconnected and was_ready):
+            return policy.after_away()
+        return policy.after_failure(
+            made_progress=verdict.made_progress,
+            # What was placed earlier may have changed since: a refusal counts when all was placed anew.
+            is_permanent=verdict.was_refused and not self._maker.has_kept_placed,
+            was_killed=verdict.was_killed,
+            can_give_up=not was_ready,
+        )
+
+    async def _pause(self, verdict: Verdict, delay_s: float | None, policy: RestartPolicy) -> None:
+        """Say what happened and wait for the next try; for ever, where there is none."""
+        running, state = self._running, self._running.state
+        is_known = verdict.reason == state.reason and (verdict.is_away or policy.is_open)
+        state.failed_process, state.reason = verdict.process, verdict.reason
+        state.num_failures, state.is_stuck = max(policy.num_failures, policy.num_away), policy.is_open
+        if delay_s is None:
+            logger.error("the ring is given up after %d failures: %s", policy.num_failures, verdict.reason)
+            running.set_state("failed", verdict.reason)
+            await wait_for_any(self._stop, self._restart)
+            return
+        if not is_known:  # what stays is told once
+            logger.warning("%s; the ring starts again in %.1f s", verdict.reason, delay_s)
+        state.num_restarts += not verdict.is_away
+        state.next_try_unix = time.time() + delay_s
+        running.set_state(running.unready, verdict.reason)
+        if delay_s:
+            await wait_for_any(self._stop, self._restart, limit_s=delay_s)
+
+    async def _live(self, life: RingLife) -> Verdict | None:
+        """Live one life of the ring to its end; why it failed, None when it was stopped or restarted."""
+        epoch = life.plan.epoch
+        logger.info(
+            "epoch %d: starting %d ranks at %s", epoch, life.plan.ring_size, ", ".join(life.plan.hosts)
+        )
+        try:
+            await life.start()
+        except OSError as error:
+            await life.end()
+            return Verdict(f"a rank cannot be started: {error}")
+        failure = asyncio.create_task(life.wait_for_failure())
+        asked = asyncio.create_task(wait_for_any(self._stop, self._restart))
+        try:
+            await asyncio.wait([failure, asked], return_when=asyncio.FIRST_COMPLETED)
+            if failure.done():
+                return failure.result()
+            failure.cancel()
+            await asyncio.gather(failure, return_exceptions=True)
+            is_clean = await life.drain(self._running.settings.shutdown_timeout + STOP_LAP_LIMIT_S)
+            logger.info("epoch %d: %s", epoch, "drained" if is_clean else "ended")
+            mark_ring_ended(self._running.settings.run_dir, epoch, "stopped", None)
+            return None
+        finally:
+            asked.cancel()
+            await life.end()
+
+
+async def wait_for_any(*events: asyncio.Event, limit_s: float | None = None) -> None:
+    """Wait for one of several events, or until the time is up."""
+    tasks = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(tasks, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(*tasks, return_exceptions=True)

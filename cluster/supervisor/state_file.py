@@ -1,0 +1,137 @@
+"""run/supervisor.json and what the supervisor writes into run/ring.json for ranks that can no longer do it.
+
+Makes the JSON from what it is given; the layout of supervisor.json stands in `make_state`, that of
+ring.json belongs to rank 0. Knows no processes beyond their entries.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster.supervisor.child import Child
+from cluster.supervisor.heartbeats import Rank
+from config.disk_trouble import DiskTroubles
+from config.run_files import read_json, write_status
+
+STATE_NAME = "supervisor.json"
+RING_NAME = "ring.json"
+
+
+@dataclass
+class SupervisorState:
+    """What the supervisor says; `state` is starting, ready, degraded, stopping, stopped or failed."""
+
+    pid: int
+    start_time: float
+    started_unix: float
+    api: dict[str, Any]  # {"host", "port"}
+    overrides: dict[str, str]
+    settings: dict[str, Any]
+    state: str = "starting"
+    reason: str | None = None
+    failed_process: str | None = None
+    epoch: int = 0
+    num_restarts: int = 0
+    was_ready: bool = False  # once, under this supervisor or an earlier one of this STATE_DIR
+    # While it is not ready after a failure: the tries in a row that failed, when the next one begins, and
+    # whether that alone hardly helps.
+    num_failures: int = 0
+    next_try_unix: float | None = None
+    is_stuck: bool = False
+    processes: list[dict[str, Any]] = field(default_factory=list)
+    leaving: list[dict[str, Any]] = field(default_factory=list)  # front doors that are being replaced
+    # What an edit of .env or config.json has changed that takes a restart, and why one was not taken.
+    needs_restart: list[str] = field(default_factory=list)
+    settings_error: str | None = None
+    # The last `restart` that this supervisor was asked for: {"id", "state": running|done|failed, "error"}.
+    restart: dict[str, Any] | None = None
+    code: str = ""
+    # What the supervisor cannot write at present.
+    troubles: list[str] = field(default_factory=list)
+
+
+def forget_trouble(state: SupervisorState) -> None:
+    """All is well, or begins anew."""
+    state.reason = state.failed_process = state.next_try_unix = None
+    state.num_failures, state.is_stuck = 0, False
+
+
+def make_state(state: SupervisorState) -> dict[str, Any]:
+    """The text of supervisor.json."""
+    return {
+        "updated_unix": time.time(),
+        "pid": state.pid,
+        "start_time": state.start_time,
+        "started_unix": state.started_unix,
+        "state": state.state,
+        "reason": state.reason,
+        "failed_process": state.failed_process,
+        "epoch": state.epoch,
+        "restarts": state.num_restarts,
+        "was_ready": state.was_ready,
+        "num_failures": state.num_failures,
+        "next_try_unix": state.next_try_unix,
+        "is_stuck": state.is_stuck,
+        "api": state.api,
+        "overrides": state.overrides,
+        "settings": state.settings,
+        "processes": state.processes,
+        "leaving": state.leaving,
+        "needs_restart": state.needs_restart,
+        "settings_error": state.settings_error,
+        "restart": state.restart,
+        "code": state.code,
+        "troubles": state.troubles,
+    }
+
+
+def make_process_entry(child: Child, state: str) -> dict[str, Any]:
+    """One process in supervisor.json."""
+    return {
+        "name": child.name,
+        "pid": child.identity.pid,
+        "host": "localhost",
+        "state": state if child.exit_code is None else "exited",
+        "started_unix": child.started_unix,
+        "start_time": child.identity.start_time,
+        "exit": child.exit_code,
+    }
+
+
+def make_rank_entry(rank: Rank) -> dict[str, Any] | None:
+    """One rank in supervisor.json, with how far it has come; None before it was started."""
+    if rank.child is None:
+        return None
+    progress = {"progress": round(rank.progress, 3), "memory_bytes": rank.memory_bytes}
+    return make_process_entry(rank.child, rank.phase) | progress | _make_place(rank)
+
+
+def _make_place(rank: Rank) -> dict[str, Any]:
+    """Where a rank runs, in a ring over several hosts; enough to find and end it there."""
+    if rank.host is None:
+        return {}
+    place: dict[str, Any] = {"host": rank.host.name, "address": rank.host.address}
+    if rank.host.ssh is not None:
+        place["ssh"] = rank.host.ssh
+        if there := rank.process_there:
+            place["process_there"] = {"pid": there.pid, "start_time": there.start_time}
+    return place
+
+
+def last_epoch(run_dir: Path) -> int:
+    """The highest epoch that this STATE_DIR has seen."""
+    found = (read_json(run_dir / name) or {} for name in (STATE_NAME, RING_NAME))
+    return max((int(entry.get("epoch") or 0) for entry in found), default=0)
+
+
+def mark_ring_ended(run_dir: Path, epoch: int, phase: str, reason: str | None) -> None:
+    """Say in ring.json that its ring is gone; its ranks have ended, so nobody else writes it."""
+    ring = read_json(run_dir / RING_NAME) or {}
+    is_said = ring.get("epoch") == epoch and ring.get("phase") == "stopped" and phase == "stopped"
+    if not is_said:
+        ring |= {"updated_unix": time.time(), "epoch": epoch, "phase": phase, "reason": reason}
+        with DiskTroubles().guard(RING_NAME):
+            write_status(run_dir / RING_NAME, ring)

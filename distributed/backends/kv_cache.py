@@ -1,0 +1,227 @@
+"""KV of running sequences: one table of slots a microbatch, right-padded, one offset a row.
+
+Knows arrays and slots, nothing of requests, rings or budgets: rank 0 decides who has which slot and when a
+table is dropped. A prefill writes straight into its row, a sequence that joins or leaves copies nobody else's
+KV, and rolling back is not advancing. Full and latent (one head, two widths) caches share this code.
+
+    keys, values of a layer: (rows, H, capacity, D). Frames say how large a table is (Resize); a step that
+    finds no room grows it in the steps of `round_rows`, `round_tokens`
+
+A layer's cache follows the protocol of mlx_lm 0.32.2 models/cache.py, so that its model classes run
+unchanged: `offset`, `update_and_fetch`, `make_mask`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from distributed.planning.kv_sizes import grown
+from distributed.ring.frame import Clear, Resize, StageStep
+
+# Below this many rows, one slice assignment a row beats one scatter (mlx 0.32.4, CPU).
+_MIN_SCATTER_ROWS = 3
+# Tokens times layers of a prefix that are in memory twice while they are copied, where one layer has fewer.
+_COPIED_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class _View:
+    """How one step sees its table: the same for every layer."""
+
+    step: StageStep
+    offset: int | mx.array  # per row (B,) int32, or one int for a single row
+    first_slot: int | None  # rows are the slots from here on; None: gathered by `slots`
+    slots: mx.array  # (B,) int32
+    shape: tuple[int, int]  # rows and tokens that the table has for this step
+    num_kv_tokens: int  # S: keys and values are read up to here
+    written_rows: tuple[int, ...]  # rows with new tokens; holes are not written
+    scatter_slots: mx.array | None  # (W,) for one scatter of T = 1
+    scatter_rows: mx.array | None
+    scatter_offsets: mx.array | None
+
+
+def _make_view(step: StageStep, shape: tuple[int, int]) -> _View:
+    slots, single = step.slots, step.num_rows == 1
+    is_range = slots == tuple(range(slots[0], slots[0] + len(slots)))
+    written = tuple(i for i, count in enumerate(step.counts) if count)
+    scatters = step.num_tokens == 1 and len(written) >= _MIN_SCATTER_ROWS
+    return _View(
+        step=step,
+        offset=step.offsets[0] if single else mx.array(step.offsets, dtype=mx.int32),
+        first_slot=slots[0] if is_range else None,
+        slots=mx.array(slots, dtype=mx.int32),
+        shape=shape,
+        num_kv_tokens=step.num_kv_tokens,
+        written_rows=written,
+        scatter_slots=mx.array([slots[i] for i in written]) if scatters else None,
+        scatter_rows=mx.array(written) if scatters and len(written) < len(slots) else None,
+        scatter_offsets=mx.array([step.offsets[i] for i in written]) if scatters else None,
+    )
+
+
+class LayerCache:
+    """One layer's keys and values in a table, as a model layer sees them during a step."""
+
+    def __init__(self) -> None:
+        self.keys: mx.array | None = None
+        self.values: mx.array | None = None
+        self._view: _View | None = None
+
+    def begin(self, view: _View) -> None:
+        self._view = view
+
+    @property
+    def view(self) -> _View:
+        assert self._view is not None, "KVTable.begin comes before a step"
+        return self._view
+
+    @property
+    def offset(self) -> int | mx.array:
+        """Tokens already cached: an int for one row, else (B,) int32."""
+        return self.view.offset
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(int(array.nbytes) for array in (self.keys, self.values) if array is not None)
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Write this step's keys and values, (B, H, T, D); return all of the rows', (B, H, S, D)."""
+        self.make_room(self.view.shape, keys, values)
+        self.keys = self._write(self.keys, keys)
+        self.values = self._write(self.values, values)
+        return self._read(self.keys), self._read(self.values)
+
+    def read_prefix(self, slot: int, num_tokens: int) -> tuple[mx.array, mx.array]:
+        """Return a copy of the first tokens of a row, (H, T, D) each."""
+        assert self.keys is not None and self.values is not None, "a prefix of a row that was never written"
+        return mx.contiguous(self.keys[slot, :, :num_tokens]), mx.contiguous(
+            self.values[slot, :, :num_tokens]
+        )
+
+    def write_prefix(self, slot: int, keys: mx.array, values: mx.array) -> None:
+        """Write the first tokens of a row, (H, T, D), for which there is room."""
+        assert self.keys is not None and self.values is not None, "a prefix for a row that is not there"
+        self.keys[slot, :, : keys.shape[1]] = keys
+        self.values[slot, :, : keys.shape[1]] = values
+
+    def make_room(self, shape: tuple[int, int], keys: mx.array, values: mx.array) -> None:
+        """Have so many rows and tokens, as wide as `keys` and `values` (…, H, …, D)."""
+        self.keys = _shaped(self.keys, shape, keys)
+        self.values = _shaped(self.values, shape, values)
+
+    def resize(self, shape: tuple[int, int], slots: tuple[int, ...]) -> None:
+        """Keep the rows `slots`, or all where there are none, in another size."""
+        if self.keys is None or self.values is None:
+            return
+        if not shape[0]:
+            self.keys = self.values = None
+            return
+        if slots:
+            self.keys, self.values = (
+                mx.take(array, mx.array(slots), axis=0) for array in (self.keys, self.values)
+            )
+        self.make_room(shape, self.keys, self.values)
+        mx.eval(self.keys, self.values)  # layer by layer, so that no more than one layer is in memory twice
+
+    def clear(self, slot: int, start: int, end: int) -> None:
+        """Set a row's tokens to zero."""
+        if self.keys is not None and self.values is not None:
+            self.keys[slot, :, start:end] = 0
+            self.values[slot, :, start:end] = 0
+
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Any:
+        """Return None, "causal" or a bool array (B, 1, T, S).
+
+        Column t of row b sees key s if s <= offset_b + t.
+        """
+        assert window_size is None, "sliding windows are not served by this cache"
+        step, num_kv_tokens = self.view.step, self.view.num_kv_tokens
+        is_level = all(offset + N == num_kv_tokens for offset in step.offsets)
+        if is_level and not return_array:
+            return None if N == 1 else "causal"
+        last_seen = mx.array(step.offsets)[:, None] + mx.arange(N)[None]
+        return (mx.arange(num_kv_tokens) <= last_seen[..., None])[:, None]
+
+    def _write(self, buffer: mx.array, new: mx.array) -> mx.array:
+        view = self.view
+        if view.scatter_slots is not None:
+            rows = new[:, :, 0] if view.scatter_rows is None else new[view.scatter_rows, :, 0]
+            buffer[view.scatter_slots, :, view.scatter_offsets] = rows
+            return buffer
+        step = view.step
+        for i in view.written_rows:
+            slot, start, count = step.slots[i], step.offsets[i], step.counts[i]
+            buffer[slot : slot + 1, :, start : start + count] = new[i : i + 1, :, :count]
+        return buffer
+
+    def _read(self, buffer: mx.array) -> mx.array:
+        view = self.view
+        if view.first_slot is not None:
+            last = view.first_slot + view.step.num_rows
+            return buffer[view.first_slot : last, :, : view.num_kv_tokens]
+        return mx.take(buffer[:, :, : view.num_kv_tokens], view.slots, axis=0)
+
+
+def _shaped(old: mx.array | None, shape: tuple[int, int], like: mx.array) -> mx.array:
+    """Return a buffer of these rows and tokens with what fits of `old`; `like` is (.., H, .., D)."""
+    rows, capacity = shape
+    if old is None:
+        return mx.zeros((rows, like.shape[-3], capacity, like.shape[-1]), dtype=like.dtype)
+    if (old.shape[0], old.shape[2]) == shape:
+        return old
+    new = mx.zeros((rows, old.shape[1], capacity, old.shape[3]), dtype=old.dtype)
+    kept = old[:rows, :, :capacity]
+    new[: kept.shape[0], :, : kept.shape[2]] = kept
+    return new
+
+
+class KVTable:
+    """The KV of one stage's layers for the rows of one table."""
+
+    def __init__(self, num_layers: int) -> None:
+        self.layers = [LayerCache() for _ in range(num_layers)]
+        self.shape = (0, 0)  # rows, tokens
+
+    def begin(self, step: StageStep) -> list[LayerCache]:
+        """Set every layer's view to `step` and return the layers' caches."""
+        self.shape = grown(self.shape, max(step.slots) + 1, step.num_kv_tokens)
+        view = _make_view(step, self.shape)
+        for layer in self.layers:
+            layer.begin(view)
+        return self.layers
+
+    def resize(self, order: Resize) -> None:
+        """Take another size; memory that is not needed any more is free when this returns."""
+        self.shape = (order.num_rows, order.num_tokens)
+        for layer in self.layers:
+            layer.resize(self.shape, order.slots)
+
+    def clear(self, order: Clear) -> None:
+        """Set some of a row's tokens to zero."""
+        for layer in self.layers:
+            layer.clear(order.slot, order.start, order.end)
+
+    def copy_prefix(self, source: KVTable, from_slot: int, to_slot: int, num_tokens: int) -> None:
+        """Copy the first tokens of a row of `source`, which may be this table, into a row of this one."""
+        self.shape = grown(self.shape, to_slot + 1, num_tokens)
+        count = max(1, _COPIED_TOKENS // num_tokens)
+        for first in range(0, len(self.layers), count):
+            layers, others = (table.layers[first : first + count] for table in (self, source))
+            parts = [layer.read_prefix(from_slot, num_tokens) for layer in others]
+            # Evaluated apart, so that writing into the same table needs no second copy of it.
+            mx.eval(parts)
+            for layer, (keys, values) in zip(layers, parts, strict=True):
+                layer.make_room(self.shape, keys, values)
+                layer.write_prefix(to_slot, keys, values)
+            mx.eval([(layer.keys, layer.values) for layer in layers])
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(layer.num_bytes for layer in self.layers)
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """Keys and values of all layers, to evaluate with a step's output."""
+        return [array for layer in self.layers for array in (layer.keys, layer.values) if array is not None]

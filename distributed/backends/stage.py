@@ -1,0 +1,132 @@
+"""A stage: the layers one rank owns, with the KV of every table.
+
+Knows how to run one microbatch through its layers; nothing of requests, sampling or sockets. The same code
+runs on every rank; only the first has the embedding and only the last the norm and the head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from distributed.backends.cpu.threads import ProductThreads
+from distributed.backends.memory import drop_cache
+from distributed.models import StageModel
+from distributed.planning.kv_sizes import padded_tokens
+from distributed.ring.frame import StageStep
+
+# What such a step leaves for reuse (scores that grow with the context) fits no later one.
+LONG_STEP_TOKENS = 256
+
+
+class Stage:
+    """Runs microbatches in the order of their frames; a KV table exists from its first step on."""
+
+    def __init__(self, model: StageModel, threads: ProductThreads | None = None) -> None:
+        """Args: threads: what to multiply with; None: as many as the libraries start by themselves."""
+        self.model = model
+        self._threads = threads
+        self._use_threads = model.cpu.use_threads if model.cpu is not None else None
+        self._tables: dict[int, Any] = {}
+        self.kv_bytes_per_token = 0
+
+    @property
+    def kv_num_bytes(self) -> int:
+        return sum(table.num_bytes for table in self._tables.values())
+
+    @property
+    def works_aside(self) -> bool:
+        """Whether the layers run on threads of MLX, or on the GPU, and leave this thread free meanwhile."""
+        return self.model.works_aside
+
+    @property
+    def thread_gain(self) -> float:
+        """How many times as many threads its products have while no other stage has work."""
+        return self._threads.gain if self._threads is not None and self._use_threads is not None else 1.0
+
+    def run(self, step: StageStep, inputs: mx.array, meanwhile: Callable[[], None] | None = None) -> mx.array:
+        """Run the layers and wait for the result.
+
+        Args:
+            inputs: token ids (B, T) int32 on the first stage, hidden states (B, T, D) on the others.
+            meanwhile: called once, when the layers have been started and before they are waited for.
+
+        Returns:
+            Hidden states (B, T, D), after the final norm on the last stage.
+        """
+        self._begin_products(is_alone=step.is_alone)
+        for resize in step.resizes:
+            self._table(resize.table).resize(resize)
+        if step.resizes:
+            drop_cache()
+        table = self._table(step.table)
+        for clear in step.clears:
+            table.clear(clear)
+        for copy in step.copies:
+            table.copy_prefix(self._table(copy.from_table), copy.from_slot, copy.to_slot, copy.num_tokens)
+        hidden = self.model.forward(inputs, table.begin(step))
+        if meanwhile is not None:
+            mx.async_eval(hidden, table.arrays)
+            meanwhile()
+        mx.eval(hidden, table.arrays)
+        if step.num_rows * step.num_tokens >= LONG_STEP_TOKENS:
+            drop_cache()
+        if not (step.wants_logits and self.model.is_last):
+            self.rest()
+        return hidden
+
+    def logits(
+        self, step: StageStep, hidden: mx.array, wanted: Items[tuple[int, int]] | None = None
+    ) -> mx.array:
+        """Return logits (W, V); lazy.
+
+        Args:
+            hidden: what `run` returned for the step.
+            wanted: (row, column) of each token whose logits are asked for; None: each real row's last.
+        """
+        if wanted is None:
+            wanted = [(row, count - 1) for row, count in enumerate(step.counts) if count]
+        rows, columns = zip(*wanted, strict=True)
+        if hidden.dtype == mx.float32 and mx.default_device() == mx.Device(mx.cpu):
+            # An operation of MLX changes threads, which takes longer than the copy (0.1 ms and more).
+            logits = self.model.logits(mx.array(np.asarray(hidden)[list(rows), list(columns)]))
+            self.rest()
+            return logits
+        if step.num_tokens == 1 and len(wanted) == step.num_rows:
+            return self.model.logits(hidden[:, 0])
+        return self.model.logits(hidden[mx.array(rows), mx.array(columns)])
+
+    def _table(self, number: int) -> Any:
+        if number not in self._tables:
+            self._tables[number] = self.model.make_table()
+        return self._tables[number]
+
+    def _begin_products(self, *, is_alone: bool) -> None:
+        if self._threads is not None and self._use_threads is not None:
+            self._use_threads(self._threads.num_alone if is_alone else self._threads.num_shared)
+
+    def rest(self) -> None:
+        """Leave the other cores to the stage that works next: helping threads spin between products.
+
+        To be called where a step that could have given logits was not asked for them.
+        """
+        if self._threads is not None and self._use_threads is not None:
+            self._use_threads(1)
+
+    def measure_kv(self) -> None:
+        """Run one token, to learn what its KV takes and to compile what is compiled on first use."""
+        step = StageStep(0, slots=(0,), offsets=(0,), counts=(1,), num_tokens=1)
+        first, model = self.model.is_first, self.model
+        inputs = mx.zeros((1, 1), mx.int32) if first else mx.zeros((1, 1, model.hidden_size), model.dtype)
+        self.run(step, inputs)
+        self.rest()
+        self.kv_bytes_per_token = self.kv_num_bytes // padded_tokens(1, 1)
+        self.drop_tables()
+
+    def drop_tables(self) -> None:
+        """Forget all KV."""
+        self._tables.clear()
+        drop_cache()

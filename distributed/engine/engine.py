@@ -1,0 +1,338 @@
+"""Rank 0's loop: take requests, launch microbatches, wait, receive one.
+
+Knows the ring, its own stage, the scheduler, the request source and the token writer; nothing of HTTP. It is
+the only place that decides anything. One selector waits for the ring, the doorbell and signals. The next
+microbatch is on its way before the last one's text is made and logged, so that other stages do not wait for
+files."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import mlx.core as mx
+import numpy as np
+
+from config import Settings
+from distributed.backends.stage import Stage
+from distributed.engine.request_source import RequestSource
+from distributed.engine.sampling import sample
+from distributed.engine.scheduler import Scheduler
+from distributed.engine.sequence import Drawn, Microbatch, Sequence
+from distributed.engine.status import RingStatus
+from distributed.engine.token_writer import TokenWriter
+from distributed.ring.frame import NUM_INLINE_INTS, Frame, Kind, StageStep, make_step_frame, parse_step
+from distributed.ring.ring import MAX_UNREAD_BYTES, Ring, RingLost, clock_us
+from distributed.ring.watchdog import Lifeline
+
+logger = logging.getLogger(__name__)
+
+STATUS_SECONDS = 1.0
+PING_SECONDS = 5.0
+SWEEP_SECONDS = 60.0
+BACKLOG_SECONDS = 0.1
+MAX_SIGNALS = 64  # a byte each
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """Limits of the loop."""
+
+    poll_interval_seconds: float
+    step_timeout_seconds: float
+    shutdown_timeout_seconds: float
+    retention_seconds: float
+    retention_bytes: int
+
+
+class Engine:
+    """Serves the spool until it is asked to stop."""
+
+    def __init__(
+        self,
+        ring: Ring,
+        stage: Stage,
+        scheduler: Scheduler,
+        source: RequestSource,
+        writer: TokenWriter,
+        status: RingStatus,
+        lifeline: Lifeline,
+        limits: EngineLimits,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ring, self._stage, self._scheduler = ring, stage, scheduler
+        self._source, self._writer, self._status, self._lifeline = source, writer, status, lifeline
+        self._limits, self._clock = limits, clock
+        # One for each microbatch in flight: those under way, oldest first, and at most one that waits.
+        self._sent: deque[Frame] = deque()
+        self._unsent: Frame | None = None
+        self._num_pings = 0
+        self._takes_requests, self._is_ending = True, False
+        self._last_lap = self._next_look = self._next_status = self._next_ping = self._next_sweep = clock()
+
+    def run(self, should_stop: Callable[[], bool], wakeup: int) -> None:
+        """Serve until `should_stop`, then finish what runs as far as the shutdown limit goes.
+
+        Args:
+            wakeup: a descriptor that becomes readable when a signal has arrived.
+        """
+        self._enter("ready")
+        while not should_stop():
+            self.step(wakeup)
+        self._drain(wakeup)
+
+    def follow(self, settings: Settings) -> None:
+        """Take live settings over; called on another thread, seen at the next turn of the loop."""
+        self._limits = replace(
+            self._limits,
+            poll_interval_seconds=settings.poll_interval,
+            retention_seconds=settings.result_retention_hours * 3600,
+            retention_bytes=settings.result_retention_mb * 2**20,
+        )
+
+    def step(self, wakeup: int) -> None:
+        """One turn of the loop."""
+        self._keep_house()
+        self._take()
+        self._launch()
+        self._wait(wakeup)
+        if self._ring.is_readable():
+            self._receive()
+
+    def _enter(self, phase: str) -> None:
+        self._status.enter(phase)
+        self._lifeline.enter(phase, self._limits.step_timeout_seconds)
+
+    def _drain(self, wakeup: int) -> None:
+        self._enter("draining")
+        self._takes_requests = False
+        deadline = self._clock() + self._limits.shutdown_timeout_seconds
+        while self._scheduler.has_work and self._clock() < deadline:
+            self.step(wakeup)
+        if self._scheduler.has_work:
+            logger.warning(
+                "%d answers stay in the spool and go on at the next start", self._scheduler.num_open
+            )
+        self._is_ending = True
+        while self._scheduler.in_flight:  # their tokens are logged, and nothing is sent after STOP
+            self._receive_next()
+        self._publish()
+        self._source.close()
+        self._ring.send(Frame(Kind.STOP, self._ring.epoch))
+        while self._receive_next().kind is not Kind.STOP:
+            pass
+        self._status.enter("stopped")
+
+    def _take(self) -> None:
+        """Look at the spool when that is due: claim as many requests as the tables have rows, then cancel."""
+        now = self._clock()
+        if now < self._next_look:
+            return
+        self._next_look = now + self._limits.poll_interval_seconds
+        self._source.bell.drain()
+        self._publish()
+        if self._takes_requests:
+            num_free = self._scheduler.num_free
+            answers = self._source.claim(num_free)
+            for answer in answers:
+                self._scheduler.add(answer.sequence)
+            if len(answers) >= num_free:  # more may wait for rows that become free
+                self._next_look = now + min(self._limits.poll_interval_seconds, BACKLOG_SECONDS)
+        for answer in self._source.cancelled():
+            self._scheduler.finish(answer.sequence)
+            self._writer.end(answer, "cancelled")
+            self._next_look = now  # there is room for another
+
+    def _launch(self) -> None:
+        """Send microbatches until enough are in flight or nothing is ready."""
+        while self._send_next() and not self._is_ending:
+            microbatch = self._scheduler.schedule()
+            if microbatch is None:
+                return
+            for sequence in microbatch.sequences:
+                if sequence.is_suspect:
+                    self._source.mark_solo(self._writer.answer_of(sequence))
+            self._unsent = to_frame(microbatch, self._ring.epoch)
+
+    def _send_next(self) -> bool:
+        """Send the frame that waits, if there is one; False: it goes on waiting until others are back.
+
+        What was sent and is not back may lie unread in a socket, which has to take it without blocking; a
+        frame that is larger than that goes alone.
+        """
+        if self._unsent is None:
+            return True
+        num_unread = sum(frame.num_bytes for frame in self._sent)
+        if num_unread and num_unread + self._unsent.num_bytes > MAX_UNREAD_BYTES:
+            return False
+        if not self._sent:
+            self._last_lap = self._clock()
+        self._status.trace.sent(self._unsent.step)
+        self._ring.send(self._unsent)
+        self._sent.append(self._unsent)
+        self._unsent = None
+        return True
+
+    def _wait(self, wakeup: int) -> None:
+        """Wait for a frame, the bell or a signal, not beyond what is due next; answer the bell at once."""
+        bell = self._source.bell.fileno()
+        # POLL_INTERVAL may be a minute; status, pings and the watchdog's limit may not wait for it.
+        due = min(self._next_look, self._next_status)
+        ready = self._ring.wait(max(0.0, due - self._clock()), (bell, wakeup))
+        if wakeup in ready:
+            os.read(wakeup, MAX_SIGNALS)  # else a drain would not wait at all
+        if bell in ready:
+            self._next_look = 0.0
+            self._take()
+
+    def _receive(self) -> Frame:
+        """Receive one frame and, if it is a step, run it through the last stage."""
+        frame, hidden = self._ring.recv()
+        self._last_lap = self._clock()
+        self._status.last_lap_unix = time.time()
+        if frame.kind is Kind.STEP:
+            self._finish_step(frame, hidden)
+        elif frame.kind is Kind.HELLO:
+            self._num_pings -= 1
+        return frame
+
+    def _receive_next(self) -> Frame:
+        self._lifeline.expect(self._limits.step_timeout_seconds, self._status.step)
+        while not self._ring.is_readable():
+            self._ring.wait(self._limits.step_timeout_seconds)
+        return self._receive()
+
+    def _finish_step(self, frame: Frame, hidden: mx.array | None) -> None:
+        """Run the last stage, draw, launch what is ready next; only then publish the tokens."""
+        start_us = clock_us()
+        microbatch = self._scheduler.in_flight[0]
+        if frame.step != microbatch.number:
+            raise RingLost(f"step {frame.step} came back where {microbatch.number} was expected")
+        self._sent.popleft()
+        step, ids = parse_step(frame)
+        self._begin_next()
+        output = self._stage.run(step, mx.array(ids) if hidden is None else hidden, self._publish)
+        advanced = self._scheduler.postprocess(microbatch, self._sample(microbatch, step, output))
+        self._credit(microbatch, frame, clock_us() - start_us)
+        self._status.trace.finished(microbatch, frame, start_us)
+        for advance in advanced:
+            if advance.sequence.ended_by is not None or not advance.is_finite:
+                self._scheduler.finish(advance.sequence)
+        self._launch()
+        self._writer.take(advanced)
+        # The next step's layers leave this thread free, and the ring need not wait for files.
+        if not (self._stage.works_aside and self._ring.is_readable()):
+            self._publish()
+
+    def _begin_next(self) -> None:
+        """Let the next frame come in while this one's layers run; its size is known where a step is next."""
+        if self._sent and not self._num_pings:
+            following = self._sent[0]
+            if following.num_head_ints <= NUM_INLINE_INTS:
+                self._ring.begin_recv((following.num_rows, following.num_tokens))
+
+    def _sample(self, microbatch: Microbatch, step: StageStep, output: mx.array) -> dict[Sequence, Drawn]:
+        """Draw a token after the last known token, and after each guess, of every row that wants one."""
+        rows = [(i, row) for i, row in enumerate(microbatch.rows) if row.wants_tokens]
+        if not microbatch.wants_logits or not rows:
+            self._stage.rest()
+            return {}
+        wanted, sampling = [], []
+        for i, row in rows:
+            assert row.sequence is not None
+            answer = self._writer.answer_of(row.sequence)
+            for ahead in range(row.num_drafts + 1):
+                wanted.append((i, row.num_known - 1 + ahead))
+                sampling.append(answer.sampling(ahead))
+        tokens = iter(sample(self._stage.logits(step, output, wanted), sampling))
+        return {
+            row.sequence: list(islice(tokens, row.num_drafts + 1))
+            for _, row in rows
+            if row.sequence is not None
+        }
+
+    def _credit(self, microbatch: Microbatch, frame: Frame, own_busy_us: int) -> None:
+        busy_us = [own_busy_us, *(frame.busy_us(rank) for rank in range(1, self._ring.size))]
+        self._status.busy.add(busy_us)
+        self._scheduler.note_cost(microbatch, busy_us)
+        self._status.step = microbatch.number
+        running = [sequence for sequence in microbatch.sequences if sequence.is_running]
+        for sequence in running:
+            self._writer.answer_of(sequence).credit(busy_us, len(running))
+
+    def _publish(self) -> None:
+        """Log the new tokens and wake the front doors; end what is at its end."""
+        for sequence in self._writer.publish():
+            self._scheduler.finish(sequence)
+
+    def _keep_house(self) -> None:
+        """Do what has its time: the watchdog's limit, the status, idle laps, sweeps."""
+        now = self._clock()
+        self._lifeline.expect(self._limits.step_timeout_seconds, self._status.step)
+        self._check_ring(now)
+        if now >= self._next_sweep:
+            self._next_sweep = now + SWEEP_SECONDS
+            self._writer.sweep(self._limits.retention_seconds, self._limits.retention_bytes)
+        if now >= self._next_status:
+            self._next_status = now + STATUS_SECONDS
+            self._source.retry()
+            self._writer.retry()
+            self._update_status()
+
+    def _check_ring(self, now: float) -> None:
+        """Give up on a lost lap; when idle, prove by a lap that the ring is whole."""
+        if self._scheduler.in_flight or self._num_pings:
+            if now - self._last_lap > self._limits.step_timeout_seconds:
+                raise RingLost(f"no frame came round in {self._limits.step_timeout_seconds:g} s")
+        elif now >= self._next_ping and now - self._last_lap > PING_SECONDS:
+            self._next_ping = now + PING_SECONDS
+            self._last_lap = now
+            self._num_pings += 1
+            self._ring.send(Frame(Kind.HELLO, self._ring.epoch))
+
+    def _update_status(self) -> None:
+        status, scheduler = self._status, self._scheduler
+        depth = self._source.depth()
+        status.queue = {
+            "num_waiting": depth.num_waiting + len(scheduler.waiting),
+            "num_running": len(scheduler.running),
+            "oldest_wait_s": round(depth.oldest_wait_s, 3),
+        }
+        status.kv["num_tokens"] = scheduler.slots.num_kv_tokens
+        status.kv["num_kept_tokens"] = scheduler.slots.prefix_cache.num_tokens
+        num_new = scheduler.num_preemptions - status.kv.get("num_preemptions", 0)
+        if num_new:
+            logger.info(
+                "%d running requests wait again: KV_CACHE_RESERVED_MEMORY_MB has no more room", num_new
+            )
+        status.kv["num_preemptions"] = scheduler.num_preemptions
+        status.tokens, status.requests = self._writer.tokens, self._writer.num_ended
+        status.results = self._writer.results
+        status.publish()
+
+
+def to_frame(microbatch: Microbatch, epoch: int) -> Frame:
+    rows, num_tokens = microbatch.rows, microbatch.num_tokens
+    ids = np.zeros((len(rows), num_tokens), np.int32)
+    for i, row in enumerate(rows):
+        ids[i, : len(row.token_ids)] = row.token_ids
+    step = StageStep(
+        table=microbatch.table,
+        slots=tuple(row.slot for row in rows),
+        offsets=tuple(row.offset for row in rows),
+        counts=tuple(len(row.token_ids) for row in rows),
+        num_tokens=num_tokens,
+        wants_logits=microbatch.wants_logits,
+        copies=microbatch.copies,
+        resizes=microbatch.resizes,
+        clears=microbatch.clears,
+        is_alone=microbatch.is_alone,
+    )
+    return make_step_frame(
+        step, ids, epoch=epoch, number=microbatch.number, microbatch=microbatch.number % 64
+    )

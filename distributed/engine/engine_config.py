@@ -1,0 +1,86 @@
+"""How much rank 0 does at a time: chunks, rows, KV and waits, from the settings and what the machine is.
+
+Knows nothing of the ring, the spool or how a rank starts.
+"""
+
+from __future__ import annotations
+
+from config import Settings
+from config.context_length import limit_context, read_model_tokens
+from distributed.backends.memory import has_gpu
+from distributed.engine.chunks import FULL_CHUNK_CONTEXT, MIN_PACED_TOKENS
+from distributed.engine.drafting import PromptLookup
+from distributed.engine.engine import EngineLimits
+from distributed.engine.scheduler import Scheduler, SchedulerLimits
+from distributed.engine.slots import SlotLimits
+from distributed.engine.status import RingStatus
+from distributed.planning.checkpoint import read_config
+from distributed.planning.kv_sizes import most_tokens
+from distributed.planning.model_shape import count_experts
+
+GPU_CHUNK_TOKENS, CPU_CHUNK_TOKENS = 512, 128
+MIN_MIXTURE_CHUNK_TOKENS = 64  # also beside answers that wait: a step reads about every expert
+CPU_MIXTURE_CHUNK_TOKENS = 256  # an expert gets a share of them; latents gain, too (models/deepseek_v2.py)
+# So few rows are one decode group where the stage that works may use the cores of those that wait: every
+# group pays for its own read of the weights. More rows lose by it where others use the cores, too.
+MAX_GATHERED = 8
+
+
+def chunk_tokens(settings: Settings) -> int:
+    """Return a prefill chunk's tokens: so few that decode rows wait little, enough to use the machine."""
+    if settings.prefill_chunk_tokens != "auto":
+        return int(settings.prefill_chunk_tokens)
+    if has_gpu():
+        return GPU_CHUNK_TOKENS
+    return CPU_MIXTURE_CHUNK_TOKENS if _has_experts(settings) else CPU_CHUNK_TOKENS
+
+
+def _has_experts(settings: Settings) -> bool:
+    return count_experts(read_config(settings.model_dir)) > 0
+
+
+def make_engine_limits(settings: Settings) -> EngineLimits:
+    """Return the limits of rank 0's loop."""
+    return EngineLimits(
+        poll_interval_seconds=settings.poll_interval,
+        step_timeout_seconds=settings.step_timeout,
+        shutdown_timeout_seconds=settings.shutdown_timeout,
+        retention_seconds=settings.result_retention_hours * 3600,
+        retention_bytes=settings.result_retention_mb * 2**20,
+    )
+
+
+def make_scheduler(settings: Settings, status: RingStatus, thread_gain: float) -> Scheduler:
+    """Return the scheduler of a ring whose ranks are ready; the status learns what fits into its KV.
+
+    Args:
+        thread_gain: how many times as many threads a stage has while the others have no work.
+    """
+    is_auto = settings.microbatches == "auto"
+    num_tables = len(status.ranks) if is_auto else int(settings.microbatches)
+    # A table that takes another size has one layer in memory twice.
+    largest = max(info.kv_bytes_per_token * (1 + 1 / info.num_layers) for info in status.ranks)
+    max_kv_tokens = int(settings.kv_cache_reserved_memory_mb * 2**20 / max(1, largest))
+    status.kv["max_tokens"] = max_kv_tokens
+    # A long request of `auto` leaves room for another one beside it.
+    num_rows = 2 if settings.max_sequence_length == "auto" else 1
+    status.context = limit_context(
+        settings, read_model_tokens(settings.model_dir), most_tokens(num_rows, max_kv_tokens)
+    )
+    slots = SlotLimits(
+        num_tables=num_tables,
+        max_rows=settings.max_rows_per_microbatch,
+        max_kv_tokens=max_kv_tokens,
+        max_kept_tokens=settings.kv_cache_max_size,
+    )
+    limits = SchedulerLimits(
+        max_in_flight=num_tables + 1,
+        max_chunk_tokens=chunk_tokens(settings),
+        slots=slots,
+        paces_chunks=settings.prefill_chunk_tokens == "auto",
+        max_chunk_scores=max(GPU_CHUNK_TOKENS, chunk_tokens(settings)) * FULL_CHUNK_CONTEXT,
+        min_paced_tokens=MIN_MIXTURE_CHUNK_TOKENS if _has_experts(settings) else MIN_PACED_TOKENS,
+        # Stages with cores of their own cannot gain by one group, which is at least as much work, one by one.
+        max_gathered=MAX_GATHERED if is_auto and thread_gain > 1 else 0,
+    )
+    return Scheduler(limits, PromptLookup() if settings.speculation == "prompt-lookup" else None)

@@ -1,0 +1,44 @@
+"""What rank 0 takes over of an edit of the settings while it runs.
+
+Called in the lifeline's thread: whoever uses a value reads it when it needs it. Knows which parts of rank 0
+hold a live setting; nothing of who edits them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from config import Settings
+from config.live import with_values
+from distributed.engine.engine import Engine
+from spool import HandDefaults, SpoolOwner
+
+logger = logging.getLogger(__name__)
+
+
+class LiveSettings:
+    """Rank 0's settings as they are now."""
+
+    def __init__(self, settings: Settings, owner: SpoolOwner, engine: Engine) -> None:
+        self._settings, self._owner, self._engine = settings, owner, engine
+
+    def on_settings(self, values: Mapping[str, Any]) -> None:
+        """Take new values, by key; all of them or none."""
+        try:
+            self._settings = with_values(self._settings, values)
+        except ValidationError as error:
+            logger.error("live settings of another release: %s", error)
+            return
+        apply_to_spool(self._settings, self._owner)
+        self._engine.follow(self._settings)
+
+
+def apply_to_spool(settings: Settings, owner: SpoolOwner) -> None:
+    """Tell the spool what dropped prompt files need not say, and how many requests may wait."""
+    owner.hand_defaults = HandDefaults(settings.model_name, settings.default_max_tokens)
+    owner.spool.admission.max_depth = settings.max_queue_depth
+    owner.spool.admission.max_bytes = settings.max_queue_mb * 2**20

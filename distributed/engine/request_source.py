@@ -1,0 +1,245 @@
+"""Rank 0's way in from the spool: claims are checked and become open answers, or go back to the queue.
+
+Knows the spool, the tokenizer and the writer that ends what cannot run; nothing of MLX, frames or the ring.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from config.context_length import ContextLength
+from config.disk_trouble import DiskTroubles
+from distributed.engine.answers import Answer
+from distributed.engine.request_lines import log_start, logger
+from distributed.engine.sequence import Sequence
+from distributed.engine.text_stream import TextStream, TokenTexts
+from distributed.engine.token_writer import NO_LOGS, CannotRun, TokenWriter
+from prompts.tokenizer import MessagesRefused, RenderedChat
+from spool import Claim, Depth, Doorbell, LogHeader, Request, SpoolOwner, SpoolUnavailable
+
+# After a claimed request could not begin: to claim and put back is work for a disk that is in trouble.
+REST_SECONDS = 1.0
+NO_CLAIMS, NOT_PUT_BACK = "requests cannot be claimed", "requests cannot be put back"
+NOT_LISTED = "the queue cannot be listed"
+
+
+class Tokenizer(Protocol):
+    """What rank 0 needs of the model's tokenizer."""
+
+    hash: str
+
+    def least_tokens(self, text: str) -> int: ...
+
+    def encode_raw(self, text: str) -> list[int]: ...
+
+    def render(self, messages: Items[Mapping[str, Any]]) -> RenderedChat: ...
+
+    def encode_rendered(self, text: str, *, literals: Items[int] = ()) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The loaded model as requests meet it."""
+
+    name: str
+    weights_hash: str
+    tokenizer: Tokenizer
+    detokenizer: TokenTexts
+    end_token_ids: frozenset[int]
+    vocab_size: int
+    context: ContextLength
+
+
+class RequestSource:
+    """Claims requests for the writer's open answers."""
+
+    def __init__(
+        self,
+        owner: SpoolOwner,
+        bell: Doorbell,
+        model: ModelFacts,
+        writer: TokenWriter,
+        troubles: DiskTroubles,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            writer: has the answers that are open.
+            troubles: takes what the disk refuses.
+        """
+        self._owner, self.bell, self._model, self._writer = owner, bell, model, writer
+        self._troubles, self._clock = troubles, clock
+        self._unreturned: deque[Claim] = deque()
+        self._depth = Depth(0, 0, 0)
+        self._rest_ends = 0.0  # on the clock; nothing is claimed before
+
+    def claim(self, max_claims: int) -> list[Answer]:
+        """Claim waiting requests, oldest first; what cannot run or has ended already gets its result here."""
+        if max_claims <= 0 or self._clock() < self._rest_ends:
+            return []
+        now = time.time()
+        opened = (self._try_open(claim, now) for claim in self._claim(max_claims))
+        return [answer for answer in opened if answer is not None]
+
+    def _claim(self, max_claims: int) -> list[Claim]:
+        try:
+            claims = self._owner.claim(max_claims)
+        except SpoolUnavailable as error:
+            self._troubles.note(NO_CLAIMS, str(error))
+            return []
+        self._troubles.clear(NO_CLAIMS)
+        return claims
+
+    def _try_open(self, claim: Claim, claimed_unix: float) -> Answer | None:
+        """Return the open answer; None where it ended here or goes back to the queue."""
+        try:
+            answer = self._open(claim, claimed_unix)
+        except CannotRun as error:
+            self._writer.refuse(claim, error)
+            return None
+        except SpoolUnavailable as error:
+            self._troubles.note(NO_LOGS, str(error))
+            self._put_back(claim)
+            self._rest_ends = self._clock() + REST_SECONDS
+            return None
+        log_start(answer)
+        self._writer.answers[claim.request.id] = answer
+        if answer.finish_reason is None:
+            return answer
+        self._writer.end(answer, answer.finish_reason)
+        return None
+
+    def cancelled(self) -> list[Answer]:
+        """Return the open answers that were cancelled; waiting requests end here at once."""
+        answers = self._writer.answers
+        try:
+            ids = self._owner.cancelled()
+            for request_id in ids - answers.keys():
+                for claim in self._owner.claim(1, only=[request_id]):
+                    self._writer.cancel(claim)
+                self._owner.clear_cancel(request_id)
+        except SpoolUnavailable as error:  # the markers stay for the next look
+            self._troubles.note(NO_CLAIMS, str(error))
+            return []
+        return [answers[request_id] for request_id in ids & answers.keys()]
+
+    def mark_solo(self, answer: Answer) -> None:
+        """Note in the spool that a suspect runs alone from its first step on: a crash counts against it."""
+        if answer.is_solo:
+            return
+        answer.is_solo = True
+        try:
+            answer.claim = self._owner.mark_solo(answer.claim)
+        except SpoolUnavailable as error:
+            logger.error("request %s: not marked as running alone: %s", answer.request.label, error)
+        else:
+            logger.info("request %s runs alone: the ring went down while it ran", answer.request.label)
+
+    def depth(self) -> Depth:
+        """How much waits in the spool, or waited when it could last be listed."""
+        try:
+            self._depth = self._owner.spool.depth()
+        except SpoolUnavailable as error:
+            self._troubles.note(NOT_LISTED, str(error))
+        else:
+            self._troubles.clear(NOT_LISTED)
+        return self._depth
+
+    def retry(self) -> None:
+        """Try again to put back what the disk refused."""
+        for _ in range(len(self._unreturned)):
+            self._put_back(self._unreturned.popleft())
+
+    def close(self) -> None:
+        """Let open answers wait in the spool, to go on in the next life; results under way come first."""
+        for answer in self._writer.close():
+            self._put_back(answer.claim)
+            logger.info("request %s is put back: it goes on at the next start", answer.request.label)
+
+    def _put_back(self, claim: Claim) -> None:
+        """Let a claimed request wait again; where the disk refuses, it is tried again, or a start does it."""
+        try:
+            self._owner.put_back(claim)
+        except SpoolUnavailable as error:
+            self._troubles.note(NOT_PUT_BACK, str(error))
+            self._unreturned.append(claim)
+        else:
+            self._troubles.clear(NOT_PUT_BACK)
+
+    def _open(self, claim: Claim, claimed_unix: float) -> Answer:
+        request, model = claim.request, self._model
+        if request.model != model.name:
+            raise CannotRun("model_changed", f"asked of model {request.model!r}, this is {model.name!r}", 409)
+        if claim.is_poison:
+            raise CannotRun(
+                "poison", "the ring went down each time this request ran alone: it is not tried again", 500
+            )
+        sequence = self._make_sequence(claim)
+        header = LogHeader(model.name, model.weights_hash, model.tokenizer.hash)
+        log = self._owner.append_log(request.id, header=header)
+        if log.header is not None and log.header != header:
+            log.close()
+            raise CannotRun("model_changed", "the answer began with other weights or another tokenizer", 409)
+        before = self._before_answer(request, sequence.token_ids)
+        stream = TextStream(model.detokenizer, request.params.stop, before)
+        return Answer(claim, sequence, stream, log, self._writer.num_ranks, claimed_unix)
+
+    def _make_sequence(self, claim: Claim) -> Sequence:
+        """Return the sequence; an answer longer than the room that its prompt leaves is cut to that."""
+        request, model = claim.request, self._model
+        prompt = self._prompt_ids(request)
+        room = model.context.max_tokens - len(prompt)
+        if room < 1:
+            raise CannotRun("context_length_exceeded", model.context.explain_too_long(len(prompt)))
+        return Sequence(
+            id=request.id,
+            token_ids=prompt,
+            num_prompt_tokens=len(prompt),
+            max_tokens=min(request.params.max_tokens, room),
+            end_token_ids=frozenset() if request.params.ignore_eos else model.end_token_ids,
+            owner=request.owner,
+            is_suspect=claim.is_suspect,
+        )
+
+    def _before_answer(self, request: Request, prompt: Items[int]) -> int | None:
+        """Return the token whose text an answer continues; the answer in a chat is a text of its own."""
+        if request.is_chat or request.literals is not None:
+            return None
+        return next((token for token in reversed(prompt) if self._model.detokenizer.is_known(token)), None)
+
+    def _prompt_ids(self, request: Request) -> list[int]:
+        tokenizer = self._model.tokenizer
+        if request.token_ids is not None and request.tokenizer_hash == tokenizer.hash:
+            ids = list(request.token_ids)
+        elif request.text is not None:
+            ids = self._encode(request, request.text)
+        else:
+            raise CannotRun(
+                "model_changed", "the prompt was tokenized for another model and has no text", 409
+            )
+        if not ids or not all(0 <= token < self._model.vocab_size for token in ids):
+            raise CannotRun(
+                "invalid_prompt", "the prompt has no tokens, or ids beyond the model's vocabulary"
+            )
+        return ids
+
+    def _encode(self, request: Request, text: str) -> list[int]:
+        """Tokenize a raw prompt, a rendered chat, or a prompt file's text as a user's message."""
+        tokenizer, context, literals = self._model.tokenizer, self._model.context, request.literals
+        num_tokens = tokenizer.least_tokens(text)
+        if num_tokens >= context.max_tokens:
+            raise CannotRun("context_length_exceeded", context.explain_too_long(num_tokens, is_least=True))
+        if not request.is_chat and literals is None:
+            return tokenizer.encode_raw(text)
+        try:
+            if literals is None:
+                chat = tokenizer.render([{"role": "user", "content": text}])
+                text, literals = chat.text, chat.literals
+            return tokenizer.encode_rendered(text, literals=literals)
+        except MessagesRefused as error:
+            raise CannotRun("invalid_prompt", str(error)) from error

@@ -1,0 +1,337 @@
+"""The scheduler: which rows are stepped next. Pure Python: no MLX, no clock, no files.
+
+New, finished and cancelled sequences go in, microbatches come out. A suspect, which may have brought down an
+earlier ring, steps alone until it has a new token; the others stay in their slots meanwhile. At most
+`max_in_flight` microbatches travel round the ring at once; at most one decode group a table. Ready work is
+served in turn (each table's decode group, one prefill chunk), so that a decode row never waits for more than
+one chunk; only while more prompts than answers are under way, a chunk follows every group."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, replace
+
+from distributed.engine.chunks import (
+    MAX_CHUNK_ROWS,
+    MIN_PACED_TOKENS,
+    ChunkPace,
+    best_fill,
+    could_copy,
+    within_scores,
+)
+from distributed.engine.drafting import Drafter, NoDrafter
+from distributed.engine.sequence import Advance, Drawn, Microbatch, Row, Sequence, Status, arrange, make_row
+from distributed.engine.slots import SlotLimits, SlotTables
+from distributed.ring.frame import PrefixCopy
+
+
+@dataclass(frozen=True)
+class SchedulerLimits:
+    """`max_chunk_tokens` bounds rows x columns of a prefill chunk; `paces_chunks`: less where one is slow.
+
+    `min_paced_tokens` bounds that: a step that reads all experts for a few tokens wastes its time.
+    `max_chunk_scores` bounds rows x columns x context: what attention holds in memory.
+    Up to `max_gathered` open sequences are admitted to one table.
+    """
+
+    max_in_flight: int
+    max_chunk_tokens: int
+    slots: SlotLimits
+    paces_chunks: bool = False
+    min_paced_tokens: int = MIN_PACED_TOKENS
+    max_chunk_scores: int = 1 << 40
+    max_gathered: int = 0
+
+
+class Scheduler:
+    """Turns sequences into microbatches.
+
+    Invariant: every microbatch given out comes back through `postprocess`, in order.
+    """
+
+    def __init__(self, limits: SchedulerLimits, drafter: Drafter | None = None) -> None:
+        """Args: drafter: guesses what comes next; None guesses nothing."""
+        self.limits = limits
+        self._max_ahead = limits.slots.num_tables * limits.max_chunk_tokens  # a chunk for each table
+        self._pace = ChunkPace(limits.min_paced_tokens)
+        self._drafter = drafter or NoDrafter()
+        self.slots = SlotTables(limits.slots)
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.in_flight: deque[Microbatch] = deque()
+        self._num_microbatches = 0
+        self._prefill_served = 0
+        self._decode_served = [0] * limits.slots.num_tables
+        self.num_preemptions = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running or self.in_flight)
+
+    @property
+    def num_open(self) -> int:
+        """Sequences taken in and not finished."""
+        return len(self.waiting) + len(self.running)
+
+    @property
+    def num_free(self) -> int:
+        """How many more the tables have rows for; others would only wait here instead of in the spool."""
+        return self.limits.slots.num_tables * self.limits.slots.max_rows - self.num_open
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def finish(self, sequence: Sequence) -> None:
+        """End a sequence at this step boundary; rows of it that are still in flight come back unused."""
+        if sequence.status is Status.WAITING:
+            self.waiting.remove(sequence)
+        elif sequence.status is Status.RUNNING:
+            self.running.remove(sequence)
+            self.slots.release(sequence)
+        self._drafter.forget(sequence)
+        sequence.status = Status.FINISHED
+
+    def schedule(self) -> Microbatch | None:
+        """Return the next microbatch, or None if the ring is full or nothing is ready."""
+        self._make_room()
+        self._admit()
+        if len(self.in_flight) >= self.limits.max_in_flight:
+            return None
+        rows, copies, is_prefill = self._next_rows()
+        if not rows:
+            return None
+        return self._launch(rows, copies, is_prefill)
+
+    def postprocess(self, microbatch: Microbatch, drawn: Mapping[Sequence, Drawn]) -> list[Advance]:
+        """Take back the oldest microbatch with its draws; return which sequences got which tokens.
+
+        A sequence that finished while the microbatch was in flight gets none.
+
+        Args:
+            drawn: for each row that wants tokens, one after its last known token and one after each guess;
+                None where the numbers are not finite.
+        """
+        assert self.in_flight and self.in_flight[0] is microbatch, "microbatches come back in order"
+        self.in_flight.popleft()
+        advanced = []
+        for row in microbatch.rows:
+            sequence = row.sequence
+            if sequence is None or not row.is_wanted:
+                continue
+            sequence.num_cached_tokens = row.offset + row.num_known
+            advance = self._advance(sequence, row, drawn[sequence]) if sequence in drawn else None
+            if advance is not None:
+                advanced.append(advance)
+        return advanced
+
+    def _advance(self, sequence: Sequence, row: Row, drawn: Drawn) -> Advance | None:
+        """Take in a row's draws, up to the first that differs from its guess."""
+        accepted = row.accept(drawn)
+        new = sequence.extend([token for token in accepted if token is not None])
+        is_finite = None not in accepted or sequence.ended_by is not None
+        if row.num_drafts:
+            # The KV of the guesses that held is there already; the others are written over.
+            sequence.num_cached_tokens = row.offset + row.num_known + len(new) - 1
+            sequence.num_scheduled_tokens = sequence.num_cached_tokens
+            self._drafter.learn(sequence, row.num_drafts, len(accepted) - 1)
+        self.slots.note_proof(sequence, row, drawn)
+        if not is_finite and self._can_be_innocent(sequence, row):
+            return Advance(sequence, new) if new else None
+        return Advance(sequence, new, is_finite)
+
+    def _can_be_innocent(self, sequence: Sequence, row: Row) -> bool:
+        """Whether numbers that are not finite may have come from elsewhere; then try again without that.
+
+        A masked 0 times NaN is NaN: a guess spoils the tokens before it, and a prompt that is read beside
+        what it was copied from has copied what that one's later tokens spoiled.
+        """
+        if sequence.is_careful or not (row.num_drafts or sequence.is_on_trust):
+            return False
+        sequence.is_careful = True
+        if not row.num_drafts:
+            self._put_back(sequence)
+        return True
+
+    def note_cost(self, microbatch: Microbatch, stages_us: Items[float]) -> None:
+        """Take in how long each stage worked on a microbatch: guesses and chunks are weighed by it."""
+        num_tokens = len(microbatch.rows) * microbatch.num_tokens
+        if microbatch.is_prefill:
+            self._pace.note(num_tokens, max(stages_us))
+        else:
+            self._drafter.note_cost(num_tokens, sum(stages_us))
+
+    def _make_room(self) -> None:
+        """Have room for what running rows are to write next; where there is none, put the youngest back.
+
+        The oldest is never put back, and alone it fits, so all come to their end in turn.
+        """
+        for sequence in list(self._runnable()):
+            while sequence.is_running and not self.slots.extend(sequence):
+                assert len(self.running) > 1, "a row that is alone has no room"
+                # A suspect stays: the spool says that it runs alone.
+                others = (each for each in self.running[::-1] if each is not sequence or not each.is_suspect)
+                self._put_back(next(others))
+                self.num_preemptions += 1
+
+    def _put_back(self, sequence: Sequence) -> None:
+        """Let a running sequence wait again, before all others; its KV is lost, its tokens are not."""
+        self.running.remove(sequence)
+        self.slots.release(sequence, keeps=False)
+        sequence.begin_at(0)
+        sequence.status = Status.WAITING
+        sequence.num_preemptions += 1
+        self.waiting.appendleft(sequence)
+
+    def _admit(self) -> None:
+        """Move waiting sequences into slots, first come first served, as far as the budget goes.
+
+        Not before their prompts are due: the later a table is chosen, the more is known of how many rows
+        there will be, and of what can be copied.
+        """
+        if not self.waiting:
+            return
+        is_gathered = self.num_open <= self.limits.max_gathered
+        num_ahead = sum(
+            sequence.num_unscheduled_tokens for sequence in self.running if sequence.is_prefilling
+        )
+        while (
+            self.waiting
+            and num_ahead < self._max_ahead
+            and self.slots.admit(self.waiting[0], is_gathered=is_gathered)
+        ):
+            sequence = self.waiting.popleft()
+            sequence.status = Status.RUNNING
+            self.running.append(sequence)
+            num_ahead += sequence.num_unscheduled_tokens
+
+    def _next_rows(self) -> tuple[list[Row], list[PrefixCopy], bool]:
+        """Return the rows of whatever is ready and was served longest ago, and whether they are a chunk."""
+        runnable = self._runnable()
+        prefilling = [sequence for sequence in runnable if sequence.is_prefilling]
+        decoding = self._decoding_by_table(runnable)
+        table = min(decoding, key=self._decode_served.__getitem__, default=None)
+        if prefilling and (table is None or self._is_chunks_turn(table, len(prefilling))):
+            return (*self._chunk_rows(prefilling), True)
+        if table is None:
+            return [], [], False
+        return self._with_drafts(decoding[table]), [], False
+
+    def _is_chunks_turn(self, table: int, num_prefilling: int) -> bool:
+        """Whether a chunk goes before the decode group of `table`, which was served longest ago.
+
+        A chunk comes once in a round of the groups; after every group while more prompts than answers are
+        under way, as the groups are nearly empty then.
+        """
+        is_rush = num_prefilling + len(self.waiting) > len(self.running) - num_prefilling
+        return (
+            self._num_microbatches > self._prefill_served
+            if is_rush
+            else (self._prefill_served < self._decode_served[table])
+        )
+
+    def _with_drafts(self, rows: list[Row]) -> list[Row]:
+        """Let the drafter guess on where that is likely to gain."""
+        sequences = [row.sequence for row in rows if row.sequence is not None]
+        drafted = []
+        for row, sequence, guess in zip(rows, sequences, self._drafter.propose(sequences), strict=True):
+            room = 0 if sequence.is_careful else self.slots.tables[sequence.table].num_tokens - row.end
+            fitting = guess[:room]
+            drafted.append(replace(row, token_ids=row.token_ids + fitting, num_drafts=len(fitting)))
+        return drafted
+
+    def _runnable(self) -> list[Sequence]:
+        """Return who may step now: all that run, or one suspect when nobody else's rows are in flight."""
+        suspect = next((sequence for sequence in self.running if sequence.is_suspect), None)
+        if suspect is None:
+            return self.running
+        is_alone = all(microbatch.sequences == [suspect] for microbatch in self.in_flight)
+        return [suspect] if is_alone else []
+
+    def _decoding_by_table(self, runnable: list[Sequence]) -> dict[int, list[Row]]:
+        """Return the rows that are ready, of the tables that have no decode group in flight."""
+        busy = {microbatch.table for microbatch in self.in_flight if not microbatch.is_prefill}
+        rows: dict[int, list[Row]] = {}
+        for sequence in runnable:
+            if sequence.table not in busy and sequence.is_decoding:
+                rows.setdefault(sequence.table, []).append(make_row(sequence, 1))
+        return rows
+
+    def _chunk_rows(self, prefilling: list[Sequence]) -> tuple[list[Row], list[PrefixCopy]]:
+        """Return one chunk: the oldest prompts of the oldest one's table, as many as fill it best.
+
+        A prompt that begins as another row does copies that row's KV and steps only the rest.
+        """
+        candidates = self._candidates(prefilling)
+        budget = self.limits.max_chunk_tokens
+        if self.limits.paces_chunks and len(prefilling) < len(self.running):
+            budget = self._pace.budget(budget)
+        context = max(len(each.token_ids) - left + min(left, budget) for each, _, left in candidates)
+        budget = within_scores(budget, context, self.limits.max_chunk_scores)
+        num_rows, width = best_fill([left for _, _, left in candidates], budget)
+        rows, copies = [], []
+        for sequence, copy, num_left in candidates[:num_rows]:
+            if copy is not None:
+                copies.append(copy)
+                source = self.slots.tables[copy.from_table].slots[copy.from_slot].sequence
+                sequence.is_on_trust = source is not None and copy.num_tokens > source.num_proven_tokens
+                sequence.num_reused_tokens = sequence.num_stepped_tokens = copy.num_tokens
+                sequence.num_scheduled_tokens = sequence.num_cached_tokens = copy.num_tokens
+            rows.append(make_row(sequence, min(num_left, width)))
+        return rows, copies
+
+    def _candidates(self, prefilling: list[Sequence]) -> list[tuple[Sequence, PrefixCopy | None, int]]:
+        """Return who may be in the next chunk: sequence, the copy it begins with, tokens left to step.
+
+        A prompt that begins as one before it in the chunk waits for the next chunk, to copy then.
+        """
+        found: list[tuple[Sequence, PrefixCopy | None, int]] = []
+        for sequence in prefilling:
+            if sequence.table != prefilling[0].table:
+                continue
+            copy = self._find_copy(sequence)
+            num_done = copy.num_tokens if copy else sequence.num_scheduled_tokens
+            if not sequence.is_careful and any(
+                could_copy(sequence, other, num_done) for other, _, _ in found
+            ):
+                continue
+            found.append((sequence, copy, len(sequence.token_ids) - num_done))
+            if len(found) == MAX_CHUNK_ROWS:
+                break
+        return found
+
+    def _find_copy(self, sequence: Sequence) -> PrefixCopy | None:
+        """Return a copy that saves tokens of a prompt of which nothing was stepped yet."""
+        is_new = sequence.num_scheduled_tokens == sequence.num_reused_tokens
+        return self.slots.prefix_cache.find_copy(sequence) if is_new and not sequence.is_careful else None
+
+    def _launch(self, rows: list[Row], copies: list[PrefixCopy], is_prefill: bool) -> Microbatch:
+        self._num_microbatches += 1
+        number = rows[0].sequence.table if rows[0].sequence else 0
+        if is_prefill:
+            self._prefill_served = self._num_microbatches
+        else:
+            self._decode_served[number] = self._num_microbatches
+        wants_logits = False
+        for row in rows:
+            assert row.sequence is not None
+            row.sequence.num_scheduled_tokens += row.num_known
+            row.sequence.num_stepped_tokens = max(row.sequence.num_stepped_tokens, row.end)
+            wants_logits = wants_logits or row.sequence.num_unscheduled_tokens == 0
+        stepped = {row.sequence for row in rows}
+        resizes, clears = self.slots.take_orders(number, [row.slot for row in rows])
+        microbatch = Microbatch(
+            number=self._num_microbatches,
+            table=number,
+            rows=arrange(rows, fills_holes=not is_prefill),
+            wants_logits=wants_logits,
+            is_prefill=is_prefill,
+            copies=tuple(copies),
+            resizes=resizes,
+            clears=clears,
+            is_alone=not self.in_flight
+            and all(sequence in stepped and not sequence.num_unscheduled_tokens for sequence in self.running),
+        )
+        self.in_flight.append(microbatch)
+        return microbatch

@@ -1,0 +1,298 @@
+"""Who gets which slot of which KV table, under one budget of tokens. Pure Python: no MLX, no clock.
+
+A table has room for what its rows hold and one step of growth, not for the longest answers there could be.
+Its size is decided here and told to the stages (Resize), so that what is accounted for is what they hold.
+
+A request that begins with most of a kept slot's tokens takes that slot and prefills only the rest, which
+copies nothing (see prefix_cache.py). Rank 0 alone decides, so ranks cannot disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+from distributed.engine.prefix_cache import PrefixCache
+from distributed.engine.sequence import Drawn, Row, Sequence, Slot, Table
+from distributed.planning.kv_sizes import most_tokens, next_tokens, round_rows, round_tokens
+from distributed.ring.frame import Clear, Resize
+
+# A match that is longer by so much is taken over where it lies, whatever table that is; KV of fewer tokens is
+# copied.
+MIN_FOLLOWED_TOKENS = 64
+# Where less of a slot's kept tokens matches, as of two chats with one system prompt, the beginning is copied
+# and the slot stays, if there is another one.
+TAKEN_SHARE = 0.5
+# Who was put back runs again when each row has room for so much more: reading it again has to be worth it.
+SLACK_TOKENS, SLACK_SHARE = 512, 0.125
+
+
+@dataclass(frozen=True)
+class SlotLimits:
+    """What the tables may hold: `max_kv_tokens` with padding, of them `max_kept_tokens` kept for reuse."""
+
+    num_tables: int
+    max_rows: int
+    max_kv_tokens: int
+    max_kept_tokens: int
+
+
+class SlotTables:
+    """The KV tables of the ring as rank 0 accounts for them.
+
+    Invariant: the tables never have room for more than `max_kv_tokens` tokens, and running rows have room for
+    theirs."""
+
+    def __init__(self, limits: SlotLimits) -> None:
+        self.limits = limits
+        self.tables = [Table() for _ in range(limits.num_tables)]
+        self.prefix_cache = PrefixCache(self.tables, limits.max_kept_tokens)
+        # Not told yet, in the order in which they count, and whether one only adds rows or tokens.
+        self._resizes: list[tuple[Resize, bool]] = []
+        self._num_changes = 0  # after which more may fit
+        self._refused: tuple[Sequence, int] | None = None
+
+    @property
+    def num_kv_tokens(self) -> int:
+        """Tokens the tables hold memory for, padding included."""
+        return sum(table.num_rows * table.num_tokens for table in self.tables)
+
+    @property
+    def max_row_tokens(self) -> int:
+        """The most tokens, prompt and answer, that a row alone may have; longer ones never run."""
+        return most_tokens(1, self.limits.max_kv_tokens)
+
+    def admit(self, sequence: Sequence, *, is_gathered: bool = False) -> bool:
+        """Give the sequence a slot, reusing kept KV where it matches; return False if nothing fits now.
+
+        Args:
+            is_gathered: in the table with the most rows, where it fits there; else rows are spread evenly.
+        """
+        if self._refused == (sequence, self._num_changes):
+            return False  # nothing was given back since, and rows only grow
+        order = self._by_preference(sequence, is_gathered=is_gathered)
+        place = (
+            self._find_reusable(sequence, order, TAKEN_SHARE)
+            or self._find_free(sequence, order)
+            or self._find_reusable(sequence, order, 0.0)
+        )
+        if place is None and self._could_fit(sequence):
+            for number in self._by_waste():
+                self._tighten(number)
+                place = self._find_free(sequence, order)
+                if place is not None:
+                    break
+        if place is None:
+            self._refused = (sequence, self._num_changes)
+            return False
+        number, index, num_matching = place
+        self._seat(sequence, number, index)
+        sequence.begin_at(num_matching)
+        return True
+
+    def extend(self, sequence: Sequence) -> bool:
+        """Have room for all tokens of a running sequence, and where it is free for a step more.
+
+        Kept tokens give way to it; False: only a running row could.
+        """
+        if len(sequence.token_ids) <= self.tables[sequence.table].num_tokens:
+            return True
+        if self._grow(sequence, _wish(sequence)) or self._grow(sequence, len(sequence.token_ids)):
+            return True
+        for number in self._by_waste():
+            self._tighten(number)
+            if self._grow(sequence, len(sequence.token_ids)):
+                return True
+        return False
+
+    def take_orders(self, number: int, slots: Items[int]) -> tuple[tuple[Resize, ...], tuple[Clear, ...]]:
+        """Return what stages are to do before a frame with these rows of a table; once."""
+        resizes, self._resizes = tuple(order for order, _ in self._resizes), []
+        clears = []
+        for index in slots:
+            slot = self.tables[number].slots[index]
+            if slot.dirty:
+                clears.append(Clear(index, slot.dirty.start, slot.dirty.stop))
+                slot.dirty = range(0)
+        return resizes, tuple(clears)
+
+    def note_proof(self, sequence: Sequence, row: Row, drawn: Drawn) -> None:
+        """Take in which draws were finite: one proves all numbers before it, as any other would have spread.
+
+        Args:
+            drawn: the row's draws; None: not finite.
+        """
+        num_finite = next((i for i, token in enumerate(drawn) if token is None), len(drawn))
+        end = row.offset + row.num_known + num_finite - 1
+        if num_finite:
+            sequence.num_proven_tokens = min(end, sequence.num_cached_tokens)
+        if num_finite == len(drawn):
+            sequence.num_stepped_tokens = sequence.num_proven_tokens
+        else:
+            self.tables[sequence.table].slots[sequence.slot].soil(end, row.end)
+
+    def release(self, sequence: Sequence, *, keeps: bool = True) -> None:
+        """Take the slot back; what is known to be finite stays for reuse, from the beginning on."""
+        slot = self.tables[sequence.table].slots[sequence.slot]
+        assert slot.sequence is sequence
+        slot.sequence = None
+        slot.soil(sequence.num_proven_tokens, sequence.num_stepped_tokens)
+        slot.owner = sequence.owner
+        self.prefix_cache.keep(slot, sequence.token_ids[: sequence.num_proven_tokens if keeps else 0])
+        self._num_changes += 1
+
+    def _by_preference(self, sequence: Sequence, *, is_gathered: bool) -> list[int]:
+        """The tables by running rows, the most or the fewest first; then where rows are of like length."""
+        sign, wish = -1 if is_gathered else 1, _wish(sequence)
+
+        def load(number: int) -> tuple[int, int]:
+            table = self.tables[number]
+            return sign * table.num_running, abs(table.num_tokens - wish)
+
+        return sorted(range(len(self.tables)), key=load)
+
+    def _find_reusable(
+        self, sequence: Sequence, order: Items[int], min_share: float
+    ) -> tuple[int, int, int] | None:
+        """Return (table, slot, matching tokens) of the longest match that fits, or None.
+
+        Only slots of whose kept tokens at least `min_share` match: the others would lose the rest. One in a
+        table with other rows than the first of `order` has to match more tokens: less would be copied.
+        """
+        num_rows = self.tables[order[0]].num_running
+        best, best_worth = None, 0
+        for match in self.prefix_cache.matches(sequence):
+            is_even = self.tables[match.table].num_running == num_rows
+            worth = match.num_tokens - (0 if is_even else MIN_FOLLOWED_TOKENS)
+            if (
+                worth > best_worth
+                and match.share >= min_share
+                and self._fits(match.table, match.slot, sequence)
+            ):
+                best, best_worth = (match.table, match.slot, match.num_tokens), worth
+        return best
+
+    def _find_free(self, sequence: Sequence, order: Items[int]) -> tuple[int, int, int] | None:
+        """Return (table, slot, 0) in the first table of `order` that has room, or None."""
+        for number in order:
+            index = self._free_slot(self.tables[number])
+            if index is not None and self._fits(number, index, sequence):
+                return number, index, 0
+        return None
+
+    def _free_slot(self, table: Table) -> int | None:
+        """Return the lowest empty slot, else a new one, else the slot whose kept tokens are oldest."""
+        free = [i for i, slot in enumerate(table.slots) if slot.sequence is None]
+        empty = [i for i in free if not table.slots[i].kept_token_ids]
+        if empty:
+            return empty[0]
+        if len(table.slots) < self.limits.max_rows:
+            return len(table.slots)
+        return min(free, key=lambda i: table.slots[i].last_used) if free else None
+
+    def _fits(self, number: int, index: int, sequence: Sequence) -> bool:
+        if self._room(number, index + 1, _wish(sequence)) is None:
+            return False
+        return not sequence.num_preemptions or self._has_slack(number, index + 1, sequence)
+
+    def _room(self, number: int, num_rows: int, num_tokens: int) -> tuple[int, int] | None:
+        """Return the size that a table would take to have room for so much; None: the budget has not."""
+        table = self.tables[number]
+        others = self.num_kv_tokens - table.num_rows * table.num_tokens
+        tokens = max(table.num_tokens, round_tokens(num_tokens))
+        for wanted in (min(round_rows(num_rows), self.limits.max_rows), num_rows):
+            rows = max(table.num_rows, wanted)
+            if others + rows * tokens <= self.limits.max_kv_tokens:
+                return rows, tokens
+        return None
+
+    def _has_slack(self, number: int, num_rows: int, sequence: Sequence) -> bool:
+        """Tell whether all rows could grow for a good while with the sequence among them."""
+        total = 0
+        for other, table in enumerate(self.tables):
+            running = [*table.running, sequence] if other == number else table.running
+            rows = max(table.num_rows, num_rows) if other == number else table.num_rows
+            total += rows * max([table.num_tokens, *(round_tokens(_with_slack(each)) for each in running)])
+        return total <= self.limits.max_kv_tokens
+
+    def _grow(self, sequence: Sequence, num_tokens: int) -> bool:
+        table = self.tables[sequence.table]
+        shape = self._room(sequence.table, table.num_rows, num_tokens)
+        if shape is None:
+            return False
+        self._resize(sequence.table, *shape)
+        return True
+
+    def _could_fit(self, sequence: Sequence) -> bool:
+        """Tell whether a sequence would get a row if all tables were tight."""
+        wish = _with_slack if sequence.num_preemptions else _wish
+        sizes = [
+            (table.num_running, max((round_tokens(wish(each)) for each in table.running), default=0))
+            for table in self.tables
+        ]
+        total = sum(rows * tokens for rows, tokens in sizes)
+        own = round_tokens(wish(sequence))
+        return any(
+            rows < self.limits.max_rows
+            and total - rows * tokens + (rows + 1) * max(tokens, own) <= self.limits.max_kv_tokens
+            for rows, tokens in sizes
+        )
+
+    def _tight(self, table: Table) -> tuple[int, int]:
+        """Return the size that a table's running rows need."""
+        wish = max((round_tokens(_wish(sequence)) for sequence in table.running), default=0)
+        return table.num_running, min(table.num_tokens, wish)
+
+    def _by_waste(self) -> list[int]:
+        """The tables that have more than their rows need: those where nothing runs, then by how much."""
+        wastes = []
+        for number, table in enumerate(self.tables):
+            rows, tokens = self._tight(table)
+            waste = table.num_rows * table.num_tokens - rows * tokens
+            if waste:
+                wastes.append((rows > 0, -waste, number))
+        return [number for _, _, number in sorted(wastes)]
+
+    def _tighten(self, number: int) -> None:
+        """Drop kept tokens and empty rows of a table, and the end that no row comes to soon."""
+        table = self.tables[number]
+        self._num_changes += 1
+        rows, tokens = self._tight(table)
+        left = tuple(index for index, slot in enumerate(table.slots) if slot.sequence is not None)
+        table.slots = [table.slots[index] for index in left]
+        for index, sequence in enumerate(table.running):
+            sequence.slot = index
+        self._resize(number, rows, tokens, () if left == tuple(range(rows)) else left)
+
+    def _resize(self, number: int, num_rows: int, num_tokens: int, slots: tuple[int, ...] = ()) -> None:
+        table = self.tables[number]
+        if not slots and (table.num_rows, table.num_tokens) == (num_rows, num_tokens):
+            return
+        order = Resize(number, num_rows, num_tokens, slots)
+        only_grows = not slots and num_rows >= table.num_rows and num_tokens >= table.num_tokens
+        earlier = [i for i, (each, _) in enumerate(self._resizes) if each.table == number]
+        if only_grows and earlier and self._resizes[earlier[-1]][1]:
+            del self._resizes[earlier[-1]]  # one copy of the table instead of two
+        self._resizes.append((order, only_grows))
+        table.num_rows, table.num_tokens = num_rows, num_tokens
+
+    def _seat(self, sequence: Sequence, number: int, index: int) -> None:
+        table = self.tables[number]
+        shape = self._room(number, index + 1, _wish(sequence))
+        assert shape is not None, "a seat without room"
+        self._resize(number, *shape)
+        if index == len(table.slots):
+            table.slots.append(Slot())
+        slot = table.slots[index]
+        slot.sequence, slot.kept_token_ids, slot.owner = sequence, (), sequence.owner
+        sequence.table, sequence.slot = number, index
+
+
+def _wish(sequence: Sequence) -> int:
+    """Tokens that a row should have room for: what it holds and a step of growth, at most its longest end."""
+    return min(next_tokens(len(sequence.token_ids)), sequence.max_total_tokens)
+
+
+def _with_slack(sequence: Sequence) -> int:
+    num_tokens = len(sequence.token_ids)
+    slack = max(SLACK_TOKENS, int(SLACK_SHARE * num_tokens))
+    return min(num_tokens + slack, sequence.max_total_tokens)

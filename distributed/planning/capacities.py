@@ -1,0 +1,74 @@
+"""What hosts can take and what a plan needs there, as data: memory, speed, and the reserve for KV. No MLX."""
+
+from dataclasses import dataclass
+
+from config import Settings
+from config.context_length import MOST_AUTO_TOKENS
+from distributed.planning.kv_sizes import padded_tokens
+from distributed.planning.model_shape import ModelShape
+
+MIB = 1 << 20
+# Beside weights and KV: interpreter, MLX and activations, twice what ranks were seen to take.
+RANK_BYTES = 512 * MIB
+
+
+@dataclass(frozen=True)
+class HostCapacity:
+    """What a host can take.
+
+    Args:
+        memory_bytes: for weights and KV of all its ranks together; None: no limit.
+        speed: of each of its ranks, in a unit common to all hosts.
+    """
+
+    name: str = "this machine"
+    num_ranks: int = 1
+    memory_bytes: int | None = None
+    speed: float = 1.0
+
+
+@dataclass(frozen=True)
+class KVReserve:
+    """Memory for KV: `reserve_bytes` on the rank that takes most a token, for at most `max_tokens` tokens."""
+
+    reserve_bytes: int = 0
+    max_tokens: int | None = None
+
+    def num_tokens(self, shape: ModelShape, most_layers: int) -> int:
+        """Return the tokens there is room for, where the largest stage has `most_layers`."""
+        tokens = self.reserve_bytes // max(1, most_layers * shape.kv_bytes_per_token)
+        return tokens if self.max_tokens is None else min(tokens, self.max_tokens)
+
+    def layer_bytes(self, shape: ModelShape, most_layers: int) -> int:
+        """Return the bytes of KV of one layer, where the largest stage has `most_layers`."""
+        return self.num_tokens(shape, most_layers) * shape.kv_bytes_per_token
+
+
+@dataclass(frozen=True)
+class HostNeed:
+    """What a host has and what a plan needs there, in bytes."""
+
+    name: str
+    has_bytes: int | None
+    weights_bytes: int
+    kv_bytes: int
+
+    @property
+    def needs_bytes(self) -> int:
+        return self.weights_bytes + self.kv_bytes
+
+    @property
+    def fits(self) -> bool:
+        return self.has_bytes is None or self.needs_bytes <= self.has_bytes
+
+
+NO_KV = KVReserve()
+
+
+def make_reserve(settings: Settings, ring_size: int) -> KVReserve:
+    """Return the memory for KV: what is set, and no more tokens than the tables can ever hold."""
+    num_tables = ring_size if settings.microbatches == "auto" else int(settings.microbatches)
+    longest = settings.max_sequence_length
+    longest = MOST_AUTO_TOKENS if longest == "auto" else longest
+    most = num_tables * padded_tokens(settings.max_rows_per_microbatch, longest)
+    return KVReserve(settings.kv_cache_reserved_memory_mb * MIB, most)

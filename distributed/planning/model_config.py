@@ -1,0 +1,317 @@
+"""Turns a config.json as it is found into the one form that the served model classes read, or refuses it.
+
+Transformers 4 and 5, mlx-lm and hand-written files spell the same model differently; a class of mlx-lm takes
+its own default in silence for what it does not find. So every reader of a config gets it from here:
+
+    model_type         a type that mlx-lm has a class for (mistral runs as llama)
+    rope_theta         a number, and rope_scaling a dict or None (rope_config.py); ministral3: rope_parameters
+    num_key_value_heads, head_dim, num_experts: numbers, never absent where a type has them
+    quantization       MLX's own packing or absent
+    tie_word_embeddings   true, false, or absent: then the weights tell (checkpoint.is_tied)
+
+A key that changes numbers and that the served class does not follow is refused by name. Knows nothing of MLX
+and of weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from distributed.planning.config_types import BadValue, check_types
+from distributed.planning.families import FAMILIES, SERVED_TYPES, WRAPPERS, Family
+from distributed.planning.model_errors import BadCheckpoint, UnsupportedModel
+from distributed.planning.rope_config import normalise_rope
+
+SIMULATED_TYPE = "simulated"  # distributed/backends/simulated.py: waits in the place of a model
+NEEDED_KEYS = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads")
+LATENT_KEYS = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+TOPK_METHODS = ("greedy", "group_limited_greedy")
+QUANTIZATION_MODES = {
+    "affine": ((32, 64, 128), (2, 3, 4, 5, 6, 8)),
+    "mxfp4": ((32,), (4,)),
+    "mxfp8": ((32,), (8,)),
+    "nvfp4": ((16,), (4,)),
+}
+_FOREIGN_PACKINGS = ("quantization_config", "compression_config")
+# Words in the name of a key that speak of numbers, and of keys that never do although they hold such a word.
+_NUMBER_WORDS = re.compile(
+    r"scal|factor|multiplier|rope|rotary|softcap|capping|window|sliding|alibi|bias|norm|(^|_)act(_|$)|activation|"
+    r"temper|logit|resid|attn|attention|rout|gat(e|ing)(_|$)|top_?k|scoring|mask|position|sink|clip|parallel|"
+    r"interleave|causal|quantize|kv_shared|(^|_)mup"
+)
+_HARMLESS_WORDS = re.compile(
+    r"dropout|pdrop|drop_?prob|(^|_)loss|jitter|flash|implementation|token_id|logits_to_keep|_range$|^output_|"
+    r"^transformers"
+)
+_UNITY_WORDS = re.compile(r"scal|factor|multiplier|temper")
+
+
+def normalise_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the config in the form that the served classes read.
+
+    Args:
+        where: the file, for what is refused.
+
+    Raises:
+        BadCheckpoint: a key is missing, of another type, or contradicts another one.
+        UnsupportedModel: the model type, or a key that the served class does not follow.
+    """
+    try:
+        check_types(raw)
+        raw = _take_text_config(raw)
+        family = _find_family(raw)
+        if family is None:
+            return dict(raw)
+        config = _with_defaults(raw, family)
+        _join_expert_counts(config, family)
+        _check_experts(config)
+        _check_heads(config)
+        _check_window(config, family)
+        _take_quantization(config)
+        _check_keys(config, family)
+        normalise_rope(config, family)
+    except BadValue as error:
+        raise BadCheckpoint(f"{where}: {error}") from None
+    except UnsupportedModel as error:
+        raise UnsupportedModel(f"{where}: {error}") from None
+    config["model_type"] = family.runs_as
+    return config
+
+
+def tensor_name(stored: str) -> str:
+    """Return the name of a tensor in the model of text: models with a text_config put a prefix before it."""
+    if stored.startswith("model.language_model."):
+        return f"model.{stored.removeprefix('model.language_model.')}"
+    return stored.removeprefix("language_model.")
+
+
+def _take_text_config(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of the text model in a model that also sees; what packs its weights stands outside."""
+    inner = raw.get("text_config")
+    if raw.get("model_type") not in WRAPPERS or not inner:
+        return raw
+    check_types(inner)
+    if inner.get("model_type") not in FAMILIES:
+        return raw
+    config = dict(inner)
+    for key in ("quantization", *_FOREIGN_PACKINGS):
+        if raw.get(key):
+            config[key] = raw[key]
+    config.pop("tie_word_embeddings", None)  # said inside and outside, not always the same: the weights tell
+    return config
+
+
+def _find_family(raw: Mapping[str, Any]) -> Family | None:
+    """The record of the model type; None for simulated models."""
+    if raw.get("model_type") is None:
+        raise BadValue("there is no model_type: this is not a model that transformers or mlx-lm know")
+    model_type = raw["model_type"]
+    if model_type == SIMULATED_TYPE:
+        return None
+    if raw.get("model_file"):
+        raise UnsupportedModel(
+            f"model_file = {raw['model_file']!r}: the model brings its own code, which is never run"
+        )
+    if model_type not in FAMILIES:
+        inner = _inner_type(raw)
+        holds = f" (its text_config is of type {inner!r})" if inner else ""
+        raise UnsupportedModel(
+            f"model type {model_type!r}{holds} is not served; served are {', '.join(SERVED_TYPES)}"
+        )
+    if raw.get("text_config"):
+        raise UnsupportedModel(f"a text_config within a model of type {model_type!r} is not served")
+    for key in NEEDED_KEYS:
+        if raw.get(key) is None:
+            raise BadValue(f"there is no {key}")
+    return FAMILIES[model_type]
+
+
+def _inner_type(raw: Mapping[str, Any]) -> Any:
+    """The model type that a text_config names, as models that also see or hear have it."""
+    return (raw.get("text_config") or {}).get("model_type")
+
+
+def _with_defaults(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """The config with what absent keys mean; a null head count or head size follows from the others."""
+    config = dict(raw)
+    for key, value in family.defaults.items():
+        if key not in config:
+            config[key] = value
+        elif config[key] is None and key != "sliding_window":
+            config.pop(key)
+            if key not in ("num_key_value_heads", "head_dim"):
+                config[key] = value
+    if config.get("tie_word_embeddings") is None:
+        config.pop("tie_word_embeddings", None)
+    if "num_key_value_heads" in family.honoured and config.get("num_key_value_heads") is None:
+        config["num_key_value_heads"] = config["num_attention_heads"]
+    return config
+
+
+def _join_expert_counts(config: dict[str, Any], family: Family) -> None:
+    """Keep the number of routed experts under the name that the class reads."""
+    name = next((key for key in ("num_experts", "n_routed_experts") if key in family.honoured), None)
+    if name is None:
+        return
+    is_default = config.get(name) == family.defaults.get(name)
+    for other in ("num_local_experts", "num_experts", "n_routed_experts"):
+        if other == name or config.get(other) is None:
+            continue
+        count = config.pop(other)
+        if not is_default and config.get(name) not in (None, count):
+            raise BadValue(f"{name} = {config[name]} and {other} = {count} contradict each other")
+        config[name] = count
+    for key in (name, "n_shared_experts"):
+        if config.get(key) == 0 and name == "n_routed_experts":
+            config[key] = None  # mlx_lm 0.32.2 deepseek_v2: None is none, 0 is a layer of width 0
+
+
+def _check_experts(config: dict[str, Any]) -> None:
+    count = config.get("num_experts") or config.get("n_routed_experts")
+    if not count:
+        return
+    if config.get("num_experts_per_tok") is None:
+        raise BadValue(f"there is no num_experts_per_tok, but there are {count} experts")
+    if config["num_experts_per_tok"] > count:
+        raise BadValue(
+            f"num_experts_per_tok = {config['num_experts_per_tok']}, but there are {count} experts"
+        )
+    method = config.get("topk_method")
+    if method is None:
+        return
+    if method not in TOPK_METHODS:
+        raise UnsupportedModel(
+            f"topk_method = {method!r} is not served; served are {', '.join(TOPK_METHODS)}"
+        )
+    if method == "group_limited_greedy":
+        groups, chosen = config.get("n_group"), config.get("topk_group")
+        if not groups or not chosen or count % groups or chosen > groups:
+            raise BadValue(
+                f"topk_method = {method!r} needs an n_group that divides {count} experts and a topk_group up "
+                f"to it; here are n_group = {groups}, topk_group = {chosen}"
+            )
+        if groups == chosen:
+            config["topk_method"] = "greedy"  # all groups may be chosen from
+
+
+def _check_heads(config: dict[str, Any]) -> None:
+    """Heads must divide evenly, and a head's pairs of values be whole."""
+    width, num_heads = config["hidden_size"], config["num_attention_heads"]
+    if config["model_type"] == "deepseek_v2":
+        for key in LATENT_KEYS:
+            if config.get(key) is None:
+                raise BadValue(f"there is no {key}")
+        rotated, name = config["qk_rope_head_dim"], "qk_rope_head_dim"
+    else:
+        num_kv_heads = config["num_key_value_heads"]
+        if num_heads % num_kv_heads:
+            raise BadValue(
+                f"num_attention_heads = {num_heads} is no multiple of num_key_value_heads = {num_kv_heads}"
+            )
+        if config.get("head_dim") is None:
+            if width % num_heads:
+                raise BadValue(f"hidden_size = {width} is no multiple of num_attention_heads = {num_heads}")
+            config["head_dim"] = width // num_heads
+        rotated, name = config["head_dim"], "head_dim"
+        if config["model_type"] == "qwen2" and rotated * num_heads != width:
+            raise UnsupportedModel(
+                f"head_dim = {rotated} is not served; qwen2 is with hidden_size / num_attention_heads = "
+                f"{width} / {num_heads}"
+            )
+    if rotated % 2:
+        raise BadValue(f"{name} = {rotated} is odd: rotary embedding turns pairs of values")
+
+
+def _check_window(config: dict[str, Any], family: Family) -> None:
+    """Refuse layers that see a window of the context only; drop the keys where none does."""
+    types = config.get("layer_types") or []
+    if len(types) not in (0, config["num_hidden_layers"]):
+        raise BadValue(
+            f"layer_types names {len(types)} layers, num_hidden_layers is {config['num_hidden_layers']}"
+        )
+    others = [kind for kind in types if kind != "full_attention"]
+    if others:
+        raise UnsupportedModel(f"layer_types holds {others[0]!r}; only full_attention is served")
+    window = config.get("sliding_window")
+    is_meant = family.window == "always" or (
+        family.window == "switched"
+        and bool(config.get("use_sliding_window"))
+        and not types
+        and config["max_window_layers"] < config["num_hidden_layers"]
+    )
+    if is_meant and window and window < config["max_position_embeddings"]:
+        raise UnsupportedModel(
+            f"sliding_window = {window} is not served; only attention to the whole context is "
+            f"(max_position_embeddings = {config['max_position_embeddings']})"
+        )
+    for key in ("layer_types", "sliding_window", "use_sliding_window", "max_window_layers"):
+        config.pop(key, None)
+
+
+def _check_keys(config: Mapping[str, Any], family: Family) -> None:
+    """Refuse keys that change numbers and that the served class does not follow."""
+    for key, value in config.items():
+        neutral = family.neutral_values(key)
+        if neutral is not None:
+            if value is not None and value not in neutral:
+                allowed = " or ".join(repr(other) for other in neutral)
+                raise UnsupportedModel(
+                    f"{key} = {_shorten(value)} is not served for {config['model_type']}; {allowed} is"
+                )
+        elif not family.is_known(key) and _changes_numbers(key, value):
+            raise UnsupportedModel(
+                f"{key} = {_shorten(value)} is not served: the {config['model_type']} of mlx-lm would ignore "
+                "it, and it looks as if it changed the model's numbers"
+            )
+
+
+def _changes_numbers(key: str, value: Any) -> bool:
+    """Whether a key that nobody knows looks as if it changed numbers, and is not switched off."""
+    if value is None or value is False or value in (0, "", [], {}):
+        return False
+    name = key.lower()
+    if _HARMLESS_WORDS.search(name) or not _NUMBER_WORDS.search(name):
+        return False
+    return not (_UNITY_WORDS.search(name) and value == 1)
+
+
+def _take_quantization(config: dict[str, Any]) -> None:
+    """Keep MLX's own packing under `quantization`; refuse any other one by name."""
+    own = config.get("quantization")
+    foreign = next((config[key] for key in _FOREIGN_PACKINGS if config.get(key)), None)
+    if not own and isinstance(foreign, Mapping) and {"group_size", "bits"} <= foreign.keys():
+        own = foreign if "quant_method" not in foreign else None
+    if not own and foreign:
+        method = foreign.get("quant_method") or foreign.get("quant_algo") or "another program"
+        raise UnsupportedModel(
+            f"weights packed by {method} (quantization_config) are not served; served are plain weights and "
+            "MLX's own packing (quantization), which mlx_lm.convert makes of the plain ones"
+        )
+    for key in ("quantization", *_FOREIGN_PACKINGS):
+        config.pop(key, None)
+    if own:
+        for path, entry in [("quantization", own), *own.items()]:
+            if isinstance(entry, Mapping):
+                _check_packing(path, entry, own)
+        config["quantization"] = {tensor_name(path): entry for path, entry in own.items()}
+
+
+def _check_packing(path: str, entry: Mapping[str, Any], whole: Mapping[str, Any]) -> None:
+    """Check bits and group size of the model's packing, or of one module's."""
+    mode = str(entry.get("mode", whole.get("mode", "affine")))
+    if mode not in QUANTIZATION_MODES:
+        raise UnsupportedModel(
+            f"quantization mode {mode!r} ({path}) is not served; served are {', '.join(QUANTIZATION_MODES)}"
+        )
+    for key, allowed in zip(("group_size", "bits"), QUANTIZATION_MODES[mode], strict=True):
+        value = entry.get(key, None if entry is whole else whole.get(key))
+        if isinstance(value, bool) or value not in allowed:
+            numbers = ", ".join(str(number) for number in allowed)
+            raise BadValue(f"{key} = {value!r} of {path} is not one of {numbers} (mode {mode})")
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

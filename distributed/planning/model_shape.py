@@ -1,0 +1,192 @@
+"""A model's sizes and costs, layer by layer, from its config and the headers of its weights. No MLX, no
+weights.
+
+Cost is the bytes of weights that one token touches: of experts only the active ones, of the embeddings
+nothing, of the head a share. Knows nothing of ranks or hosts: `layer_plan.py` does the splitting.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from distributed.planning.checkpoint import BadCheckpoint, TensorInfo, is_tied, read_config, read_tensors
+from distributed.planning.model_listing import check_config_listed, check_files_listed
+from distributed.planning.stage_files import check_tensors
+
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+_EXPERT = re.compile(r"\.mlp\.(switch_mlp|experts\.\d+)\.")
+# Prompt tokens but the last pass no head, and its one large product runs nearer the machine's peak than a
+# layer: a head of 8 layers' bytes took the time of 6.6 layers at 16 rows (SmolLM2-135M, float32, mkl).
+HEAD_COST_SHARE = 0.75
+_FLOATS = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A model's sizes and costs; costs are in any unit, the same for layers and head."""
+
+    model_type: str
+    num_layers: int
+    layer_bytes: tuple[int, ...]
+    embed_bytes: int
+    head_bytes: int  # the final norm, and the head or, where tied, the embeddings again
+    tied: bool
+    kv_bytes_per_token: int  # of one layer
+    hidden_size: int
+    vocab_size: int
+    layer_costs: tuple[float, ...]
+    head_cost: float
+
+    @cached_property
+    def _bytes_before(self) -> list[int]:
+        return [0, *accumulate(self.layer_bytes)]
+
+    @cached_property
+    def _costs_before(self) -> list[float]:
+        return [0.0, *accumulate(self.layer_costs)]
+
+    @property
+    def weights_bytes(self) -> int:
+        """The bytes of all weights, the embeddings twice where they are the head too and lie apart."""
+        return sum(self.layer_bytes) + self.embed_bytes + self.head_bytes
+
+    def layers_bytes(self, layers: range) -> int:
+        """Return the bytes of weights of some layers alone."""
+        return self._bytes_before[layers.stop] - self._bytes_before[layers.start]
+
+    def stage_bytes(self, layers: range, *, is_first: bool, is_last: bool) -> int:
+        """Return the bytes of weights a stage holds."""
+        ends = (self.embed_bytes if is_first else 0) + (self.head_bytes if is_last else 0)
+        shared = self.embed_bytes if is_first and is_last and self.tied else 0
+        return self.layers_bytes(layers) + ends - shared
+
+    def stage_cost(self, layers: range, *, is_last: bool) -> float:
+        """Return the cost of a token in a stage."""
+        own = self._costs_before[layers.stop] - self._costs_before[layers.start]
+        return own + (self.head_cost if is_last else 0.0)
+
+
+def read_model_files(folder: Path) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
+    """Read config and headers of a folder that has all its files, and check all they tell but for shapes.
+
+    Raises:
+        ModelError: the model cannot be served, or files are missing or contradict each other.
+    """
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    check_config_listed(str(folder), names)
+    config = read_config(folder)
+    check_files_listed(str(folder), names)
+    tensors = read_tensors(folder)
+    check_tensors(str(folder), config, tensors)
+    return config, tensors
+
+
+def read_shape(folder: Path, *, dequantize: bool = False, float_bytes: int | None = None) -> ModelShape:
+    """Read a model's shape from a folder that has all its files; see `make_shape`.
+
+    Raises:
+        BadCheckpoint: files are missing or contradict each other.
+    """
+    config, tensors = read_config(folder), read_tensors(folder)
+    return make_shape(str(folder), config, tensors, dequantize=dequantize, float_bytes=float_bytes)
+
+
+def make_shape(
+    name: str,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, TensorInfo],
+    *,
+    dequantize: bool = False,
+    float_bytes: int | None = None,
+) -> ModelShape:
+    """Make a model's shape from its config and the headers of its weights.
+
+    Args:
+        name: the model's, for what is refused.
+        dequantize: count packed weights as unpacked to float_bytes.
+        float_bytes: bytes of a float once loaded, and of a KV value; None: as stored, and 2 for KV.
+
+    Raises:
+        BadCheckpoint: a layer has no weights, or the config lacks what a layer's KV needs.
+    """
+    sizes = _loaded_bytes(tensors, config, dequantize, float_bytes)
+    num_layers, active = int(config["num_hidden_layers"]), _active_share(config)
+    layer_bytes, layer_costs = [0] * num_layers, [0.0] * num_layers
+    for tensor, size in sizes.items():
+        match = _LAYER.match(tensor)
+        if match and int(match[1]) < num_layers:
+            layer_bytes[int(match[1])] += size
+            layer_costs[int(match[1])] += size * (active if _EXPERT.search(tensor) else 1.0)
+    if 0 in layer_bytes:
+        raise BadCheckpoint(f"{name} has no weights of layer {layer_bytes.index(0)}")
+    tied = is_tied(config, tensors)
+    embed_bytes = _sum_under(sizes, "model.embed_tokens.")
+    head_bytes = (embed_bytes if tied else _sum_under(sizes, "lm_head.")) + _sum_under(sizes, "model.norm.")
+    return ModelShape(
+        model_type=config["model_type"],
+        num_layers=num_layers,
+        layer_bytes=tuple(layer_bytes),
+        embed_bytes=embed_bytes,
+        head_bytes=head_bytes,
+        tied=tied,
+        kv_bytes_per_token=_kv_values(name, config) * (float_bytes or 2),
+        hidden_size=config["hidden_size"],
+        vocab_size=config["vocab_size"],
+        layer_costs=tuple(layer_costs),
+        head_cost=HEAD_COST_SHARE * head_bytes,
+    )
+
+
+def _sum_under(sizes: Mapping[str, int], prefix: str) -> int:
+    return sum(size for name, size in sizes.items() if name.startswith(prefix))
+
+
+def _loaded_bytes(
+    tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], dequantize: bool, float_bytes: int | None
+) -> dict[str, int]:
+    """Return the bytes each tensor takes once loaded; scales and biases are counted with what they unpack."""
+    sizes = {}
+    for name, info in tensors.items():
+        path, _, leaf = name.rpartition(".")
+        scales = tensors.get(f"{path}.scales")
+        if scales and dequantize and leaf in ("weight", "scales", "biases"):
+            values = scales.num_values * _group_size(path, config) if leaf == "weight" else 0
+            sizes[name] = values * (float_bytes or 4)
+        elif float_bytes and info.dtype in _FLOATS:
+            sizes[name] = info.num_values * float_bytes
+        else:
+            sizes[name] = info.num_bytes
+    return sizes
+
+
+def _group_size(path: str, config: Mapping[str, Any]) -> int:
+    quantization = config.get("quantization") or {}
+    override = quantization.get(path)
+    return int((override if isinstance(override, dict) else quantization).get("group_size", 64))
+
+
+def _active_share(config: Mapping[str, Any]) -> float:
+    """Return the share of a layer's routed experts that one token uses."""
+    num_experts = count_experts(config)
+    return config["num_experts_per_tok"] / num_experts if num_experts else 1.0
+
+
+def count_experts(config: Mapping[str, Any]) -> int:
+    """Return how many routed experts a layer with experts has; 0: the model has none."""
+    return int(config.get("n_routed_experts") or config.get("num_experts") or 0)
+
+
+def _kv_values(name: str, config: Mapping[str, Any]) -> int:
+    """Return the values a layer caches for a token: the latent, or keys and values of the KV heads."""
+    try:
+        if config["model_type"] == "deepseek_v2":
+            return int(config["kv_lora_rank"] + config["qk_rope_head_dim"])
+        num_heads = config["num_attention_heads"]
+        head_size = config.get("head_dim") or config["hidden_size"] // num_heads
+        return 2 * int(config.get("num_key_value_heads") or num_heads) * int(head_size)
+    except KeyError as error:
+        raise BadCheckpoint(f"the config of {name} has no {error.args[0]}") from error

@@ -1,0 +1,184 @@
+"""The rotary embedding as config.json describes it, brought into the form that mlx-lm's classes read.
+
+Transformers 5 writes `rope_parameters {rope_theta, rope_type, …}`, transformers 4 and mlx-lm `rope_theta` and
+`rope_scaling {type or rope_type, …}`. What comes out is `rope_theta` and `rope_scaling`, which is None for
+plain RoPE; for ministral3, whose class reads nothing else, `rope_parameters`. The meaning of each key is that
+of transformers 5.24 modeling_rope_utils.py. Knows nothing of MLX.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from distributed.planning.config_types import BadValue, check_integer, check_number
+from distributed.planning.families import ROPE_TYPES, Family
+from distributed.planning.model_errors import UnsupportedModel
+
+# rope type -> keys that mlx-lm's rope_utils follows (mlx_lm 0.32.2), beyond rope_theta.
+_FOLLOWED = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": (
+        "factor",
+        "original_max_position_embeddings",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+    ),
+}
+_SCALING_KEYS = {key for keys in _FOLLOWED.values() for key in keys}
+_NEEDED = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
+# Keys that are not followed -> the values that change nothing; None: any value.
+_NEUTRAL: Mapping[str, tuple[Any, ...] | None] = {
+    "rope_type": None,
+    "rope_theta": None,
+    "max_position_embeddings": None,
+    "finetuned": None,
+    "partial_rotary_factor": (1.0,),
+    "truncate": (True,),
+    "llama_4_scaling_beta": (0,),
+    "attention_factor": (1.0,),
+    "extrapolation_factor": (1.0,),
+    "attn_factor": (1.0,),
+}
+
+
+def normalise_rope(config: dict[str, Any], family: Family) -> None:
+    """Replace whatever the config says of its rotary embedding by the form above.
+
+    Raises:
+        BadValue: values are missing or contradict each other.
+        UnsupportedModel: a kind of scaling, or a key of it, that the served classes do not follow.
+    """
+    given = _collect(config)
+    theta = given.get("rope_theta") or config["rope_theta"]
+    check_number("rope_theta", theta)
+    kind = str(given.get("rope_type", "default"))
+    if kind not in ROPE_TYPES:
+        raise UnsupportedModel(
+            f"{_name(config)} of type {kind!r} is not served; served are {', '.join(ROPE_TYPES)}"
+        )
+    _check_keys(given, kind, config, family)
+    scaling = _make_scaling(given, kind, config)
+    for key in ("rope_parameters", "rope_scaling", "rope_theta", "original_max_position_embeddings"):
+        config.pop(key, None)
+    config.pop("partial_rotary_factor", None)
+    if family.runs_as == "ministral3":
+        original = scaling.get("original_max_position_embeddings") or given.get(
+            "original_max_position_embeddings"
+        )
+        config["rope_parameters"] = {
+            **scaling,
+            "rope_theta": float(theta),
+            "llama_4_scaling_beta": float(given.get("llama_4_scaling_beta") or 0.0),
+            "original_max_position_embeddings": original or config["max_position_embeddings"],
+        }
+    else:
+        config["rope_theta"] = float(theta)
+        config["rope_scaling"] = scaling if kind != "default" else None
+
+
+def _collect(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that is said, in one dict; null is as good as absent."""
+    if config["model_type"] == "ministral3" and not (
+        config.get("rope_parameters") or config.get("rope_scaling")
+    ):
+        raise BadValue("there are no rope_parameters")
+    given: dict[str, Any] = {}
+    for source in (config.get("rope_parameters") or {}, config.get("rope_scaling") or {}):
+        named = {"rope_type": source.get("type"), **{key: source[key] for key in source if key != "type"}}
+        for key, value in named.items():
+            if isinstance(value, Mapping):
+                raise UnsupportedModel(
+                    f"{_name(config)} differs by kind of layer ({key!r}); only one for all layers is served"
+                )
+            if value is None:
+                continue
+            if given.get(key, value) != value:
+                raise BadValue(f"rope_parameters and rope_scaling contradict each other in {key}")
+            given[key] = value
+    # Where transformers looks first (standardize_rope_params), beside and not within.
+    if config.get("original_max_position_embeddings"):
+        given["original_max_position_embeddings"] = config["original_max_position_embeddings"]
+    if config.get("partial_rotary_factor") is not None:
+        given.setdefault("partial_rotary_factor", config["partial_rotary_factor"])
+    return given
+
+
+def _check_keys(given: Mapping[str, Any], kind: str, config: Mapping[str, Any], family: Family) -> None:
+    followed = {*_FOLLOWED[kind], *family.rope_keys, *(("attention_factor",) if kind == "yarn" else ())}
+    for key, value in given.items():
+        if key == "original_max_position_embeddings":
+            check_integer(key, value, 1)
+        elif key.startswith(("mscale", "beta_")):
+            check_number(key, value or None)
+        elif key.endswith("factor"):
+            check_number(key, value)
+        # Beside plain RoPE a scaling's keys stand for nothing.
+        if key in followed or (kind == "default" and key in _SCALING_KEYS):
+            continue
+        neutral = _NEUTRAL.get(key, ())
+        if neutral is not None and value not in neutral:
+            instead = f"; {neutral[0]} is" if neutral else ""
+            raise UnsupportedModel(
+                f"{key} = {value!r} of {_name(config)} is not served with type {kind!r}{instead}"
+            )
+
+
+def _make_scaling(given: Mapping[str, Any], kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The scaling in mlx-lm's words: every key that the kind follows, with transformers' defaults."""
+    for key in _NEEDED.get(kind, ()):
+        if key not in given:
+            raise BadValue(f"{_name(config)} of type {kind!r} has no {key}")
+    scaling = {key: given[key] for key in _FOLLOWED[kind] if key in given}
+    if "original_max_position_embeddings" in _FOLLOWED[kind]:
+        scaling.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
+    if kind == "yarn":
+        _complete_yarn(scaling, given, config)
+    if kind == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
+        raise BadValue(f"low_freq_factor of {_name(config)} is not below its high_freq_factor")
+    return {"type": kind, "rope_type": kind, **scaling}
+
+
+def _complete_yarn(scaling: dict[str, Any], given: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Say in mlx-lm's words what transformers makes of yarn's keys.
+
+    mlx-lm multiplies queries and keys by m(mscale) / m(mscale_all_dim), where m(s) = 0.1 s ln(factor) + 1,
+    mscale is 1 and mscale_all_dim 0 by default. Transformers multiplies by attention_factor, or without it by
+    the same where both are given, else by m(1).
+    """
+    original = scaling["original_max_position_embeddings"]
+    factor = scaling.setdefault("factor", config["max_position_embeddings"] / original)
+    for key in ("beta_fast", "beta_slow"):
+        if not scaling.get(key):
+            scaling.pop(key, None)
+    has_latent = config["model_type"] == "deepseek_v2"
+    mscale, all_dim = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    wanted = given.get("attention_factor")
+    if wanted is None:
+        if mscale and all_dim:
+            return
+        # DeepSeek's own code and transformers read one without the other in two ways.
+        if has_latent and (all_dim or mscale not in (None, 0, 1)):
+            raise UnsupportedModel(
+                f"{_name(config)} with one of mscale and mscale_all_dim alone is not served"
+            )
+        scaling |= {"mscale": 1.0, "mscale_all_dim": 0.0}
+        return
+    if (has_latent and all_dim) or (factor <= 1 and wanted != 1):
+        raise UnsupportedModel(
+            f"attention_factor = {wanted!r} of {_name(config)} is not served with factor = {factor} and "
+            f"mscale_all_dim = {all_dim}"
+        )
+    scaling |= {
+        "mscale": (wanted - 1) / (0.1 * math.log(factor)) if factor > 1 else 1.0,
+        "mscale_all_dim": 0.0,
+    }
+
+
+def _name(config: Mapping[str, Any]) -> str:
+    return "rope_parameters" if config.get("rope_parameters") else "rope_scaling"

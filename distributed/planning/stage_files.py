@@ -1,0 +1,215 @@
+"""Which tensors and files of a model a stage needs, from its index alone. No MLX, no weights.
+
+A stage needs the small files (config, index, tokenizer) and those safetensors files that hold tensors of its
+own. An index may name files that are not here: they belong to other hosts' stages.
+"""
+
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from config.model_path import SMALL_PATTERNS
+from distributed.planning.checkpoint import (
+    MAX_HEADER_BYTES,
+    TensorInfo,
+    is_tied,
+    missing_file,
+    read_config,
+    tensor_files,
+)
+from distributed.planning.model_config import SIMULATED_TYPE
+from distributed.planning.model_errors import BadCheckpoint, UnsupportedModel
+
+# What tensors may be stored as; the last two are MLX's packed weights and their scales.
+STORED_TYPES = ("F32", "F16", "BF16", "U32", "U8")
+SUMS_NAME = ".sums.json"  # cluster/hosts/remote_scripts/file_sums.py writes it
+
+LAYER = re.compile(r"model\.layers\.(\d+)\.(.*)")
+
+
+@dataclass(frozen=True)
+class StageCut:
+    """What one stage owns of a model."""
+
+    layers: range
+    is_first: bool
+    is_last: bool
+    is_tied: bool
+
+    @property
+    def has_own_head(self) -> bool:
+        """Whether the head's weights are held beside the inner model's (not shared with its embeddings)."""
+        return self.is_last and not (self.is_tied and self.is_first)
+
+    def local_name(self, name: str) -> str | None:
+        """Return where the stage keeps a tensor of the checkpoint; None if it is not this stage's."""
+        if match := LAYER.fullmatch(name):
+            layer = int(match[1])
+            return f"inner.layers.{layer - self.layers.start}.{match[2]}" if layer in self.layers else None
+        place, _, rest = name.removeprefix("model.").partition(".")
+        if place == "embed_tokens" and self.is_first:
+            return f"inner.embed_tokens.{rest}"
+        if place == ("embed_tokens" if self.is_tied else "lm_head") and self.is_last:
+            return f"head.{rest}"
+        return f"inner.norm.{rest}" if place == "norm" and self.is_last else None
+
+
+@dataclass(frozen=True)
+class WeightsMark:
+    """What tells a stage's weight files from others; an empty part is not known.
+
+    `headers` covers name, size and header of each file: which tensors it holds, of which type and shape.
+    `contents` covers the files' whole bytes, as they were when they were copied or fetched and verified.
+    """
+
+    headers: str = ""
+    contents: str = ""
+
+    def differs_from(self, other: "WeightsMark") -> str | None:
+        """Return in what two marks differ, as far as both are known."""
+        for what in ("headers", "contents"):
+            ours, theirs = getattr(self, what), getattr(other, what)
+            if ours and theirs and ours != theirs:
+                return what
+        return None
+
+
+def make_cut(
+    config: Mapping[str, Any], tensors: Collection[str], layers: Sequence[range], rank: int
+) -> StageCut:
+    """Return what a rank owns, of a plan's layers by rank; rank 0 is the last stage."""
+    tied = is_tied(config, tensors)
+    return StageCut(layers[rank], is_first=rank == len(layers) - 1, is_last=rank == 0, is_tied=tied)
+
+
+def check_tensors(name: str, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> None:
+    """Check that a model of the config has a place for each tensor, and tensors for its ends.
+
+    Raises:
+        UnsupportedModel: a tensor is stored in a way, or is a part of a model, that is not served.
+        BadCheckpoint: a layer, the embeddings, the last norm or the head are missing.
+    """
+    if config["model_type"] == SIMULATED_TYPE:
+        return
+    cut = make_cut(config, tensors, [range(config["num_hidden_layers"])], 0)
+    for tensor, info in tensors.items():
+        if _is_unused(tensor, cut):
+            continue
+        if info.dtype not in STORED_TYPES:
+            raise UnsupportedModel(
+                f"{name}: {tensor} is stored as {info.dtype}, which is not served; served are "
+                f"{', '.join(STORED_TYPES)}"
+            )
+        if cut.local_name(tensor) is None:
+            raise UnsupportedModel(
+                f"{name}: {config['model_type']} as it is served has no place for {tensor}"
+            )
+    present = {int(match[1]) for match in map(LAYER.fullmatch, tensors) if match}
+    if lost := set(cut.layers) - present:
+        raise BadCheckpoint(f"{name} has no weights of layer {min(lost)}")
+    ends = ("model.embed_tokens.weight", "model.norm.weight", *(() if cut.is_tied else ("lm_head.weight",)))
+    if missing := [tensor for tensor in ends if tensor not in tensors]:
+        raise BadCheckpoint(f"{name} has no tensor {missing[0]}")
+
+
+def _is_unused(tensor: str, cut: StageCut) -> bool:
+    """Whether a tensor that no stage owns may be there: tables, tied heads, layers for training, eyes."""
+    layer = LAYER.fullmatch(tensor)
+    is_beyond = layer is not None and int(layer[1]) >= cut.layers.stop
+    is_of_images = tensor.removeprefix("model.").startswith(("vision_tower.", "multi_modal_projector."))
+    is_table = tensor.endswith("rotary_emb.inv_freq")
+    return is_beyond or is_of_images or is_table or (cut.is_tied and tensor == "lm_head.weight")
+
+
+def weights_of(files: Mapping[str, str], cuts: Iterable[StageCut]) -> tuple[str, ...]:
+    """Return the weight files that hold tensors of these stages; `files` is tensor name -> file name."""
+    stages = list(cuts)
+    return tuple(
+        sorted(
+            {
+                file
+                for tensor, file in files.items()
+                if any(cut.local_name(tensor) is not None for cut in stages)
+            }
+        )
+    )
+
+
+def needed_files(folder: Path, layers: Sequence[range], ranks: Iterable[int]) -> tuple[str, ...]:
+    """Return the files that some ranks need: weights with tensors of theirs, and the small ones.
+
+    Args:
+        layers: every rank's, indexed by rank.
+
+    Raises:
+        BadCheckpoint: config or index are missing.
+    """
+    config, files = read_config(folder), tensor_files(folder)
+    weights = weights_of(files, [make_cut(config, files.keys(), layers, rank) for rank in ranks])
+    return (*small_files(folder), *weights)
+
+
+def small_files(folder: Path) -> tuple[str, ...]:
+    """Return the files of a model folder that every host gets: config, index, tokenizer."""
+    found = {path.name for pattern in SMALL_PATTERNS for path in folder.glob(pattern) if path.is_file()}
+    return tuple(sorted(name for name in found if not name.startswith(".")))
+
+
+def mark_weights(folder: Path, layers: Sequence[range], rank: int, sums_file: Path) -> WeightsMark:
+    """Mark a rank's weight files as they lie in a folder; reads their headers, and known sums.
+
+    Raises:
+        BadCheckpoint: naming the first of its files that is not there.
+    """
+    config, files = read_config(folder), tensor_files(folder)
+    names = weights_of(files, [make_cut(config, files.keys(), layers, rank)])
+    headers, contents = hashlib.sha256(), hashlib.sha256()
+    sums = read_sums(folder, sums_file)
+    for name in names:
+        header = _raw_header(folder / name)
+        headers.update(f"{name} {(folder / name).stat().st_size} {len(header)}\n".encode() + header)
+        contents.update(f"{name} {sums.get(name)}\n".encode())
+    is_known = all(name in sums for name in names)
+    return WeightsMark(headers.hexdigest(), contents.hexdigest() if is_known else "")
+
+
+def read_sums(folder: Path, sums_file: Path) -> dict[str, str]:
+    """Return the known sha256 of files in a folder, of those that have kept size and time since."""
+    try:
+        entries = json.loads(sums_file.read_text("utf-8"))["files"]
+        return {
+            name: entry["sha256"]
+            for name, entry in entries.items()
+            if _is_unchanged(folder / name, entry["size"], entry["mtime_ns"])
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def local_sums_file(folder: Path, state_dir: Path) -> Path:
+    """Return where this machine keeps the sums of a model folder, which may be the Hub's cache."""
+    mark = hashlib.sha256(str(folder).encode()).hexdigest()[:12]
+    return state_dir / "models" / f".sums-{mark}.json"
+
+
+def _is_unchanged(path: Path, size: int, mtime_ns: int) -> bool:
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    return (found.st_size, found.st_mtime_ns) == (size, mtime_ns)
+
+
+def _raw_header(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            return prefix + file.read(min(length, MAX_HEADER_BYTES))
+    except FileNotFoundError as error:
+        raise missing_file(path) from error

@@ -1,0 +1,344 @@
+"""The ring: frames from one rank to the next over MLX's ring backend: `send`, `wait`, `recv`, `begin_recv`.
+
+Knows frames and descriptors, nothing of what they mean. Rank r receives from r + 1 and sends to r - 1 (rank 0
+to the last rank), so a microbatch makes one lap: 0 -> N-1 -> ... -> 1 -> 0. No collectives.
+
+A pending `mx.distributed.recv` spins on a whole core (mlx 0.32.4), so every receive waits first, by `poll()`
+on a duplicate of the ring's own descriptor. Communication runs on CPU streams of its own: a large send delays
+no computation, and on Metal nothing that waits for a peer is inside the GPU's graph. After the first ring
+error nothing works any more (`RingLost`): the process must end, its neighbours notice, and the supervisor
+builds a new ring."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import select
+import selectors
+import socket
+import stat
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import mlx.core as mx
+import numpy as np
+
+from distributed.ring.frame import NUM_BLOCK_INTS, Frame, FrameError, Kind, decode, encode, num_rest_ints
+
+# Rank 0 keeps fewer bytes than this on their way, so that its sends never block on a full socket buffer.
+MAX_UNREAD_BYTES = 32 * 1024
+# A peer that vanishes without a FIN is noticed after about idle + interval x count seconds. Each rank notices
+# on the connection that it receives on, where it has nothing under way itself. No TCP_USER_TIMEOUT: on a link
+# of 1 KB/s it ends a connection that is only slow.
+KEEPALIVE_IDLE_SECONDS, KEEPALIVE_INTERVAL_SECONDS, KEEPALIVE_COUNT = 1, 1, 3
+# The rest of a frame follows its header at once; a peer that stalls between the two is broken.
+REST_TIMEOUT_SECONDS = 30.0
+
+
+class RingLost(RuntimeError):
+    """A neighbour is gone or sent nonsense. Handled by ending the process."""
+
+
+class Ring(Protocol):
+    """What the engine and the stages need of a transport."""
+
+    rank: int
+    size: int
+    epoch: int
+
+    def send(self, frame: Frame, hidden: mx.array | None = None) -> None: ...
+
+    def wait(self, timeout: float | None, others: Iterable[int] = ()) -> set[int]: ...
+
+    def is_readable(self) -> bool: ...
+
+    def begin_recv(self, hidden: tuple[int, int] | None = None) -> None: ...
+
+    def recv(self) -> tuple[Frame, mx.array | None]: ...
+
+    def flush(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class HiddenShape:
+    """Width and type of the hidden states that follow frames; known when the model's config has been read."""
+
+    hidden_size: int
+    dtype: Any
+
+
+class LoopbackRing:
+    """The ring of one rank: what is sent comes back."""
+
+    def __init__(self, epoch: int = 1) -> None:
+        self.rank, self.size, self.epoch = 0, 1, epoch
+        self._frames: deque[tuple[Frame, mx.array | None]] = deque()
+        self._selector = selectors.DefaultSelector()
+
+    def set_hidden_shape(self, shape: HiddenShape) -> None:
+        """Nothing crosses a wire."""
+
+    def send(self, frame: Frame, hidden: mx.array | None = None) -> None:
+        self._frames.append((frame, hidden))
+
+    def is_readable(self) -> bool:
+        return bool(self._frames)
+
+    def begin_recv(self, hidden: tuple[int, int] | None = None) -> None:
+        """Nothing ever takes time to arrive."""
+
+    def wait(self, timeout: float | None, others: Iterable[int] = ()) -> set[int]:
+        """Return the ready ones of `others`; at once if a frame is here."""
+        return _ready(self._selector, others, 0.0 if self._frames else timeout)
+
+    def recv(self) -> tuple[Frame, mx.array | None]:
+        return self._frames.popleft()
+
+    def flush(self) -> None:
+        """Nothing is ever on its way."""
+
+
+class MlxRing:
+    """A ring of two ranks or more on `mx.distributed`'s ring backend."""
+
+    def __init__(self, rank: int, hosts: list[str], epoch: int, connect_timeout: float) -> None:
+        """Connect to both neighbours; returns when the whole ring stands.
+
+        Args:
+            hosts: `address:port` of every rank, by rank.
+
+        Raises:
+            RingLost: the ring does not come up.
+        """
+        self.rank, self.size, self.epoch = rank, len(hosts), epoch
+        self._group = _init_group(rank, hosts, connect_timeout)
+        self._send_stream, self._recv_stream = mx.new_stream(mx.cpu), mx.new_stream(mx.cpu)
+        self._to, self._from = (rank - 1) % self.size, (rank + 1) % self.size
+        self._socket, self._silent = _neighbour_sockets(rank, hosts)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._socket, selectors.EVENT_READ)
+        self._selector.register(self._silent, selectors.EVENT_READ)
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
+        self._shape: HiddenShape | None = None
+        self._begun: deque[mx.array] = deque()  # parts of the next frame, on their way in
+
+    def set_hidden_shape(self, shape: HiddenShape) -> None:
+        """Tell width and type of the hidden states, the same on all ranks."""
+        self._shape = shape
+
+    def send(self, frame: Frame, hidden: mx.array | None = None) -> None:
+        """Send to the next lower rank; returns before the bytes are gone.
+
+        Args:
+            hidden: (rows, tokens, hidden size), evaluated, where the frame announces it.
+        """
+        assert frame.has_hidden == (hidden is not None)
+        if frame.kind is Kind.STOP:  # the neighbour may end before the frame has come round
+            self._selector.unregister(self._silent)
+        block, rest = encode(frame)
+        with _lost_on_error("send"):
+            for part in (block, rest, hidden):
+                if part is not None:
+                    array = part if isinstance(part, mx.array) else mx.array(part)
+                    mx.async_eval(
+                        mx.distributed.send(array, self._to, group=self._group, stream=self._send_stream)
+                    )
+
+    def is_readable(self) -> bool:
+        return bool(self._begun or self._poll.poll(0))
+
+    def begin_recv(self, hidden: tuple[int, int] | None = None) -> None:
+        """Let the next frame come in while the caller computes, if it has begun to arrive.
+
+        A frame's two parts cost a change of threads each, some tenths of a millisecond beside a busy stage.
+
+        Args:
+            hidden: (rows, tokens) of its hidden states, where the caller knows that a frame with these and
+                without a message 2 is next; None: only its block comes in.
+        """
+        if self._begun or not self.is_readable():
+            return
+        with _lost_on_error("receive"):
+            self._begun.append(self._start_recv((NUM_BLOCK_INTS,), mx.int32))
+            if hidden is not None:
+                assert self._shape is not None, "set_hidden_shape comes before the first step"
+                self._begun.append(self._start_recv((*hidden, self._shape.hidden_size), self._shape.dtype))
+
+    def wait(self, timeout: float | None, others: Iterable[int] = ()) -> set[int]:
+        """Wait until a frame begins, one of the descriptors `others` is readable, or the time is over.
+
+        Returns:
+            The ready ones of `others`.
+
+        Raises:
+            RingLost: the neighbour that only listens to us has gone.
+        """
+        ready = _ready(self._selector, others, 0.0 if self._begun else timeout)
+        if self._silent.fileno() in ready:
+            raise RingLost(f"the connection to rank {self._to} was lost")
+        return ready
+
+    def recv(self) -> tuple[Frame, mx.array | None]:
+        """Receive the frame that `wait` announced, with its hidden states.
+
+        Raises:
+            RingLost: the neighbour is gone, or what came is no frame, or not the one foretold.
+        """
+        try:
+            block = self._recv_ints(NUM_BLOCK_INTS)
+            num_rest = num_rest_ints(block, epoch=self.epoch)
+            frame = decode(block, self._recv_ints(num_rest) if num_rest and not self._begun else None)
+        except (FrameError, ValueError) as error:
+            raise RingLost(f"rank {self._from} sent a broken frame: {error}") from error
+        foretold = self._begun[0].shape[:2] if self._begun else None
+        if foretold is not None and not (frame.has_hidden and foretold == (frame.num_rows, frame.num_tokens)):
+            raise RingLost(f"another frame came from rank {self._from} than was foretold")
+        return frame, self._recv_hidden(frame) if frame.has_hidden else None
+
+    def flush(self) -> None:
+        """Wait until everything sent has left this process; before it ends."""
+        with _lost_on_error("flush"):
+            mx.synchronize(self._send_stream)
+
+    def _recv_hidden(self, frame: Frame) -> mx.array:
+        assert self._shape is not None, "set_hidden_shape comes before the first step"
+        shape = (frame.num_rows, frame.num_tokens, self._shape.hidden_size)
+        return self._recv_array(shape, self._shape.dtype)
+
+    def _recv_ints(self, count: int) -> Any:
+        return np.array(self._recv_array((count,), mx.int32), copy=True)
+
+    def _recv_array(self, shape: tuple[int, ...], dtype: Any) -> mx.array:
+        with _lost_on_error("receive"):
+            if self._begun:
+                array = self._begun.popleft()
+            elif self._poll.poll(REST_TIMEOUT_SECONDS * 1000):
+                array = self._start_recv(shape, dtype)
+            else:
+                raise RingLost(f"rank {self._from} stopped in the middle of a frame")
+            mx.eval(array)
+        return array
+
+    def _start_recv(self, shape: tuple[int, ...], dtype: Any) -> mx.array:
+        array = mx.distributed.recv(shape, dtype, self._from, group=self._group, stream=self._recv_stream)
+        mx.async_eval(array)
+        return array
+
+
+@contextlib.contextmanager
+def _lost_on_error(what: str) -> Any:
+    try:
+        yield
+    except RuntimeError as error:
+        raise RingLost(f"{what} failed: {error}") from error
+
+
+def _ready(selector: selectors.BaseSelector, others: Iterable[int], timeout: float | None) -> set[int]:
+    known = selector.get_map()
+    for descriptor in others:
+        if descriptor not in known:
+            selector.register(descriptor, selectors.EVENT_READ)
+    return {key.fd for key, _ in selector.select(timeout)}
+
+
+def _init_group(rank: int, hosts: list[str], connect_timeout: float) -> Any:
+    """Make MLX's ring. It waits for ever for a neighbour, holding the interpreter's lock (mlx 0.32.4).
+
+    So no Python thread can watch it: faulthandler's own thread dumps the stacks and ends the process.
+    """
+    faulthandler.dump_traceback_later(connect_timeout, exit=True)
+    try:
+        return _make_group(rank, hosts, connect_timeout)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _make_group(rank: int, hosts: list[str], connect_timeout: float) -> Any:
+    # MLX reads the hosts from a file, once and in order (mlx 0.32.4): a pipe does, and needs no disk.
+    hostfile, writing = os.pipe()
+    try:
+        os.write(writing, json.dumps([[host] for host in hosts]).encode())
+        os.close(writing)
+        os.environ.update(MLX_RANK=str(rank), MLX_HOSTFILE=f"/dev/fd/{hostfile}")
+        group = mx.distributed.init(strict=True, backend="ring")
+    except RuntimeError as error:
+        raise RingLost(
+            f"rank {rank} could not join the ring within {connect_timeout:g} s: {error}"
+        ) from error
+    finally:
+        os.close(hostfile)
+    if group.size() != len(hosts) or group.rank() != rank:
+        raise RingLost(f"asked for rank {rank} of {len(hosts)}, got {group.rank()} of {group.size()}")
+    return group
+
+
+def _neighbour_sockets(rank: int, hosts: list[str]) -> tuple[socket.socket, socket.socket]:
+    """Return duplicates of the descriptor on which frames arrive and of the other neighbour's; set keepalive.
+
+    Nothing ever arrives on the second one: when it is readable, that connection has ended.
+
+    MLX hands out no descriptors. The one to the right neighbour has that rank's ring port as its peer port,
+    the one from the left neighbour has our own ring port as its local port. `recv` from rank + 1 uses the
+    left one in a ring of two (MLX looks left first) and the right one from three on (mlx 0.32.4
+    distributed/ring)."""
+    own_port, right_port = (int(hosts[r % len(hosts)].rpartition(":")[2]) for r in (rank, rank + 1))
+    left = right = None
+    for candidate in _connected_sockets():
+        if candidate.getsockname()[1] == own_port:
+            left = candidate
+        elif candidate.getpeername()[1] == right_port:
+            right = candidate
+        else:
+            candidate.close()
+            continue
+        _keep_alive(candidate)
+    if left is None or right is None:
+        raise RingLost("the ring's own connections were not found among this process's descriptors")
+    return (left, right) if len(hosts) == 2 else (right, left)
+
+
+def _connected_sockets() -> list[socket.socket]:
+    """Return duplicates of all connected TCP sockets of this process.
+
+    Nothing else is duplicated: macOS kills a process that duplicates a descriptor which one of its system
+    libraries guards (xnu guarded_open_np). To look at one does no harm.
+    """
+    found = []
+    for descriptor in sorted(int(name) for name in os.listdir("/dev/fd")):
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode) and _is_connected(descriptor):
+                found.append(socket.socket(fileno=os.dup(descriptor)))
+    return found
+
+
+def _is_connected(descriptor: int) -> bool:
+    view = socket.socket(fileno=descriptor)
+    try:
+        is_tcp = view.family in (socket.AF_INET, socket.AF_INET6) and view.type == socket.SOCK_STREAM
+        return is_tcp and bool(view.getpeername())
+    except OSError:
+        return False
+    finally:
+        view.detach()
+
+
+def _keep_alive(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    idle = getattr(
+        socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None)
+    )  # macOS has the second name
+    if idle is not None:
+        connection.setsockopt(socket.IPPROTO_TCP, idle, KEEPALIVE_IDLE_SECONDS)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_SECONDS)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
+
+
+def clock_us() -> int:
+    """Return this machine's monotonic clock in microseconds."""
+    return time.monotonic_ns() // 1000

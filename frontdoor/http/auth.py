@@ -1,0 +1,111 @@
+"""Who may ask: keys from API_KEYS_FILE (as bearer or in x-api-key), and no web page of another site.
+
+Keys are kept and compared as SHA-256 digests only. The owner of a request is a short digest of its key, so
+that requests of different keys can be told apart without the key being written anywhere; without
+API_KEYS_FILE the owner is "".
+"""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from config.api_keys import read_api_keys
+from config.errors import ConfigError
+from frontdoor.http.errors import ForbiddenOrigin, InvalidRequest, Unauthorized, error_response
+from frontdoor.http.scope import header, notes
+
+# What a load balancer, a browser's first visit and a newcomer need before they have a key.
+OPEN_PATHS = frozenset({"/", "/ui", "/health", "/livez", "/readyz"})
+OPEN_PREFIX = "/ui/"
+
+
+class KeysUnreadable(ConfigError):
+    """API_KEYS_FILE is missing, unreadable or empty; the start stops with the message."""
+
+    code = "keys_unreadable"
+
+
+class Keys:
+    """The digests of the keys that are let in; `None` lets everybody in."""
+
+    def __init__(self, keys: Iterable[str] | None) -> None:
+        self._digests = None if keys is None else frozenset(_digest(key) for key in keys)
+
+    @classmethod
+    def load(cls, path: Path | None) -> "Keys":
+        """Read one key a line; empty lines and lines that begin with # are skipped.
+
+        Raises:
+            KeysUnreadable: no key could be read (handled by the process that starts us).
+        """
+        if path is None:
+            return cls(None)
+        try:
+            keys = read_api_keys(path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise KeysUnreadable(f"API_KEYS_FILE: {error}") from error
+        if not keys:
+            raise KeysUnreadable(f"API_KEYS_FILE: {path} holds no key")
+        return cls(keys)
+
+    def owner(self, authorization: str | None, api_key: str | None = None) -> str:
+        """Return whose request this is; clients of Anthropic's API send x-api-key instead, or as well.
+
+        Raises:
+            Unauthorized: keys are required and this is none of them.
+        """
+        if self._digests is None:
+            return ""
+        scheme, _, bearer = (authorization or "").partition(" ")
+        given = [key.strip() for key in (bearer if scheme.lower() == "bearer" else "", api_key or "")]
+        if not any(given):
+            raise Unauthorized("a key is required: send the header Authorization: Bearer KEY")
+        for digest in (_digest(key) for key in given if key):
+            if digest in self._digests:
+                return digest[:16]
+        raise Unauthorized("this key is not known here")
+
+
+class Gate:
+    """ASGI middleware; finds out whose request this is."""
+
+    def __init__(self, app: ASGIApp, *, keys: Keys, origins: frozenset[str]) -> None:
+        self._app = app
+        self._keys = keys
+        self._origins = origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            check_origin(header(scope, b"origin"), header(scope, b"host"), self._origins)
+            path = scope["path"]
+            is_open = path in OPEN_PATHS or path.startswith(OPEN_PREFIX)
+            notes(scope)["owner"] = "" if is_open else self._owner(scope)
+        except InvalidRequest as error:
+            await error_response(error, scope["path"])(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _owner(self, scope: Scope) -> str:
+        return self._keys.owner(header(scope, b"authorization"), header(scope, b"x-api-key"))
+
+
+def check_origin(origin: str | None, host: str | None, allowed: frozenset[str]) -> None:
+    """Refuse a browser that asks on behalf of another site.
+
+    Raises:
+        ForbiddenOrigin: neither our own page nor a site in CORS_ORIGINS.
+    """
+    if origin is None or "*" in allowed or origin.lower() in allowed:
+        return
+    if host is not None and origin.lower().partition("://")[2] == host.lower():
+        return
+    raise ForbiddenOrigin("pages of this site may not use this server; CORS_ORIGINS lists those that may")
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()

@@ -1,0 +1,253 @@
+"""uvicorn's HTTP connections, with the limits it lacks and errors in our shape.
+
+    headers that do not arrive within HEADER_TIMEOUT_SECONDS      408 (if anything came at all), closed
+    headers larger than MAX_HEADER_BYTES                          431, closed (httptools has no limit)
+    more connections than limit_concurrency                       503 as soon as the headers are here
+    more than NUM_TURNED_AWAY beyond that                         503 at once, unread: descriptors stay free
+    bytes that are no HTTP                                        400
+    an answer of unknown length to an HTTP/1.0 client             as it is, until the connection closes
+    a wish for another protocol (Upgrade: h2c or websocket)       not heard: HTTP/1.1, with the body
+    an answer before the whole body is here (no key, no path)     the rest is read and dropped, within limits
+    a client that shuts its write side and waits                  is answered
+
+To close instead of reading the rest would reset the connection, and the client would not see its answer. The
+last looks like a client that left: what is written to one that did comes back as a reset. So a few bytes
+that mean nothing are written now and then, "100 Continue" before an answer and an empty comment in a stream.
+It also notes for each request when its first bytes came, which nothing of ours sees earlier
+(frontdoor/http/scope.py).
+Uses the methods that uvicorn 0.54's HttpToolsProtocol offers to asyncio and to the parser, `self.app`, and
+what its RequestResponseCycle knows of an answer.
+Knows nothing of routes.
+"""
+
+import asyncio
+import logging
+import time
+from functools import partial
+from typing import Any
+
+import httptools
+from starlette.types import Message, Receive, Scope, Send
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from config.errors import ServiceError
+from frontdoor.http.errors import (
+    BadHttp,
+    HeadersTooLarge,
+    HeadersTooSlow,
+    TooManyConnections,
+    body_of,
+    error_response,
+    headers_of,
+)
+from frontdoor.http.events import to_json
+from spool import make_id
+
+HEADER_TIMEOUT_SECONDS = 10.0
+MAX_HEADER_BYTES = 64 * 1024
+NUM_TURNED_AWAY = 32
+MAX_DROPPED_BYTES = 64 * 2**20  # of a body after its answer, for HEADER_TIMEOUT_SECONDS
+FIRST_PROBE_SECONDS = 0.05
+PROBE_SECONDS = 0.3  # a client that is gone is noticed within twice this time
+UPGRADING = frozenset({b"connection", b"upgrade", b"http2-settings"})
+
+log = logging.getLogger(__name__)
+
+
+class Connection(HttpToolsProtocol):
+    """One client's connection."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._max_connections = self.limit_concurrency
+        self.limit_concurrency = None  # uvicorn's own answer at the limit is plain text
+        self._served_app = self.app
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._num_header_bytes = 0
+        self._num_dropped_bytes = 0
+        self._is_in_body = False
+        self._closes_after_body = False
+        self._read_unix = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if self._is_over_limit(NUM_TURNED_AWAY):
+            self._refuse(TooManyConnections())
+            return
+        if self._max_connections is not None and len(self.connections) == self._max_connections + 1:
+            log.warning("more than %d connections: further ones get a 503", self._max_connections)
+        self._expect_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._have_headers()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._read_unix = time.time()
+        self._unset_keepalive_if_required()
+        was_in_body = self._is_in_body
+        self._parse(data)
+        # What came with the headers in one piece may be body: only headers that are not over count.
+        if not self._is_between_requests() or self.transport.is_closing():
+            return
+        if was_in_body or self._is_in_body:
+            self._num_dropped_bytes += len(data)
+            if self._num_dropped_bytes > MAX_DROPPED_BYTES:
+                self.transport.close()
+            return
+        if self._header_timer is None:
+            self._expect_headers()
+        self._num_header_bytes += len(data)
+        if self._num_header_bytes > MAX_HEADER_BYTES:
+            self._refuse(HeadersTooLarge(f"the headers are larger than {MAX_HEADER_BYTES} bytes"))
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keep the connection (True) where an answer is due that may still be heard."""
+        cycle: Any = self.cycle
+        if self._is_between_requests() or self.pipeline or cycle.more_body:
+            return False
+        if not cycle.response_started and self.scope["http_version"] == "1.0":
+            return False  # it knows no "100 Continue": nothing can be written
+        cycle.keep_alive = False
+        self._probe(FIRST_PROBE_SECONDS)
+        return True
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["state"]["received_unix"] = self._read_unix
+
+    def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
+        super().on_message_complete()
+        self._is_in_body = False
+        if not self.cycle.response_complete:
+            self.cycle.keep_alive = self.cycle.keep_alive and not self._closes_after_body
+        elif self._closes_after_body:
+            self.transport.close()
+        else:
+            self._have_headers()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def on_response_complete(self) -> None:
+        if self._is_in_body and self.cycle.response_complete and not self.transport.is_closing():
+            self._num_dropped_bytes = 0
+            self._expect_headers()
+        super().on_response_complete()
+
+    def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # it is read again, without the wish
+        self._have_headers()
+        self.app = _turn_away if self._is_over_limit(0) else self._served_app
+        if self.parser.get_http_version() == "1.0":
+            self.app = partial(_serve_unframed, self.app)
+        super().on_headers_complete()
+        self._is_in_body = True
+        # Who waits for "100 Continue" has sent no body: nothing tells whether one follows an answer.
+        self._closes_after_body = not self.cycle.keep_alive and not self.expect_100_continue
+        self.cycle.keep_alive = not self.expect_100_continue
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as wish:
+            self._parse_without_wish(data[wish.args[0] :])
+        except httptools.HttpParserError:
+            if self._has_begun_to_answer():  # a second answer would be read as a part of the first
+                self.transport.close()
+            else:
+                self._refuse(BadHttp("this is not HTTP/1.1"))
+
+    def _has_begun_to_answer(self) -> bool:
+        cycle: Any = self.cycle
+        is_due = cycle is not None and (self._is_in_body or not cycle.response_complete)
+        return is_due and bool(cycle.response_started)
+
+    def _parse_without_wish(self, rest: bytes) -> None:
+        """Read the head again as if it asked for no other protocol: else the parser skips the body."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._refuse(BadHttp("this server is no proxy"))
+            return
+        is_last = any(name == b"connection" and b"close" in value.lower() for name, value in self.headers)
+        kept = [(name, value) for name, value in self.headers if name not in UPGRADING]
+        kept += [(b"connection", b"close")] if is_last else []
+        version = self.parser.get_http_version().encode()
+        head = [b"%s %s HTTP/%s" % (method, self.url, version), *(b"%s: %s" % field for field in kept)]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self._parse(b"\r\n".join([*head, b"", rest]))
+
+    def _probe(self, next_seconds: float) -> None:
+        """Write what means nothing; asyncio hears of a reset by the next write at the latest."""
+        cycle: Any = self.cycle
+        if self.transport.is_closing() or cycle.response_complete:
+            return
+        if not cycle.response_started:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        elif self.scope["state"].get("is_event_stream"):
+            self.transport.write(b"3\r\n:\n\n\r\n" if cycle.chunked_encoding else b":\n\n")
+        self.loop.call_later(next_seconds, self._probe, PROBE_SECONDS)
+
+    def _is_over_limit(self, num_more: int) -> bool:
+        return self._max_connections is not None and len(self.connections) > self._max_connections + num_more
+
+    def _is_between_requests(self) -> bool:
+        cycle: Any = self.cycle  # None before the first request, whatever uvicorn's annotation says
+        return cycle is None or cycle.response_complete
+
+    def _expect_headers(self) -> None:
+        self._num_header_bytes = 0
+        self._header_timer = self.loop.call_later(HEADER_TIMEOUT_SECONDS, self._on_header_timeout)
+
+    def _have_headers(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _on_header_timeout(self) -> None:
+        if self._num_header_bytes:
+            self._refuse(HeadersTooSlow(f"the headers did not arrive within {HEADER_TIMEOUT_SECONDS:g} s"))
+        else:  # a browser's spare connection: an answer to no question would be shown to its user
+            self._have_headers()
+            self.transport.close()
+
+    def _refuse(self, error: ServiceError) -> None:
+        """Answer and close, without any of what serves requests."""
+        self._have_headers()
+        if self.transport.is_closing():
+            return
+        body = to_json(body_of(error)).encode()
+        headers = {
+            **headers_of(error),
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            "x-request-id": make_id(),
+            "connection": "close",
+        }
+        lines = "".join(f"{name.lower()}: {value}\r\n" for name, value in headers.items())
+        self.transport.write(STATUS_LINE[error.status] + lines.encode() + b"\r\n" + body)
+        self.transport.close()
+
+
+async def _turn_away(scope: Scope, receive: Receive, send: Send) -> None:
+    """The app that is served at the limit."""
+    response = error_response(TooManyConnections(), scope["path"])
+    response.headers.update({"x-request-id": make_id(), "connection": "close"})
+    await response(scope, receive, send)
+
+
+async def _serve_unframed(app: ASGI3Application, scope: Scope, receive: Receive, send: Send) -> None:
+    """Keep uvicorn from cutting the body into chunks, which came with HTTP/1.1."""
+    cycle: RequestResponseCycle = send.__self__  # type: ignore[attr-defined]
+    cycle.chunked_encoding = False
+
+    async def send_unframed(message: Message) -> None:
+        cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    await app(scope, receive, send_unframed)  # type: ignore[arg-type]

@@ -1,0 +1,247 @@
+"""The errors of an HTTP request, and the one place that writes all errors as answers.
+
+    ServiceError (config/errors.py)     500 internal_error
+    ├── SpoolError (spool/errors.py)    429 rate_limit_exceeded, 503 overloaded, 507 disk_full, …
+    ├── InvalidRequest                  400 invalid_request_error
+    │   ├── ContextLengthExceeded       400 context_length_exceeded
+    │   ├── Unauthorized                401 invalid_api_key
+    │   ├── ForbiddenOrigin             403 forbidden_origin
+    │   ├── NotFound                    404 not_found
+    │   │   ├── ModelNotFound           404 model_not_found
+    │   │   └── ApiNotServed            404 api_not_served
+    │   ├── MethodNotAllowed            405 method_not_allowed
+    │   ├── BadHttp                     400 bad_http
+    │   ├── BodyTooSlow                 408 body_too_slow
+    │   ├── HeadersTooSlow              408 headers_too_slow
+    │   ├── Cancelled                   410 cancelled
+    │   ├── BodyTooLarge                413 body_too_large
+    │   ├── UnsupportedMediaType        415 unsupported_media_type
+    │   └── HeadersTooLarge             431 headers_too_large
+    ├── GenerationFailed                status and code of the failed Result
+    ├── TooManyConnections              503 overloaded
+    ├── RingDown                        503 ring_down
+    └── GenerationTimeout               504 timeout (the request goes on)
+
+The body is {"error": {"message", "type", "param", "code"}}, as the OpenAI clients read it, but on the paths
+of other APIs (dialects.py); a time-out adds the request's id. The type and most headers follow from the
+status.
+"""
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from config.errors import SOON_SECONDS, ServiceError
+from frontdoor.http.dialects import api_not_served, error_body
+
+_DO_NOT_RETRY = {"x-should-retry": "false"}  # clients retry these by themselves
+_HEADERS = {
+    401: {"WWW-Authenticate": "Bearer"},
+    408: {"Connection": "close", **_DO_NOT_RETRY},
+    409: _DO_NOT_RETRY,
+    504: _DO_NOT_RETRY,
+}
+SERVED = "/generate, /v1/chat/completions, /v1/completions and /v1/models"
+
+log = logging.getLogger(__name__)
+
+
+class InvalidRequest(ServiceError):
+    """The client has to change something before it asks again."""
+
+    status, code = 400, "invalid_request_error"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """The prompt alone leaves no room for an answer."""
+
+    code = "context_length_exceeded"
+
+
+class Unauthorized(InvalidRequest):
+    """Keys are required and none of ours was given."""
+
+    status, code = 401, "invalid_api_key"
+
+
+class ForbiddenOrigin(InvalidRequest):
+    """A web page of another site asks through a user's browser."""
+
+    status, code = 403, "forbidden_origin"
+
+
+class NotFound(InvalidRequest):
+    """No such path or request."""
+
+    status, code = 404, "not_found"
+
+
+class ModelNotFound(NotFound):
+    """The body names a model that is not the one served here."""
+
+    code = "model_not_found"
+
+
+class ApiNotServed(NotFound):
+    """The path belongs to a known API that this server does not serve."""
+
+    code = "api_not_served"
+
+
+class MethodNotAllowed(InvalidRequest):
+    """The path exists, with other methods."""
+
+    status, code = 405, "method_not_allowed"
+
+
+class BadHttp(InvalidRequest):
+    """What arrived cannot be read as HTTP."""
+
+    code = "bad_http"
+
+
+class BodyTooSlow(InvalidRequest):
+    """The body did not arrive in time."""
+
+    status, code = 408, "body_too_slow"
+
+
+class HeadersTooSlow(InvalidRequest):
+    """The headers did not arrive in time."""
+
+    status, code = 408, "headers_too_slow"
+
+
+class HeadersTooLarge(InvalidRequest):
+    """The headers are over their limit; the rest of them is not read."""
+
+    status, code = 431, "headers_too_large"
+
+
+class Cancelled(InvalidRequest):
+    """Somebody cancelled the request that this client waited for."""
+
+    status, code = 410, "cancelled"
+
+
+class BodyTooLarge(InvalidRequest):
+    """The body is over MAX_BODY_BYTES; the rest of it is dropped."""
+
+    status, code = 413, "body_too_large"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body is not declared as JSON."""
+
+    status, code = 415, "unsupported_media_type"
+
+
+class TooManyConnections(ServiceError):
+    """This process serves as many connections as it may; no request was read."""
+
+    status, code = 503, "overloaded"
+    retry_seconds = SOON_SECONDS
+
+    def __init__(self) -> None:
+        super().__init__("too many connections; come back in a moment")
+
+
+class RingDown(ServiceError):
+    """The supervisor has given the ring up; nothing was accepted."""
+
+    status, code = 503, "ring_down"
+    retry_seconds = 30
+
+
+class GenerationFailed(ServiceError):
+    """The accepted request ended in an error: status and code are those of its Result."""
+
+    def __init__(self, error: Mapping[str, Any]) -> None:
+        status = int(error["status"]) if error.get("status") else None
+        super().__init__(
+            str(error.get("message") or "the request failed"), code=error.get("code"), status=status
+        )
+
+
+class GenerationTimeout(ServiceError):
+    """No answer within REQUEST_TIMEOUT; the request goes on and can be fetched by its id."""
+
+    status, code = 504, "timeout"
+
+    def __init__(self, request_id: str, timeout_seconds: float) -> None:
+        super().__init__(
+            f"no answer within REQUEST_TIMEOUT={timeout_seconds:g} s; the request goes on: "
+            f"GET /requests/{request_id} fetches it, DELETE cancels it"
+        )
+        self.request_id = request_id
+
+
+def body_of(error: ServiceError) -> dict[str, Any]:
+    """Return the OpenAI-shaped error object."""
+    kind = "invalid_request_error" if error.status < 500 else "server_error"
+    if error.status == 429:
+        kind = "rate_limit_error"
+    said = {"message": str(error), "type": kind, "param": error.param, "code": error.code}
+    if isinstance(error, GenerationTimeout):
+        said["id"] = error.request_id
+    return {"error": said}
+
+
+def headers_of(error: ServiceError) -> dict[str, str]:
+    """Return the headers that go with an error in every API."""
+    headers = dict(_HEADERS.get(error.status, {}))
+    if error.retry_seconds is not None:
+        headers["Retry-After"] = str(error.retry_seconds)
+    if isinstance(error, GenerationTimeout):
+        headers["Location"] = f"/requests/{error.request_id}"
+    return headers
+
+
+def error_response(error: ServiceError, path: str) -> JSONResponse:
+    """Write an error the way every route of this path's API does."""
+    body = error_body(path, error.status, body_of(error))
+    return JSONResponse(body, status_code=error.status, headers=headers_of(error))
+
+
+def internal_error() -> ServiceError:
+    """Stand for an exception that nobody expected."""
+    return ServiceError("internal error; the log has the details")
+
+
+def from_http_exception(exception: HTTPException, path: str) -> ServiceError:
+    """Translate what the router itself raises (no route, wrong method)."""
+    if exception.status_code == 404:
+        api = api_not_served(path)
+        if api is not None:
+            return ApiNotServed(f"this server does not serve {api} yet; it serves {SERVED}")
+        return NotFound(f"no such path; this server serves {SERVED}; GET / lists the endpoints")
+    if exception.status_code == 405:
+        return MethodNotAllowed("method not allowed on this path; GET / lists the endpoints")
+    if exception.status_code < 500:
+        return InvalidRequest(str(exception.detail) or HTTPStatus(exception.status_code).phrase)
+    return internal_error()
+
+
+def install_error_handler(app: FastAPI) -> None:
+    """Make every exception of ours and of the router an answer in its API's shape; Edge has the others."""
+
+    async def handle(http: Request, exception: Exception) -> Response:
+        path = http.scope["path"]
+        if isinstance(exception, HTTPException):
+            response = error_response(from_http_exception(exception, path), path)
+            response.headers.update(exception.headers or {})
+            if response.headers.get("allow") == "GET":
+                response.headers["allow"] = "GET, HEAD"
+            return response
+        if not isinstance(exception, ServiceError):
+            exception = InvalidRequest("the path or query is not valid")
+        return error_response(exception, path)
+
+    for kind in (ServiceError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, handle)

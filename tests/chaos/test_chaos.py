@@ -1,0 +1,189 @@
+"""The oracle of chaos and its measures as data in, data out, and the count of `demo --kill`."""
+
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chaos.flatness import Sample, compare_thirds, count_files
+from chaos.found import Found
+from chaos.journal import Entry, Question
+from chaos.killer import Kill
+from chaos.oracle import VERDICTS, judge
+from chaos.report import recovery_times
+from cluster.commands.kill_demo import count_faults
+from spool import EntryName, Result, Usage
+
+ID, OTHER = uuid.UUID(int=7).hex, uuid.UUID(int=8).hex
+QUESTIONS = {0: Question(0, {}, (5, 6, 7))}
+POISON = {"code": "poison"}
+
+
+def make_result(**members: Any) -> Result:
+    fields: dict[str, Any] = {
+        "id": ID,
+        "model": "m",
+        "text": "abc",
+        "token_ids": (5, 6, 7),
+        "finish_reason": "length",
+        "usage": Usage(1, 3, 0),
+        "performance": {},
+        "error": None,
+        "finished_unix": 1.0,
+    }
+    return Result(**{**fields, **members})
+
+
+def make_entry(**members: Any) -> Entry:
+    fields: dict[str, Any] = {
+        "kind": "stream",
+        "key": "key",
+        "tokens": [(0, 5), (1, 6), (2, 7)],
+        "ids": [ID],
+        "result": {"text": "abc"},
+        "num_connections": 2,
+    }
+    return Entry(question=0, asked_unix=0.0, **{**fields, **members})
+
+
+def make_found(*results: Result, **members: Any) -> Found:
+    return Found({result.id: result for result in results}, **members)
+
+
+def find(entry: Entry, found: Found) -> dict[str, int]:
+    """What the oracle counts of one entry."""
+    verdict = judge([entry], QUESTIONS, found)
+    counts = {what: number for what, number in verdict.counts.items() if number}
+    assert verdict.is_good == (not counts.keys() & set(VERDICTS))
+    return counts
+
+
+GOOD = make_found(make_result())
+
+
+@pytest.mark.parametrize(
+    ("entry", "found", "counted"),
+    [
+        (make_entry(), GOOD, {}),
+        (make_entry(ids=[], result=None), make_found(), {}),
+        (make_entry(), make_found(), {"lost": 1}),
+        (make_entry(result=None), GOOD, {"lost": 1}),
+        (make_entry(tokens=[(0, 5), (2, 7)]), GOOD, {"lost": 1}),
+        (make_entry(trouble=["404 for an accepted id"]), GOOD, {"lost": 1}),
+        (make_entry(), make_found(make_result(), damaged=("bad/x",)), {"lost": 1}),
+        (make_entry(tokens=[(0, 5), (0, 5), (1, 6), (2, 7)]), GOOD, {"doubled": 1}),
+        (make_entry(ids=[OTHER, ID]), GOOD, {"doubled": 1}),
+        (make_entry(), make_found(make_result(), make_result(id=OTHER)), {"doubled": 1}),
+        (make_entry(tokens=[(0, 5), (1, 9), (2, 7)]), GOOD, {"contradicted": 1}),
+        (make_entry(result={"text": "other"}), GOOD, {"contradicted": 1}),
+        (make_entry(num_resets=1), GOOD, {"contradicted": 1, "resets": 1}),
+        (make_entry(num_resets=1, tokens_before_reset=[(0, 4)]), GOOD, {"contradicted": 2, "resets": 1}),
+        (make_entry(), make_found(make_result(finish_reason="cancelled")), {"condemned": 1}),
+        (
+            make_entry(),
+            make_found(make_result(finish_reason="error", error=POISON)),
+            {"condemned": 1, "poison": 1},
+        ),
+        (make_entry(tokens=[(0, 5)]), make_found(make_result(token_ids=(5, 8))), {"other_text": 1}),
+    ],
+)
+def test_the_oracle_finds_each_fault(entry: Entry, found: Found, counted: Mapping[str, int]) -> None:
+    """Each kind of broken promise is counted, and nothing else is."""
+    assert find(entry, found) == counted
+
+
+GONE = make_entry(kind="gone", ids=[], tokens=[], result=None, is_abandoned=True)
+
+
+@pytest.mark.parametrize(
+    ("found", "num_accepted", "counted"),
+    [
+        (make_found(make_result(), id_of_key={"key": ID}), 1, {"reply_lost": 1}),
+        (make_found(unanswered=frozenset({ID}), id_of_key={"key": ID}), 1, {"reply_lost": 1, "lost": 1}),
+        (make_found(id_of_key={"key": ID}), 0, {}),
+        (make_found(), 0, {}),
+        (make_found(make_result()), 0, {"doubled": 1}),
+        (make_found(unanswered=frozenset({ID})), 0, {"lost": 1}),
+    ],
+)
+def test_what_no_client_was_told_of_is_found_by_its_key(
+    found: Found, num_accepted: int, counted: Mapping[str, int]
+) -> None:
+    """A request whose reply was lost counts as accepted; a record of a key alone does not."""
+    assert find(GONE, found) == counted
+    assert judge([GONE], QUESTIONS, found).num_accepted == num_accepted
+
+
+def test_one_answer_for_two_keys_is_doubled() -> None:
+    """Two requests must not be answered by one."""
+    verdict = judge([make_entry(), make_entry(key="another")], QUESTIONS, GOOD)
+    assert verdict.counts["doubled"] == 1
+
+
+def test_two_ids_under_one_key_are_doubled_though_the_client_knows_one() -> None:
+    """The spool's record of the key and what the client was told must be the same."""
+    found = make_found(make_result(), make_result(id=OTHER), id_of_key={"key": OTHER})
+    assert find(make_entry(), found) == {"doubled": 1}
+
+
+def make_samples(**values: list[float]) -> list[Sample]:
+    names = [name.replace("_of", " ") for name in values]
+    return [
+        Sample(float(at), dict(zip(names, row, strict=True)))
+        for at, row in enumerate(zip(*values.values(), strict=True))
+    ]
+
+
+def test_growth_is_told_from_noise() -> None:
+    """The medians of the thirds count: a leak is found, one high moment is none."""
+    flat, leak, spike = [50.0] * 90, [50.0 + at for at in range(90)], [50.0] * 89 + [5000.0]
+    samples = make_samples(api_ofdescriptors=flat, num_files=leak, num_processes=spike)
+    grown = {growth.name: growth.is_flat for growth in compare_thirds(samples)}
+    assert grown == {"api descriptors": True, "num_files": False, "num_processes": True}
+    assert compare_thirds(samples[:20]) == []
+
+
+def test_a_process_that_was_away_for_a_third_is_left_out() -> None:
+    """Only what both thirds have can be compared."""
+    samples = [Sample(float(at), {"api descriptors": 5.0} if at > 40 else {}) for at in range(60)]
+    assert compare_thirds(samples) == []
+
+
+def test_recovery_is_the_time_to_the_next_token() -> None:
+    """Late tokens of the dead ring do not count, nor kills with another kill before the next token."""
+
+    def kill(at: float, victim: str = "rank 1") -> Kill:
+        return Kill(at, victim, 1, "ready", 1)
+
+    tokens = [9.9, 10.05, 12.0, 12.1, 30.0, 30.1]
+    assert recovery_times([kill(10.0)], tokens) == {"rank": [2.0]}
+    assert recovery_times([kill(10.0), kill(20.0), kill(21.0, "api")], tokens) == {
+        "rank": [2.0],
+        "api": [9.0],
+    }
+    assert recovery_times([kill(31.0)], tokens) == {}
+
+
+def test_lost_and_doubled_tokens_are_counted() -> None:
+    """By their indexes against the number that the result says."""
+    assert count_faults([0, 1, 2], 3) == (0, 0)
+    assert count_faults([0, 2, 2, 3], 4) == (1, 1)
+
+
+def test_files_of_requests_are_no_growth(tmp_path: Path) -> None:
+    """What belongs to a finished or a waiting request does not count; what nobody owns does."""
+    folder = tmp_path / "spool"
+    names = ("done", "asked", "stream", "idem", "incoming", "active", "tmp")
+    for name in names:
+        (folder / name).mkdir(parents=True)
+    empty = count_files(tmp_path)
+    waiting = EntryName(5, 1, OTHER).waiting
+    owned = (f"done/{ID}.json", f"asked/{ID}.json", f"stream/{ID}", "idem/a", f"incoming/{waiting}", "idem/b")
+    for name in owned:
+        (folder / name).touch()
+    assert count_files(tmp_path) == empty
+    for name in ("tmp/x", f"stream/{uuid.UUID(int=9).hex}", "idem/c"):
+        (folder / name).touch()
+    assert count_files(tmp_path) == empty + 3

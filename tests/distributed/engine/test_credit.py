@@ -1,0 +1,87 @@
+"""Rank 0 sends as much as a socket takes without blocking: what counts are the frames under way."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from distributed.engine.engine import Engine, EngineLimits
+from distributed.engine.scheduler import Scheduler
+from distributed.ring.frame import Frame
+from distributed.ring.ring import MAX_UNREAD_BYTES
+from tests.services.scheduling import give_back, make_scheduler, make_sequence
+
+
+class Bench:
+    """An engine of which only the sending side works; what it sends lies here until it is taken back."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.sent: list[Frame] = []
+        self.scheduler = scheduler
+        ring: Any = SimpleNamespace(epoch=1, send=self.sent.append)
+        status: Any = SimpleNamespace(trace=SimpleNamespace(sent=lambda number: None))
+        nothing: Any = None
+        limits = EngineLimits(1.0, 1.0, 1.0, 1.0, 0)
+        self.engine = Engine(ring, nothing, scheduler, nothing, nothing, status, nothing, limits)
+
+    def launch(self) -> list[int]:
+        """Let what may leave do so; return the sizes of all that is under way."""
+        self.engine._launch()
+        assert self.scheduler.in_flight and self.sent[0].step == self.scheduler.in_flight[0].number
+        sizes = [frame.num_bytes for frame in self.sent]
+        assert len(sizes) == 1 or sum(sizes) <= MAX_UNREAD_BYTES
+        return sizes
+
+    def take_back(self) -> None:
+        self.sent.pop(0)
+        self.engine._sent.popleft()
+        give_back(self.scheduler, self.scheduler.in_flight[0])
+
+
+def test_small_frames_travel_together_however_large_a_chunk_may_be() -> None:
+    """One decode group of each table is under way with the largest chunk that there can be."""
+    bench = Bench(make_scheduler(num_tables=3, chunk=7800, max_kv_tokens=10**6))
+    for number in range(6):
+        bench.scheduler.add(make_sequence(str(number), max_tokens=50, first=1000 * number))
+    for _ in range(12):
+        bench.launch()
+        bench.take_back()
+    assert len(bench.launch()) == 3
+
+
+def test_a_large_frame_waits_for_its_turn_and_nothing_passes_it() -> None:
+    """Two chunks of 31 KB never travel together; the second leaves when the first is back."""
+    bench = Bench(make_scheduler(num_tables=2, chunk=7800, max_kv_tokens=10**6))
+    for number in range(2):
+        bench.scheduler.add(make_sequence(str(number), 7800, 5, first=10_000 * number))
+    assert len(bench.launch()) == 1
+    assert len(bench.scheduler.in_flight) == 2
+    assert len(bench.launch()) == 1
+    bench.take_back()
+    assert bench.launch()[0] > 31_000
+    while bench.scheduler.has_work:
+        bench.launch()
+        bench.take_back()
+
+
+def test_a_frame_that_is_larger_than_the_credit_goes_alone() -> None:
+    """It would never go otherwise."""
+    bench = Bench(make_scheduler(num_tables=2, chunk=10_000, max_kv_tokens=10**6))
+    for number in range(2):
+        bench.scheduler.add(make_sequence(str(number), 10_000, 5, first=20_000 * number))
+    (size,) = bench.launch()
+    assert size > MAX_UNREAD_BYTES
+
+
+def test_a_frame_that_waits_leaves_at_the_end_too() -> None:
+    """What is in flight is waited for before the ring stops, so it has to come round."""
+    bench = Bench(make_scheduler(num_tables=2, chunk=7800, max_kv_tokens=10**6))
+    for number in range(2):
+        bench.scheduler.add(make_sequence(str(number), 7800, 5, first=10_000 * number))
+    bench.launch()
+    bench.engine._is_ending = True
+    bench.take_back()
+    assert len(bench.launch()) == 1
+    bench.take_back()
+    bench.engine._launch()
+    assert not bench.scheduler.in_flight

@@ -1,0 +1,88 @@
+"""Guesses come from the text itself and are made where they gain."""
+
+from __future__ import annotations
+
+from distributed.engine.drafting import MAX_DRAFTS, PromptLookup, StepCosts
+from distributed.engine.sequence import Sequence
+
+QUOTED = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22]
+
+
+def make_sequence(tokens: list[int], max_tokens: int = 50) -> Sequence:
+    return Sequence("a", list(tokens), len(tokens), max_tokens)
+
+
+def measured(costs: dict[int, float]) -> PromptLookup:
+    drafter = PromptLookup()
+    for num_tokens, cost in costs.items():
+        drafter.note_cost(num_tokens, cost)
+    return drafter
+
+
+def test_what_followed_before_is_guessed() -> None:
+    """The tokens after the last place where the same few stood."""
+    drafter = PromptLookup()
+    sequence = make_sequence([*QUOTED, 1, 2, 5, 6, 7])
+    assert drafter.propose([sequence]) == [tuple(QUOTED[3 : 3 + MAX_DRAFTS])]
+    assert drafter.propose([make_sequence([1, 2, 3, 4, 5])]) == [()]
+
+
+def test_guesses_follow_the_answer_as_it_grows() -> None:
+    """Tokens that came since the last guess are looked up too."""
+    drafter = PromptLookup()
+    sequence = make_sequence([1, 2, 3])
+    assert drafter.propose([sequence]) == [()]
+    sequence.extend([4, 1, 2, 3])
+    assert drafter.propose([sequence])[0][:1] == (4,)
+
+
+def test_nothing_is_guessed_beyond_the_end_of_the_answer() -> None:
+    """A guess whose draw would be over max_tokens is a waste."""
+    drafter = PromptLookup()
+    sequence = make_sequence([*QUOTED, 5, 6, 7], max_tokens=4)
+    assert drafter.propose([sequence]) == [(8, 9, 10)]
+    sequence = make_sequence([*QUOTED, 5, 6, 7], max_tokens=1)
+    assert drafter.propose([sequence]) == [()]
+
+
+def test_dear_steps_are_not_lengthened() -> None:
+    """Where a step of many tokens costs as much as the tokens one by one, guessing is left."""
+    sequence = make_sequence([*QUOTED, 5, 6, 7])
+    assert measured({2**size: 2.0**size for size in range(5)}).propose([sequence]) == [()]
+    flat = measured({2**size: 100.0 + size for size in range(5)})
+    assert len(flat.propose([sequence])[0]) == MAX_DRAFTS
+
+
+def test_a_sequence_whose_guesses_fail_is_left_alone_for_a_while() -> None:
+    """After failures nothing is guessed; some tokens later it may try again."""
+    drafter = measured({1: 100.0, 2: 130.0, 4: 140.0, 16: 200.0})
+    sequence = make_sequence([*QUOTED, 5, 6, 7])
+    for _ in range(4):
+        guess = drafter.propose([sequence])[0]
+        if guess:
+            drafter.learn(sequence, len(guess), 0)
+    assert drafter.propose([sequence]) == [()]
+    sequence.extend([*QUOTED, *QUOTED][:33])
+    assert drafter.propose([sequence])[0]
+
+
+def test_costs_not_measured_yet_are_tried_once() -> None:
+    """An unknown size counts as the next smaller one that was seen."""
+    costs = StepCosts()
+    assert costs.estimate(8) == costs.estimate(1)
+    costs.note(1, 100.0)
+    assert costs.estimate(16) == 100.0
+    costs.note(16, 900.0)
+    assert costs.estimate(16) == 900.0
+    assert costs.estimate(2) == 100.0
+    costs.note(16, 400.0)
+    assert 400.0 < costs.estimate(16) < 900.0
+
+
+def test_histories_are_dropped_with_their_sequences() -> None:
+    """Nothing is kept for an answer that has ended."""
+    drafter = PromptLookup()
+    sequence = make_sequence(QUOTED)
+    drafter.propose([sequence])
+    drafter.forget(sequence)
+    assert not drafter._histories

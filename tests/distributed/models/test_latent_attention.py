@@ -1,0 +1,89 @@
+"""Latent attention gives the same whichever way it is worked out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+from distributed.models import deepseek as deepseek_v2
+from distributed.models.deepseek import LatentAttention
+from prompts.mlx_lm_import import import_mlx_lm
+from tests.fakes.checkpoints import VARIANTS
+
+TOLERANCE = 1e-5
+NUM_ROWS, NUM_TOKENS, NUM_SEEN = 2, 9, 21
+
+
+def make_attention() -> tuple[LatentAttention, Any]:
+    config = {**VARIANTS["deepseek_v2"][0], "hidden_size": 64, "num_attention_heads": 4}
+    mx.random.seed(3)
+    args = import_mlx_lm("models.deepseek_v2").ModelArgs.from_dict(config)
+    return LatentAttention(args, nn.RoPE(args.qk_rope_head_dim, traditional=True)), args
+
+
+def make_mask(kind: str) -> Any:
+    """What the cache says of each kind of step; a row of the last is padding and sees nothing."""
+    if kind == "ragged":
+        rng = np.random.default_rng(5)
+        mask = rng.random((NUM_ROWS, 1, NUM_TOKENS, NUM_SEEN)) < 0.6
+        mask[..., 0] = True
+        mask[1, 0, -1] = False
+        return mx.array(mask)
+    return None if kind == "all" else kind
+
+
+def has_latent(path: str, module: nn.Module) -> bool:
+    return path in ("embed_q", "unembed_out")
+
+
+@pytest.mark.parametrize("is_quantized", [False, True])
+@pytest.mark.parametrize("kind", ["all", "causal", "ragged"])
+def test_both_ways_give_the_same(kind: str, is_quantized: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Absorbed; expanded by NumPy (plain weights), and by MLX as on a GPU."""
+    attention, args = make_attention()
+    if is_quantized:
+        nn.quantize(attention, group_size=32, bits=8, class_predicate=has_latent)
+        assert type(attention.embed_q) is import_mlx_lm("models.mla").QuantizedMultiLinear
+    shapes = {
+        "q_nope": (NUM_ROWS, args.num_attention_heads, NUM_TOKENS, args.qk_nope_head_dim),
+        "q_rope": (NUM_ROWS, args.num_attention_heads, NUM_TOKENS, args.qk_rope_head_dim),
+        "latent": (NUM_ROWS, 1, NUM_SEEN, args.kv_lora_rank),
+        "k_rope": (NUM_ROWS, 1, NUM_SEEN, args.qk_rope_head_dim),
+    }
+    q_nope, q_rope, latent, k_rope = (mx.random.normal(shape) for shape in shapes.values())
+    mask = make_mask(kind)
+    absorbed = np.array(attention._attend_absorbed(q_nope, q_rope, latent, k_rope, mask))
+    by_numpy = np.array(attention._attend_expanded(q_nope, q_rope, latent, k_rope, mask))
+    monkeypatch.setattr(deepseek_v2, "_is_on_cpu", lambda array: False)
+    by_mlx = np.array(attention._attend_expanded(q_nope, q_rope, latent, k_rope, mask))
+    seen = np.ones(absorbed.shape, bool)
+    if kind == "ragged":
+        seen[1, :, -1] = False
+        assert np.isfinite(by_numpy).all()
+        assert np.isfinite(by_mlx).all()
+    np.testing.assert_allclose(by_numpy[seen], absorbed[seen], atol=TOLERANCE)
+    np.testing.assert_allclose(by_mlx[seen], absorbed[seen], atol=TOLERANCE)
+
+
+def test_a_chunk_is_expanded_from_where_that_is_less_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSeek-V2-Lite: 512 wide latents, keys and values of 128 each, break even at 171 tokens."""
+    assert 170 < deepseek_v2._break_even(512, 256) < 171
+    assert deepseek_v2._break_even(64, 256) == float("inf")
+    attention, _ = make_attention()
+    asked: list[str] = []
+    for name in ("_attend_absorbed", "_attend_expanded"):
+        real = getattr(LatentAttention, name)
+
+        def note(self: LatentAttention, *parts: Any, name: str = name, real: Any = real) -> Any:
+            asked.append(name)
+            return real(self, *parts)
+
+        monkeypatch.setattr(LatentAttention, name, note)
+    most = int(attention.max_absorbed_tokens)
+    for num_tokens in (1, most, most + 1):
+        attention(mx.random.normal((1, num_tokens, 64)), "causal")
+    assert asked == ["_attend_absorbed", "_attend_absorbed", "_attend_expanded"]

@@ -1,0 +1,54 @@
+"""Model folders that transformers has saved give the logits that torch computes for them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from cluster.commands.packages import LONG_PACKAGES
+from tests.distributed.models.transformers_models import IDS, VARIANTS
+from tests.services.stages import load_chain
+
+NUM_PROMPT_TOKENS = 200
+CHUNK_TOKENS = 96
+TOLERANCE = 5e-4
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every variant's folder, made by transformers and torch in a process of their own."""
+    if not (LONG_PACKAGES / "torch").is_dir():
+        pytest.skip("torch is not installed: ./launch.sh check --all installs requirements-long.txt")
+    root = tmp_path_factory.mktemp("transformers")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.distributed.models.transformers_models", str(root)],
+        env={**os.environ, "PYTHONPATH": str(LONG_PACKAGES)},
+        cwd=Path(__file__).parents[4],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+@pytest.mark.parametrize("cpu_products", [None, "auto"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_saved_models_give_the_logits_of_transformers(
+    folders: Path, variant: str, cpu_products: str | None
+) -> None:
+    """A prompt in chunks, then tokens one by one, on one, two and three stages, with MLX and on the CPU."""
+    expected = np.load(folders / variant / "logits.npy")
+    for counts in ((4,), (2, 2), (1, 2, 1)):
+        chain = load_chain(folders / variant, counts, cpu_products=cpu_products)
+        parts = [chain.prefill(IDS[:NUM_PROMPT_TOKENS], chunk=CHUNK_TOKENS)]
+        parts += [chain.run([[IDS[i]]], [0], [i])[0] for i in range(NUM_PROMPT_TOKENS, len(IDS))]
+        assert np.abs(np.array(mx.concatenate(parts)) - expected).max() < TOLERANCE, counts

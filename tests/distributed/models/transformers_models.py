@@ -1,0 +1,151 @@
+"""Makes tiny model folders with transformers' own classes, and the logits that torch computes for them.
+
+As a program, `python -m tests.distributed.models.transformers_models FOLDER` with torch on the path
+(requirements-long.txt): each variant's folder as `save_pretrained` writes it, seeded, float32, with
+logits.npy (T, V) of IDS in it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+VOCAB_SIZE = 320
+NUM_TOKENS = 212
+IDS = [10 + (37 * i * i + 11 * i + 5) % (VOCAB_SIZE - 10) for i in range(NUM_TOKENS)]
+_SIZES = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 4096,
+}
+_KV = {"num_key_value_heads": 2}
+# Original lengths are short of the prompt, so that a scaling that is ignored or cut off shows.
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_YARN = {"rope_type": "yarn", "rope_theta": 500000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+_LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+_PLAIN = {"rope_type": "default", "rope_theta": 500000.0}
+_BOTH_MSCALES = {"mscale": 0.707, "mscale_all_dim": 0.707}
+_EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 48, "head_dim": 32}
+_DEEPSEEK = {
+    "kv_lora_rank": 48,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 24,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 48,
+    "first_k_dense_replace": 1,
+}
+_BETA = {"llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 64}
+
+_VISION = {
+    "vision_config": {
+        "model_type": "pixtral",
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    },
+    "image_token_index": 7,
+}
+
+# name: (model type, what its config differs in)
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {**_KV, "rope_parameters": _PLAIN, "attention_bias": True, "mlp_bias": True}),
+    "llama-tied": ("llama", {**_KV, "tie_word_embeddings": True, "head_dim": 32}),
+    "llama-llama3": ("llama", {**_KV, "rope_parameters": _LLAMA3}),
+    "llama-yarn": ("llama", {**_KV, "rope_parameters": _YARN}),
+    "llama-yarn-attention_factor": ("llama", {"rope_parameters": {**_YARN, "attention_factor": 1.3}}),
+    "llama-yarn-mscale": ("llama", {"rope_parameters": {**_YARN, "mscale": 1.0, "mscale_all_dim": 0.5}}),
+    "llama-yarn-mscale-alone": ("llama", {"rope_parameters": {**_YARN, "mscale": 0.5, "beta_fast": 16.0}}),
+    "llama-linear": ("llama", {"rope_parameters": _LINEAR}),
+    "mistral": ("mistral", {**_KV, "rope_parameters": _PLAIN, "sliding_window": None}),
+    "ministral3": ("ministral3", {**_KV, "head_dim": 16, "rope_parameters": {**_PLAIN, **_BETA}}),
+    "ministral3-yarn": (
+        "ministral3",
+        {**_KV, "head_dim": 16, "rope_parameters": {**_YARN, "mscale": 1.0, "mscale_all_dim": 1.0, **_BETA}},
+    ),
+    "mistral3-ministral3": (
+        "ministral3",
+        {**_KV, "head_dim": 16, "rope_parameters": {**_YARN, "mscale": 1.0, "mscale_all_dim": 1.0, **_BETA}},
+    ),
+    "mistral3-mistral": ("mistral", {**_KV, "rope_parameters": _PLAIN, "sliding_window": None}),
+    "qwen2": ("qwen2", {**_KV, "rope_parameters": _PLAIN}),
+    "qwen2-yarn": ("qwen2", {**_KV, "rope_parameters": _YARN, "tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {**_KV, "head_dim": 32, "rope_parameters": _PLAIN}),
+    "qwen3-llama3": ("qwen3", {**_KV, "head_dim": 32, "rope_parameters": _LLAMA3}),
+    "qwen3_moe": ("qwen3_moe", {**_KV, **_EXPERTS, "rope_parameters": _PLAIN}),
+    "qwen3_moe-yarn": (
+        "qwen3_moe",
+        {**_KV, **_EXPERTS, "rope_parameters": _YARN, "norm_topk_prob": True, "mlp_only_layers": [2]},
+    ),
+    "deepseek_v2": ("deepseek_v2", {**_DEEPSEEK, "rope_parameters": _PLAIN}),
+    "deepseek_v2-yarn": ("deepseek_v2", {**_DEEPSEEK, "rope_parameters": {**_YARN, **_BOTH_MSCALES}}),
+    "deepseek_v2-yarn-mscale": (
+        "deepseek_v2",
+        {**_DEEPSEEK, "rope_parameters": {**_YARN, "mscale": 1.0, "mscale_all_dim": 0.5}},
+    ),
+    "deepseek_v2-yarn-plain": ("deepseek_v2", {**_DEEPSEEK, "rope_parameters": _YARN}),
+    "deepseek_v2-yarn-attention_factor": (
+        "deepseek_v2",
+        {**_DEEPSEEK, "rope_parameters": {**_YARN, "attention_factor": 0.8}},
+    ),
+    "deepseek_v2-linear": ("deepseek_v2", {**_DEEPSEEK, "rope_parameters": _LINEAR, "q_lora_rank": 40}),
+    "deepseek_v2-llama3": ("deepseek_v2", {**_DEEPSEEK, "rope_parameters": _LLAMA3, "attention_bias": True}),
+    "deepseek_v2-groups": (
+        "deepseek_v2",
+        {**_DEEPSEEK, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}
+        | {"routed_scaling_factor": 2.5, "rope_parameters": _PLAIN},
+    ),
+}
+
+
+def make_all(root: Path) -> None:
+    """Make every variant's folder below root, with logits.npy in it."""
+    import numpy as np
+    import torch
+
+    for name in VARIANTS:
+        torch.manual_seed(0)
+        model = _make_model(name)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                mean, deviation = (0.7, 0.1) if parameter.ndim == 1 else (0.0, 0.3)
+                parameter.copy_(torch.randn_like(parameter) * deviation + mean)
+            logits = model(input_ids=torch.tensor([IDS])).logits[0]
+        model.save_pretrained(root / name)
+        np.save(root / name / "logits.npy", logits.numpy())
+
+
+def _make_model(name: str) -> Any:
+    """The variant's model; one that begins with `mistral3-` inside of a model that also sees."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    model_type, extra = VARIANTS[name]
+    how = {"dtype": torch.float32, "attn_implementation": "eager"}
+    if not name.startswith("mistral3-"):
+        config = AutoConfig.for_model(model_type, **_SIZES, **extra)
+        return AutoModelForCausalLM.from_config(config, **how).eval()
+    text = {"model_type": model_type, **_SIZES, **extra}
+    config = AutoConfig.for_model("mistral3", text_config=text, **_VISION)
+    return AutoModelForImageTextToText.from_config(config, **how).eval()
+
+
+if __name__ == "__main__":
+    make_all(Path(sys.argv[1]))

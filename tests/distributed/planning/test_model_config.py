@@ -1,0 +1,514 @@
+"""What is made of a config.json: spellings of one model, what is refused by name, what changes nothing."""
+
+import contextlib
+import inspect
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from distributed.models import load_stage
+from distributed.planning.checkpoint import BadCheckpoint, UnsupportedModel, read_config
+from distributed.planning.families import FAMILIES
+from distributed.planning.model_config import normalise_config
+from prompts.mlx_lm_import import import_mlx_lm
+from tests.fakes.checkpoints import VARIANTS, make_checkpoint
+from tests.services.stages import load_chain
+
+SIZES = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-6,
+}
+LATENT = {"kv_lora_rank": 48, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 24}
+PLAIN = {"rope_theta": 500000.0, "rope_scaling": None}
+YARN = {"factor": 4.0, "original_max_position_embeddings": 1024}
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 1024,
+}
+
+
+def make_config(model_type: str, **changes: Any) -> dict[str, Any]:
+    """A config of the type with nothing beyond sizes and rotation."""
+    experts = {"num_experts": 8, "num_experts_per_tok": 2} if model_type == "qwen3_moe" else {}
+    sizes = SIZES | (LATENT if model_type == "deepseek_v2" else {}) | experts
+    rope: dict[str, Any] = {"rope_theta": 10000.0, "rope_type": "default"}
+    window = {"sliding_window": None} if model_type == "mistral" else {}
+    return {"model_type": model_type, **sizes, **window, "rope_parameters": rope, **changes}
+
+
+def normalise(config: dict[str, Any]) -> dict[str, Any]:
+    """Normalise as if the config had come from a file."""
+    return normalise_config(json.loads(json.dumps(config)), "config.json")
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_what_transformers_writes_by_itself_is_accepted(model_type: str) -> None:
+    """Every key of transformers' own config class, at its default, is served."""
+    from transformers import AutoConfig
+
+    needed: dict[str, dict[str, Any]] = {
+        "mistral": {"sliding_window": None},
+        "deepseek_v2": {"num_experts_per_tok": 6},
+    }
+    written = AutoConfig.for_model(model_type, **needed.get(model_type, {}))
+    config = normalise(written.to_dict())
+    for key in ("num_key_value_heads", "rms_norm_eps", "max_position_embeddings", "hidden_size"):
+        assert config[key] == getattr(written, key), key
+    if model_type == "qwen3_moe":
+        assert config["num_experts"] == written.num_experts
+    theta = (config.get("rope_parameters") or config)["rope_theta"]
+    assert theta == written.rope_parameters["rope_theta"]
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_absent_keys_mean_what_they_mean_to_transformers(model_type: str) -> None:
+    """Defaults are those of transformers' classes, not those of mlx-lm's."""
+    from transformers import AutoConfig
+
+    written = AutoConfig.for_model(model_type, use_sliding_window=True)
+    absent = {"max_window_layers"} if model_type == "qwen3_moe" else {"rope_theta"}
+    for key, value in FAMILIES[model_type].defaults.items():
+        if key not in absent and hasattr(written, key):
+            assert getattr(written, key) == value, key
+    assert type(written).default_theta == FAMILIES[model_type].defaults["rope_theta"]
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_honoured_keys_are_read_by_the_class(model_type: str) -> None:
+    """A key is called honoured only where mlx-lm's class takes it."""
+    family = FAMILIES[model_type]
+    arguments = import_mlx_lm(f"models.{family.runs_as}").ModelArgs
+    unread = {"deepseek_v2": {"head_dim", "qk_head_dim"}}  # follow from the other sizes of its heads
+    missing = family.honoured - inspect.signature(arguments).parameters.keys()
+    assert missing == unread.get(model_type, set())
+
+
+SPELLINGS = [
+    ({"rope_theta": 500000.0}, {"rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"}}),
+    ({"rope_theta": 500000.0}, {"rope_parameters": {"rope_theta": 500000.0}, "rope_scaling": None}),
+    ({"rope_theta": 500000.0}, {"rope_theta": 500000.0, "rope_scaling": {"rope_type": "default"}}),
+    (
+        {"rope_theta": 500000.0, "rope_scaling": {"type": "yarn", **YARN}},
+        {"rope_parameters": {"rope_theta": 500000.0, "rope_type": "yarn", **YARN}},
+    ),
+    (
+        {"rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3", **LLAMA3}},
+        {"rope_parameters": {"rope_theta": 500000.0, "rope_type": "llama3", **LLAMA3}},
+    ),
+    (
+        {"rope_scaling": {"type": "yarn", **YARN}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "original_max_position_embeddings": 1024},
+    ),
+    (
+        {"rope_scaling": {"type": "yarn", **YARN}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 1024}},
+    ),
+    (
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    ),
+    ({"num_key_value_heads": 4}, {"num_key_value_heads": None}),
+    ({}, {"tie_word_embeddings": None, "rms_norm_eps": None}),
+    ({}, {"dtype": "bfloat16", "torch_dtype": "float16", "use_cache": True}),
+    ({"quantization": {"group_size": 64, "bits": 4}}, {"quantization_config": {"group_size": 64, "bits": 4}}),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), SPELLINGS)
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "qwen3_moe", "deepseek_v2"])
+def test_two_spellings_are_one_model(model_type: str, one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Transformers 4, transformers 5 and mlx-lm write the same model differently."""
+    first, second = (
+        normalise({**make_config(model_type), "rope_parameters": None, **change}) for change in (one, other)
+    )
+    for config in (first, second):
+        for key in ("dtype", "torch_dtype", "use_cache"):
+            config.pop(key, None)
+    assert first == second
+
+
+def test_expert_counts_have_one_name() -> None:
+    """num_local_experts, num_experts and n_routed_experts are the same number."""
+    moe = {"num_experts_per_tok": 2}
+    for name in ("num_experts", "num_local_experts"):
+        config = normalise({**make_config("qwen3_moe"), "num_experts": None, **moe, name: 16})
+        assert config["num_experts"] == 16
+    for name in ("n_routed_experts", "num_experts", "num_local_experts"):
+        assert normalise(make_config("deepseek_v2", **moe, **{name: 16}))["n_routed_experts"] == 16
+
+
+def test_mistral_runs_as_llama() -> None:
+    """mlx-lm has no class of its own for it; without a window it is a llama."""
+    assert normalise(make_config("mistral"))["model_type"] == "llama"
+
+
+def test_a_text_config_is_the_model_within_one_that_sees() -> None:
+    """Its keys are judged, and the packing beside it counts; whether the head is tied the weights tell."""
+    packed = {"group_size": 64, "bits": 4, "language_model.lm_head": {"group_size": 32, "bits": 8}}
+    inner = make_config("ministral3", tie_word_embeddings=False)
+    outer = {"model_type": "mistral3", "text_config": inner, "vision_config": {}, "tie_word_embeddings": True}
+    config = normalise({**outer, "quantization": packed})
+    assert config["quantization"] == {"group_size": 64, "bits": 4, "lm_head": {"group_size": 32, "bits": 8}}
+    expected = normalise(inner)
+    del config["quantization"], expected["tie_word_embeddings"]
+    assert config == expected
+    with pytest.raises(UnsupportedModel, match="logit_scale"):
+        normalise({**outer, "text_config": {**inner, "logit_scale": 2.0}})
+    with pytest.raises(BadCheckpoint, match="hidden_size = '64'"):
+        normalise({**outer, "text_config": {**inner, "hidden_size": "64"}})
+
+
+def test_yarn_factors_are_those_of_transformers() -> None:
+    """attention_factor, and mscale with and without mscale_all_dim, in the words of mlx-lm's class."""
+    for given, expected in (
+        ({}, 0.1 * math.log(4) + 1),
+        ({"attention_factor": 1.3}, 1.3),
+        ({"attention_factor": 1.0}, 1.0),
+        ({"mscale": 0.5}, 0.1 * math.log(4) + 1),
+        ({"mscale": 1.0, "mscale_all_dim": 0.5}, (0.1 * math.log(4) + 1) / (0.05 * math.log(4) + 1)),
+    ):
+        scaling = normalise(make_config("llama", rope_parameters={"rope_type": "yarn", **YARN, **given}))[
+            "rope_scaling"
+        ]
+        factors = [0.1 * scaling[key] * math.log(4) + 1 for key in ("mscale", "mscale_all_dim")]
+        assert factors[0] / factors[1] == pytest.approx(expected)
+
+
+REFUSED = [
+    ("gemma3", {}, r"gemma3.*served are deepseek_v2, llama"),
+    ("llava", {"text_config": {"model_type": "llama"}}, r"llava.*text_config.*llama.*served are"),
+    ("mistral3", {"text_config": {"model_type": "gemma3_text"}}, r"mistral3.*gemma3_text.*served are"),
+    ("llama", {"text_config": {"model_type": "llama"}}, "text_config"),
+    ("llama", {"model_file": "evil.py"}, r"evil\.py.*own code"),
+    ("llama", {"hidden_act": "gelu"}, r"hidden_act = 'gelu'.*silu"),
+    ("llama", {"partial_rotary_factor": 0.5}, r"partial_rotary_factor = 0\.5.*1\.0 is"),
+    (
+        "llama",
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
+        r"'dynamic'.*default, linear, llama3, yarn",
+    ),
+    ("llama", {"rope_scaling": {"type": "longrope", "long_factor": [1.0]}}, "longrope"),
+    ("llama", {"rope_scaling": {"type": "mrope", "mrope_section": [1, 2, 3]}}, "mrope"),
+    ("llama", {"rope_scaling": {"type": "yarn", **YARN, "truncate": False}}, r"truncate = False"),
+    ("llama", {"rope_scaling": {"type": "yarn", **YARN, "new_key": 3}}, r"new_key = 3"),
+    ("llama", {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "full_attention"),
+    ("llama", {"layer_types": ["full_attention", "sliding_attention"] * 2}, "sliding_attention"),
+    ("llama", {"logit_scale": 0.0625}, r"logit_scale = 0\.0625"),
+    ("llama", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+    ("llama", {"residual_multiplier": 0.22}, "residual_multiplier"),
+    ("llama", {"embedding_multiplier": 12}, "embedding_multiplier"),
+    ("llama", {"attention_multiplier": 0.0078}, "attention_multiplier"),
+    ("llama", {"no_rope_layers": [1, 0, 1, 0]}, "no_rope_layers"),
+    ("llama", {"use_qk_norm": True}, "use_qk_norm"),
+    ("llama", {"num_local_experts": 8, "num_experts_per_tok": 2}, "num_local_experts = 8"),
+    ("llama", {"alibi": True}, "alibi"),
+    ("llama", {"attention_chunk_size": 8192}, "attention_chunk_size"),
+    ("llama", {"is_causal": False}, "is_causal"),
+    ("llama", {"quantize_activations": True}, "quantize_activations"),
+    ("llama", {"quantization_config": {"quant_method": "fp8"}}, r"fp8.*mlx_lm\.convert"),
+    ("llama", {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}, "gptq"),
+    ("llama", {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128}}, "awq"),
+    (
+        "llama",
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+        "bitsandbytes",
+    ),
+    ("llama", {"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
+    ("llama", {"quantization": {"group_size": 64, "bits": 4, "mode": "new"}}, "'new'"),
+    (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 128, "max_window_layers": 2},
+        r"sliding_window = 128",
+    ),
+    (
+        "qwen3",
+        {"use_sliding_window": True, "sliding_window": 128, "max_window_layers": 2},
+        r"sliding_window = 128",
+    ),
+    ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 128}, r"sliding_window = 128"),
+    ("mistral", {"sliding_window": 128}, r"sliding_window = 128"),
+    ("ministral3", {"sliding_window": 128}, r"sliding_window = 128"),
+    ("qwen2", {"head_dim": 32}, r"head_dim = 32"),
+    ("qwen3", {"attention_bias": True}, r"attention_bias = True.*False is"),
+    ("qwen3_moe", {"scoring_func": "sigmoid"}, "sigmoid"),
+    ("deepseek_v2", {"norm_topk_prob": True}, "norm_topk_prob"),
+    ("deepseek_v2", {"rope_interleave": False}, "rope_interleave"),
+    ("deepseek_v2", {"tie_word_embeddings": True}, "tie_word_embeddings"),
+    ("deepseek_v2", {"n_routed_experts": 8, "num_experts_per_tok": 2, "topk_method": "noaux_tc"}, "noaux_tc"),
+    ("deepseek_v2", {"rope_scaling": {"type": "yarn", **YARN, "mscale": 0.7}}, "mscale_all_dim alone"),
+    (
+        "deepseek_v2",
+        {"rope_scaling": {"type": "yarn", **YARN, "mscale_all_dim": 0.7}},
+        "mscale_all_dim alone",
+    ),
+]
+
+
+@pytest.mark.parametrize(("model_type", "change", "reason"), REFUSED)
+def test_what_would_change_numbers_in_silence_is_refused(
+    model_type: str, change: dict[str, Any], reason: str
+) -> None:
+    """The sentence names the file, the key, its value and what is served."""
+    base = make_config(model_type)
+    if "rope_scaling" in change:
+        base.pop("rope_parameters")
+    with pytest.raises(UnsupportedModel, match=rf"^config\.json: .*{reason}"):
+        normalise({**base, **change})
+
+
+@pytest.mark.parametrize(
+    ("model_type", "change"),
+    [
+        (
+            "llama",
+            {"attention_dropout": 0.1, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "hidden_dropout_prob": 0.1},
+        ),
+        ("llama", {"is_llama_config": True, "rope_interleaved": False, "pretraining_tp": 2}),
+        (
+            "llama",
+            {"_attn_implementation": "sdpa", "attn_implementation": "eager", "_flash_attn_2_enabled": True},
+        ),
+        (
+            "llama",
+            {"unsloth_fixed": True, "auto_map": {"AutoModel": "x.Y"}, "transformers.js_config": {"a": 1}},
+        ),
+        ("llama", {"temperature": 0.6, "top_p": 0.9, "top_k": 50, "repetition_penalty": 1.1}),
+        (
+            "llama",
+            {"logit_scale": 1.0, "residual_multiplier": 1, "final_logit_softcapping": None, "alibi": False},
+        ),
+        ("llama", {"sliding_window": 128, "layer_types": ["full_attention"] * 4}),
+        ("llama", {"rope_scaling": {"type": "default"}, "rope_parameters": None}),
+        ("llama", {"rope_traditional": True, "attention_bias": True, "mlp_bias": True}),
+        (
+            "qwen2",
+            {"use_sliding_window": False, "sliding_window": 128, "max_window_layers": 2, "use_mrope": False},
+        ),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 128, "max_window_layers": 4}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 2}),
+        ("qwen2", {"attention_bias": True, "head_dim": 16}),
+        ("mistral", {"sliding_window": 4096, "head_dim": None}),
+        (
+            "qwen3_moe",
+            {"router_aux_loss_coef": 0.001, "router_jitter_noise": 0.1, "output_router_logits": True},
+        ),
+        ("deepseek_v2", {"aux_loss_alpha": 0.001, "seq_aux": True, "ep_size": 1, "scoring_func": "softmax"}),
+        ("deepseek_v2", {"q_lora_rank": None, "n_shared_experts": None, "norm_topk_prob": False}),
+        ("deepseek_v2", {"rope_scaling": {"type": "yarn", **YARN, "mscale": 1.0}, "rope_parameters": None}),
+        (
+            "llama",
+            {
+                "quantization": {"group_size": 64, "bits": 4},
+                "quantization_config": {"group_size": 64, "bits": 4},
+            },
+        ),
+    ],
+)
+def test_what_changes_no_numbers_is_accepted(model_type: str, change: dict[str, Any]) -> None:
+    """Keys for training, sampling and other programs, and switches that are off."""
+    assert normalise(make_config(model_type, **change))["num_hidden_layers"] == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"num_hidden_layers": "27"}, r"num_hidden_layers = '27' is not a whole number from 1"),
+        ({"num_hidden_layers": -1}, r"num_hidden_layers = -1"),
+        ({"num_hidden_layers": 10**12}, r"num_hidden_layers = 1000000000000"),
+        ({"num_hidden_layers": 4.0}, r"num_hidden_layers = 4\.0"),
+        ({"num_hidden_layers": True}, r"num_hidden_layers = True"),
+        ({"num_hidden_layers": None}, r"no num_hidden_layers"),
+        ({"hidden_size": 0}, r"hidden_size = 0"),
+        ({"hidden_size": [64]}, r"hidden_size = \[64\]"),
+        ({"num_attention_heads": 3, "num_key_value_heads": 2}, "no multiple of num_key_value_heads"),
+        ({"num_attention_heads": 3, "num_key_value_heads": 3}, "no multiple of num_attention_heads"),
+        ({"head_dim": 15}, r"head_dim = 15 is odd"),
+        ({"model_type": 7}, r"model_type = 7 is not text"),
+        ({"model_type": None}, "no model_type"),
+        ({"rms_norm_eps": "1e-6"}, r"rms_norm_eps = '1e-6' is not a number above 0"),
+        ({"rms_norm_eps": math.nan}, r"rms_norm_eps = nan"),
+        ({"rope_theta": -5, "rope_parameters": None}, r"rope_theta = -5"),
+        ({"rope_parameters": [1]}, r"rope_parameters = \[1\] is not an object"),
+        ({"rope_parameters": {"rope_theta": "1e6"}}, r"rope_theta = '1e6'"),
+        ({"rope_parameters": {"type": "yarn", "factor": "4"}}, r"factor = '4'"),
+        ({"rope_parameters": {"type": "linear"}}, r"rope_parameters of type 'linear' has no factor"),
+        ({"rope_scaling": {"rope_type": "yarn", **YARN}}, "contradict each other in rope_type"),
+        ({"rope_scaling": {"type": "yarn", **YARN}}, "contradict each other in rope_type"),
+        ({"tie_word_embeddings": "yes"}, r"tie_word_embeddings = 'yes' is not true or false"),
+        ({"layer_types": ["full_attention"]}, "layer_types names 1 layers"),
+        ({"layer_types": "full"}, r"layer_types = 'full' is not a list"),
+        ({"quantization": {"bits": 4}}, r"group_size = None of quantization"),
+        ({"quantization": {"group_size": 64, "bits": "4"}}, r"bits = '4' of quantization"),
+        ({"quantization": {"group_size": 64, "bits": 4, "lm_head": {"bits": 7}}}, r"bits = 7 of lm_head"),
+        ({"quantization": 4}, r"quantization = 4 is not an object"),
+    ],
+)
+def test_a_key_that_cannot_be_is_named(change: dict[str, Any], reason: str) -> None:
+    """Wrong kinds, wrong ranges and contradictions end with the file and the key, not with a traceback."""
+    with pytest.raises(BadCheckpoint, match=rf"^config\.json: .*{reason}"):
+        normalise_config({**make_config("llama"), **change}, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"{", "is not JSON"),
+        (b"[]", "is not a JSON object"),
+        (b"\xff\xfe{}", "is not JSON"),
+        (b"null", "is not"),
+    ],
+)
+def test_a_file_that_is_no_object_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
+    """A broken config.json is told from one of another model."""
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(BadCheckpoint, match=re.escape(str(tmp_path / "config.json")) + f" {reason}"):
+        read_config(tmp_path)
+
+
+ROPES = {
+    "theta": ({"rope_theta": 500000.0}, {"rope_type": "default", "rope_theta": 500000.0}),
+    "yarn": (
+        {
+            "rope_theta": 500000.0,
+            "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8},
+        },
+        {"rope_type": "yarn", "rope_theta": 500000.0, "factor": 4.0, "original_max_position_embeddings": 8},
+    ),
+    "llama3": (
+        {
+            "rope_theta": 500000.0,
+            "rope_scaling": {"type": "llama3", **LLAMA3, "original_max_position_embeddings": 8},
+        },
+        {"rope_type": "llama3", "rope_theta": 500000.0, **LLAMA3, "original_max_position_embeddings": 8},
+    ),
+}
+PROMPT = [(7 * i + 3) % 250 for i in range(40)]
+
+
+@pytest.mark.parametrize("kind", ROPES)
+@pytest.mark.parametrize("variant", ["llama", "qwen3_moe", "deepseek_v2"])
+def test_both_spellings_of_rotation_give_the_same_logits(tmp_path: Path, variant: str, kind: str) -> None:
+    """And other logits than without: neither spelling is ignored."""
+    folder = make_checkpoint(tmp_path, variant)
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("rope_theta", "rope_scaling"):
+        config.pop(key, None)
+    old, new = ROPES[kind]
+    results = []
+    for change in (old, {"rope_parameters": new}, {}):
+        (folder / "config.json").write_text(json.dumps(config | change))
+        results.append(load_chain(folder, (2, 2)).prefill(PROMPT))
+    assert (results[0] == results[1]).all()
+    assert abs(results[0] - results[2]).max() > 0.05
+
+
+def test_every_variant_of_the_tests_is_normal(tmp_path: Path) -> None:
+    """What is in the normal form already stays as it is."""
+    for variant in VARIANTS:
+        once = read_config(make_checkpoint(tmp_path / variant, variant))
+        assert normalise(once) == once, variant
+
+
+ODD_VALUES: list[Any] = ["x", "", -1, 0, 1.5, 10**400, math.nan, math.inf, True, False, None]
+ODD_VALUES += [[], [1], ["x"], [[]], {}, {"x": 1}]
+ROPE_KEYS = ["rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "beta_fast"]
+ROPE_KEYS += ["mscale", "mscale_all_dim", "attention_factor", "truncate"]
+ROPE_KEYS += ["low_freq_factor", "llama_4_scaling_beta", "partial_rotary_factor"]
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_no_value_of_any_key_ends_in_a_traceback(model_type: str) -> None:
+    """Whatever stands in a config: it is served, or refused with a sentence."""
+    base = make_config(
+        model_type, num_experts_per_tok=2, topk_method="greedy", layer_types=None, sliding_window=None
+    )
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, **YARN}
+    packing = {"group_size": 64, "bits": 4, "mode": "affine", "lm_head": {"bits": 8}}
+    for value in ODD_VALUES:
+        changed: list[dict[str, Any]] = [
+            base | {key: value} for key in (*base, "quantization_config", "compression_config", "a_factor")
+        ]
+        changed += [base | {"rope_parameters": yarn | {key: value}} for key in ROPE_KEYS]
+        changed += [base | {"quantization": packing | {key: value}} for key in packing]
+        changed += [{"model_type": "mistral3", "text_config": base | {key: value}} for key in base]
+        for config in changed:
+            with contextlib.suppress(BadCheckpoint, UnsupportedModel):
+                normalise_config(config, "config.json")
+
+
+INVERSE_FREQUENCIES: dict[str, tuple[dict[str, Any], float]] = {
+    "default": ({"rope_type": "default"}, 1.0),
+    "linear": ({"rope_type": "linear", "factor": 4.0}, 1.0),
+    "llama3": ({"rope_type": "llama3", **LLAMA3, "original_max_position_embeddings": 64}, 1.0),
+    "yarn": (
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+        0.1 * math.log(4) + 1,
+    ),
+    "yarn-attention_factor": (
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "attention_factor": 0.9},
+        0.9,
+    ),
+}
+THETA = 500000.0
+
+
+def inverse_frequencies(rope: dict[str, Any], num_values: int) -> Any:
+    """What transformers 5.24 modeling_rope_utils.py computes, (num_values / 2,)."""
+    plain = THETA ** (-np.arange(0, num_values, 2) / num_values)
+    kind, factor = rope["rope_type"], rope.get("factor", 1.0)
+    if kind in ("default", "linear"):
+        return plain / factor
+    original = rope["original_max_position_embeddings"]
+    if kind == "llama3":
+        low, high = (original / rope[key] for key in ("low_freq_factor", "high_freq_factor"))
+        wavelengths = 2 * math.pi / plain
+        smooth = (original / wavelengths - rope["low_freq_factor"]) / (
+            rope["high_freq_factor"] - rope["low_freq_factor"]
+        )
+        between = (1 - smooth) * plain / factor + smooth * plain
+        return np.where(wavelengths > low, plain / factor, np.where(wavelengths < high, plain, between))
+    first, last = (
+        num_values * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(THETA)) for turns in (32, 1)
+    )
+    first, last = max(math.floor(first), 0), min(math.ceil(last), num_values - 1)
+    ramp = np.clip((np.arange(num_values // 2) - first) / max(last - first, 0.001), 0, 1)
+    return plain / factor * ramp + plain * (1 - ramp)
+
+
+@pytest.mark.parametrize("kind", INVERSE_FREQUENCIES)
+@pytest.mark.parametrize("variant", ["llama", "ministral3", "qwen2", "qwen3", "qwen3_moe", "deepseek_v2"])
+def test_a_stage_rotates_by_the_angles_of_the_config(tmp_path: Path, variant: str, kind: str) -> None:
+    """Every kind of scaling that is served, in every type, against the formulas in NumPy."""
+    folder, (rope, factor) = make_checkpoint(tmp_path, variant), INVERSE_FREQUENCIES[kind]
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("rope_theta", "rope_scaling"):
+        config.pop(key, None)
+    config["rope_parameters"] = {**rope, "rope_theta": THETA}
+    (folder / "config.json").write_text(json.dumps(config))
+    module = load_stage(folder, range(1), is_first=True, is_last=False).inner.layers[0].self_attn.rope
+    read = read_config(folder)
+    num_values = read["qk_rope_head_dim"] if variant == "deepseek_v2" else read["head_dim"]
+    pairs = np.zeros((num_values // 2, 2), np.float32)
+    pairs[:, 0] = 1  # every pair is the unit vector
+    is_traditional = variant == "deepseek_v2"
+    x = pairs.reshape(-1) if is_traditional else pairs.T.reshape(-1)
+    for position in (0, 1, 63, 300):
+        rotated = np.array(module(mx.array(x)[None, None, None], offset=position))[0, 0, 0]
+        turned = rotated.reshape(-1, 2) if is_traditional else rotated.reshape(2, -1).T
+        angles = position * inverse_frequencies(rope, num_values)
+        expected = factor * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+        assert np.abs(turned - expected).max() < 2e-4, position

@@ -1,0 +1,179 @@
+"""Errors on the paths of other APIs: always in that API's own shape."""
+
+import http.client
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from fastapi import Request
+
+from frontdoor.app import make_app
+from frontdoor.http.bodies import read_json
+from frontdoor.http.dialects import api_not_served, error_body
+from frontdoor.http.errors import GenerationTimeout, RingDown, error_response, headers_of
+from frontdoor.schemas import ChatBody
+from spool import IdempotencyConflict
+from tests.services.frontdoor_service import Service, connect, make_settings, running_service, serving_app
+
+ANTHROPIC = ("/v1/messages", "/v1/messages/count_tokens", "/v1/messages/batches/x")
+OPENAI = ("/v1/responses", "/v1/responses/resp_1", "/v1/embeddings", "/nothing", "/apis", "/v1/messagesx")
+OLLAMA = ("/api", "/api/chat", "/api/tags", "/api/generate")
+KEYS = "mine\n"
+KEY = {"Authorization": "Bearer mine"}
+
+
+def check_anthropic(body: dict[str, Any], kind: str) -> str:
+    assert body.keys() == {"type", "error"}
+    assert body["type"] == "error"
+    assert body["error"].keys() == {"type", "message"}
+    assert body["error"]["type"] == kind
+    return str(body["error"]["message"])
+
+
+def check_shape(path: str, body: dict[str, Any], kind: str) -> str:
+    """Check the shape that belongs to a path; return the sentence."""
+    if path in ANTHROPIC:
+        return check_anthropic(body, kind)
+    if path in OLLAMA:
+        assert list(body) == ["error"]
+        return str(body["error"])
+    assert body["error"].keys() == {"message", "type", "param", "code"}
+    return str(body["error"]["message"])
+
+
+@pytest.mark.parametrize("path", [*ANTHROPIC, *OPENAI, *OLLAMA])
+@pytest.mark.parametrize(
+    ("headers", "status", "kind"),
+    [
+        (KEY, 404, "not_found_error"),
+        ({"X-Api-Key": "mine"}, 404, "not_found_error"),
+        ({"X-Api-Key": "mine", "Authorization": "Bearer theirs"}, 404, "not_found_error"),
+        ({}, 401, "authentication_error"),
+        ({"X-Api-Key": "theirs"}, 401, "authentication_error"),
+        ({**KEY, "Host": "evil.com"}, 400, "invalid_request_error"),
+        ({**KEY, "Origin": "https://evil.com"}, 403, "permission_error"),
+    ],
+)
+def test_every_refusal_has_the_shape_of_its_path(
+    service: Service, path: str, headers: dict[str, str], status: int, kind: str
+) -> None:
+    """Whatever the method: keys, hosts, origins, and a path that is not there."""
+    for method in ("GET", "POST", "DELETE"):
+        for query in ("", "?beta=true"):
+            answer = service.http.request(method, path + query, headers=headers, content=b"{}")
+            assert answer.status_code == status, (method, path)
+            assert check_shape(path, answer.json(), kind)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/v1/messages", "Anthropic Messages API"),
+        ("/messages", "Anthropic Messages API"),
+        ("/v1/v1/messages/", "Anthropic Messages API"),
+        ("/v1/messages/count_tokens", "Anthropic Messages API"),
+        ("/v1/responses", "OpenAI Responses API"),
+        ("/responses", "OpenAI Responses API"),
+        ("/api/chat", "Ollama's API"),
+    ],
+)
+def test_an_api_that_is_not_served_says_so(service: Service, path: str, name: str) -> None:
+    """The sentence names the API and what is served instead; nobody is told of a model that is missing."""
+    answer = service.http.post(path, json={"model": "tiny"}, headers=KEY)
+    assert answer.status_code == 404
+    assert f"does not serve the {name}" in answer.text or f"does not serve {name}" in answer.text
+    assert "/v1/chat/completions" in answer.text
+    assert "model_not_found" not in answer.text
+    if "responses" in path:
+        assert answer.json()["error"]["code"] == "api_not_served"
+
+
+def test_an_api_that_is_served_is_no_longer_named() -> None:
+    """Only whole names count."""
+    assert api_not_served("/v1/messages/count_tokens") is not None
+    assert api_not_served("/v1/messagesx") is None
+    assert api_not_served("/apis") is None
+    assert api_not_served("/v1/chat/completions") is None
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "invalid_request_error"),
+        (401, "authentication_error"),
+        (403, "permission_error"),
+        (404, "not_found_error"),
+        (405, "invalid_request_error"),
+        (409, "invalid_request_error"),
+        (413, "request_too_large"),
+        (415, "invalid_request_error"),
+        (429, "rate_limit_error"),
+        (500, "api_error"),
+        (502, "api_error"),
+        (503, "overloaded_error"),
+        (504, "timeout_error"),
+        (507, "overloaded_error"),
+    ],
+)
+def test_anthropics_types_follow_the_status(status: int, kind: str) -> None:
+    """Its clients tell errors apart by status and type."""
+    said = {"error": {"message": "no", "type": "x", "param": None, "code": "y"}}
+    assert check_anthropic(dict(error_body("/v1/messages", status, said)), kind) == "no"
+    assert error_body("/api/chat", status, said) == {"error": "no"}
+    assert error_body("/v1/chat/completions", status, said) == said
+
+
+def test_headers_of_an_error_stay(service: Service) -> None:
+    """Retry-After and its like are the same in every dialect."""
+    errors = [RingDown("x"), IdempotencyConflict("x"), GenerationTimeout("a" * 32, 1.0)]
+    for path in (*ANTHROPIC, *OLLAMA, "/generate"):
+        for error in errors:
+            assert {name.lower(): value for name, value in headers_of(error).items()}.items() <= dict(
+                error_response(error, path).headers
+            ).items()
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/api/chat"])
+def test_a_route_of_another_dialect_refuses_in_its_shape(tmp_path: Path, path: str) -> None:
+    """Once it is built: 405, 413, 415, a body that is no JSON, and a crash."""
+    settings = make_settings(tmp_path)
+    app = make_app(settings)
+
+    async def chat(http: Request) -> None:
+        await read_json(http, ChatBody, max_bytes=1024)
+        raise RuntimeError("a secret of ours")
+
+    app.post(path, response_model=None)(chat)
+    good = b'{"messages": [{"role": "user", "content": "hi"}]}'
+    tries: list[tuple[str, bytes, str, int, str]] = [
+        ("PUT", b"{}", "application/json", 405, "invalid_request_error"),
+        ("POST", b"{", "application/json", 400, "invalid_request_error"),
+        ("POST", b"x" * 2000, "application/json", 413, "request_too_large"),
+        ("POST", good, "text/plain", 415, "invalid_request_error"),
+        ("POST", good, "application/json", 500, "api_error"),
+    ]
+    with serving_app(app, settings) as url:
+        for method, body, content_type, status, kind in tries:
+            connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)
+            connection.request(method, path, body, {"Content-Type": content_type})
+            answer = connection.getresponse()
+            found = json.loads(answer.read())
+            connection.close()
+            assert answer.status == status
+            assert "secret" not in (check_anthropic(found, kind) if path in ANTHROPIC else found["error"])
+
+
+def test_at_the_connection_limit_the_shape_is_the_paths(tmp_path: Path) -> None:
+    """503 as well, though no route is asked."""
+    with running_service(tmp_path, {"FILE_DESCRIPTOR_SOFT_LIMIT": "64"}) as service:
+        many = [connect(service.url) for _ in range(64)]
+        try:
+            for path in ANTHROPIC:
+                answer = service.http.post(path, json={})
+                assert answer.status_code == 503
+                assert check_anthropic(answer.json(), "overloaded_error")
+        finally:
+            for connection in many:
+                connection.close()

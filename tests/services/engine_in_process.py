@@ -1,0 +1,309 @@
+"""The real engine in the test's own process: stages of a small model, frames, a spool and a driven clock.
+
+    with EngineInProcess(tmp_path, model, num_ranks=2, layer_split="3,1") as service:
+        request = service.request([1, 2, 3], max_tokens=8, temperature=0.7, seed=5)
+        (result,) = service.ask(request)
+
+It has the words of `ring_service.RingService` (settings by name, `request`, `ask`, `spool`, `stop`, `kill`,
+`start`), so a test of real processes becomes one of logic with another class. Rank 0's Engine, Scheduler and
+spool are the product's, and so are the Worker of every other rank and the frames between them, encoded as on
+a wire. What it does not prove: processes, sockets, signals, the handshake, the warm-up.
+
+- Nothing happens between calls. `step()` is one turn of `Engine.step`: what was sent passes all stages, rank
+  0 receives at most one frame. `run_until(condition)` takes turns until it holds; `ask` until all results are
+  there; `submit` and `cancel` only tell the spool, as a front door does.
+- `clock.now` is the engine's monotonic clock. A turn takes a millisecond of it; a turn in which nothing comes
+  takes as long as the engine would have waited, and no real time. `advance(seconds)` moves it by hand: the
+  poll interval, the status of each second, pings, sweeps and STEP_TIMEOUT are proven without a pause.
+- `kill()` ends everything where it stands, as `kill -9` does, and `start()` is the next life of the ring;
+  `stop()` drains as SIGTERM does. With `wire.is_lost` every use of the ring raises RingLost; with
+  `wire.is_silent` what is sent never arrives.
+- To look inside: `engine`, `scheduler`, `owner`, `stages` by rank, `sequence_of(request)`, `records(request)`
+  (the token log), `status()` (ring.json). `edit(POLL_INTERVAL=5)` is an edit of live settings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+from concurrent.futures import Executor, Future
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from config import Settings, load_settings
+from distributed.backends.stage import Stage
+from distributed.engine.engine import Engine
+from distributed.engine.engine_config import make_engine_limits, make_scheduler
+from distributed.engine.live_settings import LiveSettings
+from distributed.engine.request_source import ModelFacts, RequestSource
+from distributed.engine.sequence import Sequence
+from distributed.engine.status import RingStatus
+from distributed.engine.token_writer import TokenWriter
+from distributed.models import StageModel
+from distributed.planning.capacities import HostCapacity
+from distributed.planning.checkpoint import read_config
+from distributed.planning.layer_plan import plan_layers, split_layers, weights_hash
+from distributed.planning.model_shape import read_shape
+from distributed.rank import open_spool
+from distributed.ring.handshake import RankInfo
+from distributed.ring.watchdog import Lifeline
+from distributed.utils import shard_and_load
+from distributed.worker import Worker
+from prompts.tokenizer import load_tokenizer, tokenizer_hash
+from spool import Request, Result, SamplingParams, Spool, SpoolOwner, TokenRecord
+from tests.fakes.loopback_ring import DrivenClock, RingEnd, RingOfStages, Wire
+
+TURN_SECONDS = 0.001
+# A test that takes more turns waits for something that never comes.
+MAX_TURNS = 20_000
+
+
+class AtOnce(Executor):
+    """Runs what is submitted before `submit` returns."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+@lru_cache(maxsize=32)
+def _load(
+    folder: Path, rank: int, layers: tuple[range, ...], products: str | None, dtype: str | None
+) -> StageModel:
+    """Load one rank's layers; tests that share a model folder share them."""
+    return shard_and_load(
+        folder, rank, len(layers), layers=layers, dequantize=True, cpu_products=products, dtype=dtype
+    )
+
+
+class EngineInProcess:
+    """A ring of one process, from settings to results; use it as a context manager."""
+
+    def __init__(
+        self, state: Path, model: Path, num_ranks: int = 1, *, dtype: str | None = None, **settings: Any
+    ) -> None:
+        """
+        Args:
+            dtype: of the weights; where it is given, MLX runs the layers.
+            settings: by name, as text or numbers.
+        """
+        self.state, self.model, self.num_ranks = state, model, num_ranks
+        self._dtype = dtype
+        own = {
+            "STATE_DIR": str(state),
+            "MODEL_REPO": str(model),
+            "SPOOL_DURABILITY": "process",
+            "LOCAL_RANKS": str(num_ranks),
+            **{key.upper(): str(value) for key, value in settings.items()},
+        }
+        state.mkdir(parents=True, exist_ok=True)
+        self.settings: Settings = load_settings(own, root=state, environ={})
+        self.clock = DrivenClock()
+        self.epoch = 0
+        self._is_running = False
+        self._wakeup = os.pipe()
+
+    def __enter__(self) -> EngineInProcess:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        for descriptor in self._wakeup:
+            os.close(descriptor)
+
+    def start(self) -> None:
+        """Begin a life of the ring: unfinished requests of the one before go on."""
+        self.epoch += 1
+        self.wire = Wire(self.num_ranks)
+        ring = RingOfStages(self.epoch, self.wire, self.clock)
+        self.stages = self._load_stages()
+        status = self._make_status()
+        self.scheduler = make_scheduler(self.settings, status, 1.0)
+        self._connect(ring, status)
+        self.owner: SpoolOwner = open_spool(self.settings)
+        self.owner.recover()
+        self.bell = self.owner.listen()
+        layers = tuple((info.first_layer, info.num_layers) for info in status.ranks)
+        self.writer = TokenWriter(self.owner, layers, status.troubles, AtOnce())
+        source = RequestSource(
+            self.owner, self.bell, self._facts(status), self.writer, status.troubles, self.clock
+        )
+        self.engine = Engine(
+            ring,
+            self.stages[0],
+            self.scheduler,
+            source,
+            self.writer,
+            status,
+            Lifeline(0, has_supervisor=False),
+            make_engine_limits(self.settings),
+            self.clock,
+        )
+        self._live = LiveSettings(self.settings, self.owner, self.engine)
+        status.enter("ready")
+        self._is_running = True
+
+    def step(self) -> None:
+        """Take one turn of the engine's loop."""
+        self.clock.advance(TURN_SECONDS)
+        self.engine.step(self._wakeup[0])
+
+    def run_until(self, condition: Callable[[], bool]) -> None:
+        """Take turns until it holds."""
+        for _ in range(MAX_TURNS):
+            if condition():
+                return
+            self.step()
+        raise AssertionError(f"not in {MAX_TURNS} turns: {self.status()}")
+
+    def stop(self) -> None:
+        """Drain and stop, as SIGTERM makes rank 0 do; then let go of the spool."""
+        self.engine.run(lambda: True, self._wakeup[0])
+        self.kill()
+
+    def kill(self) -> None:
+        """End where it stands; what was claimed stays claimed. Nothing where nothing runs."""
+        if not self._is_running:
+            return
+        self._is_running = False
+        for answer in self.writer.answers.values():
+            answer.log.close()
+        self.bell.close()
+        self.owner.close()
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, then take a turn."""
+        self.clock.advance(seconds)
+        self.step()
+
+    def signal(self) -> None:
+        """Wake the loop, as a signal does."""
+        os.write(self._wakeup[1], b"\0")
+
+    def edit(self, **values: Any) -> None:
+        """Edit live settings, as the supervisor passes them on."""
+        self._live.on_settings(values)
+
+    def spool(self) -> Spool:
+        """The spool as a front door has it."""
+        return Spool.open(self.settings.spool_dir, durability="process")
+
+    def request(self, token_ids: Items[int], **params: Any) -> Request:
+        """Make a request of token ids for this model."""
+        return Request(
+            id=uuid.uuid4().hex,
+            params=SamplingParams(**{"max_tokens": 16, **params}),
+            text=None,
+            token_ids=tuple(token_ids),
+            tokenizer_hash=tokenizer_hash(self.model),
+            model=self.model.name,
+            created_unix=time.time(),
+        )
+
+    def submit(self, *requests: Request) -> None:
+        """Let requests wait in the spool."""
+        spool = self.spool()
+        for request in requests:
+            spool.submit(request)
+
+    def cancel(self, request: Request) -> bool:
+        """Cancel a request, as a front door does."""
+        return self.spool().cancel(request.id)
+
+    def ask(self, *requests: Request) -> list[Result]:
+        """Submit requests and run until all have ended; their results, in order."""
+        self.submit(*requests)
+        return self.results(*requests)
+
+    def results(self, *requests: Request) -> list[Result]:
+        """Run until all have ended; their results, in order."""
+        self.run_until(lambda: all(self.result(request) for request in requests))
+        return [result for request in requests if (result := self.result(request))]
+
+    def result(self, request: Request) -> Result | None:
+        """A request's result, if it has ended."""
+        return self.owner.spool.read_result(request.id)
+
+    def records(self, request: Request) -> list[TokenRecord]:
+        """What a request's token log holds."""
+        return self.owner.spool.open_log(request.id).read_new()
+
+    def sequence_of(self, request: Request) -> Sequence:
+        """The live state of a request that rank 0 has opened."""
+        return self.writer.answers[request.id].sequence
+
+    def status(self) -> dict[str, Any]:
+        """What ring.json says."""
+        told: dict[str, Any] = json.loads((self.settings.run_dir / "ring.json").read_text())
+        return told
+
+    def _load_stages(self) -> list[Stage]:
+        products = self.settings.cpu_products if self.settings.cpu_layers == "numpy" else None
+        counts = self.settings.layer_counts
+        self._layers = (
+            plan_layers(read_shape(self.model), [HostCapacity(num_ranks=self.num_ranks)])
+            if counts is None
+            else split_layers(int(read_config(self.model)["num_hidden_layers"]), counts)
+        )
+        stages = [
+            Stage(_load(self.model, rank, self._layers, None if self._dtype else products, self._dtype))
+            for rank in range(self.num_ranks)
+        ]
+        for stage in stages:
+            stage.measure_kv()
+        return stages
+
+    def _make_status(self) -> RingStatus:
+        status = RingStatus(
+            self.settings.run_dir / "ring.json",
+            epoch=self.epoch,
+            ring_size=self.num_ranks,
+            model=self.settings.model_name,
+            settings=self.settings.public(),
+        )
+        status.ranks = tuple(
+            RankInfo(
+                rank=rank,
+                host="here",
+                pid=os.getpid(),
+                first_layer=layers.start,
+                num_layers=len(layers),
+                weights_bytes=stage.model.weights_bytes,
+                kv_bytes_per_token=stage.kv_bytes_per_token,
+                memory_bytes=0,
+                load_s=0.0,
+                device="cpu",
+            )
+            for rank, (layers, stage) in enumerate(zip(self._layers, self.stages, strict=True))
+        )
+        return status
+
+    def _connect(self, ring: RingOfStages, status: RingStatus) -> None:
+        """Make the workers of all ranks but rank 0, the first stage's first."""
+        for info in reversed(status.ranks[1:]):
+            end = RingEnd(info.rank, self.epoch, self.wire)
+            lifeline = Lifeline(info.rank, has_supervisor=False)
+            limit_seconds = self.settings.step_timeout
+            worker = Worker(end, self.stages[info.rank], lifeline, limit_seconds, partial(replace, info))
+            ring.workers.append((end, worker))
+
+    def _facts(self, status: RingStatus) -> ModelFacts:
+        assert status.context is not None
+        tokenizer = load_tokenizer(self.settings)
+        return ModelFacts(
+            name=status.model,
+            weights_hash=weights_hash(self.model),
+            tokenizer=tokenizer,
+            detokenizer=tokenizer.detokenizer,
+            end_token_ids=tokenizer.end_token_ids,
+            vocab_size=self.stages[0].model.vocab_size,
+            context=status.context,
+        )

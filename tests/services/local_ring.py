@@ -1,0 +1,120 @@
+"""A scheduler and the stages of one model in one process: whole answers without spool, ring or clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from distributed.backends.stage import Stage
+from distributed.engine.drafting import Drafter
+from distributed.engine.draw import RowSampling
+from distributed.engine.engine import to_frame
+from distributed.engine.sampling import sample
+from distributed.engine.scheduler import Scheduler, SchedulerLimits
+from distributed.engine.sequence import Drawn, Microbatch, Sequence
+from distributed.engine.slots import SlotLimits
+from distributed.models import load_stage
+from distributed.ring.frame import parse_step
+from tests.fakes.checkpoints import make_checkpoint, write_weights
+
+GREEDY = RowSampling(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, seed=0, choice=0, index=0)
+WARM = replace(GREEDY, temperature=0.7, seed=5)
+
+
+@dataclass(frozen=True)
+class RingShape:
+    """How many tables, rows and tokens of KV there are."""
+
+    num_tables: int = 1
+    max_rows: int = 8
+    max_kv_tokens: int = 100_000
+    max_kept_tokens: int = 0
+    chunk: int = 64
+
+
+def load_stages(folder: Path, counts: Items[int], **options: Any) -> list[Stage]:
+    """Load the stages of `counts` layers, first layers first; options as for `load_stage`."""
+    ends = [sum(counts[: i + 1]) for i in range(len(counts))]
+    ranges = [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
+    stages = []
+    for layers in ranges:
+        is_first, is_last = layers is ranges[0], layers is ranges[-1]
+        stages.append(Stage(load_stage(folder, layers, is_first=is_first, is_last=is_last, **options)))
+        stages[-1].measure_kv()
+    return stages
+
+
+class LocalRing:
+    """Steps microbatches through all stages in the order in which they were made."""
+
+    def __init__(self, stages: Items[Stage], shape: RingShape, drafter: Drafter | None = None) -> None:
+        """Args: stages: of one model, in order; they forget their KV."""
+        self.stages = stages
+        for stage in stages:
+            stage.drop_tables()
+        slots = SlotLimits(shape.num_tables, shape.max_rows, shape.max_kv_tokens, shape.max_kept_tokens)
+        limits = SchedulerLimits(shape.num_tables + 1, shape.chunk, slots)
+        self.scheduler = Scheduler(limits, drafter)
+        self.failed: list[Sequence] = []
+        self.rules: dict[Sequence, RowSampling] = {}
+
+    def ask(self, prompt: Items[int], max_tokens: int, rule: RowSampling = GREEDY) -> Sequence:
+        """Let a prompt wait for its turn."""
+        sequence = Sequence(str(len(self.rules)), list(prompt), len(prompt), max_tokens)
+        self.rules[sequence] = rule
+        self.scheduler.add(sequence)
+        return sequence
+
+    def run(self, num_steps: int = 100_000) -> None:
+        """Step until all are done, or so often."""
+        for _ in range(num_steps):
+            while self.scheduler.schedule():
+                pass
+            if not self.scheduler.in_flight:
+                return
+            self.step(self.scheduler.in_flight[0])
+
+    def step(self, microbatch: Microbatch) -> None:
+        """Take the oldest microbatch through all stages and its draws to the scheduler."""
+        step, ids = parse_step(to_frame(microbatch, 1))
+        assert ids is not None
+        hidden = mx.array(ids)
+        for stage in self.stages:
+            hidden = stage.run(step, hidden)
+            limit = self.scheduler.slots.limits.max_kv_tokens
+            assert stage.kv_num_bytes <= limit * stage.kv_bytes_per_token
+        drawn: dict[Sequence, Drawn] = {}
+        for i, row in enumerate(microbatch.rows):
+            sequence = row.sequence
+            if microbatch.wants_logits and sequence is not None and row.wants_tokens:
+                ahead = range(row.num_drafts + 1)
+                rule, first = self.rules[sequence], sequence.num_answer_tokens
+                wanted = [(i, row.num_known - 1 + number) for number in ahead]
+                rules = [replace(rule, index=first + number) for number in ahead]
+                drawn[sequence] = sample(self.stages[-1].logits(step, hidden, wanted), rules)
+        for advance in self.scheduler.postprocess(microbatch, drawn):
+            if not advance.is_finite:
+                self.failed.append(advance.sequence)
+            if not advance.is_finite or advance.sequence.ended_by:
+                self.scheduler.finish(advance.sequence)
+
+
+def answer(sequence: Sequence) -> list[int]:
+    """The tokens behind the prompt."""
+    return sequence.token_ids[sequence.num_prompt_tokens :]
+
+
+def make_poisoned(folder: Path, variant: str, token_id: int, **overrides: Any) -> Path:
+    """Make a model folder in which one token's embedding is NaN; not tied, or every draw would be."""
+    make_checkpoint(folder, variant, num_files=1, tie_word_embeddings=False, **overrides)
+    (file,) = folder.glob("*.safetensors")
+    weights = mx.load(str(file))
+    name = "model.embed_tokens.weight"
+    weights[name] = mx.where(mx.arange(len(weights[name]))[:, None] == token_id, mx.nan, weights[name])
+    mx.eval(weights)
+    write_weights(folder, weights)
+    return folder

@@ -1,0 +1,80 @@
+"""Run stages in one process by handing hidden states on, and mlx-lm's own model beside them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from distributed.models import StageModel, load_stage
+from distributed.ring.frame import StageStep
+from prompts.mlx_lm_import import import_mlx_lm
+
+KVCache = import_mlx_lm("models.cache").KVCache
+
+
+class StageChain:
+    """The stages of one model, in order, with one KV table each."""
+
+    def __init__(self, stages: Sequence[StageModel]) -> None:
+        self.stages = stages
+        self.tables = [stage.make_table() for stage in stages]
+
+    def run(self, rows: Sequence[Sequence[int]], slots: Sequence[int], offsets: Sequence[int]) -> mx.array:
+        """Run one microbatch, rows padded on the right; return logits (B, T, V)."""
+        counts = tuple(len(row) for row in rows)
+        num_tokens = max(counts)
+        step = StageStep(0, tuple(slots), tuple(offsets), counts, num_tokens)
+        x = mx.array([list(row) + [0] * (num_tokens - len(row)) for row in rows], dtype=mx.int32)
+        for stage, table in zip(self.stages, self.tables, strict=True):
+            x = stage.forward(x, table.begin(step))
+            mx.eval(x, getattr(table, "arrays", ()))
+        B, T, D = x.shape
+        return self.stages[-1].logits(x.reshape(B * T, D)).reshape(B, T, -1)
+
+    def prefill(self, ids: Sequence[int], slot: int = 0, chunk: int = 1 << 30) -> mx.array:
+        """Prefill one row in chunks; return its logits (T, V)."""
+        parts = [self.run([ids[i : i + chunk]], [slot], [i])[0] for i in range(0, len(ids), chunk)]
+        return mx.concatenate(parts)
+
+
+def load_chain(folder: Path, counts: Sequence[int], **kwargs: Any) -> StageChain:
+    """Load stages of `counts` layers, first layers first."""
+    ends = [sum(counts[: i + 1]) for i in range(len(counts))]
+    ranges = [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
+    return StageChain(
+        [load_stage(folder, r, is_first=r is ranges[0], is_last=r is ranges[-1], **kwargs) for r in ranges]
+    )
+
+
+def greedy_tokens(chain: StageChain, ids: Sequence[int], num_tokens: int, chunk: int = 1 << 30) -> list[int]:
+    """Generate greedily from one prompt."""
+    logits, out = chain.prefill(ids, chunk=chunk)[-1], []
+    for i in range(num_tokens):
+        out.append(int(mx.argmax(logits).item()))
+        logits = chain.run([out[-1:]], [0], [len(ids) + i])[0, 0]
+    return out
+
+
+def reference_logits(model: Any, ids: Sequence[int]) -> mx.array:
+    """Return mlx-lm's logits (T, V) of a prompt."""
+    return model(mx.array([list(ids)]), cache=[KVCache() for _ in model.layers])[0]
+
+
+def reference_tokens(model: Any, ids: Sequence[int], num_tokens: int) -> tuple[list[int], list[float]]:
+    """Generate greedily with mlx-lm's model; return the tokens and their leads over the second best."""
+    cache = [KVCache() for _ in model.layers]
+    x, out, gaps = mx.array([list(ids)]), [], []
+    for _ in range(num_tokens):
+        logits = model(x, cache=cache)[0, -1]
+        second, best = mx.sort(logits)[-2:].tolist()
+        gaps.append(best - second)
+        out.append(int(mx.argmax(logits).item()))
+        x = mx.array([out[-1:]])
+    return out, gaps
+
+
+def sure_tokens(model: Any, ids: Sequence[int], num_tokens: int, min_gap: float = 1e-3) -> list[int]:
+    """Return mlx-lm's greedy tokens up to the first that another batch size may decide otherwise."""
+    tokens, gaps = reference_tokens(model, ids, num_tokens)
+    return tokens[: next((i for i, gap in enumerate(gaps) if gap < min_gap), num_tokens)]

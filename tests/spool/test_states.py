@@ -1,0 +1,178 @@
+"""Each accepted request ends exactly once: a death at each call in turn, and several real processes.
+
+Any order of steps, deaths and power cuts is test_spool_power's.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spool import (
+    FileSystem,
+    LogHeader,
+    Result,
+    Spool,
+    SpoolOwner,
+    TokenRecord,
+    Usage,
+)
+from tests.fakes.spool_fakes import make_request
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DEADLINE_SECONDS = 60.0
+NUM_KILLS = 4
+
+
+class Crash(BaseException):
+    """The process dies here."""
+
+
+def make_result(id: str, tokens: list[int]) -> Result:
+    return Result(id, "m", "", tuple(tokens), "stop", Usage(), {}, None, 0.0)
+
+
+class MortalFileSystem(FileSystem):
+    """The real one until the given call: that one and all after it never happen."""
+
+    def __init__(self, last_call: int) -> None:
+        self.num_calls = 0
+        self.last_call = last_call
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if name.startswith("_") or not callable(found):
+            return found
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            self.num_calls += 1
+            if self.num_calls > self.last_call:
+                raise Crash
+            return found(*arguments, **options)
+
+        return call
+
+
+def _live(root: Path, fs: MortalFileSystem, accepted: list[str]) -> None:
+    """One life with two requests; dies wherever the file system says."""
+    spool = Spool.open(root, fs=fs)
+    owner = SpoolOwner(spool)
+    try:
+        owner.acquire()
+        owner.recover()
+        for _ in range(2):
+            request = make_request()
+            spool.submit(request)
+            accepted.append(request.id)
+        spool.cancel(accepted[-1])
+        for claim in owner.claim(9):
+            log = owner.append_log(claim.request.id, LogHeader("m"))
+            log.append([TokenRecord(log.next_index, claim.attempt, "t")])
+            log.close()
+            owner.complete(claim, make_result(claim.request.id, [claim.attempt]))
+        owner.sweep(time.time(), 3600.0)
+    finally:
+        if owner._lock._fd is not None:
+            os.close(owner._lock._fd)
+
+
+def test_death_at_any_system_call_loses_and_doubles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Die after each single call in turn; the next life answers everything accepted, once."""
+    monkeypatch.setattr("spool.fsio._sync", lambda _: None)  # the calls count, the disk's time does not
+    num_calls, is_dead = 0, True
+    while is_dead:
+        root, accepted = tmp_path / str(num_calls), list[str]()
+        try:
+            _live(root, MortalFileSystem(num_calls), accepted)
+            is_dead = False
+        except Crash:
+            num_calls += 1
+        _live(root, MortalFileSystem(10**9), accepted)
+        spool = Spool.open(root)
+        assert all(spool.read_result(id) is not None for id in accepted)
+        assert not os.listdir(spool.folder.incoming)
+        assert not os.listdir(spool.folder.active)
+    assert num_calls > 50
+
+
+SUBMITTER = """
+import sys, uuid
+from pathlib import Path
+from spool import Request, SamplingParams, Spool
+spool = Spool.open(Path(sys.argv[1]), durability="process")
+for _ in range(int(sys.argv[2])):
+    request = Request(uuid.uuid4().hex, SamplingParams(1), "x", None, None, "m")
+    spool.submit(request)
+    print(request.id, flush=True)
+"""
+
+OWNER = """
+import select, sys
+from pathlib import Path
+from spool import Result, Spool, SpoolOwner, TokenRecord, Usage
+with SpoolOwner(Spool.open(Path(sys.argv[1]), durability="process")) as owner, owner.listen() as bell:
+    owner.recover()
+    print("ready", flush=True)
+    while True:
+        select.select([bell], [], [], 0.1)
+        bell.drain()
+        while claims := owner.claim(4):
+            for claim in claims:
+                id = claim.request.id
+                with owner.append_log(id) as log:
+                    log.append([TokenRecord(log.next_index, claim.attempt, "t")])
+                assert owner.complete(claim, Result(id, "m", "t", (1,), "stop", Usage(), {}, None, 0.0))
+            owner.ring_doors()
+"""
+
+
+def _start(code: str, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def _start_owner(root: Path) -> subprocess.Popen[str]:
+    owner = _start(OWNER, str(root))
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == "ready\n"
+    return owner
+
+
+def _wait_for_results(spool: Spool, ids: set[str]) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    with spool.listen("door-0-test") as bell:
+        while len(os.listdir(spool.folder.done)) < len(ids):
+            assert time.monotonic() < deadline, "not all requests were answered in time"
+            select.select([bell], [], [], 0.1)
+            bell.drain()
+
+
+@pytest.mark.slow
+def test_many_submitters_and_one_owner_answer_everything_once(tmp_path: Path) -> None:
+    """Three processes submit 100 each while the owner is killed outright again and again: 300 answers."""
+    spool = Spool.open(tmp_path / "spool", durability="process")
+    owner = _start_owner(spool.folder.root)
+    submitters = [_start(SUBMITTER, str(spool.folder.root), "100") for _ in range(3)]
+    for _ in range(NUM_KILLS):
+        owner.send_signal(signal.SIGKILL)
+        owner.communicate()
+        owner = _start_owner(spool.folder.root)
+    ids = {line for submitter in submitters for line in submitter.communicate(timeout=60)[0].split()}
+    try:
+        _wait_for_results(spool, ids)
+    finally:
+        owner.kill()
+        owner.communicate()
+    assert len(ids) == 300
+    assert {name.removesuffix(".json") for name in os.listdir(spool.folder.done)} == ids
+    assert all(spool.read_result(id) is not None for id in ids)
