@@ -27,8 +27,8 @@ from distributed.ring.watchdog import (
     EXIT_REFUSED,
     EXIT_RING_LOST,
     EXIT_SUPERVISOR_GONE,
-    Lifeline,
     RankStart,
+    Watchdog,
     read_first_line,
     say_started,
 )
@@ -86,11 +86,11 @@ def _serve(settings: Settings, options: argparse.Namespace) -> int:
             return EXIT_REFUSED
     logger.info("BLAS: %s, %d threads", blas or "as MLX brings it", num_threads)
     ping_limit_s = start.ping_limit_s if start else None
-    lifeline = Lifeline(rank or 0, has_supervisor=rank is not None, ping_limit_s=ping_limit_s)
-    lifeline.on_settings(lambda values: set_level(values.get("LOG_LEVEL")))
-    lifeline.start()
+    watchdog = Watchdog(rank or 0, has_supervisor=rank is not None, ping_limit_s=ping_limit_s)
+    watchdog.on_settings(lambda values: set_level(values.get("LOG_LEVEL")))
+    watchdog.start()
     threads = ProductThreads(num_threads, num_alone) if sys.platform == "linux" else None
-    return _run(start, settings, lifeline, threads)
+    return _run(start, settings, watchdog, threads)
 
 
 def _count_threads(settings: Settings, rank: int | None) -> tuple[int, int]:
@@ -102,7 +102,7 @@ def _count_threads(settings: Settings, rank: int | None) -> tuple[int, int]:
 
 
 def _run(
-    start: RankStart | None, settings: Settings, lifeline: Lifeline, threads: ProductThreads | None
+    start: RankStart | None, settings: Settings, watchdog: Watchdog, threads: ProductThreads | None
 ) -> int:
     from distributed.planning.checkpoint import ModelError
     from distributed.ring.handshake import RefusedStart
@@ -110,10 +110,10 @@ def _run(
 
     try:
         if start is None or start.rank == 0:
-            return _run_rank0(start, settings, lifeline, threads)
+            return _run_rank0(start, settings, watchdog, threads)
         from distributed.worker import serve_worker
 
-        serve_worker(start, settings, lifeline, threads)
+        serve_worker(start, settings, watchdog, threads)
     except RingLost as error:
         logger.error("the ring is lost: %s", error)
         return EXIT_RING_LOST
@@ -124,7 +124,7 @@ def _run(
 
 
 def _run_rank0(
-    start: RankStart | None, settings: Settings, lifeline: Lifeline, threads: ProductThreads | None
+    start: RankStart | None, settings: Settings, watchdog: Watchdog, threads: ProductThreads | None
 ) -> int:
     from distributed.rank import open_spool, serve_rank0
     from spool import SpoolError, SpoolUnavailable
@@ -132,7 +132,7 @@ def _run_rank0(
     try:
         with open_spool(settings) as owner:
             start = start or RankStart(owner.next_epoch(), 0, ("127.0.0.1:0",), "")
-            serve_rank0(start, settings, lifeline, owner, threads)
+            serve_rank0(start, settings, watchdog, owner, threads)
     except SpoolUnavailable as error:
         logger.error("%s", error)
         return EXIT_DISK_REFUSED

@@ -20,7 +20,7 @@ from distributed.backends.simulated import is_simulated, load_simulated_stage
 from distributed.backends.stage import Stage
 from distributed.ring.handshake import RankInfo, RingPlan
 from distributed.ring.ring import HiddenShape, LoopbackRing, MlxRing
-from distributed.ring.watchdog import Lifeline, RankStart
+from distributed.ring.watchdog import RankStart, Watchdog
 from distributed.utils import shard_and_load
 
 logger = logging.getLogger(__name__)
@@ -30,28 +30,28 @@ ROOT = Path(__file__).resolve().parent.parent
 AnyRing = MlxRing | LoopbackRing
 
 
-def join_ring(start: RankStart, settings: Settings, lifeline: Lifeline) -> AnyRing:
+def join_ring(start: RankStart, settings: Settings, watchdog: Watchdog) -> AnyRing:
     """Connect to the neighbours; a ring of one has none."""
-    lifeline.enter("connecting", settings.connect_timeout)
+    watchdog.enter("connecting", settings.connect_timeout)
     if len(start.hosts) == 1:
         return LoopbackRing(start.epoch)
     return MlxRing(start.rank, list(start.hosts), start.epoch, settings.connect_timeout)
 
 
 def load_own_stage(
-    ring: AnyRing, plan: RingPlan, lifeline: Lifeline, threads: ProductThreads | None, num_local_ranks: int
+    ring: AnyRing, plan: RingPlan, watchdog: Watchdog, threads: ProductThreads | None, num_local_ranks: int
 ) -> tuple[Stage, float]:
     """Load this rank's layers and run them once; returns the stage and the seconds it took."""
     start = time.monotonic()
     if has_gpu():
-        lifeline.count_memory_by(held_bytes)
+        watchdog.count_memory_by(held_bytes)
     limit_cache()
     raise_wired_limit()
     folder = Path(plan.model_folder)
     if is_simulated(folder):
         stage = _load_simulated(folder, ring, plan)
     else:
-        stage = _load_model(folder, ring, plan, lifeline, None if has_gpu() else threads)
+        stage = _load_model(folder, ring, plan, watchdog, None if has_gpu() else threads)
     limit_cache(stage.model.weights_bytes, min(num_local_ranks, ring.size))
     stage.measure_kv()
     ring.set_hidden_shape(HiddenShape(stage.model.hidden_size, stage.model.dtype))
@@ -66,7 +66,7 @@ def _load_simulated(folder: Path, ring: AnyRing, plan: RingPlan) -> Stage:
 
 
 def _load_model(
-    folder: Path, ring: AnyRing, plan: RingPlan, lifeline: Lifeline, threads: ProductThreads | None
+    folder: Path, ring: AnyRing, plan: RingPlan, watchdog: Watchdog, threads: ProductThreads | None
 ) -> Stage:
     model = shard_and_load(
         folder,
@@ -76,7 +76,7 @@ def _load_model(
         dequantize=plan.dequantize,
         dtype=plan.dtype,
         cpu_products=None if has_gpu() else plan.cpu_products,
-        on_progress=lifeline.progress,
+        on_progress=watchdog.progress,
     )
     stage = Stage(model, threads)
     if threads is not None and stage.thread_gain > 1:
@@ -85,7 +85,7 @@ def _load_model(
 
 
 def describe(
-    ring: AnyRing, plan: RingPlan, stage: Stage, lifeline: Lifeline, start: RankStart, load_s: float
+    ring: AnyRing, plan: RingPlan, stage: Stage, watchdog: Watchdog, start: RankStart, load_s: float
 ) -> RankInfo:
     layers = plan.layers_of(ring.rank)
     return RankInfo(
@@ -96,7 +96,7 @@ def describe(
         num_layers=len(layers),
         weights_bytes=stage.model.weights_bytes,
         kv_bytes_per_token=stage.kv_bytes_per_token,
-        memory_bytes=lifeline.memory_bytes,
+        memory_bytes=watchdog.memory_bytes,
         load_s=round(load_s, 3),
         device="gpu" if has_gpu() else "cpu",
     )

@@ -35,7 +35,7 @@ from distributed.planning.stage_files import WeightsMark, local_sums_file, mark_
 from distributed.ring import handshake
 from distributed.ring.frame import FLAG_READY, Frame, Kind, parse_step
 from distributed.ring.handshake import RankInfo, RingPlan
-from distributed.ring.watchdog import Lifeline, RankStart
+from distributed.ring.watchdog import RankStart, Watchdog
 from distributed.utils import broadcast_prompt
 from prompts.tokenizer import PromptTokenizer
 from spool import Spool, SpoolOwner
@@ -50,7 +50,7 @@ MAX_DEQUANTIZED_SHARE = 0.6
 def serve_rank0(
     start: RankStart,
     settings: Settings,
-    lifeline: Lifeline,
+    watchdog: Watchdog,
     owner: SpoolOwner,
     threads: ProductThreads | None = None,
 ) -> None:
@@ -73,15 +73,15 @@ def serve_rank0(
         settings=settings.public(),
     )
     status.enter("connecting")
-    ring = join_ring(start, settings, lifeline)
+    ring = join_ring(start, settings, watchdog)
     plan = _make_plan(settings, start, folder, ring)
-    _hello_lap(ring, plan, start.secret, settings, lifeline)
+    _hello_lap(ring, plan, start.secret, settings, watchdog)
     status.enter("loading")
-    lifeline.enter("loading", settings.load_timeout)
+    watchdog.enter("loading", settings.load_timeout)
     finish_tokenizers = tokenizers.begin_loading(settings)
-    stage, load_s = load_own_stage(ring, plan, lifeline, threads, settings.local_ranks)
-    own = describe(ring, plan, stage, lifeline, start, load_s)
-    status.ranks = _ready_lap(ring, own, settings, lifeline)
+    stage, load_s = load_own_stage(ring, plan, watchdog, threads, settings.local_ranks)
+    own = describe(ring, plan, stage, watchdog, start, load_s)
+    status.ranks = _ready_lap(ring, own, settings, watchdog)
     _warm_up(ring, stage, settings, status)
     scheduler = make_scheduler(settings, status, stage.thread_gain)
     recovered = owner.recover()
@@ -93,8 +93,8 @@ def serve_rank0(
         writer = TokenWriter(owner, layers, status.troubles)
         source = RequestSource(owner, bell, facts, writer, status.troubles)
         limits = make_engine_limits(settings)
-        engine = Engine(ring, stage, scheduler, source, writer, status, lifeline, limits)
-        lifeline.on_settings(LiveSettings(settings, owner, engine).on_settings)
+        engine = Engine(ring, stage, scheduler, source, writer, status, watchdog, limits)
+        watchdog.on_settings(LiveSettings(settings, owner, engine).on_settings)
         logger.info("ready: %s on %d ranks, layers %s", settings.model_name, ring.size, list(plan.layers))
         logger.info("context: %s", facts.context.describe())
         engine.run(signals.has_arrived, signals.descriptor)
@@ -196,23 +196,23 @@ def _should_dequantize(folder: Path) -> bool:
     return can_unpack(unpacked, MAX_DEQUANTIZED_SHARE)
 
 
-def _hello_lap(ring: AnyRing, plan: RingPlan, secret: str, settings: Settings, lifeline: Lifeline) -> None:
-    lifeline.expect(settings.connect_timeout)
+def _hello_lap(ring: AnyRing, plan: RingPlan, secret: str, settings: Settings, watchdog: Watchdog) -> None:
+    watchdog.expect(settings.connect_timeout)
     if ring.size == 1:
         return
     ring.send(handshake.make_hello(plan, secret))
-    handshake.check_signatures(_next_frame(ring, lifeline, settings.connect_timeout), ring, secret)
+    handshake.check_signatures(_next_frame(ring, watchdog, settings.connect_timeout), ring, secret)
 
 
-def _ready_lap(ring: AnyRing, own: RankInfo, settings: Settings, lifeline: Lifeline) -> tuple[RankInfo, ...]:
+def _ready_lap(ring: AnyRing, own: RankInfo, settings: Settings, watchdog: Watchdog) -> tuple[RankInfo, ...]:
     ring.send(handshake.make_ready(ring))
-    frame = _next_frame(ring, lifeline, settings.load_timeout)
+    frame = _next_frame(ring, watchdog, settings.load_timeout)
     assert frame.flags & FLAG_READY
     return handshake.read_ready(frame, own, ring.size)
 
 
-def _next_frame(ring: AnyRing, lifeline: Lifeline, limit_seconds: float) -> Frame:
-    lifeline.expect(limit_seconds)
+def _next_frame(ring: AnyRing, watchdog: Watchdog, limit_seconds: float) -> Frame:
+    watchdog.expect(limit_seconds)
     while not ring.is_readable():
         ring.wait(limit_seconds)
     return ring.recv()[0]

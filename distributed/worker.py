@@ -21,7 +21,7 @@ from distributed.planning.stage_files import SUMS_NAME, mark_weights
 from distributed.ring.frame import FLAG_READY, Frame, Kind, parse_step, with_hidden
 from distributed.ring.handshake import RankInfo, answer_hello, answer_ready, check_weights, hash_code
 from distributed.ring.ring import Ring, RingLost, clock_us
-from distributed.ring.watchdog import Lifeline, RankStart
+from distributed.ring.watchdog import RankStart, Watchdog
 
 
 class Worker:
@@ -31,28 +31,28 @@ class Worker:
         self,
         ring: Ring,
         stage: Stage,
-        lifeline: Lifeline,
+        watchdog: Watchdog,
         step_timeout_seconds: float,
         describe: Callable[[], RankInfo],
     ) -> None:
         """Args: describe: makes this rank's line of the READY lap."""
-        self._ring, self._stage, self._lifeline = ring, stage, lifeline
+        self._ring, self._stage, self._watchdog = ring, stage, watchdog
         self._step_timeout_seconds, self._describe = step_timeout_seconds, describe
 
     def run(self) -> None:
         """Answer frames in their order."""
-        while self.answer(*receive(self._ring, self._lifeline)):
+        while self.answer(*receive(self._ring, self._watchdog)):
             pass
         self._ring.flush()
 
     def answer(self, frame: Frame, hidden: mx.array | None) -> bool:
         """Do what a frame asks for and pass it on; False: it was STOP."""
-        self._lifeline.expect(self._step_timeout_seconds, frame.step)
+        self._watchdog.expect(self._step_timeout_seconds, frame.step)
         if frame.kind is Kind.STEP:
             self._step(frame, hidden)
         elif frame.kind is Kind.HELLO and frame.flags & FLAG_READY:
             self._ring.send(answer_ready(frame, self._describe()))
-            self._lifeline.enter("ready", None)
+            self._watchdog.enter("ready", None)
         else:
             if frame.kind is Kind.CACHE:
                 self._stage.drop_tables()
@@ -70,16 +70,16 @@ class Worker:
         self._ring.send(with_hidden(timed), output)
 
 
-def receive(ring: Ring, lifeline: Lifeline) -> tuple[Frame, mx.array | None]:
+def receive(ring: Ring, watchdog: Watchdog) -> tuple[Frame, mx.array | None]:
     """Wait as long as it takes for the next frame; the watchdog rests meanwhile."""
-    lifeline.expect(None)
+    watchdog.expect(None)
     while not ring.is_readable():
         ring.wait(None)
     return ring.recv()
 
 
 def serve_worker(
-    start: RankStart, settings: Settings, lifeline: Lifeline, threads: ProductThreads | None = None
+    start: RankStart, settings: Settings, watchdog: Watchdog, threads: ProductThreads | None = None
 ) -> None:
     """Run a rank behind rank 0 until STOP.
 
@@ -90,13 +90,13 @@ def serve_worker(
         RingLost: the ring broke.
         RefusedStart: HELLO does not fit.
     """
-    ring = join_ring(start, settings, lifeline)
-    frame, _ = receive(ring, lifeline)
+    ring = join_ring(start, settings, watchdog)
+    frame, _ = receive(ring, watchdog)
     plan, answer = answer_hello(frame, ring, start, hash_code(ROOT), weights_hash)
     folder = Path(plan.model_folder)
     check_weights(plan, start, mark_weights(folder, plan.ranges, ring.rank, folder / SUMS_NAME))
     ring.send(answer)
-    lifeline.enter("loading", plan.load_timeout_seconds)
-    stage, load_s = load_own_stage(ring, plan, lifeline, threads, settings.local_ranks)
-    own = partial(describe, ring, plan, stage, lifeline, start, load_s)
-    Worker(ring, stage, lifeline, plan.step_timeout_seconds, own).run()
+    watchdog.enter("loading", plan.load_timeout_seconds)
+    stage, load_s = load_own_stage(ring, plan, watchdog, threads, settings.local_ranks)
+    own = partial(describe, ring, plan, stage, watchdog, start, load_s)
+    Worker(ring, stage, watchdog, plan.step_timeout_seconds, own).run()

@@ -107,7 +107,7 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
     if key is not None:
         submit = partial(submit, idempotency_key=key, body_hash=hash_body(draft.sampling))
     request_id = await _call_spool(front, submit)
-    front.forecast.look()
+    front.queue_estimate.look()
     if request_id != request.id:
         return _earlier(front, request_id, caller)
     log.info("request %s accepted", request.label)
@@ -238,5 +238,5 @@ async def _call_spool(front: FrontDoor, call: Callable[[], Told]) -> Told:
         # fsync takes milliseconds, sometimes a tenth of a second
         return await asyncio.get_running_loop().run_in_executor(front.workers, call)
     except (SpoolFull, SpoolUnavailable) as error:
-        error.retry_seconds = front.forecast.retry_after_seconds()
+        error.retry_seconds = front.queue_estimate.retry_after_seconds()
         raise

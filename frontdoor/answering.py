@@ -101,15 +101,15 @@ async def _watching(
 ) -> AsyncGenerator[Watch, None]:
     """Follow a request while its client is there; then count its answer, or start the grace time."""
     with (
-        front.leavers.attached(accepted.id, is_new=accepted.is_first),
-        front.listener.watch(accepted.id, with_tokens=with_tokens) as watch,
+        front.disconnects.attached(accepted.id, is_new=accepted.is_first),
+        front.subscriptions.watch(accepted.id, with_tokens=with_tokens) as watch,
         _told_of_leaving(watch, receive),
     ):
         yield watch
     if watch.result is not None and accepted.is_first:
         front.latencies.observe(watch.result)
     if watch.result is None and watch.is_client_gone and accepted.is_asker:
-        front.leavers.left(accepted.id, may_return=accepted.may_return)
+        front.disconnects.left(accepted.id, may_return=accepted.may_return)
 
 
 async def _events(
@@ -154,7 +154,7 @@ def _render(front: FrontDoor, request_id: str, renderer: Renderer, event: Event)
     if event.is_reset:
         return renderer.reset()
     try:
-        place = front.forecast.place(request_id)
+        place = front.queue_estimate.place(request_id)
     except SpoolUnavailable:
         place = None
     return comment_frame("working" if place is None else f"waiting, {place}")

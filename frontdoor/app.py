@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from config import Settings
 from config.context_length import read_model_tokens
 from frontdoor import NAME, VERSION
-from frontdoor.disconnects import Leavers
+from frontdoor.disconnects import Disconnects
 from frontdoor.http.auth import Gate, Keys
 from frontdoor.http.dialects import NOT_SERVED
 from frontdoor.http.edge import Edge
@@ -27,13 +27,13 @@ from frontdoor.http.errors import install_error_handler
 from frontdoor.http.hosts import HostNames
 from frontdoor.http.paths import names_behind_v1
 from frontdoor.latencies import Latencies
-from frontdoor.queue_estimate import Forecast
+from frontdoor.queue_estimate import QueueEstimate
 from frontdoor.ring_status import RingStatus
 from frontdoor.routes import generate, health, metrics, openai_chat, openai_completions, page, requests
 from frontdoor.routes import models as openai_models
 from frontdoor.routes.openapi import describe
 from frontdoor.state import FrontDoor
-from frontdoor.subscriptions import Listener
+from frontdoor.subscriptions import Subscriptions
 from prompts.tokenizer import load_tokenizer
 from spool import Spool
 
@@ -95,10 +95,10 @@ def make_front_door(settings: Settings) -> FrontDoor:
         model_name=settings.model_name,
         spool=spool,
         tokenizer=load_tokenizer(settings),
-        listener=Listener(spool, poll_interval_seconds=settings.poll_interval),
-        leavers=Leavers(spool, grace_seconds=settings.disconnect_grace_seconds),
+        subscriptions=Subscriptions(spool, poll_interval_seconds=settings.poll_interval),
+        disconnects=Disconnects(spool, grace_seconds=settings.disconnect_grace_seconds),
         ring_status=ring_status,
-        forecast=Forecast(spool, ring_status),
+        queue_estimate=QueueEstimate(spool, ring_status),
         latencies=Latencies(),
         workers=ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="front-door"),
         started_unix=time.time(),

@@ -17,7 +17,7 @@ from spool import Spool, SpoolUnavailable
 log = logging.getLogger(__name__)
 
 
-class Leavers:
+class Disconnects:
     """Who is attached here. `grace_seconds` may change; it counts for who leaves from then on."""
 
     def __init__(self, spool: Spool, *, grace_seconds: float) -> None:

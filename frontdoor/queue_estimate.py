@@ -75,7 +75,7 @@ class DrainMeter:
         return num_ended / seconds if seconds and num_ended else None
 
 
-class Forecast:
+class QueueEstimate:
     """The queue as those who wait in it want to know it."""
 
     def __init__(self, spool: Spool, ring_status: RingStatus) -> None:

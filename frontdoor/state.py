@@ -12,14 +12,14 @@ from fastapi import Request
 from config import Settings
 from config.context_length import ContextLength, limit_context
 from config.model_path import is_folder_name
-from frontdoor.disconnects import Leavers
+from frontdoor.disconnects import Disconnects
 from frontdoor.hints import HintLog
 from frontdoor.http.errors import InvalidRequest
 from frontdoor.http.scope import header, notes
 from frontdoor.latencies import Latencies
-from frontdoor.queue_estimate import Forecast
+from frontdoor.queue_estimate import QueueEstimate
 from frontdoor.ring_status import RingStatus
-from frontdoor.subscriptions import Listener
+from frontdoor.subscriptions import Subscriptions
 from prompts.tokenizer import PromptTokenizer
 from spool import Spool, make_id
 
@@ -37,10 +37,10 @@ class FrontDoor:
     model_name: str
     spool: Spool
     tokenizer: PromptTokenizer
-    listener: Listener
-    leavers: Leavers
+    subscriptions: Subscriptions
+    disconnects: Disconnects
     ring_status: RingStatus
-    forecast: Forecast
+    queue_estimate: QueueEstimate
     latencies: Latencies
     workers: ThreadPoolExecutor
     started_unix: float
@@ -61,11 +61,11 @@ class FrontDoor:
 
     def start(self) -> None:
         """Begin to listen; needs the running event loop."""
-        self.listener.start(self.leavers.look)
+        self.subscriptions.start(self.disconnects.look)
 
     def stop(self) -> None:
         """Stop listening; accepted requests stay in the spool and go on."""
-        self.listener.stop()
+        self.subscriptions.stop()
         self.workers.shutdown(wait=False, cancel_futures=True)
 
 

@@ -1,6 +1,6 @@
 """Waiting for tokens and results: one doorbell for the whole process, one watch for each client that waits.
 
-A ring of the bell, or a rescan every poll interval while anybody waits, makes the listener look at the
+A ring of the bell, or a rescan every poll interval while anybody waits, makes the subscriptions look at the
 files of the watched requests; who has news is woken. With nobody waiting it does nothing at all. Knows
 files, not HTTP: what becomes of the news is the business of who holds the watch.
 """
@@ -69,7 +69,7 @@ class Watch:
         self._news.set()
 
 
-class Listener:
+class Subscriptions:
     """The process's doorbell and all its watches. `poll_interval_seconds` may change at any time."""
 
     def __init__(self, spool: Spool, *, poll_interval_seconds: float) -> None:

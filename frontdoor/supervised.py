@@ -51,7 +51,7 @@ class SupervisedServer(uvicorn.Server):
 
 
 class LiveSettings:
-    """Applies new values of live settings to whatever begins from now on; called in the lifeline's thread."""
+    """Applies new values of live settings to whatever begins from now on; called in the watchdog's thread."""
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
@@ -73,8 +73,8 @@ def apply_to_parts(front: FrontDoor, settings: Settings) -> None:
     """Tell the parts that were made with a setting of its new value."""
     front.spool.admission.max_depth = settings.max_queue_depth
     front.spool.admission.max_bytes = settings.max_queue_mb * 2**20
-    front.listener.poll_interval_seconds = settings.poll_interval
-    front.leavers.grace_seconds = settings.disconnect_grace_seconds
+    front.subscriptions.poll_interval_seconds = settings.poll_interval
+    front.disconnects.grace_seconds = settings.disconnect_grace_seconds
 
 
 def follow_supervisor(app: FastAPI, on_end: Callable[[], None]) -> None:
@@ -86,4 +86,4 @@ def follow_supervisor(app: FastAPI, on_end: Callable[[], None]) -> None:
             lines.feed(data)
         on_end()
 
-    threading.Thread(target=follow, name="lifeline", daemon=True).start()
+    threading.Thread(target=follow, name="watchdog", daemon=True).start()

@@ -25,7 +25,7 @@ from spool.fsio import FileSystem
 from spool.messages import Request, Result, SamplingParams, Usage
 from spool.names import MAX_SOLO_CRASHES, EntryName, is_id, make_id
 from spool.owner import SpoolOwner
-from spool.prompt_files import HandDefaults
+from spool.prompt_files import PromptFileDefaults
 from spool.spool import Depth, Durability, Spool, State
 from spool.sweep import Swept
 from spool.token_log import LogHeader, TokenLogReader, TokenLogWriter, TokenRecord, replay
@@ -42,10 +42,10 @@ __all__ = [
     "Durability",
     "EntryName",
     "FileSystem",
-    "HandDefaults",
     "IdempotencyConflict",
     "LogCut",
     "LogHeader",
+    "PromptFileDefaults",
     "Request",
     "Result",
     "SamplingParams",

@@ -33,7 +33,7 @@ from spool.fsio import NotPlainFile, join
 from spool.lock import SpoolLock
 from spool.messages import Request, Result
 from spool.names import EntryName, check_id, is_due, is_entry_name, judge, marked_id
-from spool.prompt_files import HandDefaults, HandPrompts
+from spool.prompt_files import PromptFileDefaults, PromptFiles
 from spool.quarantine import Quarantine
 from spool.results import ResultWriter, make_failed
 from spool.spool import Spool
@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 class SpoolOwner:
     """Holds the lock from `acquire` to `close`. Used by one thread."""
 
-    def __init__(self, spool: Spool, hand_defaults: HandDefaults | None = None) -> None:
+    def __init__(self, spool: Spool, hand_defaults: PromptFileDefaults | None = None) -> None:
         """
         Args:
             hand_defaults: what prompt files dropped by hand need not say; without it they are quarantined. It
@@ -60,7 +60,7 @@ class SpoolOwner:
         self._claims: dict[str, Claim] = {}
         self._results = ResultWriter(spool)
         self._quarantine = Quarantine(spool)
-        self._by_hand = HandPrompts(spool, self._quarantine)
+        self._by_hand = PromptFiles(spool, self._quarantine)
         self.hand_defaults = hand_defaults
 
     def acquire(self) -> None:

@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class HandDefaults:
+class PromptFileDefaults:
     """What a prompt file need not say. model is the served model's name as requests have it."""
 
     model: str
@@ -58,7 +58,7 @@ class _Sighting:
     has_failed: bool = False
 
 
-class HandPrompts:
+class PromptFiles:
     """Takes in what lies in incoming/ under no name of ours. Without defaults all of it is quarantined."""
 
     def __init__(self, spool: Spool, quarantine: Quarantine) -> None:
@@ -67,7 +67,7 @@ class HandPrompts:
         self._seen: dict[str, _Sighting] = {}
         self._refused: set[str] = set()  # told once
 
-    def take_in(self, names: list[str], defaults: HandDefaults | None) -> None:
+    def take_in(self, names: list[str], defaults: PromptFileDefaults | None) -> None:
         """Look at everything foreign that one scan found."""
         if not names and not self._seen and not self._refused:
             return  # as after nearly every bell
@@ -89,7 +89,7 @@ class HandPrompts:
             except (OSError, SpoolError) as error:
                 self._tell_once(name, f"cannot be taken in at present: {_reason(error)}")
 
-    def _look_at(self, path: Path, defaults: HandDefaults) -> None:
+    def _look_at(self, path: Path, defaults: PromptFileDefaults) -> None:
         info = self._spool.fs.stat(path)
         if not stat.S_ISREG(info.st_mode):
             raise NotPlainFile("not a plain file")
@@ -135,7 +135,7 @@ class HandPrompts:
             _log.warning("%a in incoming/ %s", name, reason)
 
 
-def read_prompt(name: str, data: bytes, defaults: HandDefaults) -> Request:
+def read_prompt(name: str, data: bytes, defaults: PromptFileDefaults) -> Request:
     """Make a request of a prompt file's name and content.
 
     Raises:

@@ -212,8 +212,8 @@ def test_a_failure_of_psutil_by_chance_is_asked_again(monkeypatch: pytest.Monkey
 
 async def wait_for_last(head_phase: str, *, seconds_ago: float) -> bool:
     """Whether the last of two ranks gets its start line while nobody says whether rank 0 listens."""
-    plan = ring_life.LifePlan(1, ("a:1", "b:2"), "", (), Path("/"), {}, 1.0, 1.0)
-    life = ring_life.RingLife(plan, lambda name: None, lambda: None)  # type: ignore[arg-type, return-value]
+    plan = ring_life.EpochPlan(1, ("a:1", "b:2"), "", (), Path("/"), {}, 1.0, 1.0)
+    life = ring_life.RingEpoch(plan, lambda name: None, lambda: None)  # type: ignore[arg-type, return-value]
     written = asyncio.Event()
 
     async def write_line(line: str) -> None:

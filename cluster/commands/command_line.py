@@ -332,10 +332,10 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _test(options: argparse.Namespace) -> int:
-    from cluster.commands.smoke_test import MAX_TOKENS, PROMPT, run_trial
+    from cluster.commands.smoke_test import MAX_TOKENS, PROMPT, run_smoke_test
 
     settings, _, terminal = _load(options)
-    return run_trial(settings, terminal, options.prompt or PROMPT, options.max_tokens or MAX_TOKENS)
+    return run_smoke_test(settings, terminal, options.prompt or PROMPT, options.max_tokens or MAX_TOKENS)
 
 
 def _submit(options: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ PROMPT = "Name three uses of a ring."
 MAX_TOKENS = 64
 
 
-def run_trial(settings: Settings, terminal: Terminal, prompt: str, max_tokens: int) -> int:
+def run_smoke_test(settings: Settings, terminal: Terminal, prompt: str, max_tokens: int) -> int:
     """Ask, show, prove; 0 if the answer came and every rank took part.
 
     Raises:

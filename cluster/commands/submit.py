@@ -22,7 +22,7 @@ from cluster.supervisor.service import read_service
 from cluster.terminal import Terminal
 from config import Settings
 from spool import Request, Spool, SpoolError, SpoolFull, make_door_name, make_id
-from spool.prompt_files import HandDefaults, read_prompt
+from spool.prompt_files import PromptFileDefaults, read_prompt
 
 LOOK_INTERVAL_S = 1.0
 
@@ -35,7 +35,7 @@ def submit_file(settings: Settings, terminal: Terminal, path: Path, *, waits: bo
     """
     service = read_service(settings)
     model = service.ring.get("model") if service.holder else None
-    defaults = HandDefaults(model or settings.model_name, settings.default_max_tokens)
+    defaults = PromptFileDefaults(model or settings.model_name, settings.default_max_tokens)
     requests = read_lines(path, defaults)
     try:
         spool = open_spool(settings)
@@ -57,7 +57,7 @@ def open_spool(settings: Settings) -> Spool:
     )
 
 
-def read_lines(path: Path, defaults: HandDefaults) -> list[Request]:
+def read_lines(path: Path, defaults: PromptFileDefaults) -> list[Request]:
     """The requests of a file; empty lines are skipped.
 
     Raises:

@@ -89,7 +89,7 @@ async def on_all(things: Sequence[T], action: Callable[[T], Awaitable[Any]]) -> 
 
 
 @dataclass(frozen=True)
-class Placed:
+class Provisioned:
     """What was placed: where each host has the model, and the layers of each rank, for which it was."""
 
     key: str
@@ -103,16 +103,16 @@ class Placed:
             write_json(run_dir / PLACED_NAME, asdict(self))
 
 
-def load_placed(run_dir: Path, key: str) -> Placed | None:
+def load_provisioned(run_dir: Path, key: str) -> Provisioned | None:
     """What was placed last, if nothing has changed since that matters to it."""
     found = read_json(run_dir / PLACED_NAME) or {}
     if found.get("key") != key:
         return None
     layers = found["layers"]
-    return Placed(**{**found, "layers": None if layers is None else tuple(layers)})
+    return Provisioned(**{**found, "layers": None if layers is None else tuple(layers)})
 
 
-def forget_placed(run_dir: Path) -> None:
+def forget_provisioned(run_dir: Path) -> None:
     """Look at everything again before the next life."""
     with contextlib.suppress(OSError):  # not there, or a disk that can only be read
         (run_dir / PLACED_NAME).unlink()
@@ -211,15 +211,15 @@ def describe_shares(layout: RingLayout) -> str:
     return f"layers of {', '.join(shares)}"
 
 
-async def place_model(cluster: Cluster, settings: Settings, layout: RingLayout, show: Show) -> Placed:
+async def place_model(cluster: Cluster, settings: Settings, layout: RingLayout, show: Show) -> Provisioned:
     """Bring each host the model's files of its own layers. Raises: ClusterError."""
     workers = list_workers(cluster, settings)
     folders = await ensure_models(cluster, workers, layout, settings, CopyProgress(show.say).report)
     show.done("files", ", ".join(f"{worker.host.name} verified" for worker in workers))
-    return Placed(make_key(settings, cluster), layout.counts, layout.dequantize, folders)
+    return Provisioned(make_key(settings, cluster), layout.counts, layout.dequantize, folders)
 
 
-async def place_all(cluster: Cluster, settings: Settings, show: Show) -> Placed:
+async def place_all(cluster: Cluster, settings: Settings, show: Show) -> Provisioned:
     """Everything, for a supervisor; the model is on this machine already. Raises: ClusterError."""
     facts = await check_hosts(cluster, settings, show)
     layout = await plan_model(cluster, settings, facts, show)

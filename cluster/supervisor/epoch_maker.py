@@ -13,13 +13,20 @@ from collections.abc import Mapping, Sequence
 from cluster import ports
 from cluster.errors import ClusterError
 from cluster.hosts.hosts import Cluster, read_cluster
-from cluster.hosts.provisioning import Placed, forget_placed, load_placed, make_key, on_all, place_all
+from cluster.hosts.provisioning import (
+    Provisioned,
+    forget_provisioned,
+    load_provisioned,
+    make_key,
+    on_all,
+    place_all,
+)
 from cluster.hosts.remote_ranks import ask_ports, end_processes, make_rank_command
 from cluster.hosts.ssh import HostUnreachable, close_connections
 from cluster.hosts.workers import Worker, list_workers
 from cluster.processes import ProcessIdentity
 from cluster.supervisor.heartbeats import Rank
-from cluster.supervisor.ring_epoch import LifePlan, RankPlace
+from cluster.supervisor.ring_epoch import EpochPlan, RankPlace
 from cluster.supervisor.running import Running
 from cluster.threads import run_beside
 from config import Settings
@@ -27,7 +34,7 @@ from config import Settings
 logger = logging.getLogger("cluster.supervisor.supervisor")
 
 
-class LifeMaker:
+class EpochMaker:
     """Knows the hosts of the ring, and what was placed there."""
 
     def __init__(
@@ -46,7 +53,7 @@ class LifeMaker:
         """Nothing but this machine can be at fault."""
         return self.cluster is None or self.cluster.is_single
 
-    async def make_plan(self) -> LifePlan:
+    async def make_plan(self) -> EpochPlan:
         """The next life, under the next epoch.
 
         Raises:
@@ -72,8 +79,8 @@ class LifeMaker:
             return read_cluster(settings)
         return await run_beside(read_cluster, settings)  # looks names up
 
-    async def _place(self, cluster: Cluster, settings: Settings) -> Placed:
-        kept = load_placed(settings.run_dir, make_key(settings, cluster))
+    async def _place(self, cluster: Cluster, settings: Settings) -> Provisioned:
+        kept = load_provisioned(settings.run_dir, make_key(settings, cluster))
         self.has_kept_placed = kept is not None
         return kept or await place_all(cluster, settings, LoggedSteps())
 
@@ -90,9 +97,9 @@ class LifeMaker:
             if is_lost and rank.host and rank.host.ssh and rank.process_there:
                 self._left_behind.setdefault(rank.host.ssh, []).append(rank.process_there)
 
-    def forget_placed(self) -> None:
+    def forget_provisioned(self) -> None:
         """Look at everything on the hosts again before the next life."""
-        forget_placed(self._running.settings.run_dir)
+        forget_provisioned(self._running.settings.run_dir)
 
     @staticmethod
     def _pick_addresses(cluster: Cluster, free: Mapping[str | None, Sequence[int]]) -> tuple[str, ...]:
@@ -111,9 +118,11 @@ class LifeMaker:
             for _ in cluster.ranks_of(host)
         )
 
-    def _make_plan(self, cluster: Cluster, addresses: tuple[str, ...], placed: Placed | None) -> LifePlan:
+    def _make_plan(
+        self, cluster: Cluster, addresses: tuple[str, ...], placed: Provisioned | None
+    ) -> EpochPlan:
         running, settings = self._running, self._running.settings
-        return LifePlan(
+        return EpochPlan(
             epoch=running.state.epoch,
             hosts=addresses,
             secret=self._secret,
@@ -128,7 +137,7 @@ class LifeMaker:
             dequantize=None if placed is None else placed.dequantize,
         )
 
-    def _make_places(self, cluster: Cluster, placed: Placed) -> tuple[RankPlace, ...]:
+    def _make_places(self, cluster: Cluster, placed: Provisioned) -> tuple[RankPlace, ...]:
         settings = self._running.settings
         workers = {worker.host.ssh: worker for worker in list_workers(cluster, settings)}
         places = []

@@ -70,7 +70,7 @@ class RankPlace:
 
 
 @dataclass(frozen=True)
-class LifePlan:
+class EpochPlan:
     """What one life is made of; `command` gets `--rank R` added for the ranks of this machine."""
 
     epoch: int
@@ -130,12 +130,12 @@ class Verdict:
     is_unconnected: bool = False  # ranks on several hosts did not find each other
 
 
-class RingLife:
+class RingEpoch:
     """The ranks of one epoch; `start` once, then `wait_for_failure`, then `drain` or `end`."""
 
     def __init__(
         self,
-        plan: LifePlan,
+        plan: EpochPlan,
         log_of: Callable[[str], RotatingFile],
         on_change: Callable[[], None],
     ) -> None:

@@ -17,9 +17,9 @@ from cluster.errors import ClusterError
 from cluster.hosts.provisioning import is_away
 from cluster.hosts.remote_ranks import PING_INTERVAL_S
 from cluster.processes import ProcessIdentity
-from cluster.supervisor.epoch_maker import LifeMaker
+from cluster.supervisor.epoch_maker import EpochMaker
 from cluster.supervisor.restart_policy import RestartPolicy
-from cluster.supervisor.ring_epoch import LifePlan, RingLife, Verdict
+from cluster.supervisor.ring_epoch import EpochPlan, RingEpoch, Verdict
 from cluster.supervisor.running import Running
 from cluster.supervisor.state_file import mark_ring_ended
 from config import ConfigError
@@ -40,10 +40,10 @@ class RingKeeper:
         left_behind: Mapping[str, Sequence[ProcessIdentity]] | None = None,
     ) -> None:
         self._running = running
-        self._maker = LifeMaker(running, secret, left_behind or {})
+        self._maker = EpochMaker(running, secret, left_behind or {})
         self._stop = asyncio.Event()
         self._restart = asyncio.Event()
-        self.life: RingLife | None = None
+        self.life: RingEpoch | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -91,19 +91,19 @@ class RingKeeper:
     async def _begin_and_live(self) -> Verdict | None:
         """Live one life from plan to end, or not even begin; None when it was stopped or restarted."""
         plan = await self._make_plan()
-        if not isinstance(plan, LifePlan):
+        if not isinstance(plan, EpochPlan):
             return plan
-        life = self.life = RingLife(plan, self._running.log_of, self._running.publish)
+        life = self.life = RingEpoch(plan, self._running.log_of, self._running.publish)
         verdict = await self._live(life)
         self._maker.note_end(life.ranks)
         if verdict is None:
             return None
         if verdict.is_away or not life.made_progress:
-            self._maker.forget_placed()
+            self._maker.forget_provisioned()
         mark_ring_ended(self._running.settings.run_dir, plan.epoch, "failed", verdict.reason)
         return replace(verdict, made_progress=life.made_progress)
 
-    async def _make_plan(self) -> LifePlan | Verdict | None:
+    async def _make_plan(self) -> EpochPlan | Verdict | None:
         """The next life, or why there is none; None when it was stopped or restarted meanwhile."""
         making = asyncio.create_task(self._maker.make_plan())
         asked = asyncio.create_task(wait_for_any(self._stop, self._restart))
@@ -121,7 +121,7 @@ class RingKeeper:
 
     def _take_refusal(self, error: ClusterError | ConfigError | OSError) -> Verdict:
         running = self._running
-        self._maker.forget_placed()
+        self._maker.forget_provisioned()
         reason = "; ".join(str(error).splitlines())
         mark_ring_ended(running.settings.run_dir, running.state.epoch, "failed", reason)
         if isinstance(error, OSError):  # a disk that is full, no process or descriptor left
@@ -163,7 +163,7 @@ class RingKeeper:
         if delay_s:
             await wait_for_any(self._stop, self._restart, limit_s=delay_s)
 
-    async def _live(self, life: RingLife) -> Verdict | None:
+    async def _live(self, life: RingEpoch) -> Verdict | None:
         """Live one life of the ring to its end; why it failed, None when it was stopped or restarted."""
         epoch = life.plan.epoch
         logger.info(

@@ -28,7 +28,7 @@ from distributed.engine.status import RingStatus
 from distributed.engine.token_writer import TokenWriter
 from distributed.ring.frame import NUM_INLINE_INTS, Frame, Kind, StageStep, make_step_frame, parse_step
 from distributed.ring.ring import MAX_UNREAD_BYTES, Ring, RingLost, clock_us
-from distributed.ring.watchdog import Lifeline
+from distributed.ring.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -61,12 +61,12 @@ class Engine:
         source: RequestSource,
         writer: TokenWriter,
         status: RingStatus,
-        lifeline: Lifeline,
+        watchdog: Watchdog,
         limits: EngineLimits,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ring, self._stage, self._scheduler = ring, stage, scheduler
-        self._source, self._writer, self._status, self._lifeline = source, writer, status, lifeline
+        self._source, self._writer, self._status, self._watchdog = source, writer, status, watchdog
         self._limits, self._clock = limits, clock
         # One for each microbatch in flight: those under way, oldest first, and at most one that waits.
         self._sent: deque[Frame] = deque()
@@ -106,7 +106,7 @@ class Engine:
 
     def _enter(self, phase: str) -> None:
         self._status.enter(phase)
-        self._lifeline.enter(phase, self._limits.step_timeout_seconds)
+        self._watchdog.enter(phase, self._limits.step_timeout_seconds)
 
     def _drain(self, wakeup: int) -> None:
         self._enter("draining")
@@ -202,7 +202,7 @@ class Engine:
         return frame
 
     def _receive_next(self) -> Frame:
-        self._lifeline.expect(self._limits.step_timeout_seconds, self._status.step)
+        self._watchdog.expect(self._limits.step_timeout_seconds, self._status.step)
         while not self._ring.is_readable():
             self._ring.wait(self._limits.step_timeout_seconds)
         return self._receive()
@@ -273,7 +273,7 @@ class Engine:
     def _keep_house(self) -> None:
         """Do what has its time: the watchdog's limit, the status, idle laps, sweeps."""
         now = self._clock()
-        self._lifeline.expect(self._limits.step_timeout_seconds, self._status.step)
+        self._watchdog.expect(self._limits.step_timeout_seconds, self._status.step)
         self._check_ring(now)
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_SECONDS

@@ -1,6 +1,6 @@
 """What rank 0 takes over of an edit of the settings while it runs.
 
-Called in the lifeline's thread: whoever uses a value reads it when it needs it. Knows which parts of rank 0
+Called in the watchdog's thread: whoever uses a value reads it when it needs it. Knows which parts of rank 0
 hold a live setting; nothing of who edits them.
 """
 
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from config import Settings
 from config.live import with_values
 from distributed.engine.engine import Engine
-from spool import HandDefaults, SpoolOwner
+from spool import PromptFileDefaults, SpoolOwner
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,6 @@ class LiveSettings:
 
 def apply_to_spool(settings: Settings, owner: SpoolOwner) -> None:
     """Tell the spool what dropped prompt files need not say, and how many requests may wait."""
-    owner.hand_defaults = HandDefaults(settings.model_name, settings.default_max_tokens)
+    owner.hand_defaults = PromptFileDefaults(settings.model_name, settings.default_max_tokens)
     owner.spool.admission.max_depth = settings.max_queue_depth
     owner.spool.admission.max_bytes = settings.max_queue_mb * 2**20

@@ -125,7 +125,7 @@ def read_rss() -> int:
         return 0
 
 
-class Lifeline:
+class Watchdog:
     """Tells the supervisor how far this rank is; ends the process when it stalls or nobody is there."""
 
     def __init__(self, rank: int, *, has_supervisor: bool, ping_limit_s: float | None = None) -> None:
@@ -148,7 +148,7 @@ class Lifeline:
         self._count_memory = count
 
     def on_settings(self, listener: Callable[[dict[str, Any]], None]) -> None:
-        """Call `listener` with new values of live settings, by key; in the lifeline's thread.
+        """Call `listener` with new values of live settings, by key; in the watchdog's thread.
 
         What has come before, as while the model was loaded, it hears now.
         """
@@ -158,7 +158,7 @@ class Lifeline:
                 listener(dict(self._values))
 
     def start(self) -> None:
-        threading.Thread(target=self._run, name="lifeline", daemon=True).start()
+        threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
     @property
     def memory_bytes(self) -> int:

@@ -34,7 +34,7 @@ async def generate(http: HttpRequest) -> Response:
     accepted = await accept(front, draft_of(body, front.settings), caller=caller(http))
     if body.background:
         if not accepted.is_first:
-            front.leavers.came_back(accepted.id)  # a retry that will not wait any more
+            front.disconnects.came_back(accepted.id)  # a retry that will not wait any more
         return accepted_response(front, accepted)
     if body.stream:
         return stream_answer(front, accepted, NativeRenderer(accepted.seed))
@@ -75,7 +75,7 @@ def accepted_response(front: FrontDoor, accepted: Accepted) -> JSONResponse:
 def describe_place(front: FrontDoor, request_id: str) -> dict[str, Any]:
     """Tell the position and the estimated wait; both null once the request does not wait any more."""
     try:
-        place = front.forecast.place(request_id, is_exact=True)
+        place = front.queue_estimate.place(request_id, is_exact=True)
     except SpoolUnavailable:  # it is accepted all the same
         place = None
     return {"position": None, "estimated_wait_s": None} if place is None else dict(vars(place))

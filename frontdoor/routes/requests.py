@@ -33,7 +33,7 @@ async def get_request(http: HttpRequest, request_id: str) -> dict[str, Any]:
     """Return the result, or the state of a request that has none yet."""
     front = front_door(http)
     found = find_owned(front.spool, request_id, owner=owner_of(http))
-    front.leavers.came_back(found.id)
+    front.disconnects.came_back(found.id)
     return _describe(front, found)
 
 
@@ -42,7 +42,7 @@ async def cancel_request(http: HttpRequest, request_id: str) -> dict[str, Any]:
     """Cancel a request; one that is done stays as it is."""
     front = front_door(http)
     found = find_owned(front.spool, request_id, owner=owner_of(http))
-    front.leavers.came_back(found.id)
+    front.disconnects.came_back(found.id)
     is_cancelled = front.spool.cancel(found.id)
     after = find_owned(front.spool, found.id, owner=owner_of(http))
     if found.result is None and after.result is not None:  # rank 0 was quicker than our own look

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import pytest
 
 from cluster.errors import ClusterError
-from cluster.hosts.provisioning import Placed, forget_placed, load_placed
+from cluster.hosts.provisioning import Provisioned, forget_provisioned, load_provisioned
 from cluster.supervisor.lock import LOCK_NAME, SupervisorLock, read_holder
 from cluster.supervisor.state_file import mark_ring_ended
 from config import REPOSITORY_ROOT, SettingsError, load_settings
@@ -150,11 +150,11 @@ def test_what_the_supervisor_notes_of_a_ring_is_no_reason_to_end(tmp_path: Path,
     """The end of a ring, and what was placed."""
     refuse(READ_ONLY)
     mark_ring_ended(tmp_path, 3, "failed", "rank 0 died")
-    Placed("key").save(tmp_path)
-    forget_placed(tmp_path)
+    Provisioned("key").save(tmp_path)
+    forget_provisioned(tmp_path)
     refuse(None)
     assert list(tmp_path.iterdir()) == []
-    assert load_placed(tmp_path, "key") is None
+    assert load_provisioned(tmp_path, "key") is None
 
 
 def test_the_lock_is_written_over_and_never_shortened(tmp_path: Path) -> None:

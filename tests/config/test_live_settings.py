@@ -16,7 +16,7 @@ from distributed.engine.engine import Engine
 from distributed.engine.engine_config import make_engine_limits
 from distributed.engine.live_settings import LiveSettings as RankSettings
 from distributed.rank import open_spool
-from distributed.ring.watchdog import Lifeline
+from distributed.ring.watchdog import Watchdog
 from frontdoor.app import make_app
 from frontdoor.state import FrontDoor
 from frontdoor.supervised import LiveSettings as DoorSettings
@@ -34,10 +34,10 @@ DOOR: dict[str, tuple[Any, Callable[[FrontDoor], Any], Any]] = {
     "MAX_PROMPT_LEN_BYTES": (77, lambda front: front.settings.max_prompt_len_bytes, 77),
     "MAX_BODY_BYTES": (7777, lambda front: front.settings.max_body_bytes, 7777),
     "REQUEST_TIMEOUT": (77, lambda front: front.settings.request_timeout, 77.0),
-    "DISCONNECT_GRACE_SECONDS": (7, lambda front: front.leavers.grace_seconds, 7.0),
+    "DISCONNECT_GRACE_SECONDS": (7, lambda front: front.disconnects.grace_seconds, 7.0),
     "MAX_QUEUE_DEPTH": (7, lambda front: front.spool.admission.max_depth, 7),
     "MAX_QUEUE_MB": (7, lambda front: front.spool.admission.max_bytes, 7 * 2**20),
-    "POLL_INTERVAL": (7, lambda front: front.listener.poll_interval_seconds, 7.0),
+    "POLL_INTERVAL": (7, lambda front: front.subscriptions.poll_interval_seconds, 7.0),
     "LOG_LEVEL": ("ERROR", lambda front: logging.getLogger().level, logging.ERROR),
 }
 RANK_0: dict[str, tuple[Any, Callable[[SpoolOwner, Engine], Any], Any]] = {
@@ -110,11 +110,11 @@ def test_rank_0_follows(settings: Settings, key: str) -> None:
     with open_spool(settings) as owner:
         engine = make_engine(settings)
         assert look(owner, engine) != wanted
-        lifeline = Lifeline(0, has_supervisor=False)
-        lifeline._tell_listeners({key: value})
-        lifeline.on_settings(RankSettings(settings, owner, engine).on_settings)
+        watchdog = Watchdog(0, has_supervisor=False)
+        watchdog._tell_listeners({key: value})
+        watchdog.on_settings(RankSettings(settings, owner, engine).on_settings)
         assert look(owner, engine) == wanted
-        lifeline._tell_listeners({key: value, "NO_SUCH_KEY": 1})
+        watchdog._tell_listeners({key: value, "NO_SUCH_KEY": 1})
         assert look(owner, engine) == wanted
 
 

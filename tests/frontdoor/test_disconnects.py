@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from frontdoor.disconnects import Leavers
+from frontdoor.disconnects import Disconnects
 from spool import Spool
 from tests.fakes.spool_fakes import FailingFileSystem, submit
 from tests.services.frontdoor_service import (
@@ -27,38 +27,38 @@ from tests.services.frontdoor_service import (
 SETTINGS = {"DISCONNECT_GRACE_SECONDS": "0.3"}
 
 
-def make_leavers(spool: Spool) -> Leavers:
-    return Leavers(spool, grace_seconds=3600)
+def make_disconnects(spool: Spool) -> Disconnects:
+    return Disconnects(spool, grace_seconds=3600)
 
 
 def test_a_leaver_who_comes_back_is_not_cancelled(spool: Spool) -> None:
     """Only the request whose client stayed away is, when the grace time is over."""
-    leavers, back, gone = make_leavers(spool), submit(spool).id, submit(spool).id
-    leavers.left(back)
-    leavers.left(gone)
-    leavers.came_back(back)
+    disconnects, back, gone = make_disconnects(spool), submit(spool).id, submit(spool).id
+    disconnects.left(back)
+    disconnects.left(gone)
+    disconnects.came_back(back)
     assert spool.ending_later() == {gone}
 
 
 def test_attached_clients_keep_a_request_and_the_last_starts_the_grace_time(spool: Spool) -> None:
     """Only once its own client has left, however: following somebody's request never cancels it."""
-    leavers, others, mine = make_leavers(spool), submit(spool).id, submit(spool).id
-    with leavers.attached(others):
+    disconnects, others, mine = make_disconnects(spool), submit(spool).id, submit(spool).id
+    with disconnects.attached(others):
         pass
-    with leavers.attached(mine):
-        with leavers.attached(mine):
-            leavers.left(mine, may_return=False)
+    with disconnects.attached(mine):
+        with disconnects.attached(mine):
+            disconnects.left(mine, may_return=False)
         assert spool.names(spool.folder.cancel) == []
     assert spool.ending_later() == {mine}
-    with leavers.attached(mine):
+    with disconnects.attached(mine):
         assert spool.ending_later() == set()
-        leavers.came_back(mine)
+        disconnects.came_back(mine)
     assert spool.ending_later() == set()
 
 
 def test_who_is_attached_keeps_what_another_front_door_would_end(spool: Spool) -> None:
     """Each looks now and then; the one whose client goes last sets the grace time again."""
-    here, there, request_id = make_leavers(spool), make_leavers(spool), submit(spool).id
+    here, there, request_id = make_disconnects(spool), make_disconnects(spool), submit(spool).id
     with there.attached(request_id):
         with here.attached(request_id):
             here.left(request_id)
@@ -72,13 +72,13 @@ def test_a_spool_that_says_no_stops_no_client(tmp_path: Path) -> None:
     """Attaching, coming back, looking and leaving go on; what was asked for stays asked for."""
     fs = FailingFileSystem("names", errno.EMFILE, "cancel")
     spool = Spool.open(tmp_path / "spool", durability="process", fs=fs)
-    leavers, request_id = make_leavers(spool), submit(spool).id
-    leavers.left(request_id)
+    disconnects, request_id = make_disconnects(spool), submit(spool).id
+    disconnects.left(request_id)
     fs.is_failing = True
-    with leavers.attached(request_id):
-        leavers.look()
-    leavers.came_back(request_id)
-    leavers.left(submit(spool).id)
+    with disconnects.attached(request_id):
+        disconnects.look()
+    disconnects.came_back(request_id)
+    disconnects.left(submit(spool).id)
     fs.is_failing = False
     assert request_id in spool.ending_later()
 

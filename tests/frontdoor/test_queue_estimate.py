@@ -7,7 +7,7 @@ import pytest
 
 from config.errors import SOON_SECONDS
 from config.run_files import write_json
-from frontdoor.queue_estimate import DrainMeter, Forecast
+from frontdoor.queue_estimate import DrainMeter, QueueEstimate
 from frontdoor.ring_status import RingStatus
 from spool import Request, SamplingParams, Spool
 
@@ -59,20 +59,20 @@ def test_old_stretches_are_forgotten() -> None:
 def test_place_and_retry_follow_the_rate(tmp_path: Path) -> None:
     """Position 0 is next; Retry-After waits for a tenth of the queue."""
     spool = Spool.open(tmp_path / "spool", durability="process")
-    forecast = Forecast(spool, RingStatus(tmp_path / "run"))
+    queue_estimate = QueueEstimate(spool, RingStatus(tmp_path / "run"))
     ids = [f"{number:032x}" for number in range(3)]
     for request_id in ids:
         spool.submit(Request(request_id, SamplingParams(max_tokens=1), "hi", None, None, "tiny"))
-    first = forecast.place(ids[0], is_exact=True)
+    first = queue_estimate.place(ids[0], is_exact=True)
     assert first is not None
     assert (first.position, first.estimated_wait_s) == (0, None)
-    assert forecast.retry_after_seconds() == SOON_SECONDS
+    assert queue_estimate.retry_after_seconds() == SOON_SECONDS
     for at in range(3):
         write_json(tmp_path / "run" / "ring.json", status(1000.0 + at, at, num_waiting=100))
-        forecast.look()
-    last = forecast.place(ids[2])
+        queue_estimate.look()
+    last = queue_estimate.place(ids[2])
     assert last is not None
     assert (last.position, last.estimated_wait_s) == (2, 3.0)
     assert str(last) == "position 2, about 3 s"
-    assert forecast.retry_after_seconds() == 10
-    assert forecast.place("f" * 32, is_exact=True) is None
+    assert queue_estimate.retry_after_seconds() == 10
+    assert queue_estimate.place("f" * 32, is_exact=True) is None

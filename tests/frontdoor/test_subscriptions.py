@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from frontdoor.subscriptions import Listener
+from frontdoor.subscriptions import Subscriptions
 from spool import Request, Result, SamplingParams, Spool, SpoolOwner, TokenRecord, Usage
 from tests.fakes.spool_fakes import FailingFileSystem
 from tests.services.frontdoor_service import make_client, running_service, serving, until
@@ -39,10 +39,10 @@ def test_news_arrive_by_the_bell_alone(owner: SpoolOwner) -> None:
     """With a rescan only every half minute, a ring brings tokens and result at once."""
 
     async def follow() -> None:
-        listener = Listener(owner.spool, poll_interval_seconds=LONG_POLL_SECONDS)
-        listener.start()
+        subscriptions = Subscriptions(owner.spool, poll_interval_seconds=LONG_POLL_SECONDS)
+        subscriptions.start()
         submit(owner.spool)
-        with listener.watch(ID, with_tokens=True) as watch, owner.append_log(ID) as log:
+        with subscriptions.watch(ID, with_tokens=True) as watch, owner.append_log(ID) as log:
             log.append([TokenRecord(0, 1, "a")])
             owner.ring_doors()
             assert await watch.news(5)
@@ -53,7 +53,7 @@ def test_news_arrive_by_the_bell_alone(owner: SpoolOwner) -> None:
             assert await watch.news(5)
             assert [record.text for record in watch.take_records()] == ["b"]
             assert watch.result is not None
-        listener.stop()
+        subscriptions.stop()
 
     asyncio.run(follow())
 
@@ -66,22 +66,22 @@ def test_an_answer_that_cannot_be_read_now_is_read_later(
     fs = FailingFileSystem(call, errno.EMFILE)
 
     async def follow(owner: SpoolOwner) -> None:
-        listener = Listener(owner.spool, poll_interval_seconds=LONG_POLL_SECONDS)
-        listener.start()
+        subscriptions = Subscriptions(owner.spool, poll_interval_seconds=LONG_POLL_SECONDS)
+        subscriptions.start()
         submit(owner.spool)
-        with listener.watch(ID, with_tokens=True) as watch, owner.append_log(ID) as log:
+        with subscriptions.watch(ID, with_tokens=True) as watch, owner.append_log(ID) as log:
             log.append([TokenRecord(0, 1, "a"), TokenRecord(1, 2, "b")])
             finish(owner)
             fs.is_failing = True
             for _ in range(3):
-                listener._look()
+                subscriptions._look()
             assert (watch.failure, watch.result, watch.records) == (None, None, [])
             fs.is_failing = False
-            listener._look()
+            subscriptions._look()
             assert await watch.news(5)
             assert [record.text for record in watch.take_records()] == ["a", "b"]
             assert watch.result is not None
-        listener.stop()
+        subscriptions.stop()
 
     with SpoolOwner(Spool.open(tmp_path / "spool", durability="process", fs=fs)) as owner:
         owner.recover()
@@ -93,15 +93,15 @@ def test_a_lost_ring_costs_one_poll_interval(owner: SpoolOwner) -> None:
     """Nobody rings; the rescan finds the result."""
 
     async def follow() -> float:
-        listener = Listener(owner.spool, poll_interval_seconds=0.05)
-        listener.start()
+        subscriptions = Subscriptions(owner.spool, poll_interval_seconds=0.05)
+        subscriptions.start()
         submit(owner.spool)
-        with listener.watch(ID, with_tokens=False) as watch:
+        with subscriptions.watch(ID, with_tokens=False) as watch:
             finish(owner)
             started = time.monotonic()
             assert await watch.news(5)
             assert watch.result is not None
-        listener.stop()
+        subscriptions.stop()
         return time.monotonic() - started
 
     assert asyncio.run(follow()) < 1
@@ -111,17 +111,17 @@ def test_what_is_there_already_counts_as_news(owner: SpoolOwner) -> None:
     """A watch that begins after the end sees everything without any ring or rescan."""
 
     async def follow() -> None:
-        listener = Listener(owner.spool, poll_interval_seconds=LONG_POLL_SECONDS)
-        listener.start()
+        subscriptions = Subscriptions(owner.spool, poll_interval_seconds=LONG_POLL_SECONDS)
+        subscriptions.start()
         submit(owner.spool)
         with owner.append_log(ID) as log:
             log.append([TokenRecord(0, 1, "a"), TokenRecord(1, 2, "b")])
         finish(owner)
-        with listener.watch(ID, with_tokens=True) as watch:
+        with subscriptions.watch(ID, with_tokens=True) as watch:
             assert await watch.news(0.01)
             assert len(watch.take_records()) == 2
             assert watch.result is not None
-        listener.stop()
+        subscriptions.stop()
 
     asyncio.run(follow())
 
@@ -130,10 +130,10 @@ def test_a_log_that_begins_anew_is_told(owner: SpoolOwner) -> None:
     """Tokens that were shown and are gone: a reset, then the tokens of the new log."""
 
     async def follow() -> None:
-        listener = Listener(owner.spool, poll_interval_seconds=LONG_POLL_SECONDS)
-        listener.start()
+        subscriptions = Subscriptions(owner.spool, poll_interval_seconds=LONG_POLL_SECONDS)
+        subscriptions.start()
         submit(owner.spool)
-        with listener.watch(ID, with_tokens=True) as watch:
+        with subscriptions.watch(ID, with_tokens=True) as watch:
             with owner.append_log(ID) as log:
                 log.append([TokenRecord(0, 1, "a")])
             owner.ring_doors()
@@ -146,7 +146,7 @@ def test_a_log_that_begins_anew_is_told(owner: SpoolOwner) -> None:
             assert await watch.news(5)
             assert watch.take_reset()
             assert [record.text for record in watch.take_records()] == ["z"]
-        listener.stop()
+        subscriptions.stop()
 
     asyncio.run(follow())
 
@@ -155,13 +155,13 @@ def test_an_idle_listener_has_no_timer(owner: SpoolOwner) -> None:
     """While nobody waits, nothing is scheduled and nothing is looked at."""
 
     async def follow() -> list[bool]:
-        listener = Listener(owner.spool, poll_interval_seconds=0.01)
-        listener.start()
-        states = [listener.is_rescanning]
-        with listener.watch(ID, with_tokens=False):
-            states.append(listener.is_rescanning)
-        states.append(listener.is_rescanning)
-        listener.stop()
+        subscriptions = Subscriptions(owner.spool, poll_interval_seconds=0.01)
+        subscriptions.start()
+        states = [subscriptions.is_rescanning]
+        with subscriptions.watch(ID, with_tokens=False):
+            states.append(subscriptions.is_rescanning)
+        states.append(subscriptions.is_rescanning)
+        subscriptions.stop()
         return states
 
     assert asyncio.run(follow()) == [False, True, False]

@@ -52,7 +52,7 @@ from distributed.planning.layer_plan import plan_layers, split_layers, weights_h
 from distributed.planning.model_shape import read_shape
 from distributed.rank import open_spool
 from distributed.ring.handshake import RankInfo
-from distributed.ring.watchdog import Lifeline
+from distributed.ring.watchdog import Watchdog
 from distributed.utils import shard_and_load
 from distributed.worker import Worker
 from prompts.tokenizer import load_tokenizer, tokenizer_hash
@@ -143,7 +143,7 @@ class EngineInProcess:
             source,
             self.writer,
             status,
-            Lifeline(0, has_supervisor=False),
+            Watchdog(0, has_supervisor=False),
             make_engine_limits(self.settings),
             self.clock,
         )
@@ -290,9 +290,9 @@ class EngineInProcess:
         """Make the workers of all ranks but rank 0, the first stage's first."""
         for info in reversed(status.ranks[1:]):
             end = RingEnd(info.rank, self.epoch, self.wire)
-            lifeline = Lifeline(info.rank, has_supervisor=False)
+            watchdog = Watchdog(info.rank, has_supervisor=False)
             limit_seconds = self.settings.step_timeout
-            worker = Worker(end, self.stages[info.rank], lifeline, limit_seconds, partial(replace, info))
+            worker = Worker(end, self.stages[info.rank], watchdog, limit_seconds, partial(replace, info))
             ring.workers.append((end, worker))
 
     def _facts(self, status: RingStatus) -> ModelFacts:

@@ -17,8 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from spool import (
     Claim,
     DiskLimits,
-    HandDefaults,
     IdempotencyConflict,
+    PromptFileDefaults,
     Request,
     Result,
     SamplingParams,
@@ -32,7 +32,7 @@ from spool.prompt_files import read_prompt
 from tests.fakes.simulated_fs import Crash, Disk, SimulatedFileSystem
 
 ROOT = Path("/var/spool")
-DEFAULTS = HandDefaults("m", 9)
+DEFAULTS = PromptFileDefaults("m", 9)
 PROMPT_FILES = ("a.json", "b.json")
 PROMPT = b'{"prompt": "hello"}'
 Trouble = tuple[int, int] | None  # (calls until then, errno, or 0 for death)

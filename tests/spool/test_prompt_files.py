@@ -11,12 +11,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from spool import HandDefaults, Spool, SpoolOwner
+from spool import PromptFileDefaults, Spool, SpoolOwner
 from spool.prompt_files import PATIENCE_SECONDS, SETTLE_SECONDS, read_prompt
 from tests.fakes.simulated_fs import Crash, Disk
 from tests.fakes.spool_fakes import answer, claim_one, make_request
 
-DEFAULTS = HandDefaults("tiny", 7)
+DEFAULTS = PromptFileDefaults("tiny", 7)
 PROMPT = b'{"prompt": "secret canary"}'
 
 

@@ -25,7 +25,7 @@ from cluster.supervisor.service import Service, read_service_at
 from config import REPOSITORY_ROOT, load_settings
 from config.rotating_file import RotatingFile
 from distributed import rank
-from distributed.ring.watchdog import EXIT_DISK_REFUSED, Lifeline
+from distributed.ring.watchdog import EXIT_DISK_REFUSED, Watchdog
 from spool import Spool, SpoolUnavailable
 from spool.admission import DiskLimits
 
@@ -173,8 +173,8 @@ def test_a_rank_and_a_front_door_that_the_disk_refuses_end_with_a_code_of_their_
     """Unlike what a refusal ends with, it is worth another try."""
     settings = load_settings({"STATE_DIR": str(tmp_path)}, root=tmp_path, environ={})
     monkeypatch.setattr(rank, "open_spool", refuse_spool)
-    lifeline = Lifeline(0, has_supervisor=False)
-    assert server._run(None, settings, lifeline, None) == EXIT_DISK_REFUSED
+    watchdog = Watchdog(0, has_supervisor=False)
+    assert server._run(None, settings, watchdog, None) == EXIT_DISK_REFUSED
     monkeypatch.setattr(api, "make_app", refuse_spool)
     monkeypatch.setattr(api, "load_inherited_settings", lambda: settings)
     monkeypatch.setattr(api, "configure_logging", lambda *_, **__: None)
@@ -186,8 +186,8 @@ def test_a_rank_and_a_front_door_that_the_disk_refuses_end_with_a_code_of_their_
 @pytest.mark.parametrize(("code", "is_away"), [(EXIT_DISK_REFUSED, True), (1, False)])
 def test_a_ring_that_the_disk_refuses_is_tried_for_as_long_as_it_takes(code: int, is_away: bool) -> None:
     """As one of hosts that do not answer: no breaker opens for what passes."""
-    plan = ring_life.LifePlan(1, ("127.0.0.1:1",), "", (), Path(), {}, connect_limit_s=1.0, load_limit_s=1.0)
-    life = ring_life.RingLife(plan, lambda name: RotatingFile(Path(name)), lambda: None)
+    plan = ring_life.EpochPlan(1, ("127.0.0.1:1",), "", (), Path(), {}, connect_limit_s=1.0, load_limit_s=1.0)
+    life = ring_life.RingEpoch(plan, lambda name: RotatingFile(Path(name)), lambda: None)
     log = ProcessLog(RotatingFile(Path("/dev/null")))
     log.last_lines.append("the disk says no")
     ended = SimpleNamespace(exit_code=code, name="rank 0", has_lost_host=False, log=log)

@@ -21,15 +21,15 @@ import pytest
 
 from cluster.errors import ClusterError
 from cluster.hosts.hosts import Cluster, Host
-from cluster.hosts.provisioning import HostsFailed, Placed, is_away, load_placed, make_key, on_all
+from cluster.hosts.provisioning import HostsFailed, Provisioned, is_away, load_provisioned, make_key, on_all
 from cluster.hosts.remote_ranks import make_rank_command, make_remote_environment
 from cluster.hosts.remote_scripts import ending, ports
 from cluster.hosts.ssh import HostUnreachable, run_words
 from cluster.hosts.workers import Worker
 from cluster.supervisor.child import Child, ChildPlan, describe_exit, start_child
-from cluster.supervisor.epoch_maker import LifeMaker
+from cluster.supervisor.epoch_maker import EpochMaker
 from cluster.supervisor.restart_policy import MAX_DELAY_S, RestartPolicy
-from cluster.supervisor.ring_epoch import LifePlan, RankPlace, Verdict
+from cluster.supervisor.ring_epoch import EpochPlan, RankPlace, Verdict
 from cluster.supervisor.ring_keeper import RingKeeper
 from cluster.supervisor.running import Programs, Running
 from cluster.supervisor.state_file import SupervisorState
@@ -68,7 +68,7 @@ def test_the_start_line_tells_a_rank_its_host_and_its_own_model_folder() -> None
     """On other hosts a rank also learns how long it may hear nothing."""
     own = Host("localhost", None, "192.168.5.1", 1)
     places = (RankPlace(own), RankPlace(MAC2, WORKER, ["ssh"], "/there/model"))
-    plan = LifePlan(
+    plan = EpochPlan(
         3,
         ("a:1", "b:2"),
         "5ec",
@@ -89,7 +89,7 @@ def test_the_start_line_tells_a_rank_its_host_and_its_own_model_folder() -> None
         20.0,
     )
     assert not {"model_folder", "ping_limit_s"} & set(first)
-    single = LifePlan(3, ("a:1",), "5ec", (), Path("/"), {}, 45.0, 600.0)
+    single = EpochPlan(3, ("a:1",), "5ec", (), Path("/"), {}, 45.0, 600.0)
     assert set(json.loads(single.make_first_line(0))) == {"epoch", "rank", "hosts", "secret"}
 
 
@@ -186,11 +186,13 @@ def test_what_was_placed_is_used_again_until_something_changes(tmp_path: Path) -
     settings = load(tmp_path, WORKER_HOSTS="mac2")
     cluster = Cluster((Host("localhost", None, "192.168.5.1", 1), MAC2))
     key = make_key(settings, cluster)
-    Placed(key, (10, 20), True, {"anna@mac2": "/there"}).save(settings.run_dir)
-    assert load_placed(settings.run_dir, key) == Placed(key, (10, 20), True, {"anna@mac2": "/there"})
+    Provisioned(key, (10, 20), True, {"anna@mac2": "/there"}).save(settings.run_dir)
+    assert load_provisioned(settings.run_dir, key) == Provisioned(
+        key, (10, 20), True, {"anna@mac2": "/there"}
+    )
     moved = Cluster((cluster.hosts[0], replace(MAC2, address="192.168.5.3")))
     for other in (make_key(settings, moved), make_key(load(tmp_path, LAYER_SPLIT="1"), cluster)):
-        assert load_placed(settings.run_dir, other) is None
+        assert load_provisioned(settings.run_dir, other) is None
 
 
 def test_free_ports_are_those_of_one_address(capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,13 +243,13 @@ def test_hosts_that_cannot_be_prepared_are_tried_on_once_it_has_worked(
     async def keep() -> None:
         keeper, is_seen = RingKeeper(running, "secret"), asyncio.Event()
 
-        async def refuse(_: LifeMaker) -> None:
+        async def refuse(_: EpochMaker) -> None:
             num_tries.append(1)
             if len(num_tries) == 8:
                 is_seen.set()
             raise trouble
 
-        monkeypatch.setattr(LifeMaker, "make_plan", refuse)
+        monkeypatch.setattr(EpochMaker, "make_plan", refuse)
         running.publish = lambda: is_seen.set() if running.state.state == "failed" else None
         keeping = asyncio.create_task(keeper.keep())
         await is_seen.wait()

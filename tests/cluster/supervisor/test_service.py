@@ -15,7 +15,7 @@ import pytest
 
 from cluster import ports
 from cluster.commands.own_checks import check_this_machine
-from cluster.commands.smoke_test import run_trial
+from cluster.commands.smoke_test import run_smoke_test
 from cluster.commands.start import prepare_foreground, start
 from cluster.commands.status import describe
 from cluster.errors import ClusterError, Interrupted, PortTaken, StartFailed
@@ -95,13 +95,13 @@ def test_a_killed_front_door_is_replaced_alone_and_no_connection_is_refused(runn
 
 def test_the_trial_proves_that_every_rank_took_part(running: Bench) -> None:
     """A streamed answer is shown, and each rank's frames and time; a rank without a trace is no proof."""
-    assert run_trial(running.settings, running.terminal, "What is the capital of France?", 8) == 0
+    assert run_smoke_test(running.settings, running.terminal, "What is the capital of France?", 8) == 0
     shown = running.output.getvalue()
     assert "Paris\n" in shown
     assert re.search(r"rank 1: layers 0-1, 3 frames, busy 0.50 s", shown)
     assert "Every rank took part (2 of 2)." in shown
     (running.root / "idle-rank").touch()
-    assert run_trial(running.settings, running.terminal, "Hello", 8) == 1
+    assert run_smoke_test(running.settings, running.terminal, "Hello", 8) == 1
     assert "rank 1 took no part" in running.output.getvalue()
 
 

@@ -31,7 +31,7 @@ from cluster.processes import ProcessIdentity, identify
 from cluster.supervisor.child import describe_exit
 from cluster.supervisor.heartbeats import Rank
 from cluster.supervisor.restart_policy import MAX_DELAY_S, RestartPolicy
-from cluster.supervisor.ring_epoch import LifePlan
+from cluster.supervisor.ring_epoch import EpochPlan
 from cluster.supervisor.running import make_environment
 from cluster.terminal import Terminal, format_duration, make_bar
 from cluster.threads import run_beside
@@ -88,8 +88,8 @@ def test_a_refusal_opens_the_breaker_at_once() -> None:
     assert RestartPolicy().after_failure(made_progress=True, is_permanent=True) is None
 
 
-def make_life_plan() -> LifePlan:
-    return LifePlan(1, ("127.0.0.1:1", "127.0.0.1:2"), "00", (), ROOT, {}, 45.0, 600.0, 10.0)
+def make_life_plan() -> EpochPlan:
+    return EpochPlan(1, ("127.0.0.1:1", "127.0.0.1:2"), "00", (), ROOT, {}, 45.0, 600.0, 10.0)
 
 
 def heartbeat(phase: str, step: int = 0, progress: float = 0.0) -> str:

@@ -18,10 +18,10 @@ from distributed.backends.stage import LONG_STEP_TOKENS, Stage
 from distributed.planning.capacities import RANK_BYTES
 from distributed.planning.layer_plan import DoesNotFit
 from distributed.planning.model_shape import ModelShape
-from distributed.ring import watchdog as lifeline
+from distributed.ring import watchdog as watchdog
 from distributed.ring.frame import Resize, StageStep
 from distributed.ring.ring import LoopbackRing
-from distributed.ring.watchdog import Lifeline
+from distributed.ring.watchdog import Watchdog
 from distributed.utils import shard_and_load
 from tests.fakes.checkpoints import make_checkpoint
 
@@ -110,8 +110,8 @@ def test_a_start_goes_on_where_psutil_fails(
     monkeypatch.setattr(psutil, "Process", fail)
     check(tmp_path, 1 << 50)
     assert not memory.can_unpack(1, 0.6)
-    assert lifeline.read_rss() == 0
-    assert lifeline.read_start_time() > 0
+    assert watchdog.read_rss() == 0
+    assert watchdog.read_start_time() > 0
 
 
 def test_the_cache_of_a_gpu_is_a_part_of_what_weights_leave(gpu: dict[str, Any]) -> None:
@@ -154,7 +154,7 @@ def test_a_rank_tells_what_mlx_holds_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -
     """Arrays and kept buffers together, in place of RSS, which lacks what only the GPU touched."""
     monkeypatch.setattr(mx, "get_active_memory", lambda: 5 * GIB)
     monkeypatch.setattr(mx, "get_cache_memory", lambda: GIB)
-    told = Lifeline(0, has_supervisor=False)
+    told = Watchdog(0, has_supervisor=False)
     assert 0 < told.memory_bytes < 5 * GIB
     told.count_memory_by(memory.held_bytes)
     assert told.memory_bytes == 6 * GIB
@@ -173,7 +173,7 @@ def test_a_rank_that_loads_on_a_gpu_limits_the_cache_and_counts_by_mlx(
         dtype=None,
         cpu_products=None,
     )
-    told = Lifeline(0, has_supervisor=False)
+    told = Watchdog(0, has_supervisor=False)
     stage, _ = joining.load_own_stage(LoopbackRing(1), plan, told, None, 1)
     assert told.memory_bytes >= 5 * GIB
     assert gpu["cache_limit"] == GIB

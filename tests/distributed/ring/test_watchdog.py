@@ -19,8 +19,8 @@ WAITING = (
 )
 RUNNING = """
 import threading
-from distributed.ring.watchdog import Lifeline
-Lifeline(1, has_supervisor=True, ping_limit_s=LIMIT).start()
+from distributed.ring.watchdog import Watchdog
+Watchdog(1, has_supervisor=True, ping_limit_s=LIMIT).start()
 threading.Event().wait(60)
 """
 
