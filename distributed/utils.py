@@ -15,7 +15,8 @@ from distributed.models import StageModel, load_stage
 from distributed.planning.capacities import HostCapacity
 from distributed.planning.layer_plan import plan_layers
 from distributed.planning.model_shape import read_shape
-from distributed.ring.frame import Resize, StageStep, make_step_frame
+from distributed.planning.step import Resize, StageStep
+from distributed.ring.frame import make_step_frame
 from distributed.ring.ring import Ring
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import mlx.core as mx
 
 from distributed.planning.kv_sizes import grown
-from distributed.ring.frame import Clear, Resize, StageStep
+from distributed.planning.step import Clear, Resize, StageStep
 
 # Below this many rows, one slice assignment a row beats one scatter (mlx 0.32.4, CPU).
 _MIN_SCATTER_ROWS = 3

@@ -17,7 +17,6 @@ from config import Settings
 from distributed.planning.capacities import RANK_BYTES, HostCapacity, make_reserve
 from distributed.planning.layer_plan import DoesNotFit, needs_of
 from distributed.planning.model_shape import ModelShape
-from distributed.ring.watchdog import PSUTIL_ERRORS
 
 # Buffers that MLX keeps for reuse. Its own limit is most of the memory, and on a Mac they count as wired.
 MAX_CACHE_BYTES = 1 << 30
@@ -44,7 +43,7 @@ def free_bytes() -> int | None:
     """Return what is free or given up at need; None where the system does not tell."""
     try:
         return int(psutil.virtual_memory().available)
-    except PSUTIL_ERRORS:
+    except (psutil.Error, RuntimeError, SystemError, OSError):  # macOS: psutil issues 1901, 2116
         return None
 
 

@@ -35,7 +35,7 @@ from distributed.backends.stage import Stage
 from distributed.models.stage_model import StageModel
 from distributed.planning.checkpoint import read_config
 from distributed.planning.kv_sizes import grown
-from distributed.ring.frame import Resize, StageStep
+from distributed.planning.step import Resize, StageStep
 
 MODEL_TYPE = "simulated"
 CONFIG_KEY = "simulated_model_repo"

@@ -16,7 +16,7 @@ from distributed.backends.cpu.threads import ProductThreads
 from distributed.backends.memory import drop_cache
 from distributed.models import StageModel
 from distributed.planning.kv_sizes import padded_tokens
-from distributed.ring.frame import StageStep
+from distributed.planning.step import StageStep
 
 # What such a step leaves for reuse (scores that grow with the context) fits no later one.
 LONG_STEP_TOKENS = 256

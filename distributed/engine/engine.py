@@ -26,7 +26,8 @@ from distributed.engine.scheduler import Scheduler
 from distributed.engine.sequence import Drawn, Microbatch, Sequence
 from distributed.engine.status import RingStatus
 from distributed.engine.token_writer import TokenWriter
-from distributed.ring.frame import NUM_INLINE_INTS, Frame, Kind, StageStep, make_step_frame, parse_step
+from distributed.planning.step import StageStep
+from distributed.ring.frame import NUM_INLINE_INTS, Frame, Kind, make_step_frame, parse_step
 from distributed.ring.ring import MAX_UNREAD_BYTES, Ring, RingLost, clock_us
 from distributed.ring.watchdog import Watchdog
 

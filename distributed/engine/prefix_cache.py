@@ -11,7 +11,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 from distributed.engine.sequence import Sequence, Slot, Table
-from distributed.ring.frame import PrefixCopy
+from distributed.planning.step import PrefixCopy
 
 # A shorter match is not worth giving up another slot's kept tokens for.
 MIN_REUSED_TOKENS = 8

@@ -24,7 +24,7 @@ from distributed.engine.chunks import (
 from distributed.engine.drafting import Drafter, NoDrafter
 from distributed.engine.sequence import Advance, Drawn, Microbatch, Row, Sequence, Status, arrange, make_row
 from distributed.engine.slots import SlotLimits, SlotTables
-from distributed.ring.frame import PrefixCopy
+from distributed.planning.step import PrefixCopy
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from enum import Enum
 
-from distributed.ring.frame import Clear, PrefixCopy, Resize
+from distributed.planning.step import Clear, PrefixCopy, Resize
 
 # Token ids; None: the numbers that it would have been drawn from are not finite.
 Drawn = Items[int | None]

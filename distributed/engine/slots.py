@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from distributed.engine.prefix_cache import PrefixCache
 from distributed.engine.sequence import Drawn, Row, Sequence, Slot, Table
 from distributed.planning.kv_sizes import most_tokens, next_tokens, round_rows, round_tokens
-from distributed.ring.frame import Clear, Resize
+from distributed.planning.step import Clear, Resize
 
 # A match that is longer by so much is taken over where it lies, whatever table that is; KV of fewer tokens is
 # copied.

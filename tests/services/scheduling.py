@@ -6,7 +6,7 @@ from distributed.engine.drafting import Drafter
 from distributed.engine.scheduler import Scheduler, SchedulerLimits
 from distributed.engine.sequence import Microbatch, Sequence, Status
 from distributed.engine.slots import SlotLimits
-from distributed.ring.frame import Resize
+from distributed.planning.step import Resize
 
 
 def make_scheduler(

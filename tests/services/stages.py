@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 
 from distributed.models import StageModel, load_stage
-from distributed.ring.frame import StageStep
+from distributed.planning.step import StageStep
 from prompts.mlx_lm_import import import_mlx_lm
 
 KVCache = import_mlx_lm("models.cache").KVCache

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from distributed.backends.cpu.compiling import Float32Array
 from distributed.planning.kv_sizes import grown
-from distributed.ring.frame import Clear, Resize, StageStep
+from distributed.planning.step import Clear, Resize, StageStep
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 import psutil
 
 from distributed.backends.cpu.kv_table import CpuKVTable
-from distributed.ring.frame import StageStep
+from distributed.planning.step import StageStep
 
 NUM_HEADS, HEAD_WIDTH = 3, 64
 TOKEN_BYTES = 2 * 4 * NUM_HEADS * HEAD_WIDTH  # keys and values of one token

@@ -29,7 +29,7 @@ from distributed.backends.cpu.products import (
 from distributed.backends.cpu.threads import ProductThreads
 from distributed.backends.stage import Stage
 from distributed.models import load_stage
-from distributed.ring.frame import PrefixCopy, Resize, StageStep
+from distributed.planning.step import PrefixCopy, Resize, StageStep
 from tests.fakes.checkpoints import VOCAB_SIZE, make_checkpoint
 
 NUM_LAYERS = 4

@@ -9,7 +9,7 @@ import pytest
 
 from distributed.backends.kv_cache import KVTable
 from distributed.planning.kv_sizes import padded_tokens
-from distributed.ring.frame import Resize, StageStep
+from distributed.planning.step import Resize, StageStep
 
 H, D = 2, 4
 

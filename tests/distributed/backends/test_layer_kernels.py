@@ -10,7 +10,7 @@ from distributed.backends.cpu.kv_table import CpuKVTable
 from distributed.backends.cpu.layer_kernels import LayerKernels
 from distributed.backends.cpu.operations import Operations
 from distributed.backends.cpu.rotary import Rotation
-from distributed.ring.frame import StageStep
+from distributed.planning.step import StageStep
 
 pytest.importorskip("llvmlite")
 NUMPY = Operations()

@@ -18,8 +18,8 @@ from distributed.backends.stage import LONG_STEP_TOKENS, Stage
 from distributed.planning.capacities import RANK_BYTES
 from distributed.planning.layer_plan import DoesNotFit
 from distributed.planning.model_shape import ModelShape
+from distributed.planning.step import Resize, StageStep
 from distributed.ring import watchdog as watchdog
-from distributed.ring.frame import Resize, StageStep
 from distributed.ring.ring import LoopbackRing
 from distributed.ring.watchdog import Watchdog
 from distributed.utils import shard_and_load

@@ -27,7 +27,7 @@ from distributed.backends.simulated import (
     make_simulated,
     sleep_until,
 )
-from distributed.ring.frame import PrefixCopy, StageStep
+from distributed.planning.step import PrefixCopy, StageStep
 from prompts.tokenizer import PromptTokenizer
 from tests.services.ring_service import RingService
 

@@ -14,7 +14,7 @@ from distributed.engine.scheduler import Scheduler, SchedulerLimits
 from distributed.engine.sequence import Advance, Sequence, Status
 from distributed.engine.slots import SlotLimits, SlotTables
 from distributed.planning.kv_sizes import padded_tokens, round_rows, round_tokens
-from distributed.ring.frame import PrefixCopy
+from distributed.planning.step import PrefixCopy
 from tests.services.scheduling import WrittenKV, cancel, give_back, make_scheduler, make_sequence, run_all
 
 

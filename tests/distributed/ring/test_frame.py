@@ -7,17 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distributed.planning.step import Clear, PrefixCopy, Resize, StageStep
 from distributed.ring.frame import (
     NUM_BLOCK_INTS,
     NUM_INLINE_INTS,
-    Clear,
     Frame,
     FrameError,
     Int32Array,
     Kind,
-    PrefixCopy,
-    Resize,
-    StageStep,
     decode,
     encode,
     make_json_frame,

@@ -19,7 +19,8 @@ PROGRAM = """
 import json, sys
 import mlx.core as mx
 import numpy as np
-from distributed.ring.frame import StageStep, make_step_frame, with_hidden
+from distributed.planning.step import StageStep
+from distributed.ring.frame import make_step_frame, with_hidden
 from distributed.ring.ring import HiddenShape, MlxRing, RingLost
 
 rank, hosts, foretold = int(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
