@@ -121,12 +121,12 @@ def _hub_snapshot(model_repo: str, cache_dir: Path | None) -> Path:
     except (LocalEntryNotFoundError, HFValidationError) as error:
         raise ModelNotReady(
             f"MODEL_REPO = {model_repo} is not on this machine yet; "
-            "`python -m distributed.models.prepare` downloads it"
+            "`python -m distributed.prepare` downloads it"
         ) from error
     missing = missing_files(folder)
     if missing:
         raise ModelNotReady(
             f"MODEL_REPO = {model_repo} is not completely downloaded: {missing[0]} is missing "
-            f"(in all {len(missing)}); `python -m distributed.models.prepare` goes on with it"
+            f"(in all {len(missing)}); `python -m distributed.prepare` goes on with it"
         )
     return folder

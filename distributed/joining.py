@@ -14,9 +14,8 @@ import time
 from pathlib import Path
 
 from config import Settings
+from distributed.backends.backend import Backend
 from distributed.backends.cpu.threads import ProductThreads
-from distributed.backends.memory import has_gpu, held_bytes, limit_cache, raise_wired_limit
-from distributed.backends.simulated import is_simulated, load_simulated_stage
 from distributed.backends.stage import Stage
 from distributed.ring.handshake import RankInfo, RingPlan
 from distributed.ring.ring import HiddenShape, LoopbackRing, MlxRing
@@ -39,20 +38,31 @@ def join_ring(start: RankStart, settings: Settings, watchdog: Watchdog) -> AnyRi
 
 
 def load_own_stage(
-    ring: AnyRing, plan: RingPlan, watchdog: Watchdog, threads: ProductThreads | None, num_local_ranks: int
+    ring: AnyRing,
+    plan: RingPlan,
+    backend: Backend,
+    watchdog: Watchdog,
+    threads: ProductThreads | None,
+    num_local_ranks: int,
 ) -> tuple[Stage, float]:
     """Load this rank's layers and run them once; returns the stage and the seconds it took."""
     start = time.monotonic()
-    if has_gpu():
-        watchdog.count_memory_by(held_bytes)
-    limit_cache()
-    raise_wired_limit()
-    folder = Path(plan.model_folder)
-    if is_simulated(folder):
-        stage = _load_simulated(folder, ring, plan)
-    else:
-        stage = _load_model(folder, ring, plan, watchdog, None if has_gpu() else threads)
-    limit_cache(stage.model.weights_bytes, min(num_local_ranks, ring.size))
+    if backend.held_bytes is not None:
+        watchdog.count_memory_by(backend.held_bytes)
+    backend.limit_memory()
+    runner = shard_and_load(
+        Path(plan.model_folder),
+        ring.rank,
+        ring.size,
+        layers=plan.ranges,
+        backend=backend,
+        dequantize=plan.dequantize,
+        on_progress=watchdog.progress,
+    )
+    stage = Stage(runner, threads)
+    if threads is not None and stage.thread_gain > 1:
+        logger.info("products take %d threads while no other rank works", threads.num_alone)
+    backend.limit_memory(stage.model.weights_bytes, min(num_local_ranks, ring.size))
     stage.measure_kv()
     ring.set_hidden_shape(HiddenShape(stage.model.hidden_size, stage.model.dtype))
     # All that was imported and loaded stays: to go through it would hold a step up for 0.07 s (CPython 3.11).
@@ -60,32 +70,14 @@ def load_own_stage(
     return stage, time.monotonic() - start
 
 
-def _load_simulated(folder: Path, ring: AnyRing, plan: RingPlan) -> Stage:
-    layers = plan.layers_of(ring.rank)
-    return load_simulated_stage(folder, layers, rank=ring.rank, ring_size=ring.size)
-
-
-def _load_model(
-    folder: Path, ring: AnyRing, plan: RingPlan, watchdog: Watchdog, threads: ProductThreads | None
-) -> Stage:
-    model = shard_and_load(
-        folder,
-        ring.rank,
-        ring.size,
-        layers=plan.ranges,
-        dequantize=plan.dequantize,
-        dtype=plan.dtype,
-        cpu_products=None if has_gpu() else plan.cpu_products,
-        on_progress=watchdog.progress,
-    )
-    stage = Stage(model, threads)
-    if threads is not None and stage.thread_gain > 1:
-        logger.info("products take %d threads while no other rank works", threads.num_alone)
-    return stage
-
-
 def describe(
-    ring: AnyRing, plan: RingPlan, stage: Stage, watchdog: Watchdog, start: RankStart, load_s: float
+    ring: AnyRing,
+    plan: RingPlan,
+    backend: Backend,
+    stage: Stage,
+    watchdog: Watchdog,
+    start: RankStart,
+    load_s: float,
 ) -> RankInfo:
     layers = plan.layers_of(ring.rank)
     return RankInfo(
@@ -98,5 +90,5 @@ def describe(
         kv_bytes_per_token=stage.kv_bytes_per_token,
         memory_bytes=watchdog.memory_bytes,
         load_s=round(load_s, 3),
-        device="gpu" if has_gpu() else "cpu",
+        device=backend.name,
     )

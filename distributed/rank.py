@@ -16,8 +16,10 @@ from typing import Any
 import mlx.core as mx
 
 from config import Settings
+from distributed.backends.backend import Backend
+from distributed.backends.choose import choose_backend, choose_products
 from distributed.backends.cpu.threads import ProductThreads
-from distributed.backends.memory import can_unpack, check_memory, has_gpu
+from distributed.backends.memory import check_memory
 from distributed.backends.stage import Stage
 from distributed.engine import tokenizers
 from distributed.engine.engine import Engine
@@ -43,8 +45,6 @@ from spool import Spool, SpoolOwner
 logger = logging.getLogger(__name__)
 
 WARM_UP_TOKEN_IDS = (1, 2, 3, 4, 5, 6, 7, 8)
-# Share of free memory that unpacked weights may take on a machine without a GPU.
-MAX_DEQUANTIZED_SHARE = 0.6
 
 
 def serve_rank0(
@@ -74,16 +74,19 @@ def serve_rank0(
     )
     status.enter("connecting")
     ring = join_ring(start, settings, watchdog)
-    plan = _make_plan(settings, start, folder, ring)
+    products = choose_products(settings)
+    backend = choose_backend(folder, products)
+    plan = _make_plan(settings, start, folder, ring, backend, products)
     _hello_lap(ring, plan, start.secret, settings, watchdog)
     status.enter("loading")
     watchdog.enter("loading", settings.load_timeout)
     finish_tokenizers = tokenizers.begin_loading(settings)
-    stage, load_s = load_own_stage(ring, plan, watchdog, threads, settings.local_ranks)
-    own = describe(ring, plan, stage, watchdog, start, load_s)
+    stage, load_s = load_own_stage(ring, plan, backend, watchdog, threads, settings.local_ranks)
+    own = describe(ring, plan, backend, stage, watchdog, start, load_s)
     status.ranks = _ready_lap(ring, own, settings, watchdog)
-    _warm_up(ring, stage, settings, status)
-    scheduler = make_scheduler(settings, status, stage.thread_gain)
+    chunk = chunk_tokens(settings, backend)
+    _warm_up(ring, stage, settings, status, chunk)
+    scheduler = make_scheduler(settings, status, chunk, stage.thread_gain)
     recovered = owner.recover()
     if recovered:
         logger.info("%d unfinished requests of an earlier life go on", len(recovered))
@@ -136,13 +139,22 @@ def open_spool(settings: Settings) -> SpoolOwner:
     return owner
 
 
-def _make_plan(settings: Settings, start: RankStart, folder: Path, ring: AnyRing) -> RingPlan:
+def _make_plan(
+    settings: Settings,
+    start: RankStart,
+    folder: Path,
+    ring: AnyRing,
+    backend: Backend,
+    products: str | None,
+) -> RingPlan:
     """Take the supervisor's plan where it has one, as files lie on other hosts by it; else plan here."""
-    dequantize = _should_dequantize(folder) if start.dequantize is None else start.dequantize
+    dequantize = start.dequantize
+    if dequantize is None:
+        dequantize = backend.should_dequantize(read_shape(folder, dequantize=True, float_bytes=4))
     if start.layers is not None:
         layers = split_layers(int(read_config(folder)["num_hidden_layers"]), start.layers)
     else:
-        layers = _plan_here(settings, folder, ring, dequantize=dequantize)
+        layers = _plan_here(settings, folder, ring, backend, dequantize=dequantize)
     return RingPlan(
         epoch=ring.epoch,
         ring_size=ring.size,
@@ -152,8 +164,7 @@ def _make_plan(settings: Settings, start: RankStart, folder: Path, ring: AnyRing
         model_folder=str(folder),
         layers=tuple((part.start, part.stop) for part in layers),
         dequantize=dequantize,
-        dtype=None,
-        cpu_products=settings.cpu_products if settings.cpu_layers == "numpy" else None,
+        products=products,
         weights_marks=_mark_all(folder, layers, local_sums_file(folder, settings.state_dir)),
         step_timeout_seconds=settings.step_timeout,
         load_timeout_seconds=settings.load_timeout,
@@ -171,29 +182,22 @@ def _mark_all(folder: Path, layers: tuple[range, ...], sums_file: Path) -> tuple
     return (WeightsMark(), *marks)
 
 
-def _plan_here(settings: Settings, folder: Path, ring: AnyRing, *, dequantize: bool) -> tuple[range, ...]:
+def _plan_here(
+    settings: Settings, folder: Path, ring: AnyRing, backend: Backend, *, dequantize: bool
+) -> tuple[range, ...]:
     """Plan for ranks that are all on this machine.
 
     Raises:
         DoesNotFit: with the numbers.
     """
-    shape = read_shape(folder, dequantize=dequantize, float_bytes=None if has_gpu() else 4)
+    shape = read_shape(folder, dequantize=dequantize, float_bytes=backend.float_bytes)
     counts = settings.layer_counts
     if counts is not None:
         layers = split_layers(shape.num_layers, counts)
     else:
         layers = plan_layers(shape, [HostCapacity(num_ranks=ring.size)])
-    check_memory(settings, shape, layers)
+    check_memory(settings, shape, layers, backend.limit_bytes())
     return layers
-
-
-def _should_dequantize(folder: Path) -> bool:
-    """Quantized products are slow on a CPU: unpack to float32 where that fits the machine."""
-    if has_gpu():
-        return False
-    shape = read_shape(folder, dequantize=True, float_bytes=4)
-    unpacked = sum(shape.layer_bytes) + shape.embed_bytes + shape.head_bytes
-    return can_unpack(unpacked, MAX_DEQUANTIZED_SHARE)
 
 
 def _hello_lap(ring: AnyRing, plan: RingPlan, secret: str, settings: Settings, watchdog: Watchdog) -> None:
@@ -218,9 +222,9 @@ def _next_frame(ring: AnyRing, watchdog: Watchdog, limit_seconds: float) -> Fram
     return ring.recv()[0]
 
 
-def _warm_up(ring: AnyRing, stage: Stage, settings: Settings, status: RingStatus) -> None:
+def _warm_up(ring: AnyRing, stage: Stage, settings: Settings, status: RingStatus, chunk: int) -> None:
     """Send a prompt round the whole ring, so that ready means real progress, then drop its KV everywhere."""
-    for _ in range(broadcast_prompt(ring, WARM_UP_TOKEN_IDS, max_chunk_tokens=chunk_tokens(settings))):
+    for _ in range(broadcast_prompt(ring, WARM_UP_TOKEN_IDS, max_chunk_tokens=chunk)):
         while not ring.is_readable():
             ring.wait(settings.step_timeout)
         frame, hidden = ring.recv()

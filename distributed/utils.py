@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from distributed.models import StageModel, load_stage
+from distributed.backends.backend import Backend, StageRunner
+from distributed.backends.choose import choose_backend
 from distributed.planning.capacities import HostCapacity
 from distributed.planning.layer_plan import plan_layers
 from distributed.planning.model_shape import read_shape
@@ -26,19 +27,18 @@ def shard_and_load(
     ring_size: int,
     *,
     layers: Sequence[range] | None = None,
+    backend: Backend | None = None,
     dequantize: bool = False,
     dtype: str | None = None,
-    cpu_products: str | None = None,
     on_progress: Callable[[float], None] | None = None,
-) -> StageModel:
+) -> StageRunner:
     """Load the layers of one rank of a ring; rank 0 has the last ones.
 
     Args:
         layers: every rank's layers, indexed by rank; None plans for equal ranks without memory limits.
+        backend: what runs them; None: what this machine has, with MLX's own layers.
         dequantize: unpack quantized weights (faster on a CPU, where they fit).
-        dtype: float32, float16 or bfloat16; default float32 without a GPU, else as stored.
-        cpu_products: run dense float32 layers with `distributed.backends.cpu` and these products (a value of
-            CPU_PRODUCTS); None, as where there is a GPU: with MLX.
+        dtype: float32, float16 or bfloat16; None: what the backend computes in.
         on_progress: called with the share that is loaded, 0 to 1.
 
     Raises:
@@ -48,7 +48,9 @@ def shard_and_load(
     if layers is None:
         layers = plan_layers(read_shape(folder), [HostCapacity(num_ranks=ring_size)])
     assert len(layers) == ring_size
-    return load_stage(
+    if backend is None:
+        backend = choose_backend(folder, rank=rank)
+    return backend.load(
         folder,
         layers[rank],
         is_first=rank == ring_size - 1,
@@ -56,7 +58,6 @@ def shard_and_load(
         on_progress=on_progress,
         dequantize=dequantize,
         dtype=dtype,
-        cpu_products=cpu_products,
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from config import Settings
+from distributed.backends.choose import choose_backend
 from distributed.backends.cpu.threads import ProductThreads
 from distributed.backends.stage import Stage
 from distributed.joining import ROOT, describe, join_ring, load_own_stage
@@ -97,6 +98,7 @@ def serve_worker(
     check_weights(plan, start, mark_weights(folder, plan.ranges, ring.rank, folder / SUMS_NAME))
     ring.send(answer)
     watchdog.enter("loading", plan.load_timeout_seconds)
-    stage, load_s = load_own_stage(ring, plan, watchdog, threads, settings.local_ranks)
-    own = partial(describe, ring, plan, stage, watchdog, start, load_s)
+    backend = choose_backend(folder, plan.products, ring.rank)
+    stage, load_s = load_own_stage(ring, plan, backend, watchdog, threads, settings.local_ranks)
+    own = partial(describe, ring, plan, backend, stage, watchdog, start, load_s)
     Worker(ring, stage, watchdog, plan.step_timeout_seconds, own).run()

@@ -121,6 +121,15 @@ def test_what_must_not_import_mlx_does_not(room: str) -> None:
             assert not {other.partition(".")[0] for other in imports(path)} & MLX_PACKAGES, name
 
 
+def test_only_backends_ask_what_the_machine_is() -> None:
+    """Whether there is a GPU, and what follows from it, is behind `Backend` and `StageRunner`."""
+    question = re.compile(r"has_gpu\(|default_device|mx\.metal|cpu_products|works_aside")
+    for name, path in modules().items():
+        is_of_rank = name == "server" or name.startswith("distributed.")
+        if is_of_rank and not name.startswith("distributed.backends"):
+            assert not question.search(path.read_text(encoding="utf-8")), name
+
+
 def test_nothing_imports_pickle() -> None:
     """What comes over a wire or from a file is never executed."""
     for path in (*modules().values(), *(ROOT / "tests").rglob("*.py")):

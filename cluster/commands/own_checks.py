@@ -28,7 +28,7 @@ from config.model_path import BUILTIN_PREFIX, is_folder_name, missing_files
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TRIAL_LIMIT_S = 30.0
-PREPARE = ".venv/bin/python -m distributed.models.prepare"
+PREPARE = ".venv/bin/python -m distributed.prepare"
 # The loader must run before MLX and in a process of its own; it warns on standard error when it finds none.
 BLAS_TRIAL = (
     "import sys\nfrom distributed.backends.cpu.blas import BlasNotFound, load_fast_blas\n"

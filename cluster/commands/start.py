@@ -42,7 +42,7 @@ from config.rotating_file import RotatingFile
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SUPERVISOR = (sys.executable, "-m", "cluster.supervisor.supervisor")
-PREPARE = (sys.executable, "-m", "distributed.models.prepare")
+PREPARE = (sys.executable, "-m", "distributed.prepare")
 LOOK_INTERVAL_S = 0.1
 NUM_LOG_LINES = 15
 NUM_STEPS = 4

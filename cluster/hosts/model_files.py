@@ -322,7 +322,7 @@ async def _fetch(
     arguments = ["--repo", settings.model_repo, "--revision", shipment.source.name, "--into", folder]
     command = (
         f"umask 077; cd {worker.shell_path('code')} && {prefix}exec {worker.shell_path('venv/bin/python')} "
-        f"-m distributed.models.prepare {shlex.join([*arguments, *lacking])}"
+        f"-m distributed.prepare {shlex.join([*arguments, *lacking])}"
     )
     lines = _SumLines(lambda num: report(worker.host.name, num, total, "fetching"))
     done = await run_words(

@@ -10,11 +10,9 @@ from collections.abc import Sequence as Items
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
+from distributed.backends.backend import StageRunner
 from distributed.backends.cpu.threads import ProductThreads
-from distributed.backends.memory import drop_cache
-from distributed.models import StageModel
 from distributed.planning.kv_sizes import padded_tokens
 from distributed.planning.step import StageStep
 
@@ -25,22 +23,16 @@ LONG_STEP_TOKENS = 256
 class Stage:
     """Runs microbatches in the order of their frames; a KV table exists from its first step on."""
 
-    def __init__(self, model: StageModel, threads: ProductThreads | None = None) -> None:
+    def __init__(self, runner: StageRunner, threads: ProductThreads | None = None) -> None:
         """Args: threads: what to multiply with; None: as many as the libraries start by themselves."""
-        self.model = model
-        self._threads = threads
-        self._use_threads = model.cpu.use_threads if model.cpu is not None else None
+        self.runner, self.model = runner, runner.model
+        self._threads, self._use_threads = threads, runner.use_threads
         self._tables: dict[int, Any] = {}
         self.kv_bytes_per_token = 0
 
     @property
     def kv_num_bytes(self) -> int:
         return sum(table.num_bytes for table in self._tables.values())
-
-    @property
-    def works_aside(self) -> bool:
-        """Whether the layers run on threads of MLX, or on the GPU, and leave this thread free meanwhile."""
-        return self.model.works_aside
 
     @property
     def thread_gain(self) -> float:
@@ -61,19 +53,19 @@ class Stage:
         for resize in step.resizes:
             self._table(resize.table).resize(resize)
         if step.resizes:
-            drop_cache()
+            self.runner.drop_cache()
         table = self._table(step.table)
         for clear in step.clears:
             table.clear(clear)
         for copy in step.copies:
             table.copy_prefix(self._table(copy.from_table), copy.from_slot, copy.to_slot, copy.num_tokens)
-        hidden = self.model.forward(inputs, table.begin(step))
+        hidden = self.runner.forward(inputs, table.begin(step))
         if meanwhile is not None:
             mx.async_eval(hidden, table.arrays)
             meanwhile()
-        mx.eval(hidden, table.arrays)
+        self.runner.wait(hidden, table.arrays)
         if step.num_rows * step.num_tokens >= LONG_STEP_TOKENS:
-            drop_cache()
+            self.runner.drop_cache()
         if not (step.wants_logits and self.model.is_last):
             self.rest()
         return hidden
@@ -90,18 +82,13 @@ class Stage:
         if wanted is None:
             wanted = [(row, count - 1) for row, count in enumerate(step.counts) if count]
         rows, columns = zip(*wanted, strict=True)
-        if hidden.dtype == mx.float32 and mx.default_device() == mx.Device(mx.cpu):
-            # An operation of MLX changes threads, which takes longer than the copy (0.1 ms and more).
-            logits = self.model.logits(mx.array(np.asarray(hidden)[list(rows), list(columns)]))
-            self.rest()
-            return logits
-        if step.num_tokens == 1 and len(wanted) == step.num_rows:
-            return self.model.logits(hidden[:, 0])
-        return self.model.logits(hidden[mx.array(rows), mx.array(columns)])
+        logits = self.runner.logits(hidden, rows, columns)
+        self.rest()
+        return logits
 
     def _table(self, number: int) -> Any:
         if number not in self._tables:
-            self._tables[number] = self.model.make_table()
+            self._tables[number] = self.runner.make_table()
         return self._tables[number]
 
     def _begin_products(self, *, is_alone: bool) -> None:
@@ -129,4 +116,4 @@ class Stage:
     def drop_tables(self) -> None:
         """Forget all KV."""
         self._tables.clear()
-        drop_cache()
+        self.runner.drop_cache()

@@ -227,7 +227,7 @@ class Engine:
         self._launch()
         self._writer.take(advanced)
         # The next step's layers leave this thread free, and the ring need not wait for files.
-        if not (self._stage.works_aside and self._ring.is_readable()):
+        if not (self._stage.runner.is_async and self._ring.is_readable()):
             self._publish()
 
     def _begin_next(self) -> None:
@@ -250,7 +250,8 @@ class Engine:
             for ahead in range(row.num_drafts + 1):
                 wanted.append((i, row.num_known - 1 + ahead))
                 sampling.append(answer.sampling(ahead))
-        tokens = iter(sample(self._stage.logits(step, output, wanted), sampling))
+        logits = self._stage.logits(step, output, wanted)
+        tokens = iter(sample(logits, sampling, self._stage.runner.greedy))
         return {
             row.sequence: list(islice(tokens, row.num_drafts + 1))
             for _, row in rows

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from config import Settings
 from config.context_length import limit_context, read_model_tokens
-from distributed.backends.memory import has_gpu
+from distributed.backends.backend import Backend
 from distributed.engine.chunks import FULL_CHUNK_CONTEXT, MIN_PACED_TOKENS
 from distributed.engine.drafting import PromptLookup
 from distributed.engine.engine import EngineLimits
@@ -18,25 +18,18 @@ from distributed.planning.checkpoint import read_config
 from distributed.planning.kv_sizes import most_tokens
 from distributed.planning.model_shape import count_experts
 
-GPU_CHUNK_TOKENS, CPU_CHUNK_TOKENS = 512, 128
 MIN_MIXTURE_CHUNK_TOKENS = 64  # also beside answers that wait: a step reads about every expert
-CPU_MIXTURE_CHUNK_TOKENS = 256  # an expert gets a share of them; latents gain, too (models/deepseek_v2.py)
+MIN_FULL_CHUNK_TOKENS = 512  # whose scores over FULL_CHUNK_CONTEXT always fit
 # So few rows are one decode group where the stage that works may use the cores of those that wait: every
 # group pays for its own read of the weights. More rows lose by it where others use the cores, too.
 MAX_GATHERED = 8
 
 
-def chunk_tokens(settings: Settings) -> int:
-    """Return a prefill chunk's tokens: so few that decode rows wait little, enough to use the machine."""
+def chunk_tokens(settings: Settings, backend: Backend) -> int:
+    """Return a prefill chunk's tokens, as set or as the backend has it."""
     if settings.prefill_chunk_tokens != "auto":
         return int(settings.prefill_chunk_tokens)
-    if has_gpu():
-        return GPU_CHUNK_TOKENS
-    return CPU_MIXTURE_CHUNK_TOKENS if _has_experts(settings) else CPU_CHUNK_TOKENS
-
-
-def _has_experts(settings: Settings) -> bool:
-    return count_experts(read_config(settings.model_dir)) > 0
+    return backend.chunk_tokens(read_config(settings.model_dir))
 
 
 def make_engine_limits(settings: Settings) -> EngineLimits:
@@ -50,10 +43,11 @@ def make_engine_limits(settings: Settings) -> EngineLimits:
     )
 
 
-def make_scheduler(settings: Settings, status: RingStatus, thread_gain: float) -> Scheduler:
+def make_scheduler(settings: Settings, status: RingStatus, chunk: int, thread_gain: float) -> Scheduler:
     """Return the scheduler of a ring whose ranks are ready; the status learns what fits into its KV.
 
     Args:
+        chunk: see `chunk_tokens`.
         thread_gain: how many times as many threads a stage has while the others have no work.
     """
     is_auto = settings.microbatches == "auto"
@@ -67,6 +61,7 @@ def make_scheduler(settings: Settings, status: RingStatus, thread_gain: float) -
     status.context = limit_context(
         settings, read_model_tokens(settings.model_dir), most_tokens(num_rows, max_kv_tokens)
     )
+    has_experts = count_experts(read_config(settings.model_dir)) > 0
     slots = SlotLimits(
         num_tables=num_tables,
         max_rows=settings.max_rows_per_microbatch,
@@ -75,11 +70,11 @@ def make_scheduler(settings: Settings, status: RingStatus, thread_gain: float) -
     )
     limits = SchedulerLimits(
         max_in_flight=num_tables + 1,
-        max_chunk_tokens=chunk_tokens(settings),
+        max_chunk_tokens=chunk,
         slots=slots,
         paces_chunks=settings.prefill_chunk_tokens == "auto",
-        max_chunk_scores=max(GPU_CHUNK_TOKENS, chunk_tokens(settings)) * FULL_CHUNK_CONTEXT,
-        min_paced_tokens=MIN_MIXTURE_CHUNK_TOKENS if _has_experts(settings) else MIN_PACED_TOKENS,
+        max_chunk_scores=max(MIN_FULL_CHUNK_TOKENS, chunk) * FULL_CHUNK_CONTEXT,
+        min_paced_tokens=MIN_MIXTURE_CHUNK_TOKENS if has_experts else MIN_PACED_TOKENS,
         # Stages with cores of their own cannot gain by one group, which is at least as much work, one by one.
         max_gathered=MAX_GATHERED if is_auto and thread_gain > 1 else 0,
     )

@@ -19,6 +19,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from distributed.backends.backend import Greedy
 from distributed.engine.draw import RowSampling, uniform
 
 Float32Array = NDArray[np.float32]
@@ -31,24 +32,25 @@ _SURELY_LESS = 0.999  # whatever the order is in which float32 numbers are summe
 _MAX_FLOAT = float(np.finfo(np.float32).max)
 
 
-def sample(logits: mx.array, rows: Items[RowSampling]) -> list[int | None]:
+def sample(logits: mx.array, rows: Items[RowSampling], greedy: Greedy | None = None) -> list[int | None]:
     """Draw one token id a row; a forced one takes the place of what was drawn, at the same cost.
 
     Args:
         logits: (B, V) of any float type; evaluated here, together with the greedy rows' argmax.
+        greedy: a faster way to the most likely ids, where nothing else is drawn; see StageRunner.
 
     Returns:
         The ids; None for a row whose logits hold NaN or infinity, or nothing but -infinity.
     """
     return [
         token if token is None or row.forced is None else row.forced
-        for token, row in zip(_draw_all(logits, rows), rows, strict=True)
+        for token, row in zip(_draw_all(logits, rows, greedy), rows, strict=True)
     ]
 
 
-def _draw_all(logits: mx.array, rows: Items[RowSampling]) -> list[int | None]:
-    if all(row.is_greedy for row in rows) and mx.default_device() != mx.Device(mx.cpu):
-        return _greedy_on_gpu(logits)
+def _draw_all(logits: mx.array, rows: Items[RowSampling], greedy: Greedy | None) -> list[int | None]:
+    if greedy is not None and all(row.is_greedy for row in rows):
+        return greedy(logits)
     logits = logits.astype(mx.float32)
     mx.eval(logits)
     values = np.asarray(logits)
@@ -58,13 +60,6 @@ def _draw_all(logits: mx.array, rows: Items[RowSampling]) -> list[int | None]:
         None if not is_finite[i] else int(best[i]) if row.is_greedy else draw(values[i], int(best[i]), row)
         for i, row in enumerate(rows)
     ]
-
-
-def _greedy_on_gpu(logits: mx.array) -> list[int | None]:
-    """Only ids leave the GPU; -1 for a row that is not finite. A maximum alone may pass over NaN."""
-    is_finite = mx.isfinite(mx.max(logits, axis=-1)) & ~mx.any(mx.isnan(logits), axis=-1)
-    best = mx.where(is_finite, mx.argmax(logits, axis=-1).astype(mx.int32), -1)
-    return [int(token) if token >= 0 else None for token in best.tolist()]
 
 
 def draw(logits: Float32Array, best: int, row: RowSampling) -> int:

@@ -80,11 +80,6 @@ def make_builtin(name: str, folder: Path, *, is_packed: bool, on_progress: Progr
     report(1.0, "done")
 
 
-def wants_packed() -> bool:
-    """Say whether this machine runs packed weights faster than float32 ones: it has a GPU."""
-    return bool(mx.default_device() != mx.Device(mx.cpu))
-
-
 def is_made(folder: Path, name: str, *, is_packed: bool) -> bool:
     """Say whether the folder was made to its end, in this format."""
     try:

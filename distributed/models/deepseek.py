@@ -12,13 +12,12 @@ is requantized. The rest of the model is mlx-lm's own.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from distributed.backends.cpu.attention import softmax_in_place
-from distributed.backends.cpu.latents import attend_latents
 from distributed.models.general import GeneralProvider, make_rope
 from distributed.models.weights import Weights
 from prompts.mlx_lm_import import import_mlx_lm
@@ -26,6 +25,8 @@ from prompts.mlx_lm_import import import_mlx_lm
 deepseek_v2 = import_mlx_lm("models.deepseek_v2")
 mla = import_mlx_lm("models.mla")
 rope_utils = import_mlx_lm("models.rope_utils")
+
+Softmax = Callable[[mx.array], mx.array]  # over the last axis
 
 _KV_B = ".self_attn.kv_b_proj."
 
@@ -64,6 +65,11 @@ class LatentAttention(nn.Module):
     Letters: B rows, T new tokens, S cached tokens, H heads, R = kv_lora_rank.
     """
 
+    # A backend may put others in their place. Attention takes queries (plain and rotated, scaled), what is
+    # cached (latents and rotated keys), the weights of keys and of values, and the mask.
+    softmax: Softmax
+    attend_latents: Callable[..., mx.array] | None
+
     def __init__(self, args: Any, rope: nn.Module) -> None:
         super().__init__()
         self.num_heads = args.num_attention_heads
@@ -86,6 +92,7 @@ class LatentAttention(nn.Module):
         self.max_absorbed_tokens = _break_even(self.rank, self.nope_dim + args.v_head_dim)
         self.scale = rope_utils.apply_yarn_mscale(q_dim**-0.5, args.rope_scaling)
         self.rope = rope
+        self.softmax, self.attend_latents = _softmax, None
 
     def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
         """Attend from x (B, T, D) to the cache and to x itself.
@@ -122,7 +129,7 @@ class LatentAttention(nn.Module):
         rows = q_nope.transpose(1, 0, 2, 3).reshape(self.num_heads, B * T, -1)
         q_latent = self.embed_q(rows * self.scale, transpose=False)
         q_latent = q_latent.reshape(self.num_heads, B, T, -1).transpose(1, 0, 2, 3)
-        out = _attend(q_latent, q_rope * self.scale, latent, k_rope, mask)  # (B, H, T, R)
+        out = _attend(q_latent, q_rope * self.scale, latent, k_rope, mask, self.softmax)  # (B, H, T, R)
         out = out.transpose(1, 0, 2, 3).reshape(self.num_heads, B * T, self.rank)
         return self.unembed_out(out).reshape(self.num_heads, B, T, -1).transpose(1, 0, 2, 3)
 
@@ -131,9 +138,9 @@ class LatentAttention(nn.Module):
     ) -> mx.array:
         """Attend to keys and values made of the latents, as mlx-lm does with several tokens."""
         q_rope = q_rope * self.scale
-        if _is_on_cpu(latent) and type(self.embed_q) is type(self.unembed_out) is mla.MultiLinear:
+        if self.attend_latents is not None:
             weights = (self.embed_q.weight, self.unembed_out.weight)
-            return attend_latents((q_nope * self.scale, q_rope), (latent, k_rope), weights, mask)
+            return self.attend_latents((q_nope * self.scale, q_rope), (latent, k_rope), weights, mask)
         scores = q_rope @ k_rope.swapaxes(-1, -2)
         mask = _spelled_out(mask, *scores.shape[2:])
         if mask is not None:
@@ -142,7 +149,9 @@ class LatentAttention(nn.Module):
         return mx.fast.scaled_dot_product_attention(q_nope, keys, values, scale=self.scale, mask=scores)
 
 
-def _attend(q_latent: mx.array, q_rope: mx.array, latent: mx.array, k_rope: mx.array, mask: Any) -> mx.array:
+def _attend(
+    q_latent: mx.array, q_rope: mx.array, latent: mx.array, k_rope: mx.array, mask: Any, softmax: Softmax
+) -> mx.array:
     """Return softmax(q_latent latent^T + q_rope k_rope^T) latent as (B, H, T, R), heads folded into rows."""
     B, H, T, R = q_latent.shape
     S = latent.shape[2]
@@ -153,7 +162,7 @@ def _attend(q_latent: mx.array, q_rope: mx.array, latent: mx.array, k_rope: mx.a
     if mask is not None:
         # not -inf: a padding row that sees nothing must stay finite
         scores = mx.where(mask, scores.reshape(B, H, T, S), mx.finfo(scores.dtype).min).reshape(B, H * T, S)
-    return (_softmax(scores) @ latent).reshape(B, H, T, R)
+    return (softmax(scores) @ latent).reshape(B, H, T, R)
 
 
 def _spelled_out(mask: Any, num_tokens: int, num_seen: int) -> Any:
@@ -172,12 +181,6 @@ def _break_even(rank: int, head_width: int) -> float:
     return rank * head_width / (2 * rank - head_width) if 2 * rank > head_width else math.inf
 
 
-def _is_on_cpu(array: mx.array) -> bool:
-    return bool(mx.default_device() == mx.Device(mx.cpu) and array.dtype == mx.float32)
-
-
 def _softmax(scores: mx.array) -> mx.array:
-    """Softmax over the last axis; MLX's CPU build takes 20 ns for an exponential, NumPy less than one."""
-    if _is_on_cpu(scores):
-        return softmax_in_place(scores)
+    """Softmax over the last axis."""
     return mx.softmax(scores, axis=-1, precise=True)

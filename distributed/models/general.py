@@ -8,7 +8,7 @@ never by structure.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from distributed.backends.cpu.dense import DenseLayers, DensePlan, plan_dense_layers
-from distributed.backends.cpu.experts import place_experts
-from distributed.models.stage_model import Identity, StageModel
+from distributed.models.stage_model import HEAD, Identity, StageModel
 from distributed.models.weights import (
     Weights,
     fill,
@@ -32,7 +30,6 @@ from prompts.mlx_lm_import import import_mlx_lm
 
 rope_utils = import_mlx_lm("models.rope_utils")
 
-HEAD = "head"  # the cut's part that is the last stage's own head
 _DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16, "U32": mx.uint32, "U8": mx.uint8}
 
 
@@ -67,46 +64,16 @@ class GeneralProvider:
         """Rename or reshape tensors from the checkpoint's form to the model's, lazily."""
         return weights
 
-    def load(
-        self,
-        folder: Path,
-        config: dict[str, Any],
-        layers: range,
-        *,
-        is_first: bool,
-        is_last: bool,
-        on_progress: Callable[[float], None] | None = None,
-        dequantize: bool = False,
-        dtype: Any = None,
-        cpu_products: str | None = None,
-    ) -> StageModel:
-        """Load one stage; see models.load_stage."""
+    def open(
+        self, folder: Path, config: dict[str, Any], layers: range, *, is_first: bool, is_last: bool
+    ) -> "StageParts":
+        """Build one stage, lazily; see models.open_stage."""
         names = tensor_files(folder)
         whole, cut = self._build_whole(str(folder), config, names, layers, is_first=is_first, is_last=is_last)
         weights = load_tensors(folder, lambda name: cut.local_name(name) is not None)
-        weights, parts = self._assemble(whole, cut, config, weights)
-        dtype = dtype or default_dtype(weights[f"model.layers.{layers.start}.input_layernorm.weight"])
-        del weights, whole  # what they hold would stay in memory beside its cast or unpacked form
-        plan = None
-        if cpu_products is not None:
-            plan = plan_dense_layers(
-                parts.inner,
-                _head_module(parts, cut),
-                config,
-                dtype=dtype,
-                dequantize=dequantize,
-                products=cpu_products,
-            )
-        materialize(
-            parts,
-            dtype,
-            dequantize=dequantize,
-            on_module=(lambda path, module: plan.take(module, is_head=path == HEAD)) if plan else None,
-            on_progress=on_progress,
-        )
-        model = _stage_model(parts, cut, config, dtype, plan)
-        has_experts = cpu_products is not None and place_experts(parts.inner)
-        return replace(model, works_aside=False) if has_experts else model
+        weights, modules = self._assemble(whole, cut, config, weights)
+        norm = weights[f"model.layers.{layers.start}.input_layernorm.weight"]
+        return StageParts(modules, cut, config, norm.dtype)
 
     def _build_whole(
         self,
@@ -148,11 +115,6 @@ def make_rope(config: dict[str, Any], num_values: int, *, is_traditional: bool) 
     )
 
 
-def default_dtype(stored: mx.array) -> Any:
-    """Return the dtype to compute in: float32 without a GPU, else what a norm is stored in."""
-    return mx.float32 if mx.default_device() == mx.Device(mx.cpu) else stored.dtype
-
-
 def _cut_parts(model: Any, cut: StageCut) -> nn.Module:
     """Return a module of `inner` (the cut inner model) and, where the stage has one of its own, `head`."""
     parts = nn.Module()
@@ -167,31 +129,46 @@ def _cut_parts(model: Any, cut: StageCut) -> nn.Module:
     return parts
 
 
-def _head_module(parts: Any, cut: StageCut) -> Any:
-    """The linear layer, or the embedding it is tied to; None but on the last stage."""
-    if not cut.is_last:
-        return None
-    return parts[HEAD] if cut.has_own_head else parts.inner.embed_tokens
+@dataclass(frozen=True)
+class StageParts:
+    """One stage, built and cut; its weights are read by `read`, and stay lazy until then."""
 
+    modules: Any  # `inner`, and `head` where the stage has one of its own
+    cut: StageCut
+    config: dict[str, Any]
+    stored_dtype: Any  # mx.Dtype of a norm
 
-def _stage_model(
-    parts: Any, cut: StageCut, config: dict[str, Any], dtype: Any, plan: DensePlan | None
-) -> StageModel:
-    head, module = None, _head_module(parts, cut)
-    if module is not None:
-        head = module.as_linear if cut.is_tied else module
-    return StageModel(
-        inner=parts.inner,
-        head=head,
-        layers=cut.layers,
-        is_first=cut.is_first,
-        is_last=cut.is_last,
-        num_layers_total=config["num_hidden_layers"],
-        hidden_size=config["hidden_size"],
-        vocab_size=config["vocab_size"],
-        dtype=dtype,
-        weights_bytes=sum(array.nbytes for _, array in tree_flatten(parts.parameters()))
-        + (plan.packed_bytes if plan else 0),
-        cpu=DenseLayers(plan, parts.inner, module) if plan else None,
-        works_aside=plan is None,
-    )
+    @property
+    def inner(self) -> Any:
+        """mlx-lm's inner model, cut to the stage."""
+        return self.modules.inner
+
+    @property
+    def head(self) -> Any:
+        """The linear layer, or the embedding it is tied to; None but on the last stage."""
+        if not self.cut.is_last:
+            return None
+        return self.modules[HEAD] if self.cut.has_own_head else self.inner.embed_tokens
+
+    def read(
+        self,
+        dtype: Any,
+        *,
+        dequantize: bool = False,
+        on_module: Callable[[str, nn.Module], None] | None = None,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> StageModel:
+        """Read the weights, floats cast to dtype; see `materialize`."""
+        materialize(self.modules, dtype, dequantize=dequantize, on_module=on_module, on_progress=on_progress)
+        head = self.head
+        return StageModel(
+            inner=self.inner,
+            head=head.as_linear if head is not None and self.cut.is_tied else head,
+            layers=self.cut.layers,
+            is_first=self.cut.is_first,
+            is_last=self.cut.is_last,
+            hidden_size=self.config["hidden_size"],
+            vocab_size=self.config["vocab_size"],
+            dtype=dtype,
+            weights_bytes=sum(array.nbytes for _, array in tree_flatten(self.modules.parameters())),
+        )

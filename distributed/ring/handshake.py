@@ -43,8 +43,7 @@ class RingPlan:
     model_folder: str
     layers: tuple[tuple[int, int], ...]  # [start, stop) by rank
     dequantize: bool
-    dtype: str | None
-    cpu_products: str | None  # None: MLX runs the layers
+    products: str | None  # what multiplies where there is no GPU; None: MLX
     step_timeout_seconds: float
     load_timeout_seconds: float
     weights_marks: tuple[WeightsMark, ...] = ()  # by rank

@@ -36,9 +36,9 @@ import server
 import distributed.worker
 print(sorted({"spool", "jinja2", "prompts.tokenizer"} & set(sys.modules)))
 import distributed.rank
-from distributed.models import load_stage
+from distributed.backends.choose import choose_backend
 from prompts.tokenizer import PromptTokenizer
-load_stage(Path(sys.argv[1]), range(4), is_first=True, is_last=True, cpu_products="blas")
+choose_backend(products="blas").load(Path(sys.argv[1]), range(4), is_first=True, is_last=True)
 PromptTokenizer(Path(sys.argv[1]))
 print(sorted({"transformers", "torch", "mlx_lm.utils", "mlx_lm.generate"} & set(sys.modules)))
 """

@@ -37,15 +37,16 @@ from pathlib import Path
 from typing import Any
 
 from config import Settings, load_settings
+from distributed.backends.backend import StageRunner
+from distributed.backends.choose import choose_backend, choose_products
 from distributed.backends.stage import Stage
 from distributed.engine.engine import Engine
-from distributed.engine.engine_config import make_engine_limits, make_scheduler
+from distributed.engine.engine_config import chunk_tokens, make_engine_limits, make_scheduler
 from distributed.engine.live_settings import LiveSettings
 from distributed.engine.request_source import ModelFacts, RequestSource
 from distributed.engine.sequence import Sequence
 from distributed.engine.status import RingStatus
 from distributed.engine.token_writer import TokenWriter
-from distributed.models import StageModel
 from distributed.planning.capacities import HostCapacity
 from distributed.planning.checkpoint import read_config
 from distributed.planning.layer_plan import plan_layers, split_layers, weights_hash
@@ -76,10 +77,11 @@ class AtOnce(Executor):
 @lru_cache(maxsize=32)
 def _load(
     folder: Path, rank: int, layers: tuple[range, ...], products: str | None, dtype: str | None
-) -> StageModel:
+) -> StageRunner:
     """Load one rank's layers; tests that share a model folder share them."""
+    backend = choose_backend(folder, products, rank)
     return shard_and_load(
-        folder, rank, len(layers), layers=layers, dequantize=True, cpu_products=products, dtype=dtype
+        folder, rank, len(layers), layers=layers, backend=backend, dequantize=True, dtype=dtype
     )
 
 
@@ -126,7 +128,8 @@ class EngineInProcess:
         ring = RingOfStages(self.epoch, self.wire, self.clock)
         self.stages = self._load_stages()
         status = self._make_status()
-        self.scheduler = make_scheduler(self.settings, status, 1.0)
+        chunk = chunk_tokens(self.settings, choose_backend(self.model))
+        self.scheduler = make_scheduler(self.settings, status, chunk, 1.0)
         self._connect(ring, status)
         self.owner: SpoolOwner = open_spool(self.settings)
         self.owner.recover()
@@ -246,7 +249,7 @@ class EngineInProcess:
         return told
 
     def _load_stages(self) -> list[Stage]:
-        products = self.settings.cpu_products if self.settings.cpu_layers == "numpy" else None
+        products = None if self._dtype else choose_products(self.settings)
         counts = self.settings.layer_counts
         self._layers = (
             plan_layers(read_shape(self.model), [HostCapacity(num_ranks=self.num_ranks)])
@@ -254,7 +257,7 @@ class EngineInProcess:
             else split_layers(int(read_config(self.model)["num_hidden_layers"]), counts)
         )
         stages = [
-            Stage(_load(self.model, rank, self._layers, None if self._dtype else products, self._dtype))
+            Stage(_load(self.model, rank, self._layers, products, self._dtype))
             for rank in range(self.num_ranks)
         ]
         for stage in stages:

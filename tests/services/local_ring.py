@@ -9,6 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from distributed.backends.backend import Backend
 from distributed.backends.stage import Stage
 from distributed.engine.drafting import Drafter
 from distributed.engine.draw import RowSampling
@@ -17,9 +18,9 @@ from distributed.engine.sampling import sample
 from distributed.engine.scheduler import Scheduler, SchedulerLimits
 from distributed.engine.sequence import Drawn, Microbatch, Sequence
 from distributed.engine.slots import SlotLimits
-from distributed.models import load_stage
 from distributed.ring.frame import parse_step
 from tests.fakes.checkpoints import make_checkpoint, write_weights
+from tests.services.stages import load_runners
 
 GREEDY = RowSampling(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, seed=0, choice=0, index=0)
 WARM = replace(GREEDY, temperature=0.7, seed=5)
@@ -36,15 +37,13 @@ class RingShape:
     chunk: int = 64
 
 
-def load_stages(folder: Path, counts: Items[int], **options: Any) -> list[Stage]:
-    """Load the stages of `counts` layers, first layers first; options as for `load_stage`."""
-    ends = [sum(counts[: i + 1]) for i in range(len(counts))]
-    ranges = [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
-    stages = []
-    for layers in ranges:
-        is_first, is_last = layers is ranges[0], layers is ranges[-1]
-        stages.append(Stage(load_stage(folder, layers, is_first=is_first, is_last=is_last, **options)))
-        stages[-1].measure_kv()
+def load_stages(
+    folder: Path, counts: Items[int], backend: Backend | None = None, **options: Any
+) -> list[Stage]:
+    """Load the stages of `counts` layers, first layers first; options as for `Backend.load`."""
+    stages = [Stage(runner) for runner in load_runners(folder, counts, backend, **options)]
+    for stage in stages:
+        stage.measure_kv()
     return stages
 
 
@@ -95,7 +94,9 @@ class LocalRing:
                 rule, first = self.rules[sequence], sequence.num_answer_tokens
                 wanted = [(i, row.num_known - 1 + number) for number in ahead]
                 rules = [replace(rule, index=first + number) for number in ahead]
-                drawn[sequence] = sample(self.stages[-1].logits(step, hidden, wanted), rules)
+                drawn[sequence] = sample(
+                    self.stages[-1].logits(step, hidden, wanted), rules, self.stages[-1].runner.greedy
+                )
         for advance in self.scheduler.postprocess(microbatch, drawn):
             if not advance.is_finite:
                 self.failed.append(advance.sequence)

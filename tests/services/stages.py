@@ -6,7 +6,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from distributed.models import StageModel, load_stage
+from distributed.backends.backend import Backend, StageRunner
+from distributed.backends.choose import choose_backend
 from distributed.planning.step import StageStep
 from prompts.mlx_lm_import import import_mlx_lm
 
@@ -16,7 +17,7 @@ KVCache = import_mlx_lm("models.cache").KVCache
 class StageChain:
     """The stages of one model, in order, with one KV table each."""
 
-    def __init__(self, stages: Sequence[StageModel]) -> None:
+    def __init__(self, stages: Sequence[StageRunner]) -> None:
         self.stages = stages
         self.tables = [stage.make_table() for stage in stages]
 
@@ -29,8 +30,9 @@ class StageChain:
         for stage, table in zip(self.stages, self.tables, strict=True):
             x = stage.forward(x, table.begin(step))
             mx.eval(x, getattr(table, "arrays", ()))
-        B, T, D = x.shape
-        return self.stages[-1].logits(x.reshape(B * T, D)).reshape(B, T, -1)
+        B, T, _ = x.shape
+        at = [b for b in range(B) for _ in range(T)]
+        return self.stages[-1].logits(x, at, list(range(T)) * B).reshape(B, T, -1)
 
     def prefill(self, ids: Sequence[int], slot: int = 0, chunk: int = 1 << 30) -> mx.array:
         """Prefill one row in chunks; return its logits (T, V)."""
@@ -38,13 +40,29 @@ class StageChain:
         return mx.concatenate(parts)
 
 
-def load_chain(folder: Path, counts: Sequence[int], **kwargs: Any) -> StageChain:
-    """Load stages of `counts` layers, first layers first."""
+def load_runners(
+    folder: Path, counts: Sequence[int], backend: Backend | None = None, **options: Any
+) -> list[StageRunner]:
+    """Load stages of `counts` layers, first layers first; options as for `Backend.load`."""
+    backend = backend or choose_backend()
     ends = [sum(counts[: i + 1]) for i in range(len(counts))]
     ranges = [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
-    return StageChain(
-        [load_stage(folder, r, is_first=r is ranges[0], is_last=r is ranges[-1], **kwargs) for r in ranges]
-    )
+    return [
+        backend.load(folder, r, is_first=r is ranges[0], is_last=r is ranges[-1], **options) for r in ranges
+    ]
+
+
+def load_whole(folder: Path, num_layers: int, backend: Backend | None = None, **options: Any) -> StageRunner:
+    """Load all layers as one stage."""
+    (runner,) = load_runners(folder, (num_layers,), backend, **options)
+    return runner
+
+
+def load_chain(
+    folder: Path, counts: Sequence[int], backend: Backend | None = None, **options: Any
+) -> StageChain:
+    """Load stages as `load_runners` does."""
+    return StageChain(load_runners(folder, counts, backend, **options))
 
 
 def greedy_tokens(chain: StageChain, ids: Sequence[int], num_tokens: int, chunk: int = 1 << 30) -> list[int]:

@@ -66,7 +66,8 @@ def _attend_chunk(queries: Float32Array, keys: Float32Array, values: Float32Arra
 def softmax_in_place(scores: mx.array) -> mx.array:
     """Evaluate scores (…, S) float32 and turn them into weights that sum to one, in their own memory.
 
-    Writing through NumPy's view changes the MLX array (MLX documentation, "Conversion to NumPy").
+    MLX's CPU build takes much longer for an exponential than NumPy. Writing through NumPy's view changes the
+    MLX array (MLX documentation, "Conversion to NumPy").
     """
     mx.eval(scores)
     seen = np.asarray(scores)

@@ -7,7 +7,8 @@ and runs them with NumPy. Knows nothing of files, ranks or requests.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -15,6 +16,7 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
+from distributed.backends.backend import StageRunner
 from distributed.backends.cpu.attention import attend_chunks
 from distributed.backends.cpu.compiling import CannotCompile, Float32Array
 from distributed.backends.cpu.kernels import Kernels, PackedPanels
@@ -31,6 +33,7 @@ from distributed.backends.cpu.products import (
     view,
 )
 from distributed.backends.cpu.rotary import Rotary, Rotation, UnknownRotation
+from distributed.models.stage_model import HEAD, StageModel
 
 SERVED_TYPES = ("llama", "ministral3", "qwen2", "qwen3")
 
@@ -93,13 +96,12 @@ class DensePlan:
         """Bytes of the weights that left their modules."""
         return sum(weight.num_bytes for weight in self._packed.values())
 
-    def take(self, module: Any, *, is_head: bool) -> None:
+    def take(self, path: str, module: Any) -> None:
         """Pack the weight of a module that has just been read, and drop its plain form.
 
-        Args:
-            is_head: it is the head and nothing else: an embedding that is looked up in stays as it is.
+        An embedding that is looked up in stays as it is, one that is the head and nothing else does not.
         """
-        if self.kernels is None or not (is_head or type(module) is nn.Linear):
+        if self.kernels is None or not (path == HEAD or type(module) is nn.Linear):
             return
         if self.kernels.can_pack(module["weight"].shape[-1]):
             self._packed[id(module)] = self.kernels.pack(view(module.pop("weight")))
@@ -170,11 +172,13 @@ class DenseLayer:
         hidden += self._down(run.gate(*self._gate_up(self._feed_norm(hidden))))
 
 
-class DenseLayers:
+class DenseLayers(StageRunner):
     """A stage's layers with embedding or norm and head where it has them."""
 
-    def __init__(self, plan: DensePlan, inner: Any, head: Any) -> None:
-        """Args: see plan_dense_layers; every weight has been read by now."""
+    def __init__(self, plan: DensePlan, model: StageModel, head: Any) -> None:
+        """Args: head: see plan_dense_layers."""
+        super().__init__(replace(model, weights_bytes=model.weights_bytes + plan.packed_bytes))
+        inner = model.inner
         self.use_threads = plan.kernels.use_threads if plan.kernels is not None else None
         self._rotary = plan.rotary
         self._layers = [DenseLayer(plan, layer) for layer in inner.layers]
@@ -188,12 +192,7 @@ class DenseLayers:
         return CpuKVTable(len(self._layers))
 
     def forward(self, x: mx.array, begun: tuple[View, list[LayerKV]]) -> mx.array:
-        """Run the layers; see StageModel.forward.
-
-        Args:
-            x: ids (B, T) int32 on the first stage, hidden states (B, T, D) on the others.
-            begun: what the table's `begin` has returned.
-        """
+        """Run the layers; see StageRunner.forward."""
         step_view, layers_kv = begun
         given = np.asarray(x)
         hidden = self._embedding[given] if self._embedding is not None else given.copy()
@@ -206,10 +205,10 @@ class DenseLayers:
             hidden = self._norm(hidden)
         return mx.array(hidden.reshape(shape))
 
-    def logits(self, hidden: mx.array) -> mx.array:
-        """Return the logits (B, V) of hidden states (B, D); last stage only."""
+    def logits(self, hidden: mx.array, rows: Sequence[int], columns: Sequence[int]) -> mx.array:
+        """Return the logits (W, V) of some of the hidden states (B, T, D); last stage only."""
         assert self._head is not None, "only the last stage has the head"
-        return mx.array(self._head(np.ascontiguousarray(np.asarray(hidden))))
+        return mx.array(self._head(np.asarray(hidden)[list(rows), list(columns)]))
 
 
 def _make_operations(config: dict[str, Any]) -> Operations:

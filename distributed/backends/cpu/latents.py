@@ -5,12 +5,30 @@ Letters: B rows, T new tokens, S cached tokens, H heads, R the latent's width. O
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 
-from distributed.backends.cpu.attention import causal_mask, exponentiate
+from distributed.backends.cpu.attention import causal_mask, exponentiate, softmax_in_place
 from distributed.backends.cpu.compiling import Float32Array
 from distributed.backends.cpu.products import view
+from prompts.mlx_lm_import import import_mlx_lm
+
+mla = import_mlx_lm("models.mla")
+
+
+def place_latents(inner: Any, dtype: Any) -> None:
+    """Let latent attention (models/deepseek.py) of float32 use what is faster here.
+
+    Args:
+        inner: mlx-lm's inner model, its weights read.
+    """
+    for _, module in inner.named_modules() if dtype == mx.float32 else ():
+        if hasattr(module, "attend_latents"):
+            module.softmax = softmax_in_place
+            if type(module.embed_q) is type(module.unembed_out) is mla.MultiLinear:
+                module.attend_latents = attend_latents
 
 
 def attend_latents(

@@ -160,7 +160,7 @@ def make_ring(hosts: Hosts, **settings: str) -> RingOnHosts:
 
 def lay_model(ring: RingOnHosts) -> None:
     """Make the model on the first host, and link its files into the workers' folders."""
-    prepare = [sys.executable, "-m", "distributed.models.prepare"]
+    prepare = [sys.executable, "-m", "distributed.prepare"]
     ring.first.run(prepare, cwd=ring.root, env=ring.settings, check=True)
     settings = load_settings(ring.settings, environ={})
     target = f"models/{folder_name(settings.model_name, settings.model_dir)}"

@@ -191,7 +191,7 @@ def test_hosts_fetch_their_files_from_the_hub_themselves(hosts: Hosts, tmp_path:
             "MODEL_SYNC": "hub",
             "MODEL_CACHE_DIR": str(hosts.first.home / "cache"),
         }
-        prepare = [sys.executable, "-m", "distributed.models.prepare"]
+        prepare = [sys.executable, "-m", "distributed.prepare"]
         hosts.first.run(prepare, cwd=ROOT, env=settings, check=True)
         placer = Placer(hosts, model)
         placed = placer.run("--with-code", **settings)

@@ -8,12 +8,16 @@ import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from distributed.backends.backend import StageRunner
+from distributed.backends.cpu.backend import CpuBackend
 from distributed.backends.cpu.compiling import count_lanes
+from distributed.backends.cpu.dense import DenseLayers
 from distributed.backends.cpu.experts import Experts, switch_layers
 from distributed.backends.cpu.kernel_code import MAX_BLOCK_ROWS
 from distributed.backends.cpu.kernels import Kernels
@@ -28,9 +32,9 @@ from distributed.backends.cpu.products import (
 )
 from distributed.backends.cpu.threads import ProductThreads
 from distributed.backends.stage import Stage
-from distributed.models import load_stage
 from distributed.planning.step import PrefixCopy, Resize, StageStep
 from tests.fakes.checkpoints import VOCAB_SIZE, make_checkpoint
+from tests.services.stages import load_runners, load_whole
 
 NUM_LAYERS = 4
 TOLERANCE = 2e-4
@@ -54,25 +58,19 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> MakeFolder:
     return make
 
 
+def load(folder: Path, products: str | None, **options: Any) -> StageRunner:
+    """Load the whole model as one stage."""
+    return load_whole(folder, NUM_LAYERS, CpuBackend(products), **options)
+
+
 class Twins:
     """The same stages with MLX's layers and with NumPy's, fed the same steps."""
 
     def __init__(self, folder: Path, cuts: tuple[int, ...] = (0, NUM_LAYERS), products: str = "auto") -> None:
-        parts = [range(start, end) for start, end in itertools.pairwise(cuts)]
+        counts = [end - start for start, end in itertools.pairwise(cuts)]
         self.rings = [
-            [
-                Stage(
-                    load_stage(
-                        folder,
-                        part,
-                        is_first=part.start == 0,
-                        is_last=part.stop == NUM_LAYERS,
-                        cpu_products=cpu_products,
-                    )
-                )
-                for part in parts
-            ]
-            for cpu_products in (None, products)
+            [Stage(runner) for runner in load_runners(folder, counts, CpuBackend(choice))]
+            for choice in (None, products)
         ]
 
     def step(self, step: StageStep, ids: list[list[int]]) -> None:
@@ -112,9 +110,8 @@ def make_step(
 def test_numpy_is_really_used(folder_of: MakeFolder, variant: str) -> None:
     """Every type on the list is run by NumPy, and by MLX unless it is asked for."""
     folder = folder_of(variant)
-    whole = range(NUM_LAYERS)
-    assert load_stage(folder, whole, is_first=True, is_last=True, cpu_products="auto").cpu is not None
-    assert load_stage(folder, whole, is_first=True, is_last=True).cpu is None
+    assert isinstance(load(folder, "auto"), DenseLayers)
+    assert not isinstance(load(folder, None), DenseLayers)
 
 
 @pytest.mark.parametrize(
@@ -177,11 +174,9 @@ def test_a_reset_table_starts_anew(folder_of: MakeFolder) -> None:
 def test_both_kinds_of_table_take_the_same_memory(folder_of: MakeFolder) -> None:
     """Rank 0's budget counts tokens by one rule, whatever runs the layers."""
     sizes = []
-    for cpu_products in (None, "auto"):
-        model = load_stage(
-            folder_of("qwen2"), range(NUM_LAYERS), is_first=True, is_last=True, cpu_products=cpu_products
-        )
-        stage = Stage(model)
+    for products in (None, "auto"):
+        runner = load(folder_of("qwen2"), products)
+        stage = Stage(runner)
         stage.measure_kv()
         sizes.append(stage.kv_bytes_per_token)
     assert sizes[0] == sizes[1] > 0
@@ -191,15 +186,13 @@ def test_both_kinds_of_table_take_the_same_memory(folder_of: MakeFolder) -> None
 def test_of_a_mixture_the_experts_alone_leave_mlx(folder_of: MakeFolder, variant: str) -> None:
     """Every one of them, and nothing without being asked."""
     sizes = set()
-    for cpu_products, kind in (("auto", Experts), (None, switch_layers.SwitchGLU)):
-        model = load_stage(
-            folder_of(variant), range(NUM_LAYERS), is_first=True, is_last=True, cpu_products=cpu_products
-        )
-        assert model.cpu is None
-        assert model.works_aside == (cpu_products is None)
-        kinds = [type(layer.mlp.switch_mlp) for layer in model.inner.layers if "gate" in layer.mlp]
+    for products, kind in (("auto", Experts), (None, switch_layers.SwitchGLU)):
+        runner = load(folder_of(variant), products)
+        assert not isinstance(runner, DenseLayers)
+        assert runner.is_async == (products is None)
+        kinds = [type(layer.mlp.switch_mlp) for layer in runner.model.inner.layers if "gate" in layer.mlp]
         assert set(kinds) == {kind}
-        sizes.add(model.weights_bytes)
+        sizes.add(runner.model.weights_bytes)
     assert len(sizes) == 1
 
 
@@ -209,29 +202,19 @@ def test_quantized_experts_stay_with_mlx_unless_they_are_unpacked(
 ) -> None:
     """An 8-bit mixture is run by MLX; dequantized it is one like any other."""
     for dequantize in (False, True):
-        model = load_stage(
-            folder_of(variant),
-            range(NUM_LAYERS),
-            is_first=True,
-            is_last=True,
-            cpu_products="auto",
-            dequantize=dequantize,
-        )
+        runner = load(folder_of(variant), "auto", dequantize=dequantize)
         kind = Experts if dequantize else switch_layers.SwitchGLU
-        assert isinstance(model.inner.layers[-1].mlp.switch_mlp, kind)
+        assert isinstance(runner.model.inner.layers[-1].mlp.switch_mlp, kind)
 
 
 def test_packed_and_half_precision_weights_stay_with_mlx(folder_of: MakeFolder) -> None:
     """Only plain float32 products are taken over."""
     folder = folder_of("llama-4bit-tied")
-    whole = range(NUM_LAYERS)
-    assert load_stage(folder, whole, is_first=True, is_last=True, cpu_products="auto").cpu is None
-    unpacked = load_stage(folder, whole, is_first=True, is_last=True, cpu_products="auto", dequantize=True)
-    assert unpacked.cpu is not None
-    half = load_stage(
-        folder_of("llama"), whole, is_first=True, is_last=True, cpu_products="auto", dtype="bfloat16"
-    )
-    assert half.cpu is None
+    assert not isinstance(load(folder, "auto"), DenseLayers)
+    unpacked = load(folder, "auto", dequantize=True)
+    assert isinstance(unpacked, DenseLayers)
+    half = load(folder_of("llama"), "auto", dtype="bfloat16")
+    assert not isinstance(half, DenseLayers)
 
 
 @pytest.mark.parametrize("width", [7, 24, MAX_WIDTH + BLOCK_WIDTH + 5])
@@ -276,12 +259,11 @@ def test_packed_products(width: int, depth: int, lanes: int) -> None:
 def test_packed_weights_leave_their_modules(tmp_path: Path, variant: str) -> None:
     """A weight is in memory once; only an embedding that is looked up in stays beside the head it is."""
     folder = make_checkpoint(tmp_path, variant, hidden_size=256, intermediate_size=512, vocab_size=1024)
-    whole = range(NUM_LAYERS)
-    plain = load_stage(folder, whole, is_first=True, is_last=True, cpu_products="blas")
-    packed = load_stage(folder, whole, is_first=True, is_last=True, cpu_products="kernels")
-    assert "weight" not in packed.inner.layers[0].mlp.gate_proj
-    assert "weight" in packed.inner.embed_tokens
-    assert packed.weights_bytes == pytest.approx(plain.weights_bytes, rel=0.05)
+    plain = load(folder, "blas")
+    packed = load(folder, "kernels")
+    assert "weight" not in packed.model.inner.layers[0].mlp.gate_proj
+    assert "weight" in packed.model.inner.embed_tokens
+    assert packed.model.weights_bytes == pytest.approx(plain.model.weights_bytes, rel=0.05)
 
 
 def test_without_a_compiler_the_blas_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,20 +281,18 @@ def test_without_a_compiler_the_blas_multiplies(monkeypatch: pytest.MonkeyPatch)
 
 def test_helping_threads_sleep_between_steps(folder_of: MakeFolder) -> None:
     """A step that is alone takes more threads, and gives the cores back with its last product."""
-    model = load_stage(
-        folder_of("llama"), range(NUM_LAYERS), is_first=True, is_last=True, cpu_products="auto"
-    )
-    if model.cpu is None or model.cpu.use_threads is None:
+    runner = load(folder_of("llama"), "auto")
+    if runner.use_threads is None:
         pytest.skip("nothing packs weights here")
     asked: list[int] = []
-    use_threads = model.cpu.use_threads
+    use_threads = runner.use_threads
 
     def note_and_use(num_threads: int) -> None:
         asked.append(num_threads)
         use_threads(num_threads)
 
-    model.cpu.use_threads = note_and_use
-    stage = Stage(model, ProductThreads(1, 2))
+    runner.use_threads = note_and_use
+    stage = Stage(runner, ProductThreads(1, 2))
     assert stage.thread_gain == 2
     for is_alone in (False, True):
         step = dataclasses.replace(make_step({0: (0, 3)}), is_alone=is_alone)

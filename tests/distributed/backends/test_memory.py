@@ -14,6 +14,8 @@ import pytest
 from config import Settings, load_settings
 from distributed import joining
 from distributed.backends import memory
+from distributed.backends.cpu.backend import CpuBackend
+from distributed.backends.mlx import MlxBackend
 from distributed.backends.stage import LONG_STEP_TOKENS, Stage
 from distributed.planning.capacities import RANK_BYTES
 from distributed.planning.layer_plan import DoesNotFit
@@ -22,8 +24,8 @@ from distributed.planning.step import Resize, StageStep
 from distributed.ring import watchdog as watchdog
 from distributed.ring.ring import LoopbackRing
 from distributed.ring.watchdog import Watchdog
-from distributed.utils import shard_and_load
 from tests.fakes.checkpoints import make_checkpoint
+from tests.services.stages import load_whole
 
 GIB = 1 << 30
 
@@ -32,7 +34,6 @@ GIB = 1 << 30
 def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Let MLX have a GPU that may use 10 GiB, with 4 GiB free; the calls by name."""
     calls: dict[str, Any] = {"num_clears": 0}
-    monkeypatch.setattr(memory, "has_gpu", lambda: True)
     monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 10 * GIB})
     monkeypatch.setattr(mx, "set_cache_limit", lambda limit: calls.update(cache_limit=limit))
     monkeypatch.setattr(mx, "set_wired_limit", lambda limit: calls.update(wired_limit=limit))
@@ -46,14 +47,9 @@ def set_free(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=num_bytes))
 
 
-def check(tmp_path: Path, weights_bytes: int, num_ranks: int = 1) -> None:
-    """Check weights of so many bytes, in 4 layers, with 1 GiB for KV."""
-    settings: Settings = load_settings(
-        {"STATE_DIR": str(tmp_path), "KV_CACHE_RESERVED_MEMORY_MB": "1024", "MAX_SEQUENCE_LENGTH": "100000"},
-        root=tmp_path,
-        environ={},
-    )
-    shape = ModelShape(
+def make_shape(weights_bytes: int) -> ModelShape:
+    """A model of so many bytes, in 4 layers."""
+    return ModelShape(
         model_type="llama",
         num_layers=4,
         layer_bytes=(weights_bytes // 4,) * 4,
@@ -66,8 +62,18 @@ def check(tmp_path: Path, weights_bytes: int, num_ranks: int = 1) -> None:
         layer_costs=(1.0,) * 4,
         head_cost=1.0,
     )
+
+
+def check(tmp_path: Path, weights_bytes: int, num_ranks: int = 1, gpu_limit: int | None = 10 * GIB) -> None:
+    """Check weights of so many bytes, in 4 layers, with 1 GiB for KV."""
+    settings: Settings = load_settings(
+        {"STATE_DIR": str(tmp_path), "KV_CACHE_RESERVED_MEMORY_MB": "1024", "MAX_SEQUENCE_LENGTH": "100000"},
+        root=tmp_path,
+        environ={},
+    )
     step = 4 // num_ranks
-    memory.check_memory(settings, shape, [range(i, i + step) for i in range(0, 4, step)][::-1])
+    layers = [range(i, i + step) for i in range(0, 4, step)][::-1]
+    memory.check_memory(settings, make_shape(weights_bytes), layers, gpu_limit)
 
 
 def test_a_gpu_holds_what_it_may_use_whatever_is_free(
@@ -91,9 +97,9 @@ def test_without_a_gpu_what_is_free_counts(
     """Weights beyond it are refused, KV beyond it is warned of."""
     set_free(monkeypatch, 4 * GIB)
     with pytest.raises(DoesNotFit, match=r"take 5.0 GiB, this machine has 4.0 GiB free"):
-        check(tmp_path, 5 * GIB)
+        check(tmp_path, 5 * GIB, gpu_limit=None)
     with caplog.at_level(logging.WARNING):
-        check(tmp_path, 4 * GIB)
+        check(tmp_path, 4 * GIB, gpu_limit=None)
     assert "are more than the 4.0 GiB free" in caplog.text
 
 
@@ -108,8 +114,8 @@ def test_a_start_goes_on_where_psutil_fails(
 
     monkeypatch.setattr(psutil, "virtual_memory", fail)
     monkeypatch.setattr(psutil, "Process", fail)
-    check(tmp_path, 1 << 50)
-    assert not memory.can_unpack(1, 0.6)
+    check(tmp_path, 1 << 50, gpu_limit=None)
+    assert not CpuBackend().should_dequantize(make_shape(4))
     assert watchdog.read_rss() == 0
     assert watchdog.read_start_time() > 0
 
@@ -118,22 +124,23 @@ def test_the_cache_of_a_gpu_is_a_part_of_what_weights_leave(gpu: dict[str, Any])
     """At most a GiB, and never less than nothing; ranks on one machine share it."""
     limits = []
     for weights, num_ranks in ((0, 1), (6 * GIB, 1), (1 * GIB, 2), (11 * GIB, 1)):
-        memory.limit_cache(weights, num_ranks)
+        MlxBackend().limit_memory(weights, num_ranks)
         limits.append(gpu["cache_limit"])
     assert limits == [GIB, GIB // 2, GIB // 2, 0]
 
 
-def test_without_a_gpu_the_cache_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_the_cache_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MLX keeps no buffers on a CPU."""
+    runner = load_whole(make_checkpoint(tmp_path, "llama"), 4)
     monkeypatch.setattr(mx, "set_cache_limit", None)
     monkeypatch.setattr(mx, "clear_cache", None)
-    memory.limit_cache()
-    memory.drop_cache()
+    CpuBackend().limit_memory()
+    runner.drop_cache()
 
 
 def test_long_chunks_and_dropped_tables_give_their_buffers_back(tmp_path: Path, gpu: dict[str, Any]) -> None:
     """A decode step gives none back: it takes the same ones again. A table of another size does."""
-    stage = Stage(shard_and_load(make_checkpoint(tmp_path, "llama"), 0, 1))
+    stage = Stage(load_whole(make_checkpoint(tmp_path, "llama"), 4, MlxBackend()))
 
     def run(num_tokens: int, *resizes: Resize) -> int:
         before: int = gpu["num_clears"]
@@ -156,7 +163,7 @@ def test_a_rank_tells_what_mlx_holds_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(mx, "get_cache_memory", lambda: GIB)
     told = Watchdog(0, has_supervisor=False)
     assert 0 < told.memory_bytes < 5 * GIB
-    told.count_memory_by(memory.held_bytes)
+    told.count_memory_by(MlxBackend().held_bytes)
     assert told.memory_bytes == 6 * GIB
 
 
@@ -164,18 +171,15 @@ def test_a_rank_that_loads_on_a_gpu_limits_the_cache_and_counts_by_mlx(
     tmp_path: Path, gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the layers are measured, so that the first heartbeat after that is right."""
-    monkeypatch.setattr(joining, "has_gpu", lambda: True)
     monkeypatch.setattr(mx, "get_active_memory", lambda: 5 * GIB)
     plan: Any = SimpleNamespace(
         model_folder=str(make_checkpoint(tmp_path, "llama")),
         ranges=(range(4),),
         dequantize=False,
-        dtype=None,
-        cpu_products=None,
     )
     told = Watchdog(0, has_supervisor=False)
-    stage, _ = joining.load_own_stage(LoopbackRing(1), plan, told, None, 1)
+    stage, _ = joining.load_own_stage(LoopbackRing(1), plan, MlxBackend(), told, None, 1)
     assert told.memory_bytes >= 5 * GIB
     assert gpu["cache_limit"] == GIB
-    assert gpu["wired_limit"] == memory.gpu_limit_bytes()
+    assert gpu["wired_limit"] == 10 * GIB
     assert stage.kv_bytes_per_token > 0

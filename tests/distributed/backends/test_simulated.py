@@ -18,15 +18,10 @@ from bench.timeline import Span, read_spans
 from config import Settings, SettingsError, load_settings
 from config.run_files import read_json, write_json
 from config.simulated import SimulatedModel
-from distributed.backends.simulated import (
-    SimulatedStage,
-    expected_ids,
-    first_made_up_id,
-    is_simulated,
-    load_simulated_stage,
-    make_simulated,
-    sleep_until,
-)
+from distributed.backends.choose import choose_backend
+from distributed.backends.simulated import SimulatedRunner, expected_ids, sleep_until
+from distributed.backends.stage import Stage
+from distributed.models.simulated import first_made_up_id, make_simulated
 from distributed.planning.step import PrefixCopy, StageStep
 from prompts.tokenizer import PromptTokenizer
 from tests.services.ring_service import RingService
@@ -45,7 +40,15 @@ class Chain:
         """
         ends = [model.layers - sum(counts[:rank]) for rank in range(len(counts))]
         self._stages = [
-            SimulatedStage(model, range(ends[rank] - counts[rank], ends[rank]), rank, len(counts))
+            Stage(
+                SimulatedRunner(
+                    model,
+                    rank,
+                    range(ends[rank] - counts[rank], ends[rank]),
+                    is_first=rank == len(counts) - 1,
+                    is_last=rank == 0,
+                )
+            )
             for rank in reversed(range(len(counts)))
         ]
 
@@ -149,10 +152,11 @@ def test_nothing_takes_a_simulated_model_for_a_real_one(tmp_path: Path) -> None:
     assert values.model_dir.name.startswith("simulated-")
     make_simulated(SHORT, values.model_dir)
     make_simulated(SHORT, values.model_dir)
-    assert is_simulated(values.model_dir)
     assert [path.name for path in values.model_dir.parent.iterdir()] == [values.model_dir.name]
-    stage = load_simulated_stage(values.model_dir, range(3), rank=1, ring_size=2)
-    assert (stage.model.is_first, stage.model.is_last, stage.model.num_layers_total) == (True, False, 6)
+    backend = choose_backend(values.model_dir, rank=1)
+    stage = Stage(backend.load(values.model_dir, range(3), is_first=True, is_last=False))
+    stage.measure_kv()
+    assert (stage.model.is_first, stage.model.is_last, stage.kv_bytes_per_token) == (True, False, 8)
 
 
 def test_its_tokenizer_reads_any_text(tmp_path: Path) -> None:

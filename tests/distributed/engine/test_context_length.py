@@ -137,7 +137,7 @@ def test_rank_0_counts_by_the_rank_where_a_token_takes_most(tmp_path: Path) -> N
             tmp_path / "ring.json", epoch=1, ring_size=2, model="m", settings=settings.public()
         )
         status.ranks = (info, replace(info, rank=1, kv_bytes_per_token=1024))
-        make_scheduler(settings, status, 1.0)
+        make_scheduler(settings, status, 512, 1.0)
         status.publish()
         context = ContextLength.from_json(json.loads((tmp_path / "ring.json").read_text())["context"])
         assert context == ContextLength(*wanted, model_tokens=2048)  # type: ignore[arg-type]

@@ -9,6 +9,8 @@ from functools import cache
 
 import pytest
 
+from distributed.backends.cpu.backend import CpuBackend
+from distributed.backends.mlx import MlxBackend
 from distributed.backends.stage import Stage
 from distributed.engine.drafting import Drafter, PromptLookup
 from distributed.engine.draw import RowSampling
@@ -35,8 +37,9 @@ def stages_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[St
     @cache
     def load(variant: str, products: str | None, split: tuple[int, ...]) -> list[Stage]:
         folder = make_poisoned(tmp_path_factory.mktemp(variant), variant, POISON, num_hidden_layers=2)
-        kind = "dtype" if products == "bfloat16" else "cpu_products"
-        return load_stages(folder, split, **{kind: products})
+        if products == "bfloat16":
+            return load_stages(folder, split, MlxBackend(), dtype=products)
+        return load_stages(folder, split, CpuBackend(products))
 
     return load
 

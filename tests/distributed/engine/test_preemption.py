@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distributed.backends.cpu.backend import CpuBackend
 from distributed.engine.scheduler import Scheduler
 from distributed.engine.sequence import Sequence, Status
 from distributed.planning.kv_sizes import next_tokens, padded_tokens, round_tokens
@@ -203,7 +204,7 @@ def test_answers_are_as_if_alone(variant: str, products: str | None, split: tupl
     prompts = [[(7 * i + 31 * j + 3) % 250 for i in range(30 + 9 * j)] for j in range(4)]
     rules = [GREEDY, WARM, GREEDY, WARM]
     shape = RingShape(num_tables=2, max_kv_tokens=640, chunk=32)
-    stages = load_stages(shared_checkpoint(variant, num_hidden_layers=2), split, cpu_products=products)
+    stages = load_stages(shared_checkpoint(variant, num_hidden_layers=2), split, CpuBackend(products))
     crowded = LocalRing(stages, shape)
     rows = [crowded.ask(prompt, 80, rule) for prompt, rule in zip(prompts, rules, strict=True)]
     crowded.run()

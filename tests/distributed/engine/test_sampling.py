@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from distributed.backends.mlx import greedy_on_gpu
 from distributed.engine.draw import RowSampling, uniform
-from distributed.engine.sampling import _greedy_on_gpu, draw, order_falling, sample
+from distributed.engine.sampling import draw, order_falling, sample
 
 
 def make_row(**changes: float) -> RowSampling:
@@ -117,7 +118,7 @@ def test_nothing_is_drawn_from_numbers_that_are_not_finite(rule: dict[str, float
     """NaN or infinity anywhere in a row, or nothing but -infinity; tokens that are ruled out are no fault."""
     logits = np.random.default_rng(1).standard_normal((5, 64)).astype(np.float32)
     logits[1, 7], logits[2, 9], logits[3, :], logits[4, 1:] = np.nan, np.inf, -np.inf, -np.inf
-    for drawn in (sample(mx.array(logits), [make_row(**rule)] * 5), _greedy_on_gpu(mx.array(logits))):
+    for drawn in (sample(mx.array(logits), [make_row(**rule)] * 5), greedy_on_gpu(mx.array(logits))):
         assert [token is None for token in drawn] == [False, True, True, True, False]
 
 
@@ -126,4 +127,4 @@ def test_greedy_ids_on_a_gpu_are_those_of_the_cpu() -> None:
     logits = mx.random.normal((6, 500), key=mx.random.key(2))
     for dtype in (mx.float32, mx.float16, mx.bfloat16):
         rounded = logits.astype(dtype)
-        assert _greedy_on_gpu(rounded) == sample(rounded, [make_row(temperature=0.0)] * 6)
+        assert greedy_on_gpu(rounded) == sample(rounded, [make_row(temperature=0.0)] * 6)

@@ -10,7 +10,9 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from distributed.models import StageModel, check_model, load_stage
+from distributed.backends.backend import StageRunner
+from distributed.backends.choose import choose_backend
+from distributed.models import StageModel, check_model, open_stage
 from distributed.planning.checkpoint import BadCheckpoint, UnsupportedModel, read_config, read_tensors
 from distributed.planning.kv_sizes import round_tokens
 from tests.fakes.checkpoints import (
@@ -20,7 +22,15 @@ from tests.fakes.checkpoints import (
     shared_checkpoint,
     write_weights,
 )
-from tests.services.stages import StageChain, greedy_tokens, load_chain, reference_logits, reference_tokens
+from tests.services.stages import (
+    StageChain,
+    greedy_tokens,
+    load_chain,
+    load_runners,
+    load_whole,
+    reference_logits,
+    reference_tokens,
+)
 
 SPLITS = ((4,), (1, 2, 1))
 PROMPT = [(7 * i + 3) % 250 for i in range(13)]
@@ -50,8 +60,8 @@ def reference_of(variant: str) -> Reference:
 
 
 @cache
-def stages_of(variant: str, counts: tuple[int, ...]) -> Sequence[StageModel]:
-    return load_chain(shared_checkpoint(variant), counts).stages
+def stages_of(variant: str, counts: tuple[int, ...]) -> Sequence[StageRunner]:
+    return load_runners(shared_checkpoint(variant), counts)
 
 
 def chain_of(variant: str, counts: tuple[int, ...]) -> StageChain:
@@ -114,8 +124,9 @@ def test_dequantized_stages_give_the_packed_models_logits(variant: str) -> None:
     """Unpacking to float32 changes no result, only speed and memory."""
     logits = reference_of(variant).logits
     chain = load_chain(shared_checkpoint(variant), (1, 3), dequantize=True)
-    assert all(stage.dtype == mx.float32 for stage in chain.stages)
-    assert not any("Quantized" in type(m).__name__ for stage in chain.stages for m in stage.inner.modules())
+    models = [runner.model for runner in chain.stages]
+    assert all(model.dtype == mx.float32 for model in models)
+    assert not any("Quantized" in type(m).__name__ for model in models for m in model.inner.modules())
     assert mx.allclose(chain.prefill(PROMPT), logits, rtol=0, atol=TOLERANCE)
 
 
@@ -199,7 +210,7 @@ def test_deepseek_without_rope_scaling_rotates_plainly(tmp_path: Path) -> None:
 def test_a_stage_holds_only_what_it_runs() -> None:
     """Embeddings are on the first stage (and the last where tied), norm and head on the last."""
     for variant, is_tied in (("llama", False), ("llama-tied", True)):
-        first, middle, last = chain_of(variant, (1, 2, 1)).stages
+        first, middle, last = (runner.model for runner in stages_of(variant, (1, 2, 1)))
         assert [_parameter_roots(stage) for stage in (first, middle, last)] == [
             {"layers", "embed_tokens"},
             {"layers"},
@@ -209,7 +220,7 @@ def test_a_stage_holds_only_what_it_runs() -> None:
         vocabulary_bytes = last.vocab_size * last.hidden_size * 4
         assert first.weights_bytes - middle.weights_bytes // 2 == vocabulary_bytes
         assert last.weights_bytes - middle.weights_bytes // 2 == vocabulary_bytes + last.hidden_size * 4
-        whole = chain_of(variant, (4,)).stages[0]
+        whole = stages_of(variant, (4,))[0].model
         assert whole.weights_bytes == 2 * middle.weights_bytes + (2 - is_tied) * vocabulary_bytes + 256
 
 
@@ -220,14 +231,14 @@ def test_a_stage_opens_only_the_files_it_needs(tmp_path: Path) -> None:
     needed = {file for name, file in index.items() if name.startswith("model.layers.2.")}
     for file in set(index.values()) - needed:
         (folder / file).unlink()
-    stage = load_stage(folder, range(2, 3), is_first=False, is_last=False)
+    stage = choose_backend().load(folder, range(2, 3), is_first=False, is_last=False)
     assert stage.forward(mx.ones((1, 3, 64)), [None]).shape == (1, 3, 64)
 
 
 def test_loading_reports_its_progress() -> None:
     """The share loaded only grows, and ends at 1."""
     shares: list[float] = []
-    load_stage(shared_checkpoint("qwen3"), range(4), is_first=True, is_last=True, on_progress=shares.append)
+    load_whole(shared_checkpoint("qwen3"), 4, on_progress=shares.append)
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
 
@@ -235,7 +246,7 @@ def test_loading_reports_its_progress() -> None:
 def test_half_precision_is_kept_where_asked() -> None:
     """dtype overrides float32, for weights and hidden states."""
     chain = load_chain(shared_checkpoint("llama"), (2, 2), dtype="bfloat16")
-    assert {stage.dtype for stage in chain.stages} == {mx.bfloat16}
+    assert {stage.model.dtype for stage in chain.stages} == {mx.bfloat16}
     logits = chain.prefill(PROMPT)
     assert logits.dtype == mx.bfloat16
     assert mx.isfinite(logits).all()
@@ -256,7 +267,7 @@ def test_what_no_provider_serves_is_refused(tmp_path: Path, change: dict[str, An
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(UnsupportedModel, match=reason):
-        load_stage(folder, range(4), is_first=True, is_last=True)
+        open_stage(folder, range(4), is_first=True, is_last=True)
 
 
 def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
@@ -267,7 +278,7 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     del weights["model.layers.1.mlp.up_proj.weight"]
     write_weights(folder, weights)
     with pytest.raises(BadCheckpoint, match=r"lacks 1 .*mlp\.up_proj\.weight"):
-        load_stage(folder, range(4), is_first=True, is_last=True)
+        open_stage(folder, range(4), is_first=True, is_last=True)
 
 
 def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
@@ -277,7 +288,7 @@ def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
     with file.open("r+b") as stream:
         stream.truncate(file.stat().st_size - 1)
     with pytest.raises(BadCheckpoint, match="cut short"):
-        load_stage(folder, range(4), is_first=True, is_last=True)
+        open_stage(folder, range(4), is_first=True, is_last=True)
 
 
 def _best(logits: mx.array) -> int:

@@ -26,10 +26,10 @@ BIG = {
 EXPERTS = {"moe_intermediate_size": 256, "n_routed_experts": 16}
 # How the weights are stored, whether they are unpacked, and what multiplies: each loads in a way of its own.
 WAYS: dict[str, dict[str, Any]] = {
-    "as they are": {"stored": "float32", "dequantize": False, "cpu_products": None},
-    "cast and packed": {"stored": "bfloat16", "dequantize": False, "cpu_products": "auto"},
-    "8 bits": {"stored": "8-bit", "dequantize": False, "cpu_products": None},
-    "unpacked": {"stored": "8-bit", "dequantize": True, "cpu_products": None},
+    "as they are": {"stored": "float32", "dequantize": False, "products": None},
+    "cast and packed": {"stored": "bfloat16", "dequantize": False, "products": "auto"},
+    "8 bits": {"stored": "8-bit", "dequantize": False, "products": None},
+    "unpacked": {"stored": "8-bit", "dequantize": True, "products": None},
 }
 # A process of its own for each rank, its imports paid for by a tiny model; the peak is reset in between.
 MEASURE = """
@@ -37,18 +37,20 @@ import json, os, sys
 from pathlib import Path
 from distributed.backends.cpu.blas import load_fast_blas
 load_fast_blas("auto", 1)
+from distributed.backends.choose import choose_backend
 from distributed.utils import shard_and_load
 
 def status(key):
     line = next(line for line in open("/proc/self/status") if line.startswith(key))
     return int(line.split()[1]) * 1024
 
-def measure(folder, tiny, rank, **options):
+def measure(folder, tiny, rank, products, **options):
+    options["backend"] = choose_backend(products=products)
     shard_and_load(Path(tiny), 0, 1, **options)
     open("/proc/self/clear_refs", "w").write("5")
     before = status("VmHWM")
     model = shard_and_load(Path(folder), rank, 2, **options)
-    return [model.weights_bytes, status("VmHWM") - before]
+    return [model.model.weights_bytes, status("VmHWM") - before]
 
 for job in json.loads(sys.argv[1]):
     if not os.fork():
@@ -105,9 +107,9 @@ def test_a_rank_peaks_at_its_own_tensors(measured: list[list[int]], way: str) ->
 def test_rank_0_has_the_last_layers_and_the_head(tmp_path: Path) -> None:
     """Without a plan the ranks share by cost, from the last layers down."""
     folder = make_checkpoint(tmp_path, "llama")
-    models = [shard_and_load(folder, rank, 3) for rank in range(3)]
-    assert [layer for model in reversed(models) for layer in model.layers] == [0, 1, 2, 3]
-    assert [(model.is_first, model.is_last) for model in models] == [
+    runners = [shard_and_load(folder, rank, 3) for rank in range(3)]
+    assert [layer for runner in reversed(runners) for layer in runner.model.layers] == [0, 1, 2, 3]
+    assert [(runner.model.is_first, runner.model.is_last) for runner in runners] == [
         (False, True),
         (False, False),
         (True, False),
@@ -117,7 +119,7 @@ def test_rank_0_has_the_last_layers_and_the_head(tmp_path: Path) -> None:
 def test_a_given_plan_is_followed(tmp_path: Path) -> None:
     """The layers of every rank come from rank 0 of a running ring."""
     folder = make_checkpoint(tmp_path, "llama")
-    assert shard_and_load(folder, 1, 2, layers=[range(1, 4), range(1)]).layers == range(1)
+    assert shard_and_load(folder, 1, 2, layers=[range(1, 4), range(1)]).model.layers == range(1)
 
 
 def test_a_ring_with_more_ranks_than_layers_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from cluster.commands.packages import LONG_PACKAGES
+from distributed.backends.cpu.backend import CpuBackend
 from tests.distributed.models.transformers_models import IDS, VARIANTS
 from tests.services.stages import load_chain
 
@@ -40,15 +41,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("cpu_products", [None, "auto"])
+@pytest.mark.parametrize("products", [None, "auto"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_saved_models_give_the_logits_of_transformers(
-    folders: Path, variant: str, cpu_products: str | None
+    folders: Path, variant: str, products: str | None
 ) -> None:
     """A prompt in chunks, then tokens one by one, on one, two and three stages, with MLX and on the CPU."""
     expected = np.load(folders / variant / "logits.npy")
     for counts in ((4,), (2, 2), (1, 2, 1)):
-        chain = load_chain(folders / variant, counts, cpu_products=cpu_products)
+        chain = load_chain(folders / variant, counts, CpuBackend(products))
         parts = [chain.prefill(IDS[:NUM_PROMPT_TOKENS], chunk=CHUNK_TOKENS)]
         parts += [chain.run([[IDS[i]]], [0], [i])[0] for i in range(NUM_PROMPT_TOKENS, len(IDS))]
         assert np.abs(np.array(mx.concatenate(parts)) - expected).max() < TOLERANCE, counts

@@ -26,7 +26,7 @@ from distributed.planning.layer_plan import (
 )
 from distributed.planning.model_shape import ModelShape, read_shape
 from tests.fakes.checkpoints import make_checkpoint
-from tests.services.stages import load_chain
+from tests.services.stages import load_runners
 
 MIB = 1 << 20
 
@@ -309,10 +309,11 @@ def test_headers_predict_what_stages_hold(tmp_path: Path, variant: str, dequanti
     """The bytes of weights and KV that a plan counts with are the bytes that a stage takes."""
     folder = make_checkpoint(tmp_path, variant)
     shape = read_shape(folder, dequantize=dequantize, float_bytes=4)
-    for stage in load_chain(folder, (1, 2, 1), dequantize=dequantize).stages:
+    for runner in load_runners(folder, (1, 2, 1), dequantize=dequantize):
+        stage = runner.model
         counted = shape.stage_bytes(stage.layers, is_first=stage.is_first, is_last=stage.is_last)
         assert counted == stage.weights_bytes
-        running = Stage(stage)
+        running = Stage(runner)
         running.measure_kv()
         assert running.kv_bytes_per_token == len(stage.layers) * shape.kv_bytes_per_token
 

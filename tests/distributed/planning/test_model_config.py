@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from distributed.models import load_stage
+from distributed.models import open_stage
 from distributed.planning.checkpoint import BadCheckpoint, UnsupportedModel, read_config
 from distributed.planning.families import FAMILIES
 from distributed.planning.model_config import normalise_config
@@ -499,7 +499,7 @@ def test_a_stage_rotates_by_the_angles_of_the_config(tmp_path: Path, variant: st
         config.pop(key, None)
     config["rope_parameters"] = {**rope, "rope_theta": THETA}
     (folder / "config.json").write_text(json.dumps(config))
-    module = load_stage(folder, range(1), is_first=True, is_last=False).inner.layers[0].self_attn.rope
+    module = open_stage(folder, range(1), is_first=True, is_last=False).inner.layers[0].self_attn.rope
     read = read_config(folder)
     num_values = read["qk_rope_head_dim"] if variant == "deepseek_v2" else read["head_dim"]
     pairs = np.zeros((num_values // 2, 2), np.float32)

@@ -80,7 +80,7 @@ def test_every_rank_loads_from_a_folder_with_its_own_files_only(tmp_path: Path, 
         for name in names:
             (part / name).symlink_to(whole / name)
         stage = shard_and_load(part, rank, 3, layers=layers)
-        assert stage.weights_bytes == shard_and_load(whole, rank, 3, layers=layers).weights_bytes
+        assert stage.model.weights_bytes == shard_and_load(whole, rank, 3, layers=layers).model.weights_bytes
         assert weights_among(names) < set(tensor_files(whole).values())
         assert weights_hash(part) == weights_hash(whole)
 
@@ -143,8 +143,7 @@ def test_a_rank_with_other_weights_refuses_the_start() -> None:
         model_folder="/w/models/m",
         layers=((2, 4), (0, 2)),
         dequantize=False,
-        dtype=None,
-        cpu_products=None,
+        products=None,
         step_timeout_seconds=1.0,
         load_timeout_seconds=1.0,
         weights_marks=(WeightsMark(), mark),

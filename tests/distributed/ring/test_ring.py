@@ -13,7 +13,8 @@ import pytest
 
 from config import load_settings
 from config.simulated import SimulatedModel
-from distributed.backends.simulated import expected_ids, make_simulated
+from distributed.backends.simulated import expected_ids
+from distributed.models.simulated import make_simulated
 from distributed.rank import open_spool
 from distributed.ring import ring
 from distributed.ring.frame import Frame, Kind

@@ -1,4 +1,4 @@
-"""Put the model that MODEL_REPO names into place: `python -m distributed.models.prepare`.
+"""Put the model that MODEL_REPO names into place: `python -m distributed.prepare`.
 
 A built-in model is made, a Hub name is downloaded (weights and tokenizer only, never code), a folder is
 checked. Prints the folder on standard output and progress on standard error; does nothing, and quickly, where
@@ -37,7 +37,7 @@ def prepare(settings: Settings) -> Path:
         _make_builtin(repo.removeprefix(BUILTIN_PREFIX), settings.model_dir)
         return settings.model_dir
     if repo.startswith(SIMULATED_PREFIX):
-        from distributed.backends.simulated import make_simulated
+        from distributed.models.simulated import make_simulated
 
         make_simulated(repo, settings.model_dir)
         return settings.model_dir
@@ -88,12 +88,14 @@ def show_progress(fraction: float, what: str) -> None:
 
 
 def _make_builtin(name: str, folder: Path) -> None:
-    from distributed.models.builtin import is_made, make_builtin, wants_packed
+    from distributed.backends.choose import choose_backend
+    from distributed.models.builtin import is_made, make_builtin
 
-    if not is_made(folder, name, is_packed=wants_packed()):
+    is_packed = choose_backend().float_bytes is None
+    if not is_made(folder, name, is_packed=is_packed):
         check_disk(f"builtin:{name}", BUILTIN_DISK_BYTES, folder.parent, "STATE_DIR")
         say(f"making builtin:{name} in {folder}")
-        make_builtin(name, folder, is_packed=wants_packed(), on_progress=show_progress)
+        make_builtin(name, folder, is_packed=is_packed, on_progress=show_progress)
 
 
 def fetch_into(options: argparse.Namespace) -> Path:
@@ -109,7 +111,7 @@ def fetch_into(options: argparse.Namespace) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare the model of the settings, or fetch some files of it; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m distributed.models.prepare")
+    parser = argparse.ArgumentParser(prog="python -m distributed.prepare")
     parser.add_argument("--into", type=Path, metavar="FOLDER", help="fetch only NAME… of --repo, into this")
     parser.add_argument("--repo", help="Hub name; with --into")
     parser.add_argument("--revision", help="of the repository; with --into")

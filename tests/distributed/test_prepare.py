@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 
 from distributed.models import hub
-from distributed.models.prepare import main
 from distributed.planning.checkpoint import INDEX_NAME
 from distributed.planning.hub_model import CannotDownload
+from distributed.prepare import main
 from tests.fakes.checkpoints import make_checkpoint
 from tests.fakes.fake_hub import REVISION, FakeHub
 
-ROOT = Path(__file__).resolve().parent.parent.parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def run_process(environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
     """Run the command as `start` does."""
-    command = [sys.executable, "-m", "distributed.models.prepare"]
+    command = [sys.executable, "-m", "distributed.prepare"]
     env = os.environ | environment
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 

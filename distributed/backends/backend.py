@@ -1,0 +1,110 @@
+"""The seam: a Backend is the machine that a rank runs on, a StageRunner runs one stage's layers on it.
+
+`mlx.py`, `cpu/backend.py` and `simulated.py` fill it; `choose.py` says which. Nobody else asks what the
+machine is. The defaults here are those of a machine that computes when it is called, with memory like any
+other program's.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from distributed.models import StageModel
+from distributed.planning.model_shape import ModelShape
+
+Greedy = Callable[[mx.array], list[int | None]]
+
+
+class StageRunner(ABC):
+    """Runs the layers of one stage, and its head."""
+
+    is_async = False  # the layers run on threads of MLX or on the GPU, and leave the caller's free
+    # How many threads multiply from now on; None: that cannot be changed.
+    use_threads: Callable[[int], None] | None = None
+    # From logits (B, V) to each row's most likely id, None for a row that is not finite; None: no faster way
+    # than to look at the whole row.
+    greedy: Greedy | None = None
+
+    def __init__(self, model: StageModel) -> None:
+        self.model = model
+
+    @abstractmethod
+    def make_table(self) -> Any:
+        """Make an empty KV table of the kind that `forward` writes."""
+
+    @abstractmethod
+    def forward(self, x: mx.array, begun: Any) -> mx.array:
+        """Start this stage's layers.
+
+        Args:
+            x: ids (B, T) int32 on the first stage, hidden states (B, T, D) on the others.
+            begun: what `begin` of a table made by `make_table` returned.
+
+        Returns:
+            hidden states (B, T, D), after the final norm on the last stage.
+        """
+
+    @abstractmethod
+    def logits(self, hidden: mx.array, rows: Sequence[int], columns: Sequence[int]) -> mx.array:
+        """Return the logits (W, V) of some of the hidden states (B, T, D); last stage only."""
+
+    def wait(self, hidden: mx.array, arrays: Sequence[mx.array]) -> None:
+        """Wait for what `forward` started: its result, and the arrays of the table."""
+        mx.eval(hidden, arrays)
+
+    def drop_cache(self) -> None:
+        """Give back the buffers that are kept for reuse."""
+        return
+
+
+class Backend(ABC):
+    """What a rank's layers run on."""
+
+    name: str  # "gpu" or "cpu", as /health tells it
+    float_bytes: int | None  # of a float once loaded; None: as stored
+    held_bytes: Callable[[], int] | None = None  # what the rank holds; None: its resident memory
+
+    @abstractmethod
+    def chunk_tokens(self, config: dict[str, Any]) -> int:
+        """Return a prefill chunk's tokens: so few that decode rows wait little, enough to use the machine."""
+
+    @abstractmethod
+    def should_dequantize(self, shape: ModelShape) -> bool:
+        """Say whether packed weights are to be unpacked; the shape is that of the unpacked ones."""
+
+    @abstractmethod
+    def load(
+        self,
+        folder: Path,
+        layers: range,
+        *,
+        is_first: bool,
+        is_last: bool,
+        dequantize: bool = False,
+        dtype: str | None = None,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> StageRunner:
+        """Load one stage of the model in a folder, reading only its own tensors.
+
+        Args:
+            layers: the stage's layers, numbered over the whole model; not empty.
+            dequantize: unpack quantized weights to dtype.
+            dtype: float32, float16 or bfloat16; None: what this machine computes in.
+            on_progress: called with the share of the stage that is loaded, 0 to 1.
+
+        Raises:
+            ModelError: the folder cannot be served; the start stops with its sentence.
+        """
+
+    def limit_bytes(self) -> int | None:
+        """Return what the GPU may use; None: what is free counts."""
+        return None
+
+    def limit_memory(self, weights_bytes: int = 0, num_ranks: int = 1) -> None:
+        """Keep weights in memory, and buffers for reuse in what the weights of the ranks here leave."""
+        return

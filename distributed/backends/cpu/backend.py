@@ -1,0 +1,98 @@
+"""A machine without a GPU: float32, packed weights unpacked where there is room, and what NumPy runs faster.
+
+Which layers leave MLX is decided here: whole dense layers (`dense`), else experts and latent attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from distributed.backends.backend import Backend, StageRunner
+from distributed.backends.cpu.dense import DenseLayers, plan_dense_layers
+from distributed.backends.cpu.experts import place_experts
+from distributed.backends.cpu.latents import place_latents
+from distributed.backends.memory import free_bytes
+from distributed.backends.mlx import MlxRunner
+from distributed.models import StageModel, open_stage
+from distributed.planning.model_shape import ModelShape, count_experts
+
+CHUNK_TOKENS = 128
+MIXTURE_CHUNK_TOKENS = 256  # an expert gets a share of them; latents gain, too (models/deepseek.py)
+# Share of free memory that unpacked weights may take.
+MAX_DEQUANTIZED_SHARE = 0.6
+
+
+class CpuBackend(Backend):
+    """MLX's CPU build, and NumPy beside it."""
+
+    name, float_bytes = "cpu", 4
+
+    def __init__(self, products: str | None = None) -> None:
+        """Args: products: a value of CPU_PRODUCTS; None: MLX runs the layers and experts."""
+        self._products = products
+
+    def chunk_tokens(self, config: dict[str, Any]) -> int:
+        return MIXTURE_CHUNK_TOKENS if count_experts(config) > 0 else CHUNK_TOKENS
+
+    def should_dequantize(self, shape: ModelShape) -> bool:
+        """Quantized products are slow on a CPU: unpack to float32 where that fits the machine."""
+        free = free_bytes()
+        return free is not None and shape.weights_bytes <= MAX_DEQUANTIZED_SHARE * free
+
+    def load(
+        self,
+        folder: Path,
+        layers: range,
+        *,
+        is_first: bool,
+        is_last: bool,
+        dequantize: bool = False,
+        dtype: str | None = None,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> StageRunner:
+        parts = open_stage(folder, layers, is_first=is_first, is_last=is_last)
+        of_type = getattr(mx, dtype or "float32")
+        plan = None
+        if self._products is not None:
+            plan = plan_dense_layers(
+                parts.inner,
+                parts.head,
+                parts.config,
+                dtype=of_type,
+                dequantize=dequantize,
+                products=self._products,
+            )
+        model = parts.read(
+            of_type, dequantize=dequantize, on_module=plan.take if plan else None, on_progress=on_progress
+        )
+        if plan is not None:
+            return DenseLayers(plan, model, parts.head)
+        place_latents(model.inner, of_type)
+        has_experts = self._products is not None and place_experts(model.inner)
+        return MlxOnCpu(model, is_async=not has_experts)
+
+
+class MlxOnCpu(MlxRunner):
+    """MLX's layers, some of their parts replaced."""
+
+    greedy = None  # MLX's CPU build takes 15 times as long for an argmax as NumPy
+
+    def __init__(self, model: StageModel, *, is_async: bool) -> None:
+        super().__init__(model)
+        self.is_async = is_async
+
+    def logits(self, hidden: mx.array, rows: Sequence[int], columns: Sequence[int]) -> mx.array:
+        if hidden.dtype != mx.float32:
+            return super().logits(hidden, rows, columns)
+        assert self.model.head is not None, "only the last stage has the head"
+        # An operation of MLX changes threads, which takes longer than the copy.
+        return self.model.head(mx.array(np.asarray(hidden)[list(rows), list(columns)]))
+
+    def drop_cache(self) -> None:
+        """MLX keeps no buffers on a CPU."""
+        return
