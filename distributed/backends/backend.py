@@ -10,12 +10,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from distributed.models import StageModel
+from distributed.models import StageModel, open_stage
 from distributed.planning.model_shape import ModelShape
+
+if TYPE_CHECKING:
+    from distributed.models.general import StageParts
 
 Greedy = Callable[[mx.array], list[int | None]]
 
@@ -77,7 +80,6 @@ class Backend(ABC):
     def should_dequantize(self, shape: ModelShape) -> bool:
         """Say whether packed weights are to be unpacked; the shape is that of the unpacked ones."""
 
-    @abstractmethod
     def load(
         self,
         folder: Path,
@@ -99,6 +101,22 @@ class Backend(ABC):
 
         Raises:
             ModelError: the folder cannot be served; the start stops with its sentence.
+        """
+        parts = open_stage(folder, layers, is_first=is_first, is_last=is_last)
+        computed = getattr(mx, dtype) if dtype else self.dtype(parts.stored_dtype)
+        return self.plan(parts, computed, dequantize=dequantize, on_progress=on_progress)
+
+    @abstractmethod
+    def dtype(self, stored: Any) -> Any:
+        """Return what to compute in, for weights that are stored in a type."""
+
+    @abstractmethod
+    def plan(self, parts: StageParts, dtype: Any, **options: Any) -> StageRunner:
+        """Read the weights and return what runs them.
+
+        Args:
+            parts: as models built them: their experts, latent attention or whole layers may be replaced.
+            options: of `StageParts.read`.
         """
 
     def limit_bytes(self) -> int | None:

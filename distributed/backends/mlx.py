@@ -5,15 +5,14 @@ The limit of memory is what Metal lets the GPU use.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 
 from distributed.backends.backend import Backend, Greedy, StageRunner
 from distributed.backends.kv_cache import KVTable
-from distributed.models import open_stage
+from distributed.models.general import StageParts
 from distributed.planning.model_shape import ModelShape
 
 CHUNK_TOKENS = 512
@@ -34,20 +33,11 @@ class MlxBackend(Backend):
     def should_dequantize(self, shape: ModelShape) -> bool:
         return False
 
-    def load(
-        self,
-        folder: Path,
-        layers: range,
-        *,
-        is_first: bool,
-        is_last: bool,
-        dequantize: bool = False,
-        dtype: str | None = None,
-        on_progress: Callable[[float], None] | None = None,
-    ) -> StageRunner:
-        parts = open_stage(folder, layers, is_first=is_first, is_last=is_last)
-        of_type = getattr(mx, dtype) if dtype else parts.stored_dtype
-        return MlxRunner(parts.read(of_type, dequantize=dequantize, on_progress=on_progress))
+    def dtype(self, stored: Any) -> Any:
+        return stored
+
+    def plan(self, parts: StageParts, dtype: Any, **options: Any) -> StageRunner:
+        return MlxRunner(parts.read(dtype, **options))
 
     def held_bytes(self) -> int:
         """Return what MLX holds: arrays, and buffers kept for reuse. RSS lacks what only the GPU touched."""

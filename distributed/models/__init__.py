@@ -2,8 +2,8 @@
 
 A type is on the list only with a parity test; nothing is guessed from a model's structure, and no code from a
 model folder is ever run. mlx-lm's modules are imported when a stage is loaded.
-Knows nothing of requests, scheduling or the ring. Knows nothing of what runs the layers: backends use
-`open_stage` and replace what they run better.
+Knows nothing of requests, scheduling, the ring, or what runs the layers: backends use `open_stage` and put
+what they run better in the place of parts.
 """
 
 from collections.abc import Mapping

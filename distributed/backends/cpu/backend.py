@@ -5,8 +5,7 @@ Which layers leave MLX is decided here: whole dense layers (`dense`), else exper
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -18,7 +17,8 @@ from distributed.backends.cpu.experts import place_experts
 from distributed.backends.cpu.latents import place_latents
 from distributed.backends.memory import free_bytes
 from distributed.backends.mlx import MlxRunner
-from distributed.models import StageModel, open_stage
+from distributed.models import StageModel
+from distributed.models.general import StageParts
 from distributed.planning.model_shape import ModelShape, count_experts
 
 CHUNK_TOKENS = 128
@@ -44,35 +44,23 @@ class CpuBackend(Backend):
         free = free_bytes()
         return free is not None and shape.weights_bytes <= MAX_DEQUANTIZED_SHARE * free
 
-    def load(
-        self,
-        folder: Path,
-        layers: range,
-        *,
-        is_first: bool,
-        is_last: bool,
-        dequantize: bool = False,
-        dtype: str | None = None,
-        on_progress: Callable[[float], None] | None = None,
-    ) -> StageRunner:
-        parts = open_stage(folder, layers, is_first=is_first, is_last=is_last)
-        of_type = getattr(mx, dtype or "float32")
-        plan = None
+    def dtype(self, stored: Any) -> Any:
+        return mx.float32
+
+    def plan(self, parts: StageParts, dtype: Any, **options: Any) -> StageRunner:
         if self._products is not None:
-            plan = plan_dense_layers(
+            dense = plan_dense_layers(
                 parts.inner,
                 parts.head,
                 parts.config,
-                dtype=of_type,
-                dequantize=dequantize,
+                dtype=dtype,
+                dequantize=options["dequantize"],
                 products=self._products,
             )
-        model = parts.read(
-            of_type, dequantize=dequantize, on_module=plan.take if plan else None, on_progress=on_progress
-        )
-        if plan is not None:
-            return DenseLayers(plan, model, parts.head)
-        place_latents(model.inner, of_type)
+            if dense is not None:
+                return DenseLayers(dense, parts.read(dtype, on_module=dense.take, **options), parts.head)
+        model = parts.read(dtype, **options)
+        place_latents(model.inner, dtype)
         has_experts = self._products is not None and place_experts(model.inner)
         return MlxOnCpu(model, is_async=not has_experts)
 
