@@ -100,7 +100,7 @@ class SimulatedTable:
 
     def clear(self, order: Clear) -> None:
         """Set some of a row's tokens to zero."""
-        self.sums[order.slot, order.start : order.end] = 0
+        self.sums[order.slot : order.slot + 1, order.start : order.end] = 0
 
     def copy_prefix(self, source: SimulatedTable, from_slot: int, to_slot: int, num_tokens: int) -> None:
         """Copy the first tokens of a row of `source`, which may be this table, into a row of this one."""
