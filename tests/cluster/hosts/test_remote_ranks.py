@@ -28,8 +28,9 @@ from cluster.hosts.ssh import HostUnreachable, run_words
 from cluster.hosts.workers import Worker
 from cluster.supervisor.child import Child, ChildPlan, describe_exit, start_child
 from cluster.supervisor.epoch_maker import EpochMaker
+from cluster.supervisor.epoch_plan import EpochPlan, RankPlace
 from cluster.supervisor.restart_policy import MAX_DELAY_S, RestartPolicy
-from cluster.supervisor.ring_epoch import EpochPlan, RankPlace, Verdict
+from cluster.supervisor.ring_epoch import Verdict
 from cluster.supervisor.ring_keeper import RingKeeper
 from cluster.supervisor.running import Programs, Running
 from cluster.supervisor.state_file import SupervisorState
@@ -81,7 +82,7 @@ def test_the_start_line_tells_a_rank_its_host_and_its_own_model_folder() -> None
         layers=(10, 20),
         dequantize=True,
     )
-    first, second = (json.loads(plan.make_first_line(rank)) for rank in (0, 1))
+    first, second = (json.loads(plan.make_start_line(rank)) for rank in (0, 1))
     assert first["layers"] == second["layers"] == [10, 20]
     assert (second["host_name"], second["model_folder"], second["ping_limit_s"]) == (
         "mac2",
@@ -90,7 +91,7 @@ def test_the_start_line_tells_a_rank_its_host_and_its_own_model_folder() -> None
     )
     assert not {"model_folder", "ping_limit_s"} & set(first)
     single = EpochPlan(3, ("a:1",), "5ec", (), Path("/"), {}, 45.0, 600.0)
-    assert set(json.loads(single.make_first_line(0))) == {"epoch", "rank", "hosts", "secret"}
+    assert set(json.loads(single.make_start_line(0))) == {"epoch", "rank", "hosts", "secret"}
 
 
 async def run_remote(tmp_path: Path, script: str) -> Child:

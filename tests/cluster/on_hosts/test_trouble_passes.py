@@ -75,7 +75,7 @@ def wait_for_reason(ring: RingOnHosts, words: str) -> None:
     shown = ring.run("status")
     assert shown.returncode == 1
     assert words in shown.stdout
-    assert "tries that failed: " in shown.stdout
+    assert "failed tries: " in shown.stdout
 
 
 def test_a_full_disk_keeps_nobody_away_who_needs_nothing_new(ring: RingOnHosts) -> None:

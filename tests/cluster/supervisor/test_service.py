@@ -113,7 +113,7 @@ def test_a_ring_that_was_ready_is_tried_until_its_trouble_has_passed(running: Be
     stuck = running.wait_until(lambda service: service.state == "degraded" and service.is_stuck)
     shown = "\n".join(describe(stuck, running.terminal))
     assert f"reason: rank {trouble[-1]} exited with code" in shown
-    assert "tries that failed: " in shown and "it is tried until it works" in shown
+    assert "failed tries: " in shown and "it is tried until it works" in shown
     assert running.get_health() == stuck.processes["api"].pid
     words = f"already running .*rank {trouble[-1]} exited with code .* ./launch.sh restart tries at once"
     with pytest.raises(StartFailed, match=words):
@@ -149,7 +149,7 @@ def test_a_killed_supervisor_leaves_its_last_reason_and_the_next_one_goes_on_try
     shown = "\n".join(describe(gone, running.terminal))
     assert "./launch.sh start" in shown
     assert f"supervisor {before.holder.pid} is gone" in shown
-    assert "it last said degraded: rank 1 exited with code 2: rank 1: LAYER_SPLIT does not fit" in shown
+    assert "its last state was degraded: rank 1 exited with code 2: rank 1: LAYER_SPLIT does not fit" in shown
 
     with run_supervisor(running) as supervisor:
         running.wait_until(lambda service: service.state == "degraded" and service.is_stuck)
@@ -396,4 +396,4 @@ def test_a_supervisor_cannot_start_under_a_held_lock(bench: Bench) -> None:
     ended = subprocess.run(supervisor_command(bench), capture_output=True, text=True, timeout=20, check=False)
     lock.release()
     assert ended.returncode == 1
-    assert f"supervisor {os.getpid()} already serves" in ended.stderr
+    assert f"supervisor {os.getpid()} already serves STATE_DIR" in ended.stderr

@@ -29,9 +29,9 @@ from cluster.errors import ClusterError
 from cluster.log_files import LineBuffer, ProcessLog
 from cluster.processes import ProcessIdentity, identify
 from cluster.supervisor.child import describe_exit
+from cluster.supervisor.epoch_plan import EpochPlan
 from cluster.supervisor.heartbeats import Rank
 from cluster.supervisor.restart_policy import MAX_DELAY_S, RestartPolicy
-from cluster.supervisor.ring_epoch import EpochPlan
 from cluster.supervisor.running import make_environment
 from cluster.terminal import Terminal, format_duration, make_bar
 from cluster.threads import run_beside
@@ -88,7 +88,7 @@ def test_a_refusal_opens_the_breaker_at_once() -> None:
     assert RestartPolicy().after_failure(made_progress=True, is_permanent=True) is None
 
 
-def make_life_plan() -> EpochPlan:
+def make_epoch_plan() -> EpochPlan:
     return EpochPlan(1, ("127.0.0.1:1", "127.0.0.1:2"), "00", (), ROOT, {}, 45.0, 600.0, 10.0)
 
 
@@ -98,7 +98,7 @@ def heartbeat(phase: str, step: int = 0, progress: float = 0.0) -> str:
 
 def test_a_rank_is_stuck_by_the_limit_of_its_phase() -> None:
     """Connecting and loading have limits of their own, and from the first heartbeat on silence has one."""
-    rank, plan = Rank(1, now=0.0), make_life_plan()
+    rank, plan = Rank(1, now=0.0), make_epoch_plan()
     assert rank.find_stall(plan, 44.0) is None
     assert rank.find_stall(plan, 46.0) == "rank 1 did not start within CONNECT_TIMEOUT=45 s"
     assert rank.take(heartbeat("loading"), now=10.0)
