@@ -148,7 +148,7 @@ def test_a_killed_supervisor_leaves_its_last_reason_and_the_next_one_goes_on_try
     assert gone.exit_code == 3
     shown = "\n".join(describe(gone, running.terminal))
     assert "./launch.sh start" in shown
-    assert f"supervisor {before.holder.pid} is gone" in shown
+    assert f"supervisor {before.holder.pid} died without a message" in shown
     assert "its last state was degraded: rank 1 exited with code 2: rank 1: LAYER_SPLIT does not fit" in shown
 
     with run_supervisor(running) as supervisor:
@@ -354,7 +354,7 @@ def test_an_interrupted_look_at_the_hosts_leaves_no_ssh(bench: Bench, tmp_path: 
         _, said = command.communicate(timeout=20)
     assert (command.returncode, said) == (
         130,
-        "Interrupted: nothing was started; ./launch.sh start goes on where this ended\n",
+        "Interrupted: nothing was started; ./launch.sh start continues here\n",
     )
     assert identify(int(asked.read_text())) is None
 
