@@ -24,11 +24,12 @@ from cluster import ports
 from cluster.commands import service_unit as unit_install
 from cluster.errors import ClusterError
 from cluster.hosts import hosts
+from cluster.hosts.host_rooms import measure_rooms
 from cluster.hosts.hosts import Cluster, Host
 from cluster.hosts.probe import make_facts
 from cluster.hosts.remote_scripts import ending, facts
 from cluster.hosts.remote_scripts import ports as sent_ports
-from cluster.hosts.ring_plan import choose_layout, find_short_hosts, measure_rooms
+from cluster.hosts.ring_plan import choose_layout, find_short_hosts
 from cluster.processes import ProcessIdentity, identify
 from cluster.supervisor import front_door_watch, ring_epoch
 from cluster.supervisor.epoch_plan import EpochPlan

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from cluster.commands import own_checks
-from cluster.commands.doctor_fixes import treat
 from cluster.commands.plan_checks import check_plan
 from cluster.errors import ClusterError
 from cluster.findings import Finding, count_failed, show_findings
@@ -25,7 +24,7 @@ from cluster.hosts.hosts import Cluster, Host, read_cluster
 from cluster.hosts.links import Link, list_links, measure_link
 from cluster.hosts.probe import HostFacts, NoPython, probe
 from cluster.hosts.ssh import HostUnreachable, close_connections
-from cluster.hosts.workers import list_workers, read_environment
+from cluster.hosts.workers import Worker, ensure_environment, list_workers, read_environment, sync_code
 from cluster.supervisor.service import read_service
 from cluster.terminal import Terminal
 from config import Settings
@@ -85,12 +84,31 @@ async def _examine_and_close(
         if with_fix:
             for changed in own_checks.make_private(settings):
                 say(f"fixed: {changed}")
-            await treat(cluster, settings, say)
+            await fix_hosts(cluster, settings, say)
         if not is_quiet:
             terminal.live(f"asking {len(cluster.hosts)} hosts" if cluster.remote_hosts else "looking")
         return await examine(cluster, settings)
     finally:
         await close_connections(cluster.remote_hosts, how="stop")  # a running service may be using them
+
+
+async def fix_hosts(cluster: Cluster, settings: Settings, say: Callable[[str], None]) -> None:
+    """Bring code and environment of all hosts up to date, at once; what fails is said and left."""
+    await asyncio.gather(*(_fix_host(worker, settings, say) for worker in list_workers(cluster, settings)))
+
+
+async def _fix_host(worker: Worker, settings: Settings, say: Callable[[str], None]) -> None:
+    name = worker.host.name
+    try:
+        facts = await probe(worker.host, settings)
+        if not facts.is_new_enough:
+            return
+        if changed := await sync_code(worker):
+            say(f"fixed: {name}: {len(changed)} files of the code copied")
+        if await ensure_environment(worker, lambda text: say(f"{name}: {text}")):
+            say(f"fixed: {name}: the environment is made")
+    except ClusterError as error:
+        say(f"not fixed: {error}")
 
 
 async def examine(cluster: Cluster, settings: Settings) -> Diagnosis:

@@ -11,19 +11,11 @@ import json
 import re
 
 from cluster.errors import ClusterError
+from cluster.hosts.host_rooms import HostRoom, mac_gpu_bytes, make_room, measure_rooms
 from cluster.hosts.hosts import read_cluster
 from cluster.hosts.model_source import read_source
 from cluster.hosts.probe import probe
-from cluster.hosts.ring_plan import (
-    HostRoom,
-    RingLayout,
-    choose_layout,
-    describe,
-    find_short_hosts,
-    mac_gpu_bytes,
-    make_room,
-    measure_rooms,
-)
+from cluster.hosts.ring_plan import RingLayout, choose_layout, describe, find_short_hosts
 from cluster.hosts.ssh import close_connections
 from cluster.terminal import Terminal, make_table
 from config import Settings

@@ -6,16 +6,17 @@ Plans as cluster/hosts/ring_plan.py does and keeps nothing. Knows nothing of ssh
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.errors import ClusterError
 from cluster.findings import Finding
+from cluster.hosts.host_rooms import PlanRefused, measure_rooms
 from cluster.hosts.hosts import LOCAL_NAME, Cluster
 from cluster.hosts.model_files import SPARE_DISK_BYTES, folder_name
 from cluster.hosts.model_source import HubOutOfReach, ModelRefused, ModelUnknown, read_source
 from cluster.hosts.probe import HostFacts, probe
-from cluster.hosts.ring_plan import PlanRefused, RingLayout, choose_layout, find_short_hosts, measure_rooms
+from cluster.hosts.ring_plan import RingLayout, choose_layout, find_short_hosts
 from cluster.supervisor.service import Service
 from cluster.terminal import format_bytes
 from cluster.threads import run_beside
@@ -29,7 +30,7 @@ async def check_plan(
 ) -> list[Finding]:
     """One finding a host, or one that says why there is no plan."""
     try:
-        rooms = measure_rooms(cluster, facts, read_held(service))
+        rooms = measure_rooms(cluster, facts, service.held_bytes if service.holder else {})
         source = await run_beside(read_source, settings)
         layout = choose_layout(settings, source, rooms)
     except PlanRefused as error:
@@ -81,12 +82,3 @@ def _describe_share(layout: RingLayout, name: str) -> Finding:
     usable = sum(room.usable_bytes for room in layout.rooms if room.name == name)
     text = f"layers {layers} need {format_bytes(needed)} of {format_bytes(usable)} usable"
     return Finding(name, "plan", "ok", text)
-
-
-def read_held(service: Service) -> Mapping[str, int]:
-    """What ranks of the running service hold, by host: free again when new ones start."""
-    held: dict[str, int] = {}
-    for entry in service.supervisor.get("processes", []) if service.holder else []:
-        name = str(entry.get("host", LOCAL_NAME))
-        held[name] = held.get(name, 0) + int(entry.get("memory_bytes") or 0)
-    return held

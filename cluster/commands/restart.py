@@ -14,7 +14,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 
 from cluster.commands.start import (
-    LOOK_INTERVAL_S,
     NUM_PLACING_STEPS,
     PREPARE,
     ROOT,
@@ -25,6 +24,7 @@ from cluster.commands.start import (
     show_warnings,
     start,
 )
+from cluster.commands.start_progress import LOOK_INTERVAL_S
 from cluster.commands.steps import Steps
 from cluster.commands.stop import stop
 from cluster.errors import ClusterError, StartFailed

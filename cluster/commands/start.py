@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +20,7 @@ from cluster import ports
 from cluster.commands import own_checks, packages
 from cluster.commands.interrupts import InterruptFlag, run_to_end
 from cluster.commands.start_hosts import place_shown, rehearse
+from cluster.commands.start_progress import StartProgress, follow, show_last_lines
 from cluster.commands.steps import Steps
 from cluster.commands.stop import EXTRA_LIMIT_S, stop
 from cluster.disk import check_disk
@@ -30,9 +30,8 @@ from cluster.hosts.hosts import Cluster, read_cluster
 from cluster.log_files import LogMarks, log_path
 from cluster.processes import ProcessIdentity, identify
 from cluster.supervisor.leftovers import KILL_GRACE_S, end_leftovers
-from cluster.supervisor.restart_policy import MAX_FAILURES
 from cluster.supervisor.service import Service, read_service
-from cluster.terminal import Terminal, format_duration, make_bar
+from cluster.terminal import Terminal
 from config import Settings
 from config.checks import start_problems, start_warnings
 from config.errors import SettingsError
@@ -43,8 +42,6 @@ from config.rotating_file import RotatingFile
 ROOT = Path(__file__).resolve().parent.parent.parent
 SUPERVISOR = (sys.executable, "-m", "cluster.supervisor.supervisor")
 PREPARE = (sys.executable, "-m", "distributed.models.prepare")
-LOOK_INTERVAL_S = 0.1
-NUM_LOG_LINES = 15
 NUM_STEPS = 4
 NUM_PLACING_STEPS = 6
 
@@ -82,7 +79,7 @@ def start(
     with InterruptFlag() as interrupt:
         process = launch_supervisor(settings, overrides, supervisor)
         try:
-            follow(settings, process, _Shown(terminal, steps, cluster.ring_size), interrupt)
+            follow(settings, process, StartProgress(terminal, steps, cluster.ring_size), interrupt)
         except StartFailed as error:
             other = read_service(settings).holder
             if other and other.pid != process.pid:
@@ -208,7 +205,7 @@ def join_running(settings: Settings, running: Service, terminal: Terminal) -> in
         )
     with InterruptFlag() as interrupt:
         try:
-            follow(settings, running.holder, _Shown(terminal, None), interrupt)
+            follow(settings, running.holder, StartProgress(terminal, None), interrupt)
         except Interrupted:
             raise Interrupted(
                 f"Interrupted: {who}, goes on: see ./launch.sh status; ./launch.sh stop ends it"
@@ -266,101 +263,3 @@ def launch_supervisor(
     # Not ours to reap: init does when we are gone.
     process.returncode = 0
     return identity
-
-
-def follow(settings: Settings, supervisor: ProcessIdentity, shown: _Shown, interrupt: InterruptFlag) -> None:
-    """Show what a supervisor says until the service is ready.
-
-    Raises:
-        StartFailed: it gave up, ended, or took longer than its own limits allow.
-        Interrupted: Ctrl-C.
-    """
-    limit_s = (settings.connect_timeout + settings.load_timeout) * MAX_FAILURES + 60
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
-        if interrupt.is_set:
-            raise Interrupted("Stopped: nothing is left running. ./launch.sh start goes on where this ended")
-        service = read_service(settings)
-        has_ended = supervisor.wait(LOOK_INTERVAL_S)
-        if service.supervisor.get("pid") == supervisor.pid:
-            shown.update(service)
-            if service.is_up:
-                shown.finish(service)
-                return
-            if service.supervisor.get("state") in ("failed", "stopping", "stopped"):
-                raise StartFailed(service.reason or "it was stopped while it started")
-            if service.is_stuck:
-                raise StartFailed(str(service.reason))
-        if has_ended:
-            raise StartFailed("the supervisor ended: see the last lines of its log")
-    raise StartFailed(f"not ready after {format_duration(limit_s)}")
-
-
-class _Shown:
-    """What of a start has been shown so far."""
-
-    def __init__(self, terminal: Terminal, steps: Steps | None, num_ranks: int = 0) -> None:
-        self._terminal = terminal
-        self._steps = steps
-        self._num_ranks = num_ranks
-        self._phases: dict[str, str] = {}
-        self._trouble: tuple[int, str] | None = None
-        self._has_shown_processes = False
-
-    def update(self, service: Service) -> None:
-        """Show what is new."""
-        entries = service.supervisor.get("processes", [])
-        if self._steps and not self._has_shown_processes and len(entries) > self._num_ranks:
-            self._has_shown_processes = True
-            ranks = "1 rank" if self._num_ranks == 1 else f"{self._num_ranks} ranks"
-            self._steps.done("processes", f"supervisor {service.supervisor['pid']}, {ranks}, front door")
-        said = service.supervisor.get("reason")
-        trouble = (int(service.supervisor.get("restarts", 0)), str(said)) if said else None
-        if trouble and trouble != self._trouble:
-            self._terminal.line(self._terminal.colored(f"    {said}; starting again", "yellow"))
-        self._trouble = trouble or self._trouble
-        entries = [entry for entry in entries if str(entry.get("name", "")).startswith("rank ")]
-        self._terminal.live("    " + "   ".join(_describe_rank(entry) for entry in entries))
-        if not self._terminal.is_live:
-            self._print_phases(entries)
-
-    def finish(self, service: Service) -> None:
-        """Print the last two steps, and what keeps requests out."""
-        if service.trouble:
-            self._terminal.line(self._terminal.colored(service.trouble, "red"))
-        if not self._steps:
-            return
-        num_ranks = int(service.ring.get("ring_size", 0))
-        self._steps.done(
-            "ring", f"epoch {service.ring.get('epoch')}, {num_ranks} of {num_ranks} ranks answered HELLO"
-        )
-        self._steps.done("ready", self._terminal.colored(service.url, "bold"))
-        for line in service.context_lines:
-            self._terminal.line(f"    {line}")
-
-    def _print_phases(self, ranks: Sequence[Mapping[str, Any]]) -> None:
-        for entry in ranks:
-            name, state = _name_rank(entry), str(entry["state"])
-            if self._phases.get(name) != state:
-                self._phases[name] = state
-                self._terminal.line(f"    {name}: {state}")
-
-
-def _name_rank(entry: Mapping[str, Any]) -> str:
-    return f"{entry['name']} on {entry['host']}" if entry.get("ssh") else str(entry["name"])
-
-
-def _describe_rank(entry: Mapping[str, Any]) -> str:
-    state, name = str(entry["state"]), _name_rank(entry)
-    return f"{name} {make_bar(float(entry.get('progress', 0))) if state == 'loading' else state}"
-
-
-def show_last_lines(settings: Settings, terminal: Terminal, marks: LogMarks) -> None:
-    """Print the end of what the process that failed has logged in this start."""
-    failed = read_service(settings).supervisor.get("failed_process") or "supervisor"
-    path = log_path(settings.log_dir, failed)
-    lines = marks.read_since(path)[-NUM_LOG_LINES:]
-    if lines:
-        terminal.line(terminal.colored(f"The last lines of {path}:", "yellow"))
-    for line in lines:
-        terminal.line(f"    {line}")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from cluster import ports
 from cluster.commands.steps import Steps
 from cluster.errors import ClusterError
+from cluster.hosts.host_rooms import measure_rooms
 from cluster.hosts.hosts import Cluster
 from cluster.hosts.model_source import ModelUnknown, read_source
 from cluster.hosts.probe import HostFacts
@@ -23,7 +24,7 @@ from cluster.hosts.provisioning import (
     place_model,
     plan_model,
 )
-from cluster.hosts.ring_plan import choose_layout, find_short_hosts, measure_rooms
+from cluster.hosts.ring_plan import choose_layout, find_short_hosts
 from cluster.hosts.ssh import close_connections
 from cluster.hosts.workers import Environment, Worker, list_workers, read_environment, sync_code
 from cluster.terminal import Terminal

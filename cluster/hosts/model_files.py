@@ -15,68 +15,40 @@ rsync is called with options that 2.6.9 and openrsync know: -L --partial --progr
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from cluster.errors import ClusterError
 from cluster.hosts.hosts import Cluster, Host
-from cluster.hosts.probe import make_python_command, read_answer
-from cluster.hosts.remote_program import make_program
-from cluster.hosts.ring_plan import RingLayout
-from cluster.hosts.ssh import (
-    EXIT_SSH,
-    Completed,
-    HostUnreachable,
-    describe_failure,
-    make_control_dir,
-    run_words,
-    ssh_command,
-    ssh_words,
+from cluster.hosts.model_sums import (
+    COPY_LIMIT_S,
+    FileSum,
+    FolderSums,
+    ModelFilesRefused,
+    ProgressLines,
+    Report,
+    lose,
+    sum_local,
+    sum_on_worker,
 )
+from cluster.hosts.ring_plan import RingLayout
+from cluster.hosts.ssh import EXIT_SSH, run_words, ssh_command, ssh_words
 from cluster.hosts.workers import Worker, describe_rsync
 from config import Settings
 from config.model_path import is_hub_name
 from distributed.planning.checkpoint import ModelError
 from distributed.planning.layer_plan import weights_hash
-from distributed.planning.stage_files import local_sums_file, needed_files
+from distributed.planning.stage_files import needed_files
 
 RSYNC_FLAGS = ("-L", "--partial", "--progress")
 SPARE_DISK_BYTES = 1_000_000_000
-COPY_LIMIT_S = 24 * 3600.0
 # A copy that differs afterwards is made once more.
 MAX_COPIES = 2
 _PROGRESS = re.compile(r"\s+([\d,.]+)\s+\d+%")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
-
-# Told of each step on a host: its name, bytes done, bytes in all, what is done.
-Report = Callable[[str, int, int, str], None]
-
-
-class ModelFilesRefused(ClusterError):
-    """The files cannot be brought to a host; the message has host, file or numbers, and what helps."""
-
-
-@dataclass(frozen=True)
-class FileSum:
-    """A file as it is on some host; sha256 is None where only its size was looked at."""
-
-    size: int
-    sha256: str | None
-
-
-@dataclass(frozen=True)
-class FolderSums:
-    """A model folder on some host."""
-
-    folder: str
-    free_bytes: int
-    files: Mapping[str, FileSum]
 
 
 @dataclass(frozen=True)
@@ -145,7 +117,7 @@ async def ensure_shipment(shipment: Shipment, settings: Settings, report: Report
     Raises:
         HostUnreachable, ModelFilesRefused: see `ensure_models`.
     """
-    there = await _sum_there(shipment, settings, report)
+    there = await sum_on_worker(shipment.worker, settings, shipment.target, shipment.files, report)
     for _ in range(MAX_COPIES):
         lacking = find_lacking(shipment.files, there.files)
         if not lacking:
@@ -156,7 +128,7 @@ async def ensure_shipment(shipment: Shipment, settings: Settings, report: Report
             await _fetch(shipment, settings, there.folder, lacking, report)
         else:
             await _copy(shipment, lacking, report)
-        there = await _sum_there(shipment, settings, report)
+        there = await sum_on_worker(shipment.worker, settings, shipment.target, shipment.files, report)
     lacking = find_lacking(shipment.files, there.files)
     if lacking:
         raise ModelFilesRefused(
@@ -192,79 +164,6 @@ def check_room(shipment: Shipment, there: FolderSums, lacking: Mapping[str, File
         )
 
 
-async def sum_local(
-    host: Host, settings: Settings, folder: Path, names: Sequence[str], report: Report
-) -> FolderSums:
-    """The sums of files here, cached in STATE_DIR.
-
-    Raises:
-        ModelFilesRefused: one is missing.
-    """
-    question = {
-        "folder": str(folder),
-        "sums_file": str(local_sums_file(folder, settings.state_dir)),
-        "sizes": dict.fromkeys(names),
-        "makes_folder": False,
-    }
-    total = sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
-    words = ["/bin/sh", "-c", make_python_command(host, settings)]
-    found = await _ask(host, words, question, lambda num: report(host.name, num, total, "checking"))
-    if missing := sorted(set(names) - found.files.keys()):
-        raise ModelFilesRefused(f"{folder}/{missing[0]} is missing here: ./launch.sh start goes on with it")
-    return found
-
-
-async def _sum_there(shipment: Shipment, settings: Settings, report: Report) -> FolderSums:
-    worker = shipment.worker
-    question = {
-        "folder": f"{worker.folder}/{shipment.target}",
-        "sums_file": None,
-        "sizes": {name: entry.size for name, entry in shipment.files.items()},
-        "makes_folder": True,
-    }
-    command = make_python_command(worker.host, settings)
-    words = ssh_command(worker.host, command, control_dir=make_control_dir())
-    name, total = worker.host.name, shipment.num_bytes
-    return await _ask(worker.host, words, question, lambda num: report(name, num, total, "checking"))
-
-
-async def _ask(
-    host: Host, words: Sequence[str], question: Mapping[str, Any], on_hashed: Callable[[int], None]
-) -> FolderSums:
-    lines = _SumLines(on_hashed)
-    done = await run_words(
-        words, input=make_program("file_sums", question), timeout_s=COPY_LIMIT_S, on_output=lines.feed
-    )
-    if done is None or done.code == EXIT_SSH:
-        raise _lost(host, done)
-    answer = read_answer(host, Completed(done.code, lines.last.encode(), done.stderr))
-    files = {name: FileSum(entry["size"], entry["sha256"]) for name, entry in answer["files"].items()}
-    return FolderSums(answer["folder"], answer["free_bytes"], files)
-
-
-def _lost(host: Host, done: Completed | None) -> HostUnreachable:
-    if done is None:
-        return HostUnreachable(host, f"no answer within {COPY_LIMIT_S / 3600:.0f} hours", "start again")
-    return describe_failure(host, done.stderr)
-
-
-class _SumLines:
-    """What file_sums.py and prepare print: how far they are, at last the sums, in a line of any length."""
-
-    def __init__(self, on_done: Callable[[int], None]) -> None:
-        self._on_done = on_done
-        self._rest = b""
-        self.last = ""
-
-    def feed(self, data: bytes) -> None:
-        """Take a piece of standard output."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            self.last = line.decode("utf-8", errors="replace")
-            if self.last.startswith('{"done_bytes"'):
-                self._on_done(int(json.loads(self.last)["done_bytes"]))
-
-
 async def _copy(shipment: Shipment, lacking: Mapping[str, FileSum], report: Report) -> None:
     host, total = shipment.host, sum(entry.size for entry in lacking.values())
     lines = CopyLines(lacking, lambda num: report(host.name, num, total, "copying"))
@@ -279,7 +178,7 @@ async def _copy(shipment: Shipment, lacking: Mapping[str, FileSum], report: Repo
         on_output=lines.feed,
     )
     if done is None or done.code == EXIT_SSH:
-        raise _lost(host, done)
+        raise lose(host, done)
     if done.code:
         raise ModelFilesRefused(
             f"{host.name}: rsync ended with code {done.code} ({describe_rsync(done)}); "
@@ -324,11 +223,11 @@ async def _fetch(
         f"umask 077; cd {worker.shell_path('code')} && {prefix}exec {worker.shell_path('venv/bin/python')} "
         f"-m distributed.models.prepare {shlex.join([*arguments, *lacking])}"
     )
-    lines = _SumLines(lambda num: report(worker.host.name, num, total, "fetching"))
+    lines = ProgressLines(lambda num: report(worker.host.name, num, total, "fetching"))
     done = await run_words(
         ssh_command(worker.host, command, control_dir=None), timeout_s=COPY_LIMIT_S, on_output=lines.feed
     )
     if done is None or done.code == EXIT_SSH:
-        raise _lost(worker.host, done)
+        raise lose(worker.host, done)
     if done.code:
         raise ModelFilesRefused(f"{worker.host.name}: {done.last_line}")

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from cluster.errors import ClusterError
+from cluster.hosts.code_marks import mark_supervisor
 from cluster.hosts.hosts import Cluster, Host
 from cluster.hosts.provisioning import HostsFailed, Provisioned, is_away, load_provisioned, make_key, on_all
 from cluster.hosts.remote_ranks import make_rank_command, make_remote_environment
@@ -194,6 +195,21 @@ def test_what_was_placed_is_used_again_until_something_changes(tmp_path: Path) -
     moved = Cluster((cluster.hosts[0], replace(MAC2, address="192.168.5.3")))
     for other in (make_key(settings, moved), make_key(load(tmp_path, LAYER_SPLIT="1"), cluster)):
         assert load_provisioned(settings.run_dir, other) is None
+
+
+def test_an_edit_of_any_file_of_the_supervisor_changes_its_mark(tmp_path: Path) -> None:
+    """Files in its folders count as well as those above them; the commands are another program."""
+    names = ("cluster/ports.py", "cluster/supervisor/child.py", "cluster/hosts/ssh.py", "config/live.py")
+    for name in (*names, "cluster/commands/status.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1\n")
+    marks = [mark_supervisor(tmp_path)]
+    for name in names:
+        (tmp_path / name).write_text("2\n")
+        marks.append(mark_supervisor(tmp_path))
+    (tmp_path / "cluster/commands/status.py").write_text("2\n")
+    assert len(set(marks)) == len(names) + 1
+    assert mark_supervisor(tmp_path) == marks[-1]
 
 
 def test_free_ports_are_those_of_one_address(capsys: pytest.CaptureFixture[str]) -> None:

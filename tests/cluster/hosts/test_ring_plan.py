@@ -16,21 +16,11 @@ from cluster.commands.command_line import main
 from cluster.commands.plan import BadHosts, make_lines, read_hosts
 from cluster.hosts import provisioning as placing
 from cluster.hosts import ring_plan as plan
+from cluster.hosts.host_rooms import HostRoom, PlanRefused, mac_gpu_bytes, make_room, measure_rooms
 from cluster.hosts.hosts import Cluster, Host, read_cluster
 from cluster.hosts.model_source import HubOutOfReach, ModelSource
 from cluster.hosts.probe import HostFacts
-from cluster.hosts.ring_plan import (
-    LAYOUT_NAME,
-    HostRoom,
-    PlanRefused,
-    RingLayout,
-    choose_layout,
-    find_short_hosts,
-    mac_gpu_bytes,
-    make_room,
-    measure_rooms,
-    plan_ring,
-)
+from cluster.hosts.ring_plan import LAYOUT_NAME, RingLayout, choose_layout, find_short_hosts, plan_ring
 from cluster.supervisor.service import read_service
 from config import Settings, load_settings
 from distributed.planning.capacities import RANK_BYTES, make_reserve
