@@ -1,6 +1,6 @@
-"""What the doctor says of the model: the plan that `start` would make, or why not, and what is to be copied.
+"""The doctor's checks of the model: the plan that `start` would make, or why not, and the files to copy.
 
-Plans as cluster/hosts/ring_plan.py does and keeps nothing. Knows nothing of ssh.
+Plans as hosts/ring_plan.py does, and saves nothing. Knows nothing of ssh.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from distributed.planning.stage_files import needed_files
 async def check_plan(
     settings: Settings, cluster: Cluster, facts: Sequence[HostFacts], service: Service
 ) -> list[Finding]:
-    """One finding a host, or one that says why there is no plan."""
+    """One finding per host, or one on why there is no plan."""
     try:
         rooms = measure_rooms(cluster, facts, service.held_bytes if service.holder else {})
         source = await run_beside(read_source, settings)
@@ -36,41 +36,41 @@ async def check_plan(
     except PlanRefused as error:
         return [Finding(LOCAL_NAME, "plan", "failed", str(error), "./launch.sh plan --help")]
     except ModelRefused as error:
-        return [Finding(LOCAL_NAME, "plan", "failed", str(error), "name another model in MODEL_REPO")]
+        return [Finding(LOCAL_NAME, "plan", "failed", str(error), "set MODEL_REPO to another model")]
     except HubOutOfReach as error:
         return [Finding(LOCAL_NAME, "plan", "failed", str(error))]
     except ModelUnknown as error:
-        return [Finding(LOCAL_NAME, "plan", "note", f"whether the model fits is not known yet: {error}")]
+        return [Finding(LOCAL_NAME, "plan", "note", f"cannot tell yet whether the model fits: {error}")]
     findings = [_describe_share(layout, name) for name in dict.fromkeys(room.name for room in layout.rooms)]
     findings += [Finding(name, "memory", "note", text) for name, text in find_short_hosts(layout).items()]
-    remote = [told for told in facts if not told.host.is_local]
+    remote = [known for known in facts if not known.host.is_local]
     if source.folder is not None:
-        checks = (_check_files(settings, cluster, layout, told, source.folder) for told in remote)
+        checks = (_check_files(settings, cluster, layout, known, source.folder) for known in remote)
         findings += await asyncio.gather(*checks)
     return findings
 
 
 async def _check_files(
-    settings: Settings, cluster: Cluster, layout: RingLayout, told: HostFacts, folder: Path
+    settings: Settings, cluster: Cluster, layout: RingLayout, known: HostFacts, folder: Path
 ) -> Finding:
-    """Which of a host's files are there, by size; `start` compares their sums."""
-    name, ranks = told.host.name, cluster.ranks_of(told.host)
-    there = f"{told.worker_dir}/models/{folder_name(settings.model_name, folder)}"
+    """Whether a host has the files of its layers, by size; `start` compares their sums."""
+    name, ranks = known.host.name, cluster.ranks_of(known.host)
+    there = f"{known.worker_dir}/models/{folder_name(settings.model_name, folder)}"
     try:
         files = needed_files(folder, layout.ranges, ranks)
-        listed = (await probe(told.host, settings, model_folder=there, num_ports=0)).model_files or {}
+        listed = (await probe(known.host, settings, model_folder=there, num_ports=0)).model_files or {}
     except (ClusterError, ModelError) as error:
-        return Finding(name, "model", "note", f"whether the model's files are there is not known: {error}")
+        return Finding(name, "model", "note", f"cannot tell whether it has the model's files: {error}")
     sizes = {file: (folder / file).stat().st_size for file in files}
     missing = [file for file, size in sizes.items() if listed.get(file) != size]
     if not missing:
-        return Finding(name, "model", "ok", f"all {len(files)} files of its layers are there")
+        return Finding(name, "model", "ok", f"it has all {len(files)} files of its layers")
     num_bytes = sum(sizes[file] for file in missing)
-    text = f"{len(missing)} of {len(files)} files of its layers, {format_bytes(num_bytes)}, are not there yet"
-    if told.disk_free_bytes is not None and told.disk_free_bytes < num_bytes + SPARE_DISK_BYTES:
-        text += f", and only {format_bytes(told.disk_free_bytes)} are free"
+    text = f"it lacks {len(missing)} of {len(files)} files of its layers, {format_bytes(num_bytes)}"
+    if known.disk_free_bytes is not None and known.disk_free_bytes < num_bytes + SPARE_DISK_BYTES:
+        text += f", and only {format_bytes(known.disk_free_bytes)} are free"
         return Finding(
-            name, "model", "failed", text, "make room there, or name another folder with WORKER_DIR"
+            name, "model", "failed", text, "make room there, or set WORKER_DIR to a folder on another disk"
         )
     return Finding(name, "model", "note", f"{text}: `start` copies them")
 

@@ -1,7 +1,6 @@
-"""`start`: prepare the model, launch the supervisor in the background, and show how it gets
-ready.
+"""`start`: checks this machine, prepares the model, and launches the supervisor in the background.
 
-Shows what the status files say; the work is the supervisor's. Knows nothing of ranks but their names.
+start_progress.py waits until the service is ready. Knows nothing of ranks.
 """
 
 from __future__ import annotations
@@ -55,10 +54,10 @@ def start(
     prepare: Sequence[str] = PREPARE,
     is_rehearsal: bool = False,
 ) -> int:
-    """Start the service and wait until it is ready, or only say what that would do; the exit code.
+    """Start the service and wait until it is ready, or only print what a start would do; the exit code.
 
     Raises:
-        StartFailed: with the reason; nothing of the service runs then.
+        StartFailed: with the reason; then nothing of the service runs.
     """
     check_startable(settings)
     show_warnings(settings, terminal)
@@ -94,9 +93,9 @@ def start(
 
 
 def end_started(settings: Settings, supervisor: ProcessIdentity, terminal: Terminal) -> None:
-    """End a supervisor that was to become ready: as `stop` does, and at once where Ctrl-C comes again."""
+    """End the supervisor after Ctrl-C as `stop` does, and at once after a second Ctrl-C."""
     try:
-        terminal.line("Interrupted: stopping what was started (Ctrl-C again: at once)")
+        terminal.line("Interrupted: stopping what was started (Ctrl-C again kills it)")
         supervisor.send(signal.SIGTERM)
         is_gone = supervisor.wait(settings.shutdown_timeout + EXTRA_LIMIT_S)
     except KeyboardInterrupt:
@@ -115,10 +114,10 @@ def place_everything(
     prepare: Sequence[str],
     held_bytes: Mapping[str, int] | None = None,
 ) -> None:
-    """Put the model into place here, and on other hosts all that ranks need.
+    """Prepare the model on this machine, and everything that ranks need on other hosts.
 
     Args:
-        held_bytes: memory of running ranks by host, which is free when the next ones start.
+        held_bytes: by host name, the memory of ranks that will have ended when the new ones start.
 
     Raises:
         ClusterError: with a sentence for each host that cannot be used.
@@ -135,7 +134,7 @@ def place_everything(
 
 
 def check_startable(settings: Settings) -> None:
-    """Raise SettingsError for settings that are well formed and cannot be served, ClusterError for limits."""
+    """Raise SettingsError for settings that cannot be served, ClusterError for this user's limits."""
     if problems := start_problems(settings):
         raise SettingsError(problems)
     if short := limit_problems(settings):
@@ -145,13 +144,13 @@ def check_startable(settings: Settings) -> None:
 def prepare_foreground(
     settings: Settings, overrides: Mapping[str, str], terminal: Terminal, prepare: Sequence[str] = PREPARE
 ) -> None:
-    """Check this machine and prepare the model for a supervisor that runs in this process.
+    """Check this machine and prepare the model for a supervisor in this process.
 
-    What keeps a ring from starting that was ready once may pass, as with a disk that is mounted late: it is
-    said, and the supervisor waits for it.
+    If the service was ready before, a failure may pass, as with a disk that is mounted late: it is printed,
+    and the supervisor tries until it works.
 
     Raises:
-        ClusterError: of a service that was never ready.
+        ClusterError: the service was never ready.
     """
     running = read_service(settings)
     try:
@@ -163,52 +162,52 @@ def prepare_foreground(
         if not running.supervisor.get("was_ready"):
             raise
         terminal.line(
-            terminal.colored(f"{error}; it was ready before, so it is tried until it works", "yellow")
+            terminal.colored(f"{error}; the service was ready before: it is tried until it works", "yellow")
         )
 
 
 def check_this_start(settings: Settings, running: Service) -> None:
-    """Look at this machine as `doctor` does. What others could read that is private only counts there.
+    """Check this machine as `doctor` does, except for private files that others can read.
 
     Raises:
-        ClusterError: with the doctor's sentences about what keeps the start from being of use.
+        ClusterError: with the doctor's failed findings.
     """
     findings = own_checks.check_this_machine(settings, running)
     refuse_failed([finding for finding in findings if finding.check != "private"])
 
 
 def show_warnings(settings: Settings, terminal: Terminal) -> None:
-    """Say loudly what a start allows."""
+    """Print warnings about the settings in red."""
     for warning in start_warnings(settings):
         terminal.line(terminal.colored(warning, "red"))
 
 
 def wait_for_stop(settings: Settings, terminal: Terminal) -> Service:
-    """The service as it is, once one that is on its way out has gone."""
+    """The service; if one is stopping, wait for its end first."""
     service = read_service(settings)
     if service.holder and service.state == "stopping":
-        terminal.line(f"supervisor {service.holder.pid} is still stopping: waiting for it")
+        terminal.line(f"supervisor {service.holder.pid} is still stopping: waiting for its end")
         service.holder.wait(settings.shutdown_timeout + EXTRA_LIMIT_S)
         return read_service(settings)
     return service
 
 
 def join_running(settings: Settings, running: Service, terminal: Terminal) -> int:
-    """Somebody else started it: wait until it is ready, and refuse where its settings are not ours."""
+    """Another command started it: wait until it is ready, and refuse if its settings differ."""
     assert running.holder is not None
     since = datetime.fromtimestamp(running.holder.start_time).strftime("%Y-%m-%d %H:%M:%S")
     who = f"supervisor {running.holder.pid}, since {since}"
     if others := list_differences(running.supervisor.get("settings"), settings.public()):
         raise ClusterError(
             f"already running ({who}) with other settings: {'; '.join(others)}. "
-            "./launch.sh restart takes flags that change them; stop, then start, takes yours alone"
+            "./launch.sh restart adds your flags to its own; ./launch.sh stop, then start, uses yours alone"
         )
     with InterruptFlag() as interrupt:
         try:
             follow(settings, running.holder, StartProgress(terminal, None), interrupt)
         except Interrupted:
             raise Interrupted(
-                f"Interrupted: {who}, goes on: see ./launch.sh status; ./launch.sh stop ends it"
+                f"Interrupted: {who}, keeps running: see ./launch.sh status; ./launch.sh stop ends it"
             ) from None
         except StartFailed as error:
             next_step = read_service(settings).waits_for
@@ -220,7 +219,7 @@ def join_running(settings: Settings, running: Service, terminal: Terminal) -> in
 
 
 def list_differences(theirs: Any, ours: Mapping[str, Any]) -> list[str]:
-    """Name each setting in which a running service differs from ours; none where it does not say yet."""
+    """Each setting in which a running service differs from ours; empty if it has not published its own."""
     if not isinstance(theirs, dict):
         return []
     return [
@@ -229,23 +228,23 @@ def list_differences(theirs: Any, ours: Mapping[str, Any]) -> list[str]:
 
 
 def prepare_model(settings: Settings, overrides: Mapping[str, str], prepare: Sequence[str]) -> None:
-    """Make or fetch the model, in a process of its own that shows its progress on standard error."""
+    """Make or fetch the model in a process of its own, which shows its progress on standard error."""
     if settings.model_repo.startswith(BUILTIN_PREFIX):
         packages.ensure_builtin()
     code = run_to_end(prepare, folder=ROOT, environment={**os.environ, **overrides})
     if code != 0:
-        raise StartFailed(f"the model {settings.model_repo} could not be prepared (exit code {code})")
+        raise StartFailed(f"the model {settings.model_repo} was not prepared (exit code {code}): see above")
 
 
 def launch_supervisor(
     settings: Settings, overrides: Mapping[str, str], command: Sequence[str]
 ) -> ProcessIdentity:
-    """Start the supervisor in a session of its own; it outlives us."""
+    """Start the supervisor in a session of its own, in which it outlives this command."""
     path = log_path(settings.log_dir, "supervisor")
-    # Its standard error is the log: what even a crash of the interpreter is written to.
+    # Its standard error goes to the log, where even a crash of the interpreter is written.
     log = RotatingFile(path)
     now = datetime.now().isoformat(sep=" ", timespec="milliseconds")
-    with contextlib.suppress(OSError):  # whether it can be opened, and no more, counts below
+    with contextlib.suppress(OSError):  # a full disk does not prevent the start
         log.write_line(f"{now} INFO start: new supervisor")
     log.close()
     flags = [word for key, value in overrides.items() for word in ("--set", f"{key}={value}")]
@@ -259,7 +258,7 @@ def launch_supervisor(
             start_new_session=True,
         )
     identity = identify(process.pid)
-    assert identity is not None, "a child of ours is there until we reap it"
-    # Not ours to reap: init does when we are gone.
+    assert identity is not None, "a child exists until we reap it"
+    # init reaps it after our end.
     process.returncode = 0
     return identity

@@ -1,4 +1,4 @@
-"""What `start` shows until the service is ready: the phases of the ranks, failures, and at last the address.
+"""What `start` shows until the service is ready: the phases of the ranks, failures, and the address.
 
 Reads the status files only.
 """
@@ -18,6 +18,7 @@ from cluster.supervisor.restart_policy import MAX_FAILURES
 from cluster.supervisor.service import Service, read_service
 from cluster.terminal import Terminal, format_duration, make_bar
 from config import Settings
+from config.run_files import number
 
 LOOK_INTERVAL_S = 0.1
 NUM_LOG_LINES = 15
@@ -26,17 +27,17 @@ NUM_LOG_LINES = 15
 def follow(
     settings: Settings, supervisor: ProcessIdentity, progress: StartProgress, interrupt: InterruptFlag
 ) -> None:
-    """Show what a supervisor says until the service is ready.
+    """Show the supervisor's status until the service is ready.
 
     Raises:
-        StartFailed: it gave up, ended, or took longer than its own limits allow.
+        StartFailed: it failed, ended, or took longer than its own limits allow.
         Interrupted: Ctrl-C.
     """
     limit_s = (settings.connect_timeout + settings.load_timeout) * MAX_FAILURES + 60
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         if interrupt.is_set:
-            raise Interrupted("Stopped: nothing is left running. ./launch.sh start goes on where this ended")
+            raise Interrupted("Stopped: nothing is left running. ./launch.sh start continues here")
         service = read_service(settings)
         has_ended = supervisor.wait(LOOK_INTERVAL_S)
         if service.supervisor.get("pid") == supervisor.pid:
@@ -45,16 +46,16 @@ def follow(
                 progress.finish(service)
                 return
             if service.supervisor.get("state") in ("failed", "stopping", "stopped"):
-                raise StartFailed(service.reason or "it was stopped while it started")
+                raise StartFailed(service.reason or "another command stopped it: ./launch.sh start")
             if service.is_stuck:
                 raise StartFailed(str(service.reason))
         if has_ended:
-            raise StartFailed("the supervisor ended: see the last lines of its log")
+            raise StartFailed("the supervisor ended: see ./launch.sh logs supervisor")
     raise StartFailed(f"not ready after {format_duration(limit_s)}")
 
 
 class StartProgress:
-    """What of a start has been shown so far."""
+    """Shows a start, each step and phase once."""
 
     def __init__(self, terminal: Terminal, steps: Steps | None, num_ranks: int = 0) -> None:
         self._terminal = terminal
@@ -66,7 +67,7 @@ class StartProgress:
 
     def update(self, service: Service) -> None:
         """Show what is new."""
-        entries = service.supervisor.get("processes", [])
+        entries = service.entries
         if self._steps and not self._has_shown_processes and len(entries) > self._num_ranks:
             self._has_shown_processes = True
             ranks = "1 rank" if self._num_ranks == 1 else f"{self._num_ranks} ranks"
@@ -82,7 +83,7 @@ class StartProgress:
             self._print_phases(entries)
 
     def finish(self, service: Service) -> None:
-        """Print the last two steps, and what keeps requests out."""
+        """Print the last two steps, and why no request is accepted, if so."""
         if service.trouble:
             self._terminal.line(self._terminal.colored(service.trouble, "red"))
         if not self._steps:
@@ -109,11 +110,11 @@ def _name_rank(entry: Mapping[str, Any]) -> str:
 
 def _describe_rank(entry: Mapping[str, Any]) -> str:
     state, name = str(entry["state"]), _name_rank(entry)
-    return f"{name} {make_bar(float(entry.get('progress', 0))) if state == 'loading' else state}"
+    return f"{name} {make_bar(number(entry.get('progress'))) if state == 'loading' else state}"
 
 
 def show_last_lines(settings: Settings, terminal: Terminal, marks: LogMarks) -> None:
-    """Print the end of what the process that failed has logged in this start."""
+    """Print the last lines that the failed process has logged in this start."""
     failed = read_service(settings).supervisor.get("failed_process") or "supervisor"
     path = log_path(settings.log_dir, failed)
     lines = marks.read_since(path)[-NUM_LOG_LINES:]

@@ -45,13 +45,13 @@ class PlanRefused(ClusterError):
 
 @dataclass(frozen=True)
 class HostRoom:
-    """A place in the ring and the memory there; this machine can have two places, which share its memory."""
+    """A place in the ring and its memory; this machine can have two places, which share its memory."""
 
     name: str
     num_ranks: int
     total_bytes: int
     free_bytes: int
-    usable_bytes: int  # for weights and KV of its ranks: of the free ones, on a Mac of the GPU's
+    usable_bytes: int  # for weights and KV of its ranks: from free memory, on a Mac from the GPU's
     speed: float  # of each of its ranks
     has_gpu: bool
 
@@ -59,31 +59,34 @@ class HostRoom:
 def measure_rooms(
     cluster: Cluster, facts: Sequence[HostFacts], held_bytes: Mapping[str, int]
 ) -> tuple[HostRoom, ...]:
-    """Say what each host has for weights and KV.
+    """The memory that each place has for weights and KV.
+
+    Args:
+        held_bytes: by host name, the memory of ranks that will have ended when the new ones start.
 
     Raises:
-        PlanRefused: a host does not tell its memory.
+        PlanRefused: a host's memory is unknown.
     """
-    bandwidths = [BANDWIDTHS.get(told.chip.strip()) for told in facts]
+    bandwidths = [BANDWIDTHS.get(entry.chip.strip()) for entry in facts]
     rooms = []
-    for host, told, bandwidth in zip(cluster.hosts, facts, bandwidths, strict=True):
-        if told.free_memory_bytes is None or told.total_memory_bytes is None:
-            raise PlanRefused(f"{host.name} does not tell its memory: give LAYER_SPLIT, or leave it out")
+    for host, known, bandwidth in zip(cluster.hosts, facts, bandwidths, strict=True):
+        if known.free_memory_bytes is None or known.total_memory_bytes is None:
+            raise PlanRefused(f"{host.name} does not report its memory: leave it out of WORKER_HOSTS")
         places = [other for other in cluster.hosts if other.ssh == host.ssh]
         num_ranks = sum(other.num_ranks for other in places)
         speed = float(bandwidth) if bandwidth and all(bandwidths) else 1.0
-        free = min(told.total_memory_bytes, told.free_memory_bytes + held_bytes.get(host.name, 0))
-        has_metal = told.system == "Darwin" and told.machine == "arm64"
+        free = min(known.total_memory_bytes, known.free_memory_bytes + held_bytes.get(host.name, 0))
+        has_metal = known.system == "Darwin" and known.machine == "arm64"
         rooms.append(
             make_room(
                 host.name,
                 host.num_ranks,
-                total_bytes=told.total_memory_bytes,
+                total_bytes=known.total_memory_bytes,
                 free_bytes=free,
-                gpu_limit_bytes=_gpu_limit(told) if has_metal else None,
+                gpu_limit_bytes=_gpu_limit(known) if has_metal else None,
                 num_ranks_there=num_ranks,
                 speed=speed,
-                has_gpu=has_metal or any(name.startswith("mlx-cuda") for name in told.versions),
+                has_gpu=has_metal or any(name.startswith("mlx-cuda") for name in known.versions),
             )
         )
     return tuple(rooms)
@@ -100,11 +103,11 @@ def make_room(
     speed: float = 1.0,
     has_gpu: bool = False,
 ) -> HostRoom:
-    """Say what a place in the ring has; a machine's ranks share its memory and its speed.
+    """One place in the ring; a machine's ranks share its memory and its speed.
 
     Args:
-        gpu_limit_bytes: of a Mac. What is free there says little: macOS gives up caches and compresses other
-            programs' memory when the GPU asks for it.
+        gpu_limit_bytes: of a Mac. It counts instead of free memory: macOS drops caches and compresses other
+            programs' memory when the GPU needs it.
     """
     num_ranks_there = num_ranks_there or num_ranks
     usable = free_bytes if gpu_limit_bytes is None else gpu_limit_bytes
@@ -112,11 +115,11 @@ def make_room(
     return HostRoom(name, num_ranks, total_bytes, free_bytes, part, speed / num_ranks_there, has_gpu)
 
 
-def _gpu_limit(told: HostFacts) -> int:
-    assert told.total_memory_bytes is not None
-    return told.gpu_wired_limit_bytes or mac_gpu_bytes(told.total_memory_bytes)
+def _gpu_limit(facts: HostFacts) -> int:
+    assert facts.total_memory_bytes is not None
+    return facts.gpu_wired_limit_bytes or mac_gpu_bytes(facts.total_memory_bytes)
 
 
 def mac_gpu_bytes(total_bytes: int) -> int:
-    """What the GPU of a Mac with so much memory may use, where nobody tells."""
+    """What the GPU of a Mac may use by default."""
     return total_bytes * 2 // 3 if total_bytes <= MAX_SMALL_MAC_BYTES else total_bytes * 3 // 4

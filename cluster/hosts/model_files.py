@@ -1,15 +1,13 @@
-"""Brings each host the files of the model that its ranks need, and no others.
+"""Copies to each host the model files that its ranks need, and no others.
 
-MODEL_SYNC=copy sends them from this machine by rsync, which goes on where an earlier copy ended; hub lets
-the host's own environment fetch the same files from the Hub. Either way the sha256 of every file there is
-compared with that of the file here afterwards. Sums are cached beside size and time of the files
-(cluster/hosts/remote_scripts/file_sums.py), so that a start without changes asks each host once and reads
-nothing.
+With MODEL_SYNC=copy rsync sends them from this machine, and continues an interrupted copy; with hub the
+host's own environment fetches the same files from the Hub. Either way every file's sha256 there is then
+compared with the one here (model_sums.py).
 
     WORKER_DIR/models/{name}-{mark}/    mark: of config and index, so that no two models share a folder
 
-rsync is called with options that 2.6.9 and openrsync know: -L --partial --progress -e --rsync-path. Without
--t a copied file never has the time of its source, so rsync compares contents of whatever it is told to send.
+rsync runs with options that 2.6.9 and openrsync know: -L --partial --progress -e --rsync-path. Without -t a
+copied file never has the time of its source, so rsync compares the contents.
 """
 
 from __future__ import annotations
@@ -45,7 +43,7 @@ from distributed.planning.stage_files import needed_files
 
 RSYNC_FLAGS = ("-L", "--partial", "--progress")
 SPARE_DISK_BYTES = 1_000_000_000
-# A copy that differs afterwards is made once more.
+# A copy that differs is made once more.
 MAX_COPIES = 2
 _PROGRESS = re.compile(r"\s+([\d,.]+)\s+\d+%")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
@@ -53,7 +51,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 @dataclass(frozen=True)
 class Shipment:
-    """What one worker must have: files of the folder here, with their sums."""
+    """The files that one worker must have, with their sums."""
 
     worker: Worker
     source: Path
@@ -72,7 +70,7 @@ class Shipment:
 async def ensure_models(
     cluster: Cluster, workers: Sequence[Worker], layout: RingLayout, settings: Settings, report: Report
 ) -> dict[str, str]:
-    """Bring every worker its files, all at the same time; the absolute folder there, by ssh destination.
+    """Bring all workers their files at the same time; the absolute folder there, by ssh destination.
 
     Raises:
         HostUnreachable: ssh does not get through.
@@ -103,7 +101,7 @@ async def ensure_models(
 
 
 def folder_name(model_name: str, folder: Path) -> str:
-    """A name for a model's folder on other hosts: safe in a shell, and of this very config and index."""
+    """A name for a model's folder on other hosts: safe in a shell, with the mark of config and index."""
     return f"{_UNSAFE.sub('_', model_name).lstrip('.-_')}-{weights_hash(folder)[:8]}"
 
 
@@ -112,7 +110,7 @@ def _ranks_on(cluster: Cluster, host: Host) -> list[int]:
 
 
 async def ensure_shipment(shipment: Shipment, settings: Settings, report: Report) -> str:
-    """Bring one worker what it lacks; the absolute folder there.
+    """Bring one worker the files it lacks; the absolute folder there.
 
     Raises:
         HostUnreachable, ModelFilesRefused: see `ensure_models`.
@@ -133,13 +131,13 @@ async def ensure_shipment(shipment: Shipment, settings: Settings, report: Report
     if lacking:
         raise ModelFilesRefused(
             f"{shipment.host.name}: {there.folder}/{min(lacking)} differs from the file here after "
-            f"{MAX_COPIES} copies: check disk and memory of both hosts"
+            f"{MAX_COPIES} copies: check the disk and memory of both hosts"
         )
     return there.folder
 
 
 def find_lacking(wanted: Mapping[str, FileSum], there: Mapping[str, FileSum]) -> dict[str, FileSum]:
-    """What is missing or has other bytes."""
+    """The files that are missing there or differ."""
     return {
         name: entry
         for name, entry in wanted.items()
@@ -148,10 +146,10 @@ def find_lacking(wanted: Mapping[str, FileSum], there: Mapping[str, FileSum]) ->
 
 
 def check_room(shipment: Shipment, there: FolderSums, lacking: Mapping[str, FileSum]) -> None:
-    """Refuse what would fill the disk: rsync keeps what is there of a file until the new one is whole.
+    """Refuse to fill the disk; rsync keeps the old file until the new one is complete.
 
     Raises:
-        ModelFilesRefused: with has and needs.
+        ModelFilesRefused: with the sizes.
     """
     old = [there.files[name].size for name in lacking if name in there.files]
     needed = sum(entry.size for entry in lacking.values()) - sum(old) + max(old, default=0)
@@ -182,7 +180,7 @@ async def _copy(shipment: Shipment, lacking: Mapping[str, FileSum], report: Repo
     if done.code:
         raise ModelFilesRefused(
             f"{host.name}: rsync ended with code {done.code} ({describe_rsync(done)}); "
-            "./launch.sh start goes on where it ended"
+            "./launch.sh start continues where it ended"
         )
 
 
@@ -214,7 +212,7 @@ class CopyLines:
 async def _fetch(
     shipment: Shipment, settings: Settings, folder: str, lacking: Mapping[str, FileSum], report: Report
 ) -> None:
-    """Let the worker's own environment fetch the files from the Hub, at the revision that is here."""
+    """Let the worker's own environment fetch the files from the Hub, at this machine's revision."""
     worker, total = shipment.worker, sum(entry.size for entry in lacking.values())
     endpoint = os.environ.get("HF_ENDPOINT")
     prefix = f"HF_ENDPOINT={shlex.quote(endpoint)} " if endpoint else ""

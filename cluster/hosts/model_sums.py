@@ -1,4 +1,4 @@
-"""Sums the files of a model folder, here or on a worker, and tells how far it is.
+"""Computes the sha256 of a model folder's files, here or on a worker, and reports the progress.
 
 remote_scripts/file_sums.py does the work. It keeps each sum with the size and time of its file, so that a
 start without changes asks each host once and reads no file.
@@ -36,12 +36,12 @@ Report = Callable[[str, int, int, str], None]
 
 
 class ModelFilesRefused(ClusterError):
-    """The files cannot be brought to a host; the message has host, file or numbers, and what helps."""
+    """The files cannot be copied to a host; the message names host, file or sizes, and the fix."""
 
 
 @dataclass(frozen=True)
 class FileSum:
-    """A file as it is on some host; sha256 is None where only its size was looked at."""
+    """A file on some host; sha256 is None if only its size was read."""
 
     size: int
     sha256: str | None
@@ -74,7 +74,7 @@ async def sum_local(
     words = ["/bin/sh", "-c", make_python_command(host, settings)]
     found = await _ask(host, words, question, lambda num: report(host.name, num, total, "checking"))
     if missing := sorted(set(names) - found.files.keys()):
-        raise ModelFilesRefused(f"{folder}/{missing[0]} is missing here: ./launch.sh start goes on with it")
+        raise ModelFilesRefused(f"{folder}/{missing[0]} is missing here: ./launch.sh start fetches it")
     return found
 
 
@@ -109,13 +109,14 @@ async def _ask(
 
 
 def lose(host: Host, done: Completed | None) -> HostUnreachable:
+    """The error for a host whose connection was lost, or that did not finish in time."""
     if done is None:
-        return HostUnreachable(host, f"no answer within {COPY_LIMIT_S / 3600:.0f} hours", "start again")
+        return HostUnreachable(host, f"not finished in {COPY_LIMIT_S / 3600:.0f} hours", "./launch.sh start")
     return describe_failure(host, done.stderr)
 
 
 class ProgressLines:
-    """What file_sums.py and prepare print: how far they are, at last the sums, in a line of any length."""
+    """Reads the output of file_sums.py and prepare: progress, and at last the sums in one long line."""
 
     def __init__(self, on_done: Callable[[int], None]) -> None:
         self._on_done = on_done

@@ -1,10 +1,9 @@
-"""Who gets which layers on which host: the hosts' facts go in, a layout of the ring comes out.
+"""Plans which host gets which layers: the hosts' facts go in, a layout of the ring comes out.
 
-The arithmetic is `distributed/planning/layer_plan.py: plan_layers`, the same that a ring on one machine uses.
-Here it is decided what counts as a host's memory: what is free, on a Mac all that the GPU may use, less what
-each rank takes beside weights and KV. The supervisor plans once and tells the ranks, because files are
-copied for a plan. The last layout stays in STATE_DIR/run/layout.json and is used again while it is still
-good: free memory that wobbles moves no layer. Starts nothing and asks no host.
+`distributed/planning/layer_plan.py: plan_layers` does the arithmetic, as for a ring on one machine;
+host_rooms.py counts the memory. The supervisor plans once and sends the plan to the ranks, because files are
+copied for it. STATE_DIR/run/layout.json keeps the last layout, which is used again while it is still good, so
+that small changes of free memory move no layer. Starts nothing and asks no host.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from distributed.planning.model_shape import ModelShape
 
 LAYOUT_NAME = "layout.json"
 MIB = 1 << 20
-# A CPU is slow with packed weights: unpacked to float32 where that takes no more of the free memory.
+# A CPU is slow with packed weights: they are unpacked to float32 if that takes no more of the free memory.
 MAX_DEQUANTIZED_SHARE = 0.6
 # An old layout is kept while its longest stage is no more than this much slower than the best one's.
 MAX_KEPT_SLOWNESS = 1.1
@@ -46,7 +45,7 @@ MAX_KEPT_SLOWNESS = 1.1
 
 @dataclass(frozen=True)
 class RankShare:
-    """What one rank gets."""
+    """The layers of one rank, and the memory they take."""
 
     rank: int
     host: str
@@ -63,7 +62,7 @@ class RankShare:
 
 @dataclass(frozen=True)
 class RingLayout:
-    """The plan of a ring: what the ranks are told, and what is copied to whom."""
+    """The plan of a ring: the layers of each rank, by which files are copied."""
 
     model: str
     dequantize: bool
@@ -81,7 +80,7 @@ class RingLayout:
         return tuple(share.layers for share in self.ranks)
 
     def ranks_of(self, host: str) -> tuple[RankShare, ...]:
-        """What the ranks of a host get."""
+        """The shares of a host's ranks."""
         return tuple(share for share in self.ranks if share.host == host)
 
 
@@ -96,33 +95,33 @@ async def plan_ring(
 
     Args:
         facts: of each host of the cluster, in order.
-        held_bytes: by host name, what ranks of ours hold there that will be gone when the new ones start.
+        held_bytes: see `measure_rooms`.
 
     Raises:
-        PlanRefused: with has and needs of every host.
-        ModelUnknown: the model is not here, and the Hub does not tell its sizes.
+        PlanRefused: with the memory that every host has and needs.
+        ModelUnknown: the model is not here, and the Hub does not answer.
         ModelRefused: it cannot be served.
     """
     rooms = measure_rooms(cluster, facts, held_bytes or {})
     source = await run_beside(read_source, settings)
     layout = choose_layout(settings, source, rooms)
-    with contextlib.suppress(OSError):  # a full disk: planned anew the next time
+    with contextlib.suppress(OSError):  # on a full disk the next start plans afresh
         write_json(settings.run_dir / LAYOUT_NAME, {"key": _key(settings, layout), **_body(layout)})
     return layout
 
 
 def choose_layout(settings: Settings, source: ModelSource, rooms: Sequence[HostRoom]) -> RingLayout:
-    """Plan for hosts with so much room; the last layout again, where it was made for the like and fits.
+    """Plan for these rooms; keep the last layout if it was made for the same hosts and model and still fits.
 
     Raises:
-        PlanRefused: with has and needs of every host.
+        PlanRefused: with the memory that every host has and needs.
     """
     num_gpus = sum(room.has_gpu for room in rooms)
     if 0 < num_gpus < len(rooms):
         without = next(room.name for room in rooms if not room.has_gpu)
         raise PlanRefused(
-            f"{without} has no GPU and others have one: their numbers differ in precision, so they cannot be "
-            "one ring; leave one kind out of WORKER_HOSTS"
+            f"{without} has no GPU and others have one: they compute in different precision, so they cannot "
+            "form one ring; leave one kind out of WORKER_HOSTS"
         )
     kv = make_reserve(settings, sum(room.num_ranks for room in rooms))
     if not num_gpus:
@@ -140,7 +139,7 @@ def choose_layout(settings: Settings, source: ModelSource, rooms: Sequence[HostR
 
 
 def find_short_hosts(layout: RingLayout) -> dict[str, str]:
-    """A sentence for each Mac that has less free now than its ranks will take, by host."""
+    """By host, a sentence for each Mac that has less free memory now than its ranks will take."""
     found = {}
     for room in _machines([room for room in layout.rooms if room.has_gpu]):
         shares = layout.ranks_of(room.name)
@@ -148,13 +147,13 @@ def find_short_hosts(layout: RingLayout) -> dict[str, str]:
         if needed > room.free_bytes:
             found[room.name] = (
                 f"its ranks will take {format_bytes(needed)}, {format_bytes(room.free_bytes)} are free now: "
-                "macOS compresses or swaps out what other programs hold; close some if the Mac becomes slow"
+                "macOS compresses or swaps out other programs' memory; close some if the Mac becomes slow"
             )
     return found
 
 
 def _machines(rooms: Sequence[HostRoom]) -> list[HostRoom]:
-    """One place of each machine."""
+    """One room for each machine."""
     return list({room.name: room for room in rooms}.values())
 
 
@@ -224,7 +223,7 @@ def _longest(shape: ModelShape, layout: RingLayout) -> float:
 def _advise(
     shape: ModelShape, hosts: Sequence[HostCapacity], kv: KVReserve, rooms: Sequence[HostRoom]
 ) -> str:
-    """What helps where it does not fit."""
+    """What to change when the model does not fit."""
     fitting = find_fitting_reserve(shape, hosts, kv)
     if fitting:
         return (
@@ -232,11 +231,11 @@ def _advise(
             "or with more hosts in WORKER_HOSTS"
         )
     more = "let the GPU use more (sysctl iogpu.wired_limit_mb)" if rooms[0].has_gpu else "free memory there"
-    return f"Take a smaller model, {more}, or add hosts to WORKER_HOSTS"
+    return f"Choose a smaller model, {more}, or add hosts to WORKER_HOSTS"
 
 
 def _key(settings: Settings, layout: RingLayout) -> str:
-    """What a layout was made for, but for the memory that was free."""
+    """A mark of all that a layout depends on, except free memory."""
     places = [(room.name, room.num_ranks, room.speed, room.total_bytes) for room in layout.rooms]
     parts = [layout.model, layout.dequantize, sum(layout.counts), places, settings.layer_split]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -247,7 +246,7 @@ def _body(layout: RingLayout) -> dict[str, Any]:
 
 
 def _read_kept(settings: Settings, layout: RingLayout) -> tuple[int, ...] | None:
-    """The counts of the last layout, if it was made for the like."""
+    """The counts of the last layout, if it was made for the same key."""
     kept = read_json(settings.run_dir / LAYOUT_NAME)
     if not kept or kept.get("key") != _key(settings, layout):
         return None

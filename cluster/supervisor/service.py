@@ -20,7 +20,7 @@ from cluster.supervisor.lock import read_holder
 from cluster.supervisor.state_file import RING_NAME, STATE_NAME
 from config import Settings
 from config.context_length import ContextLength
-from config.run_files import read_json
+from config.run_files import mapping, number, read_json
 
 STALE_S = 10.0
 UNREADY = ("starting", "degraded")
@@ -53,7 +53,7 @@ class Service:
             return (
                 f"rank 0 says {self.ring.get('phase', 'nothing')}: {self.ring.get('reason') or 'not ready'}"
             )
-        silent_s = time.time() - float(self.ring.get("updated_unix", 0))
+        silent_s = time.time() - number(self.ring.get("updated_unix"))
         return f"rank 0 has not written its status for {silent_s:.0f} s" if silent_s > STALE_S else None
 
     @property
@@ -89,7 +89,7 @@ class Service:
             return "the ring is not tried again by itself: fix the cause, then ./launch.sh restart"
         if self.state not in UNREADY or not self._is_of_holder or not said.get("num_failures"):
             return None
-        left_s = float(said.get("next_try_unix") or 0) - time.time()
+        left_s = number(said.get("next_try_unix")) - time.time()
         when = f"the next try is in {left_s:.0f} s" if left_s >= 1 else "the ring is being tried now"
         hint = "; it is tried until it works, and ./launch.sh restart tries at once" if self.is_stuck else ""
         return f"{when}, failed tries: {said['num_failures']}{hint}"
@@ -131,10 +131,14 @@ class Service:
         return found if is_shown else [str(self.disk_trouble), *found]
 
     @property
+    def entries(self) -> list[dict[str, Any]]:
+        """The processes in supervisor.json, alive or not."""
+        return list(self.supervisor.get("processes") or [])
+
+    @property
     def processes(self) -> dict[str, ProcessIdentity]:
         """Every process in supervisor.json by name, alive or not."""
-        entries = self.supervisor.get("processes", [])
-        found = {str(entry.get("name")): read_identity(entry) for entry in entries}
+        found = {str(entry.get("name")): read_identity(entry) for entry in self.entries}
         return {name: identity for name, identity in found.items() if identity}
 
     @property
@@ -147,17 +151,17 @@ class Service:
     def held_bytes(self) -> dict[str, int]:
         """By host name, the memory that its ranks use now."""
         found: dict[str, int] = {}
-        for entry in self.supervisor.get("processes", []):
+        for entry in self.entries:
             if str(entry.get("name", "")).startswith("rank ") and entry.get("exit") is None:
                 name = str(entry.get("host"))
-                found[name] = found.get(name, 0) + int(entry.get("memory_bytes") or 0)
+                found[name] = found.get(name, 0) + int(number(entry.get("memory_bytes")))
         return found
 
     @property
     def left_behind(self) -> dict[str, list[ProcessIdentity]]:
         """By ssh destination, the ranks that may still run there."""
         found: dict[str, list[ProcessIdentity]] = {}
-        for entry in self.supervisor.get("processes", []):
+        for entry in self.entries:
             identity, code = read_identity(entry.get("process_there")), entry.get("exit")
             if identity and entry.get("ssh") and (code is None or code == EXIT_SSH or code < 0):
                 found.setdefault(str(entry["ssh"]), []).append(identity)
@@ -166,9 +170,9 @@ class Service:
     @property
     def workers(self) -> list[Worker]:
         """The other hosts of the ring, by supervisor.json."""
-        folder = str((self.supervisor.get("settings") or {}).get("WORKER_DIR", ""))
+        folder = str(mapping(self.supervisor.get("settings")).get("WORKER_DIR", ""))
         found: dict[str, Worker] = {}
-        for entry in self.supervisor.get("processes", []):
+        for entry in self.entries:
             if ssh := str(entry.get("ssh") or ""):
                 host = Host(str(entry["host"]), ssh, str(entry["address"]), 1)
                 found[ssh] = Worker(host, folder)

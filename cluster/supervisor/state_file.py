@@ -13,7 +13,7 @@ from typing import Any
 from cluster.supervisor.child import Child
 from cluster.supervisor.heartbeats import Rank
 from config.disk_trouble import DiskTroubles
-from config.run_files import read_json, write_status
+from config.run_files import number, read_json, write_status
 
 STATE_NAME = "supervisor.json"
 RING_NAME = "ring.json"
@@ -122,7 +122,7 @@ def _make_place(rank: Rank) -> dict[str, Any]:
 def last_epoch(run_dir: Path) -> int:
     """The highest epoch so far in this STATE_DIR."""
     found = (read_json(run_dir / name) or {} for name in (STATE_NAME, RING_NAME))
-    return max((int(entry.get("epoch") or 0) for entry in found), default=0)
+    return max((int(number(entry.get("epoch"))) for entry in found), default=0)
 
 
 def mark_ring_ended(run_dir: Path, epoch: int, phase: str, reason: str | None) -> None:

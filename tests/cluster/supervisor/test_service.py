@@ -317,7 +317,7 @@ def test_an_interrupted_second_start_leaves_the_service_alone(
     with run_supervisor(bench) as supervisor:
         bench.wait_until(lambda service: len(service.processes) == 3)
         pressed = interrupt_when(bench, lambda _: "rank 0: " in bench.output.getvalue())
-        with pytest.raises(Interrupted, match=rf"supervisor {supervisor.pid}, .*goes on"):
+        with pytest.raises(Interrupted, match=rf"supervisor {supervisor.pid}, .*keeps running"):
             bench.start()
         pressed.join()
         assert supervisor.poll() is None
@@ -374,11 +374,11 @@ def test_a_start_refuses_with_the_words_of_the_doctor(bench: Bench) -> None:
 def test_a_service_that_was_ready_starts_by_itself_in_spite_of_trouble(bench: Bench) -> None:
     """At boot the model's disk is not there yet: only what was never ready is refused."""
     shutil.rmtree(bench.overrides["MODEL_REPO"])
-    with pytest.raises(ClusterError, match="is no whole model"):
+    with pytest.raises(ClusterError, match="is not a complete model"):
         prepare_foreground(bench.settings, bench.overrides, bench.terminal)
     write_json(bench.settings.run_dir / "supervisor.json", {"was_ready": True})
     prepare_foreground(bench.settings, bench.overrides, bench.terminal)
-    assert "is no whole model" in bench.output.getvalue()
+    assert "is not a complete model" in bench.output.getvalue()
 
 
 def test_a_taken_port_is_refused_by_name(bench: Bench) -> None:
