@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cluster.terminal import Terminal
     from config import Settings
 
 # Flags that stand for a setting.
@@ -32,7 +33,7 @@ class Command:
 
     name: str
     help: str
-    run: Callable[[argparse.Namespace], int]
+    run: Callable[[argparse.Namespace, Terminal], int]
     add_flags: Callable[[argparse.ArgumentParser], None] | None = None
     after_interrupt: str = ""  # what Ctrl-C leaves, where the command does not print it itself
 

@@ -56,11 +56,12 @@ def main(arguments: Sequence[str]) -> int:
 def run_command(options: argparse.Namespace) -> int:
     """Run the command; print an error as one sentence."""
     from cluster.errors import ClusterError
+    from cluster.terminal import Terminal
     from config import SettingsError
     from config.disk_trouble import describe_refused, is_of_system
 
     try:
-        code: int = options.run(options)
+        code: int = options.run(options, Terminal())
     except SettingsError as error:
         print(error, file=sys.stderr)
         return EXIT_WRONG_SETTINGS

@@ -7,9 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from cluster.commands.command import Command, read_overrides
+
+if TYPE_CHECKING:
+    from cluster.terminal import Terminal
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Commands with a command line of their own: the module that has it, and its first words.
@@ -24,11 +27,10 @@ def _add_check_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _run_check(options: argparse.Namespace) -> int:
+def _run_check(options: argparse.Namespace, terminal: Terminal) -> int:
     from cluster.commands import check
-    from cluster.terminal import Terminal
 
-    return check.run_check(Terminal(), with_slow=not options.fast, with_long=options.all)
+    return check.run_check(terminal, with_slow=not options.fast, with_long=options.all)
 
 
 def delegate_help(arguments: Sequence[str]) -> NoReturn:
@@ -36,7 +38,7 @@ def delegate_help(arguments: Sequence[str]) -> NoReturn:
     os.execv(sys.executable, [sys.executable, "-m", *DELEGATED[arguments[0]], *arguments[1:]])
 
 
-def delegate(options: argparse.Namespace) -> NoReturn:
+def delegate(options: argparse.Namespace, _: Terminal) -> NoReturn:
     """Become the program of a delegated command, with the settings in its environment."""
     os.chdir(ROOT)
     words = list(options.rest)

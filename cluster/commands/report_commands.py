@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from cluster.commands.command import Command, load, load_leniently, read_overrides
+
+if TYPE_CHECKING:
+    from cluster.terminal import Terminal
 
 
 def _add_status_flags(parser: argparse.ArgumentParser) -> None:
@@ -13,11 +17,10 @@ def _add_status_flags(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--watch", action="store_true", help="repeat every second, until Ctrl-C")
 
 
-def _run_status(options: argparse.Namespace) -> int:
+def _run_status(options: argparse.Namespace, terminal: Terminal) -> int:
     from cluster.commands.status import show_status, watch_status
-    from cluster.terminal import Terminal
 
-    settings, terminal = load_leniently(options), Terminal()
+    settings = load_leniently(options)
     if options.watch:
         return watch_status(settings, terminal)
     return show_status(settings, terminal, as_json=options.json)
@@ -37,12 +40,11 @@ def _parse_count(text: str) -> int:
     return int(text)
 
 
-def _run_logs(options: argparse.Namespace) -> int:
+def _run_logs(options: argparse.Namespace, terminal: Terminal) -> int:
     from cluster.commands.logs import show_logs
-    from cluster.terminal import Terminal
 
     settings, num_lines = load_leniently(options), options.lines
-    return show_logs(settings, Terminal(), options.process, num_lines=num_lines, follow=options.follow)
+    return show_logs(settings, terminal, options.process, num_lines=num_lines, follow=options.follow)
 
 
 def _add_doctor_flags(parser: argparse.ArgumentParser) -> None:
@@ -54,11 +56,10 @@ def _add_doctor_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _run_doctor(options: argparse.Namespace) -> int:
+def _run_doctor(options: argparse.Namespace, terminal: Terminal) -> int:
     from cluster.commands import doctor
-    from cluster.terminal import Terminal
 
-    return doctor.run_doctor(load(options), Terminal(), with_fix=options.fix, as_json=options.json)
+    return doctor.run_doctor(load(options), terminal, with_fix=options.fix, as_json=options.json)
 
 
 def _add_plan_flags(parser: argparse.ArgumentParser) -> None:
@@ -74,12 +75,11 @@ def _add_plan_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _run_plan(options: argparse.Namespace) -> int:
+def _run_plan(options: argparse.Namespace, terminal: Terminal) -> int:
     from cluster.commands.plan import show_plan
-    from cluster.terminal import Terminal
 
     settings, has_gpu = load(options), not options.cpu
-    return show_plan(settings, Terminal(), hosts=options.hosts, has_gpu=has_gpu, as_json=options.json)
+    return show_plan(settings, terminal, hosts=options.hosts, has_gpu=has_gpu, as_json=options.json)
 
 
 def _add_config_flags(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +87,7 @@ def _add_config_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _run_config(options: argparse.Namespace) -> int:
+def _run_config(options: argparse.Namespace, _: Terminal) -> int:
     from config.show import main as show
 
     flags = [word for key, value in read_overrides(options).items() for word in ("--set", f"{key}={value}")]

@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.commands.command import Command, load, load_leniently
+
+if TYPE_CHECKING:
+    from cluster.terminal import Terminal
 
 
 def _add_test_flags(parser: argparse.ArgumentParser) -> None:
@@ -14,12 +18,11 @@ def _add_test_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, metavar="N", help="length of the answer")
 
 
-def _run_test(options: argparse.Namespace) -> int:
+def _run_test(options: argparse.Namespace, terminal: Terminal) -> int:
     from cluster.commands.smoke_test import MAX_TOKENS, PROMPT, run_smoke_test
-    from cluster.terminal import Terminal
 
     prompt, max_tokens = options.prompt or PROMPT, options.max_tokens or MAX_TOKENS
-    return run_smoke_test(load(options), Terminal(), prompt, max_tokens)
+    return run_smoke_test(load(options), terminal, prompt, max_tokens)
 
 
 def _add_submit_flags(parser: argparse.ArgumentParser) -> None:
@@ -27,23 +30,21 @@ def _add_submit_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait", action="store_true", help="print the answers as they come")
 
 
-def _run_submit(options: argparse.Namespace) -> int:
+def _run_submit(options: argparse.Namespace, terminal: Terminal) -> int:
     from cluster.commands.submit import submit_file
-    from cluster.terminal import Terminal
 
     file = Path(os.environ.get("CALLED_FROM", "")) / options.file  # launch.sh has left that folder
-    return submit_file(load(options), Terminal(), file, waits=options.wait)
+    return submit_file(load(options), terminal, file, waits=options.wait)
 
 
 def _add_replay_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", metavar="ID", help="the request's id, as in its answer")
 
 
-def _run_replay(options: argparse.Namespace) -> int:
+def _run_replay(options: argparse.Namespace, terminal: Terminal) -> int:
     from cluster.commands.replay import replay
-    from cluster.terminal import Terminal
 
-    return replay(load_leniently(options), Terminal(), options.id)
+    return replay(load_leniently(options), terminal, options.id)
 
 
 REQUEST_COMMANDS = (

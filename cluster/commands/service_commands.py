@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from cluster.commands.command import Command, load, load_leniently, read_overrides
+
+if TYPE_CHECKING:
+    from cluster.terminal import Terminal
 
 
 def _add_demo_flags(parser: argparse.ArgumentParser) -> None:
@@ -13,13 +17,12 @@ def _add_demo_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _run_demo(options: argparse.Namespace) -> int:
+def _run_demo(options: argparse.Namespace, terminal: Terminal) -> int:
     from cluster.commands import demo
-    from cluster.terminal import Terminal
     from config import load_settings
 
     overrides = demo.add_demo_settings(read_overrides(options))
-    return demo.run_demo(load_settings(overrides), overrides, Terminal(), with_kill=options.kill)
+    return demo.run_demo(load_settings(overrides), overrides, terminal, with_kill=options.kill)
 
 
 def _add_start_flags(parser: argparse.ArgumentParser) -> None:
@@ -31,12 +34,11 @@ def _add_start_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _run_start(options: argparse.Namespace) -> int:
+def _run_start(options: argparse.Namespace, terminal: Terminal) -> int:
     from cluster.commands.start import check_startable, prepare_foreground, start
     from cluster.supervisor.supervisor import run_supervisor
-    from cluster.terminal import Terminal
 
-    settings, overrides, terminal = load(options), read_overrides(options), Terminal()
+    settings, overrides = load(options), read_overrides(options)
     if options.dry_run or not options.foreground:
         return start(settings, overrides, terminal, is_rehearsal=options.dry_run)
     check_startable(settings)
@@ -44,24 +46,22 @@ def _run_start(options: argparse.Namespace) -> int:
     return run_supervisor(overrides)
 
 
-def _run_stop(options: argparse.Namespace) -> int:
+def _run_stop(options: argparse.Namespace, terminal: Terminal) -> int:
     from cluster.commands.stop import stop
-    from cluster.terminal import Terminal
 
-    return stop(load_leniently(options), Terminal())
+    return stop(load_leniently(options), terminal)
 
 
-def _run_restart(options: argparse.Namespace) -> int:
+def _run_restart(options: argparse.Namespace, terminal: Terminal) -> int:
     """Run `restart`, with the flags of the running service below those given now."""
     from cluster.commands.restart import restart
     from cluster.supervisor.service import read_service
-    from cluster.terminal import Terminal
     from config import load_settings
 
     running = read_service(load(options))
     kept = running.supervisor.get("overrides", {}) if running.holder else {}
     overrides = {**kept, **read_overrides(options)}
-    return restart(load_settings(overrides), overrides, Terminal())
+    return restart(load_settings(overrides), overrides, terminal)
 
 
 def _add_service_flags(parser: argparse.ArgumentParser) -> None:
@@ -77,13 +77,12 @@ def _add_service_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _run_service(options: argparse.Namespace) -> int:
+def _run_service(options: argparse.Namespace, terminal: Terminal) -> int:
     from cluster.commands.service_unit import run_service_command
-    from cluster.terminal import Terminal
 
     settings = load(options) if options.action == "install" else load_leniently(options)
     overrides = read_overrides(options)
-    return run_service_command(settings, overrides, Terminal(), options.action, is_system=options.system)
+    return run_service_command(settings, overrides, terminal, options.action, is_system=options.system)
 
 
 SERVICE_COMMANDS = (

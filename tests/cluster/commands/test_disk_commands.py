@@ -137,7 +137,7 @@ def test_what_the_system_refuses_a_command_is_a_sentence(
 ) -> None:
     """No traceback for a full disk; an error of the program keeps its own."""
 
-    def fail(_: argparse.Namespace) -> NoReturn:
+    def fail(*_: object) -> NoReturn:
         raise error
 
     options = argparse.Namespace(command="start", run=fail)

@@ -235,7 +235,7 @@ def test_a_refusing_rank_fails_the_start_with_its_own_words(
 def test_repeated_failures_open_the_breaker_and_keep_the_reason(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After five lives without progress the start fails with the last reason and shows the log's end."""
+    """After five epochs without progress the start fails with the last reason and shows the log's end."""
     monkeypatch.setenv("FAKE_RANK", "crash:0")
     with pytest.raises(StartFailed, match="rank 0 exited with code 1: rank 0: the weights are broken"):
         bench.start()

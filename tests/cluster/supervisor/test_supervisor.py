@@ -114,7 +114,7 @@ def test_a_rank_is_stuck_by_the_limit_of_its_phase() -> None:
     "line", ["", "[]", "hello", '{"event": "heartbeat"}', '{"event": "heartbeat", "phase": "x", "step": "y"}']
 )
 def test_a_line_that_is_no_heartbeat_changes_nothing(line: str) -> None:
-    """A stray print in a rank is reported and neither counts as life nor ends the supervisor."""
+    """A stray print in a rank is reported and neither counts as a heartbeat nor ends the supervisor."""
     rank = Rank(0, now=0.0)
     assert not rank.take(line, now=5.0)
     assert rank.num_heartbeats == 0
@@ -191,7 +191,7 @@ def test_an_identity_tells_a_process_from_another_with_its_pid() -> None:
 
 
 def test_free_ring_ports_are_different_and_can_be_bound() -> None:
-    """Ports for all ranks of a life, none of them taken."""
+    """Ports for all ranks of an epoch, none of them taken."""
     with ports.listen("127.0.0.1", 0):
         found = ports.free_ring_ports("127.0.0.1", 8)
     assert len(set(found)) == 8
