@@ -1,7 +1,7 @@
-"""Whether the disk of STATE_DIR takes what the service has to write, for `status`, `start` and `doctor`.
+"""Checks for `status`, `start` and `doctor` whether the service can write to the disk of STATE_DIR.
 
-Asks the condition under which the spool accepts a request, and tries a small file where the service keeps its
-own. Knows nothing of what is in the files.
+Applies the spool's own condition for accepting a request, and writes a small file to the folders of status
+files and logs. Knows nothing of the files' contents.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PROBE_BYTES = 16 * 1024
 
 
 def find_disk_trouble(state_dir: Path) -> str | None:
-    """Why the spool accepts nothing now for want of disk; None where it does, or there is no STATE_DIR."""
+    """Why the disk keeps the spool from accepting requests; None if it does not, or without a STATE_DIR."""
     root = state_dir / "spool" if (state_dir / "spool").is_dir() else state_dir
     if not root.is_dir():
         return None
@@ -37,7 +37,7 @@ def check_disk(settings: Settings) -> None:
     """Refuse a start that could write neither its status files nor its logs.
 
     Raises:
-        ClusterError: names the folder, what the system says, and what helps.
+        ClusterError: naming the folder, the system's error and the fix.
     """
     for folder in (settings.run_dir, settings.log_dir):
         try:

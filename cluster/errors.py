@@ -1,7 +1,7 @@
-"""What a command refuses with: one sentence for the person at the terminal, no traceback.
+"""The errors of commands: one sentence for the person at the terminal, no traceback.
 
 ClusterError
-├── PortTaken       an address that we are to serve on belongs to somebody else
+├── PortTaken       another process listens on the front door's address
 ├── AlreadyRunning  another supervisor holds the lock of this STATE_DIR
 ├── StartFailed     the service did not become ready
 └── Interrupted     Ctrl-C, and what it left
@@ -9,7 +9,7 @@ ClusterError
 
 
 class ClusterError(Exception):
-    """A sentence for the person who typed the command; `exit_code` is what the command ends with."""
+    """A sentence for the person who typed the command; `exit_code` is the command's."""
 
     exit_code = 1
 

@@ -1,11 +1,10 @@
-"""What the doctor says: one finding is one sentence about one host and, where it is bad, the command that
-mends it.
+"""The doctor's findings: each is one sentence about one host and, if something is wrong, the fix.
 
     ok        as it should be
-    note      will be done by `start`, or could be better; the service runs
-    failed    the service would not start or would not be what was meant
+    note      `start` does it, or it could be better; the service runs
+    failed    the service would not start, or would not work as meant
 
-Knows nothing of how anything is found out.
+Knows nothing of how a finding is made.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ _COLORS = {"ok": "green", "note": "yellow", "failed": "red"}
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at; `check` is its stable name."""
+    """The result of one check; `check` is its stable name."""
 
     host: str
     check: str
     level: Level
     text: str
-    mend: str = ""
+    fix: str = ""
 
     def __str__(self) -> str:
-        return f"{self.host}: {self.text}{f': {self.mend}' if self.mend else ''}"
+        return f"{self.host}: {self.text}{f': {self.fix}' if self.fix else ''}"
 
     def to_json(self) -> dict[str, Any]:
         """As `--json` shows it."""
@@ -41,32 +40,32 @@ class Finding:
             "check": self.check,
             "level": self.level,
             "text": self.text,
-            "mend": self.mend or None,
+            "mend": self.fix or None,  # the key that programs read
         }
 
 
 def show_findings(findings: Sequence[Finding], terminal: Terminal) -> None:
-    """Print them host by host, in the order in which they were found."""
+    """Print findings host by host, in their order."""
     for host in dict.fromkeys(finding.host for finding in findings):
         terminal.line(terminal.colored(host, "bold"))
         for finding in findings:
             if finding.host == host:
                 level = terminal.colored(f"{finding.level:<6}", _COLORS[finding.level])
                 terminal.line(f"  {level} {finding.check:<12} {finding.text}")
-                if finding.mend:
-                    terminal.line(f"  {'':<6} {'':<12} {terminal.colored(f'mend: {finding.mend}', 'bold')}")
+                if finding.fix:
+                    terminal.line(f"  {'':<6} {'':<12} {terminal.colored(f'fix: {finding.fix}', 'bold')}")
 
 
 def count_failed(findings: Sequence[Finding]) -> int:
-    """How many are failed."""
+    """The number of failed findings."""
     return sum(finding.level == "failed" for finding in findings)
 
 
 def refuse_failed(findings: Sequence[Finding]) -> None:
-    """Say what keeps a start from being of use, in the doctor's words.
+    """Refuse a start that could not work.
 
     Raises:
-        ClusterError: a sentence for each finding that failed, with what mends it.
+        ClusterError: a sentence for each failed finding, with its fix.
     """
     if failed := [finding for finding in findings if finding.level == "failed"]:
         raise ClusterError("\n".join(str(finding) for finding in failed))

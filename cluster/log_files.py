@@ -1,7 +1,7 @@
-"""What the processes print, cut into lines and put into STATE_DIR/logs by the supervisor.
+"""Writes the output of the processes, line by line, to STATE_DIR/logs.
 
-One file a process (`rank-0.log`, `api.log`, `supervisor.log`), rotated by size. A full disk costs log
-lines, not the service. Knows nothing of what the lines say.
+One file per process (`rank-0.log`, `api.log`, `supervisor.log`), rotated by size. A full disk loses log lines
+and nothing else. Knows nothing of what the lines say.
 """
 
 from __future__ import annotations
@@ -17,19 +17,17 @@ from config.rotating_file import RotatingFile
 
 MAX_LINE_BYTES = 64 * 1024
 NUM_LAST_LINES = 20
-
-
-def log_path(log_dir: Path, process: str) -> Path:
-    """Where the log of a process lies: `rank 0` → `rank-0.log`."""
-    return log_dir / f"{process.replace(' ', '-')}.log"
-
-
 # As config/logs.py writes it.
 _LINE_START = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+ [A-Z]+ [^:]+: ")
 
 
+def log_path(log_dir: Path, process: str) -> Path:
+    """The log file of a process: `rank 0` → `rank-0.log`."""
+    return log_dir / f"{process.replace(' ', '-')}.log"
+
+
 class LogMarks:
-    """Where each log of a folder ended at one moment."""
+    """The ends of all logs of a folder at one moment."""
 
     def __init__(self, log_dir: Path) -> None:
         self._ends: dict[Path, tuple[int, int]] = {}
@@ -39,7 +37,7 @@ class LogMarks:
                 self._ends[path] = (found.st_ino, found.st_size)
 
     def read_since(self, path: Path) -> list[str]:
-        """The lines that a log got since then; all of one that is new or was rotated."""
+        """The lines that a log got since then; all lines of a new or rotated log."""
         try:
             with path.open("rb") as file:
                 inode, size = self._ends.get(path, (0, 0))
@@ -50,13 +48,13 @@ class LogMarks:
 
 
 class LineBuffer:
-    """Cuts a stream of bytes into whole lines; hands each on by `put_line`."""
+    """Cuts a stream of bytes into lines, and passes each to `put_line`."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> None:
-        """Take what was read; an unfinished line waits for its end, unless it is too long."""
+        """Take some bytes; an incomplete line waits for its end, unless it is too long."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             self.put_line(line.decode("utf-8", errors="replace"))
@@ -64,18 +62,18 @@ class LineBuffer:
             self.finish()
 
     def finish(self) -> None:
-        """The stream has ended: what waits is a line."""
+        """The stream has ended: the rest is a line."""
         if self._rest:
             self.put_line(self._rest.decode("utf-8", errors="replace"))
             self._rest = b""
 
     def put_line(self, line: str) -> None:
-        """Hand on one line without its newline."""
+        """Take one line without its newline."""
         raise NotImplementedError
 
 
 class ProcessLog(LineBuffer):
-    """The log of one life of a process: into its file, with the last lines kept for the reason of its end."""
+    """The log of one process: writes to its file, and keeps the last lines for the reason of its end."""
 
     def __init__(self, file: RotatingFile) -> None:
         super().__init__()
@@ -84,14 +82,14 @@ class ProcessLog(LineBuffer):
 
     @property
     def last_words(self) -> str:
-        """What its last line says, without time, level and process; empty where it said nothing."""
+        """The message of its last line, without time, level and process; empty without a line."""
         line = self.last_lines[-1] if self.last_lines else ""
         with contextlib.suppress(ValueError, KeyError, TypeError):
             return str(json.loads(line)["message"])  # LOG_FORMAT=json
         return _LINE_START.sub("", line)
 
     def put_line(self, line: str) -> None:
-        """Append to the file; the line is dropped where the disk refuses it."""
+        """Append to the file; drop the line if the disk refuses it."""
         if line.strip():
             self.last_lines.append(line)
         with contextlib.suppress(OSError):

@@ -1,8 +1,8 @@
 """Ports: the front door's listening socket, and free ports for a ring.
 
-Ring ports are taken from below the systems' ephemeral ranges (Linux from 32768, macOS from 49152), so that
-no outgoing connection takes one between our look and the rank's bind; each life of the ring gets new ones,
-because MLX's ring binds with SO_REUSEPORT and a stale rank could share an old one (mlx 0.32.4).
+Ring ports lie below the systems' ephemeral ranges (Linux from 32768, macOS from 49152), so that no outgoing
+connection takes one between our check and the rank's bind. Each epoch gets new ones, because MLX's ring binds
+with SO_REUSEPORT and a stale rank could share an old one (mlx 0.32.4).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def listen(host: str, port: int) -> socket.socket:
     """Bind and listen for the front door.
 
     Raises:
-        PortTaken: naming who has it, where the system tells; shown by `start`.
+        PortTaken: naming the process that has it, if the system says.
     """
     family = _family(host)
     try:
@@ -37,7 +37,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def is_free(host: str, port: int) -> bool:
-    """True if the address could be bound now."""
+    """True if the address can be bound now."""
     try:
         listen(host, port).close()
     except PortTaken:
@@ -46,7 +46,7 @@ def is_free(host: str, port: int) -> bool:
 
 
 def free_ring_ports(address: str, num_ports: int) -> list[int]:
-    """Ports on `address` that nobody has, in random order."""
+    """Free ports on `address`, in random order."""
     found: list[int] = []
     for port in random.sample(RING_PORTS, k=min(len(RING_PORTS), 64 + 8 * num_ports)):
         if len(found) == num_ports:
@@ -72,7 +72,7 @@ def host_to_dial(host: str) -> str:
 
 
 def make_url(host: str, port: int) -> str:
-    """The front door's address for a person to click."""
+    """The front door's URL, for a person."""
     dial = host_to_dial(host)
     return f"http://[{dial}]:{port}" if ":" in dial else f"http://{dial}:{port}"
 
@@ -82,7 +82,7 @@ def _family(host: str) -> socket.AddressFamily:
 
 
 def describe_taken(host: str, port: int) -> PortTaken:
-    """The error to raise for an address in use, naming who has it, where the system tells."""
+    """The error for an address in use, naming the process that has it, if the system says."""
     text = f"port {port} on {host} is taken"
     try:
         connections = psutil.net_connections("tcp")
@@ -95,4 +95,4 @@ def describe_taken(host: str, port: int) -> PortTaken:
             with contextlib.suppress(*PSUTIL_ERRORS):
                 text += f" ({psutil.Process(connection.pid).name()})"
             break
-    return PortTaken(f"{text}: end that, or choose another with API_PORT in .env or --port")
+    return PortTaken(f"{text}: end that process, or choose another port with API_PORT in .env or --port")

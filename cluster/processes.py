@@ -1,4 +1,4 @@
-"""Processes by identity: pid and start time together, so that a reused pid is never taken for ours.
+"""Processes by pid and start time together, so that a reused pid is never taken for ours.
 
 Knows nothing of what the processes do.
 """
@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 import psutil
 
-# psutil computes the start time from the boot time, which moves by up to a second when the clock is set.
+# psutil computes the start time from the boot time, which moves when somebody sets the clock.
 START_TIME_TOLERANCE_S = 2.0
-# On macOS psutil fails at random, most of all for processes of others (psutil issues 1901, 2116).
+# On macOS psutil fails at random, mostly for other users' processes (psutil issues 1901, 2116).
 PSUTIL_ERRORS = (psutil.Error, RuntimeError, SystemError, OSError)
 NUM_TRIES = 3
 LOOK_S = 0.05
@@ -26,13 +26,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ProcessIdentity:
-    """One process that was alive once: what is enough to find it again, and never another."""
+    """Identifies one process, dead or alive."""
 
     pid: int
     start_time: float  # seconds since 1970, psutil's create_time
 
     def is_alive(self) -> bool:
-        """True while this very process runs; a zombie does not. Where psutil cannot tell, its pid does."""
+        """True while this process runs (a zombie does not). Where psutil fails, the pid decides."""
         try:
             found = self._find()
             return found is not None and found.status() != psutil.STATUS_ZOMBIE
@@ -42,7 +42,7 @@ class ProcessIdentity:
             return psutil.pid_exists(self.pid)
 
     def send(self, number: signal.Signals) -> bool:
-        """Send a signal; False if the process is gone or the pid belongs to another one now."""
+        """Send a signal; False if the process has ended."""
         try:
             if self._find() is None:
                 return False
@@ -59,7 +59,7 @@ class ProcessIdentity:
             if left_s <= 0:
                 return False
             try:
-                # In short looks: psutil waits for a zombie as for a process that runs.
+                # For a short time only: psutil would wait for a zombie, too.
                 psutil.Process(self.pid).wait(timeout=min(left_s, LOOK_S))
             except psutil.TimeoutExpired:
                 continue
@@ -68,7 +68,7 @@ class ProcessIdentity:
         return True
 
     def _find(self) -> psutil.Process | None:
-        """The process, if it is this one. Raises: one of PSUTIL_ERRORS, where psutil cannot tell."""
+        """The process if it runs, else None. Raises: one of PSUTIL_ERRORS."""
         try:
             found = insist(lambda: psutil.Process(self.pid))
             start_time = insist(found.create_time)
@@ -78,7 +78,7 @@ class ProcessIdentity:
 
 
 def insist(ask: Callable[[], T]) -> T:
-    """What psutil says, asked again where it fails by chance. Raises: what it says the last time."""
+    """Call psutil, and retry if it fails. Raises: its last error."""
     for _ in range(NUM_TRIES - 1):
         try:
             return ask()
@@ -90,9 +90,9 @@ def insist(ask: Callable[[], T]) -> T:
 
 
 def identify(pid: int) -> ProcessIdentity | None:
-    """The identity of a process of ours that runs now; None if it has gone.
+    """The identity of this process or of a child that just started; None if it has ended.
 
-    Where psutil does not tell its start, that is now: those who ask have just begun, or just started it.
+    If psutil fails, the start time is now.
     """
     try:
         return ProcessIdentity(pid, insist(lambda: psutil.Process(pid).create_time()))
@@ -103,7 +103,7 @@ def identify(pid: int) -> ProcessIdentity | None:
 
 
 def read_identity(entry: dict[str, Any] | None) -> ProcessIdentity | None:
-    """The identity in an entry of a status file or lock; None where it has none."""
+    """The identity in an entry of a status file or lock; None without one."""
     if not entry:
         return None
     pid, start_time = entry.get("pid"), entry.get("start_time")
@@ -113,7 +113,7 @@ def read_identity(entry: dict[str, Any] | None) -> ProcessIdentity | None:
 
 
 def end_all(identities: Iterable[ProcessIdentity], *, grace_s: float) -> list[ProcessIdentity]:
-    """SIGTERM, then SIGKILL after `grace_s`; returns those still alive: none unless the system hangs."""
+    """SIGTERM, then SIGKILL after `grace_s`; returns those that survive."""
     alive = [identity for identity in identities if identity.send(signal.SIGTERM)]
     for identity in alive:
         identity.wait(grace_s)

@@ -1,5 +1,4 @@
-"""What the commands print: a line that rewrites itself on a terminal, plain lines elsewhere; honours
-NO_COLOR.
+"""Prints for the commands: a line that updates itself on a terminal, plain lines elsewhere. Honours NO_COLOR.
 
 Knows nothing of the service.
 """
@@ -26,12 +25,12 @@ class Terminal:
         self._live_line = ""
 
     def line(self, text: str = "") -> None:
-        """Print a line that stays."""
+        """Print a line."""
         self._clear_live()
         self._write(text + "\n")
 
     def live(self, text: str) -> None:
-        """Show a line that the next one replaces; nothing where there is no terminal."""
+        """Show a line that the next one replaces, on a terminal only."""
         shown = text[: shutil.get_terminal_size().columns - 1]
         if self.is_live and shown != self._live_line:
             self._write("\r\x1b[K" + shown)
@@ -43,12 +42,12 @@ class Terminal:
         self._write(text)
 
     def clear_screen(self) -> None:
-        """Go to the top left of an empty screen."""
+        """Clear the screen, on a terminal only."""
         if self.is_live:
             self._write("\x1b[H\x1b[2J")
 
     def colored(self, text: str, color: str) -> str:
-        """The text in a color, where colors are wanted."""
+        """The text in a color, if the terminal shows colors."""
         return f"\x1b[{_COLORS[color]}m{text}\x1b[0m" if self._has_color else text
 
     def _clear_live(self) -> None:

@@ -1,5 +1,5 @@
-"""Blocking calls beside the event loop, in threads that nobody has to wait for: a look-up of a name or a
-question to the Hub may take its time, and must not keep the program from ending.
+"""Runs blocking calls beside the event loop in daemon threads: a slow name look-up or request to the Hub must
+not keep the program from ending.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 async def run_beside(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-    """Call a function in a thread of its own; cancelled, its result is dropped and the thread left alone.
+    """Call a function in a thread of its own; when cancelled, leave the thread and drop its result.
 
     Raises whatever the function raises.
     """

@@ -37,6 +37,16 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return None
 
 
+def mapping(value: object) -> Mapping[str, Any]:
+    """Return an object from a status file; empty where the file has something else."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def number(value: object) -> float:
+    """Return a number from a status file; 0 where the file has something else."""
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Replace a file, readable by its owner only; its folder is made if it is missing.
 

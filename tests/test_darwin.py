@@ -24,14 +24,15 @@ from cluster import ports
 from cluster.commands import service_unit as unit_install
 from cluster.errors import ClusterError
 from cluster.hosts import hosts
+from cluster.hosts.host_rooms import measure_rooms
 from cluster.hosts.hosts import Cluster, Host
 from cluster.hosts.probe import make_facts
 from cluster.hosts.remote_scripts import ending, facts
 from cluster.hosts.remote_scripts import ports as sent_ports
-from cluster.hosts.ring_plan import choose_layout, find_short_hosts, measure_rooms
+from cluster.hosts.ring_plan import choose_layout, find_short_hosts
 from cluster.processes import ProcessIdentity, identify
-from cluster.supervisor import front_door_watch
-from cluster.supervisor import ring_epoch as ring_life
+from cluster.supervisor import front_door_watch, ring_epoch
+from cluster.supervisor.epoch_plan import EpochPlan
 from cluster.terminal import Terminal
 from config import load_settings
 from config.limits import raise_descriptor_limits
@@ -186,7 +187,7 @@ def test_where_psutil_tells_nothing_a_start_goes_on(capsys: pytest.CaptureFixtur
     assert hosts.own_addresses() == set()
     assert front_door_watch.read_cpu_s(1) == 0.0
     assert not front_door_watch.waits_for_disk(1)
-    assert not ring_life.is_listening(1, 1)
+    assert not ring_epoch.is_listening(1, 1)
     sent_ports.main({"address": "127.0.0.1", "num_ports": 1})
     ending.main({"processes": [[os.getpid(), time.time()]], "tolerance_s": 1e9})
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -212,18 +213,18 @@ def test_a_failure_of_psutil_by_chance_is_asked_again(monkeypatch: pytest.Monkey
 
 async def wait_for_last(head_phase: str, *, seconds_ago: float) -> bool:
     """Whether the last of two ranks gets its start line while nobody says whether rank 0 listens."""
-    plan = ring_life.EpochPlan(1, ("a:1", "b:2"), "", (), Path("/"), {}, 1.0, 1.0)
-    life = ring_life.RingEpoch(plan, lambda name: None, lambda: None)  # type: ignore[arg-type, return-value]
+    plan = EpochPlan(1, ("a:1", "b:2"), "", (), Path("/"), {}, 1.0, 1.0)
+    epoch = ring_epoch.RingEpoch(plan, lambda name: None, lambda: None)  # type: ignore[arg-type, return-value]
     written = asyncio.Event()
 
     async def write_line(line: str) -> None:
         written.set()
 
-    for rank in life.ranks:
+    for rank in epoch.ranks:
         child = SimpleNamespace(exit_code=None, identity=SimpleNamespace(pid=1), write_line=write_line)
         rank.child = child  # type: ignore[assignment]
-    life.ranks[0].phase, life.ranks[0].phase_since = head_phase, time.monotonic() - seconds_ago
-    starting = asyncio.create_task(life._start_last())
+    epoch.ranks[0].phase, epoch.ranks[0].phase_since = head_phase, time.monotonic() - seconds_ago
+    starting = asyncio.create_task(epoch._start_last())
     for _ in range(5):
         await asyncio.sleep(0)
     starting.cancel()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.commands.command_line import DELEGATED, make_parser
+from cluster.commands.command_line import make_parser
+from cluster.commands.project_commands import DELEGATED
 from config import REPOSITORY_ROOT as ROOT
 from config import Settings, load_settings
 from config.fields import format_value

@@ -1,5 +1,5 @@
-"""The commands of launch.sh, one module each, and what the terminal shows of them.
+"""The commands of launch.sh. `command_line` is the entry, the `…_commands` modules have the flags, and each
+command's own module has its work.
 
-Knows the supervisor by its status files and signals, and hosts by `cluster.hosts`. `command_line` is the
-entry; nothing outside this folder imports it.
+Knows the supervisor by its status files and signals, and hosts by `cluster.hosts`.
 """

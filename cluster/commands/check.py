@@ -1,9 +1,9 @@
-"""`check`: lint, format, types, shell scripts and tests of the project itself.
+"""`check`: runs lint, format, types, shell scripts and tests of the project itself.
 
-`--fast` leaves out the tests marked slow; `--all` adds the long ones and leaves its result in
-docs/check-all.txt, with the commit it ran on. Every step runs, even after one has failed. Several processes
-run the tests, each of them whole files, in the order of tests/conftest.py; long tests need the machine for
-themselves and run one after the other. Knows nothing of what the tests test.
+`--fast` leaves out the tests marked slow; `--all` adds the long ones and writes its result, with the commit,
+to docs/check-all.txt. Every step runs, even after a failed one. Several processes run the tests, each whole
+files, in the order of tests/conftest.py; long tests need the whole machine and run one after the other. Knows
+nothing of what the tests test.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 REPORT = ROOT / "docs" / "check-all.txt"
 SHELL_SCRIPTS = ("launch.sh", ".ci/run")
 NO_TESTS = 5  # pytest's exit code where nothing was selected
-MAX_WORKERS = 8  # each may run a ring: their memory counts too
+MAX_WORKERS = 8  # each may run a ring, which takes memory
 FAST, NORMAL, LONG = "not slow and not long", "not long", "long"  # what pytest selects by marker
 
 
 @dataclass(frozen=True)
 class Step:
-    """One tool to run; `counts` is where pytest leaves its numbers."""
+    """One tool to run; pytest writes its numbers to `counts`."""
 
     name: str
     command: tuple[str, ...]
@@ -80,7 +80,7 @@ def run_check(terminal: Terminal, *, with_slow: bool = True, with_long: bool = F
 
 
 def make_steps(folder: Path, *, with_slow: bool = True, with_long: bool = False) -> list[Step]:
-    """The steps in order, the tests last; `folder` takes their counts."""
+    """The steps in order, the tests last; their counts go to `folder`."""
     tool = (sys.executable, "-m")
     shellcheck = str(Path(sys.executable).with_name("shellcheck"))
     several = ("-n", str(count_workers(count_cores())), "--dist", "loadfile", "--no-loadscope-reorder")
@@ -95,7 +95,7 @@ def make_steps(folder: Path, *, with_slow: bool = True, with_long: bool = False)
 
 
 def count_workers(num_cores: int) -> int:
-    """Processes for the tests: more than cores, since many tests wait for processes of their own."""
+    """Processes for the tests: more than cores, since many tests wait for their own processes."""
     return min(MAX_WORKERS, num_cores + max(1, num_cores // 2))
 
 
@@ -122,7 +122,7 @@ def _run(step: Step, terminal: Terminal) -> Outcome:
 
 
 def _make_environment() -> dict[str, str]:
-    """The environment of every tool; bytecode is kept, as hundreds of processes run the same files."""
+    """The environment of every tool; Python keeps bytecode, as hundreds of processes run the same files."""
     return {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
 
 

@@ -1,5 +1,4 @@
-"""The front door from outside, as any client sees it: HTTP on its socket, server-sent events read as they
-come.
+"""A client of the front door: HTTP, and server-sent events as they come.
 
 Standard library only. Knows /generate, and nothing of how it is answered.
 """
@@ -18,13 +17,13 @@ from cluster.ports import host_to_dial
 from config import Settings
 from config.api_keys import read_api_keys
 
-# The front door answers a request that takes too long itself, a little before this.
+# The front door itself ends a request that takes too long, a little earlier.
 EXTRA_LIMIT_S = 10.0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One streamed answer: its `done` event, and when its tokens came."""
+    """One streamed answer: its `done` event, and the times of its tokens."""
 
     result: dict[str, Any]
     num_events: int
@@ -38,7 +37,7 @@ class Answer:
 
     @property
     def tokens_per_s(self) -> float:
-        """Rate after the first token; 0 where there was only one."""
+        """Rate after the first token; 0 with only one."""
         decode_s = self.last_s - self.ttft_s
         return (self.num_tokens - 1) / decode_s if decode_s > 0 else 0.0
 
@@ -46,10 +45,10 @@ class Answer:
 def ask(
     settings: Settings, address: tuple[str, int], body: Mapping[str, Any], on_text: Callable[[str], None]
 ) -> Answer:
-    """Post to /generate with `stream` and hand on the text as it comes.
+    """Post to /generate with `stream` and pass on the text as it comes.
 
     Raises:
-        ClusterError: what the front door refused with, or that it cannot be reached.
+        ClusterError: the front door's error, or it cannot be reached.
     """
     started_at = time.monotonic()
     num_events, ttft_s, last_s = 0, 0.0, 0.0
@@ -61,16 +60,16 @@ def ask(
             on_text(str(data.get("text", "")))
         elif event == "done":
             return Answer(data, num_events, ttft_s, last_s)
-    raise ClusterError("the stream ended without a last event: see ./launch.sh logs api")
+    raise ClusterError("the stream ended without its last event: see ./launch.sh logs api")
 
 
 def stream(
     settings: Settings, address: tuple[str, int], body: Mapping[str, Any]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Post to /generate with `stream`; the events as they come, to `done`.
+    """Post to /generate with `stream`; yields the events up to `done`.
 
     Raises:
-        ClusterError: what the front door refused with, an error event, or that it cannot be reached.
+        ClusterError: the front door's error, an error event, or it cannot be reached.
     """
     host, port = address
     limit_s = settings.request_timeout + EXTRA_LIMIT_S
@@ -110,7 +109,7 @@ def read_events(lines: Iterator[bytes]) -> Iterator[tuple[str, Any]]:
 
 
 def _make_authorization(settings: Settings) -> dict[str, str]:
-    """The first key of API_KEYS_FILE, where there is one."""
+    """The header with the first key of API_KEYS_FILE."""
     keys = read_api_keys(settings.api_keys_file) if settings.api_keys_file else []
     return {"authorization": f"Bearer {keys[0]}"} if keys else {}
 

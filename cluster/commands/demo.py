@@ -1,6 +1,7 @@
-"""`demo`: the whole service on one machine with the built-in model, one question, and what to do next.
+"""`demo`: starts the service on one machine with the built-in model, asks one question, and shows what to try
+next.
 
-Overrides only what the user has not set. Leaves the service running; a second run asks the running one.
+Overrides only settings that the user has not set. Leaves the service running; a second run asks it again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ DEMO_SETTINGS = {"MODEL_REPO": "builtin:smollm2-135m", "LOCAL_RANKS": "2"}
 
 
 def add_demo_settings(overrides: Mapping[str, str]) -> dict[str, str]:
-    """The overrides with the demo's added for each key that was set nowhere."""
+    """The overrides, and the demo's settings for keys that are set nowhere."""
     is_set = load_settings(overrides).model_fields_set
     return {key: value for key, value in DEMO_SETTINGS.items() if key.lower() not in is_set} | dict(overrides)
 
@@ -29,7 +30,7 @@ def add_demo_settings(overrides: Mapping[str, str]) -> dict[str, str]:
 def run_demo(
     settings: Settings, overrides: Mapping[str, str], terminal: Terminal, *, with_kill: bool = False
 ) -> int:
-    """Start, ask, show; 0 if the answer came and every rank took part (or nothing was lost by a kill)."""
+    """Start, ask, show; 0 if every rank took part in the answer (or the kill lost nothing)."""
     code = start(settings, overrides, terminal)
     service = read_service(settings)
     if code != 0 or service.api_address is None:
@@ -54,7 +55,7 @@ def _show_next(service: Service, terminal: Terminal) -> None:
         """-d '{"prompt": "Write a sentence about the sea."}'"""
     )
     terminal.line()
-    terminal.line("It goes on running. Try it:")
+    terminal.line("The service keeps running. Try it:")
     terminal.line(f"  {curl}")
     terminal.line(f"Page:    {service.url}/")
     terminal.line("Status:  ./launch.sh status")

@@ -1,21 +1,20 @@
-"""`doctor`: look at every host before a start, all at once, and say in one sentence each what is wrong and
-what mends it.
+"""`doctor`: checks all hosts before a start, and prints for each problem a sentence and its fix.
 
-Hosts are asked by cluster/hosts/probe.py, links measured by cluster/hosts/links.py, judged by
-cluster/hosts/host_checks.py and cluster/commands/own_checks.py. Without `--fix` nothing is changed anywhere.
-Exit codes: 0 no finding failed, 1 some did.
+hosts/probe.py collects the facts, hosts/links.py measures the links; hosts/host_checks.py, own_checks.py and
+plan_checks.py judge. Changes nothing without `--fix`, which copies our code and packages to the hosts and
+closes private files: it touches nothing outside WORKER_DIR there, accepts no host key, copies no key, and
+never uses sudo. Exit codes: 0 no finding failed, 1 some did.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from cluster.commands import own_checks
-from cluster.commands.doctor_fixes import treat
 from cluster.commands.plan_checks import check_plan
 from cluster.errors import ClusterError
 from cluster.findings import Finding, count_failed, show_findings
@@ -25,7 +24,7 @@ from cluster.hosts.hosts import Cluster, Host, read_cluster
 from cluster.hosts.links import Link, list_links, measure_link
 from cluster.hosts.probe import HostFacts, NoPython, probe
 from cluster.hosts.ssh import HostUnreachable, close_connections
-from cluster.hosts.workers import list_workers, read_environment
+from cluster.hosts.workers import Worker, ensure_environment, list_workers, read_environment, sync_code
 from cluster.supervisor.service import read_service
 from cluster.terminal import Terminal
 from config import Settings
@@ -35,7 +34,7 @@ UNKNOWN_KEY = "host key is not known"
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything that was found out."""
+    """The result: facts, links and findings."""
 
     cluster: Cluster
     facts: tuple[HostFacts | ClusterError, ...]  # by host
@@ -44,11 +43,11 @@ class Diagnosis:
 
     @property
     def is_good(self) -> bool:
-        """No finding is failed."""
+        """No finding failed."""
         return not count_failed(self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """As `--json` shows it."""
+        """The result for `--json`."""
         return {
             "ok": self.is_good,
             "findings": [finding.to_json() for finding in self.findings],
@@ -58,7 +57,7 @@ class Diagnosis:
 
 
 def run_doctor(settings: Settings, terminal: Terminal, *, with_fix: bool, as_json: bool) -> int:
-    """Examine all hosts and print what was found; the exit code."""
+    """Check all hosts and print the findings; the exit code."""
     cluster = read_cluster(settings)
     found = asyncio.run(_examine_and_close(cluster, settings, terminal, with_fix=with_fix, is_quiet=as_json))
     if as_json:
@@ -68,7 +67,7 @@ def run_doctor(settings: Settings, terminal: Terminal, *, with_fix: bool, as_jso
     terminal.line()
     num_failed = count_failed(found.findings)
     if num_failed:
-        terminal.line(terminal.colored(f"{num_failed} failed: mend them, then ask again", "red"))
+        terminal.line(terminal.colored(f"{num_failed} failed: fix them, then run doctor again", "red"))
     else:
         terminal.line(terminal.colored("ready for ./launch.sh start", "green"))
     return 0 if found.is_good else 1
@@ -85,16 +84,35 @@ async def _examine_and_close(
         if with_fix:
             for changed in own_checks.make_private(settings):
                 say(f"fixed: {changed}")
-            await treat(cluster, settings, say)
+            await fix_hosts(cluster, settings, say)
         if not is_quiet:
-            terminal.live(f"asking {len(cluster.hosts)} hosts" if cluster.remote_hosts else "looking")
+            terminal.live(f"checking {len(cluster.hosts)} hosts" if cluster.remote_hosts else "checking")
         return await examine(cluster, settings)
     finally:
-        await close_connections(cluster.remote_hosts, how="stop")  # a running service may be using them
+        await close_connections(cluster.remote_hosts, how="stop")  # a running service may use them
+
+
+async def fix_hosts(cluster: Cluster, settings: Settings, say: Callable[[str], None]) -> None:
+    """Update code and environment on all hosts at the same time; report what fails."""
+    await asyncio.gather(*(_fix_host(worker, settings, say) for worker in list_workers(cluster, settings)))
+
+
+async def _fix_host(worker: Worker, settings: Settings, say: Callable[[str], None]) -> None:
+    name = worker.host.name
+    try:
+        facts = await probe(worker.host, settings)
+        if not facts.is_new_enough:
+            return
+        if changed := await sync_code(worker):
+            say(f"fixed: {name}: {len(changed)} files of the code copied")
+        if await ensure_environment(worker, lambda text: say(f"{name}: {text}")):
+            say(f"fixed: {name}: the environment is made")
+    except ClusterError as error:
+        say(f"not fixed: {error}")
 
 
 async def examine(cluster: Cluster, settings: Settings) -> Diagnosis:
-    """Ask all hosts at once, then measure the links one after the other."""
+    """Check all hosts at the same time, then measure the links one after the other."""
     facts = await asyncio.gather(*(ask(host, settings) for host in cluster.hosts))
     links = await _measure_reached(cluster.hosts, facts, settings)
     service = read_service(settings)
@@ -113,7 +131,7 @@ async def examine(cluster: Cluster, settings: Settings) -> Diagnosis:
 
 
 async def ask(host: Host, settings: Settings) -> HostFacts | ClusterError:
-    """A host's facts, or why there are none."""
+    """A host's facts, or the error."""
     try:
         return await probe(host, settings)
     except ClusterError as error:
@@ -139,14 +157,14 @@ async def _measure_reached(
 async def _judge_host(facts: HostFacts, cluster: Cluster, settings: Settings) -> list[Finding]:
     host = facts.host
     if host.is_local and host is not cluster.hosts[0]:
-        return []  # this machine in a second place of the ring
+        return []  # this machine again, in its second place
     if host.is_local:
         findings = host_checks.check_first_host(facts, is_single=cluster.is_single)
         return [*findings, host_checks.describe_memory(facts)]
     worker = next(worker for worker in list_workers(cluster, settings) if worker.host.ssh == host.ssh)
     try:
         environment = await read_environment(worker)
-    except HostUnreachable as error:  # since it was asked
+    except HostUnreachable as error:  # it answered a moment ago
         return [await _judge_unknown(host, error)]
     findings = host_checks.check_host(facts, environment)
     return [_reached(facts), *findings, host_checks.describe_memory(facts)]
@@ -161,7 +179,7 @@ async def _judge_unknown(host: Host, error: ClusterError) -> Finding:
         reason = error.reason
         if UNKNOWN_KEY in reason:
             reason += await describe_key(host)
-        return Finding(host.name, "ssh", "failed", f"{host.name} is not reached: {reason}", error.mend)
+        return Finding(host.name, "ssh", "failed", f"{host.name} cannot be reached: {reason}", error.fix)
     if isinstance(error, NoPython):
         text = "no Python was found; 3.11 or newer is needed"
         return Finding(host.name, "python", "failed", text, host_checks.install_python(host.name))
@@ -169,9 +187,9 @@ async def _judge_unknown(host: Host, error: ClusterError) -> Finding:
 
 
 def _facts_to_json(facts: HostFacts) -> dict[str, Any]:
-    told = asdict(facts)
-    del told["free_ports"], told["model_files"]
-    return told
+    values = asdict(facts)
+    del values["free_ports"], values["model_files"]
+    return values
 
 
 def _link_to_json(link: Link) -> dict[str, Any]:

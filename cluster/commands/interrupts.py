@@ -1,4 +1,4 @@
-"""Ctrl-C in a command that has started something which must not be left half done.
+"""Ctrl-C in a command that must finish or undo what it has started.
 
 Knows nothing of what the command does.
 """
@@ -26,7 +26,7 @@ class InterruptFlag:
         self.is_set = False
 
     def __enter__(self) -> Self:
-        # Whoever started us with SIGINT ignored (nohup, a script's &) means it.
+        # SIGINT may be ignored on purpose (nohup, a script's &).
         is_main = threading.current_thread() is threading.main_thread()
         if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, self._on_signal)
@@ -42,12 +42,12 @@ class InterruptFlag:
 
 
 def run_to_end(command: Sequence[str], *, folder: Path, environment: Mapping[str, str]) -> int:
-    """Run a program whose standard output nobody reads; its exit code.
+    """Run a program without its standard output; its exit code.
 
-    It has a session of its own, so that Ctrl-C at the terminal is ours and ends it without a traceback.
+    It runs in a session of its own, so that Ctrl-C reaches only us and we end it without its traceback.
 
     Raises:
-        Interrupted: Ctrl-C; the program is gone.
+        Interrupted: Ctrl-C; the program was killed.
     """
     with (
         InterruptFlag() as interrupt,
@@ -59,4 +59,4 @@ def run_to_end(command: Sequence[str], *, folder: Path, environment: Mapping[str
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return child.wait(LOOK_INTERVAL_S)
         child.kill()
-    raise Interrupted("Interrupted: nothing was started; the same command goes on where this ended")
+    raise Interrupted("Interrupted: nothing was started; the same command continues here")

@@ -1,7 +1,7 @@
-"""`demo --kill`: a rank is killed in the middle of a streamed story, and the story goes on.
+"""`demo --kill`: kills a rank in the middle of a streamed story, and shows that the story goes on.
 
-The proof is the stream's own: the index of every token event, and the final result. Kills one process of the
-service that it asks, by pid and start time. Knows nothing of how a ring comes back.
+The stream proves it: the index of every token event, and the final result. Kills one process of the service
+by pid and start time. Knows nothing of how a ring is rebuilt.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def kill_a_rank(service: Service, terminal: Terminal) -> None:
 def show_count(
     tokens: Sequence[Mapping[str, Any]], result: Mapping[str, Any], pause_s: float | None, terminal: Terminal
 ) -> int:
-    """Print what came of it; 0 if all is well."""
+    """Print the count; 0 if no token is lost, doubled or changed."""
     num_expected = int(result.get("usage", {}).get("completion_tokens", 0))
     num_lost, num_doubled = count_faults([int(token["index"]) for token in tokens], num_expected)
     is_same = "".join(str(token["text"]) for token in tokens) == result.get("text")
@@ -77,11 +77,11 @@ def show_count(
         terminal.line(terminal.colored("The text of the stream is not the text of the result.", "red"))
     is_good = is_same and not num_lost and not num_doubled and pause_s is not None
     if pause_s is None:
-        terminal.line("The story ended before the kill: nothing is proved.")
+        terminal.line("The story ended before the kill and proves nothing: run it again.")
     return 0 if is_good else 1
 
 
 def count_faults(indexes: Sequence[int], num_expected: int) -> tuple[int, int]:
-    """How many of the tokens 0 … num_expected - 1 never came, and how many came more than once."""
+    """How many of the tokens 0 … num_expected - 1 are missing, and how many came twice."""
     seen = set(indexes)
     return len(set(range(num_expected)) - seen), len(indexes) - len(seen)

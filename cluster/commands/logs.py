@@ -1,4 +1,4 @@
-"""`logs`: the logs of all processes, merged by time, or of some; `-f` goes on as they grow.
+"""`logs`: prints the logs of all or some processes, merged by time; `-f` prints new lines as they come.
 
 Reads text lines (`2026-11-23 14:32:10.123 INFO rank 0: …`) and JSON lines (`{"time": …}`). A line without a
 time, such as those of a traceback, stays below the one before it.
@@ -30,7 +30,7 @@ Entry = tuple[float, str]  # seconds since 1970, line
 def show_logs(
     settings: Settings, terminal: Terminal, process: str | None, *, num_lines: int, follow: bool
 ) -> int:
-    """Print the last lines; with `follow` new ones too, until Ctrl-C."""
+    """Print the last lines; with `follow`, also new ones until Ctrl-C."""
     paths = find_logs(settings.log_dir, process)
     tails = {path: Tail(path) for path in paths}
     for _, line in deque(heapq.merge(*(tail.read_new() for tail in tails.values())), maxlen=num_lines):
@@ -52,7 +52,7 @@ def find_logs(log_dir: Path, process: str | None) -> list[Path]:
     """The log files of a process: `rank` (all of them), `0`, `rank-0`, `api`, `supervisor`; None: all.
 
     Raises:
-        ClusterError: there is no such log, with those there are.
+        ClusterError: there is no such log; names those that exist.
     """
     every = sorted(log_dir.glob("*.log"))
     if process is None:
@@ -63,12 +63,12 @@ def find_logs(log_dir: Path, process: str | None) -> list[Path]:
     path = log_path(log_dir, f"rank {number[1]}" if number else process)
     if path not in every:
         names = ", ".join(path.stem for path in every) or "none yet"
-        raise ClusterError(f"there is no log of {process!r} in {log_dir}; there are: {names}")
+        raise ClusterError(f"there is no log of {process!r} in {log_dir}; allowed: {names}")
     return [path]
 
 
 class Tail:
-    """What is new in one log file since the last look; a rotated file is read anew."""
+    """Reads the new lines of one log file; starts again in a rotated one."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -77,7 +77,7 @@ class Tail:
         self._time = 0.0
 
     def read_new(self) -> list[Entry]:
-        """Whole lines that were not read yet, with their times."""
+        """New complete lines with their times."""
         try:
             with self._path.open("rb") as file:
                 status = os.fstat(file.fileno())
@@ -89,16 +89,16 @@ class Tail:
             return []
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
-        return list(self._give_times(whole.decode("utf-8", errors="replace").splitlines()))
+        return list(self._add_times(whole.decode("utf-8", errors="replace").splitlines()))
 
-    def _give_times(self, lines: Iterable[str]) -> Iterator[Entry]:
+    def _add_times(self, lines: Iterable[str]) -> Iterator[Entry]:
         for line in lines:
             self._time = max(self._time, parse_time(line) or 0.0)
             yield self._time, line
 
 
 def parse_time(line: str) -> float | None:
-    """The time at the beginning of a log line; None where there is none."""
+    """The time at the start of a log line; None without one."""
     try:
         if _TEXT_TIME.match(line):
             return datetime.fromisoformat(line[:23]).timestamp()

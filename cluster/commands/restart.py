@@ -1,8 +1,8 @@
-"""`restart`: new settings and new code for a running service, without a refused or failed request.
+"""`restart`: gives a running service new settings and code without refusing or failing a request.
 
 The running supervisor does it (SIGHUP; cluster/supervisor/reload.py): it drains the ring and starts another,
-and puts a new front door beside the old one, which goes when its clients have their answers. Only where the
-supervisor's own program or its address has changed does the service stop and start as a whole.
+and starts a new front door beside the old one, which ends when its clients have their answers. If the
+supervisor's own program or its address has changed, the whole service stops and starts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 
 from cluster.commands.start import (
-    LOOK_INTERVAL_S,
     NUM_PLACING_STEPS,
     PREPARE,
     ROOT,
@@ -25,6 +24,7 @@ from cluster.commands.start import (
     show_warnings,
     start,
 )
+from cluster.commands.start_progress import LOOK_INTERVAL_S
 from cluster.commands.steps import Steps
 from cluster.commands.stop import stop
 from cluster.errors import ClusterError, StartFailed
@@ -36,6 +36,7 @@ from cluster.supervisor.restart_policy import MAX_FAILURES
 from cluster.supervisor.service import Service, read_service
 from cluster.terminal import Terminal, format_duration
 from config import Settings
+from config.run_files import mapping
 
 
 def restart(
@@ -91,10 +92,10 @@ def _place(
 
 
 def find_obstacle(service: Service, settings: Settings) -> str | None:
-    """Why the running supervisor cannot do it; None if it can."""
+    """Why the running supervisor cannot restart; None if it can."""
     if service.supervisor.get("code") != mark_supervisor(ROOT):
         return "the supervisor's program has changed"
-    theirs, ours = service.supervisor.get("settings") or {}, settings.public()
+    theirs, ours = mapping(service.supervisor.get("settings")), settings.public()
     changed = [key for key in FIXED_KEYS if theirs.get(key) != ours[key]]
     return f"{', '.join(changed)} has changed" if changed else None
 
@@ -115,7 +116,7 @@ def _follow(settings: Settings, supervisor: ProcessIdentity, order_id: str, term
         if supervisor.wait(LOOK_INTERVAL_S):
             raise ClusterError("the supervisor ended during the restart: see ./launch.sh logs supervisor")
         service = read_service(settings)
-        outcome = service.supervisor.get("restart") or {}
+        outcome = mapping(service.supervisor.get("restart"))
         if outcome.get("id") != order_id:
             continue
         terminal.live(f"restarting: {service.state}")
@@ -126,5 +127,5 @@ def _follow(settings: Settings, supervisor: ProcessIdentity, order_id: str, term
         if service.supervisor.get("state") in ("failed", "stopping", "stopped"):
             raise StartFailed(f"{service.reason}; the queue is kept, and ./launch.sh restart tries again")
         if service.is_stuck:
-            raise StartFailed(f"{service.reason}; the queue is kept, and the ring is tried again by itself")
+            raise StartFailed(f"{service.reason}; the queue is kept, and the supervisor tries the ring again")
     raise StartFailed(f"not ready after {format_duration(limit_s)}")

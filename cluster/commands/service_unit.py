@@ -1,8 +1,8 @@
-"""`service install|remove|show`: put the unit where systemd or launchd looks, and take exactly it away again.
+"""`service install|remove|show`: installs the unit for systemd or launchd, and removes exactly that.
 
-For this user by default; with `--system` (as root) for the machine, run as the user who called sudo. A file
-of that name that we did not write, or that starts another copy of this program, is left alone. Knows nothing
-of what is in a unit.
+For this user by default; with `--system` (as root) for the machine, run as the user who called sudo. Refuses
+to touch a file of that name that we did not write, or that starts another copy of this program. Knows nothing
+of a unit's contents.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ COMMAND_LIMIT_S = 120.0
 
 @dataclass(frozen=True)
 class Keeper:
-    """systemd or launchd, of one user or of the system: where its file is and how it is told."""
+    """systemd or launchd, for one user or the system: its file and its commands."""
 
     name: str
     path: Path
     text: bytes
-    probe: tuple[str, ...]  # succeeds where it runs
+    probe: tuple[str, ...]  # succeeds if systemd or launchd runs
     load: tuple[tuple[str, ...], ...]
     unload: tuple[tuple[str, ...], ...]
-    forget: tuple[tuple[str, ...], ...] = ()  # after the file is gone
-    links: tuple[Path, ...] = ()  # that enabling makes
+    forget: tuple[tuple[str, ...], ...] = ()  # after the file was removed
+    links: tuple[Path, ...] = ()  # made by `enable`
 
 
 def run_service_command(
@@ -56,7 +56,7 @@ def run_service_command(
     is_system: bool,
     platform: str = sys.platform,
 ) -> int:
-    """Do what was asked; the exit code."""
+    """Install, remove or show the unit; the exit code."""
     keeper = make_keeper(settings, overrides, is_system=is_system, platform=platform)
     if action == "show":
         terminal.line(f"# {keeper.path}")
@@ -75,12 +75,12 @@ def run_service_command(
         _check_private_folders(settings)
     install(keeper, settings, terminal)
     if keeper.name == "systemd" and not is_system:
-        _tell_linger(terminal)
+        _show_linger(terminal)
     return 0
 
 
 def _check_private_folders(settings: Settings) -> None:
-    """macOS lets no daemon read what a user keeps in these folders. Raises: ClusterError."""
+    """Refuse folders that macOS keeps from daemons. Raises: ClusterError."""
     home = Path(owner().pw_dir)
     private = [home / name for name in ("Desktop", "Documents", "Downloads")]
     for path in (ROOT, settings.state_dir.absolute()):
@@ -94,7 +94,7 @@ def _check_private_folders(settings: Settings) -> None:
 def make_keeper(
     settings: Settings, overrides: Mapping[str, str], *, is_system: bool, platform: str
 ) -> Keeper:
-    """The keeper of this system, with the unit for these settings."""
+    """systemd or launchd of this machine, with the unit for these settings."""
     plan = UnitPlan(
         root=ROOT,
         flags=tuple(word for key, value in overrides.items() for word in ("--set", f"{key}={value}")),
@@ -104,12 +104,12 @@ def make_keeper(
         user=owner().pw_name if is_system else None,
     )
     if any("\n" in word for word in (*plan.command, str(plan.log))):
-        raise ClusterError("a path or flag with a line break cannot be written into a unit")
+        raise ClusterError("a unit cannot have a path or flag with a line break: rename or remove it")
     return make_launchd(plan) if platform == "darwin" else make_systemd(plan)
 
 
 def owner() -> pwd.struct_passwd:
-    """Who the service is run as: the caller of sudo, else the user of this process."""
+    """The user who runs the service: the caller of sudo, else this process's user."""
     caller = os.environ.get("SUDO_USER")
     if os.geteuid() == 0 and caller:
         return pwd.getpwnam(caller)
@@ -150,21 +150,21 @@ def make_launchd(plan: UnitPlan) -> Keeper:
 
 
 def install(keeper: Keeper, settings: Settings, terminal: Terminal) -> None:
-    """Write the unit and let it be started now and from now on.
+    """Write the unit, start it now, and enable it.
 
     Raises:
-        ClusterError: the service runs by hand, nothing would start the unit, or the place is taken.
+        ClusterError: the service runs by hand, systemd or launchd does not run, or the file is not ours.
     """
     is_there = _is_ours(keeper)
     if not is_there and read_service(settings).holder:
         raise ClusterError(
-            f"the service runs already and would be in the unit's way: ./launch.sh stop, then again: "
-            f"./launch.sh service install ({keeper.name})"
+            f"the service already runs without {keeper.name}: ./launch.sh stop, then "
+            "./launch.sh service install"
         )
     if not _succeeds(keeper.probe):
         raise ClusterError(
-            f"{keeper.name} does not run here for this user ({' '.join(keeper.probe)} fails), so that "
-            "nothing would start the unit; nothing was written. See it with: ./launch.sh service show"
+            f"{keeper.name} does not run here for this user ({' '.join(keeper.probe)} fails), so nothing "
+            "would start the unit; nothing was written. ./launch.sh service show prints the unit"
         )
     if is_there:
         _run_all(keeper.unload, is_needed=False)
@@ -182,9 +182,9 @@ def install(keeper: Keeper, settings: Settings, terminal: Terminal) -> None:
 
 
 def remove(keeper: Keeper, terminal: Terminal) -> int:
-    """Stop what the unit runs and remove exactly the unit; 0 also where there is none."""
+    """Stop the service and remove the unit; 0 also without a unit."""
     if not _is_ours(keeper):
-        terminal.line(f"nothing to remove: {keeper.path} is not there")
+        terminal.line(f"nothing to remove: {keeper.path} does not exist")
         return 0
     take_away(keeper)
     terminal.line(f"removed {keeper.path}")
@@ -193,7 +193,7 @@ def remove(keeper: Keeper, terminal: Terminal) -> int:
 
 
 def take_away(keeper: Keeper) -> None:
-    """Unload the unit where its keeper runs, and remove its file and what enabling has made."""
+    """Unload the unit if systemd or launchd runs, and remove its file and links."""
     is_running = _succeeds(keeper.probe)
     if is_running:
         _run_all(keeper.unload, is_needed=False)
@@ -206,7 +206,7 @@ def take_away(keeper: Keeper) -> None:
 
 
 def _is_ours(keeper: Keeper) -> bool:
-    """True if the unit is there and starts this copy. Raises: ClusterError where it is somebody else's."""
+    """True if the unit exists and starts this copy. Raises: ClusterError if it is not ours."""
     try:
         text = keeper.path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -219,7 +219,7 @@ def _is_ours(keeper: Keeper) -> bool:
 
 
 def _make_log(path: Path) -> None:
-    """The log that the unit appends to: private, and the service's own even where root installs it."""
+    """Make the log that the unit appends to: private, and owned by the service's user."""
     who = owner()
     made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -229,11 +229,11 @@ def _make_log(path: Path) -> None:
             os.chown(place, who.pw_uid, who.pw_gid)
 
 
-def _tell_linger(terminal: Terminal) -> None:
-    """A user's units run while the user is logged in, unless lingering is on."""
+def _show_linger(terminal: Terminal) -> None:
+    """Show how to keep a user's units running without a login, unless lingering is on."""
     name = owner().pw_name
-    said = _run(("loginctl", "show-user", name, "--property=Linger"))
-    if said is None or "Linger=yes" not in said.stdout:
+    shown = _run(("loginctl", "show-user", name, "--property=Linger"))
+    if shown is None or "Linger=yes" not in shown.stdout:
         terminal.line("to start it at boot, before you log in, and keep it after you log out:")
         terminal.line(f"  sudo loginctl enable-linger {name}")
 
@@ -242,8 +242,8 @@ def _run_all(commands: Sequence[Sequence[str]], *, is_needed: bool) -> None:
     for command in commands:
         ended = _run(command)
         if is_needed and (ended is None or ended.returncode):
-            said = ended.stderr.strip().splitlines() if ended else []
-            raise ClusterError(f"{' '.join(command)}: {said[-1] if said else 'did not work'}")
+            lines = ended.stderr.strip().splitlines() if ended else []
+            raise ClusterError(f"{' '.join(command)}: {lines[-1] if lines else 'failed'}")
 
 
 def _succeeds(command: Sequence[str]) -> bool:
@@ -252,7 +252,7 @@ def _succeeds(command: Sequence[str]) -> bool:
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
-    """A finished command; None where it is not installed or does not end."""
+    """Run a command to its end; None if it is not installed or takes too long."""
     try:
         return subprocess.run(
             command,

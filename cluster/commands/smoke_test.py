@@ -1,8 +1,7 @@
-"""`test`: one real prompt through the running service, and the proof that every rank took part in the
-answer.
+"""`test`: sends one real prompt to the running service, and proves that every rank took part in the answer.
 
-The proof is what the ranks themselves wrote into the frames of this request (result.performance.ranks).
-Knows nothing of how they computed it.
+The proof is what the ranks wrote into the frames of this request (result.performance.ranks). Knows nothing of
+how they computed it.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def run_smoke_test(settings: Settings, terminal: Terminal, prompt: str, max_toke
 
 
 def show_answer(answer: Answer, service: Service, terminal: Terminal) -> int:
-    """Print speed and each rank's part; 0 if every rank had one, else 1."""
+    """Print the speed and each rank's part; 0 if every rank took part, else 1."""
     terminal.line(
         f"{answer.num_tokens} tokens, first after {format_seconds(answer.ttft_s)}, "
         f"then {answer.tokens_per_s:.1f} tokens/s; finish reason {answer.result.get('finish_reason')}"
@@ -64,7 +63,7 @@ def describe_rank(entry: Mapping[str, Any]) -> str:
 
 
 def find_idle_ranks(ranks: list[dict[str, Any]], ring_size: int) -> list[str]:
-    """What is missing from the proof, in words: a rank without frames or time, or layers that nobody ran."""
+    """Sentences on what the proof lacks: a rank without frames or time, or layers that no rank ran."""
     by_rank = {int(entry["rank"]): entry for entry in ranks}
     problems = []
     for rank in range(ring_size):
@@ -74,7 +73,7 @@ def find_idle_ranks(ranks: list[dict[str, Any]], ring_size: int) -> list[str]:
     next_layer = 0
     for entry in sorted(ranks, key=lambda entry: int(entry["first_layer"])):
         if entry["first_layer"] != next_layer:
-            problems.append(f"layers {next_layer} and on are not run by exactly one rank")
+            problems.append(f"not exactly one rank ran the layers from {next_layer}")
             break
         next_layer += int(entry["num_layers"])
     return problems

@@ -1,7 +1,6 @@
-"""`start`: prepare the model, launch the supervisor in the background, and show how it gets
-ready.
+"""`start`: checks this machine, prepares the model, and launches the supervisor in the background.
 
-Shows what the status files say; the work is the supervisor's. Knows nothing of ranks but their names.
+start_progress.py waits until the service is ready. Knows nothing of ranks.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +19,7 @@ from cluster import ports
 from cluster.commands import own_checks, packages
 from cluster.commands.interrupts import InterruptFlag, run_to_end
 from cluster.commands.start_hosts import place_shown, rehearse
+from cluster.commands.start_progress import StartProgress, follow, show_last_lines
 from cluster.commands.steps import Steps
 from cluster.commands.stop import EXTRA_LIMIT_S, stop
 from cluster.disk import check_disk
@@ -30,9 +29,8 @@ from cluster.hosts.hosts import Cluster, read_cluster
 from cluster.log_files import LogMarks, log_path
 from cluster.processes import ProcessIdentity, identify
 from cluster.supervisor.leftovers import KILL_GRACE_S, end_leftovers
-from cluster.supervisor.restart_policy import MAX_FAILURES
 from cluster.supervisor.service import Service, read_service
-from cluster.terminal import Terminal, format_duration, make_bar
+from cluster.terminal import Terminal
 from config import Settings
 from config.checks import start_problems, start_warnings
 from config.errors import SettingsError
@@ -43,8 +41,6 @@ from config.rotating_file import RotatingFile
 ROOT = Path(__file__).resolve().parent.parent.parent
 SUPERVISOR = (sys.executable, "-m", "cluster.supervisor.supervisor")
 PREPARE = (sys.executable, "-m", "distributed.prepare")
-LOOK_INTERVAL_S = 0.1
-NUM_LOG_LINES = 15
 NUM_STEPS = 4
 NUM_PLACING_STEPS = 6
 
@@ -58,10 +54,10 @@ def start(
     prepare: Sequence[str] = PREPARE,
     is_rehearsal: bool = False,
 ) -> int:
-    """Start the service and wait until it is ready, or only say what that would do; the exit code.
+    """Start the service and wait until it is ready, or only print what a start would do; the exit code.
 
     Raises:
-        StartFailed: with the reason; nothing of the service runs then.
+        StartFailed: with the reason; then nothing of the service runs.
     """
     check_startable(settings)
     show_warnings(settings, terminal)
@@ -82,7 +78,7 @@ def start(
     with InterruptFlag() as interrupt:
         process = launch_supervisor(settings, overrides, supervisor)
         try:
-            follow(settings, process, _Shown(terminal, steps, cluster.ring_size), interrupt)
+            follow(settings, process, StartProgress(terminal, steps, cluster.ring_size), interrupt)
         except StartFailed as error:
             other = read_service(settings).holder
             if other and other.pid != process.pid:
@@ -97,9 +93,9 @@ def start(
 
 
 def end_started(settings: Settings, supervisor: ProcessIdentity, terminal: Terminal) -> None:
-    """End a supervisor that was to become ready: as `stop` does, and at once where Ctrl-C comes again."""
+    """End the supervisor after Ctrl-C as `stop` does, and at once after a second Ctrl-C."""
     try:
-        terminal.line("Interrupted: stopping what was started (Ctrl-C again: at once)")
+        terminal.line("Interrupted: stopping what was started (Ctrl-C again kills it)")
         supervisor.send(signal.SIGTERM)
         is_gone = supervisor.wait(settings.shutdown_timeout + EXTRA_LIMIT_S)
     except KeyboardInterrupt:
@@ -118,10 +114,10 @@ def place_everything(
     prepare: Sequence[str],
     held_bytes: Mapping[str, int] | None = None,
 ) -> None:
-    """Put the model into place here, and on other hosts all that ranks need.
+    """Prepare the model on this machine, and everything that ranks need on other hosts.
 
     Args:
-        held_bytes: memory of running ranks by host, which is free when the next ones start.
+        held_bytes: by host name, the memory of ranks that will have ended when the new ones start.
 
     Raises:
         ClusterError: with a sentence for each host that cannot be used.
@@ -138,7 +134,7 @@ def place_everything(
 
 
 def check_startable(settings: Settings) -> None:
-    """Raise SettingsError for settings that are well formed and cannot be served, ClusterError for limits."""
+    """Raise SettingsError for settings that cannot be served, ClusterError for this user's limits."""
     if problems := start_problems(settings):
         raise SettingsError(problems)
     if short := limit_problems(settings):
@@ -148,13 +144,13 @@ def check_startable(settings: Settings) -> None:
 def prepare_foreground(
     settings: Settings, overrides: Mapping[str, str], terminal: Terminal, prepare: Sequence[str] = PREPARE
 ) -> None:
-    """Check this machine and prepare the model for a supervisor that runs in this process.
+    """Check this machine and prepare the model for a supervisor in this process.
 
-    What keeps a ring from starting that was ready once may pass, as with a disk that is mounted late: it is
-    said, and the supervisor waits for it.
+    If the service was ready before, a failure may pass, as with a disk that is mounted late: it is printed,
+    and the supervisor tries until it works.
 
     Raises:
-        ClusterError: of a service that was never ready.
+        ClusterError: the service was never ready.
     """
     running = read_service(settings)
     try:
@@ -166,52 +162,52 @@ def prepare_foreground(
         if not running.supervisor.get("was_ready"):
             raise
         terminal.line(
-            terminal.colored(f"{error}; it was ready before, so it is tried until it works", "yellow")
+            terminal.colored(f"{error}; the service was ready before: it is tried until it works", "yellow")
         )
 
 
 def check_this_start(settings: Settings, running: Service) -> None:
-    """Look at this machine as `doctor` does. What others could read that is private only counts there.
+    """Check this machine as `doctor` does, except for private files that others can read.
 
     Raises:
-        ClusterError: with the doctor's sentences about what keeps the start from being of use.
+        ClusterError: with the doctor's failed findings.
     """
     findings = own_checks.check_this_machine(settings, running)
     refuse_failed([finding for finding in findings if finding.check != "private"])
 
 
 def show_warnings(settings: Settings, terminal: Terminal) -> None:
-    """Say loudly what a start allows."""
+    """Print warnings about the settings in red."""
     for warning in start_warnings(settings):
         terminal.line(terminal.colored(warning, "red"))
 
 
 def wait_for_stop(settings: Settings, terminal: Terminal) -> Service:
-    """The service as it is, once one that is on its way out has gone."""
+    """The service; if one is stopping, wait for its end first."""
     service = read_service(settings)
     if service.holder and service.state == "stopping":
-        terminal.line(f"supervisor {service.holder.pid} is still stopping: waiting for it")
+        terminal.line(f"supervisor {service.holder.pid} is still stopping: waiting for its end")
         service.holder.wait(settings.shutdown_timeout + EXTRA_LIMIT_S)
         return read_service(settings)
     return service
 
 
 def join_running(settings: Settings, running: Service, terminal: Terminal) -> int:
-    """Somebody else started it: wait until it is ready, and refuse where its settings are not ours."""
+    """Another command started it: wait until it is ready, and refuse if its settings differ."""
     assert running.holder is not None
     since = datetime.fromtimestamp(running.holder.start_time).strftime("%Y-%m-%d %H:%M:%S")
     who = f"supervisor {running.holder.pid}, since {since}"
     if others := list_differences(running.supervisor.get("settings"), settings.public()):
         raise ClusterError(
             f"already running ({who}) with other settings: {'; '.join(others)}. "
-            "./launch.sh restart takes flags that change them; stop, then start, takes yours alone"
+            "./launch.sh restart adds your flags to its own; ./launch.sh stop, then start, uses yours alone"
         )
     with InterruptFlag() as interrupt:
         try:
-            follow(settings, running.holder, _Shown(terminal, None), interrupt)
+            follow(settings, running.holder, StartProgress(terminal, None), interrupt)
         except Interrupted:
             raise Interrupted(
-                f"Interrupted: {who}, goes on: see ./launch.sh status; ./launch.sh stop ends it"
+                f"Interrupted: {who}, keeps running: see ./launch.sh status; ./launch.sh stop ends it"
             ) from None
         except StartFailed as error:
             next_step = read_service(settings).waits_for
@@ -223,7 +219,7 @@ def join_running(settings: Settings, running: Service, terminal: Terminal) -> in
 
 
 def list_differences(theirs: Any, ours: Mapping[str, Any]) -> list[str]:
-    """Name each setting in which a running service differs from ours; none where it does not say yet."""
+    """Each setting in which a running service differs from ours; empty if it has not published its own."""
     if not isinstance(theirs, dict):
         return []
     return [
@@ -232,23 +228,23 @@ def list_differences(theirs: Any, ours: Mapping[str, Any]) -> list[str]:
 
 
 def prepare_model(settings: Settings, overrides: Mapping[str, str], prepare: Sequence[str]) -> None:
-    """Make or fetch the model, in a process of its own that shows its progress on standard error."""
+    """Make or fetch the model in a process of its own, which shows its progress on standard error."""
     if settings.model_repo.startswith(BUILTIN_PREFIX):
         packages.ensure_builtin()
     code = run_to_end(prepare, folder=ROOT, environment={**os.environ, **overrides})
     if code != 0:
-        raise StartFailed(f"the model {settings.model_repo} could not be prepared (exit code {code})")
+        raise StartFailed(f"the model {settings.model_repo} was not prepared (exit code {code}): see above")
 
 
 def launch_supervisor(
     settings: Settings, overrides: Mapping[str, str], command: Sequence[str]
 ) -> ProcessIdentity:
-    """Start the supervisor in a session of its own; it outlives us."""
+    """Start the supervisor in a session of its own, in which it outlives this command."""
     path = log_path(settings.log_dir, "supervisor")
-    # Its standard error is the log: what even a crash of the interpreter is written to.
+    # Its standard error goes to the log, where even a crash of the interpreter is written.
     log = RotatingFile(path)
     now = datetime.now().isoformat(sep=" ", timespec="milliseconds")
-    with contextlib.suppress(OSError):  # whether it can be opened, and no more, counts below
+    with contextlib.suppress(OSError):  # a full disk does not prevent the start
         log.write_line(f"{now} INFO start: new supervisor")
     log.close()
     flags = [word for key, value in overrides.items() for word in ("--set", f"{key}={value}")]
@@ -262,105 +258,7 @@ def launch_supervisor(
             start_new_session=True,
         )
     identity = identify(process.pid)
-    assert identity is not None, "a child of ours is there until we reap it"
-    # Not ours to reap: init does when we are gone.
+    assert identity is not None, "a child exists until we reap it"
+    # init reaps it after our end.
     process.returncode = 0
     return identity
-
-
-def follow(settings: Settings, supervisor: ProcessIdentity, shown: _Shown, interrupt: InterruptFlag) -> None:
-    """Show what a supervisor says until the service is ready.
-
-    Raises:
-        StartFailed: it gave up, ended, or took longer than its own limits allow.
-        Interrupted: Ctrl-C.
-    """
-    limit_s = (settings.connect_timeout + settings.load_timeout) * MAX_FAILURES + 60
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
-        if interrupt.is_set:
-            raise Interrupted("Stopped: nothing is left running. ./launch.sh start goes on where this ended")
-        service = read_service(settings)
-        has_ended = supervisor.wait(LOOK_INTERVAL_S)
-        if service.supervisor.get("pid") == supervisor.pid:
-            shown.update(service)
-            if service.is_up:
-                shown.finish(service)
-                return
-            if service.supervisor.get("state") in ("failed", "stopping", "stopped"):
-                raise StartFailed(service.reason or "it was stopped while it started")
-            if service.is_stuck:
-                raise StartFailed(str(service.reason))
-        if has_ended:
-            raise StartFailed("the supervisor ended: see the last lines of its log")
-    raise StartFailed(f"not ready after {format_duration(limit_s)}")
-
-
-class _Shown:
-    """What of a start has been shown so far."""
-
-    def __init__(self, terminal: Terminal, steps: Steps | None, num_ranks: int = 0) -> None:
-        self._terminal = terminal
-        self._steps = steps
-        self._num_ranks = num_ranks
-        self._phases: dict[str, str] = {}
-        self._trouble: tuple[int, str] | None = None
-        self._has_shown_processes = False
-
-    def update(self, service: Service) -> None:
-        """Show what is new."""
-        entries = service.supervisor.get("processes", [])
-        if self._steps and not self._has_shown_processes and len(entries) > self._num_ranks:
-            self._has_shown_processes = True
-            ranks = "1 rank" if self._num_ranks == 1 else f"{self._num_ranks} ranks"
-            self._steps.done("processes", f"supervisor {service.supervisor['pid']}, {ranks}, front door")
-        said = service.supervisor.get("reason")
-        trouble = (int(service.supervisor.get("restarts", 0)), str(said)) if said else None
-        if trouble and trouble != self._trouble:
-            self._terminal.line(self._terminal.colored(f"    {said}; starting again", "yellow"))
-        self._trouble = trouble or self._trouble
-        entries = [entry for entry in entries if str(entry.get("name", "")).startswith("rank ")]
-        self._terminal.live("    " + "   ".join(_describe_rank(entry) for entry in entries))
-        if not self._terminal.is_live:
-            self._print_phases(entries)
-
-    def finish(self, service: Service) -> None:
-        """Print the last two steps, and what keeps requests out."""
-        if service.trouble:
-            self._terminal.line(self._terminal.colored(service.trouble, "red"))
-        if not self._steps:
-            return
-        num_ranks = int(service.ring.get("ring_size", 0))
-        self._steps.done(
-            "ring", f"epoch {service.ring.get('epoch')}, {num_ranks} of {num_ranks} ranks answered HELLO"
-        )
-        self._steps.done("ready", self._terminal.colored(service.url, "bold"))
-        for line in service.context_lines:
-            self._terminal.line(f"    {line}")
-
-    def _print_phases(self, ranks: Sequence[Mapping[str, Any]]) -> None:
-        for entry in ranks:
-            name, state = _name_rank(entry), str(entry["state"])
-            if self._phases.get(name) != state:
-                self._phases[name] = state
-                self._terminal.line(f"    {name}: {state}")
-
-
-def _name_rank(entry: Mapping[str, Any]) -> str:
-    return f"{entry['name']} on {entry['host']}" if entry.get("ssh") else str(entry["name"])
-
-
-def _describe_rank(entry: Mapping[str, Any]) -> str:
-    state, name = str(entry["state"]), _name_rank(entry)
-    return f"{name} {make_bar(float(entry.get('progress', 0))) if state == 'loading' else state}"
-
-
-def show_last_lines(settings: Settings, terminal: Terminal, marks: LogMarks) -> None:
-    """Print the end of what the process that failed has logged in this start."""
-    failed = read_service(settings).supervisor.get("failed_process") or "supervisor"
-    path = log_path(settings.log_dir, failed)
-    lines = marks.read_since(path)[-NUM_LOG_LINES:]
-    if lines:
-        terminal.line(terminal.colored(f"The last lines of {path}:", "yellow"))
-    for line in lines:
-        terminal.line(f"    {line}")

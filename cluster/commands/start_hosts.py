@@ -1,6 +1,6 @@
-"""The part of `start` and `restart` that makes the hosts ready, shown step by step, and its rehearsal.
+"""The part of `start` and `restart` that prepares the hosts step by step, and its dry run.
 
-Knows nothing of the supervisor, which finds what was placed and goes on from there.
+Knows nothing of the supervisor, which uses what was placed here.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from cluster import ports
 from cluster.commands.steps import Steps
 from cluster.errors import ClusterError
+from cluster.hosts.host_rooms import measure_rooms
 from cluster.hosts.hosts import Cluster
 from cluster.hosts.model_source import ModelUnknown, read_source
 from cluster.hosts.probe import HostFacts
@@ -23,7 +24,7 @@ from cluster.hosts.provisioning import (
     place_model,
     plan_model,
 )
-from cluster.hosts.ring_plan import choose_layout, find_short_hosts, measure_rooms
+from cluster.hosts.ring_plan import choose_layout, find_short_hosts
 from cluster.hosts.ssh import close_connections
 from cluster.hosts.workers import Environment, Worker, list_workers, read_environment, sync_code
 from cluster.terminal import Terminal
@@ -41,7 +42,7 @@ def place_shown(
     prepare_model: Callable[[], None],
     held_bytes: Mapping[str, int],
 ) -> None:
-    """Make the hosts ready, with the model on this machine in the middle of it.
+    """Prepare the hosts and the model on this machine.
 
     Raises:
         ClusterError: with a sentence for each host that cannot be used.
@@ -49,7 +50,7 @@ def place_shown(
     try:
         facts = asyncio.run(check_hosts(cluster, settings, steps))
         layout = None
-        with contextlib.suppress(ModelUnknown):  # one that is made here: planned when it is
+        with contextlib.suppress(ModelUnknown):  # a model that is made here: planned afterwards
             layout = asyncio.run(plan_model(cluster, settings, facts, steps, held_bytes))
         prepare_model()
         if layout is None:
@@ -63,7 +64,7 @@ def place_shown(
 
 
 def rehearse(settings: Settings, cluster: Cluster, terminal: Terminal) -> int:
-    """Print what a start would do; changes nothing anywhere. Raises: ClusterError."""
+    """Print what a start would do; change nothing. Raises: ClusterError."""
     terminal.line(f"model: {settings.model_repo}, {_describe_model(settings)}")
     if not cluster.is_single:
         for lines in asyncio.run(_rehearse_hosts(settings, cluster, terminal)):
@@ -71,20 +72,20 @@ def rehearse(settings: Settings, cluster: Cluster, terminal: Terminal) -> int:
                 terminal.line(line)
     for host in cluster.hosts:
         ranks = ", ".join(str(rank) for rank in cluster.ranks_of(host))
-        terminal.line(f"{host.name}: rank {ranks} at {host.address}, on ports that are free then")
+        terminal.line(f"{host.name}: rank {ranks} at {host.address}, on free ports")
     terminal.line(f"front door: {ports.make_url(settings.api_host, settings.api_port)}")
     return 0
 
 
 def _describe_model(settings: Settings) -> str:
     """Where the model is or comes from. Raises: ModelRefused."""
-    with contextlib.suppress(ModelUnknown):  # one that is made here, or the Hub cannot be asked
+    with contextlib.suppress(ModelUnknown):  # a model that is made here, or the Hub does not answer
         read_source(settings)
     try:
         folder = settings.model_dir
     except ModelNotReady:
         return "to be downloaded"
-    return f"there in {folder}" if folder.is_dir() and is_complete(folder) else f"to be made in {folder}"
+    return f"in {folder}" if folder.is_dir() and is_complete(folder) else f"to be made in {folder}"
 
 
 async def _rehearse_hosts(settings: Settings, cluster: Cluster, terminal: Terminal) -> list[list[str]]:
@@ -100,7 +101,7 @@ def _rehearse_plan(settings: Settings, cluster: Cluster, facts: Sequence[HostFac
     try:
         layout = choose_layout(settings, read_source(settings), measure_rooms(cluster, facts, {}))
     except ModelUnknown as error:
-        return [f"plan: when the model is there ({error})"]
+        return [f"plan: after the model is made ({error})"]
     short = [f"{name}: {text}" for name, text in find_short_hosts(layout).items()]
     return [f"plan: {describe_shares(layout)}", *short]
 
@@ -119,19 +120,19 @@ async def _rehearse_worker(worker: Worker) -> list[str]:
 
 def _describe_packages(environment: Environment, worker: Worker) -> str:
     if environment.state == "good":
-        return "are there"
+        return "are installed"
     return f"to be installed into {worker.folder}/venv ({environment.trouble})"
 
 
 class RehearsedSteps:
-    """Prints what was found, without numbers and times."""
+    """Prints the steps without numbers and times."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
 
     def done(self, name: str, detail: str) -> None:
-        """A step has ended."""
+        """Print the result of a step."""
         self._terminal.line(f"{name}: {detail}")
 
     def say(self, host: str, text: str) -> None:
-        """Nothing goes on for long here."""
+        """Print nothing: a dry run copies nothing."""

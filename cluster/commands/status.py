@@ -1,7 +1,6 @@
-"""`status`: the running service at a glance, for people and for programs.
+"""`status`: shows the running service, for people and for programs.
 
-Exit codes: 0 ready, 1 degraded (or starting, stopping, given up), 3 stopped. Reads the status files, asks
-nobody.
+Exit codes: 0 ready, 1 degraded (or starting, stopping, failed), 3 stopped. Reads the status files only.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import Any
 from cluster.supervisor.service import Service, read_service
 from cluster.terminal import Terminal, format_bytes, format_duration, make_table
 from config import Settings
+from config.run_files import mapping, number
 
 WATCH_INTERVAL_S = 1.0
 _COLUMNS = ("LAYERS", "WEIGHTS", "MEMORY", "STATE", "BUSY")
@@ -21,7 +21,7 @@ _COLORS = {"ready": "green", "stopped": "dim", "failed": "red"}
 
 
 def show_status(settings: Settings, terminal: Terminal, *, as_json: bool = False) -> int:
-    """Print it once; the exit code says the state."""
+    """Print the status once; the exit code for the state."""
     service = read_service(settings)
     if as_json:
         terminal.line(json.dumps(make_report(service), indent=2, ensure_ascii=False))
@@ -32,7 +32,7 @@ def show_status(settings: Settings, terminal: Terminal, *, as_json: bool = False
 
 
 def watch_status(settings: Settings, terminal: Terminal) -> int:
-    """Print it once a second until Ctrl-C; 0 then."""
+    """Print the status once a second until Ctrl-C; 0."""
     never = threading.Event()
     try:
         while True:
@@ -44,7 +44,7 @@ def watch_status(settings: Settings, terminal: Terminal) -> int:
 
 
 def make_report(service: Service) -> dict[str, Any]:
-    """The state, and both status files as they are."""
+    """The state, and both status files unchanged."""
     return {
         "state": service.state,
         "reason": service.reason,
@@ -62,7 +62,7 @@ def describe(service: Service, terminal: Terminal) -> list[str]:
     state = terminal.colored(service.state, _COLORS.get(service.state, "yellow"))
     if service.holder is None:
         return [f"{state}  (./launch.sh start)", *([f"reason: {service.reason}"] if service.reason else [])]
-    ring, said = service.ring, service.supervisor
+    ring, supervisor = service.ring, service.supervisor
     uptime = format_duration(max(0.0, time.time() - service.holder.start_time))
     lines = [f"{state}  {service.url}  {ring.get('model', '')}  up {uptime}"]
     if service.reason:
@@ -70,40 +70,41 @@ def describe(service: Service, terminal: Terminal) -> list[str]:
     if service.waits_for:
         lines.append(f"waits: {service.waits_for}")
     lines += ["", *make_table(_make_rows(service)), ""]
-    queue, totals = ring.get("queue", {}), ring.get("totals", {})
+    queue, totals, kv = (mapping(ring.get(key)) for key in ("queue", "totals", "kv"))
     lines.append(
         f"queue: {queue.get('num_waiting', 0)} waiting, {queue.get('num_running', 0)} running, "
-        f"oldest waits {float(queue.get('oldest_wait_s') or 0):.1f} s"
+        f"oldest waits {number(queue.get('oldest_wait_s')):.1f} s"
     )
-    kv = ring.get("kv", {})
-    num_done = sum(totals.get("requests", {}).values())
+    num_done = sum(mapping(totals.get("requests")).values())
     lines.append(
         f"done: {num_done} requests, {totals.get('generation_tokens', 0)} tokens; "
         f"KV {kv.get('num_tokens', 0)} of {kv.get('max_tokens', 0)} tokens; "
-        f"epoch {said.get('epoch', 0)}, restarts {said.get('restarts', 0)}"
+        f"epoch {supervisor.get('epoch', 0)}, restarts {supervisor.get('restarts', 0)}"
     )
     lines += [terminal.colored(f"trouble: {text}", "yellow") for text in service.troubles]
-    return lines + service.context_lines + _describe_settings(said, terminal)
+    return lines + service.context_lines + _describe_settings(supervisor, terminal)
 
 
-def _describe_settings(said: dict[str, Any], terminal: Terminal) -> list[str]:
-    """What an edit of the settings files has not come to."""
+def _describe_settings(supervisor: dict[str, Any], terminal: Terminal) -> list[str]:
+    """Edits of the settings files that have no effect yet."""
     lines = []
-    if error := said.get("settings_error"):
-        lines.append(terminal.colored(f"settings: the edit is not taken: {error}", "red"))
-    if waiting := said.get("needs_restart"):
+    if error := supervisor.get("settings_error"):
+        lines.append(terminal.colored(f"settings: the edit is refused: {error}", "red"))
+    if waiting := supervisor.get("needs_restart"):
         lines.append(terminal.colored(f"settings: needs a restart: {', '.join(waiting)}", "yellow"))
     return lines
 
 
 def _make_rows(service: Service) -> list[list[str]]:
-    entries = service.supervisor.get("processes", [])
+    entries = service.entries
     has_hosts = any(entry.get("ssh") for entry in entries)
     rows = [["RANK", "HOST", *(["ADDRESS"] if has_hosts else []), "PID", *_COLUMNS]]
-    computed = {f"rank {entry['rank']}": entry for entry in service.ring.get("ranks", [])}
+    is_current = service.ring.get("epoch") == service.supervisor.get("epoch")
+    ranks = service.ring.get("ranks", []) if is_current else []
+    ranks_by_name = {f"rank {rank['rank']}": rank for rank in ranks}
     for entry in entries:
         name = str(entry["name"])
-        rank = computed.get(name, {}) if service.ring.get("epoch") == service.supervisor.get("epoch") else {}
+        rank = ranks_by_name.get(name, {})
         first, num_layers = rank.get("first_layer", 0), rank.get("num_layers", 0)
         memory_bytes = rank.get("memory_bytes") or entry.get("memory_bytes")
         rows.append(
@@ -126,4 +127,4 @@ def _describe_state(entry: dict[str, Any]) -> str:
     state = str(entry.get("state", ""))
     if state == "exited":
         return f"exited ({entry.get('exit')})"
-    return f"{state} {float(entry.get('progress', 0)):.0%}" if state == "loading" else state
+    return f"{state} {number(entry.get('progress')):.0%}" if state == "loading" else state

@@ -1,4 +1,4 @@
-"""The numbered steps of a start at a terminal: each with what came of it and the time that it took.
+"""The numbered steps of a start at a terminal: each with its result and duration.
 
 Knows nothing of what the steps do.
 """
@@ -11,32 +11,32 @@ from cluster.terminal import Terminal, format_duration
 
 
 class Steps:
-    """Numbers steps; between two of them, tells of what goes on on each host."""
+    """Numbers steps; between two of them, shows the progress on each host."""
 
     def __init__(self, terminal: Terminal, num_steps: int) -> None:
         self._terminal = terminal
         self._num_steps = num_steps
         self._number = 0
         self._since = time.monotonic()
-        self._going_on: dict[str, str] = {}
+        self._progress: dict[str, str] = {}
 
     def done(self, name: str, detail: str) -> None:
-        """Print the step that has ended."""
+        """Print a finished step."""
         self._number += 1
         now = time.monotonic()
         label = self._terminal.colored(f"{self._number}/{self._num_steps}", "dim")
         self._terminal.line(f"{label} {name:<10} {detail}  ({format_duration(now - self._since)})")
         self._since = now
-        self._going_on.clear()
+        self._progress.clear()
 
     def say(self, host: str, text: str) -> None:
-        """Show what a host is at: all hosts in one line on a terminal, a line each time elsewhere."""
-        if self._going_on.get(host) == text:
+        """Show progress on a host: all hosts in one line on a terminal, a line each time elsewhere."""
+        if self._progress.get(host) == text:
             return
-        self._going_on[host] = text
+        self._progress[host] = text
         if self._terminal.is_live:
             self._terminal.live(
-                "    " + "   ".join(f"{name}: {what}" for name, what in self._going_on.items())
+                "    " + "   ".join(f"{name}: {what}" for name, what in self._progress.items())
             )
         else:
             self._terminal.line(f"    {host}: {text}")

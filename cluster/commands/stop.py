@@ -1,4 +1,4 @@
-"""`stop`: ask the supervisor to drain, wait for it, and see to it that nothing is left, on no host.
+"""`stop`: asks the supervisor to drain, waits for it, and ends what is left, on all hosts.
 
 Knows nothing of what the processes do.
 """
@@ -13,16 +13,17 @@ from cluster.supervisor.leftovers import KILL_GRACE_S, end_leftovers, end_on_hos
 from cluster.supervisor.service import Service, read_service
 from cluster.terminal import Terminal, format_duration
 from config import Settings
+from config.run_files import mapping, number
 
 LOOK_INTERVAL_S = 0.2
 EXTRA_LIMIT_S = 20.0
 
 
 def stop(settings: Settings, terminal: Terminal, *, is_quiet: bool = False) -> int:
-    """Stop the service of STATE_DIR; 0 also where none runs.
+    """Stop the service of STATE_DIR; 0 also if none runs.
 
     Raises:
-        ClusterError: something does not die, or holds the port.
+        ClusterError: a process survives SIGKILL, or holds the port.
     """
     service = read_service(settings)
     if service.holder is None:
@@ -34,7 +35,7 @@ def stop(settings: Settings, terminal: Terminal, *, is_quiet: bool = False) -> i
         return 0
     started_at = time.monotonic()
     if not _drain(settings, service, terminal):
-        terminal.line(f"Not drained within its limit: killing supervisor {service.holder.pid}")
+        terminal.line(f"Not drained within SHUTDOWN_TIMEOUT: killing supervisor {service.holder.pid}")
         service.holder.send(signal.SIGKILL)
         service.holder.wait(KILL_GRACE_S)
     service = read_service(settings)
@@ -49,15 +50,16 @@ def stop(settings: Settings, terminal: Terminal, *, is_quiet: bool = False) -> i
 
 
 def _drain(settings: Settings, service: Service, terminal: Terminal) -> bool:
-    """SIGTERM, then wait with a line that tells what it waits for; True when the supervisor has ended."""
+    """SIGTERM, then wait and show the running requests; True when the supervisor has ended."""
     assert service.holder is not None
     service.holder.send(signal.SIGTERM)
     started_at = time.monotonic()
-    limit_s = float(service.supervisor.get("settings", {}).get("SHUTDOWN_TIMEOUT", settings.shutdown_timeout))
+    theirs = mapping(service.supervisor.get("settings"))
+    limit_s = number(theirs.get("SHUTDOWN_TIMEOUT", settings.shutdown_timeout))
     while (waited_s := time.monotonic() - started_at) < limit_s + EXTRA_LIMIT_S:
         if service.holder.wait(LOOK_INTERVAL_S):
             return True
-        queue = read_service(settings).ring.get("queue", {})
+        queue = mapping(read_service(settings).ring.get("queue"))
         terminal.live(f"draining: {queue.get('num_running', 0)} running, {waited_s:.0f} of {limit_s:.0f} s")
     return False
 

@@ -1,8 +1,8 @@
-"""`submit FILE.jsonl`: many requests at once, straight into the spool, and their answers when they are there.
+"""`submit FILE.jsonl`: puts many requests straight into the spool, and prints their answers on demand.
 
-One JSON object a line, with the fields of a prompt file (spool/prompt_files.py). All lines are checked before
-the first one is accepted. They ask for the model of the running service, else for that of the settings. Needs
-no front door, and no running service: what is accepted waits for one. Prints one JSON object a line.
+One JSON object per line, with the fields of a prompt file (spool/prompt_files.py). Checks all lines before it
+submits the first. The requests are for the running service's model, else for the settings' model. Needs no
+front door and no running service: requests wait for one. Prints one JSON object per line.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def submit_file(settings: Settings, terminal: Terminal, path: Path, *, waits: bo
     """Submit every line; with `waits`, print each answer as it comes. 0, or 1 if an answer is an error.
 
     Raises:
-        ClusterError: a line is wrong (nothing was accepted then), or the spool takes no more.
+        ClusterError: a line is wrong (then none was submitted), or the spool refuses.
     """
     service = read_service(settings)
     model = service.ring.get("model") if service.holder else None
@@ -48,7 +48,7 @@ def submit_file(settings: Settings, terminal: Terminal, path: Path, *, waits: bo
 
 
 def open_spool(settings: Settings) -> Spool:
-    """The spool of STATE_DIR, with the limits of the settings. Raises SpoolError."""
+    """Open the spool of STATE_DIR with the settings' limits. Raises SpoolError."""
     return Spool.open(
         settings.spool_dir,
         durability=settings.spool_durability,
@@ -61,7 +61,7 @@ def read_lines(path: Path, defaults: PromptFileDefaults) -> list[Request]:
     """The requests of a file; empty lines are skipped.
 
     Raises:
-        ClusterError: naming the line; its text is not repeated.
+        ClusterError: naming the line, without its text.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -79,7 +79,7 @@ def read_lines(path: Path, defaults: PromptFileDefaults) -> list[Request]:
 
 
 def submit_all(spool: Spool, requests: Sequence[Request], terminal: Terminal) -> None:
-    """Submit in order; where the queue is full, wait until there is room."""
+    """Submit in order; wait while the queue is full."""
     with spool.listen(make_door_name()) as bell:
         for number, request in enumerate(requests, 1):
             while True:
@@ -94,7 +94,7 @@ def submit_all(spool: Spool, requests: Sequence[Request], terminal: Terminal) ->
 
 
 def wait_for_all(spool: Spool, ids: Sequence[str], terminal: Terminal) -> int:
-    """Print each answer when it is there; 1 if one is an error."""
+    """Print each answer when it comes; 1 if one is an error."""
     waiting, num_errors = dict.fromkeys(ids), 0
     with spool.listen(make_door_name()) as bell:
         while waiting:
@@ -114,7 +114,7 @@ def wait_for_all(spool: Spool, ids: Sequence[str], terminal: Terminal) -> int:
 
 
 def make_answer(result: Any) -> dict[str, Any]:
-    """An answer for a program to read."""
+    """An answer as JSON."""
     answer = {"id": result.id, "finish_reason": result.finish_reason, "text": result.text}
     answer["usage"] = msgspec.structs.asdict(result.usage)
     return answer | ({"error": result.error} if result.error else {})

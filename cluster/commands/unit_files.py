@@ -1,8 +1,8 @@
 """The text of the unit that starts the supervisor at boot or login: systemd on Linux, launchd on macOS.
 
-Pure: paths and user in, text out. All paths are absolute and of the machine on which it is installed, so
-nothing of it is kept in the repository. What both say: run `launch.sh start --foreground`, start it again
-after a failure and not after a stop, give requests their time to end, let nobody else read the files.
+Pure: paths and user in, text out. All paths are absolute paths of this machine, so the repository has no
+unit. Both run `launch.sh start --foreground`, start it again after a failure but not after a stop, give
+requests time to end, and keep the files private.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EXIT_WRONG_SETTINGS = 2
 
 @dataclass(frozen=True)
 class UnitPlan:
-    """What a unit is made of; `user` is set for one that the whole system starts."""
+    """The contents of a unit; `user` is set for one that the system starts."""
 
     root: Path
     flags: tuple[str, ...]  # of `start`, such as --set KEY=VALUE
@@ -33,7 +33,7 @@ class UnitPlan:
 
     @property
     def command(self) -> tuple[str, ...]:
-        """What is run."""
+        """The command that the unit runs."""
         return (str(self.root / "launch.sh"), "start", "--foreground", *self.flags)
 
     @property
@@ -53,7 +53,7 @@ def make_systemd_unit(plan: UnitPlan) -> str:
         "[Unit]",
         "Description=Ring of machines that serves one language model",
         *network,
-        "StartLimitIntervalSec=0",  # a disk or a network that comes late: tried for as long as it takes
+        "StartLimitIntervalSec=0",  # retry without limit: a disk or a network may come late
         "",
         "[Service]",
         "Type=exec",
@@ -77,7 +77,7 @@ def make_systemd_unit(plan: UnitPlan) -> str:
 
 
 def quote_for_systemd(word: str) -> str:
-    """A word of ExecStart: quoted, and free of systemd's own % and $."""
+    """A word of ExecStart: quoted, with systemd's own % and $ escaped."""
     escaped = _escape_specifiers(word).replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
     return f'"{escaped}"'
 

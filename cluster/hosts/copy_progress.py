@@ -1,4 +1,4 @@
-"""How far the copies of model files are, host by host, in words; knows nothing of how they are made."""
+"""Describes the progress of the copies of model files, host by host; knows nothing of how they are made."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from cluster.terminal import format_bytes, make_bar
 
-# Told again when so much more is done, and at the end.
+# Reported again after this much more, and at the end.
 STEP_SHARE = 0.05
 
 
@@ -16,12 +16,12 @@ STEP_SHARE = 0.05
 class _Work:
     what: str
     since: float
-    told_share: float = -1.0
+    shown_share: float = -1.0
 
 
 @dataclass
 class CopyProgress:
-    """Takes what `ensure_models` reports and says it: a bar, bytes and speed, every twentieth part."""
+    """Turns the reports of `ensure_models` into text: a bar, bytes and speed."""
 
     say: Callable[[str, str], None]
     clock: Callable[[], float] = time.monotonic
@@ -33,9 +33,9 @@ class CopyProgress:
         if work is None or work.what != what:
             work = self._works[host] = _Work(what, self.clock())
         share = done_bytes / total_bytes if total_bytes else 1.0
-        if share < 1.0 and share - work.told_share < STEP_SHARE:
+        if share < 1.0 and share - work.shown_share < STEP_SHARE:
             return
-        work.told_share = share
+        work.shown_share = share
         seconds = self.clock() - work.since
         speed = f", {format_bytes(done_bytes / seconds)}/s" if done_bytes and seconds > 0 else ""
         self.say(host, f"{what} {make_bar(share)} of {format_bytes(total_bytes)}{speed}")

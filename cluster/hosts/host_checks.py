@@ -1,6 +1,6 @@
-"""What the doctor makes of a host's facts and of the links between hosts: pure, facts in, findings out.
+"""The doctor's judgement of a host's facts and of the links between hosts: facts in, findings out.
 
-Limits are named here. Knows nothing of ssh.
+Pure. Has the limits. Knows nothing of ssh.
 """
 
 from __future__ import annotations
@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cluster.findings import Finding, Level
-from cluster.hosts.hosts import Host
 from cluster.hosts.links import Link
 from cluster.hosts.probe import HostFacts, Interface
 from cluster.hosts.workers import Environment
 from cluster.terminal import format_bytes
 
 COMPARED = ("mlx", "mlx-lm")
-# pip downloads 360 MB and unpacks three times that (Linux); code and logs take next to nothing.
+# For the packages; code and logs take little.
 NEEDED_DISK_BYTES = {"good": 0, "missing": 3_000_000_000, "other": 1_000_000_000, "broken": 1_000_000_000}
 SPARE_DISK_BYTES = 200_000_000
 MAX_CLOCK_OFFSET_S = 2.0
@@ -25,7 +24,7 @@ DOCTOR_FIX = "./launch.sh doctor --fix"
 
 
 def check_host(facts: HostFacts, environment: Environment) -> list[Finding]:
-    """Everything that a worker's facts and the environment there say."""
+    """Judge a worker's facts and environment."""
     return [
         check_python(facts, environment),
         *([] if facts.rsync else [missing_rsync(facts)]),
@@ -39,7 +38,7 @@ def check_host(facts: HostFacts, environment: Environment) -> list[Finding]:
 
 
 def check_first_host(facts: HostFacts, *, is_single: bool) -> list[Finding]:
-    """What this machine's facts say."""
+    """Judge this machine's facts."""
     findings = [check_python(facts), check_disk(facts, SPARE_DISK_BYTES)]
     if not is_single:
         findings += [] if facts.rsync else [missing_rsync(facts)]
@@ -48,7 +47,7 @@ def check_first_host(facts: HostFacts, *, is_single: bool) -> list[Finding]:
 
 
 def check_python(facts: HostFacts, environment: Environment | None = None) -> Finding:
-    """A Python that is new enough, with its venv module where an environment is still to be made."""
+    """Python is new enough, and has the venv module if an environment must be made."""
     text = f"Python {facts.python_version} ({facts.python}), {facts.system} {facts.release} {facts.machine}"
     if facts.mac_trouble:
         return _finding(facts, "python", "failed", *facts.mac_trouble)
@@ -58,7 +57,7 @@ def check_python(facts: HostFacts, environment: Environment | None = None) -> Fi
     is_to_be_made = environment is not None and environment.state in ("missing", "broken")
     if is_to_be_made and not facts.can_make_environments:
         version = ".".join(facts.python_version.split(".")[:2])
-        text = f"{facts.python} has no venv module, so that no environment can be made"
+        text = f"{facts.python} has no venv module, so no environment can be made"
         return _finding(
             facts, "python", "failed", text, on_host(facts, f"sudo apt-get install python{version}-venv")
         )
@@ -66,7 +65,7 @@ def check_python(facts: HostFacts, environment: Environment | None = None) -> Fi
 
 
 def install_python(name: str, system: str = "") -> str:
-    """How to get a Python on a host."""
+    """The command that installs Python on a host."""
     commands = {"Darwin": "brew install python", "Linux": "sudo apt-get install python3 python3-venv"}
     if system in commands:
         return f"on {name}: {commands[system]}"
@@ -79,20 +78,20 @@ def on_host(facts: HostFacts, command: str) -> str:
 
 
 def missing_rsync(facts: HostFacts) -> Finding:
-    """No rsync."""
-    text = "rsync is not installed, so that code and model files cannot be copied"
+    """rsync is missing."""
+    text = "rsync is not installed, so code and model files cannot be copied"
     return _finding(facts, "rsync", "failed", text, on_host(facts, "sudo apt-get install rsync"))
 
 
 def check_environment(facts: HostFacts, environment: Environment) -> Finding:
-    """The environment is there, whole, and in the versions of this machine."""
+    """The environment exists, is complete, and has this machine's versions."""
     folder, trouble = f"{facts.worker_dir}/venv", environment.trouble
     if environment.state == "good":
         return _finding(facts, "packages", "ok", describe_versions(facts.versions))
     text = {
         "missing": f"no environment in {folder} yet: `start` makes it, once, or do it now",
-        "other": f"the environment in {folder} is of another release: `start` renews it ({trouble})",
-        "broken": f"the environment in {folder} is not whole: `start` makes it anew ({trouble})",
+        "other": f"the environment in {folder} is of another release: `start` updates it ({trouble})",
+        "broken": f"the environment in {folder} is incomplete: `start` makes a new one ({trouble})",
     }[environment.state]
     return _finding(facts, "packages", "note", text, DOCTOR_FIX)
 
@@ -103,7 +102,7 @@ def describe_versions(versions: Mapping[str, str]) -> str:
 
 
 def check_disk(facts: HostFacts, needed_bytes: int) -> Finding:
-    """Room for what is still to be put there; on this machine, room for a queue."""
+    """Enough disk for what must still be copied; on this machine, for a queue."""
     free, place = facts.disk_free_bytes, facts.worker_dir
     if free is None:
         return _finding(facts, "disk", "note", f"the free space at {place} could not be read")
@@ -111,13 +110,13 @@ def check_disk(facts: HostFacts, needed_bytes: int) -> Finding:
         return _finding(facts, "disk", "ok", f"{format_bytes(free)} free at {place}")
     text = f"{format_bytes(free)} free at {place}, {format_bytes(needed_bytes)} are needed"
     key = "STATE_DIR" if facts.host.is_local else "WORKER_DIR"
-    mend = f"make room there, or choose a folder on another disk: {key} in .env"
-    # Here, nothing is accepted while there is no room for it; all else goes on.
-    return _finding(facts, "disk", "note" if facts.host.is_local else "failed", text, mend)
+    fix = f"make room there, or choose a folder on another disk: {key} in .env"
+    # On this machine a full disk keeps requests out, and the service still runs.
+    return _finding(facts, "disk", "note" if facts.host.is_local else "failed", text, fix)
 
 
 def describe_memory(facts: HostFacts) -> Finding:
-    """What the host has; whether it is enough is the plan's to say."""
+    """The host's memory; the plan judges whether it is enough."""
     free, total = facts.free_memory_bytes, facts.total_memory_bytes
     if free is None or total is None:
         return _finding(facts, "memory", "note", "the free memory could not be read")
@@ -128,7 +127,7 @@ def describe_memory(facts: HostFacts) -> Finding:
 
 
 def check_ring_address(facts: HostFacts) -> Finding:
-    """The ring address is the host's own, and has free ports."""
+    """The ring address belongs to the host and has free ports."""
     address, name = facts.host.address, facts.host.name
     if facts.port_error == "no such address":
         has = ", ".join(
@@ -136,8 +135,8 @@ def check_ring_address(facts: HostFacts) -> Finding:
         )
         key = f"RING_ADDRESS={address}" if facts.host.is_local else f"{facts.host.ssh}={address}"
         text = f"{address} is not an address of {name}; it has {has or 'none'}"
-        mend = f"give it that address (docs/cluster.md), or write the right one in .env in place of {key}"
-        return _finding(facts, "ring", "failed", text, mend)
+        fix = f"give it that address (docs/cluster.md), or write the right one in .env in place of {key}"
+        return _finding(facts, "ring", "failed", text, fix)
     if facts.port_error:
         text = f"no ring port is free on {address}: {facts.port_error}"
         return _finding(facts, "ring", "failed", text, on_host(facts, "netstat -an | grep LISTEN"))
@@ -153,7 +152,7 @@ def describe_interface(interface: Interface) -> str:
 
 
 def check_cable(facts: HostFacts) -> list[Finding]:
-    """Wi-Fi in the ring is pointed out, with the cable's address where there is one."""
+    """The ring does not use Wi-Fi; if it does, name a cable's address."""
     address = facts.host.address
     interface = facts.interface_of(address)
     if interface is None or interface.kind != "wifi":
@@ -178,7 +177,7 @@ def check_cable(facts: HostFacts) -> list[Finding]:
 
 
 def check_clock(facts: HostFacts) -> list[Finding]:
-    """Logs are merged by time."""
+    """The clocks agree, since logs are merged by time."""
     offset_s = facts.clock_offset_s
     if abs(offset_s) <= MAX_CLOCK_OFFSET_S:
         return []
@@ -189,47 +188,42 @@ def check_clock(facts: HostFacts) -> list[Finding]:
 
 
 def check_firewall(facts: HostFacts) -> list[Finding]:
-    """macOS' application firewall asks on the screen, which nobody may be looking at."""
+    """The macOS firewall is off; it would ask on that Mac's screen."""
     if not facts.firewall:
         return []
     text = "the macOS firewall is on: it may ask on that Mac's screen whether Python may accept connections"
-    mend = "allow it there: System Settings, Network, Firewall, Options (docs/cluster.md)"
-    return [_finding(facts, "firewall", "note", text, mend)]
+    fix = "allow it there: System Settings, Network, Firewall, Options (docs/cluster.md)"
+    return [_finding(facts, "firewall", "note", text, fix)]
 
 
 def check_link(link: Link, systems: Mapping[str, str]) -> Finding:
-    """A neighbour that is reached, and how fast; `systems` by host name."""
+    """A host reaches its neighbour fast enough; `systems` by host name."""
     pair = f"{link.source.name} to {link.target.name}"
     if link.trouble:
         text = f"{link.source.name} cannot reach {link.target.name} at {link.target.address}: {link.trouble}"
-        return Finding(link.source.name, "link", "failed", text, mend_link(link, systems))
+        return Finding(link.source.name, "link", "failed", text, advise_on_link(link, systems))
     assert link.latency_us is not None and link.send_mbps is not None and link.receive_mbps is not None
     text = (
         f"{pair}: {link.send_mbps:.0f} Mbit/s there, {link.receive_mbps:.0f} back, "
-        f"{link.latency_us / 1000:.2f} ms there and back"
+        f"{link.latency_us / 1000:.2f} ms round trip"
     )
     if link.source_address not in ("", link.source.address):
         text += f"; it leaves by {link.source_address}, not by the ring address {link.source.address}"
-        mend = f"give both ring addresses in one subnet, or a route, on {link.source.name}: docs/cluster.md"
-        return Finding(link.source.name, "link", "note", text, mend)
+        fix = f"give both ring addresses in one subnet, or a route, on {link.source.name}: docs/cluster.md"
+        return Finding(link.source.name, "link", "note", text, fix)
     if min(link.send_mbps, link.receive_mbps) < MIN_LINK_MBPS or link.latency_us > MAX_LATENCY_US:
-        mend = "use a cable for the ring, and its addresses in .env: docs/cluster.md"
-        return Finding(link.source.name, "link", "note", f"{text}: slower than a gigabit cable", mend)
+        fix = "use a cable for the ring, and its addresses in .env: docs/cluster.md"
+        return Finding(link.source.name, "link", "note", f"{text}: slower than a gigabit cable", fix)
     return Finding(link.source.name, "link", "ok", text)
 
 
-def mend_link(link: Link, systems: Mapping[str, str]) -> str:
-    """What helps a link that does not work."""
+def advise_on_link(link: Link, systems: Mapping[str, str]) -> str:
+    """What to check when a link does not work."""
     first = f"check the cable and both addresses, on {link.source.name}: ping {link.target.address}"
     if "Darwin" in (systems.get(link.source.name), systems.get(link.target.name)):
         return f"{first}; on macOS also Privacy & Security, Local Network, and the firewall: docs/cluster.md"
     return f"{first}; and that no firewall is in the way of TCP ports 20000 to 31999"
 
 
-def _finding(facts: HostFacts, check: str, level: Level, text: str, mend: str = "") -> Finding:
-    return Finding(facts.host.name, check, level, text, mend)
-
-
-def not_asked(host: Host, check: str, text: str, mend: str) -> Finding:
-    """A host of which nothing is known."""
-    return Finding(host.name, check, "failed", text, mend)
+def _finding(facts: HostFacts, check: str, level: Level, text: str, fix: str = "") -> Finding:
+    return Finding(facts.host.name, check, level, text, fix)

@@ -1,7 +1,7 @@
-"""Fingerprints of host keys that are not known yet, to be compared by a person. Accepts none.
+"""Fingerprints of unknown host keys, for a person to compare. Accepts none.
 
-A key that comes over the network proves nothing by itself: only somebody who looks at the other machine's own
-screen can tell whether it is the right one. So nothing here, and no `--fix`, adds a key to known_hosts.
+A key that comes over the network proves nothing: only a person at the other machine's screen can compare it.
+So nothing here, and no `--fix`, adds a key to known_hosts.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ KEY_FILE = "/etc/ssh/ssh_host_ed25519_key.pub"
 
 
 async def describe_key(host: Host) -> str:
-    """` (SHA256:…, which must be what … prints on it)`, or nothing where the key cannot be seen from here."""
+    """The fingerprint and how to check it, in brackets; empty where the key cannot be read from here."""
     assert host.ssh is not None
-    # Without a jump host or another port only: ssh-keyscan does not read ~/.ssh/config.
+    # Works without a jump host or another port only: ssh-keyscan does not read ~/.ssh/config.
     name = ssh_host_name(host.ssh)
     scan = ["ssh-keyscan", "-T", str(SCAN_LIMIT_S), "-t", "ed25519", "--", name]
     scanned = await run_words(scan, timeout_s=SCAN_LIMIT_S * 2)

@@ -1,8 +1,8 @@
-"""The hosts of the ring: who they are, where they are reached, and which ranks run on them.
+"""The hosts of the ring: their names, ssh destinations, ring addresses, and which ranks run on them.
 
-Host 0 is this machine and has rank 0. Where `ssh` connects and where the ring connects are two things: the
-address in the ring is the one that was given, or the IPv4 address of the name that OpenSSH would connect to
-(`ssh -G`, so that aliases of ~/.ssh/config count). Connects to nobody.
+Host 0 is this machine and has rank 0. The address for ssh and the address in the ring may differ: the ring
+uses the address in the settings, or the IPv4 address of the name that OpenSSH would connect to (`ssh -G`, so
+that aliases of ~/.ssh/config count). Opens no connection.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from config.sources import DEFAULT
 
 LOCAL_NAME = LOCAL_NAMES[0]
 RESOLVE_LIMIT_S = 10.0
-# Of a name that cannot be looked up; the port does not matter, nothing is sent.
-_ANY_PORT = 9
+_ANY_PORT = 9  # nothing is sent to it
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,6 @@ class Host:
 
     @property
     def is_local(self) -> bool:
-        """This machine."""
         return self.ssh is None
 
 
@@ -59,12 +57,12 @@ class Cluster:
 
     @property
     def remote_hosts(self) -> tuple[Host, ...]:
-        """The hosts that are reached by ssh."""
+        """The hosts behind ssh."""
         return tuple(host for host in self.hosts if not host.is_local)
 
     @property
     def num_local_ranks(self) -> int:
-        """Ranks on this machine, wherever in the ring they are."""
+        """Ranks on this machine, in all its places in the ring."""
         return sum(host.num_ranks for host in self.hosts if host.is_local)
 
     def host_of(self, rank: int) -> Host:
@@ -72,7 +70,7 @@ class Cluster:
         return next(host for host in self.hosts if rank in self.ranks_of(host))
 
     def ranks_of(self, host: Host) -> range:
-        """The ranks of one of `hosts`; that very object, as this machine can stand in two places."""
+        """The ranks of one of `hosts`, compared by identity: this machine can have two places."""
         first = 0
         for other in self.hosts:
             if other is host:
@@ -107,27 +105,27 @@ def read_cluster(settings: Settings) -> Cluster:
 
 
 def _find_address(host: WrittenHost) -> str:
-    """Where the other ranks connect to those of a host; an IPv4 address."""
+    """A host's IPv4 address in the ring."""
     assert host.ssh is not None
     name = host.address or ssh_host_name(host.ssh)
     try:
         found = socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)
     except OSError as error:
         raise ValueError(
-            f"the name {name} of {host.ssh} has no IPv4 address here ({error.strerror}); write its address "
-            f"in the ring behind it, as in {host.ssh}=192.168.5.2"
+            f"the name {name} of {host.ssh} has no IPv4 address here ({error.strerror}); write its ring "
+            f"address after it, as in {host.ssh}=192.168.5.2"
         ) from None
     address = str(found[0][4][0])
     if ipaddress.ip_address(address).is_loopback:
         raise ValueError(
-            f"{host.ssh} leads to {address}, which only this machine reaches; write its address in the ring "
-            f"behind it, as in {host.ssh}=192.168.5.2"
+            f"{host.ssh} leads to {address}, which only this machine reaches; write its ring address after "
+            f"it, as in {host.ssh}=192.168.5.2"
         )
     return address
 
 
 def ssh_host_name(destination: str) -> str:
-    """The name or address that OpenSSH connects to: what ~/.ssh/config says of the destination."""
+    """The name or address that OpenSSH connects to, by ~/.ssh/config."""
     try:
         said = subprocess.run(
             ["ssh", "-G", "--", destination],
@@ -144,7 +142,7 @@ def ssh_host_name(destination: str) -> str:
 
 
 def _find_own_address(settings: Settings, written: Sequence[WrittenHost], others: Sequence[str]) -> str:
-    """This machine's address in the ring: as given, else the one from which it reaches the others."""
+    """This machine's address in the ring: as set, else the one from which it reaches the others."""
     if written[0].address:
         _check_is_first(written)
         return written[0].address
@@ -152,15 +150,15 @@ def _find_own_address(settings: Settings, written: Sequence[WrittenHost], others
         if others and ipaddress.ip_address(settings.ring_address).is_loopback:
             raise ValueError(
                 f"RING_ADDRESS = {settings.ring_address} (from {settings.origin('RING_ADDRESS')}) is an "
-                "address that the other hosts cannot connect to; name this machine's address on the cable "
-                "between them, or leave RING_ADDRESS away"
+                "address that the other hosts cannot connect to; set this machine's address on the cable "
+                "between them, or remove RING_ADDRESS"
             )
         return settings.ring_address
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((others[0], _ANY_PORT))
         except OSError as error:
-            raise ValueError(f"there is no way to {others[0]} from here: {error.strerror}") from None
+            raise ValueError(f"there is no route to {others[0]} from here: {error.strerror}") from None
         return str(probe.getsockname()[0])
 
 
@@ -172,14 +170,17 @@ def _check_is_first(written: Sequence[WrittenHost]) -> None:
     for number, host in enumerate(written[1:], start=2):
         if host.address in own:
             raise ValueError(
-                f"host {number} ({host.address}) is this machine; the service is started on the first one, "
+                f"host {number} ({host.address}) is this machine, but the service starts on the first host, "
                 f"{written[0].address}: put this machine first, or start there"
             )
-    raise ValueError(f"the first host's address {written[0].address} is none of this machine's")
+    raise ValueError(
+        f"the first host's address {written[0].address} is not an address of this machine "
+        f"({', '.join(sorted(own))})"
+    )
 
 
 def own_addresses() -> set[str]:
-    """The IPv4 addresses of this machine; none where the system does not tell."""
+    """The IPv4 addresses of this machine; empty where psutil cannot say."""
     try:
         found = psutil.net_if_addrs().values()
     except PSUTIL_ERRORS:

@@ -1,8 +1,7 @@
-"""Measure the links of the ring: from each host to the next one, over the ring addresses, one by one.
+"""Measures the links of the ring: from each host to the next one, over the ring addresses, one by one.
 
-Rank r connects to rank r + 1 and the last one to rank 0, so each host must reach the next; what is measured
-is that direction's connection, with the latency of one byte there and back and the bandwidth both ways. Knows
-nothing of what a good link is.
+Rank r connects to rank r + 1 and the last one to rank 0, so each host must reach the next. Measures over such
+a connection the round trip of one byte and the bandwidth both ways. Knows nothing of what a good link is.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from cluster.hosts.ssh import make_control_dir, run_on, ssh_command
 from config import Settings
 
 CONNECT_LIMIT_S = 4.0
-# The server waits for a client that has yet to be started by ssh on a busy host.
+# The server waits for a client that ssh still has to start on a busy host.
 SERVE_LIMIT_S = 20.0
 SPAN_S = 0.4  # of each of the three measurements
 LINK_LIMIT_S = 30.0
@@ -29,7 +28,7 @@ LINK_LIMIT_S = 30.0
 
 @dataclass(frozen=True)
 class Link:
-    """From one host to the next; `trouble` says why there are no figures."""
+    """The link from one host to the next; `trouble` is why there are no figures."""
 
     source: Host
     target: Host
@@ -37,7 +36,7 @@ class Link:
     send_mbps: float | None = None  # from source to target
     receive_mbps: float | None = None
     trouble: str = ""
-    source_address: str = ""  # from which the source connects, as its routes have it
+    source_address: str = ""  # from which the source connects, by its routes
 
 
 def list_links(hosts: Sequence[Host]) -> list[tuple[Host, Host]]:
@@ -50,7 +49,7 @@ def list_links(hosts: Sequence[Host]) -> list[tuple[Host, Host]]:
 
 
 async def measure_link(source: Host, target: Host, settings: Settings, port: int = 0) -> Link:
-    """One link: a server on the target, on a port such as the ring takes, then a client on the source."""
+    """Measure one link: a server on the target, on a port that the ring could use, a client on the source."""
     token = make_token()
     question = {"token": token, "address": target.address, "limit_s": CONNECT_LIMIT_S, "span_s": SPAN_S}
     try:
@@ -74,7 +73,7 @@ async def measure_link(source: Host, target: Host, settings: Settings, port: int
 
 @contextlib.asynccontextmanager
 async def _serving(host: Host, question: dict[str, object], settings: Settings) -> AsyncIterator[int]:
-    """The server's port while it runs; it is ended here, and ends by itself after its time."""
+    """The server's port while it runs; ends the server, which also ends by itself after its limit."""
     command = make_python_command(host, settings)
     words = ["/bin/sh", "-c", command]
     if not host.is_local:

@@ -1,87 +1,57 @@
-"""Brings each host the files of the model that its ranks need, and no others.
+"""Copies to each host the model files that its ranks need, and no others.
 
-MODEL_SYNC=copy sends them from this machine by rsync, which goes on where an earlier copy ended; hub lets
-the host's own environment fetch the same files from the Hub. Either way the sha256 of every file there is
-compared with that of the file here afterwards. Sums are cached beside size and time of the files
-(cluster/hosts/remote_scripts/file_sums.py), so that a start without changes asks each host once and reads
-nothing.
+With MODEL_SYNC=copy rsync sends them from this machine, and continues an interrupted copy; with hub the
+host's own environment fetches the same files from the Hub. Either way every file's sha256 there is then
+compared with the one here (model_sums.py).
 
     WORKER_DIR/models/{name}-{mark}/    mark: of config and index, so that no two models share a folder
 
-rsync is called with options that 2.6.9 and openrsync know: -L --partial --progress -e --rsync-path. Without
--t a copied file never has the time of its source, so rsync compares contents of whatever it is told to send.
+rsync runs with options that 2.6.9 and openrsync know: -L --partial --progress -e --rsync-path. Without -t a
+copied file never has the time of its source, so rsync compares the contents.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from cluster.errors import ClusterError
 from cluster.hosts.hosts import Cluster, Host
-from cluster.hosts.probe import make_python_command, read_answer
-from cluster.hosts.remote_program import make_program
-from cluster.hosts.ring_plan import RingLayout
-from cluster.hosts.ssh import (
-    EXIT_SSH,
-    Completed,
-    HostUnreachable,
-    describe_failure,
-    make_control_dir,
-    run_words,
-    ssh_command,
-    ssh_words,
+from cluster.hosts.model_sums import (
+    COPY_LIMIT_S,
+    FileSum,
+    FolderSums,
+    ModelFilesRefused,
+    ProgressLines,
+    Report,
+    lose,
+    sum_local,
+    sum_on_worker,
 )
+from cluster.hosts.ring_plan import RingLayout
+from cluster.hosts.ssh import EXIT_SSH, run_words, ssh_command, ssh_words
 from cluster.hosts.workers import Worker, describe_rsync
 from config import Settings
 from config.model_path import is_hub_name
 from distributed.planning.checkpoint import ModelError
 from distributed.planning.layer_plan import weights_hash
-from distributed.planning.stage_files import local_sums_file, needed_files
+from distributed.planning.stage_files import needed_files
 
 RSYNC_FLAGS = ("-L", "--partial", "--progress")
 SPARE_DISK_BYTES = 1_000_000_000
-COPY_LIMIT_S = 24 * 3600.0
-# A copy that differs afterwards is made once more.
+# A copy that differs is made once more.
 MAX_COPIES = 2
 _PROGRESS = re.compile(r"\s+([\d,.]+)\s+\d+%")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
-# Told of each step on a host: its name, bytes done, bytes in all, what is done.
-Report = Callable[[str, int, int, str], None]
-
-
-class ModelFilesRefused(ClusterError):
-    """The files cannot be brought to a host; the message has host, file or numbers, and what helps."""
-
-
-@dataclass(frozen=True)
-class FileSum:
-    """A file as it is on some host; sha256 is None where only its size was looked at."""
-
-    size: int
-    sha256: str | None
-
-
-@dataclass(frozen=True)
-class FolderSums:
-    """A model folder on some host."""
-
-    folder: str
-    free_bytes: int
-    files: Mapping[str, FileSum]
-
 
 @dataclass(frozen=True)
 class Shipment:
-    """What one worker must have: files of the folder here, with their sums."""
+    """The files that one worker must have, with their sums."""
 
     worker: Worker
     source: Path
@@ -100,7 +70,7 @@ class Shipment:
 async def ensure_models(
     cluster: Cluster, workers: Sequence[Worker], layout: RingLayout, settings: Settings, report: Report
 ) -> dict[str, str]:
-    """Bring every worker its files, all at the same time; the absolute folder there, by ssh destination.
+    """Bring all workers their files at the same time; the absolute folder there, by ssh destination.
 
     Raises:
         HostUnreachable: ssh does not get through.
@@ -131,7 +101,7 @@ async def ensure_models(
 
 
 def folder_name(model_name: str, folder: Path) -> str:
-    """A name for a model's folder on other hosts: safe in a shell, and of this very config and index."""
+    """A name for a model's folder on other hosts: safe in a shell, with the mark of config and index."""
     return f"{_UNSAFE.sub('_', model_name).lstrip('.-_')}-{weights_hash(folder)[:8]}"
 
 
@@ -140,12 +110,12 @@ def _ranks_on(cluster: Cluster, host: Host) -> list[int]:
 
 
 async def ensure_shipment(shipment: Shipment, settings: Settings, report: Report) -> str:
-    """Bring one worker what it lacks; the absolute folder there.
+    """Bring one worker the files it lacks; the absolute folder there.
 
     Raises:
         HostUnreachable, ModelFilesRefused: see `ensure_models`.
     """
-    there = await _sum_there(shipment, settings, report)
+    there = await sum_on_worker(shipment.worker, settings, shipment.target, shipment.files, report)
     for _ in range(MAX_COPIES):
         lacking = find_lacking(shipment.files, there.files)
         if not lacking:
@@ -156,18 +126,18 @@ async def ensure_shipment(shipment: Shipment, settings: Settings, report: Report
             await _fetch(shipment, settings, there.folder, lacking, report)
         else:
             await _copy(shipment, lacking, report)
-        there = await _sum_there(shipment, settings, report)
+        there = await sum_on_worker(shipment.worker, settings, shipment.target, shipment.files, report)
     lacking = find_lacking(shipment.files, there.files)
     if lacking:
         raise ModelFilesRefused(
             f"{shipment.host.name}: {there.folder}/{min(lacking)} differs from the file here after "
-            f"{MAX_COPIES} copies: check disk and memory of both hosts"
+            f"{MAX_COPIES} copies: check the disk and memory of both hosts"
         )
     return there.folder
 
 
 def find_lacking(wanted: Mapping[str, FileSum], there: Mapping[str, FileSum]) -> dict[str, FileSum]:
-    """What is missing or has other bytes."""
+    """The files that are missing there or differ."""
     return {
         name: entry
         for name, entry in wanted.items()
@@ -176,10 +146,10 @@ def find_lacking(wanted: Mapping[str, FileSum], there: Mapping[str, FileSum]) ->
 
 
 def check_room(shipment: Shipment, there: FolderSums, lacking: Mapping[str, FileSum]) -> None:
-    """Refuse what would fill the disk: rsync keeps what is there of a file until the new one is whole.
+    """Refuse to fill the disk; rsync keeps the old file until the new one is complete.
 
     Raises:
-        ModelFilesRefused: with has and needs.
+        ModelFilesRefused: with the sizes.
     """
     old = [there.files[name].size for name in lacking if name in there.files]
     needed = sum(entry.size for entry in lacking.values()) - sum(old) + max(old, default=0)
@@ -190,79 +160,6 @@ def check_room(shipment: Shipment, there: FolderSums, lacking: Mapping[str, File
             f"{SPARE_DISK_BYTES / 1e9:.0f} GB should stay free): remove other models there, or name "
             "another folder with WORKER_DIR"
         )
-
-
-async def sum_local(
-    host: Host, settings: Settings, folder: Path, names: Sequence[str], report: Report
-) -> FolderSums:
-    """The sums of files here, cached in STATE_DIR.
-
-    Raises:
-        ModelFilesRefused: one is missing.
-    """
-    question = {
-        "folder": str(folder),
-        "sums_file": str(local_sums_file(folder, settings.state_dir)),
-        "sizes": dict.fromkeys(names),
-        "makes_folder": False,
-    }
-    total = sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
-    words = ["/bin/sh", "-c", make_python_command(host, settings)]
-    found = await _ask(host, words, question, lambda num: report(host.name, num, total, "checking"))
-    if missing := sorted(set(names) - found.files.keys()):
-        raise ModelFilesRefused(f"{folder}/{missing[0]} is missing here: ./launch.sh start goes on with it")
-    return found
-
-
-async def _sum_there(shipment: Shipment, settings: Settings, report: Report) -> FolderSums:
-    worker = shipment.worker
-    question = {
-        "folder": f"{worker.folder}/{shipment.target}",
-        "sums_file": None,
-        "sizes": {name: entry.size for name, entry in shipment.files.items()},
-        "makes_folder": True,
-    }
-    command = make_python_command(worker.host, settings)
-    words = ssh_command(worker.host, command, control_dir=make_control_dir())
-    name, total = worker.host.name, shipment.num_bytes
-    return await _ask(worker.host, words, question, lambda num: report(name, num, total, "checking"))
-
-
-async def _ask(
-    host: Host, words: Sequence[str], question: Mapping[str, Any], on_hashed: Callable[[int], None]
-) -> FolderSums:
-    lines = _SumLines(on_hashed)
-    done = await run_words(
-        words, input=make_program("file_sums", question), timeout_s=COPY_LIMIT_S, on_output=lines.feed
-    )
-    if done is None or done.code == EXIT_SSH:
-        raise _lost(host, done)
-    answer = read_answer(host, Completed(done.code, lines.last.encode(), done.stderr))
-    files = {name: FileSum(entry["size"], entry["sha256"]) for name, entry in answer["files"].items()}
-    return FolderSums(answer["folder"], answer["free_bytes"], files)
-
-
-def _lost(host: Host, done: Completed | None) -> HostUnreachable:
-    if done is None:
-        return HostUnreachable(host, f"no answer within {COPY_LIMIT_S / 3600:.0f} hours", "start again")
-    return describe_failure(host, done.stderr)
-
-
-class _SumLines:
-    """What file_sums.py and prepare print: how far they are, at last the sums, in a line of any length."""
-
-    def __init__(self, on_done: Callable[[int], None]) -> None:
-        self._on_done = on_done
-        self._rest = b""
-        self.last = ""
-
-    def feed(self, data: bytes) -> None:
-        """Take a piece of standard output."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            self.last = line.decode("utf-8", errors="replace")
-            if self.last.startswith('{"done_bytes"'):
-                self._on_done(int(json.loads(self.last)["done_bytes"]))
 
 
 async def _copy(shipment: Shipment, lacking: Mapping[str, FileSum], report: Report) -> None:
@@ -279,11 +176,11 @@ async def _copy(shipment: Shipment, lacking: Mapping[str, FileSum], report: Repo
         on_output=lines.feed,
     )
     if done is None or done.code == EXIT_SSH:
-        raise _lost(host, done)
+        raise lose(host, done)
     if done.code:
         raise ModelFilesRefused(
             f"{host.name}: rsync ended with code {done.code} ({describe_rsync(done)}); "
-            "./launch.sh start goes on where it ended"
+            "./launch.sh start continues where it ended"
         )
 
 
@@ -315,7 +212,7 @@ class CopyLines:
 async def _fetch(
     shipment: Shipment, settings: Settings, folder: str, lacking: Mapping[str, FileSum], report: Report
 ) -> None:
-    """Let the worker's own environment fetch the files from the Hub, at the revision that is here."""
+    """Let the worker's own environment fetch the files from the Hub, at this machine's revision."""
     worker, total = shipment.worker, sum(entry.size for entry in lacking.values())
     endpoint = os.environ.get("HF_ENDPOINT")
     prefix = f"HF_ENDPOINT={shlex.quote(endpoint)} " if endpoint else ""
@@ -324,11 +221,11 @@ async def _fetch(
         f"umask 077; cd {worker.shell_path('code')} && {prefix}exec {worker.shell_path('venv/bin/python')} "
         f"-m distributed.prepare {shlex.join([*arguments, *lacking])}"
     )
-    lines = _SumLines(lambda num: report(worker.host.name, num, total, "fetching"))
+    lines = ProgressLines(lambda num: report(worker.host.name, num, total, "fetching"))
     done = await run_words(
         ssh_command(worker.host, command, control_dir=None), timeout_s=COPY_LIMIT_S, on_output=lines.feed
     )
     if done is None or done.code == EXIT_SSH:
-        raise _lost(worker.host, done)
+        raise lose(worker.host, done)
     if done.code:
         raise ModelFilesRefused(f"{worker.host.name}: {done.last_line}")

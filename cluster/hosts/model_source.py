@@ -1,7 +1,7 @@
-"""What is known of a model before it is loaded or even here: its config and the headers of its weights.
+"""Reads a model's config and the headers of its weights, before it is loaded or even downloaded.
 
-From its folder, or, where it is not on this machine yet, from the Hub: config.json, the index, and the
-headers of the safetensors files, a few hundred kilobytes. Fetches no weights.
+From its folder, or from the Hub if it is not on this machine: config.json, the index, and the headers of the
+safetensors files. Fetches no weights.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from distributed.planning.model_shape import ModelShape, make_shape, read_model_
 
 
 class ModelUnknown(ClusterError):
-    """Nothing can be told of the model: it is not here, and the Hub does not tell."""
+    """The model's sizes are unknown: it is not on this machine, and the Hub does not answer."""
 
 
 class HubOutOfReach(ModelUnknown):
-    """It is not here, and a start could not fetch it now either."""
+    """The Hub cannot be reached, so that a start could not fetch the model either."""
 
 
 class ModelRefused(ClusterError):
@@ -34,7 +34,7 @@ class ModelRefused(ClusterError):
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model's config and headers; `folder` is None where it is not on this machine."""
+    """A model's config and headers; `folder` is None if the model is not on this machine."""
 
     name: str
     config: Mapping[str, Any]
@@ -47,7 +47,7 @@ class ModelSource:
         return any(name.endswith(".scales") for name in self.tensors)
 
     def shape(self, *, dequantize: bool, float_bytes: int | None) -> ModelShape:
-        """Its sizes as they are once loaded. Raises: ModelRefused."""
+        """Its sizes once loaded. Raises: ModelRefused."""
         try:
             return make_shape(
                 self.name, self.config, self.tensors, dequantize=dequantize, float_bytes=float_bytes
@@ -57,10 +57,10 @@ class ModelSource:
 
 
 def read_source(settings: Settings) -> ModelSource:
-    """Read config and headers of MODEL_REPO's model, from here or from the Hub.
+    """Read config and headers of the model MODEL_REPO, from this machine or from the Hub.
 
     Raises:
-        ModelUnknown: the model is to be made first, or the Hub cannot be asked.
+        ModelUnknown: the model must be made first, or the Hub does not answer.
         ModelRefused: it cannot be served, with the reason.
     """
     try:
@@ -68,7 +68,7 @@ def read_source(settings: Settings) -> ModelSource:
     except ModelNotReady:
         return read_hub_source(settings.model_repo, settings.model_cache_dir)
     if not is_folder_name(settings.model_repo, settings.root) and missing_files(folder):
-        raise ModelUnknown(f"{settings.model_repo} is not made yet: ./launch.sh start makes it")
+        raise ModelUnknown(f"{settings.model_repo} does not exist yet: ./launch.sh start makes it")
     try:
         config, tensors = read_model_files(folder)
     except ModelError as error:
@@ -83,7 +83,7 @@ def read_hub_source(repo: str, cache_dir: Path | None) -> ModelSource:
     except HubSilent as error:
         raise HubOutOfReach(
             f"{repo} is not on this machine, and the Hub cannot be asked for its sizes: {error.reason}. "
-            "Try again with a network, or name a model folder in MODEL_REPO"
+            "Try again with a network, or set MODEL_REPO to a model folder"
         ) from error
     except ModelError as error:
         raise ModelRefused(str(error)) from error

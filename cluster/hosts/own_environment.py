@@ -1,13 +1,12 @@
-"""Whether the virtual environment that runs this is still what pip made of it. Standard library only.
+"""Checks that the virtual environment that runs this is still as pip left it. Standard library only.
 
-launch.sh asks at every command (`python -I cluster/hosts/own_environment.py HOW LIST`), so it lists names and
-reads no file but LIST: the packages that lay there when the installation had ended, and their folders, a name
-a line.
+launch.sh runs it at every command (`python -I cluster/hosts/own_environment.py HOW LIST`), so it lists names
+and reads no file but LIST: the packages and their folders after the installation, one name per line.
 
     keep    write LIST
-    whole   exit code 0 where all of LIST is there, and nothing was unpacked in part
-    gone    exit code 0 where some of LIST is not there
-    torn    exit code 0 where a package was unpacked in part
+    whole   exit code 0 if all of LIST exists, and no package was unpacked in part
+    gone    exit code 0 if some of LIST is missing
+    torn    exit code 0 if a package was unpacked in part
 """
 
 from __future__ import annotations
@@ -19,25 +18,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SUFFIX = ".dist-info"
-# pip writes the last of these at the end of each package.
+# pip writes RECORD last.
 WRITTEN_BY_PIP = ("METADATA", "RECORD")
 
 
 def list_names(folders: Sequence[str]) -> set[str]:
-    """Packages and their folders; versions and what belongs to one version are left out."""
+    """Packages and their folders, without versions."""
     names = {name for folder in folders if os.path.isdir(folder) for name in os.listdir(folder)}
     infos = {name.partition("-")[0] + SUFFIX for name in names if name.endswith(SUFFIX)}
     return infos | {name for name in names if name.isidentifier() and name != "__pycache__"}
 
 
 def find_torn(folders: Sequence[str]) -> list[str]:
-    """Packages that were not unpacked to their end."""
+    """Packages that were unpacked in part."""
     infos = [path for folder in folders for path in Path(folder).glob(f"*{SUFFIX}")]
     return [path.name for path in infos if any(not (path / name).is_file() for name in WRITTEN_BY_PIP)]
 
 
 def find_gone(folders: Sequence[str], kept: Path) -> list[str]:
-    """What of the list is gone; none where there is no list, as with an older release's environment."""
+    """The names of the list that are missing; none without a list, as in an older release's environment."""
     try:
         names = set(kept.read_text(encoding="utf-8").splitlines())
     except OSError:

@@ -1,7 +1,6 @@
-"""Ask a host what it is: a program (cluster/hosts/remote_scripts/facts.py) runs in the host's own Python,
-answers in JSON.
+"""Collects the facts of a host: runs remote_scripts/facts.py in the host's own Python, which answers in JSON.
 
-This machine is asked in the same way. Knows nothing of what is done with the answers.
+Asks this machine in the same way. Knows nothing of how the facts are used.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ EXIT_NO_PYTHON = 86
 NEEDED_PYTHON = (3, 11)
 OLDEST_MACOS = 14
 
-# Runs the first Python that is new enough, else the first there is. Without Apple's developer tools
-# /usr/bin/python3 is a stub that opens a dialog on that Mac's screen: left alone.
+# Runs the first Python that is new enough, else the first one found. Without Apple's developer tools
+# /usr/bin/python3 is a stub that opens a dialog on that Mac's screen: skipped.
 FIND_PYTHON = """\
 PATH="$PATH":{more_path}
 for oldest in "3, 11" "3, 8"; do
@@ -46,7 +45,7 @@ exit {no_python}
 
 
 class NoPython(ClusterError):
-    """A host has no Python at all, so that nothing can be asked."""
+    """A host has no Python that could collect its facts."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Interface:
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What a host says of itself; None is what it cannot tell."""
+    """The facts of a host; None where it cannot find one out."""
 
     host: Host
     hostname: str
@@ -75,27 +74,27 @@ class HostFacts:
     can_make_environments: bool
     total_memory_bytes: int | None
     free_memory_bytes: int | None  # within the limits of control groups
-    gpu_wired_limit_bytes: int | None  # macOS: what MLX or sysctl says that the GPU may use
-    chip: str  # the processor's name; empty where not told
+    gpu_wired_limit_bytes: int | None  # macOS: what the GPU may use, by MLX or sysctl
+    chip: str  # the processor's name; empty if unknown
     worker_dir: str  # absolute
     disk_free_bytes: int | None
     interfaces: tuple[Interface, ...]
-    versions: Mapping[str, str]  # mlx, mlx-lm, … in the environment; empty where there is none
+    versions: Mapping[str, str]  # mlx, mlx-lm, … in the environment; empty without one
     rsync: str | None
     firewall: bool | None  # macOS: the application firewall is on
     clock_offset_s: float  # of the host's clock against ours
     free_ports: tuple[int, ...]  # on its ring address
     port_error: str | None
-    model_files: Mapping[str, int] | None  # sizes by name; None where the folder is not there
+    model_files: Mapping[str, int] | None  # sizes by name; None without that folder
 
     @property
     def is_new_enough(self) -> bool:
-        """True if its Python runs this program."""
+        """Its Python can run this program."""
         return tuple(int(part) for part in self.python_version.split(".")[:2]) >= NEEDED_PYTHON
 
     @property
     def mac_trouble(self) -> tuple[str, str] | None:
-        """Why MLX cannot run on this Mac, and what helps; None where it can, and on other systems."""
+        """Why MLX cannot run on this Mac, and the fix; None if it can, and on other systems."""
         if self.system != "Darwin":
             return None
         if self.machine != "arm64" and "Apple" in self.chip:
@@ -127,16 +126,16 @@ async def probe(
     num_ports: int | None = None,
     limit_s: float = PROBE_LIMIT_S,
 ) -> HostFacts:
-    """Ask a host, or this machine, for its facts. Changes nothing there.
+    """Collect the facts of a host, or of this machine. Changes nothing there.
 
     Args:
-        model_folder: a folder there whose files are to be listed.
-        num_ports: free ports wanted on the ring address; None: one a rank.
+        model_folder: a folder there whose files are listed.
+        num_ports: free ports wanted on the ring address; None: one per rank.
 
     Raises:
-        HostUnreachable: ssh did not get through.
-        NoPython: there is no Python of any use.
-        ClusterError: it answered something else.
+        HostUnreachable: ssh failed.
+        NoPython: it has no usable Python.
+        ClusterError: its answer is no JSON.
     """
     question = {
         "worker_dir": str(settings.state_dir) if host.is_local else settings.worker_dir,
@@ -153,7 +152,7 @@ async def probe(
 
 
 def make_python_command(host: Host, settings: Settings) -> str:
-    """The line of sh that runs a program from standard input in a host's Python, away from its folder."""
+    """The line of sh that runs a Python program from standard input on a host."""
     if host.is_local:
         return f"exec {shlex.quote(sys.executable)} -I -"
     worker = Worker(host, settings.worker_dir)
@@ -187,18 +186,18 @@ def read_answer(host: Host, done: Completed) -> dict[str, Any]:
 
 
 def make_facts(host: Host, answer: Mapping[str, Any], began: float, ended: float) -> HostFacts:
-    """HostFacts of an answer that came between two moments of our clock."""
-    told = dict(answer)
-    there = float(told.pop("unix_time"))
+    """The facts in an answer; `began` and `ended` are our clock before and after."""
+    values = dict(answer)
+    there = float(values.pop("unix_time"))
     interfaces = [
-        Interface(**{**entry, "addresses": tuple(entry["addresses"])}) for entry in told.pop("interfaces")
+        Interface(**{**entry, "addresses": tuple(entry["addresses"])}) for entry in values.pop("interfaces")
     ]
     return HostFacts(
         host=host,
         interfaces=tuple(interfaces),
-        free_ports=tuple(told.pop("free_ports")),
+        free_ports=tuple(values.pop("free_ports")),
         clock_offset_s=min(0.0, there - began) + max(0.0, there - ended),
-        **told,
+        **values,
     )
 
 

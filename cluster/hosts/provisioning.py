@@ -1,8 +1,8 @@
-"""What must be on the hosts before ranks start there: checked, then code, environment and model files.
+"""Prepares the hosts before ranks start there: checks them, then places code, packages and model files.
 
-Every step asks all hosts at the same time, does only what is missing, and tells of it through `Show`. The
-outcome is kept in STATE_DIR/run/placed.json: the supervisor takes it over from `start`, and makes its own
-where something has changed. Knows nothing of the ring's life.
+Every step handles all hosts at the same time, does only what is missing, and reports to `Show`.
+STATE_DIR/run/placed.json keeps the result: the supervisor uses what `start` placed, and places again what has
+changed since. Knows nothing of epochs.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ T = TypeVar("T")
 
 
 class Show(Protocol):
-    """Who tells people how far the steps are."""
+    """Shows people the progress of the steps."""
 
     def done(self, name: str, detail: str) -> None:
-        """A step has ended."""
+        """Show the end of a step."""
 
     def say(self, host: str, text: str) -> None:
-        """Something goes on on a host."""
+        """Show progress on a host."""
 
 
 class HostsFailed(ClusterError):
-    """Several hosts refuse; one sentence a line."""
+    """Several hosts cannot be used; one sentence per line."""
 
     def __init__(self, errors: Sequence[ClusterError]) -> None:
         super().__init__("\n".join(str(error) for error in errors))
@@ -66,17 +66,17 @@ class HostsFailed(ClusterError):
 
 
 def is_away(error: ClusterError) -> bool:
-    """True where it is of use to try again later without any change: a host did not answer."""
+    """Whether a later try may succeed without any change: a host did not answer."""
     if isinstance(error, HostsFailed):
         return all(is_away(one) for one in error.errors)
     return isinstance(error, HostUnreachable)
 
 
 async def on_all(things: Sequence[T], action: Callable[[T], Awaitable[Any]]) -> list[Any]:
-    """Do something for each at the same time; what came of it, in order.
+    """Run an action for each thing at the same time; the results in order.
 
     Raises:
-        ClusterError: the one that was raised, or HostsFailed with all of them, after every one has ended.
+        ClusterError: the only one, or HostsFailed with all of them, after every action has ended.
     """
     results = await asyncio.gather(*(action(thing) for thing in things), return_exceptions=True)
     errors = [result for result in results if isinstance(result, BaseException)]
@@ -90,7 +90,7 @@ async def on_all(things: Sequence[T], action: Callable[[T], Awaitable[Any]]) -> 
 
 @dataclass(frozen=True)
 class Provisioned:
-    """What was placed: where each host has the model, and the layers of each rank, for which it was."""
+    """What was placed: each host's model folder, and the layers of each rank."""
 
     key: str
     layers: tuple[int, ...] | None = None
@@ -98,13 +98,13 @@ class Provisioned:
     model_folders: Mapping[str, str] = field(default_factory=dict)  # by the host's ssh destination
 
     def save(self, run_dir: Path) -> None:
-        """Keep it for the supervisor and its next life; where the disk refuses, all is looked at again."""
+        """Keep it for the next epoch; if the disk refuses, everything is checked again."""
         with contextlib.suppress(OSError):
             write_json(run_dir / PLACED_NAME, asdict(self))
 
 
 def load_provisioned(run_dir: Path, key: str) -> Provisioned | None:
-    """What was placed last, if nothing has changed since that matters to it."""
+    """What was placed last, if `key` has not changed since."""
     found = read_json(run_dir / PLACED_NAME) or {}
     if found.get("key") != key:
         return None
@@ -113,13 +113,13 @@ def load_provisioned(run_dir: Path, key: str) -> Provisioned | None:
 
 
 def forget_provisioned(run_dir: Path) -> None:
-    """Look at everything again before the next life."""
-    with contextlib.suppress(OSError):  # not there, or a disk that can only be read
+    """Check everything again before the next epoch."""
+    with contextlib.suppress(OSError):  # no such file, or a read-only disk
         (run_dir / PLACED_NAME).unlink()
 
 
 def make_key(settings: Settings, cluster: Cluster) -> str:
-    """What changes when something has to be placed anew: hosts, settings of the plan, code, packages."""
+    """A mark of all that decides what to place: hosts, settings of the plan, code, packages."""
     parts = [
         [asdict(host) for host in cluster.hosts],
         [str(settings.value(key)) for key in PLAN_KEYS],
@@ -130,10 +130,10 @@ def make_key(settings: Settings, cluster: Cluster) -> str:
 
 
 async def check_hosts(cluster: Cluster, settings: Settings, show: Show) -> tuple[HostFacts, ...]:
-    """Ask every host what it is; facts in the order of the hosts.
+    """Check every host as the doctor does; facts in the order of the hosts.
 
     Raises:
-        ClusterError: naming each host that cannot be used, why, and what mends it, in the doctor's words.
+        ClusterError: a sentence for each host that cannot be used, with the fix.
     """
     workers = {worker.host.ssh: worker for worker in list_workers(cluster, settings)}
 
@@ -155,8 +155,10 @@ async def check_hosts(cluster: Cluster, settings: Settings, show: Show) -> tuple
 
 def _refuse_failed(host: Host, findings: Sequence[Finding]) -> None:
     for finding in findings:
-        if finding.level == "failed" and finding.check == "ring":  # an address goes with its cable
-            raise HostUnreachable(host, finding.text, finding.mend)
+        if (
+            finding.level == "failed" and finding.check == "ring"
+        ):  # a cable may be out, and its address with it
+            raise HostUnreachable(host, finding.text, finding.fix)
     refuse_failed(findings)
 
 
@@ -195,9 +197,9 @@ async def plan_model(
     """Plan the layers by the hosts' memory.
 
     Raises:
-        PlanRefused: it does not fit.
+        PlanRefused: the model does not fit.
         ModelRefused: it cannot be served.
-        ModelUnknown: a model that is made or copied here first.
+        ModelUnknown: its sizes are not known yet.
     """
     layout = await plan_ring(settings, cluster, facts, held_bytes=held_bytes)
     short = [f"{name}: {text}" for name, text in find_short_hosts(layout).items()]
@@ -206,13 +208,13 @@ async def plan_model(
 
 
 def describe_shares(layout: RingLayout) -> str:
-    """How many layers each rank gets, in a line."""
+    """The number of layers of each rank, in a line."""
     shares = [f"rank {share.rank} on {share.host} {share.num_layers}" for share in layout.ranks]
     return f"layers of {', '.join(shares)}"
 
 
 async def place_model(cluster: Cluster, settings: Settings, layout: RingLayout, show: Show) -> Provisioned:
-    """Bring each host the model's files of its own layers. Raises: ClusterError."""
+    """Copy to each host the model files of its layers. Raises: ClusterError."""
     workers = list_workers(cluster, settings)
     folders = await ensure_models(cluster, workers, layout, settings, CopyProgress(show.say).report)
     show.done("files", ", ".join(f"{worker.host.name} verified" for worker in workers))
@@ -220,7 +222,7 @@ async def place_model(cluster: Cluster, settings: Settings, layout: RingLayout, 
 
 
 async def place_all(cluster: Cluster, settings: Settings, show: Show) -> Provisioned:
-    """Everything, for a supervisor; the model is on this machine already. Raises: ClusterError."""
+    """Run all steps, for the supervisor; the model must be on this machine. Raises: ClusterError."""
     facts = await check_hosts(cluster, settings, show)
     layout = await plan_model(cluster, settings, facts, show)
     await place_code(list_workers(cluster, settings), show)

@@ -1,11 +1,11 @@
-"""Ranks on other hosts: the command that runs one there, free ports for it, and its end.
+"""Ranks on other hosts: the command that runs one, free ports for it, and its end.
 
-A remote rank is a child of the supervisor like a local one, whose command is ssh: the same lines on standard
-input and output. A shell stays between ssh and the rank, so that the rank's end by a signal comes through as
-128 + its number and is told from 255, ssh's own. What ssh cannot end, because the rank is stopped or the
-connection is gone, is ended by a second command, by pid and start time.
+A remote rank is a child of the supervisor like a local one, with ssh as its command and the same lines on
+standard input and output. A shell runs between ssh and the rank, so that signal N comes back as 128 + N and
+differs from 255, ssh's own code. Where ssh cannot end a rank (it is stopped, or the connection is lost), a
+second command kills it by pid and start time.
 
-Settings go along in the command as environment; secrets and paths of this machine never do.
+The command carries settings as environment, but no secret and no path of this machine.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from config import Settings
 from config.fields import format_value
 from config.live import FROM_ENVIRONMENT, SETTINGS_FROM
 
-# A remote rank that hears nothing from its supervisor for so long ends itself: host 0 has lost its power.
+# A remote rank ends itself after this long without a ping: host 0 may have lost its power.
 PING_LIMIT_S = 20.0
 PING_INTERVAL_S = 1.0
 QUESTION_LIMIT_S = 15.0
 END_LIMIT_S = 10.0
-# What a rank there reads of its own process's settings; ring and model come with HELLO.
+# The settings that a remote rank reads for its own process; ring and model come with HELLO.
 GROUPS = ("Engine", "Process")
 KEYS = ("CONNECT_TIMEOUT", "LOAD_TIMEOUT", "STEP_TIMEOUT", "SHUTDOWN_TIMEOUT")
 ZONES = "zoneinfo/"
@@ -40,7 +40,7 @@ ZONES = "zoneinfo/"
 def make_rank_command(
     worker: Worker, settings: Settings, rank: int, *, model_folder: str | None = None
 ) -> list[str]:
-    """The command of this machine that runs a rank there until its standard input ends."""
+    """The command on this machine that runs a rank there until its standard input ends."""
     environment = make_remote_environment(settings, worker.host.num_ranks, model_folder)
     words = ["../venv/bin/python", "server.py", "--rank", str(rank), "--ping-limit", f"{PING_LIMIT_S:g}"]
     pairs = [f"{key}={value}" for key, value in environment.items()]
@@ -49,7 +49,7 @@ def make_rank_command(
 
 
 def make_remote_environment(settings: Settings, num_ranks: int, model_folder: str | None) -> dict[str, str]:
-    """The settings of a rank's own process there; none that is secret, none that is a path here."""
+    """The settings of a remote rank's own process, without secrets and paths."""
     keys = [key for key in settings.all_keys() if settings.about(key).group in GROUPS]
     values = {key: settings.value(key) for key in (*keys, *KEYS) if not settings.about(key).is_secret}
     environment = {
@@ -66,7 +66,7 @@ def make_remote_environment(settings: Settings, num_ranks: int, model_folder: st
 
 
 def read_time_zone() -> str | None:
-    """This machine's time zone, so that the times in all logs are of one clock's kind."""
+    """This machine's time zone, so that all logs use one."""
     try:
         link = os.readlink("/etc/localtime")
     except OSError:
@@ -78,8 +78,8 @@ async def ask_ports(worker: Worker) -> tuple[int, ...]:
     """Ask a host for free ports on its ring address, one for each of its ranks.
 
     Raises:
-        HostUnreachable: ssh does not get through, or the host does not have the address (yet).
-        ClusterError: there is no environment to ask with.
+        HostUnreachable: ssh failed, or the host does not have the address (yet).
+        ClusterError: the host has no environment.
     """
     host = worker.host
     question = {"address": host.address, "num_ports": host.num_ranks}
@@ -87,18 +87,18 @@ async def ask_ports(worker: Worker) -> tuple[int, ...]:
     if len(answer["ports"]) < host.num_ranks:
         raise HostUnreachable(
             host,
-            f"it has no interface with the ring address {host.address}",
+            f"none of its interfaces has the ring address {host.address}",
             "plug the cable in, or correct the address in WORKER_HOSTS or RING_HOSTFILE",
         )
     return tuple(answer["ports"])
 
 
 async def end_processes(worker: Worker, identities: Sequence[ProcessIdentity]) -> int:
-    """Kill processes there, by pid and start time; how many there still were.
+    """Kill processes there by pid and start time; returns how many still ran.
 
     Raises:
-        HostUnreachable: ssh does not get through.
-        ClusterError: one does not die.
+        HostUnreachable: ssh failed.
+        ClusterError: one survives SIGKILL.
     """
     question = {
         "processes": [[identity.pid, identity.start_time] for identity in identities],
@@ -106,13 +106,15 @@ async def end_processes(worker: Worker, identities: Sequence[ProcessIdentity]) -
     }
     answer = await _ask(worker, "ending", question, END_LIMIT_S)
     if answer["left"]:
-        pids = ", ".join(str(pid) for pid in answer["left"])
-        raise ClusterError(f"{worker.host.name}: these processes do not die: {pids}")
+        pids = " ".join(str(pid) for pid in answer["left"])
+        raise ClusterError(
+            f"{worker.host.name}: processes of an earlier start survive SIGKILL: {pids}. On it: ps -fp {pids}"
+        )
     return int(answer["num_killed"])
 
 
 async def _ask(worker: Worker, name: str, question: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
-    """Run a program of cluster/hosts/remote_scripts in the environment there."""
+    """Run a program of remote_scripts/ in the environment there."""
     command = f"exec {worker.shell_path('venv/bin/python')} -I -"
     done = await worker.run(command, input=make_program(name, question), timeout_s=limit_s)
     return read_answer(worker.host, done)

@@ -1,10 +1,9 @@
-"""Who gets which layers on which host: the hosts' facts go in, a layout of the ring comes out.
+"""Plans which host gets which layers: the hosts' facts go in, a layout of the ring comes out.
 
-The arithmetic is `distributed/planning/layer_plan.py: plan_layers`, the same that a ring on one machine uses.
-Here it is decided what counts as a host's memory: what is free, on a Mac all that the GPU may use, less what
-each rank takes beside weights and KV. The supervisor plans once and tells the ranks, because files are
-copied for a plan. The last layout stays in STATE_DIR/run/layout.json and is used again while it is still
-good: free memory that wobbles moves no layer. Starts nothing and asks no host.
+`distributed/planning/layer_plan.py: plan_layers` does the arithmetic, as for a ring on one machine;
+host_rooms.py counts the memory. The supervisor plans once and sends the plan to the ranks, because files are
+copied for it. STATE_DIR/run/layout.json keeps the last layout, which is used again while it is still good, so
+that small changes of free memory move no layer. Starts nothing and asks no host.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cluster.errors import ClusterError
-from cluster.hosts.chips import read_bandwidth
+from cluster.hosts.host_rooms import HostRoom, PlanRefused, measure_rooms
 from cluster.hosts.hosts import Cluster
 from cluster.hosts.model_source import ModelSource, read_source
 from cluster.hosts.probe import HostFacts
@@ -39,35 +37,15 @@ from distributed.planning.model_shape import ModelShape
 
 LAYOUT_NAME = "layout.json"
 MIB = 1 << 20
-# macOS lets the GPU use 2/3 of a small memory and 3/4 of a larger one, unless iogpu.wired_limit_mb says
-# otherwise. Only a Mac can prove it.
-MAX_SMALL_MAC_BYTES = 36 << 30
-# A CPU is slow with packed weights: unpacked to float32 where that takes no more of the free memory.
+# A CPU is slow with packed weights: they are unpacked to float32 if that takes no more of the free memory.
 MAX_DEQUANTIZED_SHARE = 0.6
 # An old layout is kept while its longest stage is no more than this much slower than the best one's.
 MAX_KEPT_SLOWNESS = 1.1
 
 
-class PlanRefused(ClusterError):
-    """The hosts cannot hold the model, or cannot be one ring; the message has the numbers."""
-
-
-@dataclass(frozen=True)
-class HostRoom:
-    """A place in the ring and the memory there; this machine can have two places, which share its memory."""
-
-    name: str
-    num_ranks: int
-    total_bytes: int
-    free_bytes: int
-    usable_bytes: int  # for weights and KV of its ranks: of the free ones, on a Mac of the GPU's
-    speed: float  # of each of its ranks
-    has_gpu: bool
-
-
 @dataclass(frozen=True)
 class RankShare:
-    """What one rank gets."""
+    """The layers of one rank, and the memory they take."""
 
     rank: int
     host: str
@@ -84,7 +62,7 @@ class RankShare:
 
 @dataclass(frozen=True)
 class RingLayout:
-    """The plan of a ring: what the ranks are told, and what is copied to whom."""
+    """The plan of a ring: the layers of each rank, by which files are copied."""
 
     model: str
     dequantize: bool
@@ -102,7 +80,7 @@ class RingLayout:
         return tuple(share.layers for share in self.ranks)
 
     def ranks_of(self, host: str) -> tuple[RankShare, ...]:
-        """What the ranks of a host get."""
+        """The shares of a host's ranks."""
         return tuple(share for share in self.ranks if share.host == host)
 
 
@@ -117,33 +95,33 @@ async def plan_ring(
 
     Args:
         facts: of each host of the cluster, in order.
-        held_bytes: by host name, what ranks of ours hold there that will be gone when the new ones start.
+        held_bytes: see `measure_rooms`.
 
     Raises:
-        PlanRefused: with has and needs of every host.
-        ModelUnknown: the model is not here, and the Hub does not tell its sizes.
+        PlanRefused: with the memory that every host has and needs.
+        ModelUnknown: the model is not here, and the Hub does not answer.
         ModelRefused: it cannot be served.
     """
     rooms = measure_rooms(cluster, facts, held_bytes or {})
     source = await run_beside(read_source, settings)
     layout = choose_layout(settings, source, rooms)
-    with contextlib.suppress(OSError):  # a full disk: planned anew the next time
+    with contextlib.suppress(OSError):  # on a full disk the next start plans afresh
         write_json(settings.run_dir / LAYOUT_NAME, {"key": _key(settings, layout), **_body(layout)})
     return layout
 
 
 def choose_layout(settings: Settings, source: ModelSource, rooms: Sequence[HostRoom]) -> RingLayout:
-    """Plan for hosts with so much room; the last layout again, where it was made for the like and fits.
+    """Plan for these rooms; keep the last layout if it was made for the same hosts and model and still fits.
 
     Raises:
-        PlanRefused: with has and needs of every host.
+        PlanRefused: with the memory that every host has and needs.
     """
     num_gpus = sum(room.has_gpu for room in rooms)
     if 0 < num_gpus < len(rooms):
         without = next(room.name for room in rooms if not room.has_gpu)
         raise PlanRefused(
-            f"{without} has no GPU and others have one: their numbers differ in precision, so they cannot be "
-            "one ring; leave one kind out of WORKER_HOSTS"
+            f"{without} has no GPU and others have one: they compute in different precision, so they cannot "
+            "form one ring; leave one kind out of WORKER_HOSTS"
         )
     kv = make_reserve(settings, sum(room.num_ranks for room in rooms))
     if not num_gpus:
@@ -160,74 +138,8 @@ def choose_layout(settings: Settings, source: ModelSource, rooms: Sequence[HostR
     return _lay_out(settings, source, packed, rooms, kv, dequantize=False)
 
 
-def measure_rooms(
-    cluster: Cluster, facts: Sequence[HostFacts], held_bytes: Mapping[str, int]
-) -> tuple[HostRoom, ...]:
-    """Say what each host has for weights and KV.
-
-    Raises:
-        PlanRefused: a host does not tell its memory.
-    """
-    bandwidths = [read_bandwidth(told.chip) for told in facts]
-    rooms = []
-    for host, told, bandwidth in zip(cluster.hosts, facts, bandwidths, strict=True):
-        if told.free_memory_bytes is None or told.total_memory_bytes is None:
-            raise PlanRefused(f"{host.name} does not tell its memory: give LAYER_SPLIT, or leave it out")
-        places = [other for other in cluster.hosts if other.ssh == host.ssh]
-        num_ranks = sum(other.num_ranks for other in places)
-        speed = bandwidth if bandwidth and all(bandwidths) else 1.0
-        free = min(told.total_memory_bytes, told.free_memory_bytes + held_bytes.get(host.name, 0))
-        has_metal = told.system == "Darwin" and told.machine == "arm64"
-        rooms.append(
-            make_room(
-                host.name,
-                host.num_ranks,
-                total_bytes=told.total_memory_bytes,
-                free_bytes=free,
-                gpu_limit_bytes=_gpu_limit(told) if has_metal else None,
-                num_ranks_there=num_ranks,
-                speed=speed,
-                has_gpu=has_metal or any(name.startswith("mlx-cuda") for name in told.versions),
-            )
-        )
-    return tuple(rooms)
-
-
-def make_room(
-    name: str,
-    num_ranks: int,
-    *,
-    total_bytes: int,
-    free_bytes: int,
-    gpu_limit_bytes: int | None,
-    num_ranks_there: int | None = None,
-    speed: float = 1.0,
-    has_gpu: bool = False,
-) -> HostRoom:
-    """Say what a place in the ring has; a machine's ranks share its memory and its speed.
-
-    Args:
-        gpu_limit_bytes: of a Mac. What is free there says little: macOS gives up caches and compresses other
-            programs' memory when the GPU asks for it.
-    """
-    num_ranks_there = num_ranks_there or num_ranks
-    usable = free_bytes if gpu_limit_bytes is None else gpu_limit_bytes
-    part = (usable - RANK_BYTES * num_ranks_there) * num_ranks // num_ranks_there
-    return HostRoom(name, num_ranks, total_bytes, free_bytes, part, speed / num_ranks_there, has_gpu)
-
-
-def _gpu_limit(told: HostFacts) -> int:
-    assert told.total_memory_bytes is not None
-    return told.gpu_wired_limit_bytes or mac_gpu_bytes(told.total_memory_bytes)
-
-
-def mac_gpu_bytes(total_bytes: int) -> int:
-    """What the GPU of a Mac with so much memory may use, where nobody tells."""
-    return total_bytes * 2 // 3 if total_bytes <= MAX_SMALL_MAC_BYTES else total_bytes * 3 // 4
-
-
 def find_short_hosts(layout: RingLayout) -> dict[str, str]:
-    """A sentence for each Mac that has less free now than its ranks will take, by host."""
+    """By host, a sentence for each Mac that has less free memory now than its ranks will take."""
     found = {}
     for room in _machines([room for room in layout.rooms if room.has_gpu]):
         shares = layout.ranks_of(room.name)
@@ -235,13 +147,13 @@ def find_short_hosts(layout: RingLayout) -> dict[str, str]:
         if needed > room.free_bytes:
             found[room.name] = (
                 f"its ranks will take {format_bytes(needed)}, {format_bytes(room.free_bytes)} are free now: "
-                "macOS compresses or swaps out what other programs hold; close some if the Mac becomes slow"
+                "macOS compresses or swaps out other programs' memory; close some if the Mac becomes slow"
             )
     return found
 
 
 def _machines(rooms: Sequence[HostRoom]) -> list[HostRoom]:
-    """One place of each machine."""
+    """One room for each machine."""
     return list({room.name: room for room in rooms}.values())
 
 
@@ -311,7 +223,7 @@ def _longest(shape: ModelShape, layout: RingLayout) -> float:
 def _advise(
     shape: ModelShape, hosts: Sequence[HostCapacity], kv: KVReserve, rooms: Sequence[HostRoom]
 ) -> str:
-    """What helps where it does not fit."""
+    """What to change when the model does not fit."""
     fitting = find_fitting_reserve(shape, hosts, kv)
     if fitting:
         return (
@@ -319,11 +231,11 @@ def _advise(
             "or with more hosts in WORKER_HOSTS"
         )
     more = "let the GPU use more (sysctl iogpu.wired_limit_mb)" if rooms[0].has_gpu else "free memory there"
-    return f"Take a smaller model, {more}, or add hosts to WORKER_HOSTS"
+    return f"Choose a smaller model, {more}, or add hosts to WORKER_HOSTS"
 
 
 def _key(settings: Settings, layout: RingLayout) -> str:
-    """What a layout was made for, but for the memory that was free."""
+    """A mark of all that a layout depends on, except free memory."""
     places = [(room.name, room.num_ranks, room.speed, room.total_bytes) for room in layout.rooms]
     parts = [layout.model, layout.dequantize, sum(layout.counts), places, settings.layer_split]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -334,7 +246,7 @@ def _body(layout: RingLayout) -> dict[str, Any]:
 
 
 def _read_kept(settings: Settings, layout: RingLayout) -> tuple[int, ...] | None:
-    """The counts of the last layout, if it was made for the like."""
+    """The counts of the last layout, if it was made for the same key."""
     kept = read_json(settings.run_dir / LAYOUT_NAME)
     if not kept or kept.get("key") != _key(settings, layout):
         return None

@@ -1,9 +1,8 @@
-"""Commands on other hosts, by plain OpenSSH: the user's own config, agent, keys and jump hosts.
+"""Runs commands on other hosts with plain OpenSSH: the user's own config, agent, keys and jump hosts.
 
-Short commands to one host share one connection (a multiplex master), which ends by itself a minute after
-the last of them, or at `close_connections`; its socket lies in a private folder with a short name. What lives
-long (a rank) takes a connection of its own: `ssh_command` with `control_dir=None`. Nothing ever asks for a
-password.
+Short commands to one host share one connection (a multiplex master), which ends a minute after the last of
+them, or at `close_connections`; its socket is in a private folder with a short name. A rank has a connection
+of its own: `ssh_command` with `control_dir=None`. Nothing ever asks for a password.
 
     exit code 255   ssh's own: the host was not reached, or the connection was lost
 """
@@ -26,10 +25,10 @@ from cluster.hosts.hosts import Host
 
 EXIT_SSH = 255
 CONNECT_LIMIT_S = 8
-# A host that vanished is noticed after about interval x count seconds.
+# ssh notices a lost host after about interval x count seconds.
 ALIVE_INTERVAL_S, ALIVE_COUNT = 2, 3
 PERSIST_S = 60
-# Sockets are no longer than 104 bytes (macOS), and ssh adds 17 to the name while it makes one.
+# A socket's path has at most 104 bytes (macOS), and ssh adds 17 while it makes one.
 CONTROL_ROOT = Path("/tmp")
 END_LIMIT_S = 5.0
 
@@ -60,61 +59,61 @@ class Completed:
 
     @property
     def last_line(self) -> str:
-        """The last line of standard error, where programs say what was wrong."""
+        """The last line of standard error, where programs report an error."""
         lines = [line.strip() for line in self.stderr.splitlines() if line.strip()]
         return lines[-1] if lines else f"exit code {self.code}"
 
 
 class HostUnreachable(ClusterError):
-    """ssh did not get through to a host; `mend` is the command that helps."""
+    """ssh could not reach a host; `fix` is the command that helps."""
 
-    def __init__(self, host: Host, reason: str, mend: str) -> None:
-        super().__init__(f"{host.name}: {reason}: {mend}")
-        self.host, self.reason, self.mend = host, reason, mend
+    def __init__(self, host: Host, reason: str, fix: str) -> None:
+        super().__init__(f"{host.name}: {reason}: {fix}")
+        self.host, self.reason, self.fix = host, reason, fix
 
 
 @dataclass(frozen=True)
-class _Trouble:
-    """What ssh says on its standard error, what that means, and what helps (with {ssh} and {host})."""
+class _SshError:
+    """A text on ssh's standard error, what it means, and the fix (with {ssh} and {host})."""
 
     said: tuple[str, ...]
     reason: str
-    mend: str
+    fix: str
 
 
-_TROUBLES = (
-    _Trouble(
+_SSH_ERRORS = (
+    _SshError(
         ("REMOTE HOST IDENTIFICATION HAS CHANGED",),
         "its host key is another one than before",
         "if that is expected: ssh-keygen -R {host}, then: ssh {ssh} true",
     ),
-    _Trouble(
+    _SshError(
         ("Host key verification failed",),
         "its host key is not known here yet",
         "accept it once: ssh {ssh} true",
     ),
-    _Trouble(
+    _SshError(
         ("Permission denied", "Too many authentication failures"),
         "it refuses our key",
         "put it there once: ssh-copy-id {ssh}",
     ),
-    _Trouble(
+    _SshError(
         ("Could not resolve hostname",),
         "its name is not known",
         "correct it in WORKER_HOSTS or RING_HOSTFILE, or name it in ~/.ssh/config",
     ),
-    _Trouble(
+    _SshError(
         ("Connection refused",),
         "nothing accepts ssh there",
         "switch it on there (macOS: System Settings, General, Sharing, Remote Login; "
         "Linux: sudo systemctl enable --now ssh)",
     ),
-    _Trouble(
+    _SshError(
         ("No route to host", "Network is unreachable", "Host is down"),
         "there is no way to it",
         "check that it is on and the cable is in: ping {host}",
     ),
-    _Trouble(
+    _SshError(
         ("timed out", "Timeout, server", "not responding"),
         "it does not answer",
         "check that it is on and awake: ping {host}",
@@ -123,22 +122,22 @@ _TROUBLES = (
 
 
 def describe_failure(host: Host, stderr: str) -> HostUnreachable:
-    """The sentence for what ssh said when it ended with 255."""
+    """The error for what ssh wrote when it ended with 255."""
     assert host.ssh is not None
     words = {"ssh": shlex.quote(host.ssh), "host": host.ssh.rpartition("@")[2]}
-    for trouble in _TROUBLES:
-        if any(said in stderr for said in trouble.said):
-            return HostUnreachable(host, trouble.reason, trouble.mend.format(**words))
+    for known in _SSH_ERRORS:
+        if any(said in stderr for said in known.said):
+            return HostUnreachable(host, known.reason, known.fix.format(**words))
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     reason = f"ssh failed ({lines[-1]})" if lines else "the ssh connection was lost"
     return HostUnreachable(host, reason, f"try it by hand: ssh {words['ssh']} true")
 
 
 def ssh_command(host: Host, remote_command: str, *, control_dir: Path | None) -> list[str]:
-    """The command line that runs a line of sh on a host, whatever the login shell there is.
+    """The command that runs a line of sh on a host, with any login shell there.
 
     Args:
-        control_dir: where the shared connection's socket lies; None: a connection of its own.
+        control_dir: the folder of the shared connection's socket; None: a connection of its own.
     """
     assert host.ssh is not None
     return [
@@ -150,7 +149,7 @@ def ssh_command(host: Host, remote_command: str, *, control_dir: Path | None) ->
 
 
 def ssh_words(host: Host, *, control_dir: Path | None) -> list[str]:
-    """`ssh` and its options, without the destination: what rsync takes as its remote shell."""
+    """`ssh` and its options, without the destination; also rsync's remote shell."""
     options = [word for option in OPTIONS for word in ("-o", option)]
     if control_dir is None:
         return ["ssh", "-T", *options, "-o", "ControlMaster=no", "-o", "ControlPath=none"]
@@ -167,10 +166,10 @@ def control_path(host: Host, control_dir: Path) -> Path:
 
 
 def make_control_dir(root: Path = CONTROL_ROOT) -> Path:
-    """This user's folder for the sockets, one for each copy of this program and home folder.
+    """Make the folder for the sockets, one for each user, home folder and copy of this program.
 
     Raises:
-        ClusterError: somebody else has made a folder of that name.
+        ClusterError: the folder belongs to another user or is open to others.
     """
     place = f"{Path(__file__).resolve().parent}\0{Path.home()}"
     folder = root / f"mlx-ring-{os.getuid()}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
@@ -178,7 +177,7 @@ def make_control_dir(root: Path = CONTROL_ROOT) -> Path:
         folder.mkdir(mode=0o700)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise ClusterError(f"{folder} belongs to somebody else or is open to others: remove it")
+        raise ClusterError(f"{folder} belongs to another user or is open to others: rm -r {folder}")
     return folder
 
 
@@ -186,7 +185,7 @@ async def run_on(host: Host, command: str, *, input: bytes = b"", timeout_s: flo
     """Run a line of sh on a host (this machine too) and wait for its end.
 
     Raises:
-        HostUnreachable: ssh did not get through, or the time is up.
+        HostUnreachable: ssh failed, or `timeout_s` is over.
     """
     words = ["/bin/sh", "-c", command]
     if not host.is_local:
@@ -210,13 +209,13 @@ async def run_words(
     on_output: Callable[[bytes], None] | None = None,
     holds_stdin: bool = False,
 ) -> Completed | None:
-    """Run a program of this machine to its end; None when the time was up, and it was killed.
+    """Run a program on this machine to its end; None if it took longer than `timeout_s` and was killed.
 
-    Its standard error goes through a file: a multiplex master may hold a pipe open for longer than that.
+    Its standard error goes to a file: a multiplex master may hold a pipe open after the program's end.
 
     Args:
-        on_output: takes standard output as it comes; it is collected otherwise.
-        holds_stdin: its standard input ends with us, not after `input`.
+        on_output: takes standard output as it comes; without it, output is collected.
+        holds_stdin: keep its standard input open after `input`, until we end.
     """
     with tempfile.TemporaryFile() as errors:
         process = await asyncio.create_subprocess_exec(
@@ -257,7 +256,7 @@ async def _feed(process: asyncio.subprocess.Process, data: bytes, *, holds_stdin
 
 
 async def close_connection(host: Host, *, how: str = "exit") -> None:
-    """End the shared connection to a host, if there is one: `exit` at once, `stop` when its commands end."""
+    """End the shared connection to a host: `exit` at once, `stop` after its running commands."""
     if host.is_local:
         return
     control_dir = make_control_dir()
@@ -271,7 +270,7 @@ async def close_connection(host: Host, *, how: str = "exit") -> None:
 
 
 async def close_connections(hosts: Sequence[Host], *, how: str = "exit") -> None:
-    """End the shared connections to all hosts, and leave no folder behind."""
+    """End the shared connections to all hosts, and remove the sockets' folder."""
     await asyncio.gather(*(close_connection(host, how=how) for host in hosts))
-    with contextlib.suppress(OSError):  # another service's sockets are in it
+    with contextlib.suppress(OSError):  # sockets of another service are in it
         make_control_dir().rmdir()

@@ -1,10 +1,10 @@
-"""The worker's folder on another host, and what is put there: our code and an environment to run it in.
+"""A worker's folder on another host, with our code and a virtual environment to run it.
 
-    WORKER_DIR/code      server.py and the rooms a rank imports, as they are here (rsync, only what changed)
-    WORKER_DIR/venv      a virtual environment with requirements.txt, in the versions that are installed here;
-                         venv/requirements.installed holds the hash of what was asked for, and is not there
-                         before pip has ended
-    WORKER_DIR/models    whole or part models, by name (cluster/hosts/model_files.py)
+    WORKER_DIR/code      server.py and the folders a rank imports, as they are here (rsync, only changes)
+    WORKER_DIR/venv      a virtual environment with requirements.txt, in the versions installed here;
+                         venv/requirements.installed has the hash of what was asked for, and is written
+                         after pip has ended
+    WORKER_DIR/models    whole or part models, by name (model_files.py)
 
 All of it is private (0700, 0600). Spool, logs, settings files and secrets never go there. Knows nothing of
 ranks or of their start.
@@ -40,7 +40,7 @@ from cluster.log_files import LineBuffer
 from config import Settings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-# What server.py imports; cluster/, the front door and the tests stay here.
+# What server.py imports; cluster/, the front door and the tests are not copied.
 CODE = ("server.py", "requirements.txt", "config", "distributed", "prompts", "spool")
 RSYNC_FLAGS = ("-rlc", "-i", "--delete", "--exclude=__pycache__", "--exclude=*.pyc", "--exclude=.*")
 MARK = "requirements.installed"
@@ -48,7 +48,7 @@ SHORT_LIMIT_S = 30.0
 LOOK_LIMIT_S = 120.0  # tens of thousands of files, on a slow disk
 RSYNC_LIMIT_S = 300.0
 PIP_LIMIT_S = 3600.0
-# A command that comes by ssh does not have what a login shell adds to PATH on macOS.
+# A command over ssh lacks what a login shell adds to PATH on macOS.
 MORE_PATH = "/opt/homebrew/bin:/usr/local/bin:/Library/Frameworks/Python.framework/Versions/Current/bin"
 NEWEST_PYTHONS = ("python3.14", "python3.13", "python3.12", "python3.11", "python3")
 NO_PYTHON = 41
@@ -60,21 +60,21 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Worker:
-    """A host and the folder that is ours there; `folder` is WORKER_DIR, as written."""
+    """A host and our folder there; `folder` is WORKER_DIR as written."""
 
     host: Host
     folder: str
     python: str = ""
 
     def shell_path(self, name: str = "") -> str:
-        """A path below the folder, quoted for a line of sh there."""
+        """A path in the folder, quoted for a line of sh there."""
         path = f"{self.folder}/{name}" if name else self.folder
         if path.startswith("~/"):
             return f'"$HOME"/{shlex.quote(path.removeprefix("~/"))}'
         return shlex.quote(path)
 
     def rsync_path(self, name: str) -> str:
-        """The same as a destination of rsync, which begins in the home folder there."""
+        """A path in the folder as a destination of rsync, which starts in the home folder there."""
         return f"{self.host.ssh}:{f'{self.folder}/{name}'.removeprefix('~/')}/"
 
     async def run(self, command: str, *, input: bytes = b"", timeout_s: float = SHORT_LIMIT_S) -> Completed:
@@ -83,16 +83,16 @@ class Worker:
 
 
 def list_workers(cluster: Cluster, settings: Settings) -> tuple[Worker, ...]:
-    """The workers of a ring: one for each host that is reached by ssh."""
+    """The workers of a ring: one for each host behind ssh."""
     return tuple(Worker(host, settings.worker_dir, settings.worker_python) for host in cluster.remote_hosts)
 
 
 async def sync_code(worker: Worker, *, dry_run: bool = False) -> list[str]:
-    """Make WORKER_DIR/code equal to the code here; the files that were sent or removed.
+    """Make WORKER_DIR/code equal to the code here; returns the files that were sent or removed.
 
     Raises:
-        HostUnreachable: ssh does not get through.
-        ClusterError: rsync is not there or failed, in its own words.
+        HostUnreachable: ssh failed.
+        ClusterError: rsync is missing or failed, with its own message.
     """
     code = worker.shell_path("code")
     if not dry_run:
@@ -103,7 +103,7 @@ async def sync_code(worker: Worker, *, dry_run: bool = False) -> list[str]:
     words = ["rsync", *RSYNC_FLAGS, *(["-n"] if dry_run else []), "-e", remote_shell]
     sources = [str(ROOT / name) for name in CODE]
     done = await run_words(
-        # Old and new rsync take modes from this umask, as -p is not among the flags.
+        # Without -p, old and new rsync take modes from this umask.
         [*words, "--rsync-path=umask 077; rsync", *sources, worker.rsync_path("code")],
         timeout_s=RSYNC_LIMIT_S,
     )
@@ -117,13 +117,13 @@ async def sync_code(worker: Worker, *, dry_run: bool = False) -> list[str]:
 
 
 def read_changes(said: str) -> list[str]:
-    """The files that rsync -i names as sent or removed."""
+    """The files that rsync -i lists as sent or removed."""
     pairs = [line.split(maxsplit=1) for line in said.splitlines() if " " in line.strip()]
     return [name.strip() for what, name in pairs if re.match(r"[<>]f|\*deleting", what)]
 
 
 def describe_rsync(done: Completed) -> str:
-    """Why rsync failed: the first thing that it said, as its last line is about lines of its own program."""
+    """Why rsync failed: its first message, as its last line names lines of its own source."""
     said = (line.strip() for line in done.stderr.splitlines())
     return next((line for line in said if re.match(r"rsync(\(\d+\))?: ", line)), done.last_line)
 
@@ -147,31 +147,31 @@ def read_wanted() -> dict[str, str]:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            continue  # of another system
+            continue  # for another system
     return found
 
 
 def make_constraints() -> str:
-    """The same for pip there."""
+    """The versions of `read_wanted` for pip on a worker."""
     return "".join(f"{name}=={version}\n" for name, version in read_wanted().items())
 
 
 def environment_mark() -> str:
-    """What venv/requirements.installed holds when the environment there is the one that is wanted."""
+    """What venv/requirements.installed has in an environment for this release."""
     text = (ROOT / "requirements.txt").read_text(encoding="utf-8") + make_constraints()
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Environment:
-    """What WORKER_DIR/venv is: good, missing, of another release, or broken (made in part, damaged since)."""
+    """The state of WORKER_DIR/venv: good, missing, of another release, or broken (incomplete or damaged)."""
 
     state: Literal["good", "missing", "other", "broken"]
     trouble: str = ""
 
 
 async def read_environment(worker: Worker) -> Environment:
-    """Look at the environment there, down to the sizes of its files. Raises: HostUnreachable."""
+    """Check the environment there, down to the sizes of its files. Raises: HostUnreachable."""
     venv = worker.shell_path("venv")
     done = await worker.run(
         f"[ -d {venv} ] || exit {NO_FOLDER}\n"
@@ -194,22 +194,22 @@ async def read_environment(worker: Worker) -> Environment:
 
 
 async def ensure_environment(worker: Worker, say: Say) -> bool:
-    """Make the environment unless it is there and whole; True if something had to be done.
+    """Make the environment unless it is good; True if something was done.
 
-    One of another release is brought up to date. Of one that is broken nothing is believed: it is made anew.
+    Updates an environment of another release, and replaces a broken one.
 
     Raises:
-        HostUnreachable: ssh does not get through.
-        ClusterError: no Python, no venv module, or pip failed; with the command that mends it.
+        HostUnreachable: ssh failed.
+        ClusterError: no Python, no venv module, or pip failed; with the command that fixes it.
     """
     found = await read_environment(worker)
     if found.state == "good":
         return False
-    say("making the virtual environment" if found.state != "broken" else f"making it anew: {found.trouble}")
+    say("making the virtual environment" + (f" anew: {found.trouble}" if found.state == "broken" else ""))
     venv = worker.shell_path("venv")
     is_kept = f"{venv}/bin/python -m pip --version >/dev/null 2>&1" if found.state == "other" else "false"
     script = f"""set -e; umask 077; export PATH="$PATH":{MORE_PATH}
-# When we are gone, nothing must go on in the environment that the next one makes.
+# When we end, pip must end too: the next command may make the environment again.
 exec 3<&0; (cat <&3; kill 0) >/dev/null 2>&1 &
 {find_python_script(worker)}
 rm -f {venv}/{MARK}
@@ -229,7 +229,7 @@ echo {environment_mark()} >{venv}/{MARK}
 def find_python_script(worker: Worker) -> str:
     """Lines of sh that set `python` to the interpreter to use, or exit with NO_PYTHON.
 
-    This machine's version first: what is installed here has been seen to work with it.
+    This machine's version comes first: the versions installed here are known to work with it.
     """
     here = f"python{sys.version_info.major}.{sys.version_info.minor}"
     if worker.python.startswith("~/"):
@@ -241,7 +241,7 @@ def find_python_script(worker: Worker) -> str:
     return f"""python=
 for name in {names}; do
   found=$(command -v "$name" 2>/dev/null) || continue
-  # Without Apple's developer tools this one opens a dialog on that Mac's screen.
+  # Without Apple's developer tools this stub opens a dialog on that Mac's screen.
   if [ "$found" = /usr/bin/python3 ] && [ -x /usr/bin/xcode-select ]; then
     xcode-select -p >/dev/null 2>&1 || continue
   fi
@@ -267,7 +267,7 @@ def _describe_environment_failure(worker: Worker, done: Completed) -> str:
 
 
 class PipLines(LineBuffer):
-    """pip's output: tells of each package it begins with."""
+    """Reads pip's output and reports each package."""
 
     def __init__(self, say: Say) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """One child process of the supervisor: its pipes, its log, its end.
 
-Its standard input stays open for as long as we live and want it: end of file there means that it is to go.
-A child whose command is ssh runs on another host: its exit codes are those of what runs there, a signal there
-is 128 + its number, and 255 is ssh's own. Knows nothing of ranks or of the front door.
+Its standard input stays open until it shall end: at end of file a child exits. A child whose command is ssh
+runs on another host: ssh passes on the exit code from there, reports signal N as 128 + N, and uses 255 for
+its own failure. Knows nothing of ranks or of the front door.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from config.rotating_file import RotatingFile
 
 READ_BYTES = 64 * 1024
 KILL_LIMIT_S = 10.0
-# What runs on another host learns of the end of file a little later.
+# End of file reaches a process on another host a little later.
 REMOTE_GRACE_S = 3.0
 EXIT_SSH = 255
 FIRST_SIGNAL_CODE = 128
@@ -32,27 +32,27 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ChildPlan:
-    """What to start: `first_line` goes to its standard input, `descriptors` keep their numbers."""
+    """What to start; `descriptors` keep their numbers in the child."""
 
     name: str
     command: Sequence[str]
     folder: Path
     environment: Mapping[str, str]
-    first_line: str = ""
+
     descriptors: tuple[int, ...] = ()
     is_remote: bool = False  # the command is ssh
 
 
 @dataclass
 class Child:
-    """A process that we started and that is ours to reap; made by `start_child` only."""
+    """A process that we started and must reap; only `start_child` makes one."""
 
     plan: ChildPlan
     process: asyncio.subprocess.Process
     identity: ProcessIdentity
     started_unix: float
     log: ProcessLog
-    # Ends what ssh cannot end, on the other host; never raises.
+    # Ends the process on the other host where ssh cannot; never raises.
     kill_there: Callable[[], Awaitable[None]] | None = None
     _pumps: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -70,39 +70,44 @@ class Child:
 
     @property
     def has_lost_host(self) -> bool:
-        """It ran on another host, and ssh ended without knowing how it ended there."""
+        """It ran on another host, and ssh ended without its exit code."""
         code = self.process.returncode
         return self.plan.is_remote and code is not None and (code == EXIT_SSH or code < 0)
 
     async def wait(self) -> int:
-        """Wait for its end and for the last of its output."""
+        """Wait for its end and its last output; its exit code as asyncio reports it."""
         code = await self.process.wait()
         if self._pumps:
             await asyncio.wait(self._pumps, timeout=1.0)
         return code
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal, if it still runs."""
+        """Send a signal if it runs."""
         if self.exit_code is None:
             self.identity.send(number)
 
     async def write_line(self, line: str) -> None:
-        """Send a line to its standard input; one that died already is noticed by its exit."""
-        await _write_line(self.process, line)
+        """Send a line to its standard input; to a dead child it does nothing."""
+        stdin = self.process.stdin
+        if stdin is None or stdin.is_closing():
+            return
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            stdin.write(line.encode() + b"\n")
+            await stdin.drain()
 
     def write_soon(self, line: str) -> None:
-        """Send a line without waiting for anything."""
+        """Send a line without waiting for room in the pipe."""
         stdin = self.process.stdin
         if self.exit_code is None and stdin is not None and not stdin.is_closing():
             stdin.write(line.encode() + b"\n")
 
     def close_stdin(self) -> None:
-        """Tell it to go: end of file on its standard input."""
+        """Ask it to exit: end of file on its standard input."""
         if self.process.stdin is not None:
             self.process.stdin.close()
 
     async def end(self, grace_s: float) -> None:
-        """End of file, then SIGKILL after `grace_s`; it is gone and reaped when this returns."""
+        """End of file, then SIGKILL after `grace_s`; it is reaped when this returns."""
         if self.exit_code is None:
             self.close_stdin()
             if not await self._ends_within(max(grace_s, REMOTE_GRACE_S if self.plan.is_remote else 0.0)):
@@ -111,7 +116,7 @@ class Child:
                     await self._ends_within(REMOTE_GRACE_S)
                 self.send(signal.SIGKILL)
                 if not await self._ends_within(KILL_LIMIT_S):
-                    logger.error("%s (pid %d) does not die", self.name, self.identity.pid)
+                    logger.error("%s (pid %d) survives SIGKILL", self.name, self.identity.pid)
         self.close_stdin()
         for pump in self._pumps:
             pump.cancel()
@@ -125,10 +130,10 @@ class Child:
 
 
 async def start_child(plan: ChildPlan, file: RotatingFile, output: LineBuffer | None = None) -> Child:
-    """Start a process in a session of its own, so that Ctrl-C at a terminal reaches the supervisor alone.
+    """Start a process in its own session, so that Ctrl-C in a terminal reaches the supervisor only.
 
     Args:
-        file: takes its standard error, and its standard output where `output` is None.
+        file: the log for its standard error, and for its standard output without `output`.
 
     Raises:
         OSError: it cannot be started; the caller counts that as a failure.
@@ -152,18 +157,7 @@ async def start_child(plan: ChildPlan, file: RotatingFile, output: LineBuffer | 
         asyncio.create_task(_pump(process.stderr, child.log)),
         asyncio.create_task(_pump(process.stdout, output or ProcessLog(file))),
     ]
-    if plan.first_line:
-        await child.write_line(plan.first_line)
     return child
-
-
-async def _write_line(process: asyncio.subprocess.Process, line: str) -> None:
-    assert process.stdin is not None
-    if process.stdin.is_closing():
-        return
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        process.stdin.write(line.encode() + b"\n")
-        await process.stdin.drain()
 
 
 async def _pump(stream: asyncio.StreamReader, lines: LineBuffer) -> None:

@@ -1,8 +1,8 @@
-"""Makes the plan of each life of the ring: who runs where, on which ports, with what.
+"""Makes the plan of each epoch: which rank runs on which host and port, with which command.
 
-On one machine that is new ports and no more. With other hosts, they are asked first: what earlier ranks may
-have left there is ended, and what they need is placed where something has changed or failed since. Knows
-nothing of when a life begins or why one ended.
+On one machine a new epoch needs new ports only. On other hosts it first ends the ranks that an earlier epoch
+may have left, and places code, packages and model files again if something changed or failed. Knows nothing
+of when an epoch begins or why one ended.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from cluster.hosts.remote_ranks import ask_ports, end_processes, make_rank_comma
 from cluster.hosts.ssh import HostUnreachable, close_connections
 from cluster.hosts.workers import Worker, list_workers
 from cluster.processes import ProcessIdentity
+from cluster.supervisor.epoch_plan import EpochPlan, RankPlace
 from cluster.supervisor.heartbeats import Rank
-from cluster.supervisor.ring_epoch import EpochPlan, RankPlace
 from cluster.supervisor.running import Running
 from cluster.threads import run_beside
 from config import Settings
@@ -35,30 +35,30 @@ logger = logging.getLogger("cluster.supervisor.supervisor")
 
 
 class EpochMaker:
-    """Knows the hosts of the ring, and what was placed there."""
+    """Keeps the hosts of the ring, and what was placed on them."""
 
     def __init__(
         self, running: Running, secret: str, left_behind: Mapping[str, Sequence[ProcessIdentity]]
     ) -> None:
         self._running = running
         self._secret = secret
-        # By ssh destination: ranks of which nobody knows whether they have ended.
+        # By ssh destination: ranks that may still run.
         self._left_behind = {ssh: list(identities) for ssh, identities in left_behind.items()}
         self._used: set[Worker] = set()
         self.cluster: Cluster | None = None
-        self.has_kept_placed = False  # the last plan took over what was placed earlier
+        self.has_kept_placed = False  # the last plan used files placed earlier
 
     @property
     def is_single(self) -> bool:
-        """Nothing but this machine can be at fault."""
+        """All ranks run on this machine."""
         return self.cluster is None or self.cluster.is_single
 
     async def make_plan(self) -> EpochPlan:
-        """The next life, under the next epoch.
+        """The plan of the next epoch.
 
         Raises:
-            ClusterError: a host is away (placing.is_away), or something cannot be placed.
-            SettingsError: the hosts of the settings cannot be used, or their names are not known now.
+            ClusterError: a host does not answer (provisioning.is_away), or something cannot be placed.
+            SettingsError: the settings' hosts cannot be used, or a name cannot be looked up.
         """
         settings = self._running.settings
         cluster = self.cluster = await self._read_cluster(settings)
@@ -77,7 +77,7 @@ class EpochMaker:
     async def _read_cluster(self, settings: Settings) -> Cluster:
         if not settings.worker_hosts and not settings.ring_hostfile:
             return read_cluster(settings)
-        return await run_beside(read_cluster, settings)  # looks names up
+        return await run_beside(read_cluster, settings)  # it looks up names
 
     async def _place(self, cluster: Cluster, settings: Settings) -> Provisioned:
         kept = load_provisioned(settings.run_dir, make_key(settings, cluster))
@@ -91,14 +91,14 @@ class EpochMaker:
             del self._left_behind[worker.host.ssh or ""]
 
     def note_end(self, ranks: Sequence[Rank]) -> None:
-        """Remember what may still run on hosts that were lost."""
+        """Remember the ranks that may still run on hosts we lost."""
         for rank in ranks:
             is_lost = rank.child is not None and rank.child.has_lost_host
             if is_lost and rank.host and rank.host.ssh and rank.process_there:
                 self._left_behind.setdefault(rank.host.ssh, []).append(rank.process_there)
 
     def forget_provisioned(self) -> None:
-        """Look at everything on the hosts again before the next life."""
+        """Check everything on the hosts again before the next epoch."""
         forget_provisioned(self._running.settings.run_dir)
 
     @staticmethod
@@ -109,7 +109,7 @@ class EpochMaker:
         except ClusterError as error:
             if cluster.is_single:
                 raise
-            # An address goes with its cable, and comes back with it.
+            # An interface may lose its address with its cable, and get it back with it.
             raise HostUnreachable(here, str(error), "plug the cable in, or correct RING_ADDRESS") from None
         others = {ssh: iter(ports_there) for ssh, ports_there in free.items()}
         return tuple(
@@ -152,18 +152,18 @@ class EpochMaker:
         return tuple(places)
 
     async def close(self) -> None:
-        """Let go of all hosts."""
+        """Close the connections to all hosts."""
         if self._used:
             await close_connections([worker.host for worker in self._used])
 
 
 class LoggedSteps:
-    """Tells of the steps in the supervisor's log."""
+    """Writes the steps to the supervisor's log."""
 
     def done(self, name: str, detail: str) -> None:
-        """A step has ended."""
+        """Log the end of a step."""
         logger.info("%s: %s", name, detail)
 
     def say(self, host: str, text: str) -> None:
-        """Something goes on on a host."""
+        """Log progress on a host."""
         logger.info("%s: %s", host, text)

@@ -1,9 +1,9 @@
-"""Keeps the front door up: one process on a listening socket that outlives it, replaced when it ends or
-does not answer.
+"""Keeps the front door running: one process on a socket that the supervisor holds, started again when it
+ends or does not answer.
 
-A roll (for new settings or code) starts the next process on the same socket, and lets the old one finish
-what its clients wait for once the next one serves: nobody is refused or cut off. Knows nothing of HTTP: a
-front door says {"event": "serving"} on its standard output when it takes connections.
+A roll (for new settings or code) starts the next process on the same socket. When that one serves, the old
+one finishes its clients' requests and exits, so that no client is refused or cut off. Knows nothing of HTTP:
+a front door writes {"event": "serving"} on its standard output when it takes connections.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from cluster.ports import host_to_dial
 from cluster.supervisor.child import Child, ChildPlan, describe_exit, start_child
 from cluster.supervisor.front_door_watch import wait_for_silence
 from cluster.supervisor.restart_policy import RestartPolicy
-from cluster.supervisor.ring_epoch import EXIT_REFUSED
+from cluster.supervisor.ring_epoch import EXIT_REFUSED, make_settings_line
 from cluster.supervisor.ring_keeper import wait_for_any
 from cluster.supervisor.running import Running
 
 API_END_LIMIT_S = 5.0
 API_PROGRESS_S = 30.0
-# A front door that is replaced ends by itself a little after the longest wait of a client.
+# A replaced front door exits by itself a little after the longest request.
 RETIRE_EXTRA_S = 10.0
 
 logger = logging.getLogger("cluster.supervisor.supervisor")
 
 
 class Output(LineBuffer):
-    """A front door's standard output: the word that it serves; all else goes to its log."""
+    """A front door's standard output: notes the serving event, and logs everything else."""
 
     def __init__(self, log: ProcessLog, on_change: Callable[[], None]) -> None:
         super().__init__()
@@ -46,10 +46,10 @@ class Output(LineBuffer):
     def put_line(self, line: str) -> None:
         """Take one line."""
         try:
-            is_word = json.loads(line)["event"] == "serving"
+            is_event = json.loads(line)["event"] == "serving"
         except (ValueError, TypeError, KeyError):
-            is_word = False
-        if is_word:
+            is_event = False
+        if is_event:
             self.is_serving.set()
             self._on_change()
         else:
@@ -64,7 +64,7 @@ class FrontDoorKeeper:
         self._listening = listening
         self._stop = asyncio.Event()
         self._rolls: asyncio.Queue[asyncio.Future[str | None]] = asyncio.Queue()
-        self._asked = asyncio.Event()  # to roll: no pause goes on then
+        self._asked = asyncio.Event()  # set by `roll`: ends a pause between tries
         self._retiring: dict[asyncio.Task[None], Child] = {}
         self._output: Output | None = None
         self._was_silent = False
@@ -72,33 +72,33 @@ class FrontDoorKeeper:
 
     @property
     def is_serving(self) -> bool:
-        """The present process takes connections."""
+        """The current process takes connections."""
         child, output = self.child, self._output
         return child is not None and child.exit_code is None and bool(output and output.is_serving.is_set())
 
     @property
     def leaving(self) -> list[Child]:
-        """Front doors that finish what their clients wait for."""
+        """Replaced front doors that finish their clients' requests."""
         return list(self._retiring.values())
 
     def stop(self) -> None:
-        """Let it end."""
+        """Ask `keep` to end the front door and return."""
         self._stop.set()
 
     async def roll(self) -> str | None:
-        """Replace the process by one with the settings of now; why that failed, None if it did not."""
+        """Replace the process by one with the current settings; why that failed, else None."""
         done: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._rolls.put_nowait(done)
         self._asked.set()
         return await done
 
     async def send_settings(self, values: Mapping[str, Any]) -> None:
-        """Tell it the new values of live settings."""
+        """Send it new values of live settings."""
         if self.child is not None:
-            await self.child.write_line(json.dumps({"event": "settings", "values": dict(values)}))
+            await self.child.write_line(make_settings_line(values))
 
     async def keep(self) -> None:
-        """Keep it up until `stop`."""
+        """Keep it running until `stop`."""
         policy = RestartPolicy(first_delay_s=self._running.programs.restart_delay_s)
         while not self._stop.is_set():
             started_at = time.monotonic()
@@ -120,7 +120,9 @@ class FrontDoorKeeper:
         running, state = self._running, self._running.state
         state.failed_process, state.is_stuck = "api", policy.is_open
         if delay_s is None:
-            logger.error("the front door is given up after %d failures: %s", policy.num_failures, reason)
+            logger.error(
+                "the front door is not tried again after %d failures: %s", policy.num_failures, reason
+            )
             running.set_state("failed", reason)
             await wait_for_any(self._stop, self._asked)
             return
@@ -138,11 +140,11 @@ class FrontDoorKeeper:
 
     @property
     def _was_killed(self) -> bool:
-        """By somebody else's SIGKILL."""
+        """By a SIGKILL from outside."""
         return self.child is not None and self.child.exit_code == -signal.SIGKILL and not self._was_silent
 
     async def _serve(self) -> str | None:
-        """Run the front door, and those that replace it, until one fails; why, None when it was stopped."""
+        """Run the front door and its replacements until one fails; why, None after a stop."""
         try:
             await self._start()
         except OSError as error:
@@ -159,7 +161,7 @@ class FrontDoorKeeper:
             self._running.publish()
 
     async def _watch(self, child: Child) -> str | None:
-        """Wait for the end of one front door; why it failed, None when it was stopped, "" after a roll."""
+        """Wait for the end of one front door; why it failed, None after a stop, "" after a roll."""
         ended = asyncio.create_task(child.wait())
         stop = asyncio.create_task(self._stop.wait())
         asked = asyncio.create_task(self._rolls.get())
@@ -169,7 +171,7 @@ class FrontDoorKeeper:
             await asyncio.wait([ended, stop, asked, silent], return_when=asyncio.FIRST_COMPLETED)
             if silent.done() and not stop.done():
                 if asked.done():
-                    self._rolls.put_nowait(asked.result())  # for the one that comes next
+                    self._rolls.put_nowait(asked.result())  # for the next process
                 return silent.result()
             if asked.done() and not stop.done():
                 asked.result().set_result(await self._replace(child))
@@ -200,7 +202,7 @@ class FrontDoorKeeper:
         self._running.publish()
 
     async def _watch_start(self, child: Child) -> None:
-        """End a front door that does not serve in time."""
+        """Kill a front door that does not serve in time."""
         limit_s, output = self._running.settings.connect_timeout, self._output
         assert output is not None
         try:
@@ -211,7 +213,7 @@ class FrontDoorKeeper:
             child.send(signal.SIGKILL)
 
     async def _watch_silence(self, child: Child) -> str:
-        """End a front door that serves no more without being gone; why."""
+        """Kill a front door that no longer answers; why."""
         assert self._output is not None
         await self._output.is_serving.wait()
         host, port = self._listening.getsockname()[:2]
@@ -222,7 +224,7 @@ class FrontDoorKeeper:
         return reason
 
     async def _replace(self, old: Child) -> str | None:
-        """Start the next front door beside the old one, which goes when the next one serves."""
+        """Start the next front door beside the old one, and retire that when the next one serves."""
         old_output = self._output
         try:
             await self._start()
@@ -248,7 +250,7 @@ class FrontDoorKeeper:
         return f"the new front door {describe_exit(child.exit_code or 0)}{_last_line(child)}"
 
     async def _retire(self, old: Child) -> None:
-        """Let an old front door finish what its clients wait for."""
+        """Let an old front door finish its clients' requests, then end it."""
         old.send(signal.SIGTERM)
         ended, stop = asyncio.create_task(old.wait()), asyncio.create_task(self._stop.wait())
         limit_s = self._running.settings.request_timeout + RETIRE_EXTRA_S

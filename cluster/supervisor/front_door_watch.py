@@ -1,8 +1,8 @@
-"""Whether a front door still answers: asked over HTTP every few seconds, as a client would.
+"""Checks over HTTP every few seconds whether a front door still answers.
 
-One that was stopped, or hangs, accepts nothing and uses no processor time. One that is only overloaded uses
-some: it gets several times as long. Knows one path that every front door answers, and that any byte is an
-answer; nothing else of HTTP.
+A front door that hangs answers nothing and uses no processor time. An overloaded one uses some, and gets
+several times as long. Knows one path that every front door answers, and takes any byte for an answer; knows
+nothing else of HTTP.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from cluster.processes import PSUTIL_ERRORS, ProcessIdentity
 
 SILENCE_LIMIT_S = 15.0
 NUM_ASKED_PER_LIMIT = 3
-# A busy one is given up after so many questions in a row without an answer.
+# Checks in a row without an answer after which a busy front door counts as silent.
 NUM_BUSY_SILENCES = 4
 IDLE_CPU_SHARE = 0.02
 LATE_S = 1.0
 
 
 async def wait_for_silence(identity: ProcessIdentity, address: tuple[str, int], limit_s: float) -> str:
-    """Ask until it is clear that the process will not answer any more; a sentence that says so."""
+    """Check until the process counts as silent; a sentence for the log and the status."""
     num_silences = 0
     while True:
         await asyncio.sleep(limit_s / NUM_ASKED_PER_LIMIT)
         cpu_s, asked_at = read_cpu_s(identity.pid), time.monotonic()
         has_answered = await answers(address, limit_s)
         if has_answered or time.monotonic() - asked_at > limit_s + LATE_S:
-            num_silences = 0  # late: it was us who were stopped, and did not see the answer
+            num_silences = 0  # late: we were stopped ourselves, and missed the answer
             continue
         num_silences += 1
         is_idle = read_cpu_s(identity.pid) - cpu_s < IDLE_CPU_SHARE * limit_s
@@ -40,7 +40,7 @@ async def wait_for_silence(identity: ProcessIdentity, address: tuple[str, int], 
 
 
 async def answers(address: tuple[str, int], limit_s: float) -> bool:
-    """Whether somebody answers there in time. An error is an answer, too: only silence is none."""
+    """Whether an answer comes in time; any error but a timeout counts as an answer."""
     host, port = address
     writer: asyncio.StreamWriter | None = None
     try:
@@ -61,7 +61,7 @@ async def answers(address: tuple[str, int], limit_s: float) -> bool:
 
 
 def read_cpu_s(pid: int) -> float:
-    """Processor time of a process; 0 where it is gone, which is noticed elsewhere."""
+    """Processor time of a process; 0 if it is gone."""
     try:
         times = psutil.Process(pid).cpu_times()
     except PSUTIL_ERRORS:
@@ -70,7 +70,7 @@ def read_cpu_s(pid: int) -> float:
 
 
 def waits_for_disk(pid: int) -> bool:
-    """Whether it is in a system call that no signal ends, as with a disk that does not answer."""
+    """Whether it is in an uninterruptible system call, as with a disk that does not answer."""
     try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_DISK_SLEEP)
     except PSUTIL_ERRORS:

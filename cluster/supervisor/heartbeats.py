@@ -1,11 +1,11 @@
-"""What a rank says of itself on its standard output, and what is known of it from that.
+"""What a rank reports on its standard output, and its state as the supervisor knows it.
 
-    {"event": "started", "pid", "start_time"}       first of all, before it has read its start line
+    {"event": "started", "pid", "start_time"}       first, before the rank reads its start line
     {"event": "heartbeat", "rank", "phase", "step", "progress": 0..1, "memory_bytes"}
                                                     once a second and at each change of phase; the phase is
                                                     starting, connecting, loading, ready or draining
 
-Judges by the limits it is given. Starts and ends nothing.
+Finds a stuck rank by limits it is given. Starts and ends no process.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ class Limits(Protocol):
 
 
 class Rank:
-    """What is known of one rank: its process and its last heartbeat."""
+    """One rank as the supervisor knows it: its process and its last heartbeat."""
 
     def __init__(self, rank: int, now: float, host: Host | None = None) -> None:
         self.rank = rank
         self.host = host  # None: this machine
         self.child: Child | None = None
+        self.has_start_line = False
         self.process_there: ProcessIdentity | None = None  # the rank's own, where the child is ssh
         self.phase = "starting"
         self.step = 0
@@ -60,11 +61,11 @@ class Rank:
 
     @property
     def title(self) -> str:
-        """The name for people: with its host where that is another one."""
+        """The name for people: with its host, if that is another machine."""
         return f"{self.name} on {self.host.name}" if self.host and not self.host.is_local else self.name
 
     def take(self, line: str, now: float) -> bool:
-        """Take one line of its standard output; True if it says something new of phase or progress."""
+        """Take one line of its standard output; True if phase or progress changed."""
         try:
             beat = json.loads(line)
             if beat.get("event") == "started":
@@ -88,7 +89,7 @@ class Rank:
         return is_change
 
     def find_stall(self, limits: Limits, now: float) -> str | None:
-        """Why this rank counts as stuck, if it does."""
+        """Why this rank is stuck; None if it is not."""
         silent_s, phase_s = now - self.last_heartbeat_at, now - self.phase_since
         if self._owes_heartbeats and silent_s > limits.heartbeat_limit_s:
             return (
@@ -104,11 +105,11 @@ class Rank:
 
     @property
     def _owes_heartbeats(self) -> bool:
-        """Not while it connects: MLX holds the interpreter lock then (mlx 0.32.4); CONNECT_TIMEOUT counts."""
+        """Not while it connects: MLX holds the interpreter lock (mlx 0.32.4); CONNECT_TIMEOUT applies."""
         return self.num_heartbeats > 0 and self.phase != "connecting"
 
     def next_look(self, limits: Limits) -> float:
-        """When it will count as stuck if it says nothing more, on the monotonic clock."""
+        """When it would count as stuck without another heartbeat, on the monotonic clock."""
         of_phases = {
             "starting": limits.connect_limit_s,
             "connecting": limits.connect_limit_s,
@@ -121,7 +122,7 @@ class Rank:
 
 
 class HeartbeatReader(LineBuffer):
-    """A rank's standard output: hands its heartbeats to what is known of it."""
+    """Reads a rank's standard output into its `Rank`."""
 
     def __init__(self, rank: Rank, on_change: Callable[[], None]) -> None:
         super().__init__()
@@ -129,6 +130,6 @@ class HeartbeatReader(LineBuffer):
         self._on_change = on_change
 
     def put_line(self, line: str) -> None:
-        """Take one line; tell of another phase or progress."""
+        """Take one line; report a change of phase or progress."""
         if self._rank.take(line, time.monotonic()):
             self._on_change()

@@ -1,6 +1,6 @@
-"""The end of what a dead supervisor has left running, here and on other hosts.
+"""Ends the processes that a dead supervisor left running, here and on other hosts.
 
-Ends processes by pid and start time only. Knows nothing of what they do.
+Finds them by pid and start time. Knows nothing of what they do.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ KILL_GRACE_S = 3.0
 
 
 def end_leftovers(service: Service) -> int:
-    """End what still runs of the processes of a supervisor that is gone; how many there were.
+    """End the processes of a dead supervisor on this machine; returns their number.
 
     Raises:
-        ClusterError: one does not die.
+        ClusterError: one survives SIGKILL.
     """
     supervisor = read_identity(service.supervisor)
     if supervisor and supervisor.is_alive():
@@ -30,14 +30,15 @@ def end_leftovers(service: Service) -> int:
     ours = [*service.processes.values(), *service.leaving]
     alive = [identity for identity in ours if identity.is_alive()]
     if left := end_all(alive, grace_s=KILL_GRACE_S):
-        raise ClusterError(f"these processes do not die: {', '.join(str(one.pid) for one in left)}")
+        pids = " ".join(str(one.pid) for one in left)
+        raise ClusterError(f"processes of an earlier start survive SIGKILL: {pids}. See: ps -fp {pids}")
     return len(alive)
 
 
 def end_on_hosts(service: Service, terminal: Terminal) -> int:
-    """End the ranks on other hosts of which nobody knows that they have ended; how many there were.
+    """End the ranks that may still run on other hosts; returns their number.
 
-    One that is not reached is named: its ranks end by themselves, when they hear nothing any more.
+    Prints each host that does not answer: ranks there end by themselves when they get no more pings.
     """
     workers = service.workers
     if not workers or (service.holder and service.holder.is_alive()):

@@ -1,10 +1,8 @@
-"""The lock that makes a supervisor the only one of its STATE_DIR: a flock held for life on
-run/supervisor.lock.
+"""The lock that allows one supervisor per STATE_DIR: a flock on run/supervisor.lock, held until it exits.
 
-The file's text is JSON {"pid", "start_time"} of the holder, for others to read, with blanks behind it: it is
-written over in place and never shortened, so that a disk that is full later has room for the next one. The
-kernel drops the lock with the process, so there is no stale lock to clean up; a stale text is recognised by
-the start time.
+The file's text is JSON {"pid", "start_time"} of the holder, padded with blanks. It is overwritten in place
+and never shortened, so that the next holder can write it on a full disk too. The kernel drops the lock with
+the process; the start time shows whether the text is stale.
 """
 
 from __future__ import annotations
@@ -39,16 +37,18 @@ class SupervisorLock:
             os.close(self._descriptor)
             holder = read_holder(run_dir)
             who = f"supervisor {holder.pid}" if holder else "another supervisor that is just starting"
-            raise AlreadyRunning(f"{who} already serves {run_dir.parent}") from None
+            raise AlreadyRunning(
+                f"{who} already serves STATE_DIR {run_dir.parent}: ./launch.sh status"
+            ) from None
         try:
             self._write_holder()
-        except OSError as error:  # nobody would find us
+        except OSError as error:  # without the text, no command would find us
             os.close(self._descriptor)
             raise ClusterError(describe_refused(error, self._path)) from error
 
     def release(self) -> None:
-        """Give the lock back; the file stays, because removing it would race with the next holder."""
-        with contextlib.suppress(OSError):  # its holder is dead in a moment
+        """Release the lock; the file stays, because removing it would race with the next holder."""
+        with contextlib.suppress(OSError):  # the text is stale without this, too
             self._write("")
         os.close(self._descriptor)
 
@@ -63,7 +63,7 @@ class SupervisorLock:
 
 
 def read_holder(run_dir: Path) -> ProcessIdentity | None:
-    """The supervisor that holds the lock now, if one is alive."""
+    """The living supervisor that holds the lock, if there is one."""
     try:
         entry = json.loads((run_dir / LOCK_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):

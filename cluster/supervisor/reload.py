@@ -3,7 +3,7 @@
     run/restart.json   {"id", "overrides": {KEY: value}, "environment": {KEY: value}}   written by `restart`,
                        which then sends SIGHUP and reads the outcome in supervisor.json
 
-Reads and compares; who is told, and who is started again, is the supervisor's business.
+Reads and compares only; the supervisor sends values to processes and restarts them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from config.live import apply_live, find_changes, mark_files
 from config.run_files import read_json, write_json
 
 ORDER_NAME = "restart.json"
-# What a supervisor holds for life: another value needs another supervisor.
+# Fixed for as long as a supervisor runs: another value needs another supervisor.
 FIXED_KEYS = ("API_HOST", "API_PORT", "STATE_DIR")
 
 logger = logging.getLogger("cluster.supervisor.supervisor")
@@ -31,7 +31,7 @@ logger = logging.getLogger("cluster.supervisor.supervisor")
 
 @dataclass
 class Sources:
-    """Where this supervisor's settings come from, beside the files: its flags and its environment."""
+    """Where the supervisor's settings come from: the files in `root`, its flags and its environment."""
 
     root: Path
     overrides: Mapping[str, str]
@@ -44,7 +44,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class Edit:
-    """What an edit came to: the settings from now on, what the children and what people are told."""
+    """The result of an edit: the new settings, the live values for the children, and what needs a restart."""
 
     settings: Settings
     values: dict[str, Any]
@@ -53,14 +53,14 @@ class Edit:
 
 
 class SettingsWatch:
-    """Looks whether somebody has edited the files."""
+    """Notices edits of the settings files."""
 
     def __init__(self, sources: Sources) -> None:
         self.sources = sources
         self._mark = mark_files(sources.root)
 
     def look(self, running: Settings) -> Edit | None:
-        """What an edit since the last look came to; None where there was none."""
+        """The edit since the last look; None if there was none."""
         mark = mark_files(self.sources.root)
         if mark == self._mark:
             return None
@@ -68,11 +68,11 @@ class SettingsWatch:
         return self.read(running)
 
     def read(self, running: Settings) -> Edit:
-        """Compare what the files say now with what runs, and log each difference."""
+        """Compare the files with the running settings, and log each difference."""
         try:
             edited = self.sources.load()
         except SettingsError as error:
-            logger.error("the edited settings are not taken: %s", "; ".join(map(str, error.problems)))
+            logger.error("the edited settings are refused: %s", "; ".join(map(str, error.problems)))
             return Edit(running, {}, [], "; ".join(map(str, error.problems)))
         settings, values = apply_live(running, edited)
         for change in find_changes(running, settings):
@@ -85,22 +85,22 @@ class SettingsWatch:
 
 @dataclass(frozen=True)
 class RestartOrder:
-    """What `restart` asks a running supervisor for."""
+    """A `restart` that a running supervisor has to do."""
 
     id: str
     overrides: dict[str, str]
-    environment: dict[str, str]  # the settings among the environment of who asks
+    environment: dict[str, str]  # the settings in the environment of the `restart` command
 
 
 def write_order(run_dir: Path, order: RestartOrder) -> None:
-    """Leave an order for the supervisor."""
+    """Write an order for the supervisor."""
     write_json(run_dir / ORDER_NAME, vars(order))
 
 
 def take_order(run_dir: Path) -> RestartOrder | None:
-    """The order that lies there, which is gone then; None for a SIGHUP without one."""
+    """Read and remove the order; None for a SIGHUP without one."""
     found = read_json(run_dir / ORDER_NAME) or {}
-    with contextlib.suppress(OSError):  # a read-only disk: the order is the next one's, too
+    with contextlib.suppress(OSError):  # on a read-only disk the order stays and is taken again
         (run_dir / ORDER_NAME).unlink(missing_ok=True)
     try:
         return RestartOrder(str(found["id"]), dict(found["overrides"]), dict(found["environment"]))
@@ -109,7 +109,7 @@ def take_order(run_dir: Path) -> RestartOrder | None:
 
 
 def load_ordered(sources: Sources, running: Settings) -> Settings:
-    """The settings that a restart would run with.
+    """The settings for a restart.
 
     Raises:
         SettingsError: they are wrong, or cannot be served.
@@ -120,5 +120,7 @@ def load_ordered(sources: Sources, running: Settings) -> Settings:
         raise SettingsError(problems)
     changed = [key for key in FIXED_KEYS if settings.value(key) != running.value(key)]
     if changed:
-        raise ClusterError(f"{', '.join(changed)} can only be changed by stop and start")
+        raise ClusterError(
+            f"{', '.join(changed)} can only be changed by stop and start: ./launch.sh stop, ./launch.sh start"
+        )
     return settings

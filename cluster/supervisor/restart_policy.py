@@ -1,7 +1,4 @@
-"""When to start again what failed: at once the first time, then ever later; what never worked, not for ever.
-
-Pure: no clock, no processes.
-"""
+"""When to start a failed process again: at once, then after growing delays. Pure: no clock, no processes."""
 
 from __future__ import annotations
 
@@ -19,10 +16,10 @@ DELAY_AFTER_KILLS_S = 1.0
 class RestartPolicy:
     """Counts failures in a row without progress; the breaker opens at `max_failures`, or at a refusal.
 
-    An open breaker ends what never worked. What worked once is tried again all the same, with growing delays:
-    its trouble may pass. A SIGKILL that somebody else sent says little of the process that died of it: such
-    ends have a limit of their own, for a machine that is out of memory. A host that is away is nobody's
-    failure: it is tried for as long as it takes, and counts for nothing.
+    An open breaker stops the tries of what never worked. What worked once is tried further, with growing
+    delays: the cause may pass. A SIGKILL from outside says little about the process: such ends have a higher
+    limit of their own, for a machine that is out of memory. A host that does not answer is retried without
+    limit and never counts as a failure.
     """
 
     max_failures: int = MAX_FAILURES
@@ -30,10 +27,10 @@ class RestartPolicy:
     num_failures: int = 0
     num_own_failures: int = 0
     num_away: int = 0
-    is_open: bool = False  # another try alone hardly helps
+    is_open: bool = False  # another try alone will hardly help
 
     def after_away(self) -> float:
-        """Seconds to wait before a host is tried again that did not answer."""
+        """Seconds to wait before trying a host again that did not answer."""
         self.num_away += 1
         self.is_open = False
         return min(MAX_DELAY_S, self.first_delay_s * 2.0 ** min(self.num_away - 1, 16))
@@ -46,7 +43,7 @@ class RestartPolicy:
         was_killed: bool = False,
         can_give_up: bool = True,
     ) -> float | None:
-        """Seconds to wait before the next start; None where the breaker is open and it can give up."""
+        """Seconds to wait before the next start; None if the breaker is open and `can_give_up`."""
         self.num_away = 0
         if made_progress:
             self.num_failures = self.num_own_failures = 0

@@ -1,16 +1,16 @@
-"""One life of the ring: its ranks from start to end, under one epoch.
+"""One epoch of the ring: its ranks from start to end.
 
-A ring cannot be mended, so a life ends whole: the first rank that dies or falls silent ends it, and the
-supervisor starts another with new ports. Knows the protocol of the pipes between a rank and us, and nothing
+A ring cannot be repaired, so an epoch ends whole: the first rank that dies or falls silent ends it, and the
+supervisor starts the next epoch on new ports. Knows the pipes between a rank and the supervisor, and nothing
 of what ranks compute:
 
-    standard input   one line, the start line (distributed/ring/watchdog.py), then lines {"event": "settings",
-                     "values": {…}}, and {"event": "ping"} once a second where it runs on another host; end of
-                     file there means: exit at once
-    standard output  what it says of itself (cluster/supervisor/heartbeats.py)
-    standard error   its log
-    exit codes       0 drained, 2 refused (again is no use), 3 ring lost, 4 watchdog, 5 we are gone, 6 the
-                     disk refused; of a rank on another host also 255: ssh has lost it
+    standard input   first the start line (epoch_plan.py), then lines {"event": "settings", "values": {…}};
+                     on another host also {"event": "ping"} once a second, before the start line too; at end
+                     of file the rank exits at once
+    standard output  heartbeats (heartbeats.py)
+    standard error   the rank's log
+    exit codes       0 drained, 2 refused (another try does not help), 3 ring lost, 4 watchdog, 5 supervisor
+                     gone, 6 the disk refused; for a rank on another host also 255: ssh lost the connection
 """
 
 from __future__ import annotations
@@ -22,19 +22,17 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import psutil
 
 from cluster.errors import ClusterError
-from cluster.hosts.hosts import Host
-from cluster.hosts.remote_ranks import PING_LIMIT_S, end_processes
-from cluster.hosts.workers import Worker
+from cluster.hosts.remote_ranks import end_processes
 from cluster.processes import PSUTIL_ERRORS
 from cluster.supervisor.child import Child, ChildPlan, describe_exit, start_child
+from cluster.supervisor.epoch_plan import EpochPlan
 from cluster.supervisor.heartbeats import HeartbeatReader, Rank
 from config.rotating_file import RotatingFile
 
@@ -42,92 +40,34 @@ PING_LINE = json.dumps({"event": "ping"})
 EXIT_REFUSED = 2
 EXIT_RING_LOST = 3
 EXIT_DISK_REFUSED = 6
-HEARTBEAT_LIMIT_S = 10.0
 END_GRACE_S = 0.5
-# A neighbour notices a dead rank within tens of milliseconds and exits too: who was first is asked later.
+# A neighbour notices a dead rank within tens of milliseconds and exits too; then we look who was first.
 CULPRIT_WAIT_S = 0.3
 REMOTE_CULPRIT_WAIT_S = 1.0
-# Whoever is not reached by then is ended before the next life begins on that host.
+# A rank that is not reached by then is ended before the next epoch begins on that host.
 KILL_THERE_LIMIT_S = 5.0
 PROGRESS_READY_S = 60.0
-# A heartbeat that is on its way when its time is up still counts.
+# A heartbeat in the pipe at its limit still counts.
 LOOK_AFTER_S = 0.1
 LISTEN_LOOK_S = 0.01
-# A rank that says it connects listens soon; the last one's first try costs a second where it does not.
+# A rank listens soon after it reports the phase connecting.
 LISTEN_LIMIT_S = 3.0
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class RankPlace:
-    """Where a rank runs; `worker` is None on this machine, `model_folder` None: the one that rank 0 names."""
-
-    host: Host
-    worker: Worker | None = None
-    command: Sequence[str] = ()  # of a rank on another host, with all of its flags
-    model_folder: str | None = None
-
-
-@dataclass(frozen=True)
-class EpochPlan:
-    """What one life is made of; `command` gets `--rank R` added for the ranks of this machine."""
-
-    epoch: int
-    hosts: tuple[str, ...]  # "address:port" by rank
-    secret: str
-    command: Sequence[str]
-    folder: Path
-    environment: Mapping[str, str]
-    connect_limit_s: float
-    load_limit_s: float
-    heartbeat_limit_s: float = HEARTBEAT_LIMIT_S
-    places: tuple[RankPlace, ...] = ()  # by rank; none: all are on this machine
-    layers: Sequence[int] | None = None  # by rank, as files were placed for it; None: rank 0 plans
-    dequantize: bool | None = None  # what that plan counted with
-
-    @property
-    def ring_size(self) -> int:
-        return len(self.hosts)
-
-    @property
-    def has_remote(self) -> bool:
-        """Some rank runs on another host."""
-        return any(place.worker for place in self.places)
-
-    def place_of(self, rank: int) -> RankPlace | None:
-        """Where a rank runs, in a ring over several hosts."""
-        return self.places[rank] if self.places else None
-
-    def make_first_line(self, rank: int) -> str:
-        """The start line of a rank."""
-        line: dict[str, Any] = {
-            "epoch": self.epoch,
-            "rank": rank,
-            "hosts": list(self.hosts),
-            "secret": self.secret,
-        }
-        if self.layers is not None:
-            line |= {"layers": list(self.layers), "dequantize": self.dequantize}
-        if place := self.place_of(rank):
-            line["host_name"] = place.host.name
-            line |= {"model_folder": place.model_folder} if place.model_folder else {}
-            line |= {"ping_limit_s": PING_LIMIT_S} if place.worker else {}
-        return json.dumps(line)
-
-
-@dataclass(frozen=True)
 class Verdict:
-    """Why a life ended: `reason` in words, `process` that ended it, and whether another try is of any use."""
+    """Why an epoch ended: the reason in words, the process that ended it, and how to count the failure."""
 
     reason: str
     process: str | None = None
     was_refused: bool = False
     was_killed: bool = False  # by a SIGKILL that was not ours
-    made_progress: bool = False  # before that
-    # Another host did not answer, or the disk refused: nobody's failure, and tried for as long as it takes.
+    made_progress: bool = False  # before it ended
+    # Another host did not answer, or the disk refused: retried without limit.
     is_away: bool = False
-    is_unconnected: bool = False  # ranks on several hosts did not find each other
+    is_unconnected: bool = False  # ranks on several hosts did not connect to each other
 
 
 class RingEpoch:
@@ -139,24 +79,25 @@ class RingEpoch:
         log_of: Callable[[str], RotatingFile],
         on_change: Callable[[], None],
     ) -> None:
-        self._starting: asyncio.Task[None] | None = None
         self.plan = plan
         self._log_of = log_of
         self._on_change = on_change
+        self._starting: asyncio.Task[None] | None = None
+        self._edited: dict[str, Any] = {}  # live settings that changed in this epoch
         now = time.monotonic()
         places = [plan.place_of(rank) for rank in range(plan.ring_size)]
         self.ranks = [Rank(rank, now, place.host if place else None) for rank, place in enumerate(places)]
 
     @property
     def is_ready(self) -> bool:
-        """Every rank says ready, which it does after the HELLO lap with its layers loaded."""
+        """Every rank reports ready, which it does after the HELLO lap with its layers loaded."""
         return all(rank.phase == "ready" and is_running(rank.child) for rank in self.ranks)
 
     @property
     def made_progress(self) -> bool:
-        """It did work, or stood ready long enough that its end is a new trouble."""
+        """It ran steps, or was ready long enough that its end counts as a new failure."""
         now = time.monotonic()
-        head = self.ranks[0]  # is ready last
+        head = self.ranks[0]  # the last to become ready
         return head.first_ready_step is not None and (
             head.step > head.first_ready_step or now - head.phase_since > PROGRESS_READY_S
         )
@@ -164,24 +105,31 @@ class RingEpoch:
     async def start(self) -> None:
         """Start all ranks; the last one gets its start line when rank 0 listens.
 
-        It connects to rank 0 before it does anything else, and where nobody listens yet, it tries again only
-        a second later (mlx 0.32.4 distributed/ring). The others listen first and connect then: rank 0 to rank
-        1 when the last one has come, and so on. So of those on other hosts, where nobody can look who
-        listens, each has said before that it is about to.
+        The last rank connects to rank 0 first of all, and retries only after a second (mlx 0.32.4
+        distributed/ring). The others listen first and then connect: rank 0 to rank 1 when the last one has
+        connected, and so on. On other hosts we cannot see who listens, so we wait until each rank there has
+        reported the phase connecting.
         """
         for rank in self.ranks:
             rank.child = await self._start_rank(rank)
             rank.child.kill_there = self._make_kill_there(rank)
             if rank.rank < self.plan.ring_size - 1 or rank.rank == 0:
-                await rank.child.write_line(self.plan.make_first_line(rank.rank))
+                await self._send_start_line(rank)
             self._on_change()
         if self.plan.ring_size > 1:
             self._starting = asyncio.create_task(self._start_last())
 
+    async def _send_start_line(self, rank: Rank) -> None:
+        """Send the start line, and behind it what `send_settings` held back until now."""
+        assert rank.child is not None
+        await rank.child.write_line(self.plan.make_start_line(rank.rank))
+        rank.has_start_line = True
+        if self._edited:
+            await rank.child.write_line(make_settings_line(self._edited))
+
     async def _start_last(self) -> None:
-        head, last = self.ranks[0].child, self.ranks[-1].child
+        head = self.ranks[0].child
         assert head is not None
-        assert last is not None
         port = int(self.plan.hosts[0].rpartition(":")[2])
         middle = [rank for rank in self.ranks[1:-1] if rank.child and rank.child.plan.is_remote]
 
@@ -189,13 +137,13 @@ class RingEpoch:
             is_early = any(rank.phase == "starting" for rank in middle)
             return head.exit_code is None and (is_early or self._head_is_deaf(head.identity.pid, port))
 
-        # Nothing tells when MLX listens, and a connection to try it would be taken for the neighbour's.
-        while has_to_wait():  # noqa: ASYNC110 - so we look
+        # MLX does not report that it listens, and would take a test connection for the neighbour's.
+        while has_to_wait():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(LISTEN_LOOK_S)
-        await last.write_line(self.plan.make_first_line(self.plan.ring_size - 1))
+        await self._send_start_line(self.ranks[-1])
 
     def _head_is_deaf(self, pid: int, port: int) -> bool:
-        """Rank 0 does not listen yet. Where the system does not tell: it has not long been about to."""
+        """Rank 0 does not listen yet; where psutil cannot say, it has not been connecting long."""
         head = self.ranks[0]
         if head.phase != "starting" and time.monotonic() - head.phase_since > LISTEN_LIMIT_S:
             return False
@@ -233,7 +181,7 @@ class RingEpoch:
         return kill_there
 
     async def wait_for_failure(self) -> Verdict:
-        """Wait until a rank ends or is stuck, and say which. Waits for ever while all goes well."""
+        """Wait until a rank ends or is stuck; why, and which one. Without a failure it never returns."""
         exits = [asyncio.create_task(child.wait()) for child in self._children()]
         stall = asyncio.create_task(self._watch_heartbeats())
         try:
@@ -247,7 +195,7 @@ class RingEpoch:
             await asyncio.gather(*exits, stall, return_exceptions=True)
 
     async def drain(self, limit_s: float) -> bool:
-        """Let rank 0 finish what runs and stop the ring; True if every rank left by itself in time."""
+        """Let rank 0 finish its requests and stop the ring; True if every rank exited in time."""
         head = self.ranks[0].child
         if head is None or not self.is_ready:
             await self.end()
@@ -261,25 +209,27 @@ class RingEpoch:
         return is_clean
 
     async def end(self) -> None:
-        """End every rank at once, by SIGKILL where end of file is not enough."""
+        """End every rank now: end of file, then SIGKILL."""
         if self._starting is not None:
             self._starting.cancel()
             await asyncio.gather(self._starting, return_exceptions=True)
         await asyncio.gather(*(child.end(END_GRACE_S) for child in self._children()))
 
     async def send_settings(self, values: Mapping[str, Any]) -> None:
-        """Tell every rank the new values of live settings."""
-        line = json.dumps({"event": "settings", "values": dict(values)})
-        await asyncio.gather(*(child.write_line(line) for child in self._children()))
+        """Send new values of live settings. A rank without its start line gets them right after that line."""
+        self._edited |= values
+        line = make_settings_line(values)
+        started = [rank.child for rank in self.ranks if rank.child is not None and rank.has_start_line]
+        await asyncio.gather(*(child.write_line(line) for child in started))
 
     def ping(self) -> None:
-        """Tell the ranks on other hosts that we are there."""
+        """Show the ranks on other hosts that the supervisor lives."""
         for child in self._children():
             if child.plan.is_remote:
                 child.write_soon(PING_LINE)
 
     def abandon(self) -> None:
-        """Tell every rank to go now, in the middle of a drain; returns at once."""
+        """Close every rank's standard input, also during a drain; does not wait."""
         for child in self._children():
             child.close_stdin()
 
@@ -294,16 +244,16 @@ class RingEpoch:
             await asyncio.sleep(max(0.0, due - now))
             now = time.monotonic()
             if now > due + 1.0:
-                # It was us who were stopped: what the ranks said meanwhile is still in the pipes.
+                # The supervisor itself was stopped: heartbeats of that time are still in the pipes.
                 for rank in self.ranks:
                     rank.last_heartbeat_at = now
-            # Who has not even started keeps the others from connecting.
+            # A rank that has not started keeps the others from connecting: name it first.
             for rank in sorted(self.ranks, key=lambda rank: rank.phase != "starting"):
                 if reason := rank.find_stall(self.plan, now):
                     return Verdict(reason, rank.name)
 
     async def _name_culprit(self, exits: list[asyncio.Task[int]]) -> Verdict:
-        """The rank whose end ended the others, which exit with `ring lost`."""
+        """The rank that ended first; its neighbours follow with `ring lost`."""
 
         def ended() -> list[Child]:
             return [child for child in self._children() if child.exit_code is not None]
@@ -336,7 +286,7 @@ class RingEpoch:
         )
 
     def _find_missing(self) -> Verdict | None:
-        """A rank that never came as far as connecting, for which its neighbours gave up."""
+        """A rank that never began to connect, so that its neighbours gave up."""
         for rank in self.ranks:
             if rank.phase == "starting" and is_running(rank.child):
                 seconds = time.monotonic() - rank.phase_since
@@ -344,8 +294,13 @@ class RingEpoch:
         return None
 
 
+def make_settings_line(values: Mapping[str, Any]) -> str:
+    """The line that carries new values of live settings (config/live.py reads it)."""
+    return json.dumps({"event": "settings", "values": dict(values)})
+
+
 def is_listening(pid: int, port: int) -> bool:
-    """True if this process of ours listens on that port."""
+    """True if this child process listens on that port."""
     try:
         connections = psutil.Process(pid).net_connections("tcp")
     except PSUTIL_ERRORS:

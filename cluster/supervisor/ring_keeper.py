@@ -1,7 +1,7 @@
-"""Keeps a ring alive: one life after another, until it is asked to stop.
+"""Keeps the ring running: one epoch after another, until `stop`.
 
-Knows when to start again and with what. What a life is, and why it ended, is ring_life's; the policy's
-numbers are restart_policy's.
+Decides when the next epoch starts. ring_epoch.py runs an epoch and finds out why it ended; restart_policy.py
+has the delays.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from cluster.hosts.provisioning import is_away
 from cluster.hosts.remote_ranks import PING_INTERVAL_S
 from cluster.processes import ProcessIdentity
 from cluster.supervisor.epoch_maker import EpochMaker
+from cluster.supervisor.epoch_plan import EpochPlan
 from cluster.supervisor.restart_policy import RestartPolicy
-from cluster.supervisor.ring_epoch import EpochPlan, RingEpoch, Verdict
+from cluster.supervisor.ring_epoch import RingEpoch, Verdict
 from cluster.supervisor.running import Running
 from cluster.supervisor.state_file import mark_ring_ended
 from config import ConfigError
 
-# Rank 0 drains for SHUTDOWN_TIMEOUT; then it puts back what still runs and sends STOP round.
+# Rank 0 drains for SHUTDOWN_TIMEOUT, then returns what still runs to the queue and sends STOP round the ring.
 STOP_LAP_LIMIT_S = 5.0
 
 logger = logging.getLogger("cluster.supervisor.supervisor")
 
 
 class RingKeeper:
-    """Runs once: `keep` returns when the ring was stopped. `restart` begins a new life with new settings."""
+    """Runs once: `keep` returns when the ring was stopped. `restart` begins a new epoch with new settings."""
 
     def __init__(
         self,
@@ -43,21 +44,21 @@ class RingKeeper:
         self._maker = EpochMaker(running, secret, left_behind or {})
         self._stop = asyncio.Event()
         self._restart = asyncio.Event()
-        self.life: RingEpoch | None = None
+        self.epoch: RingEpoch | None = None
 
     @property
     def is_ready(self) -> bool:
-        """All ranks of the present life serve."""
-        return self.life is not None and self.life.is_ready and not self._restart.is_set()
+        """All ranks of the current epoch serve."""
+        return self.epoch is not None and self.epoch.is_ready and not self._restart.is_set()
 
     def stop(self) -> None:
-        """Drain; said a second time, do not wait for it."""
-        if self._stop.is_set() and self.life:
-            self.life.abandon()
+        """Drain; called a second time, end at once."""
+        if self._stop.is_set() and self.epoch:
+            self.epoch.abandon()
         self._stop.set()
 
     def restart(self) -> None:
-        """Drain this life and begin another, with the settings as they are then."""
+        """Drain this epoch and begin the next, with the settings of that moment."""
         self._restart.set()
 
     async def keep(self) -> None:
@@ -70,16 +71,16 @@ class RingKeeper:
             await self._maker.close()
 
     async def _ping(self) -> None:
-        """Tell the ranks on other hosts once a second that we are there."""
+        """Show the ranks on other hosts once a second that the supervisor lives."""
         while True:
             await asyncio.sleep(PING_INTERVAL_S)
-            if self.life is not None:
-                self.life.ping()
+            if self.epoch is not None:
+                self.epoch.ping()
 
     async def _keep(self) -> None:
         policy = RestartPolicy(first_delay_s=self._running.programs.restart_delay_s)
         while not self._stop.is_set():
-            verdict = await self._begin_and_live()
+            verdict = await self._plan_and_run()
             if self._restart.is_set() and not self._stop.is_set():
                 self._restart.clear()
                 policy = RestartPolicy(first_delay_s=self._running.programs.restart_delay_s)
@@ -88,23 +89,23 @@ class RingKeeper:
                 return
             await self._pause(verdict, self._judge(verdict, policy), policy)
 
-    async def _begin_and_live(self) -> Verdict | None:
-        """Live one life from plan to end, or not even begin; None when it was stopped or restarted."""
+    async def _plan_and_run(self) -> Verdict | None:
+        """Plan one epoch and run it; why it failed, None after a stop or restart."""
         plan = await self._make_plan()
         if not isinstance(plan, EpochPlan):
             return plan
-        life = self.life = RingEpoch(plan, self._running.log_of, self._running.publish)
-        verdict = await self._live(life)
-        self._maker.note_end(life.ranks)
+        epoch = self.epoch = RingEpoch(plan, self._running.log_of, self._running.publish)
+        verdict = await self._run_epoch(epoch)
+        self._maker.note_end(epoch.ranks)
         if verdict is None:
             return None
-        if verdict.is_away or not life.made_progress:
+        if verdict.is_away or not epoch.made_progress:
             self._maker.forget_provisioned()
         mark_ring_ended(self._running.settings.run_dir, plan.epoch, "failed", verdict.reason)
-        return replace(verdict, made_progress=life.made_progress)
+        return replace(verdict, made_progress=epoch.made_progress)
 
     async def _make_plan(self) -> EpochPlan | Verdict | None:
-        """The next life, or why there is none; None when it was stopped or restarted meanwhile."""
+        """The plan of the next epoch, or why there is none; None after a stop or restart meanwhile."""
         making = asyncio.create_task(self._maker.make_plan())
         asked = asyncio.create_task(wait_for_any(self._stop, self._restart))
         try:
@@ -124,38 +125,40 @@ class RingKeeper:
         self._maker.forget_provisioned()
         reason = "; ".join(str(error).splitlines())
         mark_ring_ended(running.settings.run_dir, running.state.epoch, "failed", reason)
-        if isinstance(error, OSError):  # a disk that is full, no process or descriptor left
+        if isinstance(error, OSError):  # a full disk, or no process or descriptor left
             return Verdict(f"the ring cannot be prepared: {reason}")
-        if isinstance(error, ConfigError):  # a host's name that is not known is one that is off
+        if isinstance(error, ConfigError):  # an unknown host name: that host may be off
             return Verdict(reason, is_away=running.state.was_ready, was_refused=not running.state.was_ready)
         return Verdict(reason, is_away=is_away(error), was_refused=self._maker.is_single)
 
     def _judge(self, verdict: Verdict, policy: RestartPolicy) -> float | None:
-        """Seconds to the next try; None when there is none."""
-        # What worked once and finds no way between the hosts now has a cable out, not a mistake in it.
+        """Seconds until the next try; None when the ring is not tried again."""
+        # Hosts that connected once and do not now: a cable is out, not a setting wrong.
         was_ready = self._running.state.was_ready
         if verdict.is_away or (verdict.is_unconnected and was_ready):
             return policy.after_away()
         return policy.after_failure(
             made_progress=verdict.made_progress,
-            # What was placed earlier may have changed since: a refusal counts when all was placed anew.
+            # Files placed earlier may have changed: a refusal is final only after placing everything again.
             is_permanent=verdict.was_refused and not self._maker.has_kept_placed,
             was_killed=verdict.was_killed,
             can_give_up=not was_ready,
         )
 
     async def _pause(self, verdict: Verdict, delay_s: float | None, policy: RestartPolicy) -> None:
-        """Say what happened and wait for the next try; for ever, where there is none."""
+        """Report the failure and wait for the next try; without one, for `stop` or `restart`."""
         running, state = self._running, self._running.state
         is_known = verdict.reason == state.reason and (verdict.is_away or policy.is_open)
         state.failed_process, state.reason = verdict.process, verdict.reason
         state.num_failures, state.is_stuck = max(policy.num_failures, policy.num_away), policy.is_open
         if delay_s is None:
-            logger.error("the ring is given up after %d failures: %s", policy.num_failures, verdict.reason)
+            logger.error(
+                "the ring is not tried again after %d failures: %s", policy.num_failures, verdict.reason
+            )
             running.set_state("failed", verdict.reason)
             await wait_for_any(self._stop, self._restart)
             return
-        if not is_known:  # what stays is told once
+        if not is_known:  # log a lasting trouble once
             logger.warning("%s; the ring starts again in %.1f s", verdict.reason, delay_s)
         state.num_restarts += not verdict.is_away
         state.next_try_unix = time.time() + delay_s
@@ -163,18 +166,16 @@ class RingKeeper:
         if delay_s:
             await wait_for_any(self._stop, self._restart, limit_s=delay_s)
 
-    async def _live(self, life: RingEpoch) -> Verdict | None:
-        """Live one life of the ring to its end; why it failed, None when it was stopped or restarted."""
-        epoch = life.plan.epoch
-        logger.info(
-            "epoch %d: starting %d ranks at %s", epoch, life.plan.ring_size, ", ".join(life.plan.hosts)
-        )
+    async def _run_epoch(self, epoch: RingEpoch) -> Verdict | None:
+        """Run one epoch to its end; why it failed, None after a stop or restart."""
+        plan = epoch.plan
+        logger.info("epoch %d: starting %d ranks at %s", plan.epoch, plan.ring_size, ", ".join(plan.hosts))
         try:
-            await life.start()
+            await epoch.start()
         except OSError as error:
-            await life.end()
+            await epoch.end()
             return Verdict(f"a rank cannot be started: {error}")
-        failure = asyncio.create_task(life.wait_for_failure())
+        failure = asyncio.create_task(epoch.wait_for_failure())
         asked = asyncio.create_task(wait_for_any(self._stop, self._restart))
         try:
             await asyncio.wait([failure, asked], return_when=asyncio.FIRST_COMPLETED)
@@ -182,17 +183,17 @@ class RingKeeper:
                 return failure.result()
             failure.cancel()
             await asyncio.gather(failure, return_exceptions=True)
-            is_clean = await life.drain(self._running.settings.shutdown_timeout + STOP_LAP_LIMIT_S)
-            logger.info("epoch %d: %s", epoch, "drained" if is_clean else "ended")
-            mark_ring_ended(self._running.settings.run_dir, epoch, "stopped", None)
+            is_clean = await epoch.drain(self._running.settings.shutdown_timeout + STOP_LAP_LIMIT_S)
+            logger.info("epoch %d: %s", plan.epoch, "drained" if is_clean else "ended")
+            mark_ring_ended(self._running.settings.run_dir, plan.epoch, "stopped", None)
             return None
         finally:
             asked.cancel()
-            await life.end()
+            await epoch.end()
 
 
 async def wait_for_any(*events: asyncio.Event, limit_s: float | None = None) -> None:
-    """Wait for one of several events, or until the time is up."""
+    """Wait for one of several events, at most `limit_s`."""
     tasks = [asyncio.create_task(event.wait()) for event in events]
     try:
         await asyncio.wait(tasks, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)

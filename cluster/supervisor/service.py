@@ -1,5 +1,4 @@
-"""What the commands know of a running service: its status files, and whether the supervisor behind them
-lives.
+"""What the commands know of a running service: its status files, and whether its supervisor lives.
 
 Reads only. Knows nothing of how the service is started or stopped.
 """
@@ -21,7 +20,7 @@ from cluster.supervisor.lock import read_holder
 from cluster.supervisor.state_file import RING_NAME, STATE_NAME
 from config import Settings
 from config.context_length import ContextLength
-from config.run_files import read_json
+from config.run_files import mapping, number, read_json
 
 STALE_S = 10.0
 UNREADY = ("starting", "degraded")
@@ -29,17 +28,17 @@ UNREADY = ("starting", "degraded")
 
 @dataclass(frozen=True)
 class Service:
-    """The service of one STATE_DIR as its files say at one moment; `holder` is the living supervisor."""
+    """The service of one STATE_DIR at one moment, by its files; `holder` is the living supervisor."""
 
     supervisor: dict[str, Any]
     ring: dict[str, Any]
     holder: ProcessIdentity | None
-    # Why nothing is accepted for want of disk; then the files may be old, too.
+    # Why the disk keeps requests out; then the files may be old, too.
     disk_trouble: str | None = None
 
     @property
     def state(self) -> str:
-        """starting, ready, degraded, stopping, failed, stopped: the supervisor's word, and rank 0's."""
+        """starting, ready, degraded, stopping, failed or stopped, by the supervisor's status and rank 0's."""
         if self.holder is None:
             return "stopped"
         said = str(self.supervisor.get("state", "starting")) if self._is_of_holder else "starting"
@@ -47,19 +46,19 @@ class Service:
 
     @property
     def trouble(self) -> str | None:
-        """Why a service whose processes all run is not ready all the same."""
+        """Why a service is not ready though all its processes run."""
         if self.disk_trouble:
             return self.disk_trouble
         if self.ring.get("epoch") != self.supervisor.get("epoch") or self.ring.get("phase") != "ready":
             return (
                 f"rank 0 says {self.ring.get('phase', 'nothing')}: {self.ring.get('reason') or 'not ready'}"
             )
-        silent_s = time.time() - float(self.ring.get("updated_unix", 0))
+        silent_s = time.time() - number(self.ring.get("updated_unix"))
         return f"rank 0 has not written its status for {silent_s:.0f} s" if silent_s > STALE_S else None
 
     @property
     def reason(self) -> str | None:
-        """Why it is not ready; of a service that does not run, why it ended, if that was not by `stop`."""
+        """Why it is not ready; if it does not run, why it ended without `stop`."""
         said = self.supervisor.get("reason")
         if self.holder is None:
             return self._describe_end(said)
@@ -69,32 +68,31 @@ class Service:
         state = self.supervisor.get("state")
         if state in (None, "stopped"):
             return None
-        if state == "failed":  # its own last word
+        if state == "failed":  # it wrote why
             return str(said) if said else None
         last = f"{state}: {said}" if said else state
         return (
-            f"supervisor {self.supervisor.get('pid')} is gone without a word (killed, out of memory, or the "
-            f"machine went down); it last said {last}. The queue is kept"
+            f"supervisor {self.supervisor.get('pid')} died without a message (killed, out of memory, or the "
+            f"machine went down); its last state was {last}. The queue is kept"
         )
 
     @property
     def is_stuck(self) -> bool:
-        """Another try alone hardly helps; where the service worked before, it is tried all the same."""
+        """Another try alone will hardly help; a service that worked before is tried all the same."""
         return self._is_of_holder and bool(self.supervisor.get("is_stuck"))
 
     @property
     def waits_for(self) -> str | None:
-        """What happens next to a ring that failed, in words."""
+        """When the ring that failed is tried again, for a person."""
         said = self.supervisor
         if self.state == "failed":
-            return "the ring is not tried again by itself: mend that, then ./launch.sh restart"
+            return "the ring is not tried again by itself: fix the cause, then ./launch.sh restart"
         if self.state not in UNREADY or not self._is_of_holder or not said.get("num_failures"):
             return None
-        left_s = float(said.get("next_try_unix") or 0) - time.time()
+        left_s = number(said.get("next_try_unix")) - time.time()
         when = f"the next try is in {left_s:.0f} s" if left_s >= 1 else "the ring is being tried now"
-        count = f"tries that failed: {said['num_failures']}"
-        help = "; it is tried until it works, and ./launch.sh restart tries at once" if self.is_stuck else ""
-        return f"{when}, {count}{help}"
+        hint = "; it is tried until it works, and ./launch.sh restart tries at once" if self.is_stuck else ""
+        return f"{when}, failed tries: {said['num_failures']}{hint}"
 
     @property
     def exit_code(self) -> int:
@@ -103,7 +101,7 @@ class Service:
 
     @property
     def context_lines(self) -> list[str]:
-        """How long a request may be, as rank 0 says, for a person; empty where it does not say yet."""
+        """How long a request may be, for a person; empty until rank 0 says."""
         context = ContextLength.from_json(self.ring.get("context"))
         return [f"context: {context.describe()}"] if context else []
 
@@ -120,7 +118,7 @@ class Service:
 
     @property
     def is_up(self) -> bool:
-        """All of it runs; at most the disk keeps it from accepting."""
+        """Everything runs; at most the disk keeps requests out."""
         is_said = self._is_of_holder and self.supervisor.get("state") == "ready"
         return is_said and self.trouble == self.disk_trouble
 
@@ -128,38 +126,42 @@ class Service:
     def troubles(self) -> list[str]:
         """What the disk refuses, beside the reason."""
         said = (("rank 0", self.ring), ("supervisor", self.supervisor))
-        found = [f"{who}: {text}" for who, words in said for text in words.get("troubles") or ()]
-        is_told = self.disk_trouble is None or self.reason == self.disk_trouble
-        return found if is_told else [str(self.disk_trouble), *found]
+        found = [f"{who}: {text}" for who, status in said for text in status.get("troubles") or ()]
+        is_shown = self.disk_trouble is None or self.reason == self.disk_trouble
+        return found if is_shown else [str(self.disk_trouble), *found]
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """The processes in supervisor.json, alive or not."""
+        return list(self.supervisor.get("processes") or [])
 
     @property
     def processes(self) -> dict[str, ProcessIdentity]:
-        """Every process of the supervisor's last word, by name, alive or not."""
-        entries = self.supervisor.get("processes", [])
-        found = {str(entry.get("name")): read_identity(entry) for entry in entries}
+        """Every process in supervisor.json by name, alive or not."""
+        found = {str(entry.get("name")): read_identity(entry) for entry in self.entries}
         return {name: identity for name, identity in found.items() if identity}
 
     @property
     def leaving(self) -> list[ProcessIdentity]:
-        """Front doors that are being replaced."""
+        """Replaced front doors that may still run."""
         found = (read_identity(entry) for entry in self.supervisor.get("leaving", []))
         return [identity for identity in found if identity]
 
     @property
     def held_bytes(self) -> dict[str, int]:
-        """By host name, the memory that its ranks take now."""
+        """By host name, the memory that its ranks use now."""
         found: dict[str, int] = {}
-        for entry in self.supervisor.get("processes", []):
+        for entry in self.entries:
             if str(entry.get("name", "")).startswith("rank ") and entry.get("exit") is None:
                 name = str(entry.get("host"))
-                found[name] = found.get(name, 0) + int(entry.get("memory_bytes") or 0)
+                found[name] = found.get(name, 0) + int(number(entry.get("memory_bytes")))
         return found
 
     @property
     def left_behind(self) -> dict[str, list[ProcessIdentity]]:
-        """By ssh destination, the ranks of which the supervisor did not know that they had ended."""
+        """By ssh destination, the ranks that may still run there."""
         found: dict[str, list[ProcessIdentity]] = {}
-        for entry in self.supervisor.get("processes", []):
+        for entry in self.entries:
             identity, code = read_identity(entry.get("process_there")), entry.get("exit")
             if identity and entry.get("ssh") and (code is None or code == EXIT_SSH or code < 0):
                 found.setdefault(str(entry["ssh"]), []).append(identity)
@@ -167,10 +169,10 @@ class Service:
 
     @property
     def workers(self) -> list[Worker]:
-        """The other hosts of the ring, as the supervisor said last."""
-        folder = str((self.supervisor.get("settings") or {}).get("WORKER_DIR", ""))
+        """The other hosts of the ring, by supervisor.json."""
+        folder = str(mapping(self.supervisor.get("settings")).get("WORKER_DIR", ""))
         found: dict[str, Worker] = {}
-        for entry in self.supervisor.get("processes", []):
+        for entry in self.entries:
             if ssh := str(entry.get("ssh") or ""):
                 host = Host(str(entry["host"]), ssh, str(entry["address"]), 1)
                 found[ssh] = Worker(host, folder)
@@ -187,7 +189,7 @@ def read_service(settings: Settings) -> Service:
 
 
 def read_service_at(run_dir: Path) -> Service:
-    """The same for a run folder."""
+    """Read the files of the service in a run folder."""
     holder = read_holder(run_dir)
     supervisor, ring = (read_json(run_dir / name) or {} for name in (STATE_NAME, RING_NAME))
     return Service(supervisor, ring, holder, find_disk_trouble(run_dir.parent))

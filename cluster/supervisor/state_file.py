@@ -1,7 +1,6 @@
-"""run/supervisor.json and what the supervisor writes into run/ring.json for ranks that can no longer do it.
+"""Writes run/supervisor.json, and the end of an epoch into run/ring.json when its ranks have died.
 
-Makes the JSON from what it is given; the layout of supervisor.json stands in `make_state`, that of
-ring.json belongs to rank 0. Knows no processes beyond their entries.
+`make_state` has the layout of supervisor.json; that of ring.json belongs to rank 0.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 from cluster.supervisor.child import Child
 from cluster.supervisor.heartbeats import Rank
 from config.disk_trouble import DiskTroubles
-from config.run_files import read_json, write_status
+from config.run_files import number, read_json, write_status
 
 STATE_NAME = "supervisor.json"
 RING_NAME = "ring.json"
@@ -22,7 +21,7 @@ RING_NAME = "ring.json"
 
 @dataclass
 class SupervisorState:
-    """What the supervisor says; `state` is starting, ready, degraded, stopping, stopped or failed."""
+    """What supervisor.json says; `state` is starting, ready, degraded, stopping, stopped or failed."""
 
     pid: int
     start_time: float
@@ -35,26 +34,25 @@ class SupervisorState:
     failed_process: str | None = None
     epoch: int = 0
     num_restarts: int = 0
-    was_ready: bool = False  # once, under this supervisor or an earlier one of this STATE_DIR
-    # While it is not ready after a failure: the tries in a row that failed, when the next one begins, and
-    # whether that alone hardly helps.
+    was_ready: bool = False  # under this supervisor or an earlier one of this STATE_DIR
+    # After a failure: the failed tries in a row, when the next one begins, and whether another try alone will
+    # hardly help.
     num_failures: int = 0
     next_try_unix: float | None = None
     is_stuck: bool = False
     processes: list[dict[str, Any]] = field(default_factory=list)
-    leaving: list[dict[str, Any]] = field(default_factory=list)  # front doors that are being replaced
-    # What an edit of .env or config.json has changed that takes a restart, and why one was not taken.
+    leaving: list[dict[str, Any]] = field(default_factory=list)  # replaced front doors that still run
+    # Edited settings that need a restart, and why the last edit was refused.
     needs_restart: list[str] = field(default_factory=list)
     settings_error: str | None = None
-    # The last `restart` that this supervisor was asked for: {"id", "state": running|done|failed, "error"}.
+    # The last `restart`: {"id", "state": running|done|failed, "error"}.
     restart: dict[str, Any] | None = None
     code: str = ""
-    # What the supervisor cannot write at present.
-    troubles: list[str] = field(default_factory=list)
+    troubles: list[str] = field(default_factory=list)  # files that the supervisor cannot write now
 
 
 def forget_trouble(state: SupervisorState) -> None:
-    """All is well, or begins anew."""
+    """Clear the reason and the counts of failures."""
     state.reason = state.failed_process = state.next_try_unix = None
     state.num_failures, state.is_stuck = 0, False
 
@@ -102,7 +100,7 @@ def make_process_entry(child: Child, state: str) -> dict[str, Any]:
 
 
 def make_rank_entry(rank: Rank) -> dict[str, Any] | None:
-    """One rank in supervisor.json, with how far it has come; None before it was started."""
+    """One rank in supervisor.json, with its progress; None before it was started."""
     if rank.child is None:
         return None
     progress = {"progress": round(rank.progress, 3), "memory_bytes": rank.memory_bytes}
@@ -110,7 +108,7 @@ def make_rank_entry(rank: Rank) -> dict[str, Any] | None:
 
 
 def _make_place(rank: Rank) -> dict[str, Any]:
-    """Where a rank runs, in a ring over several hosts; enough to find and end it there."""
+    """Where a rank runs in a ring over several hosts; enough to find and end it there."""
     if rank.host is None:
         return {}
     place: dict[str, Any] = {"host": rank.host.name, "address": rank.host.address}
@@ -122,16 +120,16 @@ def _make_place(rank: Rank) -> dict[str, Any]:
 
 
 def last_epoch(run_dir: Path) -> int:
-    """The highest epoch that this STATE_DIR has seen."""
+    """The highest epoch so far in this STATE_DIR."""
     found = (read_json(run_dir / name) or {} for name in (STATE_NAME, RING_NAME))
-    return max((int(entry.get("epoch") or 0) for entry in found), default=0)
+    return max((int(number(entry.get("epoch"))) for entry in found), default=0)
 
 
 def mark_ring_ended(run_dir: Path, epoch: int, phase: str, reason: str | None) -> None:
-    """Say in ring.json that its ring is gone; its ranks have ended, so nobody else writes it."""
+    """Note the end of an epoch in ring.json, which rank 0 no longer writes."""
     ring = read_json(run_dir / RING_NAME) or {}
-    is_said = ring.get("epoch") == epoch and ring.get("phase") == "stopped" and phase == "stopped"
-    if not is_said:
+    is_noted = ring.get("epoch") == epoch and ring.get("phase") == "stopped" and phase == "stopped"
+    if not is_noted:
         ring |= {"updated_unix": time.time(), "epoch": epoch, "phase": phase, "reason": reason}
         with DiskTroubles().guard(RING_NAME):
             write_status(run_dir / RING_NAME, ring)

@@ -1,10 +1,10 @@
 """The supervisor: starts the ranks and the front door, watches them, and starts again what fails.
 
-The only program that knows all processes of the service. It owns the lock of STATE_DIR and the front door's
+The only program that knows all processes of the service. It holds the lock of STATE_DIR and the front door's
 listening socket (so that neither a crash nor a restart refuses a connection), follows edits of the settings
-files, and says what it sees in run/supervisor.json. SIGTERM stops, SIGHUP restarts ring and front door with
-new settings (cluster/supervisor/reload.py). Run by `start`; `python -m cluster.supervisor.supervisor [--set
-KEY=VALUE …]` by hand.
+files, and writes its state to run/supervisor.json. SIGTERM stops, SIGHUP restarts ring and front door with
+new settings (reload.py). `start` runs it; by hand: `python -m cluster.supervisor.supervisor [--set KEY=VALUE
+…]`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ logger = logging.getLogger("cluster.supervisor.supervisor")
 
 
 class Supervisor:
-    """Runs once: `run` returns when the service has been stopped and every process of it is gone."""
+    """Runs once: `run` returns when the service was stopped and all its processes have ended."""
 
     def __init__(self, settings: Settings, overrides: Mapping[str, str], programs: Programs) -> None:
         me = identify(os.getpid())
@@ -86,7 +86,7 @@ class Supervisor:
         try:
             before = read_service_at(settings.run_dir)
             if num_left := end_leftovers(before):
-                logger.warning("ended %d processes of a supervisor that was killed", num_left)
+                logger.warning("ended %d processes that a killed supervisor left", num_left)
             running.state.epoch = last_epoch(settings.run_dir)
             running.state.was_ready = bool(before.supervisor.get("was_ready"))
             secret = load_ring_secret(settings)
@@ -104,7 +104,7 @@ class Supervisor:
     async def _keep_all(
         self, secret: str, listening: socket.socket, left_behind: Mapping[str, Sequence[ProcessIdentity]]
     ) -> None:
-        """Keep ring and front door until asked to stop; the ring ends first, so that answers are sent."""
+        """Keep ring and front door until a stop; the ring ends first, so that its answers still go out."""
         self._ring = RingKeeper(self._running, secret, left_behind)
         self._api = FrontDoorKeeper(self._running, listening)
         ring = asyncio.create_task(self._ring.keep())
@@ -126,7 +126,7 @@ class Supervisor:
         await asyncio.gather(retune, return_exceptions=True)
 
     async def _retune(self, ring: RingKeeper, api: FrontDoorKeeper) -> None:
-        """Follow edits of the settings files, once a second, and orders to restart."""
+        """Follow edits of the settings files and orders to restart."""
         while True:
             await wait_for_any(self._hangup, limit_s=SETTINGS_LOOK_S)
             self._look_at_disk()
@@ -137,7 +137,7 @@ class Supervisor:
                 await self._follow_edit(ring, api)
 
     def _look_at_disk(self) -> None:
-        """Log when the disk begins to refuse requests, and when that is over."""
+        """Log when the disk begins to refuse requests, and when it accepts them again."""
         before, self._disk_trouble = self._disk_trouble, find_disk_trouble(self._running.settings.state_dir)
         if self._disk_trouble and not before:
             logger.warning("%s", self._disk_trouble)
@@ -157,18 +157,18 @@ class Supervisor:
         set_level(edit.settings.log_level)
         self._publish()
         if edit.values:
-            if ring.life is not None:
-                await ring.life.send_settings(edit.values)
+            if ring.epoch is not None:
+                await ring.epoch.send_settings(edit.values)
             await api.send_settings(edit.values)
 
     async def _restart(self, ring: RingKeeper, api: FrontDoorKeeper) -> None:
-        """Do what `restart` asks for: a new life of the ring and a new front door."""
+        """Do what `restart` orders: a new epoch of the ring and a new front door."""
         running = self._running
         order = take_order(running.settings.run_dir)
         if order is None and self._has_terminal:
             self._stop.set()  # the terminal of `start --foreground` was closed
             return
-        if order is None:  # kill -HUP by hand: the files again, with the same flags
+        if order is None:  # kill -HUP by hand: read the files again, with the same flags
             order = RestartOrder("", dict(running.overrides), dict(self._watch.sources.environ))
         sources = Sources(running.settings.root, order.overrides, self._environ_of(order))
         try:
@@ -193,7 +193,7 @@ class Supervisor:
         self._say_restart(order.id, "failed" if reason else "done", reason)
 
     def _environ_of(self, order: RestartOrder) -> dict[str, str]:
-        """The environment of this process, with the settings of who orders in place of those in it."""
+        """The environment of this process, but with the settings of the `restart` command's environment."""
         known = set(Settings.all_keys())
         mine = {key: value for key, value in os.environ.items() if key not in known}
         return mine | {key: value for key, value in order.environment.items() if key in known}
@@ -203,7 +203,7 @@ class Supervisor:
         self._publish()
 
     def _publish(self) -> None:
-        """Write supervisor.json; `starting` and `degraded` become `ready` here, when all is."""
+        """Write supervisor.json; `starting` and `degraded` become `ready` here when everything is ready."""
         running, state, ring, api = self._running, self._running.state, self._ring, self._api
         if ring and api and state.state in ("starting", "degraded", "ready"):
             is_ready = ring.is_ready and api.is_serving
@@ -220,7 +220,7 @@ class Supervisor:
             write_status(running.settings.run_dir / STATE_NAME, make_state(state))
 
     def _list_processes(self, ring: RingKeeper, api: FrontDoorKeeper) -> list[dict[str, Any]]:
-        ranks = [make_rank_entry(rank) for rank in ring.life.ranks] if ring.life else []
+        ranks = [make_rank_entry(rank) for rank in ring.epoch.ranks] if ring.epoch else []
         entries = [entry for entry in ranks if entry]
         if api.child:
             entries.append(make_process_entry(api.child, "ready" if api.is_serving else "starting"))
@@ -233,7 +233,7 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
 
     def _on_stop_signal(self) -> None:
-        """The first one drains, the second one does not wait for it."""
+        """The first signal drains, the second one ends the drain."""
         if self._stop.is_set() and self._ring:
             self._ring.stop()
         self._stop.set()
@@ -255,7 +255,7 @@ async def supervise(settings: Settings, overrides: Mapping[str, str], programs: 
 def run_supervisor(
     overrides: Mapping[str, str], programs: Programs | None = None, *, root: Path | None = None
 ) -> int:
-    """The supervisor as a program: settings (from the files in `root`), limits, logs, then its loop."""
+    """The supervisor as a program: settings (files in `root`), logs and limits, then its loop."""
     try:
         settings = load_settings(overrides, root=root)
         if problems := start_problems(settings):
@@ -273,7 +273,7 @@ def run_supervisor(
 
 
 def parse_flags(arguments: Sequence[str]) -> dict[str, str]:
-    """The overrides of `--set KEY=VALUE …`, as `start` passes them."""
+    """The overrides of `--set KEY=VALUE …`."""
     parser = argparse.ArgumentParser(prog="python -m cluster.supervisor.supervisor")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     return parse_overrides(parser.parse_args(arguments).set)

@@ -1,6 +1,5 @@
-"""Programs that are sent over ssh to a host's own Python: standard library only, Python 3.8 or newer, one
-file each.
+"""Programs that ssh sends to a host's own Python: standard library only, Python 3.8 or newer, one file each.
 
 The sender (`cluster.hosts.remote_program`) adds a last line that calls `main` with the question; the answer
-is one line of JSON. They know nothing of this project but what the question says.
+is one line of JSON. They know nothing of this project but the question.
 """

@@ -1,5 +1,5 @@
-"""Kill processes of this machine by pid and start time. Sent to hosts by cluster/hosts/remote_ranks.py, and
-run by the environment there.
+"""Kills processes on this machine by pid and start time. remote_ranks.py sends it to hosts, whose environment
+runs it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PSUTIL_ERRORS = (psutil.Error, RuntimeError, SystemError, OSError)
 
 
 def main(question: dict[str, Any]) -> None:
-    """Print {"num_killed", "left": [pid, …]}; what has gone already, or is another process now, is no error.
+    """Print {"num_killed", "left": [pid, …]}; a process that has ended is no error.
 
     Args:
         question: {"processes": [[pid, start time], …], "tolerance_s"}.
@@ -31,7 +31,7 @@ def main(question: dict[str, Any]) -> None:
 
 
 def end(pid: int, start_time: float, tolerance_s: float) -> bool:
-    """Kill a process if it is the very one; what psutil cannot tell is asked again."""
+    """Kill a process if its start time matches; retry where psutil fails."""
     for _ in range(NUM_TRIES):
         try:
             process = psutil.Process(pid)
@@ -47,7 +47,7 @@ def end(pid: int, start_time: float, tolerance_s: float) -> bool:
 
 
 def is_running(pid: int) -> bool:
-    """True while a process has not ended; what psutil cannot tell counts as running."""
+    """True while a process has not ended, and where psutil cannot say."""
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

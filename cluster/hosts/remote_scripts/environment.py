@@ -1,9 +1,8 @@
-"""Say what is wrong with the packages of the environment that runs this. Sent to hosts by
-cluster/hosts/workers.py; run for this machine's environment too.
+"""Checks the packages of the environment that runs it. workers.py sends it to hosts; the doctor runs it for
+this machine's environment.
 
-Compares versions, and that every file which pip has noted in a package's RECORD is there in its size: so an
-installation that was cut, a disk that was full, or a folder that somebody removed is noticed without reading
-the files.
+Compares versions, and the size of every file that pip has listed in a package's RECORD. This finds an
+interrupted installation, a disk that was full, or a removed folder, without reading the files.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def main(question: dict[str, Any]) -> None:
 
 
 def find_trouble(wanted: dict[str, str]) -> str | None:
-    """The first thing that is wrong; None where all is well."""
+    """The first thing that is wrong, or None."""
     for name, version in wanted.items():
         try:
             found = metadata.version(name)
@@ -38,12 +37,12 @@ def find_trouble(wanted: dict[str, str]) -> str | None:
             return f"{name} is {found} there and {version} here"
     for package in metadata.distributions():
         if (damaged := find_damaged(package)) is not None:
-            return f"{package.name} {package.version} is there only in part: {damaged}"
+            return f"{package.name} {package.version} is installed only in part: {damaged}"
     return None
 
 
 def find_damaged(package: metadata.Distribution) -> str | None:
-    """A file of a package that is missing or has another size than pip has noted."""
+    """A file of a package that is missing or differs in size from pip's RECORD."""
     record = package.read_text("RECORD")
     if record is None:  # pip writes it last; other installers may do without
         return None if package.read_text("INSTALLER") else "RECORD is missing"

@@ -1,9 +1,9 @@
-"""Say what this machine is: memory, disk, network, Python, packages, free ports. Sent to hosts by
-cluster/hosts/probe.py.
+"""Reports the facts of this machine: memory, disk, network, Python, packages, free ports. probe.py sends it
+to hosts as one file.
 
-Whatever cannot be found out is null; nothing is changed. The parsers of what the system's commands print are
-pure. Those of macOS follow Apple's documentation and recorded outputs; only a Mac can prove them:
-vm_stat, sysctl hw.memsize, iogpu.wired_limit_mb, networksetup -listallhardwareports, ifconfig.
+An unknown fact is null; nothing is changed. The parsers of the system's commands are pure. Those of macOS
+follow Apple's documentation and recorded outputs; only a Mac can prove them: vm_stat, sysctl hw.memsize,
+iogpu.wired_limit_mb, networksetup -listallhardwareports, ifconfig.
 """
 
 from __future__ import annotations
@@ -76,15 +76,15 @@ def collect(question: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(command: list[str]) -> str:
-    """What a command prints; empty where there is none or it fails."""
-    words = {**os.environ, "LC_ALL": "C", "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"}
+    """The output of a command; empty if it is missing or fails."""
+    environment = {**os.environ, "LC_ALL": "C", "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"}
     try:
         ended = subprocess.run(
             command,
             check=False,
             capture_output=True,
             timeout=COMMAND_LIMIT_S,
-            env=words,
+            env=environment,
             stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.TimeoutExpired):
@@ -93,7 +93,7 @@ def run(command: list[str]) -> str:
 
 
 def read_text(path: Path | str) -> str:
-    """A small file; empty where it cannot be read."""
+    """The text of a small file; empty if it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -101,7 +101,7 @@ def read_text(path: Path | str) -> str:
 
 
 def has_modules(*names: str) -> bool:
-    """True if a virtual environment can be made (Debian packs ensurepip apart)."""
+    """True if all these modules can be imported (Debian packs ensurepip apart)."""
     for name in names:
         try:
             __import__(name)
@@ -118,7 +118,7 @@ def count_cores() -> int:
 
 
 def read_chip(is_mac: bool) -> str:
-    """The processor's name; empty where it is not told."""
+    """The processor's name; empty if unknown."""
     if is_mac:
         return run(["sysctl", "-n", "machdep.cpu.brand_string"]).strip()
     match = re.search(r"^model name\s*: (.+)$", read_text("/proc/cpuinfo"), re.MULTILINE)
@@ -126,7 +126,7 @@ def read_chip(is_mac: bool) -> str:
 
 
 def read_free_disk(folder: Path) -> int | None:
-    """Bytes free where the folder is or would be made."""
+    """Bytes free on the disk where the folder is or would be made."""
     for place in (folder, *folder.parents):
         with contextlib.suppress(OSError):
             return shutil.disk_usage(place).free
@@ -134,7 +134,7 @@ def read_free_disk(folder: Path) -> int | None:
 
 
 def read_versions(environment: str | None) -> dict[str, str]:
-    """Versions of what counts, where this very Python is the one of the environment."""
+    """The versions of PACKAGES, if this Python belongs to the environment."""
     if not environment or not same_folder(sys.prefix, environment):
         return {}
     found = {}
@@ -145,7 +145,7 @@ def read_versions(environment: str | None) -> dict[str, str]:
 
 
 def same_folder(one: str, other: str) -> bool:
-    """True if both name one folder that is there."""
+    """True if both name the same existing folder."""
     try:
         return os.path.samefile(one, os.path.expanduser(other))
     except OSError:
@@ -153,7 +153,7 @@ def same_folder(one: str, other: str) -> bool:
 
 
 def list_files(folder: str | None) -> dict[str, int] | None:
-    """Sizes by name of what is in a folder; null where there is none."""
+    """Sizes of a folder's files by name; null without that folder."""
     if not folder:
         return None
     try:
@@ -164,7 +164,7 @@ def list_files(folder: str | None) -> dict[str, int] | None:
 
 
 def find_free_ports(address: str | None, num_ports: int) -> tuple[list[int], str | None]:
-    """Ports on an address that nobody has, in random order; else why there are none."""
+    """Free ports on an address, in random order; and why there are too few."""
     found: list[int] = []
     if not address or not num_ports:
         return found, None
@@ -239,7 +239,7 @@ def read_cgroup_limits(root: Path = Path("/sys/fs/cgroup"), own: str | None = No
 
 
 def read_file_cache(group: Path) -> int:
-    """Bytes of a control group that the kernel gives up at need."""
+    """Bytes of a control group that the kernel can reclaim."""
     match = re.search(r"^(?:total_)?inactive_file (\d+)$", read_text(group / "memory.stat"), re.MULTILINE)
     return int(match[1]) if match else 0
 
@@ -293,7 +293,7 @@ def parse_ip_addresses(text: str) -> dict[str, list[str]]:
 
 
 def read_mac_memory() -> tuple[int | None, int | None]:
-    """Total bytes, and those free or given up at need."""
+    """Total bytes, and bytes that are free or reclaimable."""
     total = run(["sysctl", "-n", "hw.memsize"]).strip()
     return int(total) if total.isdigit() else None, parse_vm_stat(run(["vm_stat"]))
 
@@ -311,12 +311,12 @@ def parse_vm_stat(text: str) -> int | None:
 
 
 def read_mac_gpu_limit(environment: str | None) -> int | None:
-    """Bytes the GPU may use: as MLX says, else `sysctl iogpu.wired_limit_mb`; null where neither tells."""
+    """Bytes the GPU may use, by MLX, else by `sysctl iogpu.wired_limit_mb`, else null."""
     if environment:
         python = os.path.join(os.path.expanduser(environment), "bin", "python")
-        told = run([python, "-I", "-c", ASK_MLX]).strip()
-        if told.isdigit() and int(told):
-            return int(told)
+        limit = run([python, "-I", "-c", ASK_MLX]).strip()
+        if limit.isdigit() and int(limit):
+            return int(limit)
     limit = run(["sysctl", "-n", "iogpu.wired_limit_mb"]).strip()
     return int(limit) << 20 if limit.isdigit() and int(limit) else None
 

@@ -1,11 +1,10 @@
-"""Sum up the files of a model folder, from a cache where they have not changed. Sent to hosts by
-cluster/hosts/model_files.py; run for this machine's folder too. Standard library only, any Python from 3.8.
+"""Computes the sha256 of a model folder's files, with a cache for unchanged ones. model_sums.py sends it to
+hosts and runs it on this machine. Standard library only, any Python from 3.8.
 
     standard output   {"done_bytes": N} now and then, then one line {"folder", "free_bytes", "files": {name:
-                      {"size", "sha256"}}}; sha256 is null for a file of another size than was expected
-    .sums.json        {"version": 1, "files": {name: {"size", "mtime_ns", "sha256"}}}: believed as long as
-                      size and time of the file are the same (distributed/planning/stage_files.py reads it
-                      too)
+                      {"size", "sha256"}}}; sha256 is null for a file of an unexpected size
+    .sums.json        {"version": 1, "files": {name: {"size", "mtime_ns", "sha256"}}}: valid while size and
+                      time of the file are the same (distributed/planning/stage_files.py reads it too)
 """
 
 from __future__ import annotations
@@ -20,12 +19,11 @@ import tempfile
 from typing import Any
 
 CHUNK_BYTES = 1 << 20
-TELL_BYTES = 256 << 20
+REPORT_BYTES = 256 << 20
 
 
 def main(question: dict[str, Any]) -> None:
-    """Print what is there.
-
+    """Print the sums.
     Args:
         question: {"folder", "sums_file", "sizes": {name: expected size or null}, "makes_folder"}.
     """
@@ -36,41 +34,41 @@ def main(question: dict[str, Any]) -> None:
         remove_leftovers(folder, question["sizes"])
     sums_file = question["sums_file"] or os.path.join(folder, ".sums.json")
     known = read_known(sums_file)
-    told = Teller()
+    progress = Progress()
     files: dict[str, Any] = {}
     entries = dict(known)
     for name, expected in question["sizes"].items():
-        entry = sum_file(os.path.join(folder, name), expected, known.get(name), told)
+        entry = sum_file(os.path.join(folder, name), expected, known.get(name), progress)
         entries.pop(name, None)
         if entry is not None:
             files[name] = {"size": entry["size"], "sha256": entry["sha256"]}
             if entry["sha256"]:
                 entries[name] = entry
     if entries != known:
-        with contextlib.suppress(OSError):  # a full disk: the sums are made again the next time
+        with contextlib.suppress(OSError):  # on a full disk the next run computes the sums again
             write_known(sums_file, entries)
     there = folder if os.path.isdir(folder) else os.path.expanduser("~")
     print(json.dumps({"folder": folder, "free_bytes": shutil.disk_usage(there).free, "files": files}))
 
 
-class Teller:
-    """Tells how many bytes were read."""
+class Progress:
+    """Prints how many bytes were read."""
 
     def __init__(self) -> None:
         self._total = 0
-        self._told = 0
+        self._printed = 0
 
     def add(self, num_bytes: int) -> None:
         self._total += num_bytes
-        if self._total - self._told >= TELL_BYTES:
-            self._told = self._total
+        if self._total - self._printed >= REPORT_BYTES:
+            self._printed = self._total
             print(json.dumps({"done_bytes": self._total}), flush=True)
 
 
 def sum_file(
-    path: str, expected: int | None, known: dict[str, Any] | None, told: Teller
+    path: str, expected: int | None, known: dict[str, Any] | None, progress: Progress
 ) -> dict[str, Any] | None:
-    """Return a file's entry; None where there is no such file."""
+    """Return a file's entry; None without such a file."""
     try:
         with open(path, "rb") as file:
             stat = os.fstat(file.fileno())
@@ -85,20 +83,20 @@ def sum_file(
                 if not data:
                     return dict(entry, sha256=digest.hexdigest())
                 digest.update(data)
-                told.add(len(data))
+                progress.add(len(data))
     except FileNotFoundError:
         return None
 
 
 def remove_leftovers(folder: str, names: dict[str, Any]) -> None:
-    """Remove rsync's temporary files: their writer was killed before it could give them their name."""
+    """Remove the temporary files of a killed rsync."""
     for name in names:
         for path in glob.glob(os.path.join(glob.escape(folder), f".{glob.escape(name)}.??????")):
             os.unlink(path)
 
 
 def read_known(sums_file: str) -> dict[str, Any]:
-    """Return the entries of a sums file; none where it is not there or not whole."""
+    """Return the entries of a sums file; empty if it is missing or damaged."""
     try:
         with open(sums_file, encoding="utf-8") as file:
             entries = json.load(file)["files"]
@@ -108,7 +106,7 @@ def read_known(sums_file: str) -> dict[str, Any]:
 
 
 def write_known(sums_file: str, entries: dict[str, Any]) -> None:
-    """Replace a sums file as a whole."""
+    """Replace a sums file."""
     os.makedirs(os.path.dirname(sums_file), exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=".sums-", dir=os.path.dirname(sums_file))
     try:

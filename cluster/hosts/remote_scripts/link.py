@@ -1,8 +1,8 @@
-"""Measure the link between two hosts: a server on one, a client on the other. Sent by cluster/hosts/links.py.
+"""Measures the link between two hosts: a server on one, a client on the other. links.py sends it to both.
 
-The server listens on the ring address only, for a few seconds, and serves one client, which must begin with
-the token that both were given. Then the client sends single bytes that come back (latency), and a stream in
-each direction (bandwidth), for a fraction of a second each.
+The server listens on the ring address only, for a limited time, and serves one client, which must send the
+token that both have. The client sends single bytes that come back (latency), then a stream in each direction
+(bandwidth).
 
     server   prints {"port": 20123} when it listens, ends after one client
     client   prints {"latency_us": p50, "send_mbps": …, "receive_mbps": …} or {"error": …}
@@ -40,7 +40,7 @@ def main(question: dict[str, Any]) -> None:
 
 
 def serve(question: dict[str, Any]) -> None:
-    """Listen, say where, and answer the client that knows the token."""
+    """Listen, print the port, and answer the client that has the token."""
     try:
         listening = socket.create_server((question["address"], question.get("port") or 0))
     except OSError as error:
@@ -65,7 +65,7 @@ def serve(question: dict[str, Any]) -> None:
 
 
 def answer(connection: socket.socket) -> None:
-    """Do what the client asks for, until it leaves."""
+    """Answer the client until it disconnects."""
     while order := connection.recv(1):
         if order == ECHO:
             connection.sendall(order)
@@ -97,14 +97,14 @@ def measure(question: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_latency(connection: socket.socket, span_s: float) -> float:
-    """Microseconds for a byte there and back, the median."""
+    """The median round trip of a byte in microseconds."""
     times: list[float] = []
     deadline = time.monotonic() + span_s
     while len(times) < NUM_ECHOES and (len(times) < 3 or time.monotonic() < deadline):
         began = time.perf_counter()
         connection.sendall(ECHO)
         if connection.recv(1) != ECHO:
-            raise ConnectionError("the other side left")
+            raise ConnectionError("the other side disconnected")
         times.append((time.perf_counter() - began) * 1e6)
     return round(statistics.median(times), 1)
 
@@ -118,7 +118,7 @@ def measure_stream(connection: socket.socket, order: bytes, span_s: float) -> fl
         if order == TAKE:
             send_through(connection, num_bytes)
             if connection.recv(1) != ECHO:
-                raise ConnectionError("the other side left")
+                raise ConnectionError("the other side disconnected")
         else:
             read_through(connection, num_bytes)
             connection.sendall(ECHO)
@@ -129,24 +129,24 @@ def measure_stream(connection: socket.socket, order: bytes, span_s: float) -> fl
 
 
 def send_through(connection: socket.socket, num_bytes: int) -> None:
-    """Send so many bytes."""
+    """Send `num_bytes`, rounded down to whole pieces."""
     piece = bytes(PIECE_BYTES)
     for _ in range(num_bytes // PIECE_BYTES):
         connection.sendall(piece)
 
 
 def read_through(connection: socket.socket, num_bytes: int) -> None:
-    """Read so many bytes and drop them."""
+    """Read `num_bytes` and drop them."""
     left = num_bytes
     while left:
         data = connection.recv(min(left, PIECE_BYTES))
         if not data:
-            raise ConnectionError("the other side left")
+            raise ConnectionError("the other side disconnected")
         left -= len(data)
 
 
 def read_exactly(connection: socket.socket, num_bytes: int) -> bytes:
-    """Read so many bytes, or what came before the other side left."""
+    """Read `num_bytes`, or less if the other side disconnects."""
     data = b""
     while len(data) < num_bytes and (more := connection.recv(num_bytes - len(data))):
         data += more

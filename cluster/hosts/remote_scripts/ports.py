@@ -1,5 +1,5 @@
-"""Say which ports are free on this machine's address in the ring. Sent to hosts by
-cluster/hosts/remote_ranks.py, and run by the environment there.
+"""Finds free ports on this machine's ring address. remote_ranks.py sends it to hosts, whose environment runs
+it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ PORTS = range(20_000, 32_000)
 
 
 def main(question: dict[str, Any]) -> None:
-    """Print {"ports"}; fewer ports than wanted where the address is not there.
+    """Print {"ports"}; fewer ports than wanted if this machine does not have the address.
 
     Args:
         question: {"address", "num_ports"}.
@@ -25,7 +25,7 @@ def main(question: dict[str, Any]) -> None:
 
 
 def find_ports(address: str, num_ports: int) -> list[int]:
-    """Ports on `address` that nobody has."""
+    """Free ports on `address`."""
     found: list[int] = []
     for port in random.sample(PORTS, k=64 + 8 * num_ports):
         if len(found) == num_ports:

@@ -20,7 +20,8 @@ from cluster import disk
 from cluster.commands.command_line import run_command
 from cluster.errors import ClusterError
 from cluster.log_files import LogMarks, ProcessLog
-from cluster.supervisor import ring_epoch as ring_life
+from cluster.supervisor import ring_epoch
+from cluster.supervisor.epoch_plan import EpochPlan
 from cluster.supervisor.service import Service, read_service_at
 from config import REPOSITORY_ROOT, load_settings
 from config.rotating_file import RotatingFile
@@ -136,7 +137,7 @@ def test_what_the_system_refuses_a_command_is_a_sentence(
 ) -> None:
     """No traceback for a full disk; an error of the program keeps its own."""
 
-    def fail(_: argparse.Namespace) -> NoReturn:
+    def fail(*_: object) -> NoReturn:
         raise error
 
     options = argparse.Namespace(command="start", run=fail)
@@ -179,18 +180,18 @@ def test_a_rank_and_a_front_door_that_the_disk_refuses_end_with_a_code_of_their_
     monkeypatch.setattr(api, "load_inherited_settings", lambda: settings)
     monkeypatch.setattr(api, "configure_logging", lambda *_, **__: None)
     monkeypatch.setattr(sys, "argv", ["api.py"])
-    assert api.main() == EXIT_DISK_REFUSED == api.EXIT_DISK_REFUSED == ring_life.EXIT_DISK_REFUSED
+    assert api.main() == EXIT_DISK_REFUSED == api.EXIT_DISK_REFUSED == ring_epoch.EXIT_DISK_REFUSED
     assert "cannot open the spool: No space left on device" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("code", "is_away"), [(EXIT_DISK_REFUSED, True), (1, False)])
 def test_a_ring_that_the_disk_refuses_is_tried_for_as_long_as_it_takes(code: int, is_away: bool) -> None:
     """As one of hosts that do not answer: no breaker opens for what passes."""
-    plan = ring_life.EpochPlan(1, ("127.0.0.1:1",), "", (), Path(), {}, connect_limit_s=1.0, load_limit_s=1.0)
-    life = ring_life.RingEpoch(plan, lambda name: RotatingFile(Path(name)), lambda: None)
+    plan = EpochPlan(1, ("127.0.0.1:1",), "", (), Path(), {}, connect_limit_s=1.0, load_limit_s=1.0)
+    epoch = ring_epoch.RingEpoch(plan, lambda name: RotatingFile(Path(name)), lambda: None)
     log = ProcessLog(RotatingFile(Path("/dev/null")))
     log.last_lines.append("the disk says no")
     ended = SimpleNamespace(exit_code=code, name="rank 0", has_lost_host=False, log=log)
-    life.ranks[0].child = ended  # type: ignore[assignment]
-    verdict = asyncio.run(life._name_culprit([]))
+    epoch.ranks[0].child = ended  # type: ignore[assignment]
+    verdict = asyncio.run(epoch._name_culprit([]))
     assert (verdict.reason, verdict.is_away) == (f"rank 0 exited with code {code}: the disk says no", is_away)

@@ -1,4 +1,4 @@
-"""launch.sh in a folder of its own: the environment it makes and mends, and the ways in which it is called.
+"""launch.sh in a folder of its own: the environment it makes and repairs, and the ways in which it is called.
 
 Python is real; its venv has a pip that installs one package without a network and writes down what it was
 asked for.
@@ -237,7 +237,7 @@ def wait_for_pip(checkout: Checkout) -> None:
 
 
 def test_an_interrupted_installation_says_so_and_goes_on_next_time(checkout: Checkout) -> None:
-    """Ctrl-C while pip works: exit code 130, one sentence, no lock is left, and the next command mends it."""
+    """Ctrl-C while pip works: exit code 130, one sentence, no lock stays, and the next command repairs it."""
     with subprocess.Popen(
         ["bash", "./launch.sh", "start"],
         cwd=checkout.folder,

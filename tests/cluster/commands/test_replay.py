@@ -124,7 +124,7 @@ def test_a_cancelled_answer_is_compared_as_far_as_it_came(
     until(lambda: spool.state(request.id) == "done")
     code, output = run_replay(settings, request.id)
     assert code == 0
-    assert "identical: 1 tokens, as far as it came" in output
+    assert "identical: 1 tokens, up to where it was cancelled" in output
     new_id = engine.claimed[1].id
     until(lambda: spool.state(new_id) == "done")
     result = spool.read_result(new_id)
@@ -143,7 +143,7 @@ def test_what_cannot_be_replayed_is_refused_with_the_reason(settings: Settings, 
         ("../../etc/passwd", "is no request id"),
         (unknown, "RESULT_RETENTION_HOURS=24"),
         (failed.id, "has no answer to compare with: it went wrong"),
-        (lost.id, "not what was asked"),
+        (lost.id, "its request file does not"),
     ):
         with pytest.raises(ReplayRefused, match=reason) as caught:
             run_replay(settings, text)
@@ -173,7 +173,7 @@ def test_another_model_or_none_is_refused(settings: Settings, spool: Spool, engi
     """By the name that the running ring says, before anything is submitted."""
     result = finish(spool, make_request())
     engine.say("ready", model="large")
-    with pytest.raises(ReplayRefused, match="the model changed: 'tiny' was asked, 'large' is served"):
+    with pytest.raises(ReplayRefused, match="the request was for 'tiny', 'large' is served now"):
         run_replay(settings, result.id)
     engine.say("stopped")
     with pytest.raises(ReplayRefused, match="nothing is running"):

@@ -67,7 +67,7 @@ def find(findings: list[Finding], check: str) -> Finding:
 
 
 @pytest.mark.parametrize(
-    ("told", "text", "mend"),
+    ("told", "text", "fix"),
     [
         ({"machine": "x86_64"}, "runs under Rosetta; MLX needs one for arm64", "WORKER_PYTHON"),
         ({"machine": "x86_64", "chip": "VirtualApple @ 2.50GHz"}, "under Rosetta", "brew install python"),
@@ -76,14 +76,14 @@ def find(findings: list[Finding], check: str) -> Finding:
     ],
 )
 def test_a_mac_that_cannot_run_mlx_is_named_with_what_helps(
-    told: dict[str, str], text: str, mend: str
+    told: dict[str, str], text: str, fix: str
 ) -> None:
     """An Intel Mac, a Python under Rosetta, an old macOS: the start's sentence is the same."""
     facts = replace(FACTS, **told)  # type: ignore[arg-type]
     finding = host_checks.check_python(facts)
     assert finding.level == "failed"
     assert text in finding.text
-    assert mend in finding.mend
+    assert fix in finding.fix
 
 
 def test_a_mac_that_runs_mlx_has_no_trouble() -> None:
@@ -101,7 +101,7 @@ def test_a_host_in_order_has_no_other_finding_than_ok() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "check", "level", "text", "mend"),
+    ("change", "check", "level", "text", "fix"),
     [
         ({"python_version": "3.9.6"}, "python", "failed", "3.11 or newer", "on mac2: brew install python"),
         ({"disk_free_bytes": 0}, "disk", "ok", "0 MB free", ""),
@@ -117,14 +117,14 @@ def test_a_host_in_order_has_no_other_finding_than_ok() -> None:
         ({"firewall": True}, "firewall", "note", "firewall is on", "System Settings"),
     ],
 )
-def test_each_trouble_is_a_sentence_with_what_mends_it(
-    change: dict[str, object], check: str, level: str, text: str, mend: str
+def test_each_trouble_is_a_sentence_with_what_fixes_it(
+    change: dict[str, object], check: str, level: str, text: str, fix: str
 ) -> None:
     """One fact off, one finding; a host where nothing is to be written needs no disk."""
     facts = replace(FACTS, **change)  # type: ignore[arg-type]
     finding = find(host_checks.check_host(facts, GOOD), check)
     assert finding.level == level
-    assert text in finding.text and mend in finding.mend
+    assert text in finding.text and fix in finding.fix
 
 
 @pytest.mark.parametrize(
@@ -139,14 +139,14 @@ def test_each_trouble_is_a_sentence_with_what_mends_it(
             {},
             "packages",
             "note",
-            "makes it anew (mlx is 0.3 there)",
+            "makes a new one (mlx is 0.3 there)",
         ),
         (
             Environment("other", "other requirements"),
             {},
             "packages",
             "note",
-            "renews it (other requirements)",
+            "updates it (other requirements)",
         ),
     ],
 )
@@ -160,7 +160,7 @@ def test_what_is_wrong_with_an_environment_is_for_start_to_mend(
 
 
 def test_start_refuses_with_what_the_doctor_found() -> None:
-    """One line for each finding that failed: host, what is wrong, what mends it."""
+    """One line for each finding that failed: host, what is wrong, what fixes it."""
     found = host_checks.check_host(replace(FACTS, rsync=None, python_version="3.9.6", firewall=True), GOOD)
     with pytest.raises(ClusterError) as caught:
         refuse_failed(found)
@@ -192,9 +192,9 @@ def test_wifi_is_pointed_out_with_the_cable_that_is_there() -> None:
     facts = replace(FACTS, host=replace(MAC2, address="192.168.1.23"))
     finding = find(host_checks.check_host(facts, GOOD), "cable")
     assert finding.level == "note" and "bridge0 (thunderbolt) has 192.168.5.2" in finding.text
-    assert finding.mend == "write anna@mac2.local=192.168.5.2 in WORKER_HOSTS"
+    assert finding.fix == "write anna@mac2.local=192.168.5.2 in WORKER_HOSTS"
     alone = replace(facts, interfaces=(WIFI,))
-    assert "docs/cluster.md" in find(host_checks.check_host(alone, GOOD), "cable").mend
+    assert "docs/cluster.md" in find(host_checks.check_host(alone, GOOD), "cable").fix
 
 
 def test_memory_that_is_not_told_is_no_failure() -> None:
@@ -232,14 +232,14 @@ def test_a_link_is_judged_by_speed_and_latency(link: Link, level: str, text: str
     """Slow is a note, unreachable a failure."""
     finding = host_checks.check_link(link, {})
     assert finding.level == level and text in finding.text
-    assert bool(finding.mend) == (level != "ok")
+    assert bool(finding.fix) == (level != "ok")
 
 
 def test_a_mac_in_a_link_that_fails_brings_its_own_advice() -> None:
     """macOS asks for local network access and has a firewall of its own."""
     link = Link(MAC1, MAC2, trouble="timed out")
-    assert "Local Network" in host_checks.check_link(link, {"mac2": "Darwin"}).mend
-    assert "TCP ports" in host_checks.check_link(link, {"mac2": "Linux"}).mend
+    assert "Local Network" in host_checks.check_link(link, {"mac2": "Darwin"}).fix
+    assert "TCP ports" in host_checks.check_link(link, {"mac2": "Linux"}).fix
 
 
 def test_what_is_private_and_open_to_others_is_told_and_closed(tmp_path: Path) -> None:
@@ -269,10 +269,10 @@ def test_a_state_dir_of_somebody_else_is_failed_only_where_it_cannot_be_written(
     assert own_checks.check_state_dir(tmp_path).level == "note"
     monkeypatch.setattr("os.access", lambda *_: False)
     refused = own_checks.check_state_dir(tmp_path)
-    assert refused.level == "failed" and refused.mend.startswith("sudo chown")
+    assert refused.level == "failed" and refused.fix.startswith("sudo chown")
     monkeypatch.undo()
     monkeypatch.setattr("os.access", lambda *_: False)
-    assert own_checks.check_state_dir(tmp_path).mend == f"chmod u+rwx {tmp_path}"
+    assert own_checks.check_state_dir(tmp_path).fix == f"chmod u+rwx {tmp_path}"
 
 
 def test_a_model_folder_without_its_weights_is_told(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_an_api_port_that_somebody_has_is_told_with_who(tmp_path: Path) -> None:
     assert own_checks.check_api_port(settings, nobody).level == "ok"
     with ports.listen("127.0.0.1", port):
         finding = own_checks.check_api_port(settings, nobody)
-    assert finding.level == "failed" and "is taken" in finding.text and "API_PORT" in finding.mend
+    assert finding.level == "failed" and "is taken" in finding.text and "API_PORT" in finding.fix
 
 
 def test_a_blas_that_is_not_there_fails_where_it_was_asked_for() -> None:
@@ -302,7 +302,7 @@ def test_a_blas_that_is_not_there_fails_where_it_was_asked_for() -> None:
     assert finding.level in ("ok", "note")
 
 
-def test_products_that_cannot_be_packed_say_why_and_what_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_that_cannot_be_packed_say_why_and_what_fixes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A note where the BLAS takes its place; a failure where it was asked for, or ends its process."""
     assert own_checks.check_products("blas") == []
     (finding,) = own_checks.check_products("auto")
@@ -312,10 +312,10 @@ def test_products_that_cannot_be_packed_say_why_and_what_mends_it(monkeypatch: p
     for choice, level in (("auto", "note"), ("kernels", "failed")):
         (finding,) = own_checks.check_products(choice)
         assert (finding.level, "llvmlite" in finding.text) == (level, True)
-        assert "pip install llvmlite" in finding.mend
+        assert "pip install llvmlite" in finding.fix
     monkeypatch.setattr(own_checks, "KERNELS_TRIAL", "import os; os.kill(os.getpid(), 4)")
     (finding,) = own_checks.check_products("auto")
-    assert finding.level == "failed" and "CPU_PRODUCTS=blas" in finding.mend
+    assert finding.level == "failed" and "CPU_PRODUCTS=blas" in finding.fix
 
 
 def test_findings_are_shown_host_by_host_with_the_mend_below() -> None:
@@ -327,7 +327,7 @@ def test_findings_are_shown_host_by_host_with_the_mend_below() -> None:
     assert lines == [
         ["mac2"],
         ["failed", "ssh", "no"],
-        ["mend:", "do"],
+        ["fix:", "do"],
         ["note", "disk", "low"],
         ["mac1"],
         ["ok", "api", "yes"],

@@ -153,7 +153,7 @@ def test_layer_counts_are_compared_with_the_whole_ring(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "reason", "mend"),
+    ("said", "reason", "fix"),
     [
         ("Host key verification failed.", "not known here yet", "ssh anna@mac2 true"),
         (
@@ -171,12 +171,12 @@ def test_layer_counts_are_compared_with_the_whole_ring(tmp_path: Path) -> None:
         ("", "connection was lost", "ssh anna@mac2 true"),
     ],
 )
-def test_what_ssh_says_becomes_a_sentence_with_what_mends_it(said: str, reason: str, mend: str) -> None:
+def test_what_ssh_says_becomes_a_sentence_with_what_fixes_it(said: str, reason: str, fix: str) -> None:
     """Each cause has its own words; all name the host."""
     error = describe_failure(MAC2, said)
     assert str(error).startswith("mac2: ")
     assert reason in str(error)
-    assert mend in error.mend
+    assert fix in error.fix
 
 
 def test_a_line_of_sh_reaches_the_host_as_it_is() -> None:

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from cluster.errors import ClusterError
+from cluster.hosts.code_marks import mark_supervisor
 from cluster.hosts.hosts import Cluster, Host
 from cluster.hosts.provisioning import HostsFailed, Provisioned, is_away, load_provisioned, make_key, on_all
 from cluster.hosts.remote_ranks import make_rank_command, make_remote_environment
@@ -28,8 +29,9 @@ from cluster.hosts.ssh import HostUnreachable, run_words
 from cluster.hosts.workers import Worker
 from cluster.supervisor.child import Child, ChildPlan, describe_exit, start_child
 from cluster.supervisor.epoch_maker import EpochMaker
+from cluster.supervisor.epoch_plan import EpochPlan, RankPlace
 from cluster.supervisor.restart_policy import MAX_DELAY_S, RestartPolicy
-from cluster.supervisor.ring_epoch import EpochPlan, RankPlace, Verdict
+from cluster.supervisor.ring_epoch import Verdict
 from cluster.supervisor.ring_keeper import RingKeeper
 from cluster.supervisor.running import Programs, Running
 from cluster.supervisor.state_file import SupervisorState
@@ -81,7 +83,7 @@ def test_the_start_line_tells_a_rank_its_host_and_its_own_model_folder() -> None
         layers=(10, 20),
         dequantize=True,
     )
-    first, second = (json.loads(plan.make_first_line(rank)) for rank in (0, 1))
+    first, second = (json.loads(plan.make_start_line(rank)) for rank in (0, 1))
     assert first["layers"] == second["layers"] == [10, 20]
     assert (second["host_name"], second["model_folder"], second["ping_limit_s"]) == (
         "mac2",
@@ -90,7 +92,7 @@ def test_the_start_line_tells_a_rank_its_host_and_its_own_model_folder() -> None
     )
     assert not {"model_folder", "ping_limit_s"} & set(first)
     single = EpochPlan(3, ("a:1",), "5ec", (), Path("/"), {}, 45.0, 600.0)
-    assert set(json.loads(single.make_first_line(0))) == {"epoch", "rank", "hosts", "secret"}
+    assert set(json.loads(single.make_start_line(0))) == {"epoch", "rank", "hosts", "secret"}
 
 
 async def run_remote(tmp_path: Path, script: str) -> Child:
@@ -193,6 +195,21 @@ def test_what_was_placed_is_used_again_until_something_changes(tmp_path: Path) -
     moved = Cluster((cluster.hosts[0], replace(MAC2, address="192.168.5.3")))
     for other in (make_key(settings, moved), make_key(load(tmp_path, LAYER_SPLIT="1"), cluster)):
         assert load_provisioned(settings.run_dir, other) is None
+
+
+def test_an_edit_of_any_file_of_the_supervisor_changes_its_mark(tmp_path: Path) -> None:
+    """Files in its folders count as well as those above them; the commands are another program."""
+    names = ("cluster/ports.py", "cluster/supervisor/child.py", "cluster/hosts/ssh.py", "config/live.py")
+    for name in (*names, "cluster/commands/status.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1\n")
+    marks = [mark_supervisor(tmp_path)]
+    for name in names:
+        (tmp_path / name).write_text("2\n")
+        marks.append(mark_supervisor(tmp_path))
+    (tmp_path / "cluster/commands/status.py").write_text("2\n")
+    assert len(set(marks)) == len(names) + 1
+    assert mark_supervisor(tmp_path) == marks[-1]
 
 
 def test_free_ports_are_those_of_one_address(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,21 +16,11 @@ from cluster.commands.command_line import main
 from cluster.commands.plan import BadHosts, make_lines, read_hosts
 from cluster.hosts import provisioning as placing
 from cluster.hosts import ring_plan as plan
+from cluster.hosts.host_rooms import HostRoom, PlanRefused, mac_gpu_bytes, make_room, measure_rooms
 from cluster.hosts.hosts import Cluster, Host, read_cluster
 from cluster.hosts.model_source import HubOutOfReach, ModelSource
 from cluster.hosts.probe import HostFacts
-from cluster.hosts.ring_plan import (
-    LAYOUT_NAME,
-    HostRoom,
-    PlanRefused,
-    RingLayout,
-    choose_layout,
-    find_short_hosts,
-    mac_gpu_bytes,
-    make_room,
-    measure_rooms,
-    plan_ring,
-)
+from cluster.hosts.ring_plan import LAYOUT_NAME, RingLayout, choose_layout, find_short_hosts, plan_ring
 from cluster.supervisor.service import read_service
 from config import Settings, load_settings
 from distributed.planning.capacities import RANK_BYTES, make_reserve
@@ -262,7 +252,7 @@ def test_memory_of_our_own_old_ranks_counts_as_free() -> None:
 
 def test_a_host_that_does_not_tell_its_memory_is_named() -> None:
     """Nothing is guessed."""
-    with pytest.raises(PlanRefused, match="mac2 does not tell its memory"):
+    with pytest.raises(PlanRefused, match="mac2 does not report its memory"):
         rooms_of({}, {"free_memory_bytes": None})
 
 
@@ -371,7 +361,7 @@ def test_hosts_that_cannot_be_read_are_named(text: str) -> None:
 
 
 def test_the_table_shows_what_was_asked(make_settings: MakeSettings) -> None:
-    """A line for each rank: host, layers, weights, KV, memory, work; below, what is taken for granted."""
+    """A line for each rank: host, layers, weights, KV, memory, work; below, the assumptions."""
     layout = choose_layout(make_settings(), make_source(), read_hosts("mac1:64GB:2,mac2:16GB"))
     lines = make_lines(layout, is_asked=False)
     heading = next(number for number, line in enumerate(lines) if line.startswith("rank"))

@@ -85,7 +85,7 @@ class RingOnHosts:
         return said
 
     def wait_for_epoch_after(self, epoch: int) -> dict[str, Any]:
-        """Wait until a later life of the ring is ready."""
+        """Wait until a later epoch is ready."""
         return self.wait_until(lambda said: said.get("state") == "ready" and said["epoch"] > epoch)
 
     def find_rank(self, rank: int) -> ProcessIdentity:

@@ -1,4 +1,4 @@
-"""`doctor` on three hosts with real ssh daemons: what is well, what is wrong, and what mends it."""
+"""`doctor` on three hosts with real ssh daemons: what is well, what is wrong, and what fixes it."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_healthy_hosts_are_all_asked_and_nothing_is_left_there(ready_hosts: Host
 
 
 def test_a_dead_host_another_version_and_a_taken_port_are_told_apart(hosts_again: Hosts) -> None:
-    """Each trouble is one sentence with what mends it, and does not hide the others."""
+    """Each trouble is one sentence with what fixes it, and does not hide the others."""
     hosts = hosts_again
     prepare_environment(hosts.second, versions={"mlx": "0.1.0"})
     hosts.cut(hosts.third)
@@ -105,7 +105,7 @@ def test_a_dead_host_another_version_and_a_taken_port_are_told_apart(hosts_again
     assert answer.failed == {("localhost", "api"), ("mac3", "ssh")}
     assert "is taken" in answer.find("localhost", "api")["text"]
     assert "mlx is 0.1.0 there and" in answer.find("mac2", "packages")["text"]
-    assert answer.find("mac2", "packages")["level"] == "note", "start mends it"
+    assert answer.find("mac2", "packages")["level"] == "note", "start fixes it"
     assert answer.find("mac2", "packages")["mend"] == "./launch.sh doctor --fix"
     assert "does not answer" in answer.find("mac3", "ssh")["text"]
     assert answer.find("localhost", "link")["level"] in ("ok", "note"), "the living neighbours are measured"
@@ -131,7 +131,7 @@ def test_a_refused_key_and_an_unknown_host_key_are_told_apart_and_not_mended(hos
 
 def test_what_is_wrong_with_a_host_is_told_apart(hosts_again: Hosts) -> None:
     """Remote Login that is off, an address in the ring that the host does not have, and an environment on
-    which pip was killed: start mends that one.
+    which pip was killed: start fixes that one.
     """
     hosts_again.second.stop_daemon()
     (hosts_again.third.home / WORKER_DIR / "venv" / MARK).unlink()
@@ -142,7 +142,7 @@ def test_what_is_wrong_with_a_host_is_told_apart(hosts_again: Hosts) -> None:
     assert "has 10.77.0.3 (eth0, ethernet)" in answer.find("mac3", "ring")["text"]
     found = answer.find("mac3", "packages")
     assert (found["level"], found["mend"]) == ("note", "./launch.sh doctor --fix")
-    assert "`start` makes it anew (its installation did not end)" in found["text"]
+    assert "`start` makes a new one (its installation did not end)" in found["text"]
 
 
 def test_fix_brings_the_code_and_makes_logs_private(hosts_again: Hosts) -> None:

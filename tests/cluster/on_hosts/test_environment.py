@@ -67,7 +67,7 @@ def test_an_environment_is_made_once_and_its_failures_are_sentences(hosts: Hosts
     requirements.write_text("# nothing\n", encoding="utf-8")
     told, outcome = ensure(hosts, sys.executable)
     assert outcome is True
-    assert told == ["making it anew: its installation did not end"]
+    assert told == ["making the virtual environment anew: its installation did not end"]
     assert stat.S_IMODE((folder / "venv").stat().st_mode) == 0o700
     assert ensure(hosts) == ([], False)
 
@@ -81,7 +81,7 @@ def test_an_environment_is_made_once_and_its_failures_are_sentences(hosts: Hosts
         damage(venv)
         told, outcome = ensure(hosts, sys.executable)
         assert outcome is True
-        assert told[0].startswith("making it anew: ") and trouble in told[0]
+        assert told[0].startswith("making the virtual environment anew: ") and trouble in told[0]
         assert not (venv / "left").exists()
         assert ensure(hosts) == ([], False)
 

@@ -160,7 +160,7 @@ def test_an_interrupted_copy_goes_on_where_it_ended(placer: Placer, tmp_path: Pa
     (tmp_path / "rsync").chmod(0o755)
     slow = f"{tmp_path}:{os.environ['PATH']}"
     killed = placer.run("--kill-rsync", PATH=slow, LAYER_SPLIT="10,1,1")
-    assert "goes on where it ended" in killed["error"]
+    assert "continues where it ended" in killed["error"]
     there = [
         path.stat().st_size
         for host in (placer.hosts[1], placer.hosts[2])

@@ -119,7 +119,7 @@ def test_stop_leaves_nothing_on_any_host(ring: RingOnHosts) -> None:
 
 
 def test_a_start_names_the_host_that_cannot_be_reached(ring: RingOnHosts) -> None:
-    """It is refused before anything is started, with the command that mends it."""
+    """It is refused before anything is started, with the command that fixes it."""
     ring.hosts.third.stop_daemon()
     refused = ring.run("start")
     ring.hosts.third.start_daemon()

@@ -75,7 +75,7 @@ def wait_for_reason(ring: RingOnHosts, words: str) -> None:
     shown = ring.run("status")
     assert shown.returncode == 1
     assert words in shown.stdout
-    assert "tries that failed: " in shown.stdout
+    assert "failed tries: " in shown.stdout
 
 
 def test_a_full_disk_keeps_nobody_away_who_needs_nothing_new(ring: RingOnHosts) -> None:
@@ -110,7 +110,7 @@ def test_short_memory_is_waited_for(ring: RingOnHosts) -> None:
 
 @pytest.mark.parametrize("trouble", ["kill", "cut"])
 def test_code_that_was_replaced_is_put_back(ring: RingOnHosts, trouble: str) -> None:
-    """The next life is refused by that rank, or begins with a look at everything: either way it is mended."""
+    """That rank refuses the next epoch, or the epoch begins with a check of everything: both repair it."""
     replace_code(ring.hosts.second)
     with ring.asking():
         if trouble == "kill":

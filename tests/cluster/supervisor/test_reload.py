@@ -1,14 +1,18 @@
 """New settings for a running service: restart without a refused request, live edits, and wrong ones."""
 
+import asyncio
 import json
 import signal
 import threading
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from cluster.supervisor import ring_epoch
+from cluster.supervisor.epoch_plan import EpochPlan
 from cluster.supervisor.reload import SettingsWatch, Sources
 from config import Settings, load_settings
 from config.checks import RELATIONS
@@ -79,6 +83,41 @@ def test_edits_reach_every_process_and_bad_ones_keep_the_settings(running: Bench
     (running.root / ".env").write_text("MAX_QUEUE_DEPTH=8\n")
     good = running.wait_until(lambda service: service.supervisor["settings"]["MAX_QUEUE_DEPTH"] == 8)
     assert good.supervisor["settings_error"] is None
+
+
+def test_an_edit_before_the_start_line_arrives_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last rank starts late; it reads its start line first, and then every value edited until then."""
+    plan = EpochPlan(1, ("127.0.0.1:1", "127.0.0.1:2"), "", (), Path("/"), {}, 1.0, 1.0)
+    epoch = ring_epoch.RingEpoch(plan, lambda name: None, lambda: None)  # type: ignore[arg-type, return-value]
+    is_listening, lines = asyncio.Event(), {"rank 0": [], "rank 1": []}  # type: ignore[var-annotated]
+    monkeypatch.setattr(ring_epoch, "is_listening", lambda pid, port: is_listening.is_set())
+
+    async def start_child(plan: SimpleNamespace, *_: object) -> SimpleNamespace:
+        async def write_line(line: str) -> None:
+            lines[plan.name].append(json.loads(line))
+
+        return SimpleNamespace(
+            plan=plan, exit_code=None, identity=SimpleNamespace(pid=1), write_line=write_line
+        )
+
+    monkeypatch.setattr(ring_epoch, "start_child", start_child)
+
+    async def edit_while_starting() -> None:
+        await epoch.start()
+        await epoch.send_settings({"LOG_LEVEL": "DEBUG", "MAX_QUEUE_DEPTH": 7})
+        await epoch.send_settings({"MAX_QUEUE_DEPTH": 8})
+        assert lines["rank 1"] == []
+        is_listening.set()
+        assert epoch._starting is not None
+        await epoch._starting
+        await epoch.send_settings({"MAX_QUEUE_DEPTH": 9})
+
+    asyncio.run(edit_while_starting())
+    start, *edits = lines["rank 1"]
+    assert start["rank"] == 1
+    values = [{"LOG_LEVEL": "DEBUG", "MAX_QUEUE_DEPTH": 8}, {"MAX_QUEUE_DEPTH": 9}]
+    assert edits == [{"event": "settings", "values": one} for one in values]
+    assert [line.get("event") for line in lines["rank 0"]] == [None, "settings", "settings", "settings"]
 
 
 def test_a_restart_with_wrong_settings_changes_nothing(running: Bench) -> None:

@@ -113,7 +113,7 @@ def test_a_ring_that_was_ready_is_tried_until_its_trouble_has_passed(running: Be
     stuck = running.wait_until(lambda service: service.state == "degraded" and service.is_stuck)
     shown = "\n".join(describe(stuck, running.terminal))
     assert f"reason: rank {trouble[-1]} exited with code" in shown
-    assert "tries that failed: " in shown and "it is tried until it works" in shown
+    assert "failed tries: " in shown and "it is tried until it works" in shown
     assert running.get_health() == stuck.processes["api"].pid
     words = f"already running .*rank {trouble[-1]} exited with code .* ./launch.sh restart tries at once"
     with pytest.raises(StartFailed, match=words):
@@ -148,8 +148,8 @@ def test_a_killed_supervisor_leaves_its_last_reason_and_the_next_one_goes_on_try
     assert gone.exit_code == 3
     shown = "\n".join(describe(gone, running.terminal))
     assert "./launch.sh start" in shown
-    assert f"supervisor {before.holder.pid} is gone" in shown
-    assert "it last said degraded: rank 1 exited with code 2: rank 1: LAYER_SPLIT does not fit" in shown
+    assert f"supervisor {before.holder.pid} died without a message" in shown
+    assert "its last state was degraded: rank 1 exited with code 2: rank 1: LAYER_SPLIT does not fit" in shown
 
     with run_supervisor(running) as supervisor:
         running.wait_until(lambda service: service.state == "degraded" and service.is_stuck)
@@ -235,7 +235,7 @@ def test_a_refusing_rank_fails_the_start_with_its_own_words(
 def test_repeated_failures_open_the_breaker_and_keep_the_reason(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After five lives without progress the start fails with the last reason and shows the log's end."""
+    """After five epochs without progress the start fails with the last reason and shows the log's end."""
     monkeypatch.setenv("FAKE_RANK", "crash:0")
     with pytest.raises(StartFailed, match="rank 0 exited with code 1: rank 0: the weights are broken"):
         bench.start()
@@ -317,7 +317,7 @@ def test_an_interrupted_second_start_leaves_the_service_alone(
     with run_supervisor(bench) as supervisor:
         bench.wait_until(lambda service: len(service.processes) == 3)
         pressed = interrupt_when(bench, lambda _: "rank 0: " in bench.output.getvalue())
-        with pytest.raises(Interrupted, match=rf"supervisor {supervisor.pid}, .*goes on"):
+        with pytest.raises(Interrupted, match=rf"supervisor {supervisor.pid}, .*keeps running"):
             bench.start()
         pressed.join()
         assert supervisor.poll() is None
@@ -354,7 +354,7 @@ def test_an_interrupted_look_at_the_hosts_leaves_no_ssh(bench: Bench, tmp_path: 
         _, said = command.communicate(timeout=20)
     assert (command.returncode, said) == (
         130,
-        "Interrupted: nothing was started; ./launch.sh start goes on where this ended\n",
+        "Interrupted: nothing was started; ./launch.sh start continues here\n",
     )
     assert identify(int(asked.read_text())) is None
 
@@ -374,11 +374,11 @@ def test_a_start_refuses_with_the_words_of_the_doctor(bench: Bench) -> None:
 def test_a_service_that_was_ready_starts_by_itself_in_spite_of_trouble(bench: Bench) -> None:
     """At boot the model's disk is not there yet: only what was never ready is refused."""
     shutil.rmtree(bench.overrides["MODEL_REPO"])
-    with pytest.raises(ClusterError, match="is no whole model"):
+    with pytest.raises(ClusterError, match="is not a complete model"):
         prepare_foreground(bench.settings, bench.overrides, bench.terminal)
     write_json(bench.settings.run_dir / "supervisor.json", {"was_ready": True})
     prepare_foreground(bench.settings, bench.overrides, bench.terminal)
-    assert "is no whole model" in bench.output.getvalue()
+    assert "is not a complete model" in bench.output.getvalue()
 
 
 def test_a_taken_port_is_refused_by_name(bench: Bench) -> None:
@@ -396,4 +396,4 @@ def test_a_supervisor_cannot_start_under_a_held_lock(bench: Bench) -> None:
     ended = subprocess.run(supervisor_command(bench), capture_output=True, text=True, timeout=20, check=False)
     lock.release()
     assert ended.returncode == 1
-    assert f"supervisor {os.getpid()} already serves" in ended.stderr
+    assert f"supervisor {os.getpid()} already serves STATE_DIR" in ended.stderr

@@ -15,16 +15,8 @@ import pytest
 
 from cluster.hosts.copy_progress import CopyProgress
 from cluster.hosts.hosts import Host
-from cluster.hosts.model_files import (
-    CopyLines,
-    FileSum,
-    FolderSums,
-    ModelFilesRefused,
-    Shipment,
-    check_room,
-    find_lacking,
-    folder_name,
-)
+from cluster.hosts.model_files import CopyLines, Shipment, check_room, find_lacking, folder_name
+from cluster.hosts.model_sums import FileSum, FolderSums, ModelFilesRefused
 from cluster.hosts.remote_program import make_program
 from cluster.hosts.workers import Worker
 from distributed.planning.checkpoint import BadCheckpoint, tensor_files

@@ -1,0 +1,123 @@
+"""Commands that report: status, logs, doctor, plan, config. They change nothing, but for `doctor --fix`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from cluster.commands.command import Command, load, load_leniently, read_overrides
+
+if TYPE_CHECKING:
+    from cluster.terminal import Terminal
+
+
+def _add_status_flags(parser: argparse.ArgumentParser) -> None:
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="print JSON")
+    how.add_argument("--watch", action="store_true", help="repeat every second, until Ctrl-C")
+
+
+def _run_status(options: argparse.Namespace, terminal: Terminal) -> int:
+    from cluster.commands.status import show_status, watch_status
+
+    settings = load_leniently(options)
+    if options.watch:
+        return watch_status(settings, terminal)
+    return show_status(settings, terminal, as_json=options.json)
+
+
+def _add_logs_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("process", nargs="?", help="rank (all ranks), 0, 1, …, api or supervisor")
+    parser.add_argument("-f", "--follow", action="store_true", help="print new lines, until Ctrl-C")
+    parser.add_argument(
+        "-n", "--lines", type=_parse_count, default=200, metavar="N", help="how many (default: 200)"
+    )
+
+
+def _parse_count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of lines")
+    return int(text)
+
+
+def _run_logs(options: argparse.Namespace, terminal: Terminal) -> int:
+    from cluster.commands.logs import show_logs
+
+    settings, num_lines = load_leniently(options), options.lines
+    return show_logs(settings, terminal, options.process, num_lines=num_lines, follow=options.follow)
+
+
+def _add_doctor_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--fix",
+        action="store_true",
+        help="do what is safe: code and packages on the hosts, rights of STATE_DIR; accepts no host key",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _run_doctor(options: argparse.Namespace, terminal: Terminal) -> int:
+    from cluster.commands import doctor
+
+    return doctor.run_doctor(load(options), terminal, with_fix=options.fix, as_json=options.json)
+
+
+def _add_plan_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--hosts",
+        metavar="NAME:MEMORY,…",
+        help="plan for these hosts instead of the settings' hosts, as in mac1:64GB,mac2:16GB; MEMORY is the "
+        "host's total (GB 10^9, GiB 2^30 bytes), and :2 after it gives the host two ranks",
+    )
+    parser.add_argument(
+        "--cpu", action="store_true", help="the hosts of --hosts have no GPU; without it they count as Macs"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _run_plan(options: argparse.Namespace, terminal: Terminal) -> int:
+    from cluster.commands.plan import show_plan
+
+    settings, has_gpu = load(options), not options.cpu
+    return show_plan(settings, terminal, hosts=options.hosts, has_gpu=has_gpu, as_json=options.json)
+
+
+def _add_config_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("show", "check"))
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _run_config(options: argparse.Namespace, _: Terminal) -> int:
+    from config.show import main as show
+
+    flags = [word for key, value in read_overrides(options).items() for word in ("--set", f"{key}={value}")]
+    return show([options.action, *(["--json"] if options.json else []), *flags])
+
+
+REPORT_COMMANDS = (
+    Command(
+        "status",
+        "show the running service; exit code 0 ready, 1 degraded, 3 stopped",
+        _run_status,
+        _add_status_flags,
+    ),
+    Command("logs", "show the logs of all processes, merged by time", _run_logs, _add_logs_flags),
+    Command(
+        "doctor",
+        "check every host before a start: what is wrong, and the command that fixes it",
+        _run_doctor,
+        _add_doctor_flags,
+    ),
+    Command(
+        "plan",
+        "show which host gets which layers, and whether they fit, without starting anything",
+        _run_plan,
+        _add_plan_flags,
+    ),
+    Command(
+        "config",
+        "show the effective settings and the source of each, or check them",
+        _run_config,
+        _add_config_flags,
+    ),
+)

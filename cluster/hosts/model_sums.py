@@ -1,0 +1,132 @@
+"""Computes the sha256 of a model folder's files, here or on a worker, and reports the progress.
+
+remote_scripts/file_sums.py does the work. It keeps each sum with the size and time of its file, so that a
+start without changes asks each host once and reads no file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ClusterError
+from cluster.hosts.hosts import Host
+from cluster.hosts.probe import make_python_command, read_answer
+from cluster.hosts.remote_program import make_program
+from cluster.hosts.ssh import (
+    EXIT_SSH,
+    Completed,
+    HostUnreachable,
+    describe_failure,
+    make_control_dir,
+    run_words,
+    ssh_command,
+)
+from cluster.hosts.workers import Worker
+from config import Settings
+from distributed.planning.stage_files import local_sums_file
+
+COPY_LIMIT_S = 24 * 3600.0
+
+# Takes each step on a host: its name, bytes done, bytes in all, what is done.
+Report = Callable[[str, int, int, str], None]
+
+
+class ModelFilesRefused(ClusterError):
+    """The files cannot be copied to a host; the message names host, file or sizes, and the fix."""
+
+
+@dataclass(frozen=True)
+class FileSum:
+    """A file on some host; sha256 is None if only its size was read."""
+
+    size: int
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class FolderSums:
+    """A model folder on some host."""
+
+    folder: str
+    free_bytes: int
+    files: Mapping[str, FileSum]
+
+
+async def sum_local(
+    host: Host, settings: Settings, folder: Path, names: Sequence[str], report: Report
+) -> FolderSums:
+    """The sums of files here, cached in STATE_DIR.
+
+    Raises:
+        ModelFilesRefused: one is missing.
+    """
+    question = {
+        "folder": str(folder),
+        "sums_file": str(local_sums_file(folder, settings.state_dir)),
+        "sizes": dict.fromkeys(names),
+        "makes_folder": False,
+    }
+    total = sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
+    words = ["/bin/sh", "-c", make_python_command(host, settings)]
+    found = await _ask(host, words, question, lambda num: report(host.name, num, total, "checking"))
+    if missing := sorted(set(names) - found.files.keys()):
+        raise ModelFilesRefused(f"{folder}/{missing[0]} is missing here: ./launch.sh start fetches it")
+    return found
+
+
+async def sum_on_worker(
+    worker: Worker, settings: Settings, target: str, files: Mapping[str, FileSum], report: Report
+) -> FolderSums:
+    """The sums of files on a worker; makes the folder `target` below WORKER_DIR."""
+    question = {
+        "folder": f"{worker.folder}/{target}",
+        "sums_file": None,
+        "sizes": {name: entry.size for name, entry in files.items()},
+        "makes_folder": True,
+    }
+    command = make_python_command(worker.host, settings)
+    words = ssh_command(worker.host, command, control_dir=make_control_dir())
+    name, total = worker.host.name, sum(entry.size for entry in files.values())
+    return await _ask(worker.host, words, question, lambda num: report(name, num, total, "checking"))
+
+
+async def _ask(
+    host: Host, words: Sequence[str], question: Mapping[str, Any], on_hashed: Callable[[int], None]
+) -> FolderSums:
+    lines = ProgressLines(on_hashed)
+    done = await run_words(
+        words, input=make_program("file_sums", question), timeout_s=COPY_LIMIT_S, on_output=lines.feed
+    )
+    if done is None or done.code == EXIT_SSH:
+        raise lose(host, done)
+    answer = read_answer(host, Completed(done.code, lines.last.encode(), done.stderr))
+    files = {name: FileSum(entry["size"], entry["sha256"]) for name, entry in answer["files"].items()}
+    return FolderSums(answer["folder"], answer["free_bytes"], files)
+
+
+def lose(host: Host, done: Completed | None) -> HostUnreachable:
+    """The error for a host whose connection was lost, or that did not finish in time."""
+    if done is None:
+        return HostUnreachable(host, f"not finished in {COPY_LIMIT_S / 3600:.0f} hours", "./launch.sh start")
+    return describe_failure(host, done.stderr)
+
+
+class ProgressLines:
+    """Reads the output of file_sums.py and prepare: progress, and at last the sums in one long line."""
+
+    def __init__(self, on_done: Callable[[int], None]) -> None:
+        self._on_done = on_done
+        self._rest = b""
+        self.last = ""
+
+    def feed(self, data: bytes) -> None:
+        """Take a piece of standard output."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self.last = line.decode("utf-8", errors="replace")
+            if self.last.startswith('{"done_bytes"'):
+                self._on_done(int(json.loads(self.last)["done_bytes"]))
