@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,8 +20,7 @@ from bench.client import Ask
 from bench.load import run_load
 from bench.prompts import make_prompts
 from bench.service import Service, warm_up
-from bench.setup import BenchError, Setup, make_setup, only_run, say
-from config import REPOSITORY_ROOT
+from bench.setup import BenchError, Setup, make_setup, only_run, run_module, say
 from prompts.tokenizer import PromptTokenizer
 from spool import Result
 
@@ -163,19 +160,6 @@ def ask_reference(setup: Setup, sequences: Sequence[dict[str, Any]]) -> list[lis
     with tempfile.TemporaryDirectory(prefix="reference-", dir=setup.folder) as folder:
         source, target = Path(folder) / "in.json", Path(folder) / "out.json"
         source.write_text(json.dumps(task), encoding="utf-8")
-        command = [sys.executable, "-m", "bench.reference", str(source), str(target)]
-        try:
-            ended = subprocess.run(
-                command,
-                cwd=REPOSITORY_ROOT,
-                capture_output=True,
-                text=True,
-                timeout=REFERENCE_LIMIT_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise BenchError(f"the reference did not end in {REFERENCE_LIMIT_S:g} s") from None
-        if ended.returncode != 0:
-            raise BenchError(f"the reference failed: {ended.stderr[-2000:]}")
+        run_module("the reference", "bench.reference", str(source), str(target), limit_s=REFERENCE_LIMIT_S)
         found: list[list[dict[str, Any]]] = json.loads(target.read_text(encoding="utf-8"))["sequences"]
     return found

@@ -25,7 +25,7 @@ from bench.measures import (
 from bench.peers import Peer
 from bench.random_model import make_random_model
 from bench.report import describe_comparison, format_figure
-from bench.results import ResultFile, keep_results, make_head, make_row
+from bench.results import ResultFile, finish_run, make_head, make_row
 from bench.service import Service, warm_up
 from bench.setup import Setup, make_setup, only_run, say
 
@@ -80,10 +80,7 @@ def run_comparison(plan: Plan, *, as_json: bool) -> int:
         servers=[server.describe() for server in servers],
         doubts=doubts,
     )
-    results = ResultFile(head, rows)
-    path = keep_results(setup.folder, results)
-    print(path.read_text(encoding="utf-8") if as_json else "\n".join(describe_comparison(results)))
-    say(f"kept in {path}")
+    finish_run(setup.folder, ResultFile(head, rows), describe_comparison, as_json=as_json)
     return 1 if any(outcome.errors for found in outcomes.values() for outcome in found) else 0
 
 

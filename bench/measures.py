@@ -74,24 +74,19 @@ def make_measures(
     most, longest = max(clients), max(prompt_tokens)
     found = [make_load_measure("greedy", count, max_tokens) for count in clients]
     found.append(make_load_measure("sampled", most, max_tokens))
-    found += [
-        Measure(
-            "prompt",
-            f"prompt-{count}",
-            f"time to first token, {count}-token prompt",
-            SECONDS,
-            1,
-            None,
-            partial(_run_prompt, prompt_tokens=count),
-        )
-        for count in prompt_tokens
-    ]
-    second = f"time to first token, second turn after {longest} tokens"
-    run_turns = partial(_run_turns, prompt_tokens=longest)
-    found.append(Measure("second-turn", "second-turn", second, SECONDS, 1, None, run_turns))
-    gap = f"worst gap of {NUM_STREAMS} streams while {longest} tokens arrive"
-    run_late = partial(_run_gap, prompt_tokens=longest)
-    found.append(Measure("gap", "gap", gap, SECONDS, NUM_STREAMS, None, run_late))
+    for count in prompt_tokens:
+        title, run = f"time to first token, {count}-token prompt", partial(_run_prompt, prompt_tokens=count)
+        found.append(Measure("prompt", f"prompt-{count}", title, SECONDS, 1, None, run))
+    title, run = (
+        f"time to first token, second turn after {longest} tokens",
+        partial(_run_turns, prompt_tokens=longest),
+    )
+    found.append(Measure("second-turn", "second-turn", title, SECONDS, 1, None, run))
+    title, run = (
+        f"worst gap of {NUM_STREAMS} streams while {longest} tokens arrive",
+        partial(_run_gap, prompt_tokens=longest),
+    )
+    found.append(Measure("gap", "gap", title, SECONDS, NUM_STREAMS, None, run))
     return [measure for measure in found if measure.kind in kinds]
 
 

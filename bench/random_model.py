@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
-from bench.setup import BenchError, Setup
-from config import REPOSITORY_ROOT
+from bench.setup import Setup, run_module
 
 SEED = 1
 NAME = "random-deepseek-v2-300m"
@@ -70,10 +68,7 @@ def make_random_model(setup: Setup) -> Path:
     """
     folder = setup.folder / "models" / NAME
     if not (folder / "config.json").is_file():
-        command = [sys.executable, "-m", "bench.random_model", str(folder), str(setup.model_folder)]
-        ended = subprocess.run(command, cwd=REPOSITORY_ROOT, capture_output=True, text=True, check=False)
-        if ended.returncode != 0:
-            raise BenchError(f"the random model could not be made: {ended.stderr[-2000:]}")
+        run_module("making the random model", "bench.random_model", str(folder), str(setup.model_folder))
     return folder
 
 

@@ -16,14 +16,14 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.load import short
 from bench.measures import Measure, Outcome
-from bench.setup import BenchError
+from bench.setup import BenchError, say
 
 Row = dict[str, Any]
 
@@ -83,6 +83,15 @@ def keep_results(folder: Path, results: ResultFile) -> Path:
     path = folder / f"{results.head['kind']}-{stamp}.jsonl"
     write_results(path, results)
     return path
+
+
+def finish_run(
+    folder: Path, results: ResultFile, describe: Callable[[ResultFile], list[str]], *, as_json: bool
+) -> None:
+    """Keep a run, and print it as data or as `describe` words it."""
+    path = keep_results(folder, results)
+    print(path.read_text(encoding="utf-8") if as_json else "\n".join(describe(results)))
+    say(f"kept in {path}")
 
 
 def read_results(path: Path) -> ResultFile:

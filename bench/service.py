@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from bench.client import Ask, Reply, Server
 from bench.load import run_load
-from bench.setup import BenchError, Setup, last_lines, make_setup, only_run, say
+from bench.setup import BenchError, Setup, last_lines, make_setup, only_run, run_module, say
 from cluster.ports import free_ring_ports
 from config import REPOSITORY_ROOT, Settings, load_settings
 from spool import Result, Spool
@@ -183,21 +183,8 @@ def stop_service(state_dir: Path) -> None:
     Raises:
         BenchError: it does not stop.
     """
-    stop = [sys.executable, "-m", "cluster", "stop", "--set", f"STATE_DIR={state_dir}"]
-    try:
-        ended = subprocess.run(
-            stop,
-            cwd=REPOSITORY_ROOT,
-            capture_output=True,
-            text=True,
-            timeout=STOP_LIMIT_S,
-            check=False,
-            start_new_session=True,
-        )
-    except subprocess.TimeoutExpired:
-        raise BenchError(f"our service in {state_dir} did not stop in {STOP_LIMIT_S:g} s") from None
-    if ended.returncode != 0:
-        raise BenchError(f"our service in {state_dir} did not stop: {ended.stdout}{ended.stderr}")
+    flags = ("--set", f"STATE_DIR={state_dir}")
+    run_module(f"stopping our service in {state_dir}", "cluster", "stop", *flags, limit_s=STOP_LIMIT_S)
 
 
 def stop_leftovers(folder: Path) -> None:

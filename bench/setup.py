@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from cluster.commands.demo import add_demo_settings
 from cluster.commands.start import PREPARE, prepare_model
 from cluster.errors import ClusterError
-from config import ConfigError, Settings, load_settings
+from config import REPOSITORY_ROOT, ConfigError, Settings, load_settings
 from config.limits import count_cores
 
 NUM_LOG_LINES = 15
@@ -71,6 +72,28 @@ def only_run(setup: Setup) -> Iterator[None]:
         except BlockingIOError:
             raise BenchError(f"another bench runs in {setup.folder}: wait until it has ended") from None
         yield
+
+
+def run_module(what: str, module: str, *arguments: str, limit_s: float | None = None) -> None:
+    """Run a module of this repository to its end; Ctrl-C does not reach it, but ends the wait for it.
+
+    Raises:
+        BenchError: it fails, or takes longer than the limit.
+    """
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            cwd=REPOSITORY_ROOT,
+            capture_output=True,
+            text=True,
+            timeout=limit_s,
+            check=False,
+            start_new_session=True,
+        )
+    except subprocess.TimeoutExpired:
+        raise BenchError(f"{what} did not end in {limit_s:g} s") from None
+    if ended.returncode != 0:
+        raise BenchError(f"{what} failed: {(ended.stdout + ended.stderr)[-2000:]}")
 
 
 def say(text: str) -> None:

@@ -21,7 +21,7 @@ from bench.load import LoadResult, run_load, short
 from bench.machine import describe_busy, describe_machine
 from bench.prompts import make_long_prompt, make_prompts
 from bench.report import describe_rings
-from bench.results import ResultFile, Row, keep_results, make_head
+from bench.results import ResultFile, Row, finish_run, make_head
 from bench.service import Service, warm_up
 from bench.setup import BenchError, Setup, make_setup, only_run, say
 from bench.step_record import finish_record, start_record
@@ -99,10 +99,7 @@ def run_simulated(plan: SimulatedPlan, *, as_json: bool) -> int:
         servers=servers[:1],
         doubts=doubts,
     )
-    results = ResultFile(head, rows)
-    path = keep_results(setup.folder, results)
-    print(path.read_text(encoding="utf-8") if as_json else "\n".join(describe_rings(results)))
-    say(f"kept in {path}")
+    finish_run(setup.folder, ResultFile(head, rows), describe_rings, as_json=as_json)
     return 0
 
 
