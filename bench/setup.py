@@ -1,6 +1,6 @@
-"""What all servers of a run have in common: model folder, ring size, BLAS threads, and a folder to work in.
+"""The setup that all servers of a run share: model folder, ring size, BLAS threads, and a work folder.
 
-Made from the settings (flags, environment, .env), with the demo's model and ring size where none is set. One
+It comes from the settings (flags, environment, .env); without them from the demo's model and ring size. One
 run at a time holds the folder. Knows no server.
 """
 
@@ -25,12 +25,12 @@ NUM_LOG_LINES = 15
 
 
 class BenchError(Exception):
-    """A sentence for the person who typed the command; ends the run with exit code 1."""
+    """A sentence for the user; ends the run with exit code 1."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is the same for every server."""
+    """The setup of every server."""
 
     settings: Settings
     model_folder: Path
@@ -97,7 +97,7 @@ def run_module(what: str, module: str, *arguments: str, limit_s: float | None = 
 
 
 def say(text: str) -> None:
-    """Print progress on standard error, so that standard output has results alone."""
+    """Print progress on standard error: standard output is for results."""
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
