@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Finds or makes the virtual environment, installs what is missing, then hands over to cluster/.
+# Finds or makes the virtual environment, installs missing packages, then hands over to cluster/.
 # Knows nothing of settings or of the service. Works with bash 3.2 (macOS).
 set -euo pipefail
 
@@ -123,7 +123,7 @@ make_venv() {
 
 # pip's own progress on a terminal, one line a package elsewhere; errors are shown in both. $@: more flags of pip.
 install_requirements() {
-    printf 'Installing requirements.txt (once; about 400 MB to download on Linux)\n'
+    printf 'Installing requirements.txt (once; about 440 MB to download on Linux)\n'
     if [ -t 1 ]; then
         "$venv/bin/python" -m pip install --disable-pip-version-check "$@" -r requirements.txt
     else
@@ -166,12 +166,12 @@ is_whole() {
     [ "$(cat "$stamp" 2>/dev/null)" = "$(requirements_hash)" ] && inspect whole
 }
 
-# Makes the environment, or mends what an interrupted installation, pip by hand or a new Python has left of it.
+# Makes the environment, or repairs it after an interrupted installation, pip by hand or a new Python.
 make_environment() {
     rm -f "$stamp"
     "$venv/bin/python" -m pip --version >/dev/null 2>&1 || make_venv
     if [ "$is_new" = no ] && inspect torn; then
-        printf 'A package in %s is there only in part\n' "$venv"
+        printf 'A package in %s is incomplete\n' "$venv"
         make_venv
     fi
     if [ "$is_new" = no ] && inspect gone; then
@@ -188,7 +188,7 @@ make_environment() {
 take_lock() {
     local owner='' num_looks=0
     until mkdir "$lock" 2>/dev/null; do
-        [ -d "$lock" ] || fail "cannot write in $PWD, where $venv is to be"
+        [ -d "$lock" ] || fail "cannot make $venv: $PWD is not writable"
         owner=$(cat "$lock/pid" 2>/dev/null || true)
         num_looks=$((num_looks + 1))
         if [ -n "$owner" ] && kill -0 "$owner" 2>/dev/null; then

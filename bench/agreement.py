@@ -1,17 +1,15 @@
 """Are parallel answers mixed up? Each must equal its own solo greedy run, token by token.
 
-Greedy answers of different batch shapes may part where the two highest logits are closer than float order can
-tell: a first difference at such a step (a near tie: less than 1e-3 apart, by mlx-lm's own model in one
-process, over the prompt and the tokens up to there) is counted apart; any other is a mix-up or an error. The
-parallel answers are also compared with that model itself, every token, so that two equal wrong answers show.
+Greedy answers of different batch shapes may differ from a step on where the two highest logits are nearly
+equal (a near tie: less than 1e-3 apart, in mlx-lm's own model in one process). The bench counts such first
+differences separately; any other is a mix-up or an error. It also compares every token of the parallel
+answers with that model, so that two equal wrong answers show.
 """
 
 from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,8 +20,7 @@ from bench.client import Ask
 from bench.load import run_load
 from bench.prompts import make_prompts
 from bench.service import Service, warm_up
-from bench.setup import BenchError, Setup, make_setup, only_run, say
-from config import REPOSITORY_ROOT
+from bench.setup import BenchError, Setup, make_setup, only_run, run_module, say
 from prompts.tokenizer import PromptTokenizer
 from spool import Result
 
@@ -38,12 +35,12 @@ class Agreement:
 
     num_answers: int
     num_equal: int
-    num_near_ties: int  # parted from their solo run at a near tie
-    mix_ups: tuple[str, ...]  # parted elsewhere: a sentence each
+    num_near_ties: int  # differ from their solo run from a near tie on
+    mix_ups: tuple[str, ...]  # differ elsewhere: a sentence each
     num_tokens: int
     num_reference_near_ties: int  # tokens that are not the reference's choice, at a near tie
-    num_wrong_tokens: int  # tokens that the reference would not have chosen
-    largest_deficit: float  # the most that the reference holds a token for worse than its own
+    num_wrong_tokens: int  # tokens that the reference would not choose
+    largest_deficit: float  # largest logit distance from the reference's choice to the answer's token
 
     @property
     def is_good(self) -> bool:
@@ -65,7 +62,7 @@ class Agreement:
 
 
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
-    """The step at which two answers part; None where they are equal."""
+    """The first step at which two answers differ; None if they are equal."""
     for step, (token, other_token) in enumerate(zip(one, other, strict=False)):
         if token != other_token:
             return step
@@ -77,7 +74,7 @@ def judge(
     solo: Sequence[Sequence[int]],
     steps: Sequence[Sequence[dict[str, Any]]],
 ) -> Agreement:
-    """Count; `steps` is what the reference says of each parallel answer's tokens. Pure."""
+    """Count; `steps` has the reference's numbers for each parallel answer's tokens. Pure."""
     num_equal = num_near_ties = 0
     mix_ups = []
     for number, (one, other, said) in enumerate(zip(parallel, solo, steps, strict=True)):
@@ -92,7 +89,7 @@ def judge(
                 if step < len(said)
                 else "one has ended"
             )
-            mix_ups.append(f"answer {number} parts from its solo run at token {step}, where {gap}")
+            mix_ups.append(f"answer {number} differs from its solo run at token {step}, where {gap}")
     deficits = [entry["deficit"] for said in steps for entry in said]
     num_wrong = sum(deficit >= NEAR_TIE for deficit in deficits)
     return Agreement(
@@ -123,7 +120,7 @@ def run_agreement(num_clients: int, max_tokens: int, seed: int, *, as_json: bool
 
 
 def ask_fresh_service(setup: Setup, asks: Sequence[Ask], num_clients: int) -> list[Result]:
-    """Ask in a new life of the service: its prompt cache has nothing of other runs."""
+    """Ask a fresh service, whose prompt cache is empty."""
     say(f"{len(asks)} requests, {num_clients} at once")
     service = Service(setup)
     with service.running() as server:
@@ -135,7 +132,7 @@ def make_sequences(setup: Setup, prompts: Sequence[str], results: Sequence[Resul
     """Token ids of prompts and answers, for the reference.
 
     Raises:
-        BenchError: the front door made other tokens of a prompt.
+        BenchError: the front door tokenized a prompt differently.
     """
     tokenizer = PromptTokenizer(setup.model_folder)
     sequences = []
@@ -143,13 +140,13 @@ def make_sequences(setup: Setup, prompts: Sequence[str], results: Sequence[Resul
         chat = tokenizer.render([{"role": "user", "content": prompt}])
         prompt_ids = tokenizer.encode_rendered(chat.text, literals=chat.literals)
         if len(prompt_ids) != result.usage.prompt_tokens:
-            raise BenchError("the front door made other tokens of a prompt than the bench")
+            raise BenchError("front door and bench tokenize a prompt differently")
         sequences.append({"prompt_ids": prompt_ids, "answer_ids": result.token_ids})
     return sequences
 
 
 def ask_reference(setup: Setup, sequences: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Run reference.py; what it says of each sequence's tokens.
+    """Run reference.py; return its numbers for each sequence's tokens.
 
     Raises:
         BenchError: it fails or takes too long.
@@ -163,19 +160,6 @@ def ask_reference(setup: Setup, sequences: Sequence[dict[str, Any]]) -> list[lis
     with tempfile.TemporaryDirectory(prefix="reference-", dir=setup.folder) as folder:
         source, target = Path(folder) / "in.json", Path(folder) / "out.json"
         source.write_text(json.dumps(task), encoding="utf-8")
-        command = [sys.executable, "-m", "bench.reference", str(source), str(target)]
-        try:
-            ended = subprocess.run(
-                command,
-                cwd=REPOSITORY_ROOT,
-                capture_output=True,
-                text=True,
-                timeout=REFERENCE_LIMIT_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise BenchError(f"the reference did not end in {REFERENCE_LIMIT_S:g} s") from None
-        if ended.returncode != 0:
-            raise BenchError(f"the reference failed: {ended.stderr[-2000:]}")
+        run_module("the reference", "bench.reference", str(source), str(target), limit_s=REFERENCE_LIMIT_S)
         found: list[list[dict[str, Any]]] = json.loads(target.read_text(encoding="utf-8"))["sequences"]
     return found

@@ -1,7 +1,7 @@
 """One chat completion over HTTP, as any OpenAI-compatible server streams it, with the time of every text.
 
-A connection is opened before its request is sent, so that a load can open all of them before its clock
-starts. Knows no server by name.
+A connection opens before its request, so a load can open all of them before its clock starts. Knows no server
+by name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_ERROR_BYTES = 500
 
 @dataclass(frozen=True)
 class Server:
-    """Where requests go; `model` is the name to ask for, None for none."""
+    """The address of a server; `model` is the name to ask for, None for none."""
 
     host: str
     port: int
@@ -62,7 +62,7 @@ class Ask:
 
 @dataclass
 class Reply:
-    """What came back for one ask. Times are seconds since the load's clock started."""
+    """The answer to one ask. Times are seconds since the load's clock started."""
 
     sent_s: float = 0.0
     sent_unix: float = 0.0
@@ -85,7 +85,7 @@ class Reply:
 
     @property
     def num_cached_tokens(self) -> int:
-        """Tokens of the prompt that the server had in its prompt cache, where it says so."""
+        """Tokens of the prompt that the server reports as cached."""
         return int((self.usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
 
     @property
@@ -122,11 +122,11 @@ class Connection:
         return cls(server, *await asyncio.open_connection(server.host, server.port))
 
     def close(self) -> None:
-        """End it, whatever is under way."""
+        """Abort the connection."""
         self._writer.transport.abort()
 
     async def ask(self, ask: Ask, reply: Reply, start_s: float) -> None:
-        """Send the request and read its answer to the end; what goes wrong is the reply's error."""
+        """Send the request and read its answer to the end; a failure becomes the reply's error."""
         self._reply = reply
         reply.sent_unix, reply.sent_s = time.time(), time.perf_counter() - start_s
         try:

@@ -2,10 +2,10 @@
 
 Imports only the standard library until a command runs, so that help works before anything is installed.
 Settings come from the environment, .env and config.json as for the service (launch.sh puts its flags into
-the environment); where neither MODEL_REPO nor LOCAL_RANKS is set, the built-in model on two ranks is used.
+the environment); without MODEL_REPO and LOCAL_RANKS the bench uses the built-in model on two ranks.
 
-Exit codes: 0 done, 1 something failed or was mixed up, 2 wrong flags or settings, 3 the service to be traced
-does not run, 130 Ctrl-C.
+Exit codes: 0 done, 1 a request failed or answers differ, 2 wrong flags or settings, 3 no service to trace,
+130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ SIMULATED = "simulated:layers=32,layer_us=2500,row_us=50,token_us=25"
 def main(arguments: Sequence[str]) -> int:
     """Run one command; the exit code."""
     options = make_parser().parse_args(arguments)
-    # SIGTERM ends a bench as Ctrl-C does: with everything stopped that it started.
+    # SIGTERM ends a bench as Ctrl-C does: it stops everything that it started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _run(options)
     except KeyboardInterrupt:
-        print("broken off; everything that was started has been stopped", file=sys.stderr)
+        print("interrupted: the bench stopped everything that it started", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
 def _run(options: argparse.Namespace) -> int:
-    """Run the command and print what it refuses with."""
+    """Run the command and print its error, if any."""
     from bench.setup import BenchError
     from config import SettingsError
     from config.disk_trouble import describe_refused, is_of_system
@@ -63,9 +63,9 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser with every command."""
     parser = argparse.ArgumentParser(
         prog="./launch.sh bench",
-        description="Measure the service. bench COMMAND --help tells more.",
+        description="Measure the service. bench COMMAND --help has the flags.",
         epilog="load and gap take the address of a running server; without one they start the service. "
-        "Settings before the command count, such as: SPECULATION=off ./launch.sh bench load",
+        "Put settings before the command: SPECULATION=off ./launch.sh bench load",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
@@ -73,12 +73,12 @@ def make_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=run)
         if name not in ("report", "trace"):
-            command.add_argument("--json", action="store_true", help="print data instead of a table")
+            command.add_argument("--json", action="store_true", help="print JSON instead of a table")
             command.add_argument("--seed", type=int, default=1, metavar="N", help="of prompts (default: 1)")
         return command
 
     _add_load(add("load", _load, "tokens/s, times to first token and gaps of many clients"))
-    _add_gap(add("gap", _gap, "worst wait of running streams while a long prompt arrives"))
+    _add_gap(add("gap", _gap, "longest wait of running streams while a long prompt arrives"))
     compare = add("compare", _compare, "ours against mlx_lm.server --pipeline on the same ring")
     peers = add("peers", _compare, "mlx_lm.server alone, with its best and its default flags")
     for command in (compare, peers):
@@ -89,12 +89,14 @@ def make_parser() -> argparse.ArgumentParser:
     _add_compare(mixture, clients=(1, 8, 16), tokens=32, prompts=(1024, 4096))
     agreement = add("agreement", _agreement, "parallel answers against solo runs and mlx-lm's model")
     _add_counts(agreement, clients=32, tokens=64)
-    overhead = add("overhead", _overhead, "what front door and spool cost a request")
+    overhead = add("overhead", _overhead, "time that front door and spool add to a request")
     _add_count(overhead, "--requests", "requests", 60, "each")
-    _add_simulated(add("simulated", _simulated, "rings of timed waits against the ideal pipeline"))
-    trace.add_flags(add("trace", trace.run, "what the stages of the running service did when"))
-    report = add("report", _report, "make docs/benchmarks.md from the results in docs/benchmarks/")
-    report.add_argument("files", nargs="*", type=Path, metavar="FILE", help="results to keep there before")
+    _add_simulated(add("simulated", _simulated, "rings of simulated stages against the ideal pipeline"))
+    trace.add_flags(add("trace", trace.run, "timeline of the running service, stage by stage"))
+    report = add("report", _report, "write docs/benchmarks.md from the results in docs/benchmarks/")
+    report.add_argument(
+        "files", nargs="*", type=Path, metavar="FILE", help="result files to copy there first"
+    )
     return parser
 
 
@@ -120,19 +122,26 @@ def _add_address(command: argparse.ArgumentParser) -> None:
         "url",
         nargs="?",
         metavar="http://HOST:PORT",
-        help="an OpenAI-compatible server that runs; its key, if any, is taken from OPENAI_API_KEY",
+        help="a running OpenAI-compatible server; OPENAI_API_KEY has its key, if any",
     )
-    command.add_argument("--name", metavar="MODEL", help="the model to ask for, where the server wants one")
+    command.add_argument("--name", metavar="MODEL", help="the model to ask for, if the server needs a name")
 
 
 def _add_load(command: argparse.ArgumentParser) -> None:
     _add_address(command)
     _add_counts(command, clients=8, tokens=64)
     command.add_argument(
-        "--requests", dest="num_requests", type=_positive, metavar="N", help="in all (default: one a client)"
+        "--requests",
+        dest="num_requests",
+        type=_positive,
+        metavar="N",
+        help="in all (default: one a client)",
     )
     command.add_argument(
-        "--prompt-tokens", type=_positive, metavar="N", help="about, of a prompt (default: 30 words)"
+        "--prompt-tokens",
+        type=_positive,
+        metavar="N",
+        help="length of a prompt, about (default: 30 words)",
     )
     mixed = "random lengths of prompts and answers, up to the given ones"
     command.add_argument("--mixed", dest="is_mixed", action="store_true", help=mixed)
@@ -142,8 +151,8 @@ def _add_load(command: argparse.ArgumentParser) -> None:
 
 def _add_gap(command: argparse.ArgumentParser) -> None:
     _add_address(command)
-    _add_count(command, "--streams", "num_streams", 4, "that wait")
-    _add_count(command, "--prompt-tokens", "prompt_tokens", 1350, "of the long prompt, about")
+    _add_count(command, "--streams", "num_streams", 4, "at once")
+    _add_count(command, "--prompt-tokens", "prompt_tokens", 1350, "approximate length of the long prompt")
 
 
 def _add_compare(
@@ -151,9 +160,9 @@ def _add_compare(
 ) -> None:
     command.set_defaults(kinds=KINDS, with_peers=True)
     _add_lists(command, "--clients", "clients", clients, "at once")
-    _add_lists(command, "--prompt-tokens", "prompt_tokens", prompts, "of long prompts, about")
+    _add_lists(command, "--prompt-tokens", "prompt_tokens", prompts, "approximate lengths of long prompts")
     _add_count(command, "--tokens", "max_tokens", tokens, "an answer")
-    _add_count(command, "--rounds", "num_rounds", 1, "all servers in turn, so often")
+    _add_count(command, "--rounds", "num_rounds", 1, "how often to measure all servers in turn")
 
 
 def _add_simulated(command: argparse.ArgumentParser) -> None:
@@ -169,7 +178,7 @@ def _add_simulated(command: argparse.ArgumentParser) -> None:
 
 
 def _fill(kind: Any, options: argparse.Namespace) -> Any:
-    """A plan of the flags that are named as its fields."""
+    """Make a plan from the flags with the names of its fields."""
     return kind(**{field.name: getattr(options, field.name) for field in fields(kind)})
 
 

@@ -1,7 +1,7 @@
 """The comparison: ours and mlx_lm.server in one run, in turn, each stopped while another is timed.
 
-Each round starts a server afresh, warms it, runs its measures, and stops it; figures are medians over rounds.
-The peer takes part with its best and with its default flags (peers.py). `peers` measures it alone, `mixture`
+Each round starts a server, warms it up, runs its measures, and stops it; figures are medians over rounds.
+The peer runs with its best and with its default flags (peers.py). `peers` measures it alone, `mixture`
 measures all on a random mixture of experts (random_model.py).
 """
 
@@ -25,12 +25,12 @@ from bench.measures import (
 from bench.peers import Peer
 from bench.random_model import make_random_model
 from bench.report import describe_comparison, format_figure
-from bench.results import ResultFile, keep_results, make_head, make_row
+from bench.results import ResultFile, finish_run, make_head, make_row
 from bench.service import Service, warm_up
 from bench.setup import Setup, make_setup, only_run, say
 
 NUM_WARM_UP_ASKS = 2
-ENOUGH = 0.9  # of the tokens asked for; fewer are a doubt
+ENOUGH = 0.9  # of the tokens asked for; fewer raise a doubt
 MIXTURE_SETTINGS = {"MAX_SEQUENCE_LENGTH": "16384"}
 
 
@@ -48,7 +48,7 @@ class Plan:
     with_peers: bool = True
 
     def measures(self) -> list[Measure]:
-        """What every server runs."""
+        """The measures for every server."""
         if self.command != "mixture":
             return make_measures(self.kinds, self.clients, self.max_tokens, self.prompt_tokens)
         loads = [make_load_measure("greedy", count, self.max_tokens) for count in self.clients]
@@ -80,15 +80,12 @@ def run_comparison(plan: Plan, *, as_json: bool) -> int:
         servers=[server.describe() for server in servers],
         doubts=doubts,
     )
-    results = ResultFile(head, rows)
-    path = keep_results(setup.folder, results)
-    print(path.read_text(encoding="utf-8") if as_json else "\n".join(describe_comparison(results)))
-    say(f"kept in {path}")
+    finish_run(setup.folder, ResultFile(head, rows), describe_comparison, as_json=as_json)
     return 1 if any(outcome.errors for found in outcomes.values() for outcome in found) else 0
 
 
 def make_servers(plan: Plan, setup: Setup) -> list[Service | Peer]:
-    """Who takes part."""
+    """The servers to compare."""
     ours = Service(setup, MIXTURE_SETTINGS if plan.command == "mixture" else None)
     most = max(plan.clients)
     peers = [Peer(setup, most), Peer(setup, most, has_default_flags=True)]
@@ -98,14 +95,14 @@ def make_servers(plan: Plan, setup: Setup) -> list[Service | Peer]:
 def run_rounds(
     plan: Plan, servers: Sequence[Service | Peer], measures: Sequence[Measure], doubts: list[str]
 ) -> dict[tuple[str, str], list[Outcome]]:
-    """Start, warm up, measure and stop each server in each round; what is doubtful goes to doubts."""
+    """Start, warm up, measure and stop each server in each round; add reasons for doubt to `doubts`."""
     outcomes: dict[tuple[str, str], list[Outcome]] = {}
     for round_ in range(1, plan.num_rounds + 1):
         for server in servers:
             prefix = f"round {round_}/{plan.num_rounds}, {server.name}"
             say(f"{prefix}: starting")
             with server.running() as address:
-                # As many as will ask at once: a server in use has the template's opening in its prompt cache.
+                # As many as ask at once later, so that the prompt cache has the template's opening.
                 warm_up(address, max(NUM_WARM_UP_ASKS, *(measure.num_clients for measure in measures)))
                 say(f"{prefix}: ready and warm")
                 for measure in measures:
@@ -119,7 +116,7 @@ def run_rounds(
 
 
 def find_doubts(measure: Measure, outcome: Outcome) -> list[str]:
-    """What makes a figure worth less than it looks."""
+    """Reasons to doubt a figure."""
     summary = outcome.summary
     if outcome.errors:
         return [f"{summary.num_failed} of {summary.num_asks} failed: {outcome.errors[0]}"]

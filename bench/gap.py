@@ -1,8 +1,8 @@
 """The gap: how long running streams wait for a token while a long prompt is read.
 
-Some streams run; when each has shown a few tokens, one long prompt is sent; when that has its first token,
-and each stream one after it, all are broken off by closing their connections. So a stream is as long as the
-server needs for the prompt, and no longer. Knows no server by name.
+Some streams run. When each has shown a few tokens, the bench sends one long prompt. When the prompt has its
+first token, and each stream one after it, the bench closes all connections. So streams run only while the
+server reads the prompt. Knows no server by name.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ def measure_gap(server: Server, num_streams: int, prompt_tokens: int, seed: int,
     print(f"worst gap of {num_streams} streams: {found['worst_gap_s']:.2f} s")
     print(f"first token of the prompt: {found['ttft_s']:.2f} s")
     if found["num_ended_early"]:
-        print(f"{found['num_ended_early']} streams ended before that, so their gaps are too short")
+        print(f"{found['num_ended_early']} streams ended before it, so their gaps are too short")
     return 0
 
 
 def run_gap(server: Server, asks: Sequence[Ask], *, limit_s: float = ANSWER_LIMIT_S) -> LoadResult:
-    """Run it; the last ask is the long prompt. What is broken off is no error."""
+    """Run it; the last ask is the long prompt. A stream that the bench closes is no error."""
     return asyncio.run(_run(server, asks, limit_s))
 
 
@@ -85,7 +85,7 @@ async def _run(server: Server, asks: Sequence[Ask], limit_s: float) -> LoadResul
         late.error = late.error or "the prompt was not answered"
     for reply in replies:
         if reply.text_times_s and not reply.end_s:
-            reply.end_s = reply.text_times_s[-1]  # broken off: it has no finish_reason
+            reply.end_s = reply.text_times_s[-1]  # closed by the bench: it has no finish_reason
     return LoadResult(replies, time.perf_counter() - start_s)
 
 
@@ -104,13 +104,13 @@ async def _ask(server: Server, ask: Ask, reply: Reply, start_s: float) -> None:
 
 
 def _have_all_begun(tasks: Sequence[asyncio.Task[None]], streams: Sequence[Reply]) -> bool:
-    """Each stream has shown a few tokens, or one has ended already and will show no more."""
+    """Each stream has shown a few tokens, or one has already ended."""
     is_any_over = any(task.done() for task in tasks)
     return is_any_over or all(len(stream.text_times_s) >= NUM_TOKENS_BEFORE for stream in streams)
 
 
 def _have_all_gone_on(tasks: Sequence[asyncio.Task[None]], streams: Sequence[Reply], late: Reply) -> bool:
-    """The prompt has its first token, and each stream that has not ended one after it."""
+    """The prompt has its first token, and each running stream has one after it."""
     return bool(late.text_times_s) and all(
         task.done() or max(stream.text_times_s, default=0.0) > late.text_times_s[0]
         for task, stream in zip(tasks, streams, strict=False)
@@ -118,9 +118,9 @@ def _have_all_gone_on(tasks: Sequence[asyncio.Task[None]], streams: Sequence[Rep
 
 
 def worst_gap_s(replies: Sequence[Reply]) -> float:
-    """The longest wait of a stream that overlaps with the reading of the long prompt; the last reply is its.
+    """The longest gap of a stream that overlaps with the long prompt, which the last reply belongs to.
 
-    A stream that still waits when the prompt has its first token has waited as long as that, at least.
+    A stream that still waits when the prompt has its first token counts until then.
     """
     *streams, late = replies
     begin_s, end_s = late.sent_s, late.text_times_s[0]

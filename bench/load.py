@@ -1,7 +1,7 @@
-"""The load: a number of clients, each of which sends its next request when its last one is answered.
+"""The load: a number of clients; each sends its next request after the answer to its last one.
 
-All first connections are open before the clock starts, a few at a time: a server with a short listen backlog
-(5 in Python's http.server) would lose some. Later requests of a client pay for their connection. Knows no
+All first connections open before the clock starts, a few at a time: a server with a short listen backlog
+(5 in Python's http.server) would lose some. Later requests include the time of their connection. Knows no
 server by name.
 """
 
@@ -40,7 +40,7 @@ class LoadResult:
 
 @dataclass(frozen=True)
 class Summary:
-    """One load in numbers, without the failed requests; latencies are p50, p95, p99 in ms."""
+    """The figures of one load, without failed requests; latencies are p50, p95, p99 in ms."""
 
     num_asks: int
     num_failed: int
@@ -62,7 +62,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """How much is asked; with `is_mixed` prompts and answers have random lengths up to the given ones."""
+    """What to send; with `is_mixed` prompts and answers have random lengths up to the given ones."""
 
     num_clients: int
     num_requests: int
@@ -80,7 +80,7 @@ def run_load(
     """Send all requests, at most `num_clients` at once.
 
     Args:
-        limit_s: for one answer; what takes longer is an error in its reply.
+        limit_s: for one answer; a longer one is an error in its reply.
 
     Raises:
         BenchError: the server cannot be reached.
@@ -90,7 +90,7 @@ def run_load(
     except (OSError, TimeoutError) as error:
         raise BenchError(
             f"{server.url} cannot be reached ({error!r}): start the service with ./launch.sh start; load and "
-            "gap without an address start one by themselves"
+            "gap without an address start one themselves"
         ) from None
 
 
@@ -144,13 +144,13 @@ def short(value: float) -> float | None:
 
 
 def percentiles(values: Iterable[float]) -> list[float | None]:
-    """p50, p95 and p99 of seconds, in milliseconds; None of none."""
+    """p50, p95 and p99 of seconds, in milliseconds; None without values."""
     taken = [value * 1000 for value in values] or [math.nan]
     return [short(ms) for ms in np.quantile(taken, SHARES)]
 
 
 def summarize(result: LoadResult) -> Summary:
-    """Put the replies of one load into numbers."""
+    """Compute the figures of one load."""
     good = [reply for reply in result.replies if reply.error is None]
     num_tokens = sum(reply.num_tokens for reply in good)
     gaps = [gap for reply in good for gap in reply.gaps_s]

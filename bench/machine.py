@@ -1,4 +1,4 @@
-"""What a figure was measured on: processor, memory, system, versions, and how busy the machine was.
+"""The machine of a run: processor, memory, system, versions, and how busy it was.
 
 Reads only. Knows no server.
 """
@@ -39,9 +39,9 @@ def describe_machine() -> dict[str, Any]:
 
 
 def describe_busy() -> list[str]:
-    """A doubt where the machine is not quiet now."""
+    """A doubt if other programs keep the machine busy now."""
     ratio = psutil.cpu_percent(interval=BUSY_SAMPLE_S) / 100
-    return [f"others used {ratio:.0%} of the cores at the start"] if ratio > QUIET_RATIO else []
+    return [f"other programs used {ratio:.0%} of the cores at the start"] if ratio > QUIET_RATIO else []
 
 
 def _read_processor() -> str:
@@ -56,7 +56,7 @@ def _read_processor() -> str:
 
 
 def _read_commit() -> str:
-    """The commit, with + where files differ from it; "" where there is none."""
+    """The commit, with + if files differ from it; "" without one."""
     head = _run("git", "rev-parse", "--short=12", "HEAD")
     return head + ("+" if head and _run("git", "status", "--porcelain") else "")
 

@@ -1,6 +1,6 @@
-"""The measures by name: what is asked, how many at once, and by which figure a server is judged.
+"""The measures by name: the requests, how many at once, and the figure of a server.
 
-    kind          measures       judged by
+    kind          measures       figure
     greedy        greedy-N       tokens a second of N clients together, temperature 0
     sampled       sampled-N      the same at temperature 0.7, top_p 0.95, at the most clients
     prompt        prompt-N       seconds to the first token of one prompt of about N tokens
@@ -8,7 +8,7 @@
     gap           gap            longest wait of 4 running streams while such a prompt arrives (gap.py)
     context       context-N      tokens a second of one stream behind N tokens of context
 
-Every server of a round gets the same prompts, and no round those of another. Knows no server by name.
+All servers of a round get the same prompts; rounds get different ones. Knows no server by name.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ Run = Callable[[Server, random.Random], tuple[LoadResult, float]]
 
 @dataclass(frozen=True)
 class Measure:
-    """One thing to measure on a server; `run` gives the replies and the figure."""
+    """One measure of a server; `run` returns the replies and the figure."""
 
     kind: str
     name: str
     title: str
     unit: str  # tokens/s: more is better; s: less is
     num_clients: int
-    num_tokens: int | None  # of all answers, where they must be as long as was asked for
+    num_tokens: int | None  # of all answers; None where their length does not matter
     run: Run
 
 
@@ -57,7 +57,7 @@ class Outcome:
 
 
 def run_measure(measure: Measure, server: Server, *, seed: int, round_: int) -> Outcome:
-    """Ask what the measure asks.
+    """Send the measure's requests.
 
     Raises:
         BenchError: the server cannot be reached.
@@ -70,33 +70,28 @@ def run_measure(measure: Measure, server: Server, *, seed: int, round_: int) -> 
 def make_measures(
     kinds: Sequence[str], clients: Sequence[int], max_tokens: int, prompt_tokens: Sequence[int]
 ) -> list[Measure]:
-    """The measures of these kinds; the one that breaks its streams off comes last."""
+    """The measures of these kinds; `gap`, which closes its streams early, comes last."""
     most, longest = max(clients), max(prompt_tokens)
     found = [make_load_measure("greedy", count, max_tokens) for count in clients]
     found.append(make_load_measure("sampled", most, max_tokens))
-    found += [
-        Measure(
-            "prompt",
-            f"prompt-{count}",
-            f"time to first token, {count}-token prompt",
-            SECONDS,
-            1,
-            None,
-            partial(_run_prompt, prompt_tokens=count),
-        )
-        for count in prompt_tokens
-    ]
-    second = f"time to first token, second turn after {longest} tokens"
-    run_turns = partial(_run_turns, prompt_tokens=longest)
-    found.append(Measure("second-turn", "second-turn", second, SECONDS, 1, None, run_turns))
-    gap = f"worst gap of {NUM_STREAMS} streams while {longest} tokens arrive"
-    run_late = partial(_run_gap, prompt_tokens=longest)
-    found.append(Measure("gap", "gap", gap, SECONDS, NUM_STREAMS, None, run_late))
+    for count in prompt_tokens:
+        title, run = f"time to first token, {count}-token prompt", partial(_run_prompt, prompt_tokens=count)
+        found.append(Measure("prompt", f"prompt-{count}", title, SECONDS, 1, None, run))
+    title, run = (
+        f"time to first token, second turn after {longest} tokens",
+        partial(_run_turns, prompt_tokens=longest),
+    )
+    found.append(Measure("second-turn", "second-turn", title, SECONDS, 1, None, run))
+    title, run = (
+        f"worst gap of {NUM_STREAMS} streams while {longest} tokens arrive",
+        partial(_run_gap, prompt_tokens=longest),
+    )
+    found.append(Measure("gap", "gap", title, SECONDS, NUM_STREAMS, None, run))
     return [measure for measure in found if measure.kind in kinds]
 
 
 def make_load_measure(kind: str, num_clients: int, max_tokens: int) -> Measure:
-    """Clients that ask together: each once, or one alone several times."""
+    """Clients that ask together, each once; a single client asks several times."""
     num_asks = NUM_SINGLE_ASKS if num_clients == 1 else num_clients
     clients = "1 stream" if num_clients == 1 else f"{num_clients} parallel"
     is_sampled = kind == "sampled"

@@ -1,19 +1,19 @@
-"""What the file queue itself costs on an idle service, with SPOOL_DURABILITY=process and power.
+"""The time that front door and spool add on an idle service, with SPOOL_DURABILITY=process and power.
 
-One streamed chat of one token at a time: after a pause, in which every process has gone to sleep and the
-processor's caches belong to others, and as soon as the last one is answered. Taken of each:
+One streamed chat of one token at a time: after a pause, in which all processes sleep and the processor's
+caches go cold, and right after the last answer. The times of each:
 
     received → accepted  from the first bytes at the front door to just before submit (performance.accept_s):
                          HTTP, checks, chat template, tokenizing
-    received → claimed   on to rank 0's clock at the claim (performance.queue_s): submit, which power has to
-                         sync, doorbell, claim; all that the service needs to begin
+    received → claimed   until rank 0 has claimed it (performance.queue_s): submit, with a sync for power,
+                         doorbell, claim
     sent → claimed       the same from the client's clock just before it writes the POST
     logged → token       from rank 0's clock just before it appends the token to the log to the client's, when
                          the token's event has come out of the socket: log, doorbell, front door, HTTP
     logged → done        the same to the last event, after the result, a file that power has to sync
 
-All clocks are time.time() of one machine; rank 0's are worked out from the result file (finished_unix) and
-its performance. Knows the spool's results and nothing of how they are written.
+All clocks are time.time() of one machine; rank 0's times come from the result file (finished_unix,
+performance). Knows the spool's results and nothing of how they are written.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def make_sample(reply: Reply, result: Result) -> Sample:
     accepted_unix = result.finished_unix - float(times["total_s"])
     logged_unix = accepted_unix + float(times["ttft_s"])
     accept_s, queue_s = float(times["accept_s"]), float(times["queue_s"])
-    # The reply's times are of a monotonic clock: hang them on the wall clock at the sending.
+    # The reply's times come from a monotonic clock: the moment of sending ties them to the wall clock.
     offset = reply.sent_unix - reply.sent_s
     return Sample(
         received_to_accepted=accept_s,
@@ -100,7 +100,7 @@ def measure(server: Server, service: Service, num_requests: int, seed: int, paus
 
 
 def make_rows(durability: str, pause_s: float, samples: list[Sample]) -> list[dict[str, str | float]]:
-    """Median, p95 and the most of every time, in milliseconds."""
+    """Median, p95 and maximum of every time, in milliseconds."""
     rows: list[dict[str, str | float]] = []
     for field in fields(Sample):
         values = [asdict(sample)[field.name] * 1000 for sample in samples]
@@ -112,7 +112,7 @@ def make_rows(durability: str, pause_s: float, samples: list[Sample]) -> list[di
 
 
 def describe(rows: list[dict[str, str | float]]) -> list[str]:
-    """The rows as a table, after what they mean."""
+    """The legend of this module, then the rows as a table."""
     assert __doc__ is not None
     cells = [("SPOOL_DURABILITY", "pause s", "time", *(f"{key} ms" for key in SHARES))]
     cells += [

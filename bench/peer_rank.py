@@ -2,9 +2,8 @@
 
     python -m bench.peer_rank BLAS THREADS SERVER-FLAG …      with MLX_RANK and MLX_HOSTFILE set
 
-mlx_lm.server itself knows nothing of the BLAS that our ranks load; without this it would run at a tenth of
-the speed on Linux. End of file on standard input ends the process: a rank of MLX's ring spins on its core for
-ever when nobody stops it.
+mlx_lm.server does not load the BLAS that our ranks load, and is many times slower without it on Linux. End of
+file on standard input ends the process: a rank of MLX's ring would otherwise spin on its core for ever.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import threading
 
 def main(arguments: list[str]) -> None:
     """Run the rank; returns only when the server does."""
-    # Imported here, as everything that may bring MLX must come after the BLAS.
+    # Imported here: the BLAS must load before any module that imports MLX.
     from distributed.backends.cpu.blas import load_fast_blas
 
     blas, num_threads, *flags = arguments

@@ -1,8 +1,8 @@
 """The peer: `mlx_lm.server --pipeline` on a ring started by hand, with its best and its default flags.
 
-By hand is the strongest way: mlx.launch takes a core for itself (mlx 0.32.4), and its ranks run with the BLAS
-that MLX brings. The peer gets the same model folder, ring size, BLAS and threads as ours. Its ranks spin on
-their cores when idle, so they are stopped while anything else is timed.
+This is the fastest way to run it: mlx.launch takes a core for itself (mlx 0.32.4), and its ranks run with the
+BLAS that MLX includes. The peer gets the same model folder, ring size, BLAS and threads as ours. Its idle
+ranks spin on their cores, so the bench stops them while it measures another server.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ DEFAULT_FLAGS = {"--log-level": "WARNING"}
 
 
 def best_flags(num_clients: int) -> dict[str, str]:
-    """What is fastest for mlx-lm 0.32.2 with SmolLM2-135M in float32, mkl, two ranks on two cores."""
+    """The fastest flags of mlx-lm 0.32.2 with SmolLM2-135M in float32, mkl, two ranks on two cores."""
     return {
         **DEFAULT_FLAGS,
         "--decode-concurrency": str(max(32, num_clients)),  # all clients in one batch
-        # First token of a long prompt in half the time of its default, 2048. Other values of
-        # --prompt-concurrency and --prompt-cache-size than its defaults were no faster.
+        # A long prompt takes half the time of the default, 2048. Other values of --prompt-concurrency and
+        # --prompt-cache-size were no faster than the defaults.
         "--prefill-step-size": "128",
     }
 
 
 class Peer:
-    """mlx_lm.server; on a ring rank 0 alone listens."""
+    """mlx_lm.server; on a ring only rank 0 listens."""
 
     def __init__(self, setup: Setup, num_clients: int, *, has_default_flags: bool = False) -> None:
         """
@@ -59,9 +59,9 @@ class Peer:
 
     @contextmanager
     def running(self) -> Iterator[Server]:
-        """Start all ranks, wait until rank 0 listens, and end them whatever happens.
+        """Start all ranks, wait until rank 0 listens, and end them in any case.
 
-        It listens before its model is loaded: its first answer shows that it is ready.
+        It listens before it has loaded its model: its first answer shows that it is ready.
 
         Raises:
             BenchError: a rank ended, or rank 0 does not listen.
@@ -73,7 +73,7 @@ class Peer:
         ranks: list[subprocess.Popen[bytes]] = []
         try:
             for rank in range(self._setup.num_ranks):
-                # One by one, so that a failure finds in the list what was started before it.
+                # One by one, so that after a failure the list has all ranks that were started.
                 ranks.append(self._start_rank(rank, port, hostfile))  # noqa: PERF401 - see above
             _wait_for_listener(port, ranks, folder)
             self.blas = read_blas(folder)
@@ -84,7 +84,7 @@ class Peer:
             shutil.rmtree(folder, ignore_errors=True)
 
     def describe(self) -> dict[str, Any]:
-        """For the report: what a figure depends on."""
+        """The ring and flags, for the report."""
         ranks = self._setup.num_ranks
         return {"name": self.name, "num_ranks": ranks, "blas": self.blas, "settings": self.flags}
 
@@ -105,7 +105,7 @@ class Peer:
                 command,
                 cwd=REPOSITORY_ROOT,
                 env=environment,
-                stdin=subprocess.PIPE,  # its end tells the rank that we are gone
+                stdin=subprocess.PIPE,  # its end of file ends the rank when we are gone
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -131,7 +131,7 @@ def _wait_for_listener(port: int, ranks: list[subprocess.Popen[bytes]], folder: 
 
 
 def _end(ranks: list[subprocess.Popen[bytes]]) -> None:
-    """SIGTERM, then SIGKILL; all are gone and reaped when this returns."""
+    """Send SIGTERM, then SIGKILL, and reap all."""
     for process in ranks:
         process.terminate()
     for process in ranks:

@@ -1,7 +1,6 @@
 """A picture of a timeline as SVG: one row a rank, one colour a decode group, chunks of prompts grey.
 
-Each box tells its step, rows and tokens where the mouse points at it. Knows spans and nothing of where they
-come from.
+Each box shows its step, rows and tokens under the mouse. Knows spans and nothing of their source.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from bench.timeline import Span
 
 NUM_STEPS = 60
 WIDTH, MARGIN, ROW_HEIGHT = 1100, 60, 28
-# Told apart by people who see few colours (Okabe and Ito).
+# A palette for colour-blind readers (Okabe and Ito).
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#000000")
 PREFILL_COLOR = "#a9a9a9"
 
@@ -43,7 +42,7 @@ def draw_timeline(spans: Sequence[Span], num_ranks: int) -> str:
 
 
 def _top(rank: int, num_ranks: int) -> int:
-    """The first stage, which the highest rank has, is on top."""
+    """The row of a rank; the first stage, which the highest rank has, is on top."""
     return ROW_HEIGHT * (num_ranks - 1 - rank) + 3
 
 

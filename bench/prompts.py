@@ -1,7 +1,7 @@
-"""What is asked: prompts from seeds.
+"""Prompts from seeds.
 
-No prompt occurs twice in a run, so that a server's prompt cache has little more of it than the chat
-template's opening. Knows no server and no tokenizer.
+No prompt occurs twice in a run, so a server's prompt cache helps only with the chat template's opening.
+Knows no server and no tokenizer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def make_prompts(source: random.Random, num_prompts: int) -> list[str]:
 
 
 def make_endless_prompts(source: random.Random, num_prompts: int) -> list[str]:
-    """Different prompts that a model goes on answering: a story may end early, numbers do not."""
+    """Different prompts with endless answers: a story may end early, numbers do not."""
     return [
         f"Write all whole numbers from {start} up to {start + 3000} in digits, with commas between them, "
         "and nothing else."
@@ -39,7 +39,7 @@ def make_endless_prompts(source: random.Random, num_prompts: int) -> list[str]:
 
 
 def make_long_prompt(source: random.Random, num_tokens: int) -> str:
-    """A text of about so many tokens, and a question about it."""
+    """A question, and a text of about `num_tokens` tokens."""
     text = "What is this text about?\n\n"
     while len(text) < num_tokens * CHARACTERS_PER_TOKEN:
         text += _make_sentence(source)

@@ -2,21 +2,19 @@
 
     python -m bench.random_model FOLDER TOKENIZER-FOLDER
 
-There is no such model with trained weights in the package registries; its text is noise, its speed is not. 16
-experts of which 4 are active, latent attention, 12 layers, in float32. The tokenizer is the built-in model's.
-A process of its own makes it, because the rest of the bench stays free of MLX.
+No package has such a model with trained weights; the text is noise, but the speed is real. 16 experts of
+which 4 are active, latent attention, 12 layers, in float32. The tokenizer is the built-in model's. It runs
+as a process of its own, because the rest of the bench imports no MLX.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
-from bench.setup import BenchError, Setup
-from config import REPOSITORY_ROOT
+from bench.setup import Setup, run_module
 
 SEED = 1
 NAME = "random-deepseek-v2-300m"
@@ -63,22 +61,19 @@ CONFIG = {
 
 
 def make_random_model(setup: Setup) -> Path:
-    """The model's folder below the bench's; made where it is not there yet.
+    """Return the model's folder below the bench's; make it if it is missing.
 
     Raises:
         BenchError: it cannot be made.
     """
     folder = setup.folder / "models" / NAME
     if not (folder / "config.json").is_file():
-        command = [sys.executable, "-m", "bench.random_model", str(folder), str(setup.model_folder)]
-        ended = subprocess.run(command, cwd=REPOSITORY_ROOT, capture_output=True, text=True, check=False)
-        if ended.returncode != 0:
-            raise BenchError(f"the random model could not be made: {ended.stderr[-2000:]}")
+        run_module("making the random model", "bench.random_model", str(folder), str(setup.model_folder))
     return folder
 
 
 def main(arguments: list[str]) -> int:
-    """Write weights and tokenizer, and config.json last: it says that all is there."""
+    """Write weights and tokenizer, then config.json, which marks the folder as complete."""
     # Imported here, so that the bench itself stays free of MLX.
     import mlx.core as mx
     from mlx.utils import tree_flatten

@@ -1,11 +1,11 @@
-"""mlx-lm's own model in one process, over a prompt and an answer that is already known.
+"""mlx-lm's own model in one process, over a prompt and a known answer.
 
     python -m bench.reference INPUT.json OUTPUT.json
 
 INPUT is {"model", "blas", "threads", "sequences": [{"prompt_ids", "answer_ids"}]}; OUTPUT is {"sequences":
 [[{"token_id", "gap", "deficit"} for each answer token]]}: the token with the highest logit at that step, its
-distance to the second highest, and its distance to the token of the answer (0 where that is the same one). A
-process of its own, because the rest of the bench stays free of MLX. Knows nothing of who gave the answers.
+distance to the second highest, and its distance to the answer's token (0 if both are the same). It runs as a
+process of its own, because the rest of the bench imports no MLX. Knows no server.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
     """Read, compute, write."""
     source, target = map(Path, arguments)
     task = json.loads(source.read_text(encoding="utf-8"))
-    # Imported here, as everything that may bring MLX must come after the BLAS.
+    # Imported here: the BLAS must load before any module that imports MLX.
     from distributed.backends.cpu.blas import load_fast_blas
 
     load_fast_blas(task["blas"], int(task["threads"]))
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
 
 
 def load_reference(folder: Path) -> Callable[[list[int], list[int]], list[dict[str, Any]]]:
-    """Load the whole model; the function tells each step of one answer."""
+    """Load the whole model; return a function that computes the steps of one answer."""
     import mlx.core as mx
 
     from distributed.models.weights import load_tensors, quantize_modules

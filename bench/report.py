@@ -1,12 +1,11 @@
-"""Result files (results.py) as tables, and docs/benchmarks.md, which is made of the kept ones.
+"""Result files (results.py) as tables, and docs/benchmarks.md, which shows the kept ones.
 
     docs/benchmarks/compare.jsonl      a run of `bench compare`
     docs/benchmarks/mixture.jsonl      a run of `bench mixture`
     docs/benchmarks/simulated.jsonl    a run of `bench simulated`
-    docs/benchmarks/page.md            written by hand, with a $name where a table goes
+    docs/benchmarks/page.md            written by hand, with a $name for each table
 
-In every row a ratio above 1 means that ours is
-better, also where less is better. Knows nothing of how anything was measured.
+A ratio above 1 means that ours is better, whether more or less is better. Knows nothing of measuring.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ LATENCIES = {"TTFT": "ttft_ms", "between tokens": "gap_ms", "whole answer": "tot
 
 
 def ratio_to_ours(row: Row, rows: Sequence[Row]) -> float:
-    """How many times better ours is in the same measure; NaN where there is nothing to compare."""
+    """How many times better ours is in the same measure; NaN without a pair to compare."""
     ours = [each for each in rows if each["measure"] == row["measure"] and each["server"] == OURS]
     if not ours or str(row["server"]).startswith(OURS):
         return math.nan
@@ -53,7 +52,7 @@ def figure_rows(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 
 
 def latency_rows(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """Percentiles of each latency, and how much of the prompts came from a prompt cache."""
+    """Percentiles of each latency, and the share of prompt tokens from a prompt cache."""
     heads = (f"{name} p50/p95/p99 ms" for name in LATENCIES)
     table: list[tuple[str, ...]] = [("measure", "server", *heads, "prompt tokens cached")]
     for row in rows:
@@ -120,7 +119,7 @@ def describe_rings(results: ResultFile) -> list[str]:
 
 
 def current_page() -> str:
-    """The page as the files in docs/benchmarks/ make it."""
+    """Make the page from the files in docs/benchmarks/."""
     parts = {}
     for kind in KINDS:
         results = read_results(FOLDER / f"{kind}.jsonl")
@@ -134,10 +133,10 @@ def current_page() -> str:
 
 
 def write_page(paths: Sequence[Path]) -> Path:
-    """Keep these result files in place of the ones before, and write the page.
+    """Keep these result files instead of the earlier ones, and write the page.
 
     Raises:
-        BenchError: a file is none, or of a kind that the page does not show.
+        BenchError: a file has another form, or a kind that the page does not show.
     """
     for path in paths:
         results = read_results(path)

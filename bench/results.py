@@ -1,12 +1,12 @@
-"""What a run leaves: STATE_DIR/bench/KIND-TIME.jsonl, a line a row, so that a diff can be read.
+"""Result files: STATE_DIR/bench/KIND-TIME.jsonl, one row a line, so that diffs are readable.
 
     {"kind", "started_unix", "command", "machine", "model", "num_ranks", "servers": [{"name", "num_ranks",
      "blas", "settings"}], "doubts", …}
     {"measure", "title", "unit", "server", "rounds": [figure, …], "ttft_ms": [p50, p95, p99], "gap_ms",
      "total_ms", "cached"}
 
-The rows of `compare`; `simulated` has one for each ring. Numbers have six digits, and null is a figure that
-was not measured. Reports are made of these files alone. Knows nothing of how anything was measured.
+These are the rows of `compare`; `simulated` has one for each ring. Numbers have six digits; null stands for
+a figure that was not measured. Reports need only these files. Knows nothing of measuring.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.load import short
 from bench.measures import Measure, Outcome
-from bench.setup import BenchError
+from bench.setup import BenchError, say
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class ResultFile:
-    """One run: what it was made on, and its rows."""
+    """One run: machine and servers, and its rows."""
 
     head: Mapping[str, Any]
     rows: Sequence[Row]
@@ -65,7 +65,7 @@ def make_row(measure: Measure, server: str, outcomes: Sequence[Outcome]) -> Row:
 
 
 def median(values: Iterable[float | None]) -> float:
-    """The median; NaN of none, or where one of them is missing."""
+    """The median; NaN without values, or if one is missing."""
     taken = [math.nan if value is None else value for value in values]
     return statistics.median(taken) if taken and not any(map(math.isnan, taken)) else math.nan
 
@@ -85,14 +85,23 @@ def keep_results(folder: Path, results: ResultFile) -> Path:
     return path
 
 
+def finish_run(
+    folder: Path, results: ResultFile, describe: Callable[[ResultFile], list[str]], *, as_json: bool
+) -> None:
+    """Keep a run, and print it as data or as `describe` words it."""
+    path = keep_results(folder, results)
+    print(path.read_text(encoding="utf-8") if as_json else "\n".join(describe(results)))
+    say(f"kept in {path}")
+
+
 def read_results(path: Path) -> ResultFile:
     """Read what `write_results` wrote.
 
     Raises:
-        BenchError: it is no such file.
+        BenchError: the file has another form.
     """
     try:
         head, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
         return ResultFile({**head, "kind": str(head["kind"])}, rows)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BenchError(f"{path} is no result file of ./launch.sh bench: {error!r}") from None
+        raise BenchError(f"{path} is not a result file of ./launch.sh bench: {error!r}") from None

@@ -1,7 +1,7 @@
-"""This project's service as a server to be measured: its real supervisor, in a STATE_DIR of its own.
+"""This project's service as a server to measure: its real supervisor, in a STATE_DIR of its own.
 
-Started and stopped by `python -m cluster start | stop`, as a user does, on a free port of this machine. It
-runs with the user's settings, but for those in `make_overrides`.
+The bench starts and stops it by `python -m cluster start | stop`, as a user does, on a free port. It runs
+with the user's settings, except those in `make_overrides`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from bench.client import Ask, Reply, Server
 from bench.load import run_load
-from bench.setup import BenchError, Setup, last_lines, make_setup, only_run, say
+from bench.setup import BenchError, Setup, last_lines, make_setup, only_run, run_module, say
 from cluster.ports import free_ring_ports
 from config import REPOSITORY_ROOT, Settings, load_settings
 from spool import Result, Spool
@@ -53,7 +53,7 @@ class Service:
 
     @contextmanager
     def running(self) -> Iterator[Server]:
-        """Start the service, hand out its address, and stop it whatever happens.
+        """Start the service, yield its address, and stop it in any case.
 
         Raises:
             BenchError: it did not become ready.
@@ -72,7 +72,7 @@ class Service:
             shutil.rmtree(state_dir, ignore_errors=True)
 
     def results(self, replies: Sequence[Reply]) -> list[Result]:
-        """What the spool has of answers, while the service runs.
+        """Read the answers' results from the spool of the running service.
 
         Raises:
             BenchError: a request was not answered.
@@ -87,7 +87,7 @@ class Service:
         return found
 
     def describe(self) -> dict[str, Any]:
-        """For the report: what a figure depends on."""
+        """The ring and settings, for the report."""
         values = self.settings.public()
         shown = {key: str(values[key]) for key in SHOWN_KEYS}
         return {"name": self.name, "num_ranks": self._setup.num_ranks, "blas": self.blas, "settings": shown}
@@ -117,7 +117,7 @@ class Service:
 
 
 def make_overrides(setup: Setup) -> dict[str, str]:
-    """What our service runs with that the user's would not; STATE_DIR is added at each start."""
+    """Settings of our service that differ from the user's; each start adds STATE_DIR."""
     (port,) = free_ring_ports(HOST, 1)
     return {
         "MODEL_REPO": str(setup.model_folder),
@@ -129,13 +129,13 @@ def make_overrides(setup: Setup) -> dict[str, str]:
         "API_KEYS_FILE": "",  # the load sends no key
         "RING_SECRET_FILE": "",  # made new in its own STATE_DIR, as its logs
         "LOG_FILE": "",
-        "SHUTDOWN_TIMEOUT": "5",  # a bench that is broken off must not wait for its answers
+        "SHUTDOWN_TIMEOUT": "5",  # an interrupted bench must not wait for its answers
         "REQUEST_TIMEOUT": "600",  # a busy machine must give a slow figure, not an error
     }
 
 
 def warm_up(server: Server, num_asks: int) -> None:
-    """Ask at once, so that weights are read, batches have been made, and a loading server is ready."""
+    """Send requests at once: afterwards the server has read its weights and stepped a batch."""
     asks = [Ask(f"{WARM_UP_PROMPT} {number}.", WARM_UP_TOKENS) for number in range(num_asks)]
     for reply in run_load(server, asks, num_asks).replies:
         if reply.error is not None:
@@ -146,15 +146,15 @@ def warm_up(server: Server, num_asks: int) -> None:
 def serving(
     url: str | None, num_clients: int, model: str | None = None, key: str | None = None
 ) -> Iterator[Server]:
-    """The server at an address, or without one a service that is started for this and is warm.
+    """Yield the server at an address; without one start a service and warm it up.
 
     Raises:
-        BenchError: the address is none of HTTP, or the service did not start.
+        BenchError: the address is not an http:// one, or the service did not start.
     """
     if url is not None:
         parts = urlsplit(url)
         if parts.scheme != "http" or not parts.hostname:
-            raise BenchError(f"{url} is no address like http://127.0.0.1:8100")
+            raise BenchError(f"{url} is not an address like http://127.0.0.1:8100")
         yield Server(parts.hostname, parts.port or 80, model, key)
         return
     setup = make_setup()
@@ -167,7 +167,7 @@ def serving(
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ignore Ctrl-C during a clean-up; every clean-up is bounded in time."""
+    """Ignore Ctrl-C during a clean-up; every clean-up has a time limit."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
     try:
@@ -178,37 +178,24 @@ def uninterrupted() -> Iterator[None]:
 
 
 def stop_service(state_dir: Path) -> None:
-    """Stop the service of a STATE_DIR, if there is one; returns when it is gone.
+    """Stop the service of a STATE_DIR, if one runs, and wait for its end.
 
     Raises:
         BenchError: it does not stop.
     """
-    stop = [sys.executable, "-m", "cluster", "stop", "--set", f"STATE_DIR={state_dir}"]
-    try:
-        ended = subprocess.run(
-            stop,
-            cwd=REPOSITORY_ROOT,
-            capture_output=True,
-            text=True,
-            timeout=STOP_LIMIT_S,
-            check=False,
-            start_new_session=True,
-        )
-    except subprocess.TimeoutExpired:
-        raise BenchError(f"our service in {state_dir} did not stop in {STOP_LIMIT_S:g} s") from None
-    if ended.returncode != 0:
-        raise BenchError(f"our service in {state_dir} did not stop: {ended.stdout}{ended.stderr}")
+    flags = ("--set", f"STATE_DIR={state_dir}")
+    run_module(f"stopping our service in {state_dir}", "cluster", "stop", *flags, limit_s=STOP_LIMIT_S)
 
 
 def stop_leftovers(folder: Path) -> None:
-    """Stop what a bench that was killed left running; the caller holds the bench's folder."""
+    """Stop services that a killed bench left behind; the caller holds the bench's folder."""
     for state_dir in folder.glob(f"{PREFIX}*"):
         stop_service(state_dir)
         shutil.rmtree(state_dir, ignore_errors=True)
 
 
 def read_blas(log_dir: Path) -> str:
-    """What a rank's log says of BLAS and products; "of the system" where it says nothing, as on macOS."""
+    """BLAS and products from a rank's log; "of the system" if the log names none, as on macOS."""
     for path in sorted(log_dir.glob("*rank*")):
         text = path.read_text(encoding="utf-8", errors="replace")
         if found := re.search(r"BLAS: (.+)", text):

@@ -1,6 +1,6 @@
-"""What all servers of a run have in common: model folder, ring size, BLAS threads, and a folder to work in.
+"""The setup that all servers of a run share: model folder, ring size, BLAS threads, and a work folder.
 
-Made from the settings (flags, environment, .env), with the demo's model and ring size where none is set. One
+It comes from the settings (flags, environment, .env); without them from the demo's model and ring size. One
 run at a time holds the folder. Knows no server.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,19 +18,19 @@ from pathlib import Path
 from cluster.commands.demo import add_demo_settings
 from cluster.commands.start import PREPARE, prepare_model
 from cluster.errors import ClusterError
-from config import ConfigError, Settings, load_settings
+from config import REPOSITORY_ROOT, ConfigError, Settings, load_settings
 from config.limits import count_cores
 
 NUM_LOG_LINES = 15
 
 
 class BenchError(Exception):
-    """A sentence for the person who typed the command; ends the run with exit code 1."""
+    """A sentence for the user; ends the run with exit code 1."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is the same for every server."""
+    """The setup of every server."""
 
     settings: Settings
     model_folder: Path
@@ -73,8 +74,30 @@ def only_run(setup: Setup) -> Iterator[None]:
         yield
 
 
+def run_module(what: str, module: str, *arguments: str, limit_s: float | None = None) -> None:
+    """Run a module of this repository to its end; Ctrl-C does not reach it, but ends the wait for it.
+
+    Raises:
+        BenchError: it fails, or takes longer than the limit.
+    """
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            cwd=REPOSITORY_ROOT,
+            capture_output=True,
+            text=True,
+            timeout=limit_s,
+            check=False,
+            start_new_session=True,
+        )
+    except subprocess.TimeoutExpired:
+        raise BenchError(f"{what} did not end in {limit_s:g} s") from None
+    if ended.returncode != 0:
+        raise BenchError(f"{what} failed: {(ended.stdout + ended.stderr)[-2000:]}")
+
+
 def say(text: str) -> None:
-    """Print progress on standard error, so that standard output has results alone."""
+    """Print progress on standard error: standard output is for results."""
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 

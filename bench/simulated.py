@@ -1,11 +1,11 @@
 """`bench simulated`: rings of simulated stages against the ideal pipeline.
 
 For each ring size: a fresh service, a load of all clients at once with a record of every step, and one long
-prompt alone. The stages sleep, so that rings larger than the machine's cores can be measured; frames, ring,
-scheduler, sampling, spool and HTTP are real. In the ideal nothing but the stages takes time: with s(r, B) the
+prompt alone. The stages sleep, so rings may have more ranks than the machine has cores; frames, ring,
+scheduler, sampling, spool and HTTP are real. In the ideal only the stages take time: with s(r, B) the
 time of rank r's stage for B rows of a token, C streams in M microbatches of C / M rows take
-max(M x max s, sum s) for a token each; the ideal takes the best M. `bubbles` is the share of the stages' time
-in which nothing was done, while all streams were decoded.
+max(M x max s, sum s) for a token each; the ideal takes the best M. `bubbles` is the idle share of the stages'
+time while all streams were decoded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bench.load import LoadResult, run_load, short
 from bench.machine import describe_busy, describe_machine
 from bench.prompts import make_long_prompt, make_prompts
 from bench.report import describe_rings
-from bench.results import ResultFile, Row, keep_results, make_head
+from bench.results import ResultFile, Row, finish_run, make_head
 from bench.service import Service, warm_up
 from bench.setup import BenchError, Setup, make_setup, only_run, say
 from bench.step_record import finish_record, start_record
@@ -32,14 +32,14 @@ LONG_PROMPT_TOKENS = 1350
 RECORD_LIMIT_S = 600.0
 SETTINGS = {
     "BLAS_THREADS": "1",  # nothing is computed
-    "SPOOL_DURABILITY": "process",  # the disk is not what is measured
+    "SPOOL_DURABILITY": "process",  # leaves the disk out
     "SPECULATION": "off",
 }
 
 
 @dataclass(frozen=True)
 class SimulatedPlan:
-    """What to measure; the model's name may give the ranks different speeds."""
+    """The rings to measure; the model's name may give the ranks different speeds."""
 
     model_repo: str
     ring_sizes: tuple[int, ...]
@@ -56,7 +56,7 @@ class Pipeline:
     layer_counts: tuple[int, ...]
 
     def decode_rate(self, num_streams: int) -> float:
-        """Tokens a second of so many streams, with the best number of microbatches."""
+        """Tokens a second of `num_streams` streams, with the best number of microbatches."""
         return max(num_streams / self._turn_s(num_streams, num) for num in range(1, num_streams + 1))
 
     def _turn_s(self, num_streams: int, num_microbatches: int) -> float:
@@ -71,7 +71,7 @@ class Pipeline:
 
 
 def split_by_speed(model: SimulatedModel, num_ranks: int) -> tuple[int, ...]:
-    """The layers of each rank, so that the slowest stage is as fast as can be; each has one at least."""
+    """The layers of each rank, at least one, so that the slowest stage is as fast as possible."""
     counts = [1] * num_ranks
     for _ in range(model.layers - num_ranks):
         rank = min(range(num_ranks), key=lambda rank: ((counts[rank] + 1) / model.speed_of(rank), -rank))
@@ -99,10 +99,7 @@ def run_simulated(plan: SimulatedPlan, *, as_json: bool) -> int:
         servers=servers[:1],
         doubts=doubts,
     )
-    results = ResultFile(head, rows)
-    path = keep_results(setup.folder, results)
-    print(path.read_text(encoding="utf-8") if as_json else "\n".join(describe_rings(results)))
-    say(f"kept in {path}")
+    finish_run(setup.folder, ResultFile(head, rows), describe_rings, as_json=as_json)
     return 0
 
 
@@ -130,10 +127,10 @@ def measure_ring(plan: SimulatedPlan, setup: Setup) -> tuple[dict[str, Any], Row
 
 
 def make_ring_row(pipeline: Pipeline, result: LoadResult, spans: Sequence[Span], ttft_s: float) -> Row:
-    """Hold what was measured against the ideal.
+    """Compare the measured ring with the ideal.
 
     Raises:
-        BenchError: at no time were all streams decoded.
+        BenchError: the streams were never decoded all at once.
     """
     num_ranks, num_streams = len(pipeline.layer_counts), most_rows(spans)
     window = full_window(spans, num_streams)
@@ -154,7 +151,7 @@ def make_ring_row(pipeline: Pipeline, result: LoadResult, spans: Sequence[Span],
 
 
 def most_rows(spans: Sequence[Span]) -> int:
-    """The most rows that were decoded in turn."""
+    """The largest number of rows in all decode groups together."""
     most = 0
     rows: dict[int, int] = {}
     for span in spans:
@@ -165,9 +162,9 @@ def most_rows(spans: Sequence[Span]) -> int:
 
 
 def full_window(spans: Sequence[Span], num_rows: int) -> tuple[int, int] | None:
-    """The longest time without a chunk of a prompt in which so many rows were decoded in turn.
+    """The longest time without a prefill chunk in which `num_rows` rows were decoded in turn.
 
-    On rank 0's row, from the end of a step to the end of another; None where there was none.
+    On rank 0, from the end of a step to the end of another; None if there is none.
     """
     best: tuple[int, int] | None = None
     begin: int | None = None

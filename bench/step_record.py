@@ -1,7 +1,7 @@
 """Asks a running service's rank 0 to record its steps, by a file in its run folder, and waits for the record.
 
-Knows the two files' names (distributed/engine/step_trace.py says what is in them), and nothing of what a
-record is used for.
+Knows the two files' names (distributed/engine/step_trace.py has their form), and nothing of the use of a
+record.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ def fetch_record(settings: Settings, seconds: float) -> dict[str, Any]:
 
 
 def start_record(settings: Settings, seconds: float) -> str:
-    """Let rank 0 begin a record of at most so many seconds; its id.
+    """Let rank 0 begin a record of at most `seconds` seconds; return its id.
 
     Raises:
-        BenchError: rank 0 does not look.
+        BenchError: rank 0 does not take the request.
     """
     wanted = uuid.uuid4().hex
     request = settings.run_dir / REQUEST_NAME
     write_json(request, {"id": wanted, "seconds": seconds})
     if not _wait_until(lambda: not request.exists(), GRACE_S):
-        raise BenchError("rank 0 does not look for requests to record its steps: see ./launch.sh status")
+        raise BenchError("rank 0 does not take the request to record its steps: see ./launch.sh status")
     return wanted
 
 
@@ -64,13 +64,13 @@ def _wait_for_record(settings: Settings, wanted: str, limit_s: float) -> dict[st
     if not _wait_until(is_there, limit_s):
         raise BenchError(
             f"rank 0 wrote no {RECORD_NAME} within {limit_s:g} s: see ./launch.sh status; "
-            "a ring that was restarted meanwhile has forgotten the request"
+            "a ring that restarted meanwhile has lost the request"
         )
     return found
 
 
 def _wait_until(is_so: Callable[[], bool], limit_s: float) -> bool:
-    """Look again and again: rank 0 has no other word for a file that it took or wrote."""
+    """Poll: rank 0 sends no message about a file that it took or wrote."""
     deadline = time.monotonic() + limit_s
     while not is_so():
         if time.monotonic() > deadline:

@@ -1,13 +1,13 @@
 """A record of steps (distributed/engine/step_trace.py) on one clock, as spans, shares and a Chrome timeline.
 Pure.
 
-Every rank takes its times on its own monotonic clock. Ranks of one host share it. Of other hosts only the lap
-tells: a microbatch leaves rank 0, passes N-1, …, 1 and comes back, and no stage starts before the one before
-it has ended. For each hop, the least (start there - end here) over all steps is the least time of the hop
-plus the difference of the two clocks; around the lap the differences cancel, so the sum of these is the sum
-of the least times. That sum, less what hops within a host took, is shared out evenly among the hops between
-hosts; what remains of each is its difference of clocks. The error is at most that sum: some tenths of a
-millisecond on a ring that has been idle for a moment, more where every frame of the record had to queue.
+Every rank takes its times on its own monotonic clock. Ranks of one host share it. The clocks of other hosts
+follow from the lap: a microbatch leaves rank 0, passes N-1, …, 1 and comes back, and no stage starts before
+the one before it has ended. For each hop, the least (start there - end here) over all steps is the least
+time of the hop plus the difference of the two clocks; around the lap the differences cancel, so the sum of
+these is the sum of the least times. That sum, less the hops within a host, is shared out evenly among the
+hops between hosts; the rest of each is its difference of clocks. The error is at most that sum: little on a
+ring that was idle for a moment, more if every frame of the record had to queue.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Span:
 
     @property
     def name(self) -> str:
-        """What gives it its colour: a decode group is known by its table, a chunk by its step."""
+        """The name, which gives the colour: a decode group has its table's, a chunk its step's."""
         return f"prefill {self.step}" if self.is_prefill else f"decode {self.table}"
 
 
@@ -65,12 +65,12 @@ def read_spans(record: Mapping[str, Any]) -> list[Span]:
 
 
 def lap_order(num_ranks: int) -> list[int]:
-    """N-1, …, 1, 0: the way of a microbatch."""
+    """N-1, …, 1, 0: the order in which a microbatch passes the ranks."""
     return list(range(num_ranks - 1, -1, -1))
 
 
 def _unwrap(steps: Sequence[Mapping[str, Any]], num_ranks: int) -> list[list[int]]:
-    """Times of all ranks as whole numbers that only differ from their clocks by a constant each."""
+    """Times of all ranks without wraps, each rank's shifted by a constant from its clock."""
     first: list[int] = []
     found = []
     for step in steps:
@@ -90,7 +90,7 @@ def _unwrap(steps: Sequence[Mapping[str, Any]], num_ranks: int) -> list[list[int
 def clock_offsets(
     hosts: Sequence[str], steps: Sequence[Mapping[str, Any]], starts: Sequence[Sequence[int]]
 ) -> list[int]:
-    """How far each rank's clock is before rank 0's, in microseconds."""
+    """How far each rank's clock is ahead of rank 0's, in microseconds."""
     num_ranks = len(hosts)
     offsets = [0] * num_ranks
     if not steps or len(set(hosts)) == 1:
@@ -118,7 +118,7 @@ def _least_gap(
 
 
 def busy_shares(spans: Sequence[Span], num_ranks: int, begin_us: int, end_us: int) -> list[float]:
-    """Share of a window that each rank worked."""
+    """The share of a window in which each rank worked."""
     busy = [0] * num_ranks
     for span in spans:
         busy[span.rank] += max(0, min(span.end_us, end_us) - max(span.start_us, begin_us))
@@ -126,7 +126,7 @@ def busy_shares(spans: Sequence[Span], num_ranks: int, begin_us: int, end_us: in
 
 
 def describe_trace(record: Mapping[str, Any], spans: Sequence[Span]) -> list[tuple[str, ...]]:
-    """Rows of a table: what each rank did in the seconds of the record."""
+    """Rows of a table: the work of each rank during the record."""
     num_ranks = len(record["ranks"])
     length_us = record["end_us"] - record["begin_us"]
     shares = busy_shares(spans, num_ranks, 0, length_us)

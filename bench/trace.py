@@ -1,8 +1,7 @@
 """`./launch.sh trace N`: N seconds of the running service as a Chrome timeline, and as a picture if wanted.
 
-Asks rank 0 for a record of its steps (step_record.py); the service pays nothing while nobody asks. Works
-beside any load. Imports only the standard library until it runs, as help must work before
-anything is installed.
+Asks rank 0 for a record of its steps (step_record.py). Works beside any load. Imports only the standard
+library until it runs, so that help works before anything is installed.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "seconds", type=_seconds, metavar="N", help=f"seconds to record, at most {MAX_SECONDS}"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="timeline (default: STATE_DIR/trace-….json)")
-    parser.add_argument("--picture", type=_svg, metavar="FILE.svg", help="a picture of some steps too")
+    parser.add_argument("--picture", type=_svg, metavar="FILE.svg", help="also draw some steps")
 
 
 def _svg(text: str) -> Path:
     if not text.endswith(".svg"):
-        raise argparse.ArgumentTypeError("a picture is an SVG: give a name that ends in .svg")
+        raise argparse.ArgumentTypeError("the name of a picture must end in .svg")
     return Path(text)
 
 
@@ -67,7 +66,7 @@ def show(record: Mapping[str, Any], settings: Settings, options: argparse.Namesp
     path.write_text(json.dumps(make_chrome_trace(record, spans)), encoding="utf-8")
     print("\n".join(make_table(describe_trace(record, spans))))
     if not spans:
-        print("No step was made meanwhile: nobody asked anything.")
+        print("The ring made no step in this time: no request ran.")
     print(f"\nTimeline: {path} (open it in chrome://tracing or ui.perfetto.dev)")
     if options.picture is not None:
         from bench.picture import draw_timeline

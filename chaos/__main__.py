@@ -1,4 +1,4 @@
-"""`python -m chaos`: what `./launch.sh chaos` hands over to. Exit code 0 only if nothing was lost."""
+"""`python -m chaos`, which `./launch.sh chaos` runs. Exit code 0 only if nothing was lost."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ def main(arguments: Sequence[str]) -> int:
     """Parse and run; the exit code."""
     parser = argparse.ArgumentParser(prog="./launch.sh chaos", description=sys.modules["chaos"].__doc__)
     parser.add_argument("--minutes", type=float, default=2.0, help="how long to kill (default: 2)")
-    parser.add_argument("--kills", type=int, default=1 << 30, metavar="N", help="stop after so many that hit")
+    parser.add_argument("--kills", type=int, default=1 << 30, metavar="N", help="stop after N kills")
     parser.add_argument("--seed", type=int, default=0, help="of victims, moments and prompts (default: 0)")
     parser.add_argument("--model", default="tiny", help="tiny (seeded random weights), or any MODEL_REPO")
     parser.add_argument("--ranks", type=int, default=2, help="LOCAL_RANKS (default: 2)")
-    parser.add_argument("--clients", type=int, default=8, help="how many ask at a time (default: 8)")
+    parser.add_argument("--clients", type=int, default=8, help="clients at once (default: 8)")
     parser.add_argument("--max-tokens", type=int, default=200, help="longest answer (default: 200)")
     parser.add_argument(
         "--pause", type=float, nargs=2, default=(0.5, 5.0), metavar=("MIN", "MAX"),
-        help="seconds between kills, mostly counted from when it is ready again (default: 0.5 5)",
+        help="seconds between kills, mostly after the service is ready again (default: 0.5 5)",
     )  # fmt: skip
     parser.add_argument("--folder", type=Path, help="for state, model and journal (default: var/chaos-SEED)")
     options = parser.parse_args(arguments)
-    # Help needs no packages.
+    # Imported here: help works without packages.
     from chaos.plan import Plan
     from chaos.run import run
 

@@ -1,11 +1,11 @@
-"""One client: asks as real ones do, stays when the connection is lost, and writes down all that it was told.
+"""One client: asks as real ones do, tries again when it loses the connection, and journals all answers.
 
 stream      follows the tokens; attaches again after its last one (Last-Event-ID)
-leaving     the same, and hangs up on purpose every few tokens
+leaving     the same, but hangs up every few tokens
 wait        waits for the whole answer; posts again with the same Idempotency-Key
 background  posts, and asks for the answer from time to time
-twice       posts twice under one Idempotency-Key, and asks like background
-gone        posts in the background and is gone before the reply; asks never again
+twice       posts twice under one Idempotency-Key, then asks like background
+gone        posts in the background, leaves before the reply, and never asks again
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Client:
     def __init__(self, port: int, patience_s: float, on_token: Callable[[], None] = lambda: None) -> None:
         """
         Args:
-            on_token: called at each token that comes over a stream.
+            on_token: called at each token of a stream.
         """
         self._port = port
         self._pause = threading.Event()
@@ -43,7 +43,7 @@ class Client:
         self._on_token = on_token
 
     def ask(self, question: Question, entry: Entry) -> None:
-        """Ask until there is an answer."""
+        """Ask until an answer comes."""
         deadline = time.monotonic() + self._patience_s
         entry.asked_unix = time.time()
         while not entry.is_over:
@@ -80,14 +80,14 @@ class Client:
             self._post_again(body, headers, entry)
 
     def _take_answer(self, status: int, answer: Mapping[str, Any], entry: Entry) -> None:
-        """A 504 and a failed answer carry the id; what else is no 2xx was not accepted."""
+        """Take a 2xx, or the id of a 504 or failed answer; any other status was not accepted."""
         if status in (200, 202):
             entry.take_id(str(answer["id"]))
             entry.result = dict(answer) if status == 200 else None
             return
         error = answer.get("error") or {}
         entry.trouble.append(f"{status} {error.get('code')}")
-        if found := error.get("request_id") or answer.get("id"):
+        if found := error.get("id") or answer.get("id"):
             entry.take_id(str(found))
 
     def _post_again(self, body: str, headers: Mapping[str, str], entry: Entry) -> None:
@@ -99,7 +99,7 @@ class Client:
                 entry.take_id(str(answer["id"]))
 
     def _fetch(self, entry: Entry) -> None:
-        """Look for a request that was accepted: as a stream where it was one, else as a whole."""
+        """Fetch an accepted request: its stream, or its whole answer."""
         request_id = entry.ids[-1]
         if entry.kind in STREAMS and self._attach(request_id, entry):
             return
@@ -113,7 +113,7 @@ class Client:
                 entry.trouble.append("404 for an accepted id")
 
     def _attach(self, request_id: str, entry: Entry) -> bool:
-        """Go on with a stream after its last token; False where the front door does not."""
+        """Continue a stream after its last token; False if the front door refuses."""
         headers = {"last-event-id": str(entry.tokens[-1][0])} if entry.tokens else {}
         with self._connected() as connection:
             connection.request("GET", f"/requests/{request_id}/stream", headers=headers)
@@ -133,7 +133,7 @@ class Client:
             connection.close()
 
     def _read_stream(self, response: http.client.HTTPResponse, entry: Entry) -> None:
-        """Follow events to the last one; a stream that just ends is a lost connection."""
+        """Follow events to the last one; a stream without a last event is a lost connection."""
         num_tokens = 0
         for event, data in read_events(_note_id(response, entry)):
             if event == "token":

@@ -1,9 +1,8 @@
 """Whether anything grows over a run, first third against last: descriptors, memory, processes, files.
 
-A sample a second of the supervisor, the front door and rank 0 (whichever processes have these parts at that
-moment; the last two only while the service is ready), of all processes that carry the run's mark, and of the
-files in STATE_DIR. Files of requests (waiting, active, result, token log, key) are there on purpose and not
-counted: what is left is what nobody owns.
+Takes one sample a second of the supervisor, the front door and rank 0 (whichever processes these are at that
+moment; the last two only while the service is ready), of all processes with the run's mark, and of the files
+in STATE_DIR. Files of requests (waiting, active, result, token log, key) do not count: the rest has no owner.
 """
 
 from __future__ import annotations
@@ -25,16 +24,16 @@ from config import Settings
 from spool.names import id_of, is_entry_name
 
 INTERVAL_S = 1.0
-MIN_SAMPLES, MIN_VALUES = 30, 8  # of a run, of one value in a third: fewer tell nothing
+MIN_SAMPLES, MIN_VALUES = 30, 8  # of a run, and of one value in a third
 MAX_RATIO = 1.25
 MIB = 2**20
-# How far the last third may lie above MAX_RATIO times the first; by the end of the sample's name.
+# How far the last third may exceed MAX_RATIO times the first; by the end of the sample's name.
 ALLOWANCES = {"descriptors": 8.0, "memory_mib": 24.0, "num_processes": 3.0, "num_files": 24.0}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One moment; a process that does not live then has no values."""
+    """One moment; a process that does not run then has no values."""
 
     at_s: float
     values: Mapping[str, float]
@@ -47,7 +46,7 @@ class Growth:
     name: str
     first: float
     last: float
-    bound: float  # what `last` may be
+    bound: float  # the most that `last` may be
 
     @property
     def is_flat(self) -> bool:
@@ -55,7 +54,7 @@ class Growth:
 
 
 def compare_thirds(samples: Sequence[Sample]) -> list[Growth]:
-    """The growth of every value that both thirds have; none where the run was too short to tell."""
+    """The growth of every value that both thirds have; none if the run was too short."""
     if len(samples) < MIN_SAMPLES:
         return []
     third = len(samples) // 3
@@ -74,7 +73,7 @@ def compare_thirds(samples: Sequence[Sample]) -> list[Growth]:
 
 @dataclass
 class Sampler:
-    """Takes samples of one service until told to stop."""
+    """Takes samples of one service until `stopping` is set."""
 
     settings: Settings
     marker: str
@@ -90,7 +89,7 @@ class Sampler:
         """One sample."""
         service = read_service(self.settings)
         found = {"supervisor": service.holder}
-        if service.state == "ready":  # one that starts is smaller than it will be
+        if service.state == "ready":  # while it starts it is smaller
             found |= {name: service.processes.get(name) for name in ("api", "rank 0")}
         values: dict[str, float] = {}
         for name, identity in found.items():
@@ -135,7 +134,7 @@ def count_files(state_dir: Path) -> int:
     ids = {name.removesuffix(".json") for name in done}
     ids |= {id_of(name) for name in incoming | active if is_entry_name(name)}
     num_kept = len(done) + len(asked & done) + len(incoming) + len(active) + len(ids & logs)
-    # A key's file does not tell its id: as many as there are requests may be theirs.
+    # A key's file does not name its request: count as many keys as requests.
     return num_all - num_kept - min(len(keys), len(ids))
 
 

@@ -1,6 +1,6 @@
-"""What lies in the spool when all is over: the other side of the oracle's comparison.
+"""The spool at the end of a run: the other side of the oracle's comparison.
 
-Reads files only, as any front door may. Knows nothing of clients but their keys.
+Only reads files, as any front door may. Knows clients by their keys alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ OWNER = ""  # of requests to a front door that asks for no API key
 
 @dataclass(frozen=True)
 class Found:
-    """Every result, every id that still waits for one, and which id a client's key stands for."""
+    """Every result, every id without one, and the id of each client's key."""
 
     results: Mapping[str, Result]
     unanswered: frozenset[str] = frozenset()

@@ -1,4 +1,4 @@
-"""What a client remembers of one request; the oracle reads nothing else of the clients."""
+"""The clients' journals; the oracle reads nothing else of the clients."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ class Entry:
     kind: str  # one of client.KINDS
     key: str  # the Idempotency-Key of all its posts
     asked_unix: float
-    leave_after: int = 0  # tokens, after which a stream is left to be attached again; 0: never
-    ids: list[str] = field(default_factory=list)  # as the service told them; one, where nothing is doubled
+    leave_after: int = 0  # tokens after which the client hangs up and attaches again; 0: never
+    ids: list[str] = field(default_factory=list)  # that the service sent; one, unless something is doubled
     tokens: list[tuple[int, int]] = field(default_factory=list)  # (index, token id)
     tokens_before_reset: list[tuple[int, int]] = field(default_factory=list)
     num_resets: int = 0
     num_connections: int = 0
     result: dict[str, Any] | None = None
-    is_abandoned: bool = False  # the client left before it was told anything, for good
+    is_abandoned: bool = False  # the client left for good before the reply
     ended_unix: float | None = None
     trouble: list[str] = field(default_factory=list)
 
     @property
     def is_over(self) -> bool:
-        """There is an answer, or nobody waits for one."""
+        """There is an answer, or the client has left for good."""
         return self.result is not None or self.is_abandoned
 
     def take_id(self, request_id: str) -> None:
@@ -45,7 +45,7 @@ class Entry:
             self.ids.append(request_id)
 
     def reset(self) -> None:
-        """The service said that the answer begins anew."""
+        """Note that the service sent a reset."""
         self.num_resets += 1
         self.tokens_before_reset += self.tokens
         self.tokens.clear()

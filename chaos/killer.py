@@ -1,8 +1,8 @@
 """The killer: seeded victims and moments, SIGKILL, and only ever processes of its own service.
 
-Kills by pid and start time, as the status file of its own STATE_DIR names them. A kill counts when its
-victim lived; where the one that was drawn does not, the next one is taken. After a supervisor's death the
-killer does what a user would, `start`, and goes on killing ranks and front door meanwhile.
+Kills by pid and start time from the status file of its own STATE_DIR. A kill counts if its victim was
+alive; if the drawn one was not, the killer takes the next. After a supervisor's death the killer runs
+`start`, as a user would, and keeps killing ranks and front door meanwhile.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ WEIGHTS = (35, 35, 20, 10)
 START_LIMIT_S = 300.0
 MAX_STARTS_IN_A_ROW = 5
 LOOK_INTERVAL_S = 0.1
-# This share of the pauses begins when the service is ready again; others may end while it starts.
+# This share of the pauses begins when the service is ready again; after others a kill may hit a start.
 READY_SHARE = 2 / 3
 READY_LIMIT_S = 60.0
 MARKER = "CHAOS_RUN"  # in the environment of every process of a run
 
 
 class ServiceTrouble(Exception):
-    """The service does not start, or does not answer though nobody kills. Ends the run, with a journal."""
+    """The service does not start, or does not answer without kills. Ends the run, with a journal."""
 
 
 @dataclass(frozen=True)
 class Kill:
-    """One shot that hit; `state` is the service's at that moment, num_active the requests worked on."""
+    """One kill; `state` is the service's at that moment, num_active the number of running requests."""
 
     at_unix: float
     victim: str
@@ -51,7 +51,7 @@ class Kill:
 
 
 class Killer:
-    """Kills until told to stop; `kills` is what it did."""
+    """Kills until `run` ends; `kills` lists its kills."""
 
     def __init__(
         self, settings: Settings, flags: Sequence[str], seed: int, pause_s: tuple[float, float], marker: str
@@ -68,7 +68,7 @@ class Killer:
         self.num_given_up = 0  # times that the ring's breaker opened
 
     def run(self, stopping: threading.Event, deadline: float, max_kills: int) -> None:
-        """Kill at random moments until the deadline, or so often."""
+        """Kill at random moments until the deadline or the limit of kills."""
         while not stopping.is_set() and time.monotonic() < deadline and len(self.kills) < max_kills:
             if self._random.random() < READY_SHARE:
                 self._wait_until_ready(stopping, deadline)
@@ -84,7 +84,7 @@ class Killer:
                 return
 
     def shoot(self, number: int) -> None:
-        """Kill one process that lives, of a kind drawn by weight."""
+        """Kill one living process, of a kind drawn by weight."""
         kinds = [self._random.choices(VICTIMS, WEIGHTS)[0]]
         kinds += self._random.sample(VICTIMS, len(VICTIMS))
         service = read_service(self._settings)
@@ -98,7 +98,7 @@ class Killer:
                 return
 
     def _find(self, service: Service, kind: str, number: int) -> tuple[str, ProcessIdentity | None]:
-        if kind == "supervisor":  # one that is being waited for by a start is spared: the start would fail
+        if kind == "supervisor":  # not during a start, which would fail
             return kind, None if self._is_starting() else service.holder
         others = self._settings.local_ranks - 1
         name = f"rank {1 + number % others}" if kind == "other rank" and others else kind
@@ -131,7 +131,7 @@ class Killer:
             )
 
     def _see_to_it_that_it_starts(self) -> None:
-        """What a user would do: start again what failed to start, or was given up."""
+        """Start the service again, as a user would, if a start failed or the supervisor gave up."""
         if self._is_starting():
             return
         if self._starting is not None and self._starting.returncode != 0:
@@ -148,7 +148,7 @@ class Killer:
             self._launch()
 
     def revive(self) -> None:
-        """See to it that the service is ready: what was accepted is to be answered now.
+        """Bring the service to ready, so that it answers all accepted requests.
 
         Raises:
             ServiceTrouble: it does not start.
@@ -166,7 +166,7 @@ class Killer:
         raise ServiceTrouble(f"the service does not start: see {self._log}")
 
     def end_start(self) -> None:
-        """Wait no longer for a start that still runs."""
+        """Kill a start that still runs."""
         if self._starting is not None and self._starting.poll() is None:
             self._starting.kill()
             self._starting.wait()

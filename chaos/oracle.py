@@ -1,17 +1,17 @@
-"""The oracle: compares what the clients were told with what is in the spool, both ways round.
+"""The oracle: compares the clients' journals with the spool, in both directions.
 
-    lost           accepted and without an answer, unknown for a moment, an answer with tokens that never
-                   came, or a damaged file
-    doubled        two ids for one key, one id for two, a token index that came twice, or an answer in the
-                   spool that nobody asked for
-    contradicted   a token that was shown and is not in the answer, two answers that differ, or a stream that
-                   was told to begin anew: no death of a process excuses that
-    condemned      an answer that is an error, or cancelled: nothing but kills from outside happened to it
-    poison         of these, the ones that were held to bring the ring down
-    reply_lost     accepted, as the spool shows, by a client that was never told its id (no fault)
-    other_text     an answer that is not the one of the calm service: a valid continuation, but another one
+    lost           an accepted request without an answer, a 404 for it, tokens that never came, or a damaged
+                   file
+    doubled        two ids for one key, one id for two keys, a token index that came twice, or an answer in
+                   the spool that no client asked for
+    contradicted   a shown token that is not in the answer, two answers that differ, or a stream with a reset:
+                   the death of a process excuses none of these
+    condemned      an answer that is an error, or cancelled, although only kills happened
+    poison         of the condemned, the requests with that code
+    reply_lost     accepted, as the spool shows, but the client never received its id (no fault)
+    other_text     an answer other than the calm service's: a valid continuation, but different
 
-Accepted is what a client was told the id of, and what its Idempotency-Key stands for in the spool. Pure.
+A request is accepted if a client received its id, or if the spool has one under its Idempotency-Key. Pure.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NOTES = ("poison", "reply_lost", "other_text", "resets")
 
 @dataclass
 class Verdict:
-    """How many of each, and which."""
+    """The findings: counts and cases."""
 
     num_accepted: int = 0
     num_answers: int = 0  # in the spool, asked for by these clients
@@ -50,7 +50,7 @@ class Verdict:
 
 
 def judge(entries: Sequence[Entry], questions: Mapping[int, Question], found: Found) -> Verdict:
-    """Look at every request that a client or the spool knows to be accepted."""
+    """Judge every request that is accepted by a client's journal or by the spool."""
     verdict = Verdict()
     owners: dict[str, str] = {}  # key by id
     for entry in entries:
@@ -68,18 +68,18 @@ def judge(entries: Sequence[Entry], questions: Mapping[int, Question], found: Fo
         _judge_answer(entry, ids, questions[entry.question], found, verdict)
     verdict.num_answers = len(owners.keys() & found.results.keys())
     for id in found.results.keys() - owners.keys():
-        verdict.add("doubled", "an answer that nobody asked for", [id])
+        verdict.add("doubled", "an answer that no client asked for", [id])
     for id in found.unanswered - owners.keys():
-        verdict.add("lost", "a request in the queue that nobody knows, without an answer", [id])
+        verdict.add("lost", "a request in the queue of no client, without an answer", [id])
     for name in found.damaged:
         verdict.add("lost", f"damaged: {name}", [])
     return verdict
 
 
 def accepted_ids(entry: Entry, found: Found) -> list[str]:
-    """The ids that a client was told, and the one that the spool has under its key.
+    """The ids that a client received, and the one that the spool has under its key.
 
-    A key's record alone is no acceptance: it is written before the request is.
+    A key's record alone is no acceptance: the spool writes it before the request.
     """
     kept = found.id_of_key.get(entry.key)
     is_there = kept in found.results or kept in found.unanswered
@@ -106,9 +106,9 @@ def _compare(entry: Entry, ids: Sequence[str], result: Result, question: Questio
     if entry.result is None and not entry.is_abandoned:
         add("lost", f"no answer reached the client: {entry.trouble[-3:]}")
     if any(trouble.startswith("404 ") for trouble in entry.trouble):
-        add("lost", "for a moment the service said that it does not know the request")
+        add("lost", "the service answered 404 for the request")
     if entry.result is not None and entry.result.get("text") != result.text:
-        add("contradicted", "the client was told another answer than the spool holds")
+        add("contradicted", "the client received another answer than the spool holds")
     if entry.kind in STREAMS:
         for what, why in _compare_tokens(entry, result):
             add(what, why)
@@ -123,12 +123,12 @@ def _compare_tokens(entry: Entry, result: Result) -> list[tuple[str, str]]:
     if len(set(indexes)) < len(indexes):
         findings.append(("doubled", "a token index came twice"))
     shown = [*entry.tokens_before_reset, *entry.tokens]
-    told = [index for index, token_id in shown if list(result.token_ids[index : index + 1]) != [token_id]]
-    if told:
-        findings.append(("contradicted", f"tokens {told[:5]} were shown otherwise"))
+    wrong = [index for index, token_id in shown if list(result.token_ids[index : index + 1]) != [token_id]]
+    if wrong:
+        findings.append(("contradicted", f"tokens {wrong[:5]} differ from those that were shown"))
     if entry.num_resets:
-        findings.append(("contradicted", f"the stream was told {entry.num_resets} times to begin anew"))
-    # A client whose stream could not be attached again is handed the rest as a whole.
+        findings.append(("contradicted", f"the stream had {entry.num_resets} resets"))
+    # A client that cannot attach again receives the rest as a whole answer.
     is_whole = entry.num_connections == 1 or not indexes or max(indexes) == len(result.token_ids) - 1
     if is_whole and indexes and set(indexes) != set(range(max(indexes) + 1)):
         findings.append(("lost", "token indexes are missing in the stream"))

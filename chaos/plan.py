@@ -1,4 +1,4 @@
-"""What a run does: the plan, the settings of its service, and the questions that its clients ask."""
+"""The plan of a run, the settings of its service, and the questions of its clients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WORDS = ("ring", "sea", "lamp", "river", "stone", "wind", "clock", "bread", "let
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do; everything of the run is in `folder`."""
+    """The plan; `folder` has all files of the run."""
 
     folder: Path
     seconds: float
@@ -32,7 +32,7 @@ class Plan:
 
 
 def make_overrides(plan: Plan) -> dict[str, str]:
-    """The settings of the service, with a free port; tiny is made in the folder."""
+    """The settings of the service, with a free port; makes the tiny model in the folder."""
     with ports.listen("127.0.0.1", 0) as listening:
         port = int(listening.getsockname()[1])
     return {
@@ -49,7 +49,7 @@ def make_overrides(plan: Plan) -> dict[str, str]:
 
 
 def make_tiny_model(folder: Path) -> Path:
-    """Seeded random weights and a byte-level tokenizer, in a process of its own, which imports MLX."""
+    """Make seeded random weights and a byte-level tokenizer, in a process of its own, which imports MLX."""
     if not (folder / "config.json").exists():
         code = (
             "import sys; from pathlib import Path; from tests.fakes.checkpoints import make_checkpoint; "
@@ -60,7 +60,7 @@ def make_tiny_model(folder: Path) -> Path:
 
 
 def make_question(number: int, generator: random.Random, max_tokens: int) -> Question:
-    """Two of three answers are short, the others up to the longest; one of four is drawn with a seed."""
+    """Two of three answers are short, the others up to the longest; one of four is sampled with a seed."""
     prompt = "Tell of " + ", ".join(generator.sample(WORDS, generator.randint(2, 8))) + "."
     shortest = min(SHORTEST_ANSWER_TOKENS, max_tokens)
     longest = max_tokens if number % 3 == 2 else max(shortest, max_tokens // 6)

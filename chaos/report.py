@@ -1,4 +1,4 @@
-"""What came of a run: the journal for machines, a page for people, and whether it was good."""
+"""The report of a run: the journal for programs, lines for people, and whether it was good."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from chaos.killer import Kill, Killer
 from chaos.oracle import VERDICTS, Verdict
 from chaos.plan import Plan
 
-MIN_GAP_S = 0.4  # between two tokens of all streams together: a ring that was down
+MIN_GAP_S = 0.4  # between two tokens of all streams together; a longer gap means a ring that was down
 MAX_CASES_SHOWN = 10
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that was found."""
+    """The findings of a run."""
 
     verdict: Verdict
     growths: list[Growth]
@@ -30,10 +30,10 @@ class Outcome:
     num_left_in_queue: int
     num_left_processes: int
     killing_s: float
-    trouble: str  # of the service when the killing was over; "" where it answered
+    trouble: str  # of the service after the kills; "" if it answered
 
     def faults(self, num_kills: int) -> list[str]:
-        """Why the run was not good."""
+        """The reasons why the run was not good."""
         checks = {
             f"{', '.join(VERDICTS)} must be 0": self.verdict.is_good,
             f"{self.num_left_in_queue} requests are left in the queue": not self.num_left_in_queue,
@@ -46,10 +46,10 @@ class Outcome:
 
 
 def recovery_times(kills: Sequence[Kill], token_times: Sequence[float]) -> dict[str, list[float]]:
-    """From each kill to the next token of any stream, where no other kill came between; by kind of victim.
+    """Seconds from each kill to the next token of any stream, by kind of victim; not if another kill came.
 
-    Tokens that were under way when the victim died come within milliseconds: the service's return is the end
-    of the first gap of at least MIN_GAP_S. A kill without such a gap found no stream.
+    Tokens in flight at the kill arrive within milliseconds: the service is back at the end of the first gap
+    of at least MIN_GAP_S. A kill without such a gap hit no stream.
     """
     times, moments = sorted(token_times), sorted(kill.at_unix for kill in kills)
     found: dict[str, list[float]] = {}
@@ -58,7 +58,7 @@ def recovery_times(kills: Sequence[Kill], token_times: Sequence[float]) -> dict[
         before = kill.at_unix
         while place < len(times) and times[place] - before < MIN_GAP_S:
             before, place = times[place], place + 1
-        is_soon = before - kill.at_unix < MIN_GAP_S  # else the stream went on and the gap is another one
+        is_soon = before - kill.at_unix < MIN_GAP_S  # else the gap has another cause
         if place == len(times) or not is_soon:
             continue
         if bisect_right(moments, times[place]) == bisect_right(moments, kill.at_unix):
@@ -67,7 +67,7 @@ def recovery_times(kills: Sequence[Kill], token_times: Sequence[float]) -> dict[
 
 
 def report(plan: Plan, killer: Killer, entries: Sequence[Entry], outcome: Outcome) -> int:
-    """Write the journal, print the sum; the exit code."""
+    """Write the journal, print the summary; return the exit code."""
     faults = outcome.faults(len(killer.kills))
     path = plan.folder / "journal.json"
     write_journal(path, plan, killer, entries, outcome)
@@ -88,7 +88,7 @@ def report(plan: Plan, killer: Killer, entries: Sequence[Entry], outcome: Outcom
 
 
 def write_journal(path: Path, plan: Plan, killer: Killer, entries: Sequence[Entry], outcome: Outcome) -> None:
-    """All of it as JSON."""
+    """Write everything as JSON."""
     found = {
         "plan": {**asdict(plan), "folder": str(plan.folder)},
         "killing_s": round(outcome.killing_s, 1),
@@ -110,7 +110,7 @@ def write_journal(path: Path, plan: Plan, killer: Killer, entries: Sequence[Entr
 
 
 def describe_kills(killer: Killer, outcome: Outcome) -> str:
-    """How many of whom, in what state the service was, and how often."""
+    """Count the kills by victim and by the service's state."""
     kills = killer.kills
     by_victim = Counter(kill.victim for kill in kills)
     by_state = Counter(kill.state for kill in kills)
@@ -119,14 +119,14 @@ def describe_kills(killer: Killer, outcome: Outcome) -> str:
     states = ", ".join(f"{state} {count}" for state, count in sorted(by_state.items()))
     minutes = outcome.killing_s / 60
     return (
-        f"{len(kills)} kills in {minutes:.1f} minutes ({victims}), {num_busy} of them with requests at work; "
-        f"the service was: {states}; {killer.num_failed_starts} failed starts, "
+        f"{len(kills)} kills in {minutes:.1f} minutes ({victims}), {num_busy} of them with running requests; "
+        f"state of the service: {states}; {killer.num_failed_starts} failed starts, "
         f"given up {killer.num_given_up} times"
     )
 
 
 def describe_requests(entries: Sequence[Entry], verdict: Verdict) -> str:
-    """How many were accepted and answered, and by which kinds of client they were asked."""
+    """Count accepted and answered requests, by kind of client."""
     kinds = Counter(entry.kind for entry in entries if entry.ids or entry.is_abandoned)
     asked = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
     num_again = sum(max(0, entry.num_connections - 1) for entry in entries)
@@ -139,7 +139,7 @@ def describe_requests(entries: Sequence[Entry], verdict: Verdict) -> str:
 def describe_growths(growths: Sequence[Growth]) -> list[str]:
     """One line a value."""
     if not growths:
-        return ["too short to tell whether anything grows"]
+        return ["the run was too short to measure growth"]
     return ["medians of the first and the last third:"] + [
         f"  {growth.name:<24} {growth.first:>8g} {growth.last:>8g}  (bound {growth.bound:g})"
         + ("" if growth.is_flat else "  GREW")

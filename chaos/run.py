@@ -1,6 +1,6 @@
 """One run: start a service, learn the right answers, ask and kill, wait, judge, write the journal.
 
-Leaves the folder with journal, logs and spool behind, and no process.
+Leaves a folder with journal, logs and spool, and no process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KIND_WEIGHTS = (4, 3, 2, 2, 1, 1)  # of client.KINDS
 
 
 class Run:
-    """A plan being carried out."""
+    """One run of a plan."""
 
     def __init__(self, plan: Plan) -> None:
         shutil.rmtree(plan.folder / "state", ignore_errors=True)
@@ -50,7 +50,7 @@ class Run:
         self.killing_s = 0.0
 
     def carry_out(self) -> Outcome:
-        """Do all of it; no process is left."""
+        """Run the plan; leaves no process."""
         started_at = time.monotonic()
         try:
             self.killer.revive()
@@ -64,7 +64,7 @@ class Run:
         return self.judge_all(trouble)
 
     def _kill_and_calm_down(self) -> str:
-        """What makes a calm service impossible afterwards, if anything; there is a journal all the same."""
+        """Return the trouble of the service after the kills, if any; a journal follows in any case."""
         try:
             self.ask_and_kill()
             self.wait_for_the_queue()
@@ -73,7 +73,7 @@ class Run:
         return ""
 
     def learn_answers(self) -> None:
-        """Ask each question once, alone, of a calm service."""
+        """Ask the calm service each question once, alone."""
         generator = random.Random(self.plan.seed)
         for number in range(NUM_QUESTIONS):
             question = make_question(number, generator, self.plan.max_tokens)
@@ -90,7 +90,7 @@ class Run:
         return result
 
     def ask_and_kill(self) -> None:
-        """Clients ask until the killer is done, then finish what they asked."""
+        """Clients ask until the killer is done, then wait for their last answers."""
         stopping, sampled = threading.Event(), threading.Event()
         clients = [
             threading.Thread(target=self._ask, args=(number, stopping))
@@ -124,7 +124,7 @@ class Run:
             client.ask(question, entry)
 
     def wait_for_the_queue(self) -> None:
-        """Ask once more, behind all others, and wait until nothing waits or runs, or long enough."""
+        """Ask once more, behind all others, and wait for an empty queue, up to PATIENCE_S."""
         self._ask_calmly(self.questions[0])
         spool, pause = open_spool(self.settings), threading.Event()
         deadline = time.monotonic() + PATIENCE_S
@@ -132,7 +132,7 @@ class Run:
             pause.wait(0.2)
 
     def judge_all(self, trouble: str) -> Outcome:
-        """Ask the oracle, and count what is left."""
+        """Ask the oracle, and count leftovers."""
         everybody = [*self.calm_entries, *self.entries]
         spool = open_spool(self.settings)
         found, depth = read_spool(spool, [entry.key for entry in everybody]), spool.depth()
@@ -153,7 +153,7 @@ def run(plan: Plan) -> int:
     try:
         outcome = started.carry_out()
     except ServiceTrouble as error:
-        print(f"nothing was killed: {error}")
+        print(f"no kills: {error}")
         return 1
     return report(plan, started.killer, started.entries, outcome)
 

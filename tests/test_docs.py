@@ -41,6 +41,19 @@ def test_links_lead_to_files_and_headings_that_exist(path: Path) -> None:
         assert not anchor or anchor in headings(linked.read_text(encoding="utf-8")), target
 
 
+def test_the_readme_has_at_most_200_lines() -> None:
+    """What a newcomer need not know has a page of its own."""
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
+
+
+@each_document
+def test_prose_is_wrapped(path: Path) -> None:
+    """Lines have at most 130 columns, outside tables, code and the generated page of benchmarks."""
+    text = re.sub(r"^ *```.*?^ *```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    if path.name != "benchmarks.md":
+        assert not [line for line in text.splitlines() if len(line) > 130 and not line.startswith("|")]
+
+
 def commands_in(text: str) -> set[str]:
     """What is written after ./launch.sh, in code and in running text."""
     found = re.findall(r"\./launch\.sh ([^`\n]+)", text)

@@ -90,6 +90,6 @@ def test_what_is_no_result_is_not_kept(tmp_path: Path) -> None:
     broken, other = tmp_path / "broken.jsonl", tmp_path / "other.jsonl"
     broken.write_text("no JSON")
     other.write_text('{"kind": "other"}\n')
-    for path, reason in ((broken, "no result file"), (other, "of kind other")):
+    for path, reason in ((broken, "not a result file"), (other, "of kind other")):
         with pytest.raises(BenchError, match=reason):
             write_page([path])
