@@ -50,7 +50,9 @@ def test_a_rank_that_never_starts_is_named(bench: Bench, monkeypatch: pytest.Mon
     monkeypatch.setenv("FAKE_RANK", "hang:1")
     bench.overrides["CONNECT_TIMEOUT"] = "1"
     with run_supervisor(bench) as supervisor:
-        service = bench.wait_until(lambda service: bool(service.supervisor.get("reason")))
+        service = bench.wait_until(
+            lambda service: bool(service.supervisor.get("reason") and service.ring.get("reason"))
+        )
         reason = "rank 1 did not start within CONNECT_TIMEOUT=1 s"
         assert service.supervisor["reason"] == service.ring["reason"] == reason
         assert service.supervisor["failed_process"] == "rank 1"
