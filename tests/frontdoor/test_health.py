@@ -270,7 +270,6 @@ def test_the_openapi_description_has_the_bodies(service: Service) -> None:
 def test_ready_means_that_requests_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk, and one that refused a request, are told with the reason, until all is well again."""
     monkeypatch.setattr("spool.write_trouble.TRIAL_SECONDS", 0.0)
-    monkeypatch.setattr("spool.admission.LOOK_SECONDS", 0.0)
     with running_service(tmp_path) as service:
         assert service.http.get("/readyz").status_code == 200
         with monkeypatch.context() as full:

@@ -157,7 +157,6 @@ def test_a_known_key_gets_its_id_whatever_the_service_lacks(
     small: Service, monkeypatch: pytest.MonkeyPatch, key: str, trouble: str, status: int
 ) -> None:
     """A new request is refused; the retry was accepted long ago, whether it is done or waits."""
-    monkeypatch.setattr("spool.admission.LOOK_SECONDS", 0.0)
     service = small.start_over()
     body = {"prompt": "hi", "background": True}
     done = post(service.http, "/generate", body, key).json()["id"]
