@@ -106,8 +106,8 @@ def test_a_trouble_is_logged_when_it_begins_changes_and_ends(caplog: pytest.LogC
             expected = [f"ring.json cannot be written: {error.strerror}"] if error else []
             assert troubles.sentences() == expected
     assert [record.getMessage() for record in caplog.records] == [
-        "ring.json cannot be written: No space left on device; it is tried again",
-        "ring.json cannot be written: Read-only file system; it is tried again",
+        "ring.json cannot be written: No space left on device; retrying",
+        "ring.json cannot be written: Read-only file system; retrying",
         "no longer: ring.json cannot be written",
     ]
 
@@ -199,7 +199,7 @@ def test_a_log_on_a_full_disk_is_said_once_and_raises_nothing(capsys: pytest.Cap
     handler.emit(record)
     handler.emit(record)
     (said,) = capsys.readouterr().err.splitlines()
-    assert said == "/dev/full cannot be written: No space left on device; log lines are lost there"
+    assert said == "/dev/full cannot be written: No space left on device; log lines are lost"
 
 
 @has_full_device
