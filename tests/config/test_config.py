@@ -84,7 +84,7 @@ def test_a_wrong_value_is_named_with_key_value_file_line_and_what_is_allowed(tmp
 
 
 def test_all_wrong_values_of_all_sources_are_reported_at_once(tmp_path: Path) -> None:
-    """One reading mends everything: bad values, unknown keys, bad lines and relations together."""
+    """One error names everything: bad values, unknown keys, bad lines and relations together."""
     write_json(tmp_path, '{"LOCAL_RANKS": 0,\n "API_PROT": 1}')
     write_dotenv(tmp_path, "SPOOL_DURABILITY=maybe\nPOLL_INTERVAL=2\nREQUEST_TIMEOUT=1\n")
     message = refuse(tmp_path, {"LOG_LEVEL": "loud"}, API_PORT="x")
@@ -323,7 +323,7 @@ def test_files_that_are_not_text_are_named(tmp_path: Path) -> None:
 
 
 def test_a_broken_file_causes_no_complaints_about_relations(tmp_path: Path) -> None:
-    """A file of which nothing could be read is the only thing to mend."""
+    """An unreadable file is the only problem."""
     write_json(tmp_path, '{"MAX_SEQUENCE_LENGTH": 9000,')
     write_dotenv(tmp_path, "DEFAULT_MAX_TOKENS=8000\n")
     assert len(refuse(tmp_path).splitlines()) == 1

@@ -83,7 +83,7 @@ def test_ten_thousand_connections_are_turned_away(
 def test_slow_clients_do_not_disturb_other_clients(
     front: tuple[psutil.Process, str],
 ) -> None:
-    """Row 23: 30 of each; a client who is none of these is answered at once, memory stays where it was."""
+    """Row 23: 30 of each; another client is answered at once, and memory does not grow."""
     process, url = front
     before = process.memory_info().rss
     body = b'{"prompt": "hi", "stream": true, "max_tokens": 40}'
