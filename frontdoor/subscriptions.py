@@ -123,7 +123,7 @@ class Subscriptions:
         if watch.result is not None or watch.failure is not None:
             return
         try:
-            # The result first: all tokens are in the log before the result is there.
+            # The result first: the log has all tokens before the result exists.
             result = self._spool.read_result(watch.request_id)
             if watch.log_reader is not None:
                 watch.records += watch.log_reader.read_new()

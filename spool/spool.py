@@ -98,8 +98,8 @@ class Spool:
         Raises:
             SpoolFull: over the count or byte limit.
             IdempotencyConflict: the key was used with another body.
-            SpoolUnavailable: too little space, or the disk or the system refused. Nothing was accepted; with
-                a key, retry safely.
+            SpoolUnavailable: too little space, or the disk or the system refused. Without a key nothing was
+                accepted; with a key, retry safely to find out.
             CorruptRequest: the disk damaged the record of the key.
         """
         try:

@@ -1,10 +1,11 @@
 """Removes old files from the spool, by age and by size. Only rank 0 sweeps, between steps.
 
-A result is removed when it is older than the retention, just after its token log, its request's file and its
-idempotency key. Where finished requests take more space than allowed (in blocks of 4 KiB), the oldest results
-are removed early, but none that ended less than GRACE_SECONDS ago: its client may be about to fetch it. On a
-nearly full disk, kept request files are removed early, too. Waiting and active requests stay. Ages come from
-the files' times and the caller's `now`. One sweep reads each file's status once.
+A result is removed when it is older than the retention, just after its token log and its request's file; its
+idempotency key goes in the same sweep. Where finished requests take more space than allowed (in blocks of 4
+KiB), the oldest results are removed early, but none that ended less than GRACE_SECONDS ago: its client may be
+about to fetch it. On a nearly full disk, kept request files are removed early, too. Waiting and active
+requests stay. Ages come from the files' times and the caller's `now`. One sweep reads each file's status
+once.
 """
 
 from __future__ import annotations
@@ -57,29 +58,29 @@ def sweep(spool: Spool, now: float, retention_seconds: float, max_bytes: int = 0
     with system_trouble("sweep"):
         # A power cut must not restore the names of a request whose result is removed here.
         spool.make_sure()
-    folder, broom = spool.folder, _Broom(spool, now, retention_seconds)
-    num_results_by_age = _remove_each(spool, folder.done, broom.remove_result)
-    early = broom.choose_early(max_bytes)
+    folder, rules = spool.folder, _Rules(spool, now, retention_seconds)
+    num_results_by_age = _remove_each(spool, folder.done, rules.remove_result)
+    early = rules.choose_early(max_bytes)
     # The key before its result: a retry in between starts a new request and keeps its new key.
-    num_files = _remove_each(spool, folder.idem, broom.remove_key)
-    num_results_by_size = _remove_each(spool, folder.done, broom.remove_early, early)
+    num_files = _remove_each(spool, folder.idem, rules.remove_key)
+    num_results_by_size = _remove_each(spool, folder.done, rules.remove_early, early)
     num_files += (
-        _remove_each(spool, folder.stream, broom.remove_log)
-        + _remove_each(spool, folder.asked, broom.remove_request)
-        + _remove_each(spool, folder.cancel, broom.remove_marker)
-        + _remove_each(spool, folder.tmp, broom.remove_temporary)
-        + _remove_each(spool, folder.bad, broom.remove_bad)
+        _remove_each(spool, folder.stream, rules.remove_log)
+        + _remove_each(spool, folder.asked, rules.remove_request)
+        + _remove_each(spool, folder.cancel, rules.remove_marker)
+        + _remove_each(spool, folder.tmp, rules.remove_temporary)
+        + _remove_each(spool, folder.bad, rules.remove_bad)
     )
     return Swept(
         num_files=num_files + num_results_by_age + num_results_by_size,
         num_results_by_age=num_results_by_age,
         num_results_by_size=num_results_by_size,
-        num_kept_results=len(broom.kept),
-        num_kept_bytes=sum(finished.num_bytes for finished in broom.kept.values()),
+        num_kept_results=len(rules.kept),
+        num_kept_bytes=sum(finished.num_bytes for finished in rules.kept.values()),
     )
 
 
-class _Broom:
+class _Rules:
     """The rules of each folder; each method removes a path, or returns False where it must stay.
 
     `kept` holds the results that stay, by id, once done/ has been swept.

@@ -64,26 +64,18 @@ class ContextLengthExceeded(InvalidRequest):
 
 
 class Unauthorized(InvalidRequest):
-    """The request has no valid API key."""
-
     status, code = 401, "invalid_api_key"
 
 
 class ForbiddenOrigin(InvalidRequest):
-    """A web page of another site sent the request through a user's browser."""
-
     status, code = 403, "forbidden_origin"
 
 
 class NotFound(InvalidRequest):
-    """No such path or request."""
-
     status, code = 404, "not_found"
 
 
 class ModelNotFound(NotFound):
-    """The body names a model that this server does not serve."""
-
     code = "model_not_found"
 
 
@@ -94,26 +86,18 @@ class ApiNotServed(NotFound):
 
 
 class MethodNotAllowed(InvalidRequest):
-    """The path has other methods."""
-
     status, code = 405, "method_not_allowed"
 
 
 class BadHttp(InvalidRequest):
-    """The bytes are not HTTP."""
-
     code = "bad_http"
 
 
 class BodyTooSlow(InvalidRequest):
-    """The body did not arrive in time."""
-
     status, code = 408, "body_too_slow"
 
 
 class HeadersTooSlow(InvalidRequest):
-    """The headers did not arrive in time."""
-
     status, code = 408, "headers_too_slow"
 
 
@@ -136,8 +120,6 @@ class BodyTooLarge(InvalidRequest):
 
 
 class UnsupportedMediaType(InvalidRequest):
-    """The body is not declared as JSON."""
-
     status, code = 415, "unsupported_media_type"
 
 
