@@ -87,21 +87,7 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
     failure = front.ring_status.failure()
     if failure is not None:
         raise RingDown(f"the ring is down: {failure}")
-    text, token_ids, literals = await _tokens(front, draft)
-    request = Request(
-        id=caller.request_id,
-        params=_sampling_params(draft, room=_room(front.context, draft, len(token_ids))),
-        text=text,
-        token_ids=tuple(token_ids),
-        tokenizer_hash=front.tokenizer.hash,
-        model=front.model_name,
-        owner=caller.owner,
-        priority=draft.priority,
-        created_unix=time.time(),
-        received_unix=caller.received_unix,
-        client_id=caller.http_id,
-        literals=literals,
-    )
+    request = await _make_request(front, draft, caller)
     submit = partial(front.spool.submit, request)
     if key is not None:
         submit = partial(submit, idempotency_key=key, body_hash=hash_body(draft.sampling))
@@ -110,8 +96,8 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
     if request_id != request.id:
         return _earlier(front, request_id, caller)
     log.info("request %s accepted", request.label)
-    log.debug("request %s: %d prompt tokens", request.id, len(token_ids))
-    seed, num_tokens = request.params.seed, len(token_ids)
+    seed, num_tokens = request.params.seed, len(request.token_ids or ())
+    log.debug("request %s: %d prompt tokens", request.id, num_tokens)
     return Accepted(request.id, seed, request.created_unix, num_tokens, may_return=caller.may_return)
 
 
@@ -147,6 +133,24 @@ def check_model(front: FrontDoor, name: str | None) -> None:
         raise ModelNotFound(
             f"this server serves the model {served!r}; MODEL_ALIASES in .env adds other names", param="model"
         )
+
+
+async def _make_request(front: FrontDoor, draft: Draft, caller: Caller) -> Request:
+    text, token_ids, literals = await _tokens(front, draft)
+    return Request(
+        id=caller.request_id,
+        params=_sampling_params(draft, room=_room(front.context, draft, len(token_ids))),
+        text=text,
+        token_ids=tuple(token_ids),
+        tokenizer_hash=front.tokenizer.hash,
+        model=front.model_name,
+        owner=caller.owner,
+        priority=draft.priority,
+        created_unix=time.time(),
+        received_unix=caller.received_unix,
+        client_id=caller.http_id,
+        literals=literals,
+    )
 
 
 async def _tokens(front: FrontDoor, draft: Draft) -> Prompt:
