@@ -1,11 +1,11 @@
 """Runs the front door: settings, logs, descriptor limits, and uvicorn on its own or an inherited socket.
 
-    python api.py [--fd N]      N is a listening socket that the supervisor keeps: a restart refuses nobody;
-                                with it, the end of standard input ends the front door, too
-                                (frontdoor/supervised.py)
+    python api.py [--fd N]      N is a listening socket that the supervisor keeps, so that a restart refuses
+                                no connection. With it, the end of standard input also ends the front door
+                                (frontdoor/supervised.py).
 
-Exit codes: 0 after SIGTERM or SIGINT, 2 when the settings or the model do not let it start (the reason is
-on stderr), 5 when the supervisor is gone, 6 when the disk refuses now.
+Exit codes: 0 after SIGTERM or SIGINT, 2 when the settings or the model stop the start (reason on stderr), 5
+when the supervisor is gone, 6 when the disk refuses a write.
 """
 
 import argparse
@@ -32,15 +32,15 @@ from frontdoor.supervised import SupervisedServer, follow_supervisor
 from prompts.tokenizer import TokenizerUnusable
 from spool import SpoolUnavailable
 
-KEEP_ALIVE_SECONDS = 75  # longer than the idle time of common proxies and clients, which then close first
+KEEP_ALIVE_SECONDS = 75  # longer than the idle time of common proxies and clients, so that they close first
 DESCRIPTORS_KEPT_FREE = 128
-EXIT_SUPERVISOR_GONE, EXIT_DISK_REFUSED = 5, 6  # as a rank
+EXIT_SUPERVISOR_GONE, EXIT_DISK_REFUSED = 5, 6  # the same as a rank's
 
 log = logging.getLogger("api")
 
 
 def main() -> int:
-    """Serve until told to stop."""
+    """Serve until a signal."""
     arguments = parse_arguments()
     try:
         settings = load_inherited_settings()
@@ -57,10 +57,10 @@ def main() -> int:
     except (ServiceError, TokenizerUnusable) as error:
         say(error)
         return 2
-    # uvicorn raises the signal that stopped it once more when it has shut down: that is a clean end.
+    # After its shutdown, uvicorn raises the signal again: that is a clean end.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit_cleanly)
-    # What is there by now stays: no full collection has to go through it in the midst of streams.
+    # The objects of the start stay: full collections during streams must not scan them.
     gc.collect()
     gc.freeze()
     if listening is None:
@@ -75,12 +75,12 @@ def main() -> int:
 
 
 def check_who_may_connect(settings: Settings, listening: socket.socket | None) -> None:
-    """Refuse, or warn of, an address that others can reach while no key is asked for.
+    """Refuse an address that others can reach without an API key, or warn about it.
 
     Raises:
-        BindingRefused: the message says why.
+        BindingRefused: the message has the reason.
     """
-    # A socket that we were given listens where it listens, whatever API_HOST says.
+    # An inherited socket may listen on another address than API_HOST.
     addresses = resolve(settings.api_host) if listening is None else [str(listening.getsockname()[0])]
     warning = check_binding(addresses, has_keys=settings.api_keys_file is not None)
     if warning is not None:
@@ -88,8 +88,8 @@ def check_who_may_connect(settings: Settings, listening: socket.socket | None) -
 
 
 def _end_with_supervisor() -> None:
-    """Whoever owns the socket is gone. The spool has all there is."""
-    log.error("the supervisor is gone; ending")
+    """End at once: the spool has every accepted request."""
+    log.error("the supervisor is gone; the front door ends")
     os._exit(EXIT_SUPERVISOR_GONE)
 
 
@@ -107,7 +107,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def server_config(app: object, settings: Settings) -> uvicorn.Config:
-    """Say how uvicorn serves the app, and how long it waits for clients at the end; it logs where we log."""
+    """Configure uvicorn for the app; it uses the process's log."""
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
         host=settings.api_host,

@@ -1,7 +1,7 @@
-"""Settings of the service: one class, one loader, and the set-up that every process makes of them.
+"""Settings of the service: one class, one loader, and what every process sets up from them.
 
-Knows what may be set and where it was written; knows nothing of requests, rings or models. Imports no other
-room.
+Knows the settings and the sources of their values; knows nothing of requests, rings or models. Imports no
+other folder.
 """
 
 from config.errors import ConfigError, ModelNotReady, Problem, SettingsError

@@ -1,4 +1,4 @@
-"""Reads API_KEYS_FILE: one key a line; a line that begins with # is a comment. Knows nothing of who asks."""
+"""Reads API_KEYS_FILE: one key a line; a line that begins with # is a comment. Knows nothing of clients."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Which addresses the front door may listen on without keys: judged before a start, and before it listens.
+"""Decides on which addresses the front door may listen without API keys. Checked before it starts to listen.
 
-    loopback                    whoever has a user account here: no key is needed
-    private, link-local         the people in the house: served, with a loud warning
-    everything else             the world (0.0.0.0 and :: are every address there is): refused without keys
+    loopback                    only users of this machine can connect: no key is needed
+    private, link-local         the local network can connect: allowed, with a warning
+    all others                  the Internet may connect (0.0.0.0 and :: mean every address): keys are needed
 
-Pure, but for `resolve`. Knows addresses; nothing of keys but whether there are any.
+Pure, except for `resolve`. Knows addresses, and of the keys only whether there are any.
 """
 
 import ipaddress
@@ -29,16 +29,16 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class BindingRefused(ConfigError):
-    """Anybody could use the service; the start stops with the message."""
+    """Anybody on the network could use the service; the start stops with the message."""
 
     code = "binding_refused"
 
 
 def check_binding(addresses: Iterable[str], *, has_keys: bool) -> str | None:
-    """Judge where the front door listens; return a warning to show, or None.
+    """Check the addresses of the front door; return a warning to show, or None.
 
     Raises:
-        BindingRefused: strangers can reach it, and there are no keys (handled by the process that starts us).
+        BindingRefused: the Internet may reach it, and there are no keys (the entry point prints the message).
     """
     if has_keys:
         return None
@@ -49,13 +49,13 @@ def check_binding(addresses: Iterable[str], *, has_keys: bool) -> str | None:
             continue
         if not any(address in network for network in PRIVATE_NETWORKS):
             raise BindingRefused(
-                f"API_HOST: on {text} anybody who can reach this machine could use the service. Set "
-                "API_KEYS_FILE to a file of keys, one a line, or API_HOST to 127.0.0.1 or an address of your "
-                "own network"
+                f"API_HOST: everybody who can reach this machine on {text} could use the service without a "
+                "key. In .env, set API_KEYS_FILE to a file of keys, one a line, or API_HOST to 127.0.0.1 or "
+                "to an address of your own network"
             )
         warning = (
-            f"NO API KEY IS ASKED FOR: everybody who can reach {text} can use this service. "
-            "Set API_KEYS_FILE to a file of keys, one a line"
+            f"NO API KEY IS REQUIRED: everybody who can reach {text} can use this service. "
+            "In .env, set API_KEYS_FILE to a file of keys, one a line"
         )
     return warning
 
@@ -64,16 +64,18 @@ def resolve(host: str) -> list[str]:
     """Return the addresses of API_HOST.
 
     Raises:
-        BindingRefused: the name means nothing here.
+        BindingRefused: the name does not resolve.
     """
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
-        raise BindingRefused(f"API_HOST = {host} is no address of this machine: {error.strerror}") from error
+        raise BindingRefused(
+            f"API_HOST = {host} is not an address of this machine: {error.strerror}; set it in .env"
+        ) from error
     return sorted({str(entry[4][0]) for entry in found})
 
 
 def _plain(address: Address) -> Address:
-    """An IPv4 address in IPv6 clothes is that IPv4 address."""
+    """Return the IPv4 address of an IPv4-mapped IPv6 address, and any other address unchanged."""
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return mapped or address

@@ -1,8 +1,7 @@
-"""What must hold between settings, and what must hold before a start.
+"""Checks settings against each other, and checks what a start needs.
 
-Pure comparisons of two settings are made when settings are loaded; what only a start needs
-(`start_problems`) is kept apart, so that `config show` works on settings that cannot be served. This file
-reads no source of settings.
+The loader compares pairs of settings. `start_problems` has the checks that only a start needs, so that
+`config show` works for settings that cannot start. Reads no source of settings.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """Two settings and what must hold between them."""
+    """Two settings and the condition between them."""
 
     first: str
     must: str
@@ -74,7 +73,7 @@ RELATIONS = (
 
 
 def relation_problems(settings: Settings, unusable: Set[str] = frozenset()) -> list[Problem]:
-    """Name every relation that does not hold, leaving out those about a key in `unusable`."""
+    """Return a problem for each relation that fails, without those about a key in `unusable`."""
     return [
         Problem(
             str(settings.origin(relation.first)),
@@ -88,7 +87,7 @@ def relation_problems(settings: Settings, unusable: Set[str] = frozenset()) -> l
 
 
 def start_problems(settings: Settings) -> list[Problem]:
-    """Name what keeps well-formed settings from being served here."""
+    """Return the problems that stop a start with well-formed settings."""
     problems = _host_problems(settings)
     for key in ("API_KEYS_FILE", "RING_SECRET_FILE"):
         path = settings.value(key)
@@ -100,7 +99,7 @@ def start_problems(settings: Settings) -> list[Problem]:
 
 
 def start_warnings(settings: Settings) -> list[str]:
-    """What a start allows and whoever starts should know."""
+    """Return the warnings that a start should show."""
     try:
         warning = check_binding(resolve(settings.api_host), has_keys=settings.api_keys_file is not None)
     except BindingRefused:
@@ -110,7 +109,7 @@ def start_warnings(settings: Settings) -> list[str]:
 
 
 def _access_problems(settings: Settings) -> list[Problem]:
-    """Who could use the service that should not, or nobody."""
+    """Return problems of access: unprotected addresses, and a file without keys."""
     problems = []
     try:
         check_binding(resolve(settings.api_host), has_keys=settings.api_keys_file is not None)
@@ -124,13 +123,13 @@ def _access_problems(settings: Settings) -> list[Problem]:
     except (OSError, UnicodeDecodeError):
         has_keys = False
     if not has_keys:
-        sentence = "API_KEYS_FILE names a file that holds no key; write one a line"
+        sentence = "API_KEYS_FILE names a file that holds no key; write one key a line"
         problems.append(Problem(str(settings.origin("API_KEYS_FILE")), sentence, "API_KEYS_FILE"))
     return problems
 
 
 def _host_problems(settings: Settings) -> list[Problem]:
-    """What is wrong with the hosts of the ring, as far as it shows without asking them."""
+    """Return problems of the ring's hosts that show without a connection to them."""
     key = "RING_HOSTFILE" if settings.ring_hostfile else "WORKER_HOSTS"
     origin = str(settings.origin(key))
     if settings.ring_hostfile and settings.worker_hosts:

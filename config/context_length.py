@@ -1,12 +1,12 @@
-"""How many tokens prompt and answer may have together, what bounds that, and how people hear of it.
+"""The context length: the most tokens of prompt and answer together, and the reason for that limit.
 
-MAX_SEQUENCE_LENGTH is a number, which is taken as it is even beyond the model's own length, or `auto`: the
-model's own length, at most 32,768, and at most what the KV reserve holds for two such requests. Rank 0 knows
-the reserve in tokens and publishes what counts, in run/ring.json:
+MAX_SEQUENCE_LENGTH is a number, which may exceed the model's own length, or `auto`: the model's own length,
+at most 32,768, and at most what the KV reserve holds for two such requests. Rank 0 knows the reserve in
+tokens and publishes the effective limit in run/ring.json:
 
     "context": {"max_tokens": 4096, "bound": "setting", "model_tokens": 8192}
 
-Before that the front door assumes what settings and config.json alone say. Knows nothing of MLX or rings.
+Until then the front door uses the settings and config.json alone. Knows nothing of MLX or rings.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from config.settings import Settings
 
 MOST_AUTO_TOKENS = 32_768
-UNKNOWN_MODEL_TOKENS = 4096  # of a model whose config names no length
+UNKNOWN_MODEL_TOKENS = 4096  # for a model whose config names no length
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 _RESTART = "in .env, then ./launch.sh restart"
 
@@ -29,16 +29,16 @@ Bound = Literal["setting", "auto", "model", "memory"]
 _HINTS: Mapping[Bound, str] = {
     "setting": f"for more, as coding agents need, set MAX_SEQUENCE_LENGTH=auto or a larger number {_RESTART}",
     "auto": f"for more set MAX_SEQUENCE_LENGTH to a larger number {_RESTART}",
-    "model": "that is the model's own length",
-    "memory": f"KV_CACHE_RESERVED_MEMORY_MB holds no more: for more raise it {_RESTART}",
+    "model": "this is the model's own length",
+    "memory": f"KV_CACHE_RESERVED_MEMORY_MB sets this limit; for more, raise it {_RESTART}",
 }
 
 
 @dataclass(frozen=True)
 class ContextLength:
-    """The most tokens of prompt and answer together, and what bounds them.
+    """The most tokens of prompt and answer together, and the bound that sets them.
 
-    `model_tokens` is the model's own length, where its config names one.
+    `model_tokens` is the model's own length; None where its config names none.
     """
 
     max_tokens: int
@@ -47,7 +47,7 @@ class ContextLength:
 
     @classmethod
     def from_json(cls, said: object) -> ContextLength | None:
-        """Read what rank 0 published; None where that is nothing."""
+        """Read what rank 0 published; None where it published nothing valid."""
         if not isinstance(said, dict) or said.get("bound") not in _HINTS:
             return None
         if type(said.get("max_tokens")) is not int:
@@ -56,22 +56,22 @@ class ContextLength:
 
     @property
     def hint(self) -> str:
-        """How to get more, or why there is no more."""
+        """How to raise the limit, or why it cannot be raised."""
         most_by_auto = min(self.model_tokens or UNKNOWN_MODEL_TOKENS, MOST_AUTO_TOKENS)
         return _HINTS["auto" if self.bound == "setting" and self.max_tokens >= most_by_auto else self.bound]
 
     def describe(self) -> str:
-        """Say the length in one line, for people."""
+        """Describe the limit in one line, for people."""
         beyond = ""
         if self.model_tokens is not None and self.max_tokens > self.model_tokens:
             beyond = f"; beyond {self.model_tokens}, the model's own length, answers may be poor"
         return f"{self.max_tokens} tokens of prompt and answer together ({self.hint}){beyond}"
 
     def explain_too_long(self, num_prompt_tokens: int, *, is_least: bool = False) -> str:
-        """Word the refusal of a prompt that leaves no room for an answer; clients look for these very words.
+        """Return the error for a prompt that leaves no room for an answer; clients search for these words.
 
         Args:
-            is_least: the prompt has so many tokens or more.
+            is_least: `num_prompt_tokens` is a lower bound.
         """
         count = f"{'at least ' if is_least else ''}{num_prompt_tokens}"
         return (
@@ -84,11 +84,12 @@ class ContextLength:
 def limit_context(
     settings: Settings, model_tokens: int | None, memory_tokens: int | None = None
 ) -> ContextLength:
-    """Return what counts.
+    """Return the effective limit.
 
     Args:
         model_tokens: the model's own length; None: its config names none.
-        memory_tokens: what the KV reserve holds of one request, of each of two with `auto`; None: not known.
+        memory_tokens: the tokens that the KV reserve holds for one request (with `auto`: for each of two);
+            None: unknown.
     """
     wanted = settings.max_sequence_length
     bounds: list[tuple[int, Bound]]
@@ -103,7 +104,7 @@ def limit_context(
 
 
 def read_model_tokens(folder: Path) -> int | None:
-    """Return the model's own length by its config.json; None where that is missing or names none."""
+    """Return the model's own length from its config.json; None where it is missing or names none."""
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
@@ -112,10 +113,10 @@ def read_model_tokens(folder: Path) -> int | None:
 
 
 def find_model_tokens(config: Mapping[str, Any]) -> int | None:
-    """Return the length that a config names, stretched as its rope scaling says.
+    """Return the length that a config names, scaled by its rope scaling.
 
-    As vLLM 0.11 reads it (config/model.py `_get_and_verify_max_len`): yarn multiplies the original length,
-    linear and dynamic scaling what is named; other kinds are part of what is named.
+    As in vLLM 0.11 (config/model.py `_get_and_verify_max_len`): yarn multiplies the original length, linear
+    and dynamic multiply the named length; for other kinds the named length is final.
     """
     inner = config.get("text_config")
     if isinstance(inner, dict):

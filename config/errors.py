@@ -1,15 +1,15 @@
-"""The root of the service's exceptions, and those of this room.
+"""The root of the service's exceptions, and the exceptions of the settings.
 
     ServiceError             500 internal_error
-    ├── ConfigError          500 config_error       the settings keep a process from going on (exit code 2)
+    ├── ConfigError          500 config_error       the settings stop the process (exit code 2)
     │   ├── SettingsError    500 settings_invalid   a setting is wrong or unknown
-    │   ├── BindingRefused   500 binding_refused    binding.py: nobody may listen there without keys
-    │   └── ModelNotReady    503 model_not_ready    MODEL_REPO is well formed, but the model is not here yet
+    │   ├── BindingRefused   500 binding_refused    binding.py: this address needs API keys
+    │   └── ModelNotReady    503 model_not_ready    MODEL_REPO is valid, but the model is not downloaded
     ├── SpoolError           spool/errors.py
     └── InvalidRequest, …    frontdoor/http/errors.py
 
-Each class carries its HTTP status and a stable `code`: plain data, which the front door's one handler turns
-into an answer (frontdoor/http/errors.py). This file knows nothing of where settings come from.
+Each class carries its HTTP status and a stable `code`, which the front door's one handler turns into an
+answer (frontdoor/http/errors.py). Knows nothing of the sources of settings.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-SOON_SECONDS = 2  # when nothing better is known
+SOON_SECONDS = 2  # Retry-After without an estimate
 
 
 class ServiceError(Exception):
-    """Something went wrong that a user has to hear of; `status` and `code` are promises to clients.
+    """An error that a user must see; `status` and `code` are stable for clients.
 
-    `param` names the field or header that is wrong; `retry_seconds` says when to come back, where that helps.
+    `param` names the wrong field or header; `retry_seconds` says when a retry may succeed.
     """
 
     status = 500
@@ -42,7 +42,7 @@ class ServiceError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One wrong setting: where it stands (`.env:12`), the sentence about it, and its key if it has one."""
+    """One wrong setting: its place (`.env:12`), the message, and its key if it has one."""
 
     origin: str
     sentence: str
@@ -53,13 +53,13 @@ class Problem:
 
 
 class ConfigError(ServiceError):
-    """Something about the settings keeps the service from going on."""
+    """The settings stop the process."""
 
     code = "config_error"
 
 
 class SettingsError(ConfigError):
-    """Holds every problem that was found, so that one reading fixes them all."""
+    """Holds every problem at once, so that a user can fix all of them together."""
 
     code = "settings_invalid"
 

@@ -1,8 +1,7 @@
-"""What a setting is: its metadata, and the kinds of value that settings take.
+"""The metadata of a setting, and the types of values that settings take.
 
-Every field of `Settings` is annotated with one `About` and with pydantic's bounds; README, examples,
-`config show` and the error messages are all made from these two, so that nothing is said twice. This file
-knows no key by name.
+Every field of `Settings` has one `About` and pydantic's bounds. README, examples, `config show` and error
+messages are made from these two. Knows no key by name.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ _PATH_TYPES = (Path, Path | None)
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What people are told about a setting.
+    """The description of a setting for people.
 
-    `is_live`: a running service may take a new value; otherwise it takes a restart. `is_secret`: never shown.
-    `allowed`: only where the type and its bounds do not say it.
+    `is_live`: a running service takes a new value; otherwise it needs a restart. `is_secret`: never shown.
+    `allowed`: only where the type and its bounds do not describe the allowed values.
     """
 
     group: str
@@ -50,12 +49,12 @@ def about(field: FieldInfo) -> About:
 
 
 def is_setting(field: FieldInfo) -> bool:
-    """Tell a setting from the other fields of the class."""
+    """Whether a field of the class is a setting."""
     return any(isinstance(item, About) for item in field.metadata)
 
 
 def allowed_values(field: FieldInfo) -> str:
-    """Say in words what a setting may be."""
+    """Describe a setting's allowed values."""
     said = about(field).allowed
     if said:
         return said
@@ -70,7 +69,7 @@ def allowed_values(field: FieldInfo) -> str:
 
 
 def format_value(value: object) -> str:
-    """Write a value as it would stand in `.env`."""
+    """Write a value in the form of `.env`."""
     if value is None:
         return ""
     if isinstance(value, float) and value.is_integer():
@@ -79,7 +78,7 @@ def format_value(value: object) -> str:
 
 
 def json_value(value: object) -> str | int | float | None:
-    """Write a value as it would stand in `config.json`."""
+    """Write a value in the form of `config.json`."""
     if value is None or isinstance(value, int):
         return value
     if isinstance(value, float):
@@ -104,7 +103,7 @@ def _expand_home(path: Path) -> Path:
     try:
         return path.expanduser()
     except RuntimeError as error:
-        raise ValueError("this home folder is not known") from error
+        raise ValueError("this home folder is unknown") from error
 
 
 def _empty_is_none(value: object) -> object:
@@ -136,14 +135,14 @@ def _listening_host(value: str) -> str:
     except ValueError:
         looks_like_an_address = re.fullmatch(r"[0-9.]+", value) is not None
         if looks_like_an_address or HOST_NAME.fullmatch(value) is None:
-            raise ValueError("this is neither an address nor a host name") from None
+            raise ValueError("it is neither an address nor a host name") from None
         return value
 
 
 def _ring_address(value: str) -> str:
     address = ipaddress.IPv4Address(value)
     if address.is_unspecified or address.is_multicast:
-        raise ValueError("the neighbours must be able to connect to it")
+        raise ValueError("other ranks cannot connect to it")
     return str(address)
 
 
@@ -151,7 +150,7 @@ def _allowed_hosts(value: str) -> str:
     names = split_list(value)
     for name in names:
         if name != "*" and HOST_NAME.fullmatch(re.sub(r"^\*?\.", "", name)) is None:
-            raise ValueError(f"{name!r} is no host name: without http://, port and path")
+            raise ValueError(f"{name!r} is not a host name; omit http://, port and path")
     return ",".join(names).lower()
 
 
@@ -186,18 +185,18 @@ def _worker_hosts(value: str) -> str:
 
 def _worker_dir(value: str) -> str:
     if re.fullmatch(r"(~/|/)[^\s'\"\\$`*?]*[^\s'\"\\$`*?/]", value) is None or ".." in value.split("/"):
-        raise ValueError("this is neither an absolute path nor one below ~/, without blanks and quotes")
+        raise ValueError("it is neither an absolute path nor a path below ~/ without blanks and quotes")
     return value
 
 
 def _worker_python(value: str) -> str:
     if re.fullmatch(r"((~/|/)?[A-Za-z0-9_.][A-Za-z0-9_./+-]*)?", value) is None:
-        raise ValueError("this is no name of a program")
+        raise ValueError("it is not the name of a program")
     return value
 
 
 def split_list(value: str) -> tuple[str, ...]:
-    """Split a comma list, leaving out blanks."""
+    """Split a comma list, and drop empty entries."""
     return tuple(word.strip() for word in value.split(",") if word.strip())
 
 
@@ -205,12 +204,12 @@ def parse_layer_counts(value: str) -> tuple[int, ...]:
     """Read `15,15`: the number of layers of rank 0, rank 1, and so on."""
     words = [word.strip() for word in value.split(",")]
     if not all(re.fullmatch(r"[0-9]{1,4}", word) and int(word) > 0 for word in words):
-        raise ValueError("this is not a list of whole numbers above zero")
+        raise ValueError("it is not a list of whole numbers above zero")
     return tuple(int(word) for word in words)
 
 
 def json_settings(values: Mapping[str, Any]) -> dict[str, str | int | float | None]:
-    """Turn effective values into what JSON can hold, by key."""
+    """Convert effective values to JSON values, by key."""
     return {key: json_value(value) for key, value in values.items()}
 
 

@@ -1,7 +1,8 @@
-"""Every setting, in the groups in which people read of them.
+"""The settings of the model, the API, the state and the process, by group.
 
-One annotated field says all there is to say about a setting: type, bounds, default and `About`. A group is
-a part of `config.settings.Settings` and never used alone. This file reads no source of settings.
+One annotated field defines a setting: type, bounds, default and `About`. A group is a part of
+`config.settings.Settings` and is never used alone. config/ring_groups.py has the other groups. Reads no
+source of settings.
 """
 
 from __future__ import annotations
@@ -18,22 +19,17 @@ from config.fields import (
     AnyPath,
     Auto,
     CorsOrigins,
-    LayerSplit,
     ListeningHost,
     LogLevel,
     ModelAliases,
     OptionalPath,
     Port,
-    RingAddress,
-    WorkerDir,
-    WorkerHosts,
-    WorkerPython,
     between,
 )
 
 
 class RootedSettings(BaseModel):
-    """What all groups share: the folder from which relative paths are taken."""
+    """The base of all groups: the folder from which relative paths start."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -47,7 +43,7 @@ class RootedSettings(BaseModel):
 
 
 class ModelSettings(RootedSettings):
-    """The model and how long texts may be."""
+    """The model and the lengths of its texts."""
 
     model_repo: Annotated[
         str,
@@ -64,7 +60,7 @@ class ModelSettings(RootedSettings):
         ModelAliases,
         About(
             "Model",
-            "Other names under which requests may ask for the model; answers carry its own name.",
+            "Other names that requests may use for the model; answers have its own name.",
             is_live=True,
             allowed="a comma list of names, or * for any, or empty for none",
         ),
@@ -74,8 +70,8 @@ class ModelSettings(RootedSettings):
         between(1, 10_000_000),
         About(
             "Model",
-            "Answer length where a request to /generate or a prompt file names none; on /v1/* that is the "
-            "rest of the context.",
+            "Most tokens of an answer where a request to /generate or a prompt file names no limit. On /v1/* "
+            "the limit is the rest of the context.",
             "tokens",
             is_live=True,
         ),
@@ -85,8 +81,8 @@ class ModelSettings(RootedSettings):
         About(
             "Model",
             "Most tokens of prompt and answer together. auto: the model's own length, at most 32768, and at "
-            "most what KV_CACHE_RESERVED_MEMORY_MB holds for two such requests. A number is taken as it is, "
-            "even beyond the model's own length.",
+            "most what KV_CACHE_RESERVED_MEMORY_MB holds for two such requests. A number may exceed the "
+            "model's own length.",
             "tokens",
             allowed="auto, or a whole number from 2 to 10000000",
         ),
@@ -96,7 +92,7 @@ class ModelSettings(RootedSettings):
         Literal["off", "on"],
         About(
             "Model",
-            "Whether a control token that a chat's message spells counts as one (on), or is text (off).",
+            "How to read a control token in a chat's message: as a control token (on), or as text (off).",
         ),
     ] = "off"
 
@@ -113,7 +109,7 @@ class ApiSettings(RootedSettings):
         ListeningHost,
         About(
             "API",
-            "Address the HTTP front door listens on.",
+            "Address on which the HTTP front door listens.",
             allowed="an address or a host name, without http:// or a port",
         ),
     ] = "127.0.0.1"
@@ -122,7 +118,7 @@ class ApiSettings(RootedSettings):
         OptionalPath,
         About(
             "API",
-            "File of accepted API keys, one a line, # comments; empty: no key is asked for.",
+            "File of API keys, one a line, with # comments; empty: no key is required.",
             is_secret=True,
         ),
     ] = None
@@ -130,8 +126,8 @@ class ApiSettings(RootedSettings):
         AllowedHosts,
         About(
             "API",
-            "Further names in Host headers that are served, such as a proxy's; loopback names, IP addresses, "
-            "*.local, host.docker.internal, this machine's names and API_HOST always are.",
+            "More names to accept in Host headers, such as a proxy's. Loopback names, IP addresses, *.local, "
+            "host.docker.internal, this machine's names and API_HOST are always accepted.",
             allowed="a comma list of names, *.example.org for all names below it, .example.org for these and "
             "itself, or * for any, or empty for none",
         ),
@@ -149,8 +145,8 @@ class ApiSettings(RootedSettings):
         between(1, 1 << 30),
         About(
             "API",
-            "Longest text of a prompt or of all messages on /generate; /v1/* is limited by tokens and "
-            "MAX_BODY_BYTES.",
+            "Longest text of a prompt or of all messages on /generate. Tokens and MAX_BODY_BYTES limit "
+            "/v1/*.",
             "bytes",
             is_live=True,
         ),
@@ -161,15 +157,15 @@ class ApiSettings(RootedSettings):
     request_timeout: Annotated[
         FiniteFloat,
         between(0.1, 86_400),
-        About("API", "A caller waits this long for an answer before it gets a 504.", "seconds", is_live=True),
+        About("API", "Longest wait for an answer; then the client gets a 504.", "seconds", is_live=True),
     ] = 120.0
     disconnect_grace_seconds: Annotated[
         FiniteFloat,
         between(0, 86_400),
         About(
             "API",
-            "A request whose caller has left is cancelled after this time; on /v1 without an Idempotency-Key "
-            "at once.",
+            "Time after which a request is cancelled when its client has disconnected. On /v1 without an "
+            "Idempotency-Key it is cancelled at once.",
             "seconds",
             is_live=True,
         ),
@@ -177,7 +173,7 @@ class ApiSettings(RootedSettings):
 
 
 class StateSettings(RootedSettings):
-    """The file queue and what it keeps."""
+    """The file queue and its limits."""
 
     state_dir: Annotated[
         AnyPath, About("State", "Folder of the spool, logs, run files and built-in models.")
@@ -185,221 +181,55 @@ class StateSettings(RootedSettings):
     max_queue_depth: Annotated[
         int,
         between(1, 1_000_000),
-        About("State", "Most requests waiting; more are refused with 429.", "requests", is_live=True),
+        About("State", "Most waiting requests; more are refused with 429.", "requests", is_live=True),
     ] = 1000
     max_queue_mb: Annotated[
         int,
         between(1, 1 << 20),
-        About("State", "Most room the waiting requests may take.", "MiB", is_live=True),
+        About("State", "Most disk space of the waiting requests.", "MiB", is_live=True),
     ] = 256
     spool_durability: Annotated[
         Literal["power", "process"],
-        About("State", "What accepted requests survive: a power cut, or the death of any process."),
+        About("State", "Accepted requests survive a power cut (power), or a crash of any process (process)."),
     ] = "power"
     poll_interval: Annotated[
         FiniteFloat,
         between(0.001, 60),
         About(
-            "State", "The spool is scanned this often in case a doorbell was lost.", "seconds", is_live=True
+            "State", "Time between scans of the spool, in case a doorbell was lost.", "seconds", is_live=True
         ),
     ] = 0.1
     result_retention_hours: Annotated[
         FiniteFloat,
         between(0.1, 8760),
-        About("State", "Finished answers can be fetched this long.", "hours", is_live=True),
+        About("State", "Time for which a finished answer can be fetched.", "hours", is_live=True),
     ] = 24.0
     result_retention_mb: Annotated[
         int,
         between(0, 1 << 30),
         About(
             "State",
-            "Most room finished requests may take; the oldest go early, but none in 5 minutes. 0: no limit.",
+            "Most disk space of finished requests. The oldest are removed early, but none within 5 minutes "
+            "of its end. 0: no limit.",
             "MiB",
             is_live=True,
         ),
     ] = 1024
 
 
-class RingSettings(RootedSettings):
-    """The ranks, where they run and how long they may take."""
-
-    local_ranks: Annotated[int, between(1, 16), About("Ring", "Ranks on this machine.", "ranks")] = 1
-    worker_hosts: Annotated[
-        WorkerHosts,
-        About(
-            "Ring",
-            "Further hosts of the ring, reached by ssh, in the order of their ranks.",
-            allowed="a comma list of [user@]host[:ranks][=address in the ring], localhost:ranks among them, "
-            "or empty for this machine alone",
-        ),
-    ] = ""
-    ring_hostfile: Annotated[
-        OptionalPath,
-        About(
-            "Ring",
-            "Host file of mlx in place of WORKER_HOSTS, as mlx.distributed_config writes it; "
-            "its first host is this machine.",
-        ),
-    ] = None
-    ring_address: Annotated[
-        RingAddress,
-        About(
-            "Ring",
-            "This machine's address for the ranks of the ring; with other hosts the one by which it reaches "
-            "the first of them, unless it is set.",
-            allowed="the IPv4 address of an interface of this machine",
-        ),
-    ] = "127.0.0.1"
-    worker_dir: Annotated[
-        WorkerDir,
-        About(
-            "Ring",
-            "Folder on the other hosts for code, virtual environment and models; made at need.",
-            allowed="a path there, absolute or below ~/",
-        ),
-    ] = "~/.local/share/mlx-ring-service"
-    worker_python: Annotated[
-        WorkerPython,
-        About(
-            "Ring",
-            "Python of the other hosts; empty: this machine's version, else the newest from 3.11 on.",
-            allowed="the name or path of a program there, or empty",
-        ),
-    ] = ""
-    model_sync: Annotated[
-        Literal["copy", "hub"],
-        About(
-            "Ring",
-            "How other hosts get their part of the model: copied from this machine, or fetched from the Hub "
-            "by each (where the model is one of the Hub's).",
-        ),
-    ] = "copy"
-    ring_secret_file: Annotated[
-        OptionalPath,
-        About(
-            "Ring",
-            "File of the secret all ranks share; empty: ring.secret in STATE_DIR, made at need.",
-            is_secret=True,
-        ),
-    ] = None
-    layer_split: Annotated[
-        LayerSplit,
-        About(
-            "Ring",
-            "Layers of rank 0 (the last ones), rank 1, …",
-            allowed="auto, or one count for each rank such as 15,15",
-        ),
-    ] = "auto"
-    connect_timeout: Annotated[
-        FiniteFloat,
-        between(1, 3600),
-        About("Ring", "All ranks must be connected within this time.", "seconds"),
-    ] = 45.0
-    load_timeout: Annotated[
-        FiniteFloat,
-        between(1, 86_400),
-        About("Ring", "All ranks must have loaded their layers within this time.", "seconds"),
-    ] = 600.0
-    step_timeout: Annotated[
-        FiniteFloat,
-        between(1, 86_400),
-        About("Ring", "A ring that makes no step for this long is rebuilt.", "seconds"),
-    ] = 60.0
-    shutdown_timeout: Annotated[
-        FiniteFloat,
-        between(0, 86_400),
-        About("Ring", "Running requests get this long to end at a stop.", "seconds"),
-    ] = 30.0
-
-
-class EngineSettings(RootedSettings):
-    """How the ring computes."""
-
-    microbatches: Annotated[
-        Auto | Annotated[int, between(1, 64)],
-        About(
-            "Engine",
-            "Groups of rows that travel round the ring at once; one more may be on its way.",
-            allowed="auto (as many as ranks, one where that is faster), or a whole number from 1 to 64",
-        ),
-    ] = "auto"
-    max_rows_per_microbatch: Annotated[
-        int, between(1, 1024), About("Engine", "Most sequences that step together.", "rows")
-    ] = 32
-    prefill_chunk_tokens: Annotated[
-        Auto | Annotated[int, between(1, 65_536)],
-        About(
-            "Engine",
-            "A long prompt is read in pieces of this size.",
-            "tokens",
-            allowed="auto (512 on a GPU; without one 128, 256 with experts; fewer where that holds answers "
-            "up for 0.2 s), or a whole number from 1 to 65536",
-        ),
-    ] = "auto"
-    speculation: Annotated[
-        Literal["prompt-lookup", "off"],
-        About(
-            "Engine",
-            "Guess what comes next from the text so far and verify several tokens in one lap, where measured "
-            "costs say that it gains; the text stays the same.",
-        ),
-    ] = "prompt-lookup"
-    kv_cache_max_size: Annotated[
-        int, between(0, 100_000_000), About("Engine", "Tokens the prefix cache keeps.", "tokens")
-    ] = 8192
-    kv_cache_reserved_memory_mb: Annotated[
-        int,
-        between(1, 1 << 24),
-        About(
-            "Engine", "Memory of each rank for the KV of running sequences and prefix cache together.", "MiB"
-        ),
-    ] = 2048
-    cpu_layers: Annotated[
-        Literal["numpy", "mlx"],
-        About(
-            "Engine",
-            "What runs a dense model's float32 layers on a machine without a GPU: NumPy between the BLAS's "
-            "products (faster), or MLX as everywhere else.",
-        ),
-    ] = "numpy"
-    cpu_products: Annotated[
-        Literal["auto", "kernels", "blas"],
-        About(
-            "Engine",
-            "What multiplies in the layers that NumPy runs: kernels that are compiled at the start, with "
-            "packed weights (x86-64 with AVX2), or the BLAS; auto takes the first that can be used.",
-        ),
-    ] = "auto"
-    cpu_blas: Annotated[
-        Literal["auto", "mkl", "openblas", "off"],
-        About("Engine", "BLAS that is loaded before MLX on Linux without a GPU."),
-    ] = "auto"
-    blas_threads: Annotated[
-        Auto | Annotated[int, between(1, 1024)],
-        About(
-            "Engine",
-            "Threads of each rank for products. With auto, those with packed weights take all cores while no "
-            "other rank works.",
-            allowed="auto (the cores shared out), or a whole number from 1 to 1024",
-        ),
-    ] = "auto"
-
-
 class ProcessSettings(RootedSettings):
-    """What each process writes and may open."""
+    """The logs and the limits of each process."""
 
-    log_level: Annotated[
-        LogLevel, About("Process", "Least severe log lines that are written.", is_live=True)
-    ] = "INFO"
+    log_level: Annotated[LogLevel, About("Process", "Least severe level to log.", is_live=True)] = "INFO"
     log_format: Annotated[Literal["text", "json"], About("Process", "Form of the log lines.")] = "text"
     log_file: Annotated[
-        OptionalPath, About("Process", "File that gets all log lines besides standard error; rotated.")
+        OptionalPath, About("Process", "File for all log lines, in addition to standard error; rotated.")
     ] = None
     file_descriptor_soft_limit: Annotated[
-        int, between(64, 1 << 20), About("Process", "Open files each process asks for.", "files")
+        int, between(64, 1 << 20), About("Process", "Soft limit of open files of each process.", "files")
     ] = 2048
     file_descriptor_hard_limit: Annotated[
         int,
         between(64, 1 << 20),
-        About("Process", "Hard limit of open files each process asks for.", "files"),
+        About("Process", "Hard limit of open files of each process.", "files"),
     ] = 4096

@@ -1,7 +1,4 @@
-"""Lays the sources over each other and words what is wrong with their values.
-
-The loader of `config.manager` is its only caller. It knows keys only as the fields it is given.
-"""
+"""Merges the sources of settings, and describes wrong values. Knows only the keys that callers pass in."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ from config.sources import (
 def collect(
     root: Path, overrides: Mapping[str, str], environ: Mapping[str, str], fields: Mapping[str, FieldInfo]
 ) -> tuple[dict[str, Entry], list[Problem], list[str]]:
-    """Return the winning entry of each key, what is wrong with how the sources are written, and warnings."""
+    """Return the winning entry of each key, the problems of the sources, and warnings."""
     known_environment = {key: value for key, value in environ.items() if key in fields or key in RETIRED_KEYS}
     layers = (
         read_json_settings(root / JSON_NAME),
@@ -56,7 +53,7 @@ def collect(
 def validation_problems(
     error: ValidationError, entries: Mapping[str, Entry], fields: Mapping[str, FieldInfo]
 ) -> list[Problem]:
-    """Word pydantic's findings, one for each wrong key: the value, the reason and what is allowed."""
+    """Describe pydantic's errors, one for each wrong key: the value, the reason and the allowed values."""
     reasons: dict[str, str] = {}
     for detail in error.errors(include_url=False, include_input=False):
         key = str(detail["loc"][0]).upper()
@@ -66,14 +63,12 @@ def validation_problems(
 
 
 def unknown_key(key: str, known: Collection[str], origin: Origin) -> Problem:
-    """Word an unknown key, with the known key that is nearest to it; its value is not shown."""
+    """Describe an unknown key, with the closest known key; its value is not shown."""
     near = difflib.get_close_matches(key.upper(), known, n=1)
     if near:
         advice = f"did you mean {near[0]}?"
     else:
-        advice = (
-            "the keys are listed in config/README.md; other programs' variables belong into the environment"
-        )
+        advice = "config/README.md lists the keys; set other programs' variables in the environment"
     return Problem(str(origin), f"{_printable(key)} is not a setting; {advice}", key)
 
 

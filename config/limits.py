@@ -1,7 +1,6 @@
-"""Sets this process's limits on open files, says which limits let no rank start, and counts cores.
+"""Raises this process's limits on open files, finds limits that stop a rank, and counts cores.
 
-Limits are only ever raised: a lower hard limit could not be undone. This file knows nothing of who needs
-the files, but for the least that a rank needs.
+It only raises limits: a lower hard limit cannot be undone. Of the ranks it knows only their minimum needs.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from config.settings import Settings
 
-# Open files of a rank: its packages, its ring and its model, which may be a file for every few GB.
+# Open files of a rank: its packages, its ring and its model's files.
 MIN_DESCRIPTORS = 256
-# Processes and threads; with fewer not even the packages of one rank can be imported.
+# Processes and threads; with fewer, a rank cannot import its packages.
 MIN_PROCESSES = 64
 MIN_ADDRESS_SPACE_BYTES = 1 << 30
 _RAISE = (
@@ -29,7 +28,7 @@ MAX_MAC_FILES = 10240
 
 
 def raise_descriptor_limits(settings: Settings) -> str | None:
-    """Raise the limits to the settings', as far as the system lets us; return a message where it does not."""
+    """Raise the limits to the settings' values; return a message where the system allows less."""
     wanted_soft, wanted_hard = settings.file_descriptor_soft_limit, settings.file_descriptor_hard_limit
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if _is_less(hard, wanted_hard) and _set_limits(soft, wanted_hard):
@@ -42,7 +41,7 @@ def raise_descriptor_limits(settings: Settings) -> str | None:
 
 
 def limit_problems(settings: Settings) -> list[str]:
-    """Why no rank can start under this process's limits; raises those on open files as far as it may."""
+    """Raise the limits on open files, and return the limits of this process that stop every rank."""
     raise_descriptor_limits(settings)
     problems = []
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -65,7 +64,7 @@ def limit_problems(settings: Settings) -> list[str]:
 
 
 def count_cores() -> int:
-    """Cores that this process may use, not those of the machine."""
+    """Count the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -79,7 +78,7 @@ def _set_limits(soft: int, hard: int) -> bool:
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     except (ValueError, OSError):
-        # Not privileged to raise the hard limit, or above the kernel's own (macOS: kern.maxfilesperproc).
+        # No privilege to raise the hard limit, or above the kernel's limit (macOS: kern.maxfilesperproc).
         return False
     return True
 

@@ -1,9 +1,9 @@
-"""Settings of a running service: what an edit changes, what of it is applied at once, and how it travels.
+"""Live settings: finds what an edit changes, and passes new values to running processes.
 
-The supervisor alone reads `.env` and `config.json`. What it starts gets every effective value in its
-environment (with SETTINGS_FROM=environment, so that a bad edit of a file cannot keep a rank from starting
-again), and later each change of a live setting as a line {"event": "settings", "values": {KEY: value}} on
-its standard input. Knows no key by name.
+Only the supervisor reads `.env` and `config.json`. It starts each process with every effective value in the
+environment, and with SETTINGS_FROM=environment: a bad edit of a file must not stop a rank's restart. Later it
+writes each change of a live setting as a line {"event": "settings", "values": {KEY: value}} to the process's
+standard input. Knows no key by name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FROM_ENVIRONMENT = "environment"
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One setting that an edit changed, as people see it (a secret one is masked)."""
+    """One setting that an edit changed, for people (secrets are masked)."""
 
     key: str
     old: str
@@ -42,7 +42,7 @@ class Change:
 
 
 def find_changes(running: Settings, edited: Settings) -> list[Change]:
-    """Name every key whose value differs, in the order of the class."""
+    """Return every key whose value differs, in the order of the class."""
     return [
         Change(key, running.shown(key), edited.shown(key), running.about(key).is_live)
         for key in running.all_keys()
@@ -51,9 +51,9 @@ def find_changes(running: Settings, edited: Settings) -> list[Change]:
 
 
 def apply_live(running: Settings, edited: Settings) -> tuple[Settings, dict[str, Any]]:
-    """Take the live ones of what was edited; the settings now, and the new values by key for JSON.
+    """Apply the live settings of an edit; return the new settings, and the new values by key for JSON.
 
-    They go together with the rest: no relation of config/checks.py is between a live setting and another one.
+    This cannot break a relation of config/checks.py: none is between a live setting and another kind.
     """
     changed = [change.key for change in find_changes(running, edited) if change.is_live]
     values = {key: json_value(edited.value(key)) for key in changed}
@@ -61,7 +61,7 @@ def apply_live(running: Settings, edited: Settings) -> tuple[Settings, dict[str,
 
 
 def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
-    """Return the settings with other values, checked as when they are loaded.
+    """Return the settings with other values, checked as the loader checks them.
 
     Raises:
         pydantic.ValidationError: a value is not allowed, or the key is unknown.
@@ -73,13 +73,13 @@ def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
 
 
 def to_environment(settings: Settings) -> dict[str, str]:
-    """Every effective value as the environment of a process that is to run with exactly these settings."""
+    """Return the environment of a process that must run with exactly these settings."""
     values = {key: format_value(settings.value(key)) for key in settings.all_keys()}
     return {SETTINGS_FROM: FROM_ENVIRONMENT, **values}
 
 
 def load_inherited_settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read the settings of a process of the service: its supervisor's if it has one, else from all sources.
+    """Read the settings of a process: from its supervisor if it has one, otherwise from all sources.
 
     Raises:
         SettingsError: as load_settings.
@@ -98,12 +98,12 @@ def load_inherited_settings(environ: Mapping[str, str] | None = None) -> Setting
 
 
 def load_for_looking(overrides: Mapping[str, str], root: Path | None = None) -> Settings:
-    """Read all sources for a command that looks at a running service, or stops it: wrong values are left out.
+    """Read all sources without wrong values, for a command that inspects or stops a running service.
 
-    A bad edit, which the running service has not taken, must not keep people from it.
+    The service did not take a bad edit, so the edit must not stop these commands.
 
     Raises:
-        SettingsError: nothing can be made of what is there.
+        SettingsError: the remaining values are wrong, too.
     """
     try:
         return load_settings(overrides, root=root)
@@ -122,7 +122,7 @@ def load_for_looking(overrides: Mapping[str, str], root: Path | None = None) -> 
 
 
 def mark_files(root: Path, names: Collection[str] = (DOTENV_NAME, JSON_NAME)) -> tuple[object, ...]:
-    """What changes when somebody edits one of the settings files: time, inode and length of each."""
+    """Return time, inode and length of each settings file; an edit changes them."""
     marks: list[object] = []
     for name in names:
         try:
@@ -135,14 +135,14 @@ def mark_files(root: Path, names: Collection[str] = (DOTENV_NAME, JSON_NAME)) ->
 
 
 class SettingsLines:
-    """Cuts what the supervisor sends into lines and hands on the values of each settings line."""
+    """Splits the supervisor's input into lines, and calls `on_settings` with the values of each."""
 
     def __init__(self, on_settings: Callable[[dict[str, Any]], None]) -> None:
         self._on_settings = on_settings
         self._rest = b""
 
     def feed(self, data: bytes) -> None:
-        """Take what was read; a line that is no settings line is skipped."""
+        """Process input; skip lines of other kinds."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             try:

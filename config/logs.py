@@ -1,8 +1,7 @@
-"""Sets up logging for a process: text or JSON lines on standard error, and in LOG_FILE where one is chosen.
+"""Sets up logging for a process: text or JSON lines on standard error, and in LOG_FILE where it is set.
 
 Text: `2026-11-23 14:32:10.123 INFO rank 0: message`. JSON: `time level process message`, the members of
-`extra={"fields": {…}}`, and `exception` where there is a traceback. Prompt text is never logged; that is
-the callers' duty.
+`extra={"fields": {…}}`, and `exception` for a traceback. Callers must never log prompt text.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ CHATTY_LOGGERS = ("httpx", "httpx2", "httpcore", "huggingface_hub", "filelock", 
 
 
 class TextFormatter(logging.Formatter):
-    """One line a record, after which a traceback may follow."""
+    """Formats a record as one line, and a traceback after it."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
@@ -41,7 +40,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a record."""
+    """Formats a record as one JSON object."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
@@ -62,13 +61,13 @@ class JsonFormatter(logging.Formatter):
 
 
 class StandardErrorHandler(logging.StreamHandler[TextIO]):
-    """Writes records on standard error, which may be a file on a full disk or a pipe that nobody reads."""
+    """Writes records to standard error, which may be a file on a full disk or a closed pipe."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
-        """Lose a line that the system refuses, without a word: there is nowhere to say it."""
+        """Drop a line that the system refuses: there is no place to report it."""
         if not isinstance(sys.exception(), OSError):
             super().handleError(record)
 
@@ -82,14 +81,14 @@ class RotatingFileHandler(logging.Handler):
         self._trouble: str | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record; what keeps it from the file is said once on standard error and stops nothing."""
+        """Write one record; report an error once on standard error, and go on."""
         line = self.format(record)
         try:
             self._file.write_line(line)
         except OSError as error:
             trouble = describe_os_error(error)
             if trouble != self._trouble:
-                say(f"{self._file.path} cannot be written: {trouble}; log lines are lost there")
+                say(f"{self._file.path} cannot be written: {trouble}; log lines are lost")
             self._trouble = trouble
         else:
             self._trouble = None
@@ -101,11 +100,11 @@ class RotatingFileHandler(logging.Handler):
 
 
 def configure_logging(settings: Settings, *, process: str) -> None:
-    """Send this process's log lines where the settings say, in place of any earlier set-up.
+    """Set this process's logging up from the settings, and replace any earlier set-up.
 
     Args:
-        process: the name that stands on each line: "rank 0", "api", "supervisor".
-    Raises: SettingsError where LOG_FILE can never be written; a full disk costs lines, and no start.
+        process: the name on each line: "rank 0", "api", "supervisor".
+    Raises: SettingsError where LOG_FILE can never be written; a full disk loses lines but stops no start.
     """
     handlers: list[logging.Handler] = [StandardErrorHandler()]
     if settings.log_file is not None:
@@ -123,13 +122,13 @@ def configure_logging(settings: Settings, *, process: str) -> None:
 
 
 def say(message: object) -> None:
-    """Print a line on standard error, for a process that has no log yet; lost where it cannot be written."""
+    """Print a line on standard error, for a process without a log; drop it where that fails."""
     with contextlib.suppress(OSError):
         print(message, file=sys.stderr, flush=True)
 
 
 def let_go_of_lost_lines() -> None:
-    """Drop what standard error refuses; left to the end, it would change the process's exit code to 120."""
+    """Drop lines that standard error refuses: at exit they would change the exit code to 120."""
     try:
         sys.stderr.flush()
     except OSError:
@@ -137,7 +136,7 @@ def let_go_of_lost_lines() -> None:
 
 
 def set_level(level: str | None) -> None:
-    """Write lines from this level on; None leaves it as it is."""
+    """Set the least severe level to log; None changes nothing."""
     if level is None:
         return
     root = logging.getLogger()
@@ -154,7 +153,7 @@ def _file_handler(settings: Settings) -> RotatingFileHandler:
     try:
         file.open()
     except OSError as error:
-        if is_passing(error):  # the handler says so, and tries at each line
+        if is_passing(error):  # the handler reports it, and retries at each line
             return RotatingFileHandler(file)
         origin = str(settings.origin("LOG_FILE"))
         sentence = f"LOG_FILE = {settings.log_file} cannot be written: {error.strerror}"

@@ -1,8 +1,7 @@
-"""The loader of the settings.
+"""Loads the settings.
 
-Precedence: command line, environment, `.env`, `config.json`, default. Relative paths are taken from the
-folder that holds `.env` and `config.json`. This room knows what a setting may be, and nothing of what the
-others do with it; it never imports MLX.
+Precedence: command line, environment, `.env`, `config.json`, default. Relative paths start from the folder of
+`.env` and `config.json`. Knows nothing of how the other folders use a setting; never imports MLX.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def load_settings(
     fields = {name.upper(): field for name, field in Settings.model_fields.items() if is_setting(field)}
     environ = os.environ if environ is None else environ
     entries, problems, warnings = collect(folder, overrides or {}, environ, fields)
-    # A file of which nothing could be read would make the relations between its values look wrong.
+    # An unreadable file would make relations between its values look wrong.
     is_whole = all(problem.key for problem in problems)
     try:
         settings = _make(folder, _without(entries, problems))

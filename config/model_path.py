@@ -1,8 +1,8 @@
-"""Finds the folder of the model that MODEL_REPO names, without loading or fetching anything.
+"""Finds the folder of the model that MODEL_REPO names, without loading or downloading it.
 
-MODEL_REPO is a Hugging Face Hub name, a folder, `builtin:` and the name of a model that is made on this
-machine, or `simulated:` and how long its stages wait (config/simulated.py). This file knows where models lie
-and when their files are complete; it knows nothing of their contents and never imports MLX.
+MODEL_REPO is a Hugging Face Hub name, a folder, `builtin:` with the name of a model that is made on this
+machine, or `simulated:` with the times of its stages (config/simulated.py). Knows the models' folders and
+whether their files are complete; knows nothing of their contents, and never imports MLX.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from config.simulated import SIMULATED_PREFIX, SimulatedModel
 
 BUILTIN_PREFIX = "builtin:"
 BUILTIN_MODELS = ("smollm2-135m",)
-# What a rank or the front door reads of a model; never *.py: code from a model is never run.
+# The files that a rank or the front door reads; never *.py: a model's code is never run.
 SMALL_PATTERNS = ("*.json", "*.jsonl", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 WEIGHTS_PATTERN = "model*.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -27,25 +27,25 @@ _HUB_NAME = re.compile(
 
 
 def check_model_repo(model_repo: str, root: Path) -> str:
-    """Return MODEL_REPO unchanged where it is well formed; raises ValueError with the reason."""
+    """Return MODEL_REPO unchanged where it is well formed. Raises ValueError with the reason."""
     if model_repo.startswith(BUILTIN_PREFIX):
         if model_repo.removeprefix(BUILTIN_PREFIX) not in BUILTIN_MODELS:
-            raise ValueError("there is no such built-in model")
+            raise ValueError(f"the built-in models are {', '.join(BUILTIN_MODELS)}")
     elif model_repo.startswith(SIMULATED_PREFIX):
         SimulatedModel.from_name(model_repo)
     elif not is_folder_name(model_repo, root) and _HUB_NAME.fullmatch(model_repo) is None:
-        raise ValueError("this is neither a folder nor a Hub name")
+        raise ValueError("it is neither a folder nor a Hub name")
     return model_repo
 
 
 def is_folder_name(model_repo: str, root: Path) -> bool:
-    """Tell a folder from a Hub name: written like a path, or a folder of that name is there."""
+    """Whether the name is a folder's and not a Hub name: it looks like a path, or such a folder exists."""
     written_as_path = model_repo in (".", "..", "~") or model_repo.startswith(("/", "./", "../", "~/"))
     return written_as_path or (model_repo != "" and _is_folder(root / model_repo))
 
 
 def is_hub_name(model_repo: str, root: Path) -> bool:
-    """Tell whether the model comes from the Hub."""
+    """Whether the model comes from the Hub."""
     is_made_here = model_repo.startswith((BUILTIN_PREFIX, SIMULATED_PREFIX))
     return not is_made_here and not is_folder_name(model_repo, root)
 
@@ -54,15 +54,15 @@ def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
     except OSError:
-        # A name too long for the file system, a folder above that may not be looked into.
+        # The name is too long for the file system, or a parent folder is unreadable.
         return False
 
 
 def locate_model(model_repo: str, *, root: Path, state_dir: Path, cache_dir: Path | None) -> Path:
     """Return the model's folder.
 
-    A built-in model's folder and a folder named in MODEL_REPO are returned whether or not they are there (see
-    `is_complete`). Raises: ModelNotReady where a Hub model has not been downloaded, or not completely.
+    The folder of a built-in model, and a folder in MODEL_REPO, need not exist (see `is_complete`).
+    Raises: ModelNotReady where a Hub model is not downloaded completely.
     """
     if model_repo.startswith(BUILTIN_PREFIX):
         return state_dir / "models" / model_repo.removeprefix(BUILTIN_PREFIX)
@@ -75,12 +75,12 @@ def locate_model(model_repo: str, *, root: Path, state_dir: Path, cache_dir: Pat
 
 
 def short_name(model_repo: str) -> str:
-    """Return the public name: what stands after the last slash or after `builtin:`."""
+    """Return the public name: the part after the last slash or after `builtin:`."""
     return Path(model_repo.removeprefix(BUILTIN_PREFIX)).expanduser().resolve().name
 
 
 def missing_files(folder: Path) -> tuple[str, ...]:
-    """Name the files that a model folder lacks: `config.json`, and the weights that its index lists."""
+    """Return the missing files of a model folder: `config.json`, and the weights that its index lists."""
     wanted = ["config.json"]
     index = folder / WEIGHTS_INDEX
     if index.is_file():
@@ -91,7 +91,7 @@ def missing_files(folder: Path) -> tuple[str, ...]:
 
 
 def is_complete(folder: Path) -> bool:
-    """Tell whether a model folder can be loaded."""
+    """Whether a model folder has all its files."""
     return not missing_files(folder)
 
 
@@ -100,16 +100,19 @@ def _weight_map(index: Path) -> dict[str, str]:
         found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         return {str(tensor): str(name) for tensor, name in found.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelNotReady(f"{index} is not an index of weights: {error}") from error
+        raise ModelNotReady(
+            f"{index} is not an index of weights: {error}; delete it, and run "
+            "`python -m distributed.prepare`"
+        ) from error
 
 
 def _hub_snapshot(model_repo: str, cache_dir: Path | None) -> Path:
-    # Imported here: it costs a quarter of a second, which a folder or a built-in model should not pay.
+    # Imported here: it is slow, and a folder or a built-in model does not need it.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        # A snapshot without the files that are never read, such as a README, is complete.
+        # A snapshot is complete without files that are never read, such as a README.
         folder = Path(
             snapshot_download(
                 model_repo,
@@ -127,6 +130,6 @@ def _hub_snapshot(model_repo: str, cache_dir: Path | None) -> Path:
     if missing:
         raise ModelNotReady(
             f"MODEL_REPO = {model_repo} is not completely downloaded: {missing[0]} is missing "
-            f"(in all {len(missing)}); `python -m distributed.prepare` goes on with it"
+            f"({len(missing)} files in total); `python -m distributed.prepare` downloads the rest"
         )
     return folder

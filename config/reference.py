@@ -1,8 +1,8 @@
-"""Writes what people read about settings, from the class: `config/README.md`, `.env.example`,
+"""Writes the reference of the settings from the class: `config/README.md`, `.env.example` and
 `config.example.json`.
 
-`python -m config.reference --write` writes the three files; without it, says which are out of date and
-exits with 1.
+`python -m config.reference --write` writes the three files. Without `--write` it names the files that are out
+of date and exits with 1. Knows no key by name, except for notes in `.env.example`.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ from config.settings import Settings
 README_HEAD = """\
 # Settings
 
-One class, `Settings` in `manager.py`, holds every setting. This page is made from it by
-`python -m config.reference --write`; change the class, not the page.
+The class `Settings` in `settings.py` holds every setting. `python -m config.reference --write` makes this
+page from it; change the class, not the page.
 
-A value comes from the first of these that has one: **command line**, **environment**, **`.env`**,
+A value comes from the first of these sources that has one: **command line**, **environment**, **`.env`**,
 **`config.json`**, **default**. Both files lie at the top of the repository; `.env.example` and
-`config.example.json` hold every key with its default. Keys are written in capitals everywhere.
+`config.example.json` hold every key with its default. Write keys in capitals everywhere.
 
-- `./launch.sh config show` prints every effective value and where it was written (`--json` for programs).
-- `./launch.sh config check` names everything that is wrong, with file and line, and exits with 2; with 0 if
-  all is well.
-- A wrong value or an unknown key in a file stops the start. Other environment variables are ignored. A key or
-  value of an earlier release that is gone is warned about and has no effect.
-- `.env` is never run by a shell: nothing is expanded in it, and `${NAME}` is refused. Relative paths are
-  taken from the folder of `.env`, `~` is the home folder.
-- A key that stands twice in a file is refused, with both lines.
-- *Live* settings: an edit of a file counts in the running service within two seconds, for what begins from
-  then on. For the others `./launch.sh status` says that `./launch.sh restart` is needed. A wrong edit changes
-  nothing.
-- MiB are 1,048,576 bytes.
+- `./launch.sh config show` prints every effective value and its source (`--json` for programs).
+- `./launch.sh config check` names every problem with file and line. It exits with 2, or with 0 without
+  problems.
+- A wrong value or an unknown key in a file stops the start. Other environment variables are ignored. A
+  retired key or value of an earlier release causes a warning and has no effect.
+- No shell runs `.env`: nothing is expanded in it, and `${NAME}` is refused. Relative paths start from the
+  folder of `.env`; `~` is the home folder.
+- A key that appears twice in a file is refused, with both lines.
+- *Live* settings: the running service applies an edit of a file within two seconds, to new requests and
+  connections. For other settings `./launch.sh status` says that `./launch.sh restart` is needed. A wrong edit
+  changes nothing.
+- A MiB is 1,048,576 bytes.
 """
 
 ENV_HEAD = """\
-# Copy this file to .env and keep the lines you want to change: a line that stays pins its value, even where
-# a later release has a better default, and hides the same key in config.json.
-# The meaning of each setting is in config/README.md. This file is never run by a shell.
+# Copy this file to .env and keep only the lines that you change: every line sets its value, even where a
+# later release has a better default, and overrides the same key in config.json.
+# config/README.md describes each setting. No shell runs this file.
 """
 
 ENV_NOTES: Mapping[str, str] = {
-    "API_HOST": "0.0.0.0 listens on every interface. The address of one interface is, for example,\n"
-    "192.168.5.1: the first release used it, its author's Thunderbolt address."
+    "API_HOST": "0.0.0.0 listens on every interface. An address such as 192.168.5.1 (the one that the\n"
+    "first release used) listens on one interface."
 }
 
 
@@ -58,7 +58,7 @@ def make_readme() -> str:
     parts = [README_HEAD]
     for group, keys in _groups():
         parts.append(
-            f"\n## {group}\n\n| key | default | allowed | change | what it is |\n|---|---|---|---|---|\n"
+            f"\n## {group}\n\n| key | default | allowed | change | description |\n|---|---|---|---|---|\n"
         )
         parts += [_readme_row(key) for key in keys]
     return "".join(parts)
@@ -81,7 +81,7 @@ def make_json_example() -> str:
 
 
 def files(root: Path = REPOSITORY_ROOT) -> dict[Path, str]:
-    """Return each made file with the text it should have."""
+    """Return each generated file with its text."""
     return {
         root / "config" / "README.md": make_readme(),
         root / ".env.example": make_dotenv_example(),
@@ -90,7 +90,7 @@ def files(root: Path = REPOSITORY_ROOT) -> dict[Path, str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write the files, or name those that are out of date."""
+    """Write the files, or name the files that are out of date."""
     if list(arguments) not in ([], ["--write"]):
         print("usage: python -m config.reference [--write]", file=sys.stderr)
         return 2
@@ -126,17 +126,17 @@ def _allowed(key: str) -> str:
 def _readme_row(key: str) -> str:
     default = format_value(_default(key))
     shown = f"`{default}`" if default else "none"
-    told = Settings.about(key)
-    return f"| `{key}` | {shown} | {_allowed(key)} | {_change(told)} | {told.description} |\n"
+    about = Settings.about(key)
+    return f"| `{key}` | {shown} | {_allowed(key)} | {_change(about)} | {about.description} |\n"
 
 
-def _change(told: About) -> str:
-    return "live" if told.is_live else "restart"
+def _change(about: About) -> str:
+    return "live" if about.is_live else "restart"
 
 
 def _dotenv_comment(key: str) -> list[str]:
-    told = Settings.about(key)
-    lines = [told.description, f"Allowed: {_allowed(key)}. Change: {_change(told)}."]
+    about = Settings.about(key)
+    lines = [about.description, f"Allowed: {_allowed(key)}. Change: {_change(about)}."]
     if key in ENV_NOTES:
         lines += ENV_NOTES[key].splitlines()
     return [f"# {line}\n" for line in lines]

@@ -1,23 +1,23 @@
-"""Keys and values of earlier releases: a start warns about them, and goes on as if they were not written.
+"""Retired keys and values of earlier releases: the loader warns about them and ignores them.
 
-Knows no key of this release, and no file.
+Knows no file.
 """
 
 from __future__ import annotations
 
 from config.sources import Layer
 
-# What a user should know, by key, or by key and value.
+# The reason for the user, by key, or by key and value.
 RETIRED_KEYS: dict[str, str] = {
-    "SPARE_RANKS": "a rank starts as fast without one that waits",
+    "SPARE_RANKS": "a rank starts as fast without a spare",
 }
 RETIRED_VALUES: dict[tuple[str, str], str] = {
-    ("CPU_PRODUCTS", "onednn"): "compiled kernels multiply instead",
+    ("CPU_PRODUCTS", "onednn"): "compiled kernels have replaced it",
 }
 
 
 def drop_retired(layer: Layer) -> list[str]:
-    """Take what is retired out of a source; return a warning for each."""
+    """Remove retired keys and values from a source; return a warning for each."""
     warnings = []
     for key, entry in list(layer.entries.items()):
         value = entry.value or ""
@@ -26,5 +26,7 @@ def drop_retired(layer: Layer) -> list[str]:
             reason, written = RETIRED_VALUES[key, value], f"{key} = {value}"
         if reason is not None:
             del layer.entries[key]
-            warnings.append(f"{entry.origin}: {written} is retired and has no effect: {reason}")
+            warnings.append(
+                f"{entry.origin}: {written} is retired and has no effect: {reason}; delete this line"
+            )
     return warnings

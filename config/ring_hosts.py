@@ -1,11 +1,11 @@
-"""The hosts of a ring as they are written: WORKER_HOSTS, and the host file of mlx's own tools.
+"""Parses the hosts of a ring: WORKER_HOSTS, and the host file of mlx's own tools.
 
     WORKER_HOSTS    [user@]host[:ranks][=ring address], …   localhost[:ranks] for more ranks of this machine
     RING_HOSTFILE   [{"ssh": "mac1", "ips": ["192.168.5.1"]}, …]   an entry a rank, the first is this machine;
                     also as {"hosts": […]}, which mlx.distributed_config writes (mlx 0.32.4)
 
-Reads and counts; resolves no names and connects to nobody. Names that begin with a dash are refused: they end
-up on the command line of ssh.
+Resolves no names and makes no connections. Refuses names that begin with a dash, because they become
+arguments of ssh.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-# A frame's header has a time slot for each of so many ranks (distributed/ring/frame.py).
+# A frame's header has a time slot for each rank, up to this number (distributed/ring/frame.py).
 MAX_RING_SIZE = 16
 LOCAL_NAMES = ("localhost", "127.0.0.1")
 _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
@@ -30,7 +30,7 @@ _ENTRY = re.compile(
 
 @dataclass(frozen=True)
 class WrittenHost:
-    """One host in the order of the ring; `ssh` None: this machine; `address` None: not given."""
+    """One host of the ring. `ssh` is None for this machine; `address` is None where it is not given."""
 
     ssh: str | None
     num_ranks: int
@@ -38,7 +38,7 @@ class WrittenHost:
 
     @property
     def name(self) -> str:
-        """The host without the user."""
+        """The host's name without the user."""
         return self.ssh.rpartition("@")[2] if self.ssh else LOCAL_NAMES[0]
 
 
@@ -46,7 +46,7 @@ def parse_worker_hosts(text: str) -> tuple[WrittenHost, ...]:
     """Read WORKER_HOSTS.
 
     Raises:
-        ValueError: naming the entry and what is wrong with it.
+        ValueError: the message names the wrong entry.
     """
     words = [word.strip() for word in text.split(",") if word.strip()]
     return _merged([_parse_entry(word) for word in words])
@@ -71,7 +71,7 @@ def _parse_entry(word: str) -> WrittenHost:
 
 
 def check_address(text: str) -> None:
-    """Refuse what no neighbour could connect to. Raises: ValueError."""
+    """Refuse an address to which no other rank can connect. Raises: ValueError."""
     if not re.fullmatch(r"[0-9.]+", text):
         return
     try:
@@ -83,10 +83,10 @@ def check_address(text: str) -> None:
 
 
 def read_hostfile(path: Path) -> tuple[WrittenHost, ...]:
-    """Read mlx's host file; the first host is this machine, whatever its ssh name is.
+    """Read mlx's host file; the first host is this machine, under any ssh name.
 
     Raises:
-        ValueError: naming the file, the entry and what is wrong with it.
+        ValueError: the message names the file and the wrong entry.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -117,12 +117,12 @@ def _read_entry(path: Path, number: int, entry: Any) -> WrittenHost:
             check_address(address)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-    # Several addresses are several cables to the same neighbour; the ring uses the first.
+    # Several addresses mean several cables to the same host; the ring uses the first.
     return WrittenHost(ssh, 1, addresses[0] if addresses else None)
 
 
 def _merged(hosts: Sequence[WrittenHost]) -> tuple[WrittenHost, ...]:
-    """Neighbouring entries of one host are one host with more ranks; a host in two places is refused."""
+    """Merge adjacent entries of one host into a host with more ranks; refuse a host in two places."""
     found: list[WrittenHost] = []
     for host in hosts:
         last = found[-1] if found else None
@@ -136,7 +136,7 @@ def _merged(hosts: Sequence[WrittenHost]) -> tuple[WrittenHost, ...]:
 
 
 def list_hosts(worker_hosts: str, hostfile: Path | None, local_ranks: int) -> tuple[WrittenHost, ...]:
-    """All hosts of the ring, this machine first.
+    """Return all hosts of the ring, this machine first.
 
     Raises:
         ValueError: the host file cannot be used, or the ring is too large.

@@ -1,7 +1,7 @@
-"""Reads the secret that all ranks of a ring share, and makes it once where none was chosen.
+"""Reads the secret that all ranks of a ring share, and makes it once where RING_SECRET_FILE is not set.
 
-The file holds one line of at least 32 characters, readable by its owner only. This file does not know how
-the ring proves that it has the secret.
+The file holds one line of at least 32 characters, readable by its owner only. Knows nothing of how the ranks
+prove that they have the secret.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MIN_SECRET_LENGTH = 32
 
 
 def load_ring_secret(settings: Settings) -> str:
-    """Return the ring's secret; raises SettingsError if there is none, or one too short or open to others."""
+    """Return the ring's secret. Raises SettingsError where it is missing, too short or readable by others."""
     path = settings.ring_secret_path
     try:
         if settings.ring_secret_file is None and not path.exists():
@@ -38,9 +38,13 @@ def load_ring_secret(settings: Settings) -> str:
     except (OSError, ValueError) as error:
         raise _refusal(settings, f"{path} cannot be read as a secret: {error}") from error
     if mode & 0o077:
-        raise _refusal(settings, f"{path} can be read by others; make it private with: chmod 600 {path}")
+        raise _refusal(settings, f"other users can read {path}; run: chmod 600 {path}")
     if len(secret) < MIN_SECRET_LENGTH:
-        raise _refusal(settings, f"the secret in {path} is shorter than {MIN_SECRET_LENGTH} characters")
+        raise _refusal(
+            settings,
+            f"the secret in {path} is shorter than {MIN_SECRET_LENGTH} characters; run: "
+            f"openssl rand -hex {NUM_SECRET_BYTES} > {path}",
+        )
     return secret
 
 
@@ -50,7 +54,7 @@ def _make_secret(path: Path) -> None:
     try:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.write(secrets.token_hex(NUM_SECRET_BYTES) + "\n")
-        # A link fails where the file is there already: of two makers at once, one secret counts.
+        # A link fails where the file exists: of two processes at once, one makes the secret.
         os.link(temporary, path)
     except FileExistsError:
         return

@@ -1,8 +1,7 @@
 """A log file that several processes may write and rotate together.
 
-Lines are appended with one write each. The writer that finds the file too long renames it to `.1` (and `.1`
-to `.2`, and so on) under a lock; the others notice that the name leads to another file and open it again.
-Knows nothing of what is logged.
+Each line is one write. The writer that finds the file too long renames it to `.1` (and `.1` to `.2`, and so
+on) under a lock; the others notice the new file and open it. Knows nothing of the lines' content.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ NUM_KEPT_LOGS = 5
 
 
 class RotatingFile:
-    """An append-only text file of bounded size, opened at its first line. Not for several threads at once."""
+    """An append-only text file of bounded size, opened at its first line. Not thread-safe."""
 
     def __init__(self, path: Path, *, max_bytes: int = MAX_LOG_BYTES, num_kept: int = NUM_KEPT_LOGS) -> None:
         self.path = path
@@ -27,10 +26,10 @@ class RotatingFile:
         self._is_torn = False
 
     def open(self) -> int:
-        """Open the file, made with its folder if it is missing, and return its descriptor.
+        """Open the file, and return its descriptor; make it and its folder where they are missing.
 
         Raises:
-            OSError: as of every other method that writes; the next line tries again.
+            OSError: as every method that writes; the next line retries.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         fresh = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -39,26 +38,26 @@ class RotatingFile:
         return fresh
 
     def write_line(self, line: str) -> None:
-        """Append one line; the newline is added here. Raises OSError, and the line is lost then."""
+        """Append one line and a newline. Raises OSError; the line is then lost."""
         data = (line + "\n").encode("utf-8", errors="backslashreplace")
         current = self._find_current()
         descriptor = self.open() if current is None else current
         if os.fstat(descriptor).st_size + len(data) > self._max_bytes:
             descriptor = self._rotate()
-        if self._is_torn:  # a full disk took half a line
+        if self._is_torn:  # a full disk cut the previous line
             data = b"\n" + data
         num_written = os.write(descriptor, data)
         self._is_torn = num_written < len(data)
 
     def close(self) -> None:
-        """Close the file; a line that is written afterwards opens it again."""
+        """Close the file; the next line opens it again."""
         if self._descriptor is not None:
             with contextlib.suppress(OSError):
                 os.close(self._descriptor)
             self._descriptor = None
 
     def _find_current(self) -> int | None:
-        """The open descriptor, if the name still leads to it."""
+        """Return the open descriptor, if the path still names its file."""
         if self._descriptor is None:
             return None
         try:

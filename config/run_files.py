@@ -1,8 +1,8 @@
 """Reads and writes the small JSON status files in STATE_DIR/run.
 
-A file is replaced as a whole, so a reader sees the old or the new one and never half of either. A status file
-that is written again and again keeps blanks behind its text: on a full disk, which has no room for a second
-file, it is written over in place. This file does not know what the files say.
+A write replaces the whole file, so a reader never sees half of it. A status file has blanks behind its text:
+on a full disk, which has no room for a second file, it is overwritten in place. Knows nothing of the files'
+content.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import Any
 from config.disk_trouble import NO_ROOM
 
 BLOCK_BYTES = 4096
-# A status file may grow by this much and still be written over in place.
+# A status file may grow by this much and still be overwritten in place.
 SPARE_BYTES = 2048
-# A file that is just being written over is whole again at the next look.
-NUM_LOOKS = 3
+# A reader may see half of a file that is overwritten in place; the next read sees all of it.
+NUM_READS = 3
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the object in a file; None where the file is missing, unreadable or holds something else."""
-    for _ in range(NUM_LOOKS):
+    """Return the object in a file; None where the file is missing, unreadable or holds no object."""
+    for _ in range(NUM_READS):
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
@@ -48,19 +48,19 @@ def number(value: object) -> float:
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Replace a file, readable by its owner only; its folder is made if it is missing.
+    """Replace a file, readable by its owner only; make its folder where it is missing.
 
     Raises:
-        OSError: the disk refused; the old file is as it was, and nothing is left of the new one.
+        OSError: the disk refused; the old file is unchanged, and the new one is removed.
     """
     _replace(path, _encode(data))
 
 
 def write_status(path: Path, data: Mapping[str, Any]) -> None:
-    """Replace a file as `write_json` does; on a full disk, write over the old one.
+    """Replace a file as `write_json` does; on a full disk, overwrite the old one.
 
     Raises:
-        OSError: neither was possible. A process that keeps the file guards the call (config/disk_trouble.py).
+        OSError: neither was possible. The caller guards the write (config/disk_trouble.py).
     """
     text = _encode(data)
     num_bytes = -(-(len(text) + SPARE_BYTES) // BLOCK_BYTES) * BLOCK_BYTES
@@ -72,7 +72,7 @@ def write_status(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def overwrite(path: Path, text: bytes) -> bool:
-    """Write text over a file in place and blank what is behind it; False where it would have to grow."""
+    """Overwrite a file in place, and pad it with blanks; False where it would have to grow."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -1,7 +1,6 @@
-"""The one Settings class: every setting, and what follows from several of them.
+"""The Settings class: every setting, and values that follow from several settings.
 
-A key is written in capitals everywhere; the attribute is the same name in small letters. Reads no source;
-`manager` fills it.
+A key is in capitals; its attribute has the same name in small letters. Reads no source; `manager` fills it.
 """
 
 from __future__ import annotations
@@ -22,21 +21,15 @@ from config.fields import (
     parse_layer_counts,
     split_list,
 )
-from config.groups import (
-    ApiSettings,
-    EngineSettings,
-    ModelSettings,
-    ProcessSettings,
-    RingSettings,
-    StateSettings,
-)
+from config.groups import ApiSettings, ModelSettings, ProcessSettings, StateSettings
+from config.ring_groups import EngineSettings, RingSettings
 from config.sources import DEFAULT, Origin
 
 MASK = "********"
 
 
 class Settings(
-    # The fields of the last one come first.
+    # The fields of the last class come first.
     ProcessSettings,
     EngineSettings,
     RingSettings,
@@ -44,34 +37,34 @@ class Settings(
     ApiSettings,
     ModelSettings,
 ):
-    """Every effective setting; frozen. Made by `load_settings`, which also checks them against each other."""
+    """Every effective setting; frozen. `load_settings` makes it and checks relations between settings."""
 
     _origins: Mapping[str, Origin] = PrivateAttr(default_factory=dict)
     _warnings: tuple[str, ...] = PrivateAttr(default=())
 
     @property
     def spool_dir(self) -> Path:
-        """The file queue."""
+        """The folder of the file queue."""
         return self.state_dir / "spool"
 
     @property
     def run_dir(self) -> Path:
-        """Status files of the running service."""
+        """The folder of the running service's status files."""
         return self.state_dir / "run"
 
     @property
     def log_dir(self) -> Path:
-        """Logs of the processes that the supervisor starts."""
+        """The folder of the logs of the processes that the supervisor starts."""
         return self.state_dir / "logs"
 
     @property
     def ring_secret_path(self) -> Path:
-        """The file of the ring's secret, chosen or default."""
+        """The file of the ring's secret."""
         return self.ring_secret_file or self.state_dir / "ring.secret"
 
     @property
     def model_dir(self) -> Path:
-        """The folder of the model; raises ModelNotReady where the Hub's model is not on this machine."""
+        """The folder of the model. Raises ModelNotReady where a Hub model is not downloaded."""
         return model_path.locate_model(
             self.model_repo, root=self.root, state_dir=self.state_dir, cache_dir=self.model_cache_dir
         )
@@ -108,7 +101,7 @@ class Settings(
 
     @classmethod
     def about(cls, key: str) -> About:
-        """What is told about a key."""
+        """The description of a key."""
         return about(cls.model_fields[key.lower()])
 
     def value(self, key: str) -> Any:
@@ -121,16 +114,16 @@ class Settings(
         return MASK if text and self.about(key).is_secret else text
 
     def origin(self, key: str) -> Origin:
-        """Where the effective value of a key was written."""
+        """The source of a key's effective value."""
         return self._origins.get(key, DEFAULT)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is written and has no effect any more."""
+        """Warnings about retired keys and values."""
         return self._warnings
 
     def public(self) -> dict[str, str | int | float | None]:
-        """Effective settings by key, without the secret ones, ready for JSON."""
+        """Return the effective settings by key, without secrets, for JSON."""
         return json_settings(
             {key: self.value(key) for key in self.all_keys() if not self.about(key).is_secret}
         )

@@ -1,7 +1,6 @@
-"""The command behind `launch.sh config`: `show` prints the effective settings, `check` says what is wrong.
+"""The command `launch.sh config`: `show` prints the effective settings, `check` names the problems.
 
-Exit codes: 0 all is well, 2 something is wrong. Secret settings are masked. Knows nothing of a running
-service.
+Exit codes: 0 no problem, 2 a problem. Secrets are masked. Knows nothing of a running service.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def main(
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, str]:
-    """Turn `KEY=VALUE` words of a command line into overrides; raises SettingsError for other words."""
+    """Parse `KEY=VALUE` words of a command line. Raises SettingsError for other words."""
     wrong = [word for word in words if "=" not in word]
     if wrong:
         raise SettingsError(Problem("command line", f"{word!r} is not KEY=VALUE") for word in wrong)
@@ -54,7 +53,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, str]:
 
 
 def make_table(settings: Settings) -> str:
-    """Return a text table of key, effective value and where it was written."""
+    """Return a text table of key, effective value and source."""
     rows = [("KEY", "VALUE", "FROM")]
     rows += [(key, settings.shown(key) or "(none)", str(settings.origin(key))) for key in settings.all_keys()]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
@@ -62,20 +61,20 @@ def make_table(settings: Settings) -> str:
 
 
 def describe(settings: Settings) -> dict[str, dict[str, object]]:
-    """Return the same as data: by key, the value, where it was written, and what is told about it."""
+    """Return the settings as data: by key, the value, its source and its description."""
     return {key: _describe_one(settings, key) for key in settings.all_keys()}
 
 
 def _describe_one(settings: Settings, key: str) -> dict[str, object]:
-    told = settings.about(key)
+    about = settings.about(key)
     value = json_value(settings.value(key))
     return {
-        "value": MASK if told.is_secret and value is not None else value,
+        "value": MASK if about.is_secret and value is not None else value,
         "from": str(settings.origin(key)),
-        "group": told.group,
-        "unit": told.unit,
-        "change": "live" if told.is_live else "restart",
-        "description": told.description,
+        "group": about.group,
+        "unit": about.unit,
+        "change": "live" if about.is_live else "restart",
+        "description": about.description,
     }
 
 
@@ -88,7 +87,7 @@ def _report(problems: Sequence[Problem], root: Path, *, as_json: bool) -> int:
         for problem in problems:
             print(f"  {problem}", file=sys.stderr)
     else:
-        print(f"The settings in {root} are fine.")
+        print(f"The settings in {root} are valid.")
     return WRONG if problems else OK
 
 

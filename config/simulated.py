@@ -1,20 +1,18 @@
-"""The simulated model: `MODEL_REPO=simulated:layers=32,layer_us=2500,…`, timed waits in the place of layers.
+"""The simulated model: `MODEL_REPO=simulated:layers=32,layer_us=2500,…` replaces layers by timed waits.
 
-It is for measuring rings of many ranks on a small machine and answers with made-up words. This file reads its
-description and says what a stage's work takes; both the stages that wait and the bench that computes an
-ideal pipeline use it. Pure numbers: no MLX, no files.
+It measures rings of many ranks on a small machine, and answers with made-up words. This module parses its
+description and computes the time of a stage's work, for the stages and for the bench. No MLX, no files.
 
     layers     layers of the model
     step_us    a stage, for each microbatch
-    hop_us     a stage, for each frame that it takes in (a wire's latency is not simulated: it keeps no stage
-               busy)
+    hop_us     a stage, for each frame that it receives (the network's latency is not simulated)
     layer_us   a layer, for each microbatch
     row_us     a layer, for each row of a microbatch
     token_us   a layer, for each token of a microbatch, padding included
-    head_us    rank 0, for each row that it draws a token for
-    hidden     floats that travel for each token
+    head_us    rank 0, for each row that it samples a token for
+    hidden     floats in a frame for each token
     vocab      tokens of the made-up vocabulary
-    speeds     of rank 0, rank 1, … with colons between, as in 1:1:0.5; ranks that are not named have 1
+    speeds     of rank 0, rank 1, … separated by colons, as in 1:1:0.5; other ranks have 1
 """
 
 from __future__ import annotations
@@ -23,15 +21,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 SIMULATED_PREFIX = "simulated:"
-# Enough for the letters, the common words of the tokenizer, and some made-up ones.
+# Enough for the letters, the tokenizer's common words, and some made-up words.
 MIN_VOCAB = 1024
 
 
 @dataclass(frozen=True)
 class SimulatedModel:
-    """What everything takes, in microseconds.
-
-    The defaults are about those of a model of 32 GB in 8 bits on a machine that reads 400 GB/s."""
+    """The times in microseconds. The defaults resemble a large model in 8 bits on a fast desktop."""
 
     layers: int = 32
     step_us: float = 0.0
@@ -49,14 +45,14 @@ class SimulatedModel:
         """Read `simulated:key=value,…`.
 
         Raises:
-            ValueError: with the key and what is allowed.
+            ValueError: the message names the key and the allowed values.
         """
         known = {field.name: field.default for field in fields(cls)}
         values: dict[str, Any] = {}
         for entry in model_repo.removeprefix(SIMULATED_PREFIX).split(","):
             key, equals, text = entry.partition("=")
             if key not in known or not equals:
-                raise ValueError(f"a simulated model has no {entry!r}; it has {', '.join(known)}")
+                raise ValueError(f"a simulated model has no {entry!r}; allowed: {', '.join(known)}")
             values[key] = _read_value(key, text, known[key])
         return cls(**values)
 
@@ -64,15 +60,15 @@ class SimulatedModel:
         return self.speeds[rank] if rank < len(self.speeds) else 1.0
 
     def stage_us(self, *, rank: int, num_layers: int, num_rows: float, num_tokens: float) -> float:
-        """Return what a stage works on a microbatch of so many rows of so many tokens each.
+        """Return the time of a stage for a microbatch of `num_rows` rows with `num_tokens` tokens each.
 
-        The hop counts although a ring of one has none: so the sums of its stages stay comparable.
+        A ring of one counts the hop, too, so that rings of any size are comparable.
         """
         a_layer = self.layer_us + self.row_us * num_rows + self.token_us * num_rows * num_tokens
         return (self.step_us + self.hop_us + num_layers * a_layer) / self.speed_of(rank)
 
     def draw_us(self, num_rows: float) -> float:
-        """Return what rank 0 works for the tokens of so many rows."""
+        """Return rank 0's time to sample a token for each row."""
         return self.head_us * num_rows / self.speed_of(0)
 
 

@@ -1,8 +1,7 @@
-"""Where settings come from: `.env`, `config.json`, the environment and the command line.
+"""Reads the sources of settings: `.env`, `config.json`, the environment and the command line.
 
-Each reader returns the values it found as text, with the line they stand on, and the problems it met.
-`.env` is parsed by python-dotenv and never by a shell; `config.json` is one flat object of text, numbers
-and nulls. This file does not know which keys exist or what they mean.
+Each reader returns values as text with their lines, and the problems of the source. python-dotenv parses
+`.env`, never a shell; `config.json` is one flat object of text, numbers and nulls. Knows no key.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ JSON_NAME = "config.json"
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a value was written: a source, and a line where the source is a file."""
+    """The place of a value: a source, and a line where the source is a file."""
 
     source: str
     line: int | None = None
@@ -40,7 +39,7 @@ COMMAND_LINE = Origin("command line")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One value as it was written; None is JSON's null."""
+    """One value as text; None is JSON's null."""
 
     value: str | None
     origin: Origin
@@ -48,23 +47,23 @@ class Entry:
 
 @dataclass(slots=True)
 class Layer:
-    """What one source holds, and what is wrong with how it is written."""
+    """The entries and the problems of one source."""
 
     entries: dict[str, Entry] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     def add(self, key: str, value: str | None, origin: Origin) -> None:
-        """Note a value; a second one of a key is a problem, as nobody can see which of them counts."""
+        """Add a value; a second value of the same key is a problem."""
         if key in self.entries:
             first = self.entries[key].origin
             self.refuse(
-                origin, f"{key} stands here for the second time, first at {first}: remove one of them", key
+                origin, f"{key} appears for the second time, first at {first}; remove one of them", key
             )
         else:
             self.entries[key] = Entry(value.strip() if value is not None else None, origin)
 
     def refuse(self, origin: Origin, sentence: str, key: str = "") -> None:
-        """Note a problem of the source itself."""
+        """Add a problem of the source itself."""
         self.problems.append(Problem(str(origin), sentence, key))
 
 
@@ -89,14 +88,14 @@ def read_dotenv(path: Path) -> Layer:
 def _add_dotenv(layer: Layer, key: str, value: str, origin: Origin) -> None:
     if "${" in value:
         layer.refuse(
-            origin, f"{key} refers to a variable; nothing is expanded here, write the value out", key
+            origin, f"{key} refers to a variable, which is not expanded; write its value instead", key
         )
     else:
         layer.add(key, value, origin)
 
 
 def _first_line(binding: Binding) -> int:
-    # python-dotenv 1.2 counts the blank lines before a binding as part of it.
+    # python-dotenv 1.2 counts the blank lines before a binding as a part of it.
     text = binding.original.string
     return binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
 
@@ -127,7 +126,7 @@ def _add_json(layer: Layer, key: str, value: object, origin: Origin) -> None:
 
 
 def _scan_object(text: str) -> Iterator[tuple[str, object, int]]:
-    """Yield key, value and line of each member of the object in `text`; numbers stay as written."""
+    """Yield key, value and line of each member of the object in `text`; numbers stay text."""
     decoder = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
     if not isinstance(decoder.decode(text), dict):
         raise json.JSONDecodeError("the file must hold one object { … }", text, 0)

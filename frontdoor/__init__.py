@@ -1,8 +1,8 @@
-"""The front door: HTTP in, request files out, token logs and results back to the client.
+"""The front door: turns HTTP requests into request files, and token logs and results into answers.
 
-`routes` is what clients call, `http` what lies around every route, `page` what a browser gets. Between them:
-accepting (body to request), subscriptions (waiting for tokens and results), answering, disconnects,
-queue_estimate. Knows the spool and the tokenizer; no MLX, no ring. api.py uses `app` and `supervised`.
+`routes` has the endpoints, `http` the layers around them, `page` the browser's page. Between them: accepting
+(body to request), subscriptions (new tokens and results), answering, disconnects, queue_estimate. Knows the
+spool and the tokenizer; no MLX, no ring. api.py uses `app` and `supervised`.
 """
 
 NAME = "mlx-ring"

@@ -1,9 +1,8 @@
-"""From a checked body to an accepted request: model, limits, chat template, token count, seed, and the
-spool.
+"""Accepts a checked body as a request: model, limits, chat template, token count, seed, and the spool.
 
-Everything is refused here or not at all: what `accept` returns is in the spool and will end in exactly one
-result. Under an Idempotency-Key that was used before it is the earlier request, with the seed that one drew.
-One draft type serves every route; which JSON it came from is the adapters' business.
+Every refusal happens here: a request that `accept` returns is in the spool and ends in exactly one result.
+Under a known Idempotency-Key it is the earlier request, with its seed. All routes share one draft type and
+convert their bodies to it.
 """
 
 import asyncio
@@ -27,11 +26,11 @@ from prompts.tokenizer import EffortRefused, MessagesRefused
 from spool import Request, SamplingParams, SpoolFull, SpoolUnavailable
 from spool.sampling_params import make_params
 
-LONG_TEXT_BYTES = 8192  # about 2 ms of tokenizing; longer texts must not hold up other clients
+LONG_TEXT_BYTES = 8192  # a thread tokenizes longer texts, so that other clients need not wait
 RANDOM_SEED_BITS = 53  # survives JSON readers that keep numbers as doubles
 Prompt = tuple[str | None, Sequence[int], tuple[int, ...] | None]  # text, token ids, literals of a Request
 
-Told = TypeVar("Told")
+Answer = TypeVar("Answer")
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +39,8 @@ log = logging.getLogger(__name__)
 class Draft:
     """A request before it is counted and accepted; `prompt` is text, messages, or token ids.
 
-    `default_max_tokens`: the answer's length where the body names none; None: the rest of the context.
-    `max_text_bytes`: the longest text, where tokens are not the only limit.
+    `default_max_tokens`: the answer's limit where the body names none; None: the rest of the context.
+    `max_text_bytes`: the longest text, for routes with a limit in bytes.
     """
 
     prompt: str | tuple[int, ...] | Sequence[Message]
@@ -56,10 +55,10 @@ class Draft:
 
 @dataclass(frozen=True)
 class Accepted:
-    """A request in the spool, as the HTTP request that waits for it knows it.
+    """A request in the spool, for the HTTP request that waits for it.
 
-    `is_asker`: its client asked for it, so that it is cancelled when that client stays away. `is_first`: this
-    very HTTP request put it into the spool. `may_return`: its client gets a grace time (`Caller`).
+    `is_asker`: this client asked for it, so its disconnect cancels the request. `is_first`: this HTTP request
+    put it into the spool. `may_return`: its client gets a grace time (`Caller`).
     """
 
     id: str
@@ -78,7 +77,7 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
         ServiceError: refused; nothing was accepted.
     """
     key = caller.idempotency_key
-    if key is not None:  # what was accepted under it is told whatever state the service is in
+    if key is not None:  # a known key is answered in any state of the service
         find_first = partial(front.spool.find_first, caller.owner, key, body_hash=hash_body(draft.sampling))
         request_id = await _call_spool(front, find_first)
         if request_id is not None:
@@ -88,38 +87,24 @@ async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
     failure = front.ring_status.failure()
     if failure is not None:
         raise RingDown(f"the ring is down: {failure}")
-    text, token_ids, literals = await _tokens(front, draft)
-    request = Request(
-        id=caller.request_id,
-        params=_sampling_params(draft, room=_room(front.context, draft, len(token_ids))),
-        text=text,
-        token_ids=tuple(token_ids),
-        tokenizer_hash=front.tokenizer.hash,
-        model=front.model_name,
-        owner=caller.owner,
-        priority=draft.priority,
-        created_unix=time.time(),
-        received_unix=caller.received_unix,
-        client_id=caller.http_id,
-        literals=literals,
-    )
+    request = await _make_request(front, draft, caller)
     submit = partial(front.spool.submit, request)
     if key is not None:
         submit = partial(submit, idempotency_key=key, body_hash=hash_body(draft.sampling))
     request_id = await _call_spool(front, submit)
-    front.queue_estimate.look()
+    front.queue_estimate.update()
     if request_id != request.id:
         return _earlier(front, request_id, caller)
     log.info("request %s accepted", request.label)
-    log.debug("request %s: %d prompt tokens", request.id, len(token_ids))
-    seed, num_tokens = request.params.seed, len(token_ids)
+    seed, num_tokens = request.params.seed, len(request.token_ids or ())
+    log.debug("request %s: %d prompt tokens", request.id, num_tokens)
     return Accepted(request.id, seed, request.created_unix, num_tokens, may_return=caller.may_return)
 
 
 def hash_body(body: SamplingFields) -> str:
-    """Hash what the client asked for, but not how it wants to be told.
+    """Hash the fields that determine the answer, without those that choose its form.
 
-    What is resolved here (a seed that is drawn, a default length) is no part of it: an honest retry matches.
+    Values that the server chooses (a seed, a default length) are not part of the hash, so a retry matches.
     """
     asked = body.model_dump_json(exclude={"stream", "stream_options", "background"}, exclude_defaults=True)
     return hashlib.sha256(f"{type(body).__name__} {asked}".encode()).hexdigest()
@@ -127,12 +112,12 @@ def hash_body(body: SamplingFields) -> str:
 
 def _earlier(front: FrontDoor, request_id: str, caller: Caller) -> Accepted:
     """Attach to the request that came first under this Idempotency-Key."""
-    log.info("request %s is asked for again (X-Request-Id %s)", request_id, caller.http_id)
+    log.info("request %s is retried under its Idempotency-Key (X-Request-Id %s)", request_id, caller.http_id)
     found = find(front.spool, request_id)
     if found is None:
         raise NotFound(
             "the result of this Idempotency-Key's request was just removed (RESULT_RETENTION_HOURS, "
-            "RESULT_RETENTION_MB): ask again, and it runs again"
+            "RESULT_RETENTION_MB): retry to run it again"
         )
     return Accepted(found.id, found.seed, found.created_unix, found.num_prompt_tokens, is_first=False)
 
@@ -146,8 +131,26 @@ def check_model(front: FrontDoor, name: str | None) -> None:
     served, aliases = front.model_name, front.settings.model_alias_list
     if name is not None and name not in (served, front.settings.model_repo, *aliases) and "*" not in aliases:
         raise ModelNotFound(
-            f"the model served here is {served!r}; MODEL_ALIASES in .env gives it other names", param="model"
+            f"this server serves the model {served!r}; MODEL_ALIASES in .env adds other names", param="model"
         )
+
+
+async def _make_request(front: FrontDoor, draft: Draft, caller: Caller) -> Request:
+    text, token_ids, literals = await _tokens(front, draft)
+    return Request(
+        id=caller.request_id,
+        params=_sampling_params(draft, room=_room(front.context, draft, len(token_ids))),
+        text=text,
+        token_ids=tuple(token_ids),
+        tokenizer_hash=front.tokenizer.hash,
+        model=front.model_name,
+        owner=caller.owner,
+        priority=draft.priority,
+        created_unix=time.time(),
+        received_unix=caller.received_unix,
+        client_id=caller.http_id,
+        literals=literals,
+    )
 
 
 async def _tokens(front: FrontDoor, draft: Draft) -> Prompt:
@@ -190,15 +193,15 @@ def _check_text_length(draft: Draft, prompt: str | Sequence[Message]) -> int:
     num_bytes, max_bytes = sum(len(text.encode()) for text in texts), draft.max_text_bytes
     if max_bytes is not None and num_bytes > max_bytes:
         raise InvalidRequest(
-            f"the text has {num_bytes} bytes, more than MAX_PROMPT_LEN_BYTES={max_bytes}: that is for "
-            "/generate, the routes under /v1 are limited by tokens",
+            f"the text has {num_bytes} bytes, more than MAX_PROMPT_LEN_BYTES={max_bytes}. This is a limit of "
+            "/generate; the routes under /v1 limit tokens instead",
             param=draft.prompt_field,
         )
     return num_bytes
 
 
 def _check_not_absurd(front: FrontDoor, draft: Draft, text: str) -> None:
-    """Refuse a text that no tokenizer could fit into the context before it takes anybody's time."""
+    """Refuse a text that cannot fit into the context, before it is tokenized."""
     num_tokens = front.tokenizer.least_tokens(text)
     if num_tokens >= front.context.max_tokens:
         raise ContextLengthExceeded(
@@ -210,7 +213,7 @@ def _check_token_ids(token_ids: Sequence[int], vocab_size: int, field: str) -> N
     if not token_ids:
         raise InvalidRequest("the prompt is empty", param=field)
     if min(token_ids) < 0 or max(token_ids) >= vocab_size:
-        raise InvalidRequest(f"token ids go from 0 to {vocab_size - 1}", param=field)
+        raise InvalidRequest(f"token ids must be from 0 to {vocab_size - 1}", param=field)
 
 
 def _sampling_params(draft: Draft, *, room: int) -> SamplingParams:
@@ -224,18 +227,18 @@ def _sampling_params(draft: Draft, *, room: int) -> SamplingParams:
 
 
 def _room(context: ContextLength, draft: Draft, num_prompt_tokens: int) -> int:
-    """Return how long the answer may be: a longer one that is asked for is cut to it."""
+    """Return the most tokens that the answer may have."""
     if num_prompt_tokens >= context.max_tokens:
         raise ContextLengthExceeded(context.explain_too_long(num_prompt_tokens), param=draft.prompt_field)
     return context.max_tokens - num_prompt_tokens
 
 
-async def _call_spool(front: FrontDoor, call: Callable[[], Told]) -> Told:
-    """Ask the spool; where it takes nothing now, say when it may."""
+async def _call_spool(front: FrontDoor, call: Callable[[], Answer]) -> Answer:
+    """Call the spool; where it refuses, add an estimate for Retry-After."""
     try:
         if front.settings.spool_durability == "process":
             return call()
-        # fsync takes milliseconds, sometimes a tenth of a second
+        # fsync may take long
         return await asyncio.get_running_loop().run_in_executor(front.workers, call)
     except (SpoolFull, SpoolUnavailable) as error:
         error.retry_seconds = front.queue_estimate.retry_after_seconds()

@@ -1,7 +1,7 @@
-"""From an accepted request to its answer: wait for the result, or follow its tokens as events.
+"""Answers an accepted request: waits for its result, or follows its tokens as events.
 
-One event type serves every stream; how it looks on the wire is the adapters' business. A client that leaves
-starts the grace time; one that waits too long gets a time-out while its request goes on.
+All streams share one event type; each route's renderer writes it. When a client disconnects, its grace time
+starts. When an answer takes too long, the client gets a time-out, and its request goes on.
 """
 
 import asyncio
@@ -32,8 +32,8 @@ from spool import Result, SpoolUnavailable, TokenRecord
 class Renderer(Protocol):
     """Turns events into the frames of one API.
 
-    `ends_at_reset`: clients cannot take back what they saw. `is_quiet`: some of the API's readers lose an
-    answer that begins with a comment, so that none comes until the silence is long.
+    `ends_at_reset`: clients cannot discard tokens that they received. `is_quiet`: some of the API's readers
+    lose an answer that begins with a comment, so comments start only after a long silence.
     """
 
     ends_at_reset: bool
@@ -53,7 +53,7 @@ async def wait_for_result(front: FrontDoor, http: HttpRequest, accepted: Accepte
 
     Raises:
         GenerationTimeout, GenerationFailed: instead of an answer.
-        ClientDisconnect: nobody is left to answer.
+        ClientDisconnect: the client has left.
     """
     async with _watching(front, accepted, http.receive, with_tokens=False) as watch:
         if not await watch.news(front.settings.request_timeout):
@@ -68,10 +68,10 @@ async def wait_for_result(front: FrontDoor, http: HttpRequest, accepted: Accepte
 
 
 def stream_answer(front: FrontDoor, accepted: Accepted, renderer: Renderer, *, start: int = 0) -> EventStream:
-    """Answer with server-sent events: what the renderer makes of each event, and comments in silence.
+    """Answer with server-sent events: the renderer's frames, and comments during silence.
 
     Args:
-        start: the index of the first token to tell.
+        start: the index of the first token to send.
     """
 
     async def frames(receive: Receive) -> AsyncGenerator[bytes, None]:
@@ -99,32 +99,32 @@ def stream_answer(front: FrontDoor, accepted: Accepted, renderer: Renderer, *, s
 async def _watching(
     front: FrontDoor, accepted: Accepted, receive: Receive, *, with_tokens: bool
 ) -> AsyncGenerator[Watch, None]:
-    """Follow a request while its client is there; then count its answer, or start the grace time."""
+    """Follow a request while its client is connected; then count its answer, or start the grace time."""
     with (
-        front.disconnects.attached(accepted.id, is_new=accepted.is_first),
+        front.disconnects.following(accepted.id, is_new=accepted.is_first),
         front.subscriptions.watch(accepted.id, with_tokens=with_tokens) as watch,
-        _told_of_leaving(watch, receive),
+        _noticing_disconnect(watch, receive),
     ):
         yield watch
     if watch.result is not None and accepted.is_first:
         front.latencies.observe(watch.result)
     if watch.result is None and watch.is_client_gone and accepted.is_asker:
-        front.disconnects.left(accepted.id, may_return=accepted.may_return)
+        front.disconnects.client_left(accepted.id, may_return=accepted.may_return)
 
 
 async def _events(
     watch: Watch, timeout_seconds: float, start: int, patience: float
 ) -> AsyncGenerator[Event, None]:
-    """Follow a watch to its end; the time-out counts from the last news, as a stream shows that it lives.
+    """Follow a watch to its end; the time-out counts from the last news.
 
     Args:
-        start: the index of the first token to tell.
+        start: the index of the first token to send.
         patience: seconds of silence until the first event without news.
     """
     loop = asyncio.get_running_loop()
     follower = Follower(start)
     deadline = loop.time() + timeout_seconds
-    has_news = True  # what is there already
+    has_news = True  # tokens and results that exist already
     while not watch.is_client_gone:
         if has_news:
             was_reset, records = watch.take_reset(), watch.take_records()
@@ -161,16 +161,16 @@ def _render(front: FrontDoor, request_id: str, renderer: Renderer, event: Event)
 
 
 @contextmanager
-def _told_of_leaving(watch: Watch, receive: Receive) -> Iterator[None]:
-    """Tell the watch when the connection is lost."""
-    task = asyncio.create_task(_wait_for_leaving(watch, receive))
+def _noticing_disconnect(watch: Watch, receive: Receive) -> Iterator[None]:
+    """Notify the watch when the connection is lost."""
+    task = asyncio.create_task(_wait_for_disconnect(watch, receive))
     try:
         yield
     finally:
         task.cancel()
 
 
-async def _wait_for_leaving(watch: Watch, receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":  # the body has been read: nothing else can come
+async def _wait_for_disconnect(watch: Watch, receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":  # the body has been read: no other message follows
         pass
     watch.client_gone()

@@ -1,8 +1,8 @@
-"""Builds the FastAPI app from its parts: the front door, the layers around the routes, and the routes.
+"""Builds the FastAPI app: the front door, the layers around the routes, and the routes.
 
     Edge (path, request id, Host, 500) → CORS (where set) → Gate (Origin, keys) → routes
 
-Opens the spool and the tokenizer before the first request; knows nothing of sockets or of how it is served.
+Opens the spool and the tokenizer before the first request; knows nothing of sockets.
 """
 
 import logging
@@ -38,8 +38,8 @@ from prompts.tokenizer import load_tokenizer
 from spool import Spool
 
 NUM_WORKERS = 8
-# In the order in which paths are looked up: first what takes requests in.
-ROOMS = (generate, openai_chat, openai_completions, requests, openai_models, health, metrics, page)
+# In the order of the path look-up: the routes that accept requests come first.
+ROUTE_MODULES = (generate, openai_chat, openai_completions, requests, openai_models, health, metrics, page)
 
 log = logging.getLogger(__name__)
 
@@ -73,22 +73,21 @@ def make_app(settings: Settings) -> FastAPI:
     )
     app.state.front_door = front
     install_error_handler(app)
-    for room in ROOMS:
-        app.include_router(room.router)
+    for module in ROUTE_MODULES:
+        app.include_router(module.router)
     description = describe(app)
     app.openapi = lambda: description  # type: ignore[method-assign]
     return app
 
 
 def make_front_door(settings: Settings) -> FrontDoor:
-    """Open what all requests share."""
+    """Open the parts that all requests share."""
     spool = Spool.open(
         settings.spool_dir,
         durability=settings.spool_durability,
         max_depth=settings.max_queue_depth,
         max_bytes=settings.max_queue_mb * 2**20,
     )
-
     ring_status = RingStatus(settings.run_dir)
     return FrontDoor(
         settings=settings,
@@ -107,8 +106,9 @@ def make_front_door(settings: Settings) -> FrontDoor:
 
 
 def _layers(settings: Settings, keys: Keys, hosts: HostNames) -> list[Middleware]:
-    """What a request passes before the routes, outermost first."""
-    paths = [route.path for room in ROOMS for route in room.router.routes if isinstance(route, APIRoute)]
+    """Return the layers before the routes, outermost first."""
+    routes = [route for module in ROUTE_MODULES for route in module.router.routes]
+    paths = [route.path for route in routes if isinstance(route, APIRoute)]
     origins = frozenset(origin.lower() for origin in settings.cors_origin_list)
     layers = [
         Middleware(Edge, hosts=hosts, v1_names=names_behind_v1([*paths, *NOT_SERVED])),
@@ -120,7 +120,7 @@ def _layers(settings: Settings, keys: Keys, hosts: HostNames) -> list[Middleware
             allow_origins=list(settings.cors_origin_list),
             allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],
-            allow_private_network=True,  # a page of the internet that may call us asks Chrome for this
+            allow_private_network=True,  # Chrome requires it for a page from the Internet
             expose_headers=["X-Request-Id", "Location", "Retry-After"],
         )
         layers.insert(1, cors)

@@ -1,10 +1,9 @@
-"""Clients that went away: their requests are cancelled, after a grace time where they may come back.
+"""Cancels the requests of clients that disconnected, after a grace time in which they may return.
 
-The spool holds the moment of the end, so that it comes whatever becomes of this process. A client comes back
-by fetching its request, which takes the end back for good, or by attaching to it: while somebody is attached
-here, `look` takes back what any front door has asked for, and the last one who leaves asks for it anew. Only
-a request whose own client left is ever cancelled: one that was asked for in the background is not. Knows
-request ids and the spool; knows nothing of connections.
+The spool holds the time of the cancel, so this process may die meanwhile. A client returns by fetching its
+request, which revokes the cancel, or by following it. While a client follows a request here,
+`keep_followed` revokes cancels by any front door; when the last one leaves, the grace time starts again.
+Background requests are never cancelled this way. Knows request ids and the spool; nothing of connections.
 """
 
 import logging
@@ -18,63 +17,65 @@ log = logging.getLogger(__name__)
 
 
 class Disconnects:
-    """Who is attached here. `grace_seconds` may change; it counts for who leaves from then on."""
+    """The requests that clients of this process follow. `grace_seconds` may change at any time."""
 
     def __init__(self, spool: Spool, *, grace_seconds: float) -> None:
         self._spool = spool
         self.grace_seconds = grace_seconds
-        self._num_attached: Counter[str] = Counter()
-        self._left: set[str] = set()  # of those attached here: their own client went away
+        self._num_followers: Counter[str] = Counter()
+        self._without_client: set[str] = set()  # followed requests whose own client has left
 
-    def left(self, request_id: str, *, may_return: bool = True) -> None:
-        """Cancel the request when the grace time is over, or now where its client has no way back."""
-        if self._num_attached[request_id]:
-            self._left.add(request_id)
+    def client_left(self, request_id: str, *, may_return: bool = True) -> None:
+        """Cancel the request after the grace time, or now where its client cannot return."""
+        if self._num_followers[request_id]:
+            self._without_client.add(request_id)
         else:
             self._cancel(request_id, self.grace_seconds if may_return else 0.0)
 
-    def came_back(self, request_id: str) -> None:
-        """Forget that its client left."""
-        self._left.discard(request_id)
+    def client_returned(self, request_id: str) -> None:
+        """Revoke the cancel of the request."""
+        self._without_client.discard(request_id)
         self._keep(request_id)
 
     @contextmanager
-    def attached(self, request_id: str, *, is_new: bool = False) -> Iterator[None]:
-        """Keep the request from being cancelled until the block ends; nobody can have left a new one."""
-        self._num_attached[request_id] += 1
+    def following(self, request_id: str, *, is_new: bool = False) -> Iterator[None]:
+        """Prevent a cancel of the request until the block ends. A new request has none to revoke."""
+        self._num_followers[request_id] += 1
         if not is_new and self._keep(request_id):
-            self._left.add(request_id)
+            self._without_client.add(request_id)
         try:
             yield
         finally:
-            self._num_attached[request_id] -= 1
-            if not self._num_attached[request_id]:
-                del self._num_attached[request_id]
-                if request_id in self._left:
-                    self._left.discard(request_id)
+            self._num_followers[request_id] -= 1
+            if not self._num_followers[request_id]:
+                del self._num_followers[request_id]
+                if request_id in self._without_client:
+                    self._without_client.discard(request_id)
                     self._cancel(request_id, self.grace_seconds)
 
-    def look(self) -> None:
-        """Take back that a request be cancelled to which somebody is attached here; now and then."""
+    def keep_followed(self) -> None:
+        """Revoke pending cancels of requests that clients follow here. Call it regularly."""
         try:
             ending = self._spool.ending_later()
         except SpoolUnavailable as error:
-            log.warning("cannot look for requests that are about to be cancelled: %s", error)
+            log.warning("cannot read the pending cancels of requests: %s", error)
             return
-        for request_id in ending & self._num_attached.keys():
+        for request_id in ending & self._num_followers.keys():
             self._keep(request_id)
-            self._left.add(request_id)
+            self._without_client.add(request_id)
 
     def _keep(self, request_id: str) -> bool:
         try:
             return self._spool.keep(request_id)
         except SpoolUnavailable as error:
-            log.warning("request %s may be cancelled, though its client is back: %s", request_id, error)
+            log.warning("request %s may be cancelled although its client has returned: %s", request_id, error)
             return False
 
     def _cancel(self, request_id: str, after_seconds: float) -> None:
         try:
             if self._spool.cancel(request_id, after_seconds=after_seconds):
-                log.info("request %s is cancelled in %g s: its client left", request_id, after_seconds)
+                log.info(
+                    "request %s is cancelled in %g s: its client disconnected", request_id, after_seconds
+                )
         except SpoolUnavailable as error:
-            log.warning("request %s, whose client left, cannot be cancelled: %s", request_id, error)
+            log.warning("cannot cancel request %s of a disconnected client: %s", request_id, error)

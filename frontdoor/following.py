@@ -1,8 +1,8 @@
-"""From what a watch has found to the events of one stream, from any token on: pure, no files, no clock.
+"""Turns the news of a watch into the events of one stream, from any token on. Pure: no files, no clock.
 
-Every index from the first wanted one is told exactly once and in order. Where tokens that the client has
-seen are no longer in the log, a reset comes first and then all tokens from 0. Tokens that are in the result
-but not in the log (the disk was full) are made up for from the result before its end is told.
+A stream has every index from its first one exactly once, in order. Where the log lost tokens that the client
+has, a reset comes first, and then all tokens from 0. Tokens that are missing in the log (the disk was full)
+come from the result, before the end.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from spool import Result, TokenRecord
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that a stream tells; exactly one member is set, none means that there is nothing new."""
+    """One event of a stream. At most one member is set; an event without one means silence."""
 
     records: tuple[TokenRecord, ...] = ()
     is_reset: bool = False
@@ -28,10 +28,10 @@ class Event:
 
 
 class Follower:
-    """Turns a log that is read from its start into the events from token `start` on."""
+    """Turns a log, read from its start, into the events from token `start` on."""
 
     def __init__(self, start: int = 0) -> None:
-        self._next_index = start  # of the next token to tell
+        self._next_index = start  # of the next token to send
         self._num_logged = 0
         self._num_characters = 0  # of the text of all logged tokens
         self._is_fresh = True
@@ -39,7 +39,7 @@ class Follower:
     def take(
         self, records: Sequence[TokenRecord], *, was_reset: bool = False, result: Result | None = None
     ) -> list[Event]:
-        """Return what is new. The first call brings everything that is in the log by then."""
+        """Return the new events. The first call has all tokens that are in the log by then."""
         events = []
         if was_reset:
             self._num_logged = self._num_characters = 0
@@ -50,10 +50,10 @@ class Follower:
             self._next_index = 0
             events.append(Event(is_reset=True))
         self._is_fresh = False
-        untold = tuple(record for record in known if record.index >= self._next_index)
-        if untold:
-            self._next_index = untold[-1].index + 1
-            events.append(Event(records=untold))
+        unsent = tuple(record for record in known if record.index >= self._next_index)
+        if unsent:
+            self._next_index = unsent[-1].index + 1
+            events.append(Event(records=unsent))
         if result is not None:
             failure = None if result.error is None else GenerationFailed(result.error)
             events.append(Event(error=failure) if failure else Event(result=result))

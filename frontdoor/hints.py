@@ -1,4 +1,4 @@
-"""Tells operators which harmless hints clients send: one log line a name, as they change nothing here."""
+"""Logs once which hints clients send, because these fields change no output here."""
 
 import logging
 

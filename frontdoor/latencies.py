@@ -1,8 +1,7 @@
-"""Histograms of the answers that this process gave to those who asked: first token, queue, whole, between
-tokens.
+"""Latency histograms of this process's answers: first token, queue, whole answer, between tokens.
 
-Taken from the times that rank 0 wrote into each result, so what they measure is the same for every front
-door; the time between tokens is each answer's mean. Knows results; nothing of HTTP.
+They use the times that rank 0 wrote into each result, so every front door measures the same. The time between
+tokens is each answer's mean. Knows results; nothing of HTTP.
 """
 
 from collections.abc import Iterable
@@ -17,7 +16,7 @@ LONG = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 30
 
 
 class Latencies(Collector):
-    """Observe each answer once; collect at a scrape."""
+    """Observes each answer once; Prometheus collects at a scrape."""
 
     def __init__(self) -> None:
         self._ttft = _histogram("ring_time_to_first_token_seconds", "From accepted to the first token.", LONG)
@@ -26,7 +25,7 @@ class Latencies(Collector):
         self._queue = _histogram("ring_request_queue_time_seconds", "From accepted to claimed.", LONG)
 
     def observe(self, result: Result) -> None:
-        """Count an answer that was generated to its end; others say nothing of speed."""
+        """Count a complete answer; cancelled and failed ones do not measure speed."""
         if result.finish_reason not in ("stop", "length"):
             return
         times = result.performance

@@ -1,7 +1,7 @@
-"""Looking up a request that somebody accepted earlier: where it is, whose it is, and its answer.
+"""Looks up an accepted request: its state, its owner and its result.
 
-The spool is the only memory there is: what one front door accepted, every other one finds. With keys, a
-request of another key does not exist. Knows the spool's files; nothing of HTTP.
+The spool is the only memory: a request that one front door accepted, every other one finds. With API keys, a
+request of another key is not found. Knows the spool's files; nothing of HTTP.
 """
 
 import re
@@ -11,12 +11,12 @@ from frontdoor.http.errors import NotFound
 from spool import CorruptRequest, Request, Result, Spool, State
 
 _ID = re.compile(r"(?:chatcmpl-|cmpl-)?([0-9a-f]{32})")
-_NUM_TRIES = 3  # it may end between two looks
+_NUM_TRIES = 3  # it may end between two reads
 
 
 @dataclass(frozen=True)
-class Found:
-    """A request in the spool. `owner` is None where its file is damaged and nobody can tell."""
+class FoundRequest:
+    """A request in the spool. `owner` is None where its file is damaged, so that the owner is unknown."""
 
     id: str
     state: State
@@ -27,35 +27,31 @@ class Found:
     result: Result | None = None
 
 
-def find_owned(spool: Spool, text: str, *, owner: str) -> Found:
-    """Return the request of an id as a client writes it; `owner` is "" where no keys are asked for.
+def find_owned(spool: Spool, text: str, *, owner: str) -> FoundRequest:
+    """Return the request of an id from a client; `owner` is "" where no API keys are required.
 
     Raises:
-        NotFound: no id, unknown, or another key's.
-        SpoolUnavailable, CorruptRequest: the disk does not let us look.
+        NotFound: not an id, unknown, or of another key.
+        SpoolUnavailable, CorruptRequest: the disk refuses to read it.
     """
     match = _ID.fullmatch(text)
-    if match is None:
-        raise unknown()
-    found = find(spool, match[1])
+    found = find(spool, match[1]) if match is not None else None
     if found is None or not may_see(found, owner):
-        raise unknown()
+        limits = "RESULT_RETENTION_HOURS, RESULT_RETENTION_MB"
+        raise NotFound(f"there is no such request, or its result was removed ({limits})")
     return found
 
 
-def may_see(found: Found, owner: str) -> bool:
-    """Tell whether a caller may know of a request."""
+def may_see(found: FoundRequest, owner: str) -> bool:
+    """Whether a caller may see a request."""
     if not owner or found.owner == owner:
         return True
-    # A request file that was damaged ends in an error that has no owner, and nothing of anybody's.
+    # A damaged request file ends in an error without an owner, which contains no text of any client.
     return found.owner == "" and found.result is not None and found.result.error is not None
 
 
-def find(spool: Spool, request_id: str) -> Found | None:
-    """Find a request by its id, whoever's it is.
-
-    Raises: SpoolUnavailable, CorruptRequest.
-    """
+def find(spool: Spool, request_id: str) -> FoundRequest | None:
+    """Find a request of any owner by its id. Raises: SpoolUnavailable, CorruptRequest."""
     for _ in range(_NUM_TRIES):
         result = spool.read_result(request_id)
         if result is not None:
@@ -66,25 +62,19 @@ def find(spool: Spool, request_id: str) -> Found | None:
         try:
             request = spool.read_request(request_id)
         except CorruptRequest:
-            return Found(request_id, state, None)
+            return FoundRequest(request_id, state, None)
         if state != "done" and request is not None:
             return _of_request(request, state)
     return None
 
 
-def unknown() -> NotFound:
-    """What a client is told of a request that it may not know of, or that nobody does."""
-    limits = "RESULT_RETENTION_HOURS, RESULT_RETENTION_MB"
-    return NotFound(f"no such request, or its result was removed ({limits})")
-
-
-def _of_result(result: Result) -> Found:
+def _of_result(result: Result) -> FoundRequest:
     took = result.performance.get("total_s")
     created_unix = result.finished_unix - (took if isinstance(took, int | float) else 0.0)
     num_tokens = result.usage.prompt_tokens
-    return Found(result.id, "done", result.owner, result.seed, created_unix, num_tokens, result)
+    return FoundRequest(result.id, "done", result.owner, result.seed, created_unix, num_tokens, result)
 
 
-def _of_request(request: Request, state: State) -> Found:
-    num_tokens = len(request.token_ids or ())
-    return Found(request.id, state, request.owner, request.params.seed, request.created_unix, num_tokens)
+def _of_request(request: Request, state: State) -> FoundRequest:
+    num_tokens, seed = len(request.token_ids or ()), request.params.seed
+    return FoundRequest(request.id, state, request.owner, seed, request.created_unix, num_tokens)

@@ -1,8 +1,8 @@
-"""What the ring says of itself: the status files that rank 0 and the supervisor keep in STATE_DIR/run.
+"""The ring's status, from the files that rank 0 and the supervisor write into STATE_DIR/run.
 
-Reads run/ring.json and run/supervisor.json, again only when they changed, and judges whether the ring is
-ready. Rank 0 says how the ring is; where it does not, or cannot, the supervisor says why. What is given out
-names no folder of this machine: strangers read it. Knows nothing of how the files come to be.
+Reads run/ring.json and run/supervisor.json when they have changed, and decides whether the ring is ready.
+Rank 0 reports the state of the ring; where it is silent, the supervisor gives the reason. The answers are
+public and name no folder of this machine. Knows nothing of the files' writers.
 """
 
 import os
@@ -24,7 +24,7 @@ _FOLDERS = re.compile(r"(?<![\w.:/])(?:/[^\s/:;,'\"()]+)+/(?=[^\s/])")
 
 @dataclass(frozen=True)
 class Readiness:
-    """One word for machines, one sentence for people."""
+    """A state for programs, and a reason for people."""
 
     state: str  # ready | loading | connecting | draining | stopped | failed | stalled | down
     reason: str | None
@@ -35,7 +35,7 @@ class Readiness:
 
 
 class StatusFile:
-    """One JSON file that others replace as a whole."""
+    """One JSON file that another process replaces as a whole."""
 
     def __init__(self, path: Path) -> None:
         self._path = str(path)
@@ -43,7 +43,7 @@ class StatusFile:
         self._data: dict[str, Any] = {}
 
     def read(self) -> dict[str, Any]:
-        """Return what the file says, or said when it could last be read; empty when it is missing."""
+        """Return the file's object, or the last readable one; empty where the file is missing."""
         try:
             stat = os.stat(self._path)
         except OSError:
@@ -52,7 +52,7 @@ class StatusFile:
         mark = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
         if mark != self._mark:
             data = read_json(Path(self._path))
-            if data is None:  # no descriptors left, a bad disk, damaged: what it said before ages
+            if data is None:  # no descriptors, a failing disk, a damaged file: keep the last object
                 self._mark = None
             else:
                 self._data, self._mark = data, mark
@@ -77,39 +77,39 @@ class RingStatus:
         said = self._ring.read()
         theirs = said.get("settings") or {}
         if any(theirs.get(key) != settings.value(key) for key in CONTEXT_KEYS):
-            return None  # of an earlier life, with other settings
+            return None  # an earlier ring wrote it, with other settings
         return ContextLength.from_json(said.get("context"))
 
     def failure(self) -> str | None:
-        """Return why the ring was given up, if it was."""
+        """Return why the supervisor gave the ring up, if it did."""
         supervisor = self.supervisor()
         if supervisor.get("state") != "failed" or not _is_alive(supervisor):
             return None
         return str(supervisor.get("reason") or "the supervisor has given up; its log says why")
 
     def readiness(self) -> Readiness:
-        """Judge by progress: ready means a lap made, by work or by an idle ring's ping, in the last 10 s."""
+        """Judge by progress: a ready ring made a lap recently, with work or with an idle ring's ping."""
         supervisor = self.supervisor()
-        if not _is_alive(supervisor):  # an earlier one's last word
+        if not _is_alive(supervisor):  # the status of an earlier supervisor
             supervisor = {}
         return judge(self.ring(), supervisor, now_unix=time.time())
 
 
 def judge(ring: Mapping[str, Any], supervisor: Mapping[str, Any], *, now_unix: float) -> Readiness:
-    """Turn what rank 0 and a living supervisor say into a verdict; pure."""
+    """Decide readiness from the status of rank 0 and of a living supervisor; pure."""
     said = str(supervisor.get("reason") or "")
     if supervisor.get("state") == "failed":
         return Readiness("failed", said or "the supervisor has given up; its log says why")
     if not ring:
-        return Readiness("down", said or "rank 0 has not said anything yet")
+        return Readiness("down", said or "rank 0 has not reported yet")
     phase = str(ring.get("phase") or "down")
     silence = abs(now_unix - number(ring.get("updated_unix")))
     if silence > MAX_SILENCE_SECONDS and phase not in ("stopped", "failed"):
-        return Readiness("down", said or f"rank 0 has said nothing for {silence:.0f} s")
+        return Readiness("down", said or f"rank 0 has not reported for {silence:.0f} s")
     if phase != "ready":
         return Readiness(phase, str(ring.get("reason") or said or f"the ring is {phase}"))
     if supervisor and number(ring.get("epoch")) < number(supervisor.get("epoch")):
-        return Readiness("down", said or "a new ring is being started")
+        return Readiness("down", said or "a new ring is starting")
     lap_age = now_unix - number(ring.get("last_lap_unix"))
     if lap_age > MAX_SILENCE_SECONDS:
         return Readiness("stalled", f"no lap of the ring for {lap_age:.0f} s")
@@ -117,13 +117,13 @@ def judge(ring: Mapping[str, Any], supervisor: Mapping[str, Any], *, now_unix: f
 
 
 def _without_places(said: dict[str, Any]) -> dict[str, Any]:
-    """The same with a reason that names files without their folders."""
+    """Return the status with a reason that names files without their folders."""
     reason = said.get("reason")
     return {**said, "reason": _FOLDERS.sub("…/", reason)} if isinstance(reason, str) else said
 
 
 def _is_alive(supervisor: Mapping[str, Any]) -> bool:
-    """Whether the process that wrote this lives; what names none is believed."""
+    """Whether the process that wrote the status lives; True where it names no process."""
     pid = supervisor.get("pid")
     if not isinstance(pid, int) or pid <= 1:
         return True
@@ -137,10 +137,10 @@ def _is_alive(supervisor: Mapping[str, Any]) -> bool:
 
 
 def mapping(value: object) -> Mapping[str, Any]:
-    """Return an object of a status file; nothing in it where it is none."""
+    """Return an object of a status file; empty for any other value."""
     return value if isinstance(value, Mapping) else {}
 
 
 def number(value: object) -> float:
-    """Return a number of a status file; 0 where it is none."""
+    """Return a number of a status file; 0 for any other value."""
     return float(value) if isinstance(value, int | float) else 0.0

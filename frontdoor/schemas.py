@@ -1,11 +1,10 @@
-"""The bodies that clients may send, and what each field must look like.
+"""The bodies that clients may send, and the form of each field.
 
-Nothing is accepted and ignored: an unknown field is refused by name, and a field that is known elsewhere
-but not built here is refused unless its value asks for nothing (`Only`). What changes no output stands in
-`NoEffectFields` and, of popular clients, in `Hints` and `PastFields`; docs/request-bodies.md lists those.
-Types are strict (no "5" for 5, but 16.0 for 16), numbers finite; spool/sampling_params.py has their bounds.
-Knows the shapes, not the limits that depend on the settings or the tokenizer; those are checked where the
-request is accepted.
+No field is silently ignored: unknown fields are refused by name, and unsupported fields unless their value is
+neutral (`Only`). Fields without an effect are in `NoEffectFields`, and those of popular clients in `Hints`
+and `PastFields`; docs/request-bodies.md lists them. Types are strict (no "5" for 5, but 16.0 for 16), numbers
+finite; spool/sampling_params.py has their bounds. Knows no limits of settings or tokenizer: accepting.py
+checks those.
 """
 
 from collections.abc import Callable, Iterator
@@ -39,7 +38,7 @@ def _invalid(message: str) -> PydanticCustomError:
 
 
 def _worded(read: Callable[[object], Any]) -> Callable[[object], Any]:
-    """Let a ValueError of ours be the whole message; null is none."""
+    """Use the message of a ValueError unchanged; null counts as missing."""
 
     def check(value: object) -> Any:
         if value is None:
@@ -53,7 +52,7 @@ def _worded(read: Callable[[object], Any]) -> Callable[[object], Any]:
 
 
 class Number:
-    """Annotates a number that a request may name, with the bounds of spool/sampling_params.py."""
+    """Annotates a number of a request with its bounds in spool/sampling_params.py."""
 
     def __init__(self, name: str) -> None:
         self._field = NUMBER_FIELDS[name]
@@ -71,7 +70,7 @@ class Number:
 
 
 class Only:
-    """Annotates a field that is not built: absent, null, or one of the values that ask for nothing."""
+    """Annotates an unsupported field: it must be absent, null, or one of the neutral values."""
 
     def __init__(self, *neutral: object) -> None:
         self._neutral = neutral
@@ -136,7 +135,7 @@ ToolCalls = Annotated[
 
 
 class Body(BaseModel):
-    """What every body has in common: strict types, finite numbers, no unknown fields."""
+    """The base of every body: strict types, finite numbers, no unknown fields."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, frozen=True, protected_namespaces=()
@@ -144,7 +143,7 @@ class Body(BaseModel):
 
 
 class PastFields(Body):
-    """What SDKs send back with a turn of the history and no chat template reads."""
+    """Fields that SDKs send back with a turn of the history, and that no chat template reads."""
 
     id: Any = None
     type: Any = None
@@ -164,7 +163,7 @@ class PastFields(Body):
 
 
 class Message(PastFields):
-    """One turn of a chat; an assistant's may have no text, and so may a tool's."""
+    """One turn of a chat; an assistant's or a tool's may have no text."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Annotated[str | None, BeforeValidator(_joined_text), WithJsonSchema(_TEXT_OR_PARTS)] = Field(
@@ -188,7 +187,7 @@ class Message(PastFields):
     @field_validator("function_call")
     @classmethod
     def _is_function_call(cls, value: object) -> tuple[dict[str, Any], ...] | None:
-        """The name that tool calls had before."""
+        """Read the older form of a tool call."""
         called: tuple[dict[str, Any], ...] | None = _worded(read_tool_calls)(value and [{"function": value}])
         return called
 
@@ -197,14 +196,14 @@ class Message(PastFields):
         return self.reasoning_content or (self.reasoning if isinstance(self.reasoning, str) else None)
 
     def texts(self) -> Iterator[str]:
-        """Everything in it that may be long."""
+        """Yield all texts that may be long."""
         yield self.content or self.refusal or ""
         yield self._thoughts or ""
         for call in (*(self.tool_calls or ()), *(self.function_call or ())):
             yield str(call["function"]["arguments"])
 
     def for_template(self) -> dict[str, Any]:
-        """Return what the chat template sees; content is None where there are tool calls alone."""
+        """Return the turn for the chat template; content is None where it has only tool calls."""
         calls = self.tool_calls or self.function_call
         seen: dict[str, Any] = {
             "role": {"developer": "system", "function": "tool"}.get(self.role, self.role),
@@ -221,7 +220,7 @@ Messages = Annotated[list[Message], Field(min_length=1)]
 
 
 class Hints(Body):
-    """What popular clients send along and what changes no output here; logged once by name."""
+    """Fields of popular clients that change no output here; each name is logged once."""
 
     keep_alive: Any = None
     cache_prompt: Any = None
@@ -243,7 +242,7 @@ class Hints(Body):
 
 
 class SamplingFields(Hints):
-    """How to choose tokens and when to end; the same names on every route."""
+    """Sampling and limits; the same names on every route."""
 
     max_tokens: MaxTokens = None
     max_completion_tokens: MaxTokens = None
@@ -265,7 +264,7 @@ class SamplingFields(Hints):
 
     @property
     def most_tokens(self) -> int | None:
-        """How long the answer may be, under either name; the newer one wins."""
+        """The answer's limit under either name; the newer name wins."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
@@ -283,7 +282,7 @@ class GenerateBody(SamplingFields):
 
 
 class StreamOptions(Body):
-    """What a stream carries besides the text."""
+    """The additional parts of a stream."""
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
@@ -291,7 +290,7 @@ class StreamOptions(Body):
 
 
 class NoEffectFields(Body):
-    """OpenAI fields that are accepted because they change no output here."""
+    """OpenAI fields that change no output here."""
 
     user: Any = None
     metadata: Any = None
@@ -303,7 +302,7 @@ class NoEffectFields(Body):
 
 
 class OpenAIFields(SamplingFields, NoEffectFields):
-    """What chat and text completions share."""
+    """The fields that chat and text completions share."""
 
     stream_options: StreamOptions | None = None
     n: Annotated[Any, Only(1)] = None

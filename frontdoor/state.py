@@ -1,6 +1,6 @@
-"""What one front-door process shares between its HTTP requests, and how a route gets at it.
+"""The parts that a front door's HTTP requests share, and how a route gets them.
 
-Holds the parts and starts and stops them; knows nothing of bodies, answers or routes.
+Holds the parts, and starts and stops them; knows nothing of bodies, answers or routes.
 """
 
 import re
@@ -28,9 +28,9 @@ _IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
 
 @dataclass(frozen=True)
 class FrontDoor:
-    """The parts; `workers` are threads for what may block (fsync, long texts).
+    """The parts; `workers` are threads for blocking work (fsync, long texts).
 
-    `model_tokens` is the model's own length, where its config names one.
+    `model_tokens` is the model's own length; None where its config names none.
     """
 
     settings: Settings
@@ -49,22 +49,22 @@ class FrontDoor:
 
     @property
     def context(self) -> ContextLength:
-        """How many tokens a request may have: rank 0's word, before that what is known without the ring."""
+        """The context length from rank 0, or until then from settings and model alone."""
         return self.ring_status.context(self.settings) or limit_context(self.settings, self.model_tokens)
 
     @property
     def public_model_repo(self) -> str:
-        """MODEL_REPO for strangers: the name alone, where it is a folder of this machine."""
+        """MODEL_REPO for clients: only the name, where it is a folder of this machine."""
         settings = self.settings
         is_folder = is_folder_name(settings.model_repo, settings.root)
         return self.model_name if is_folder else settings.model_repo
 
     def start(self) -> None:
         """Begin to listen; needs the running event loop."""
-        self.subscriptions.start(self.disconnects.look)
+        self.subscriptions.start(self.disconnects.keep_followed)
 
     def stop(self) -> None:
-        """Stop listening; accepted requests stay in the spool and go on."""
+        """Stop listening; accepted requests go on in the spool."""
         self.subscriptions.stop()
         self.workers.shutdown(wait=False, cancel_futures=True)
 
@@ -78,11 +78,11 @@ def front_door(http: Request) -> FrontDoor:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks, when, and under which ids.
+    """The client of an HTTP request, its time and its ids.
 
-    `request_id` is new for each HTTP request, whatever the client sends; `received_unix` is when its first
-    bytes came. `may_return`: the client knows a way back to a request that it left, so that this has a grace
-    time; clients of /v1 without an Idempotency-Key ask anew instead.
+    `request_id` is new for each HTTP request; `received_unix` is the arrival of its first bytes.
+    `may_return`: a disconnected client can return to its request, so there is a grace time; clients of /v1
+    without an Idempotency-Key cannot.
     """
 
     owner: str
@@ -94,10 +94,10 @@ class Caller:
 
 
 def caller(http: Request) -> Caller:
-    """Return what the outer layers found out about this HTTP request, and its Idempotency-Key.
+    """Return the caller from the notes of the outer layers and the Idempotency-Key.
 
     Raises:
-        InvalidRequest: the key is none.
+        InvalidRequest: the key is not valid.
     """
     key = header(http.scope, b"idempotency-key")
     if key is not None and _IDEMPOTENCY_KEY.fullmatch(key) is None:
@@ -112,5 +112,5 @@ def caller(http: Request) -> Caller:
 
 
 def owner_of(http: Request) -> str:
-    """Return whose HTTP request this is; "" where no keys are asked for."""
+    """Return the owner of this HTTP request; "" where no API keys are required."""
     return str(notes(http.scope)["owner"])

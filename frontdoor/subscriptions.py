@@ -1,8 +1,7 @@
-"""Waiting for tokens and results: one doorbell for the whole process, one watch for each client that waits.
+"""Waits for tokens and results: one doorbell for the process, one watch for each waiting client.
 
-A ring of the bell, or a rescan every poll interval while anybody waits, makes the subscriptions look at the
-files of the watched requests; who has news is woken. With nobody waiting it does nothing at all. Knows
-files, not HTTP: what becomes of the news is the business of who holds the watch.
+When the bell rings, and at every poll interval, the subscriptions read the files of the watched requests and
+wake each watch with news. Without watches they do nothing. Knows files; nothing of HTTP.
 """
 
 import asyncio
@@ -26,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class Watch:
-    """What one client knows of its request. `result` is final; `records` are tokens nobody has taken yet."""
+    """The news of one request for one client. `result` is final; `records` are tokens not taken yet."""
 
     def __init__(self, request_id: str, log_reader: TokenLogReader | None) -> None:
         self.request_id = request_id
@@ -40,7 +39,7 @@ class Watch:
         self._news = asyncio.Event()
 
     async def news(self, timeout_seconds: float) -> bool:
-        """Wait until there is something to take; False when the time is over."""
+        """Wait for news; False when the time is over."""
         if not self._news.is_set():
             try:
                 async with asyncio.timeout(timeout_seconds):
@@ -51,17 +50,17 @@ class Watch:
         return True
 
     def take_records(self) -> list[TokenRecord]:
-        """Return the tokens that came since the last call."""
+        """Return the new tokens since the last call."""
         taken, self.records = self.records, []
         return taken
 
     def take_reset(self) -> bool:
-        """Tell whether the log began anew since the last call."""
+        """Return whether the log started over since the last call."""
         was_reset, self.is_reset = self.is_reset, False
         return was_reset
 
     def client_gone(self) -> None:
-        """Wake the waiter, because nobody is left to tell."""
+        """Note that the client disconnected, and wake the waiter."""
         self.is_client_gone = True
         self.wake()
 
@@ -80,13 +79,13 @@ class Subscriptions:
         self._bell: Doorbell | None = None
 
     def start(self, on_rescan: Callable[[], None] = lambda: None) -> None:
-        """Begin to listen, in the running event loop."""
-        self._also = on_rescan
+        """Begin to listen, in the running event loop; call `on_rescan` at each rescan."""
+        self._on_rescan = on_rescan
         self._bell = self._spool.listen(make_door_name())
         asyncio.get_running_loop().add_reader(self._bell.fileno(), self._on_bell)
 
     def stop(self) -> None:
-        """Stop listening; watches that are left see nothing more."""
+        """Stop listening; open watches get no more news."""
         if self._bell is not None:
             asyncio.get_running_loop().remove_reader(self._bell.fileno())
             self._bell.close()
@@ -99,10 +98,10 @@ class Subscriptions:
 
     @contextmanager
     def watch(self, request_id: str, *, with_tokens: bool) -> Iterator[Watch]:
-        """Follow one request; what is there already counts as news."""
+        """Follow one request; existing tokens and results count as news."""
         watch = Watch(request_id, self._spool.open_log(request_id) if with_tokens else None)
         self._watches.add(watch)
-        self._look_at(watch)
+        self._read_news(watch)
         self._schedule_rescan()
         try:
             yield watch
@@ -114,17 +113,17 @@ class Subscriptions:
     def _on_bell(self) -> None:
         assert self._bell is not None
         self._bell.drain()
-        self._look()
+        self._read_all_news()
 
-    def _look(self) -> None:
+    def _read_all_news(self) -> None:
         for watch in self._watches:
-            self._look_at(watch)
+            self._read_news(watch)
 
-    def _look_at(self, watch: Watch) -> None:
+    def _read_news(self, watch: Watch) -> None:
         if watch.result is not None or watch.failure is not None:
             return
         try:
-            # The result first: all tokens are in the log before the result is there.
+            # The result first: the log has all tokens before the result exists.
             result = self._spool.read_result(watch.request_id)
             if watch.log_reader is not None:
                 watch.records += watch.log_reader.read_new()
@@ -134,10 +133,10 @@ class Subscriptions:
             watch.records.clear()
             watch.is_reset = True
             watch.wake()
-            self._look_at(watch)
-        except SpoolUnavailable as error:  # no descriptors left, or a bad moment of the disk: looked at again
+            self._read_news(watch)
+        except SpoolUnavailable as error:  # no descriptors, or a failing disk: the next rescan retries
             if not watch.is_unreadable:
-                log.warning("cannot read the answer of request %s now: %s", watch.request_id, error)
+                log.warning("cannot read the answer of request %s: %s; retrying", watch.request_id, error)
             watch.is_unreadable = True
         except SpoolError as error:
             log.warning("cannot read the answer of request %s: %s", watch.request_id, error)
@@ -148,15 +147,15 @@ class Subscriptions:
     def _schedule_rescan(self) -> None:
         if self._rescan is None and self._watches and self._bell is not None:
             loop = asyncio.get_running_loop()
-            self._rescan = loop.call_later(self.poll_interval_seconds, self._on_rescan)
+            self._rescan = loop.call_later(self.poll_interval_seconds, self._rescan_now)
 
     def _stop_rescan(self) -> None:
         if self._rescan is not None:
             self._rescan.cancel()
             self._rescan = None
 
-    def _on_rescan(self) -> None:
+    def _rescan_now(self) -> None:
         self._rescan = None
-        self._also()
-        self._look()
+        self._on_rescan()
+        self._read_all_news()
         self._schedule_rescan()

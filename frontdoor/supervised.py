@@ -1,9 +1,9 @@
-"""A front door under a supervisor: says when it serves, takes live settings, ends with its supervisor.
+"""A front door under a supervisor: reports when it serves, takes live settings, ends with its supervisor.
 
     standard input    {"event": "settings", "values": {KEY: value}}; end of file: the supervisor is gone
     standard output   {"event": "serving"}
 
-Knows which parts hold a setting; nothing of who edits them.
+Knows which parts hold a setting; nothing of the settings' sources.
 """
 
 import json
@@ -28,10 +28,9 @@ log = logging.getLogger(__name__)
 
 
 class SupervisedServer(uvicorn.Server):
-    """Tells the supervisor when it takes connections; waits for its clients at the end.
+    """Reports to the supervisor when it takes connections; waits `patience_s` for its clients at the end.
 
-    `patience_s`: how long. What replaces it serves already: its clients get the time that they are ready to
-    wait.
+    Its successor serves already, so the clients get all the time that they are ready to wait.
     """
 
     def __init__(self, config: uvicorn.Config, patience_s: Callable[[], float]) -> None:
@@ -39,30 +38,30 @@ class SupervisedServer(uvicorn.Server):
         self._patience_s = patience_s
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Shut down within the patience of now, not of the start."""
+        """Shut down within the current patience, not that of the start."""
         self.config.timeout_graceful_shutdown = int(self._patience_s()) + 1
         await super().shutdown(sockets=sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, then say so."""
+        """Start, then report it."""
         await super().startup(sockets=sockets)
         if self.started:
             print(json.dumps({"event": "serving"}), flush=True)
 
 
 class LiveSettings:
-    """Applies new values of live settings to whatever begins from now on; called in the watchdog's thread."""
+    """Applies new values of live settings to all new work; runs in the watchdog's thread."""
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
 
     def on_settings(self, values: dict[str, Any]) -> None:
-        """Replace the app's settings as a whole, so that every request sees one set of them."""
+        """Replace the app's settings as a whole, so that every request sees consistent ones."""
         front: FrontDoor = self._app.state.front_door
         try:
             settings = with_values(front.settings, values)
         except ValidationError as error:
-            log.error("live settings of another release: %s", error)
+            log.error("cannot apply live settings of another release: %s; run ./launch.sh restart", error)
             return
         set_level(settings.log_level)
         self._app.state.front_door = replace(front, settings=settings)
@@ -70,7 +69,7 @@ class LiveSettings:
 
 
 def apply_to_parts(front: FrontDoor, settings: Settings) -> None:
-    """Tell the parts that were made with a setting of its new value."""
+    """Pass new values to the parts that keep a setting."""
     front.spool.admission.max_depth = settings.max_queue_depth
     front.spool.admission.max_bytes = settings.max_queue_mb * 2**20
     front.subscriptions.poll_interval_seconds = settings.poll_interval
@@ -78,7 +77,7 @@ def apply_to_parts(front: FrontDoor, settings: Settings) -> None:
 
 
 def follow_supervisor(app: FastAPI, on_end: Callable[[], None]) -> None:
-    """Read standard input in a thread of its own; `on_end` is called when the supervisor is gone."""
+    """Read standard input in a thread, and call `on_end` when the supervisor is gone."""
 
     def follow() -> None:
         lines = SettingsLines(LiveSettings(app).on_settings)

@@ -1,8 +1,8 @@
-"""Tool calls of earlier turns, as clients send them back: read into what chat templates expect.
+"""Converts the tool calls of earlier turns, which clients send back, to the form that chat templates expect.
 
-A call becomes {"id", "type": "function", "function": {"name", "arguments"}}, and arguments that are a JSON
-object in a string become that object, as templates print them themselves. Knows one message at a time; how
-a template without tools shows calls is prompts/history.py's.
+A call becomes {"id", "type": "function", "function": {"name", "arguments"}}. Arguments that are a JSON object
+in a string become that object, because templates print it themselves. Knows one message at a time;
+prompts/history.py writes calls for templates without tools.
 """
 
 import json
@@ -11,10 +11,10 @@ from typing import Any
 
 
 def read_tool_calls(value: object) -> tuple[dict[str, Any], ...] | None:
-    """Return the calls; None for none.
+    """Return the calls, or None.
 
     Raises:
-        ValueError: no list of calls.
+        ValueError: not a list of calls.
     """
     if not value:
         return None
@@ -43,7 +43,7 @@ def _read_arguments(arguments: object) -> dict[str, Any] | str:
         raise ValueError("the arguments of a tool call must be a string or an object")
     try:
         found = json.loads(arguments)
-        json.dumps(found, ensure_ascii=False).encode()  # as a template writes them: half a character fails
-    except (ValueError, RecursionError):  # a model's broken call stays as it was
+        json.dumps(found, ensure_ascii=False).encode()  # a template does the same: half a character fails
+    except (ValueError, RecursionError):  # a model's broken call stays unchanged
         return arguments
     return found if isinstance(found, dict) else arguments

@@ -1,6 +1,6 @@
-"""The model's chat template: compiled as transformers compiles it, and what it is made of.
+"""The model's chat template: compiles it as transformers does, and lists its variables and texts.
 
-Templates come from the Hub: they run in jinja2's sandbox, with the names that transformers gives them
+Templates come from the Hub, so they run in jinja2's sandbox, with the names that transformers provides
 (transformers 5.23 utils/chat_template_utils.py). Knows no tokenizer.
 """
 
@@ -17,7 +17,7 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-# What a template that does not expect such messages may raise.
+# The errors of a template for messages that it does not expect.
 _TEMPLATE_ERRORS = (
     jinja2.TemplateError,
     ArithmeticError,
@@ -30,12 +30,12 @@ _TEMPLATE_ERRORS = (
 
 
 class MessagesRefused(Exception):
-    """The chat template does not take these messages, or the model has no chat template."""
+    """The chat template refuses these messages, or the model has no chat template."""
 
 
 @dataclass(frozen=True)
 class RenderedChat:
-    """A chat as the template wrote it; literals are offsets in it, as `spool.Request` has them."""
+    """A chat as the template wrote it; literals are offsets in the text, as in `spool.Request`."""
 
     text: str
     literals: tuple[int, ...] = ()
@@ -44,12 +44,11 @@ class RenderedChat:
 class ChatTemplate:
     """A compiled template; safe to use from several threads.
 
-    `variables`: the names it takes from outside. `literals`: all that it may write itself, joined with zero
-    bytes.
+    `variables`: the names that it reads. `literals`: all texts of its own, joined with zero bytes.
     """
 
     def __init__(self, source: str) -> None:
-        """Compile; raises jinja2.TemplateError."""
+        """Compile a template. Raises jinja2.TemplateError."""
         environment = _make_environment()
         tree = environment.parse(source)
         constants = [node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str)]
@@ -58,7 +57,7 @@ class ChatTemplate:
         self.constants = frozenset(constants)
         self.literals = "\0".join([*written, *constants])
         self._compiled = environment.from_string(source)
-        # jinja looks through two layers of names at every rendering; nothing is ever added to either of them.
+        # At every rendering, jinja searches two layers of constant names; one dict is faster.
         self._compiled.globals = dict(self._compiled.globals)
 
     def render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
@@ -76,7 +75,7 @@ class ChatTemplate:
 
 
 class _GenerationTag(jinja2.ext.Extension):
-    """`{% generation %}…{% endgeneration %}` marks text for training; here it is only the text."""
+    """`{% generation %}…{% endgeneration %}` marks text for training; this extension renders the text."""
 
     tags = {"generation"}  # noqa: RUF012 - typed by jinja2
 
@@ -102,7 +101,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # jinja's own filter escapes HTML characters, which no model was trained on
+    # jinja's own filter escapes HTML characters, but models expect plain ones
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

@@ -1,14 +1,14 @@
-"""Control tokens that clients spell in messages: found, and numbered as the text they are.
+"""Finds control tokens in clients' messages, and encodes them as plain text.
 
-Only the template writes control tokens into a chat. So that none comes out of a message, whatever the
-template does to its text, a chat is rendered a second time, from messages in which every character that
-could begin a control token is another, private one. Where both renderings have as many control tokens, no
-client wrote any, and the first is the chat. Else the second says which are the template's own.
+Only the template may write control tokens into a chat. To find those of clients, the chat is rendered twice:
+the second time, private characters replace every character in the messages that could begin a control token.
+If both renderings have the same number of control tokens, no client wrote one, and the first rendering is the
+chat. Otherwise the second rendering shows which tokens are the template's.
 
-A control token is one that tokenizer.json or the model's configuration calls special, one that the template
-writes (as transformers 5.24 has it in `sanitize_control_tokens`), or one between bars, `<|…|>`. The tags of
-a pair like `<think>` and `</think>` that the configuration does not call special stay tags in what the system
-and the assistant say: templates look for them in earlier answers. Knows no requests.
+A control token is special in tokenizer.json or in the model's configuration, or the template writes it (as in
+`sanitize_control_tokens` of transformers 5.24), or it is between bars, `<|…|>`. A pair of tags such as
+`<think>` and `</think>` that the configuration does not call special stays a pair of tags in turns of the
+system and the assistant: templates search for them in earlier answers. Knows no requests.
 """
 
 import re
@@ -27,7 +27,7 @@ _ESCAPED = re.compile(r"\\u([0-9a-f]{4})")
 _BARRED = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)
 _OWN_ROLES = frozenset({"system", "assistant"})
 _MAX_HEAD_LENGTH, _MAX_HEADS = 3, 16
-_FULL_WIDTH = 0xFEE0  # from an ASCII character to the wide one that NFKC makes the same
+_FULL_WIDTH = 0xFEE0  # from an ASCII character to its wide form, which NFKC maps back
 
 
 class ControlTokens:
@@ -51,20 +51,20 @@ class ControlTokens:
         self._finder = _make_finder(tokenizer, list(added.values()))
         self._contents = frozenset(token.content for token in control)
         self._found_ids = frozenset(map(self._finder.token_to_id, self._contents))
-        unknown = getattr(tokenizer.model, "unk_token", None)  # comes of any text
+        unknown = getattr(tokenizer.model, "unk_token", None)  # any text may give it
         self._ids = {tokenizer.token_to_id(token.content) for token in control if token.content != unknown}
         self._beginnings = sorted(set().union(*map(_beginnings, control)))
-        self._goes_on = {beginning: _continuations(beginning, control) for beginning in self._beginnings}
+        self._patterns = {first: _continuations(first, control) for first in self._beginnings}
         self._outside_tags = _outside(_tags(unnamed, written), self._beginnings)
 
     def read(self, text: str, messages: Messages, render: Callable[[Messages], str]) -> RenderedChat:
-        """Find what clients wrote of control tokens.
+        """Find control tokens that clients wrote.
 
         Args:
-            text: what `render` makes of the messages.
+            text: the messages as `render` writes them.
 
         Raises:
-            MessagesRefused: the template refuses messages without control tokens in them.
+            MessagesRefused: the template refuses messages without control tokens.
         """
         said = "\0".join(_texts(messages))
         if not any(beginning in said for beginning in self._beginnings):
@@ -76,9 +76,9 @@ class ControlTokens:
             if self._count(said):
                 raise
             return RenderedChat(text)
-        is_same = _unmarked(marked, marks) == text  # else the template asks what is in the messages
+        is_same = _unmarked(marked, marks) == text  # otherwise the template inspects the messages
         if is_same and not any(
-            re.search(mark + self._goes_on[first], marked) for first, mark in marks.items()
+            re.search(mark + self._patterns[first], marked) for first, mark in marks.items()
         ):
             return RenderedChat(text)
         if self._count(text) == self._count(marked) and (is_same or not self._count(said)):
@@ -86,12 +86,12 @@ class ControlTokens:
         return self._locate(marked, marks)
 
     def encode(self, chat: RenderedChat) -> list[int]:
-        """Number the tokens of a chat with control tokens that are text."""
+        """Encode a chat, with its literals as plain text."""
         (mark,) = _unused(1, chat.text)
         masked = _masked(chat.text, dict.fromkeys(chat.literals, mark))
         found = self._find(masked)
         ids, has_control = self._encode(chat.text, found, ())
-        if has_control:  # of a vocabulary with whole control tokens in it, as Unigram's
+        if has_control:  # a vocabulary such as Unigram's contains whole control tokens
             ids, _ = self._encode(chat.text, found, chat.literals)
         return ids
 
@@ -100,7 +100,7 @@ class ControlTokens:
         return sum(token_id in self._found_ids for token_id in ids)
 
     def _find(self, text: str) -> list[tuple[int, int, str]]:
-        """Return start, end and token of what the tokenizer would take as added tokens."""
+        """Return start, end and text of each added token that the tokenizer would find."""
         encoding = self._finder.encode_batch([text], add_special_tokens=False)[0]
         return [
             (start, end, self._finder.id_to_token(token_id))
@@ -125,7 +125,7 @@ class ControlTokens:
             marked = marked.replace(f"\\u{ord(mark):04x}", mark)  # from a template that writes ASCII only
         text = masked = _unmarked(marked, marks)
         by_client, literals = frozenset(marks.values()), dict[int, str]()
-        while True:  # behind a token that is text another one may come to light
+        while True:  # masking one token may reveal another one behind it
             found = [span for span in self._find(masked) if span[2] in self._contents]
             starts = {_skip_blanks(masked, start, end) for start, end, _ in found}
             new = {start: marked[start] for start in starts - literals.keys() if marked[start] in by_client}
@@ -137,10 +137,10 @@ class ControlTokens:
     def _encode(
         self, text: str, found: Sequence[tuple[int, int, str]], cuts: Iterable[int]
     ) -> tuple[list[int], bool]:
-        """Number the tokens with no added tokens but those found, and whether a control token came of text.
+        """Encode a text with only the found added tokens; return ids, and whether text gave a control token.
 
         Args:
-            cuts: offsets of characters after which no token goes on.
+            cuts: offsets of characters after which every token ends.
         """
         contents = sorted({content for _, _, content in found})
         cut, *signs = _unused(1 + len(contents), text)
@@ -158,7 +158,7 @@ class ControlTokens:
 
 
 def _make_finder(tokenizer: Tokenizer, added: Sequence[AddedToken]) -> Tokenizer:
-    """Make a tokenizer that knows the added tokens only; all else has the id 0."""
+    """Make a tokenizer that knows only the added tokens; all other text has the id 0."""
     finder = Tokenizer(models.WordLevel({"": 0}, ""))
     finder.normalizer = tokenizer.normalizer
     finder.add_tokens(
@@ -177,7 +177,7 @@ def _make_finder(tokenizer: Tokenizer, added: Sequence[AddedToken]) -> Tokenizer
 
 
 def _is_markup(content: str, written: str) -> bool:
-    """Whether this has bars, or the template writes it and it is neither a word nor blank."""
+    """Whether a text is between bars, or the template writes it and it is neither a word nor blank."""
     if _BARRED.fullmatch(content):
         return True
     word = content.strip(" \t\r\n▁")
@@ -185,7 +185,7 @@ def _is_markup(content: str, written: str) -> bool:
 
 
 def _beginnings(token: AddedToken) -> set[str]:
-    """Return the characters that a text of this token may begin with, after blanks."""
+    """Return the possible first characters of this token's text, after blanks."""
     first = token.content.lstrip()[0]
     if not token.normalized:
         return {first}
@@ -194,7 +194,7 @@ def _beginnings(token: AddedToken) -> set[str]:
 
 
 def _continuations(beginning: str, tokens: Iterable[AddedToken]) -> str:
-    """Return a short pattern of what follows a beginning in any of the tokens: for a first, quick look."""
+    """Return a short pattern of the text after a beginning in any token: for a quick first check."""
     own = [token for token in tokens if beginning in _beginnings(token)]
     rests = ["" if token.normalized else token.content.lstrip()[1:] for token in own]
     heads: set[str] = {""}
@@ -207,7 +207,7 @@ def _continuations(beginning: str, tokens: Iterable[AddedToken]) -> str:
 
 
 def _tags(tokens: Mapping[str, AddedToken], written: str) -> list[str]:
-    """Return the pairs of tags; a special one only if the template writes or looks for it."""
+    """Return the pairs of tags; a special tag only if the template writes it or searches for it."""
     return [
         tag
         for tag, token in tokens.items()
@@ -217,7 +217,7 @@ def _tags(tokens: Mapping[str, AddedToken], written: str) -> list[str]:
 
 
 def _outside(tags: Sequence[str], beginnings: Sequence[str]) -> re.Pattern[str] | None:
-    """Return what matches a beginning that is none of a tag."""
+    """Return a pattern for a beginning that does not begin a tag."""
     if not tags:
         return None
     return re.compile(f"(?!{'|'.join(map(re.escape, sorted(tags)))})[{re.escape(''.join(beginnings))}]")
@@ -230,7 +230,7 @@ def _partner(tag: str) -> str | None:
 
 
 def _texts(value: Any) -> Iterable[str]:
-    """All that clients wrote, however deep; keys that are names are no texts."""
+    """Yield all texts of clients, at any depth; keys that are identifiers do not count."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -244,7 +244,7 @@ def _texts(value: Any) -> Iterable[str]:
 
 
 def _changed(value: Any, change: Callable[[str], str]) -> Any:
-    """Return a copy with other texts."""
+    """Return a copy with changed texts."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
@@ -258,10 +258,10 @@ def _changed(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def _unused(num: int, text: str) -> list[str]:
-    """Return private characters that a text does not have, nor as JSON escapes.
+    """Return private characters that a text does not contain, not even as JSON escapes.
 
     Raises:
-        MessagesRefused: it has nearly all of them.
+        MessagesRefused: the text contains nearly all of them.
     """
     used = set() if text.isascii() else set(_IS_PRIVATE.findall(text))
     if "\\u" in text:
@@ -273,26 +273,26 @@ def _unused(num: int, text: str) -> list[str]:
 
 
 def _skip_blanks(text: str, start: int, end: int) -> int:
-    """Return where a token that may have taken blanks before it begins."""
+    """Return the start of a token without the blanks before it."""
     while start < end - 1 and text[start].isspace():
         start += 1
     return start
 
 
 def _unmarked(marked: str, marks: Mapping[str, str]) -> str:
-    """Put the characters back in whose place the marks are."""
+    """Replace the marks by their original characters."""
     for beginning, mark in marks.items():
         marked = marked.replace(mark, beginning)
     return marked
 
 
 def _masked(text: str, marks: Mapping[int, str]) -> str:
-    """Put a mark in the place of each character at these offsets."""
+    """Replace the characters at these offsets by marks."""
     return _replaced(text, [(at, at + 1, mark) for at, mark in marks.items()])
 
 
 def _replaced(text: str, changes: Iterable[tuple[int, int, str]]) -> str:
-    """Put other texts in the place of spans that do not overlap."""
+    """Replace spans, which do not overlap, by other texts."""
     pieces: list[str] = []
     done = 0
     for start, end, other in sorted(changes):

@@ -1,12 +1,11 @@
-"""The text that each token adds to an answer: the one place where that is decided.
+"""The text that each token adds to an answer.
 
-Three kinds of tokenizer.json (tokenizers 0.23) cover all: byte-level, where a token is bytes; byte-fallback,
-where some tokens are one byte each; and the rest (Metaspace, WordPiece, suffixes), where a token's text may
-depend on the token before it. The first space of a text is kept after another token. Where nothing stands
-before, as at the start of an answer in a chat, some families' decoders drop it, and some templates write one
-of their own there (`Assistant:` and, in earlier turns, `Assistant: yes`): an answer that is sent back has the
-same token ids only without it. Special tokens that the model's
-folder names and tokens that end an answer have no text, nor have ids beyond the vocabulary.
+There are three kinds of tokenizer.json (tokenizers 0.23): byte-level, where a token is bytes; byte-fallback,
+where some tokens are one byte each; and others (Metaspace, WordPiece, suffixes), where a token's text may
+depend on the previous token. After another token, a first space is kept. At the start of an answer, some
+decoders drop it; some templates write it themselves (`Assistant:`, and in earlier turns `Assistant: yes`), so
+a returned answer has the same token ids only without it. Special tokens of the model's folder, tokens that
+end an answer, and ids beyond the vocabulary have no text. Knows nothing of requests.
 """
 
 import re
@@ -15,12 +14,12 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-_LOOKING_BACK = frozenset({"BPEDecoder", "CTC"})  # a token's text depends on which one stands before it
+_CONTEXT_DECODERS = frozenset({"BPEDecoder", "CTC"})  # a token's text depends on the previous token
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Detokenizer:
-    """Bytes of UTF-8 by token; shared by all answers, which keep their own place."""
+    """Returns the UTF-8 bytes of each token. All answers share it, and keep their own state."""
 
     def __init__(
         self,
@@ -33,7 +32,7 @@ class Detokenizer:
         """
         Args:
             decoder: tokenizer.json's decoder.
-            silent: ids without a text.
+            silent: ids without text.
             has_template_space: whether the chat template writes the space before an answer.
         """
         self._has_template_space = has_template_space
@@ -41,27 +40,27 @@ class Detokenizer:
         kinds = {part.get("type") for part in _parts(decoder)}
         self._is_byte_level = "ByteLevel" in kinds and kinds <= {"ByteLevel", "Fuse"}
         self._has_byte_tokens = "ByteFallback" in kinds
-        self._can_remember = not kinds & _LOOKING_BACK
-        self._known: dict[int, bytes | None] = {}  # what tokens add that stand after another one
+        self._can_cache = not kinds & _CONTEXT_DECODERS
+        self._cache: dict[int, bytes | None] = {}  # of tokens after another token
 
     def is_known(self, token_id: int) -> bool:
         """Whether the vocabulary has this id."""
         return self._tokenizer.id_to_token(token_id) is not None
 
     def added_bytes(self, token_id: int, before: int | None) -> bytes | None:
-        """Return what a token adds to a text; a character may take several tokens. None: it leaves no trace.
+        """Return the bytes that a token adds, perhaps a part of a character; None: the token has no text.
 
         Args:
-            before: the known token that stands before it; None: it is the first of a text.
+            before: the known previous token; None: this token is the first.
         """
         if before is None:
             return self._first_bytes(token_id)
         try:
-            return self._known[token_id]
+            return self._cache[token_id]
         except KeyError:
             added = self._find_bytes(token_id, before)
-        if self._can_remember:
-            self._known[token_id] = added
+        if self._can_cache:
+            self._cache[token_id] = added
         return added
 
     def _first_bytes(self, token_id: int) -> bytes | None:
@@ -90,7 +89,7 @@ class Detokenizer:
 
 
 def _byte_level_bytes(token: str) -> bytes:
-    """Read a token of tokenizers' ByteLevel; one with other characters is its own text."""
+    """Read a token of tokenizers' ByteLevel; a token with other characters is plain text."""
     try:
         return bytes(map(_BYTES.__getitem__, token))
     except KeyError:
@@ -98,7 +97,7 @@ def _byte_level_bytes(token: str) -> bytes:
 
 
 def _make_byte_table() -> dict[str, int]:
-    """Return the byte of each character of GPT-2's alphabet: printable ones stand for themselves."""
+    """Return the byte of each character in GPT-2's alphabet: printable bytes map to themselves."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -108,7 +107,7 @@ _BYTES = _make_byte_table()
 
 
 def _parts(decoder: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-    """A decoder, or the parts of a sequence of them."""
+    """Return the decoder, or the parts of a sequence of decoders."""
     if decoder is None or decoder.get("type") != "Sequence":
         return [decoder] if decoder else []
     return [part for member in decoder.get("decoders") or () for part in _parts(member)]

@@ -1,8 +1,8 @@
-"""Earlier turns in the ways in which a chat template may take them: tool calls as they are, or as text.
+"""Writes earlier turns in the forms that a chat template may accept: tool calls unchanged, or as text.
 
-As text, calls stand in the assistant's turn and results in a user's, in the words in which Hermes and Qwen
-templates write them; a user's turn that touches one is joined to it, as many templates want turns to
-alternate. Knows messages as templates see them; nothing of tokens.
+As text, calls are in the assistant's turn and results in a user's, in the format of Hermes and Qwen
+templates. Adjacent user turns are joined to a result, because many templates require turns to alternate.
+Knows messages in the form of templates; nothing of tokens.
 """
 
 import json
@@ -13,10 +13,10 @@ Turn = dict[str, Any]
 
 
 def ways_to_write(turns: Sequence[Mapping[str, Any]], *, knows_tools: bool) -> Iterator[Sequence[Turn]]:
-    """Yield a chat as a template may take it, the best way first; each next one for a template that fails.
+    """Yield the forms of a chat, the best first; the next is for a template that refuses the previous one.
 
-    A turn of tool calls alone has None for its content: some templates know it by that, others fail. Some
-    take tool calls but not all (one at a time, ids of nine characters).
+    A turn with only tool calls has None for its content: some templates expect that, others fail. Some accept
+    only certain tool calls (one at a time, ids of nine characters).
     """
     given = [dict(turn) for turn in turns]
     if knows_tools or not has_tools(given):
@@ -28,12 +28,12 @@ def ways_to_write(turns: Sequence[Mapping[str, Any]], *, knows_tools: bool) -> I
 
 
 def has_tools(turns: Sequence[Turn]) -> bool:
-    """Tell whether a chat has tool calls or their results."""
+    """Whether a chat has tool calls or their results."""
     return any(turn["role"] == "tool" or turn.get("tool_calls") for turn in turns)
 
 
 def without_tools(turns: Sequence[Turn]) -> list[Turn]:
-    """Return the same chat in turns of text alone."""
+    """Return the same chat with text only."""
     plain: list[Turn] = []
     was_result = False
     for turn in turns:

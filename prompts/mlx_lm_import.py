@@ -1,9 +1,8 @@
-"""Parts of mlx-lm by name, without what the whole package loads.
+"""Imports single modules of mlx-lm without the rest of the package.
 
-`import mlx_lm` imports transformers, which takes longer than all else that a rank imports; the model classes
-need none of it (mlx_lm 0.32.2 __init__.py, generate.py, utils.py). So the package itself is never run: a bare
-package object of its name lets Python find the modules in its folder. No other file imports mlx_lm. Imports
-no MLX by itself; a part may.
+`import mlx_lm` imports transformers, which is slow and which the model classes do not need (mlx_lm 0.32.2
+__init__.py, generate.py, utils.py). So an empty package object of that name lets Python find the modules in
+its folder. No other file imports mlx_lm. Imports no MLX itself; a module of mlx-lm may.
 """
 
 import importlib
@@ -18,7 +17,7 @@ def import_mlx_lm(part: str) -> Any:
     """Return a module of mlx-lm, such as "models.llama".
 
     Raises:
-        ImportError: mlx-lm is not installed, or this release of it has no such module.
+        ImportError: mlx-lm is not installed, or this release has no such module.
     """
     if PACKAGE not in sys.modules:
         spec = importlib.util.find_spec(PACKAGE)

@@ -1,8 +1,8 @@
-"""Which tokens a model's folder calls special, and which of them end an answer.
+"""The special tokens of a model's folder, and the tokens that end an answer.
 
-Read from tokenizer_config.json, special_tokens_map.json, generation_config.json and config.json, as
-transformers 5.24 reads them. Knows no text and no template; a value of the wrong kind is left out with a
-warning that names the file, so that one bad line stops no model.
+They come from tokenizer_config.json, special_tokens_map.json, generation_config.json and config.json, as in
+transformers 5.24. A value of the wrong type is ignored with a warning that names the file, so one bad line
+does not stop a model. Knows no template.
 """
 
 import logging
@@ -16,9 +16,9 @@ log = logging.getLogger(__name__)
 
 
 def merge_configs(config: Mapping[str, Any], special_map: Mapping[str, Any]) -> dict[str, Any]:
-    """Return tokenizer_config.json with what special_tokens_map.json says besides.
+    """Merge special_tokens_map.json into tokenizer_config.json.
 
-    The map wins in folders of the time before `added_tokens_decoder`, and fills gaps in newer ones.
+    The map wins in old folders without `added_tokens_decoder`, and fills gaps in newer ones.
     """
     weaker, stronger = (special_map, config) if "added_tokens_decoder" in config else (config, special_map)
     return {**weaker, **{key: value for key, value in stronger.items() if value is not None}}
@@ -44,10 +44,10 @@ def special_texts(config: Mapping[str, Any]) -> frozenset[str]:
 def end_token_ids(
     sources: Mapping[str, Mapping[str, Any]], eos_token: str | None, token_to_id: Callable[[str], int | None]
 ) -> frozenset[int]:
-    """Return the ids that end an answer: those of the first source that lists any, and the tokenizer's own.
+    """Return the ids that end an answer: from the first source that lists any, and the tokenizer's own.
 
     Args:
-        sources: what the files say, by name, the strongest first.
+        sources: the files' content, by name, in the order of precedence.
     """
     own = token_to_id(eos_token) if eos_token else None
     ids = set() if own is None else {own}
@@ -65,7 +65,7 @@ def _listed_ids(name: str, value: object) -> set[int]:
         if type(item) is int and item >= 0:
             ids.add(item)
         elif item is not None:
-            log.warning("%s: eos_token_id holds %r, which is no token id; it is left out", name, item)
+            log.warning("%s: eos_token_id holds %r, which is not a token id; it is ignored", name, item)
     return ids
 
 

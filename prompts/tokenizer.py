@@ -1,12 +1,9 @@
 """The model's tokenizer and chat template, from its folder, without MLX and without transformers.
 
-Reads tokenizer.json with the `tokenizers` library and renders the chat template with jinja2 in the sandbox
-and with the names that transformers gives templates (transformers 5.23 utils/chat_template_utils.py), so
-the token ids equal `AutoTokenizer.apply_chat_template`; a test compares them. No code from the model's folder
-ever runs.
-
-The tokenizer's hash, which travels in each request file, is the SHA-256 over the bytes of tokenizer.json,
-one zero byte, and the chat template in UTF-8 (nothing, if there is none).
+Reads tokenizer.json with the `tokenizers` library, and renders the chat template with jinja2 in the sandbox
+(chat_template.py). The token ids equal those of `AutoTokenizer.apply_chat_template`; a test compares them. No
+code from the model's folder ever runs. Each request file has the tokenizer's hash: the SHA-256 over the bytes
+of tokenizer.json, one zero byte, and the chat template in UTF-8 (empty, if there is none).
 """
 
 import hashlib
@@ -41,20 +38,20 @@ __all__ = [
 
 
 class TokenizerUnusable(Exception):
-    """The model's folder has no tokenizer this server can read; the start stops with the message."""
+    """The model's folder has no readable tokenizer; the start stops with the message."""
 
 
 class PromptTokenizer:
-    """Turns messages and text into token ids; safe to call from several threads."""
+    """Turns messages and text into token ids. Safe to use from several threads."""
 
     def __init__(self, folder: Path, *, has_control_in_text: bool = False) -> None:
         """Load from a model folder.
 
         Args:
-            has_control_in_text: whether control tokens that messages spell count as such.
+            has_control_in_text: whether control tokens in messages stay control tokens.
 
         Raises:
-            TokenizerUnusable: a file is missing or broken (handled by the process that starts us).
+            TokenizerUnusable: a file is missing or damaged (the entry point prints the message).
         """
         data = _read_bytes(folder / "tokenizer.json")
         own = _read_config(folder / "tokenizer_config.json")
@@ -65,7 +62,7 @@ class PromptTokenizer:
             self._template = ChatTemplate(template) if template is not None else None
         except (ValueError, jinja2.TemplateError) as error:
             raise TokenizerUnusable(f"the tokenizer in {folder} cannot be read: {error}") from error
-        self._tokenizer.no_truncation()  # left over from training: a prompt is read whole or refused
+        self._tokenizer.no_truncation()  # a setting of training: here a prompt is read whole or refused
         self._tokenizer.no_padding()
         self._knows_tools = "tool_calls" in (template or "")
         described = json.loads(data)
@@ -87,7 +84,7 @@ class PromptTokenizer:
         self.hash = _hash(data, template)
         vocab = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
-        # A byte-level token is written with one or two bytes a byte: this is no less than what it stands for.
+        # A byte-level token's name has at least as many bytes as its text.
         self._max_token_bytes = max((len(token.encode()) for token in vocab), default=1)
 
     @property
@@ -95,20 +92,20 @@ class PromptTokenizer:
         return self._template is not None
 
     def least_tokens(self, text: str) -> int:
-        """Return how many tokens a text has at the very least, without a look at it: for what is absurd."""
+        """Return a lower bound of a text's tokens without tokenizing it: to refuse far too long texts."""
         return -(-len(text.encode()) // self._max_token_bytes)
 
     def render(self, messages: Sequence[Mapping[str, Any]], effort: str | None = None) -> RenderedChat:
         """Apply the chat template, with the opening of the assistant's turn.
 
-        Tool calls and their results are text (prompts/history.py) where the template does not take them.
+        Tool calls and their results become text (prompts/history.py) where the template refuses them.
 
         Args:
-            effort: how much to think: none, minimal, low, medium or high; None: as the template has it.
+            effort: none, minimal, low, medium or high; None: the template's default.
 
         Raises:
-            MessagesRefused: the template refuses these messages, or the model has none.
-            EffortRefused: the template cannot be told this effort.
+            MessagesRefused: the template refuses these messages, or the model has no template.
+            EffortRefused: the template does not support this effort.
         """
         write = partial(self._write, effort=effort)
         text = write(messages)
@@ -117,20 +114,20 @@ class PromptTokenizer:
         return self._control.read(text, messages, write)
 
     def encode_rendered(self, text: str, *, literals: Sequence[int] = ()) -> list[int]:
-        """Number the tokens of a rendered chat, which already has its special tokens.
+        """Encode a rendered chat, which already has its special tokens.
 
         Raises:
-            MessagesRefused: it has thousands of private-use characters beside `literals`.
+            MessagesRefused: the chat has `literals` and thousands of private-use characters.
         """
         if literals:
             return self._control.encode(RenderedChat(text, tuple(literals)))
         return self._encode(text)
 
     def encode_raw(self, text: str) -> list[int]:
-        """Number the tokens of plain text, behind the tokens the model expects before any text.
+        """Encode plain text, after the tokens that the model expects before any text.
 
-        Those of them with which the text itself begins are not put there again. What the tokenizer would put
-        behind a text (its end token) ends no prompt, which is there to be continued.
+        Tokens of this opening with which the text itself begins are not repeated. A prompt gets no end token,
+        because the model continues it.
         """
         ids = self._encode(text)
         for num_missing in range(len(self._opening)):
@@ -139,7 +136,7 @@ class PromptTokenizer:
         return self._opening + ids
 
     def _encode(self, text: str) -> list[int]:
-        # tokenizers 0.23: `encode` would hold the interpreter's lock, and a long text every other thread.
+        # tokenizers 0.23: `encode` holds the interpreter's lock, so a long text would block all threads.
         encodings = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         return list(encodings[0].ids)
 
@@ -152,7 +149,7 @@ class PromptTokenizer:
         try:
             return self._render_history(self._template, messages, self._special | variables)
         except MessagesRefused as error:
-            self._write(messages)  # it may refuse them whatever the effort
+            self._write(messages)  # the template may refuse them with any effort
             raise EffortRefused(str(error)) from error
 
     def _render_history(
@@ -187,7 +184,7 @@ class PromptTokenizer:
 
 
 def load_tokenizer(settings: Settings) -> PromptTokenizer:
-    """Load the served model's tokenizer; raises TokenizerUnusable."""
+    """Load the served model's tokenizer. Raises TokenizerUnusable."""
     has_control_in_text = settings.control_tokens_in_text == "on"
     return PromptTokenizer(settings.model_dir, has_control_in_text=has_control_in_text)
 
@@ -235,7 +232,7 @@ def _read_template(folder: Path, config: Mapping[str, Any]) -> str | None:
 
 
 def _end_sources(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the files say of the end of answers, the strongest first."""
+    """Return the files that name end tokens, in the order of precedence."""
     config = _read_config(folder / "config.json")
     inner = config.get("text_config")
     return {

@@ -1,11 +1,9 @@
-"""The spool: a file queue that owns every accepted request, so that no process has to live for it to be
-answered.
+"""The spool: a file queue that holds every accepted request, so that any process may die.
 
-Front doors use `Spool` (submit, cancel, look up, follow tokens), rank 0 uses `SpoolOwner` (claim, complete,
-recover). Files: folder.py (where things lie, what may be a spool), names.py, messages.py (Request, Result),
-idempotency.py, token_log.py, doorbell.py (waking); for the owner lock.py, claim.py, prompt_files.py (prompt
-files), results.py, quarantine.py, sweep.py (age and room); errors.py, fsio.py (every system call). It never
-imports MLX and knows no HTTP.
+Front doors use `Spool` (submit, cancel, look up, follow tokens). Rank 0 uses `SpoolOwner` (claim, complete,
+recover). Both use folder.py (layout), names.py, messages.py (Request, Result), idempotency.py, token_log.py
+and doorbell.py. The owner adds lock.py, claim.py, prompt_files.py, results.py, quarantine.py and sweep.py.
+fsio.py makes every system call. The spool never imports MLX and knows no HTTP.
 """
 
 from spool.admission import DiskLimits
@@ -28,7 +26,7 @@ from spool.owner import SpoolOwner
 from spool.prompt_files import PromptFileDefaults
 from spool.spool import Depth, Durability, Spool, State
 from spool.sweep import Swept
-from spool.token_log import LogHeader, TokenLogReader, TokenLogWriter, TokenRecord, replay
+from spool.token_log import LogHeader, TokenLogReader, TokenLogWriter, TokenRecord
 
 __all__ = [
     "DOOR_PREFIX",
@@ -65,7 +63,6 @@ __all__ = [
     "is_id",
     "make_door_name",
     "make_id",
-    "replay",
     "ring",
     "ring_all",
 ]

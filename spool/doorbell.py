@@ -1,12 +1,11 @@
-"""Doorbells: "look again", between processes, in tens of microseconds.
+"""Doorbells: one process wakes another, which then reads the spool's folders again.
 
 A bell is a Unix datagram socket in bell/. Rank 0 listens at `rank0`, a front door at `door-<pid>-<random>`.
-A ring says nothing more and may be lost: the spool's folders are the truth, a rescan every poll interval the
-safety net.
+The datagram is empty and may be lost: listeners also rescan the folders every poll interval.
 
 A socket's path must be shorter than 104 bytes (macOS). Where bell/ is too deep for that, the sockets lie in
-a private folder under /tmp, and bell/PATH names it. A socket is bound under a hidden name and renamed into
-place, so nobody ever finds a bell that does not listen yet. It knows nothing of requests.
+a private folder under /tmp, and bell/PATH names it. A socket is bound under a hidden name and then renamed,
+so a visible bell always listens. Knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -24,21 +23,19 @@ RANK0 = "rank0"
 DOOR_PREFIX = "door-"
 MAX_PATH_BYTES = 103
 _MAX_NAME_BYTES = 24  # the longest name: hidden, of a door, with a pid of 7 digits
-_LISTENS = frozenset(
-    {errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS}
-)  # its queue is full: it will wake anyway
+_FULL_QUEUE_ERRORS = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS})  # the listener will wake
 
 
 def make_door_name() -> str:
-    """A name for this front door's bell that no other process has or had."""
+    """Return a name for this front door's bell that no other process has or had."""
     return f"{DOOR_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
 
 
 class Doorbell:
-    """A bell that this process listens at. Register `fileno()` with a selector; `drain()` before looking."""
+    """A bell at which this process listens. Register `fileno()` with a selector; `drain()`, then read."""
 
     def __init__(self, folder: Path, name: str, fs: FileSystem | None = None) -> None:
-        """Listen at `name`, taking the place of a bell of that name. Raises SpoolUnavailable."""
+        """Listen at `name`, and replace an earlier bell of that name. Raises SpoolUnavailable."""
         self._fs = fs or FileSystem()
         try:
             place = _make_place(folder, self._fs)
@@ -52,11 +49,11 @@ class Doorbell:
             raise SpoolUnavailable.from_os_error("listen at a doorbell", error) from error
 
     def fileno(self) -> int:
-        """The descriptor that becomes readable when someone rings."""
+        """Return the descriptor that becomes readable when a process rings."""
         return self._socket.fileno()
 
     def drain(self) -> int:
-        """Take all rings that are waiting; their number."""
+        """Take all pending rings, and return their number."""
         num_rings = 0
         while True:
             try:
@@ -66,7 +63,7 @@ class Doorbell:
             num_rings += 1
 
     def close(self) -> None:
-        """Stop listening. The name is removed unless another bell has taken it."""
+        """Stop listening, and remove the name unless another bell has taken it."""
         if self._socket.fileno() < 0:
             return
         self._socket.close()
@@ -81,7 +78,7 @@ class Doorbell:
 
 
 def ring(folder: Path, name: str, fs: FileSystem | None = None) -> bool:
-    """Ring one bell; whether someone listens there. Never raises: the next rescan finds what is new."""
+    """Ring one bell; return whether a process listens there. Never raises: a rescan finds what is new."""
     fs = fs or FileSystem()
     try:
         place = _find_place(folder, fs)
@@ -91,7 +88,7 @@ def ring(folder: Path, name: str, fs: FileSystem | None = None) -> bool:
 
 
 def ring_all(folder: Path, prefix: str, fs: FileSystem | None = None) -> int:
-    """Ring every bell whose name begins so; how many heard. Bells of dead front doors are removed."""
+    """Ring every bell with this prefix, and return how many heard. Remove the bells of dead front doors."""
     fs = fs or FileSystem()
     try:
         place = _find_place(folder, fs)
@@ -100,7 +97,7 @@ def ring_all(folder: Path, prefix: str, fs: FileSystem | None = None) -> int:
             return 0
         outcomes = fs.ring_bells([join(place, name) for name in names])
         for name, outcome in zip(names, outcomes, strict=True):
-            # Only doors' names are never used again, so only theirs can be removed without a race.
+            # Front doors never reuse a name, so only their bells can be removed without a race.
             if outcome is not None and outcome.errno == errno.ECONNREFUSED and name.startswith(DOOR_PREFIX):
                 fs.unlink(place / name)
         return sum(map(_is_heard, outcomes))
@@ -109,7 +106,7 @@ def ring_all(folder: Path, prefix: str, fs: FileSystem | None = None) -> int:
 
 
 def _is_heard(outcome: OSError | None) -> bool:
-    return outcome is None or outcome.errno in _LISTENS
+    return outcome is None or outcome.errno in _FULL_QUEUE_ERRORS
 
 
 def _inode(path: Path, fs: FileSystem) -> int | None:
@@ -124,7 +121,7 @@ def _is_short(folder: Path) -> bool:
 
 
 def _find_place(folder: Path, fs: FileSystem) -> Path | None:
-    """The folder that the sockets lie in; None while nobody has listened yet."""
+    """Return the folder of the sockets; None while no process has listened yet."""
     if _is_short(folder):
         return folder
     try:
@@ -137,7 +134,7 @@ def _find_place(folder: Path, fs: FileSystem) -> Path | None:
 
 
 def _make_place(folder: Path, fs: FileSystem) -> Path:
-    """The folder that the sockets lie in, made and recorded if need be."""
+    """Return the folder of the sockets; make and record it where it is missing."""
     place = _find_place(folder, fs)
     if place is not None:
         return place
@@ -149,9 +146,9 @@ def _make_place(folder: Path, fs: FileSystem) -> Path:
         fs.unlink(note)
         return fresh
     place = _find_place(folder, fs)
-    if place is None:  # a note to a folder that is gone
+    if place is None:  # PATH names a folder that is gone
         fs.rename(note, folder / "PATH")
         return fresh
-    fs.unlink(note)  # someone was quicker
+    fs.unlink(note)  # another process was faster
     fs.remove_tree(fresh)
     return place

@@ -1,12 +1,12 @@
-"""What can go wrong in the spool, a branch of the tree in config/errors.py.
+"""The spool's errors, a branch of the tree in config/errors.py.
 
 SpoolError               500 spool_error
-├── SpoolRefused         500 spool_refused         the folder cannot be a spool here; ends the start
-├── SpoolLocked          500 spool_locked          another process owns it; ends the start
-├── SpoolFull            429 rate_limit_exceeded   over a limit of the queue: come back later
+├── SpoolRefused         500 spool_refused         the folder cannot be a spool; stops the start
+├── SpoolLocked          500 spool_locked          another process owns the spool; stops the start
+├── SpoolFull            429 rate_limit_exceeded   the queue is at a limit: retry later
 ├── IdempotencyConflict  409 idempotency_conflict  the key was used for another request body
-├── SpoolUnavailable     503 overloaded, 507 disk_full, …  the disk or the system said no; try again
-├── CorruptRequest       500 corrupt               a file that is not what its checksum says
+├── SpoolUnavailable     503 overloaded, 507 disk_full, …  the disk or the system refused; retry
+├── CorruptRequest       500 corrupt               a file does not match its checksum
 └── LogCut               500 reset                 a token log lost tokens that a reader had already seen
 """
 
@@ -33,7 +33,7 @@ _CODES = {
 
 @contextlib.contextmanager
 def system_trouble(doing: str) -> Iterator[None]:
-    """Tell the system's errors as SpoolUnavailable."""
+    """Raise the system's errors as SpoolUnavailable."""
     try:
         yield
     except OSError as error:
@@ -41,19 +41,19 @@ def system_trouble(doing: str) -> Iterator[None]:
 
 
 class SpoolError(ServiceError):
-    """The root of everything the spool raises on purpose."""
+    """The root of the errors that the spool raises on purpose."""
 
     code = "spool_error"
 
 
 class SpoolRefused(SpoolError):
-    """This folder cannot serve as a spool; the message says why and what to do. Ends the start."""
+    """This folder cannot be a spool; the message says why and how to fix it. Stops the start."""
 
     code = "spool_refused"
 
 
 class SpoolLocked(SpoolError):
-    """Another process owns the spool. Ends the start."""
+    """Another process owns the spool. Stops the start."""
 
     code = "spool_locked"
 
@@ -78,26 +78,26 @@ class IdempotencyConflict(SpoolError):
 
 
 class SpoolUnavailable(SpoolError):
-    """The disk or the system refused; `code` says what, `status` is 507 for a full disk and 503 else."""
+    """The disk or the system refused; `code` says why. `status` is 507 for a full disk, otherwise 503."""
 
     status, code = 503, "overloaded"
     retry_seconds = SOON_SECONDS
 
     @classmethod
     def from_os_error(cls, doing: str, error: OSError) -> SpoolUnavailable:
-        """Name what was being done and what the system said, without any path a client may have caused."""
+        """Name the operation and the system's reason, without any path that a client may have caused."""
         code, status = _CODES.get(error.errno or 0, (cls.code, cls.status))
         reason = os.strerror(error.errno) if error.errno else type(error).__name__
         return cls(f"cannot {doing}: {reason}", code=code, status=status)
 
 
 class CorruptRequest(SpoolError):
-    """A request or result file is damaged, foreign or of an unknown version."""
+    """A request or result file is damaged, foreign, or of an unknown version."""
 
     code = "corrupt"
 
 
 class LogCut(SpoolError):
-    """Tokens that this reader has given out are no longer in the log; it starts over from the first one."""
+    """The log lost tokens that this reader has returned; the reader starts over from the first token."""
 
     code = "reset"

@@ -1,17 +1,17 @@
-"""The spool's folder: where things lie, and whether this folder may be a spool at all.
+"""The spool's folder: its layout, and the checks that it may be a spool.
 
-    VERSION            "1"; another one is refused and nothing is touched
-    lock               held with flock by rank 0 for life; its content, a pid, is a note to people
+    VERSION            "1"; another version is refused, and nothing is changed
+    lock               rank 0 holds it with flock for life; it contains a pid, for people
     epoch              the last epoch given out
     ballast            space set aside so that a result can always be written
     tmp/               files being written; incoming/ requests waiting; active/ requests claimed
     stream/{id}        token logs; done/{id}.json results; asked/{id}.json what was asked, kept as long
-    bad/               what did not belong here
-    cancel/            wishes to stop (names.py); idem/ idempotency keys; bell/ doorbells
+    bad/               foreign and damaged files
+    cancel/            cancel markers (names.py); idem/ idempotency keys; bell/ doorbells
 
-All of it is one local file system, folder 0700, files 0600. Renames and links between the folders are what
-makes every step of a request atomic, so network file systems (locks and renames that are not) and FAT (no
-links) are refused. This room knows nothing of requests.
+The folder is on one local file system; folders are 0700, files 0600. Each step of a request is an atomic
+rename or link between the folders. Network file systems (unreliable locks and renames) and FAT (no links) are
+therefore refused. Knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 class SpoolFolder:
-    """Where things lie under one root whose links are resolved."""
+    """The paths below one root; the root has no links."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -60,15 +60,15 @@ class SpoolFolder:
         self.ballast = root / "ballast"
 
     def result(self, id: str) -> str:
-        """Where the answer to a request lies. The id must have been checked."""
+        """Return the path of a request's result. The id must have been checked."""
         return join(self.done, f"{id}.json")
 
     def request(self, id: str) -> str:
-        """Where the file of an answered request lies. The id must have been checked."""
+        """Return the path of an answered request's file. The id must have been checked."""
         return join(self.asked, f"{id}.json")
 
     def temporary(self) -> str:
-        """Make up a path for a file that is being written; nobody else has it."""
+        """Return an unused path for a file that is being written."""
         return join(self.tmp, f"{os.getpid()}-{secrets.token_hex(8)}")
 
 
@@ -81,7 +81,7 @@ def list_names(folder: Path, fs: FileSystem) -> list[str]:
 
 
 def open_folder(root: Path, fs: FileSystem, *, is_synced: bool) -> SpoolFolder:
-    """Make or check the folder. Raises SpoolRefused, and SpoolUnavailable when the disk says no."""
+    """Make or check the folder. Raises SpoolRefused, and SpoolUnavailable where the disk refuses."""
     try:
         folder = SpoolFolder(fs.real_path(root))
         _check_file_system(folder.root, fs)
@@ -93,7 +93,7 @@ def open_folder(root: Path, fs: FileSystem, *, is_synced: bool) -> SpoolFolder:
             fs.make_folder(path)
             _check_private(path, folder.root, fs)
         if is_synced:
-            # A sync covers what is in a folder, not the folder's own name in the one above.
+            # A sync covers a folder's entries, not the folder's own name in its parent.
             for path in (folder.root, folder.root.parent, *(path.parent for path in new_parents)):
                 fs.sync_folder(path)
     except OSError as error:
@@ -102,14 +102,14 @@ def open_folder(root: Path, fs: FileSystem, *, is_synced: bool) -> SpoolFolder:
 
 
 def _check_file_system(root: Path, fs: FileSystem) -> None:
-    """Refuse what cannot keep the promise. Of the mounts above the root, the longest is the one it is on."""
+    """Refuse network and FAT file systems. The longest mount point above the root is the root's."""
     _, kind = max(
         ((mount, kind) for mount, kind in reversed(fs.mounts()) if root.is_relative_to(mount)),
         key=lambda entry: len(entry[0].parts),
         default=(Path("/"), ""),
     )
     if kind in _NETWORK:
-        reason = f"a network file system ({kind}), where locks and renames cannot be relied on"
+        reason = f"a network file system ({kind}), where locks and renames are unreliable"
     elif kind in _FAT:
         reason = f"a FAT file system ({kind}), which has no links and no permissions"
     else:
@@ -118,13 +118,14 @@ def _check_file_system(root: Path, fs: FileSystem) -> None:
 
 
 def _check_version(root: Path, fs: FileSystem, *, is_synced: bool) -> None:
-    """Read VERSION, or write it into a folder that is empty. Nothing may change the folder before this."""
+    """Read VERSION, or write it into an empty folder. Nothing may change the folder before this check."""
     path = root / "VERSION"
     if not fs.exists(path):
-        strangers = [name for name in fs.names(root) if not name.startswith("VERSION")]
-        if strangers and not fs.exists(path):
+        foreign = [name for name in fs.names(root) if not name.startswith("VERSION")]
+        if foreign and not fs.exists(path):
             raise SpoolRefused(
-                f"{root} is not empty and has no VERSION file: it is no spool; set STATE_DIR to another"
+                f"{root} is not empty and has no VERSION file, so it is not a spool; set STATE_DIR to "
+                "another folder"
             )
         fresh = root / f"VERSION.{os.getpid()}"
         fs.unlink(fresh)
@@ -140,20 +141,22 @@ def _check_version(root: Path, fs: FileSystem, *, is_synced: bool) -> None:
     if found != VERSION:
         theirs, ours = found.decode(errors="replace").strip(), VERSION.decode().strip()
         raise SpoolRefused(
-            f"the spool {root} has version {theirs!r}, this program serves version {ours}:"
+            f"the spool {root} has version {theirs!r}, and this program serves version {ours}:"
             " run the release that made it, or set STATE_DIR to another folder"
         )
 
 
 def _check_private(path: Path, root: Path, fs: FileSystem) -> None:
-    """Prompts are in here: a real folder on the root's file system, ours, and nobody else's to read."""
+    """Require a real folder on the root's file system that only this user can read: it holds prompts."""
     info = fs.stat(path)
     if not stat.S_ISDIR(info.st_mode):
         raise SpoolRefused(f"{path} is not a folder")
     if info.st_dev != fs.stat(root).st_dev:
         raise SpoolRefused(f"{path} is on another file system than {root}; a spool must be on one")
     if info.st_uid != os.geteuid():
-        raise SpoolRefused(f"{path} belongs to another user (uid {info.st_uid})")
+        raise SpoolRefused(
+            f"{path} belongs to another user (uid {info.st_uid}); run: sudo chown -R {os.geteuid()} {path}"
+        )
     if stat.S_IMODE(info.st_mode) & 0o077:
-        _log.warning("%s was open to other users; it is 0700 now", path)
+        _log.warning("other users could read %s; its mode is now 0700", path)
         fs.set_mode(path, 0o700)

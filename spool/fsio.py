@@ -1,9 +1,8 @@
-"""Every system call the spool makes, as small methods of one class.
+"""Every system call of the spool, as small methods of one class.
 
-The spool, its token logs and its doorbells reach the disk only through a `FileSystem`, so that a simulated
-one (in which what was not synced may vanish) can stand in its place. It knows nothing of requests, names or
-folders' meaning; errors are the system's own `OSError`s. New files are 0600 and new folders 0700, whatever
-the umask allows more.
+The spool, its token logs and its doorbells reach the disk only through a `FileSystem`. Tests replace it by a
+simulated one that loses unsynced data. Errors are the system's own `OSError`s. New files are 0600 and new
+folders 0700, whatever the umask. Knows nothing of requests or of what the names mean.
 """
 
 from __future__ import annotations
@@ -33,17 +32,17 @@ AnyPath = str | Path
 
 
 def join(folder: Path, name: str) -> str:
-    """`folder / name` for what happens at every request: 1 us instead of 9, 5 instead of 70 after a pause."""
+    """Return `folder / name` as text: much faster than pathlib, and every request needs it."""
     return f"{folder}/{name}"
 
 
 class NotPlainFile(Exception):
-    """What lies there is a folder, link, pipe or socket, may not be read, or is larger than allowed."""
+    """The path names a folder, link, pipe or socket, an unreadable file, or a file over the size limit."""
 
 
 @dataclass(frozen=True)
 class DiskSpace:
-    """What is left to a plain user. num_free_files is None where the file system has no such limit."""
+    """The free space for an ordinary user. num_free_files is None where the file system has no limit."""
 
     num_free_bytes: int
     num_free_files: int | None
@@ -52,7 +51,7 @@ class DiskSpace:
 
 @dataclass(frozen=True)
 class FileTail:
-    """The bytes of a file from an offset on, and which file they came from."""
+    """The bytes of a file from an offset on, with the file's inode and size."""
 
     inode: int
     size: int
@@ -60,10 +59,10 @@ class FileTail:
 
 
 class FileSystem:
-    """The real one. It has no state: one instance may be used by any number of threads."""
+    """The real file system. It has no state: any number of threads may share one instance."""
 
     def make_folder(self, path: Path) -> None:
-        """Make one folder, 0700; one that is there already is left as it is."""
+        """Make one folder, 0700; leave an existing one unchanged."""
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)
 
@@ -72,15 +71,15 @@ class FileSystem:
         os.makedirs(path.parent, exist_ok=True)
 
     def names(self, folder: Path) -> list[str]:
-        """List a folder in no order. A hint: names renamed meanwhile may be missing."""
+        """List a folder in no order. Names renamed meanwhile may be missing."""
         return os.listdir(folder)
 
     def stat(self, path: AnyPath) -> os.stat_result:
-        """Describe what lies there, links not followed."""
+        """Return the status of a path; links are not followed."""
         return os.lstat(path)
 
     def exists(self, path: AnyPath) -> bool:
-        """Whether something lies there. Any other error than its absence is raised."""
+        """Whether the path exists. Raises any error other than its absence."""
         try:
             os.lstat(path)
         except FileNotFoundError:
@@ -88,7 +87,7 @@ class FileSystem:
         return True
 
     def write_new(self, path: AnyPath, data: bytes, *, is_synced: bool) -> None:
-        """Write a file that must not exist yet; with `is_synced` it is on the disk when this returns."""
+        """Write a file that must not exist yet; with `is_synced`, return when it is on the disk."""
         fd = os.open(path, _NEW, 0o600)
         try:
             view = memoryview(data)
@@ -100,7 +99,7 @@ class FileSystem:
             os.close(fd)
 
     def read(self, path: AnyPath, max_bytes: int) -> bytes:
-        """Read a plain file. Raises NotPlainFile for everything that is none, and FileNotFoundError."""
+        """Read a plain file. Raises NotPlainFile for anything else, and FileNotFoundError."""
         fd, info = _open_plain(path)
         try:
             if info.st_size > max_bytes:
@@ -110,7 +109,7 @@ class FileSystem:
             os.close(fd)
 
     def read_from(self, path: AnyPath, offset: int) -> FileTail:
-        """Read a plain file from an offset on; no bytes when it is shorter. Raises as `read` does."""
+        """Read a plain file from an offset on; no bytes where it is shorter. Raises as `read` does."""
         fd, info = _open_plain(path)
         try:
             return FileTail(info.st_ino, info.st_size, _read_all(fd, offset, info.st_size - offset))
@@ -118,11 +117,11 @@ class FileSystem:
             os.close(fd)
 
     def open_append(self, path: AnyPath) -> int:
-        """Open a file for appending, made if it is not there. The caller closes the descriptor."""
+        """Open a file for appending; make it where it is missing. The caller closes the descriptor."""
         return os.open(path, _APPEND, 0o600)
 
     def append(self, fd: int, data: bytes) -> int:
-        """Append in one write(2); the number of bytes that went in may be less on a full disk."""
+        """Append in one write(2); return the number of bytes written, which a full disk may cut short."""
         return os.write(fd, data)
 
     def truncate(self, fd: int, num_bytes: int) -> None:
@@ -134,11 +133,11 @@ class FileSystem:
         os.close(fd)
 
     def rename(self, source: AnyPath, target: AnyPath) -> None:
-        """Move within one file system, replacing a file that is there."""
+        """Move a file within one file system, and replace an existing target."""
         os.rename(source, target)
 
     def link(self, source: AnyPath, target: AnyPath) -> bool:
-        """Give a file a second name; False when that name is taken."""
+        """Give a file a second name; False where that name is taken."""
         try:
             os.link(source, target)
         except FileExistsError:
@@ -146,7 +145,7 @@ class FileSystem:
         return True
 
     def unlink(self, path: AnyPath) -> bool:
-        """Remove a name; False when there was none."""
+        """Remove a name; False where it did not exist."""
         try:
             os.unlink(path)
         except FileNotFoundError:
@@ -154,7 +153,7 @@ class FileSystem:
         return True
 
     def remove_tree(self, path: Path) -> None:
-        """Remove whatever lies there, links not followed."""
+        """Remove a file or a whole folder; links are not followed."""
         try:
             os.unlink(path)
         except FileNotFoundError:
@@ -163,11 +162,11 @@ class FileSystem:
             shutil.rmtree(path)
 
     def set_mode(self, path: Path, mode: int) -> None:
-        """Set permissions."""
+        """Set a path's permissions."""
         os.chmod(path, mode)
 
     def sync_folder(self, path: Path) -> None:
-        """Put a folder's names on the disk."""
+        """Sync a folder's entries to the disk."""
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             _sync(fd)
@@ -175,13 +174,13 @@ class FileSystem:
             os.close(fd)
 
     def disk_space(self, path: Path) -> DiskSpace:
-        """Ask how much is left where `path` lies."""
+        """Return the free space of the file system that holds `path`."""
         info = os.statvfs(path)
         num_free_files = info.f_favail if info.f_files else None
         return DiskSpace(info.f_bavail * info.f_frsize, num_free_files, bool(info.f_flag & os.ST_RDONLY))
 
     def try_lock(self, path: Path) -> int | None:
-        """Take an exclusive flock; the open descriptor holds it, None when someone else does."""
+        """Take an exclusive flock and return the descriptor that holds it; None where it is taken."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -194,12 +193,12 @@ class FileSystem:
         return fd
 
     def overwrite(self, fd: int, data: bytes) -> None:
-        """Replace the content of an open file; not atomic, for notes to people only."""
-        os.pwrite(fd, data, 0)  # first: on a full disk, what is given back may be gone
+        """Replace the content of an open file. Not atomic: for notes to people only."""
+        os.pwrite(fd, data, 0)  # before truncating: a full disk may not return freed blocks
         os.ftruncate(fd, len(data))
 
     def boot_id(self) -> str | None:
-        """What differs after each start of the machine; None where the system does not tell."""
+        """Return the id of the machine's current boot; None where the system has none."""
         if sys.platform == "darwin":
             command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
             return _run(command).strip() or None
@@ -209,7 +208,7 @@ class FileSystem:
             return None
 
     def real_path(self, path: Path) -> Path:
-        """Resolve links; parts that do not exist yet are kept."""
+        """Resolve links; keep parts that do not exist yet."""
         return Path(os.path.realpath(path))
 
     def mounts(self) -> list[tuple[Path, str]]:
@@ -221,7 +220,7 @@ class FileSystem:
         return [(Path(_OCTAL.sub(lambda m: chr(int(m[1], 8)), line[1])), line[2]) for line in fields]
 
     def bind_bell(self, path: Path) -> socket.socket:
-        """Listen for datagrams at `path`, which must be free; never blocks."""
+        """Listen for datagrams at `path`, which must be free. Never blocks."""
         bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             bell.setblocking(False)
@@ -233,7 +232,7 @@ class FileSystem:
         return bell
 
     def ring_bells(self, paths: list[str]) -> list[OSError | None]:
-        """Send a datagram to each path without waiting; one entry a path: None or why it failed."""
+        """Send a datagram to each path without waiting; return None or the error for each."""
         outcomes: list[OSError | None] = []
         sender = _bell_sender()
         for path in paths:
@@ -247,7 +246,7 @@ class FileSystem:
 
 @functools.cache
 def _bell_sender() -> socket.socket:
-    """The socket that this process rings all bells with: to make one costs eight times a ring."""
+    """Return the socket with which this process rings all bells: making one costs more than a ring."""
     sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     sender.setblocking(False)
     atexit.register(sender.close)
@@ -255,7 +254,7 @@ def _bell_sender() -> socket.socket:
 
 
 def _open_plain(path: AnyPath) -> tuple[int, os.stat_result]:
-    """Open a plain file for reading; the caller closes it. No context manager: each request pays for one."""
+    """Open a plain file for reading; the caller closes it. No context manager: every request would pay."""
     try:
         fd = os.open(path, _READ)
     except FileNotFoundError:
@@ -273,7 +272,7 @@ def _open_plain(path: AnyPath) -> tuple[int, os.stat_result]:
 
 
 def _run(command: list[str]) -> str:
-    """What a command of the system prints; empty where it fails: a start does without."""
+    """Return what a system command prints; empty where it fails."""
     try:
         ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
     except (OSError, subprocess.SubprocessError):
@@ -294,7 +293,7 @@ def _read_all(fd: int, offset: int, num_bytes: int) -> bytes:
 
 
 def _not_plain(path: AnyPath, error: OSError) -> Exception:
-    """Tell a foreign thing (link, socket, unreadable file) from trouble that may pass."""
+    """Distinguish a foreign object (link, socket, unreadable file) from a transient error."""
     try:
         is_plain = stat.S_ISREG(os.lstat(path).st_mode)
     except OSError:
@@ -305,7 +304,7 @@ def _not_plain(path: AnyPath, error: OSError) -> Exception:
 
 
 def _sync(fd: int) -> None:
-    """Flush to the disk itself. Never tried again after an error: the kernel may have dropped the pages."""
+    """Flush to the disk itself. Never retry after an error: the kernel may have dropped the pages."""
     if sys.platform == "darwin":
         try:
             fcntl.fcntl(fd, fcntl.F_FULLFSYNC)

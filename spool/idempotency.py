@@ -1,12 +1,12 @@
-"""Idempotency keys: a client that asks again under its key gets the request that came first.
+"""Idempotency keys: a client that retries under its key gets the first request.
 
     idem/{sha256 of owner and key}   {…"kind":"key"…"body":{"name":…,"body_hash":…}}
 
-name is the request's first one in incoming/, with its id in it; body_hash is of what was asked.
+name is the request's first name in incoming/ and contains its id; body_hash is the hash of the body.
 
-The record is linked into idem/ before the request is, so of several submits one wins, and the others publish
-the very same name or find it published. A crash leaves a record without a request at most, which the next
-submit under that key completes. It goes with its request's result (sweep.py). A key is never stored.
+A submit links the record into idem/ before it links the request. So one of several submits wins, and the
+others publish the same name or find it published. A crash leaves at most a record without a request; the next
+submit under that key completes it. The sweep removes the record with the result. A key is never stored.
 """
 
 from __future__ import annotations
@@ -29,18 +29,17 @@ _MAX_RECORD_BYTES = 4096
 
 @dataclass(frozen=True)
 class KeyRecord:
-    """Which request a key stands for. name is what it is first called in incoming/."""
+    """The request of a key. name is its first name in incoming/."""
 
     name: EntryName
     body_hash: str
 
     @property
     def id(self) -> str:
-        """The request's id."""
         return self.name.id
 
     def to_json(self) -> bytes:
-        """The file's content."""
+        """Return the file's content."""
         return seal(_KIND, {"name": self.name.waiting, "body_hash": self.body_hash})
 
     @classmethod
@@ -49,7 +48,7 @@ class KeyRecord:
         body = unseal(_KIND, data)
         name, body_hash = EntryName.parse(str(body.get("name"))), body.get("body_hash")
         if name is None or not isinstance(body_hash, str) or len(body) != 2:
-            raise CorruptRequest("key file of another shape")
+            raise CorruptRequest("the idempotency key file has unexpected fields")
         return cls(name, body_hash)
 
 
@@ -62,11 +61,11 @@ class Keys:
         self._is_synced = is_synced
 
     def path(self, owner: str, key: str) -> Path:
-        """Where the record of an owner's key lies."""
+        """Return the path of the record of an owner's key."""
         return self._folder.idem / hashlib.sha256(json.dumps([owner, key]).encode()).hexdigest()
 
     def find(self, path: Path) -> KeyRecord | None:
-        """Read a record, if there is one. Raises CorruptRequest, as to guess might answer twice."""
+        """Read a record, if it exists. Raises CorruptRequest: a guess might answer a request twice."""
         try:
             return KeyRecord.from_json(self._fs.read(path, _MAX_RECORD_BYTES))
         except FileNotFoundError:
@@ -75,7 +74,7 @@ class Keys:
             raise CorruptRequest(f"the record of the idempotency key is {error}") from error
 
     def take(self, path: Path, record: KeyRecord) -> KeyRecord:
-        """Make the record the one that counts, or return the one that does; sure to stay. Raises OSError."""
+        """Publish the record, or return the one that was published first. Raises OSError."""
         temporary = self._folder.temporary()
         try:
             self._fs.write_new(temporary, record.to_json(), is_synced=self._is_synced)
@@ -89,6 +88,6 @@ class Keys:
 
 
 def check_same(record: KeyRecord, body_hash: str) -> None:
-    """Raise IdempotencyConflict when the key was used for something else."""
+    """Raise IdempotencyConflict where the key was used with another body."""
     if record.body_hash != body_hash:
-        raise IdempotencyConflict("this Idempotency-Key was used for a request that asked for something else")
+        raise IdempotencyConflict("this Idempotency-Key was used for a request with another body")

@@ -1,10 +1,9 @@
-"""The spool's lock: held with flock by rank 0 for life, with a note of who holds it; and the count of lives.
+"""The spool's lock, which rank 0 holds with flock for life, and the epoch counter.
 
-    lock     "{pid} {boot id}": the pid is for people; the id of the machine's start tells whether what was
-             active went down with the whole machine
+    lock     "{pid} {boot id}": the pid is for people; another boot id means that the machine itself went down
     epoch    the last epoch given out
 
-This room knows nothing of requests.
+Knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from spool.fsio import FileSystem, NotPlainFile
 
 
 class SpoolLock:
-    """Held from `acquire` to `release`. `was_power_cut`: the machine was started since the last holder."""
+    """Held from `acquire` to `release`. `was_power_cut`: the machine booted since the last holder."""
 
     def __init__(self, folder: SpoolFolder, fs: FileSystem, *, is_synced: bool) -> None:
         self._folder = folder
@@ -47,22 +46,22 @@ class SpoolLock:
         self._note_holder(noted[0] if noted else "")
 
     def release(self) -> None:
-        """Give the lock back, if it is held."""
+        """Release the lock, if it is held."""
         if self._fd is not None:
-            with contextlib.suppress(OSError):  # the descriptor is gone all the same
+            with contextlib.suppress(OSError):  # the descriptor is closed anyway
                 self._fs.close(self._fd)
             self._fd = None
 
     def note_recovered(self) -> None:
-        """Say in the lock file that since this start of the machine all crashes are known."""
+        """Note in the lock file that recovery has handled all crashes since this boot."""
         self._note_holder(self._boot_id or "")
 
     def next_epoch(self) -> int:
-        """Begin a new life of the ring: a number larger than all before it."""
+        """Return a new epoch, larger than all earlier ones."""
         assert self.is_held, "an epoch without the lock"
         last = self._read_number(self._folder.epoch)
         if last is None and self._fs.exists(self._folder.epoch):
-            last = int(time.time())  # damaged: continue above anything that counting from 1 can have reached
+            last = int(time.time())  # damaged: continue above any number that counting can have reached
         epoch = (last or 0) + 1
         fresh = self._folder.tmp / "epoch"
         with system_trouble("write the epoch"):
@@ -75,7 +74,7 @@ class SpoolLock:
 
     def _note_holder(self, boot_id: str) -> None:
         assert self._fd is not None
-        with contextlib.suppress(OSError):  # a full disk must not stop us here
+        with contextlib.suppress(OSError):  # a full disk must not stop the start
             self._fs.overwrite(self._fd, f"{os.getpid()} {boot_id}".strip().encode() + b"\n")
 
     def _read_note(self, path: Path) -> list[str]:

@@ -1,15 +1,13 @@
-"""Request and Result: what was asked and what came of it, and how they lie on disk.
+"""Request and Result: the question and its one answer, and their format on disk.
 
-A file is one line of JSON whose checksum is of the body's very bytes:
+A file is one line of JSON; the checksum covers the body's bytes:
 
     {"version":1,"kind":"request","crc32":"0123abcd","body":{…}}
 
-Reading is strict: another version or kind, a wrong checksum, an unknown field or a field of the wrong type
-raises CorruptRequest. A field that is missing takes its default, so a later release may add fields that
-have one; one that an earlier release wrote and never used is skipped. msgspec reads and writes them: a
-third of pydantic's time after a pause, when all that is touched has to come from memory first. This room
-knows nothing of folders, and whether a value makes sense for a model (limits, context) is the front door's
-business.
+Reading is strict: another version or kind, a wrong checksum, an unknown field or a wrong type raises
+CorruptRequest. A missing field takes its default, so a later release may add fields that have one. Fields
+that an earlier release wrote and no release used are skipped. msgspec reads and writes the files, because it
+is faster than pydantic. Knows nothing of folders; the front door checks values against the model's limits.
 """
 
 from __future__ import annotations
@@ -38,13 +36,13 @@ def is_sane_client_id(text: str) -> bool:
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What all that lies in a file has in common."""
+    """A structure that is stored in a file."""
 
 
 class SamplingParams(_Message, frozen=True):
-    """How to draw tokens. temperature 0 is greedy; choice tells the n answers to one prompt apart.
+    """How to sample tokens. temperature 0 is greedy; choice numbers the n answers to one prompt.
 
-    With ignore_eos only max_tokens and stop end the answer, no token of the model's own. seed: any int64.
+    With ignore_eos only max_tokens and stop end the answer, not the model's end tokens. seed: any int64.
     """
 
     max_tokens: int
@@ -59,13 +57,13 @@ class SamplingParams(_Message, frozen=True):
 
 
 class Request(_Message, frozen=True):
-    """One question. text or token_ids is there; token_ids count only with the tokenizer_hash they are of.
+    """One question. It has text or token_ids; token_ids are valid only with the same tokenizer_hash.
 
-    With is_chat, text is a user's message that rank 0 puts into the chat template; else it is final. literals
-    is set for a rendered chat: the offsets in text with which a control token would begin that is only text.
-    received_unix is when the client's bytes came (0: by no client), created_unix is just before submit.
-    client_id is what the client calls the request (X-Request-Id), for logs only. forced_token_ids is the
-    answer, whatever the model would say: for measuring (`bench`); no HTTP route sets it.
+    With is_chat, text is a user's message, and rank 0 applies the chat template; otherwise text is final.
+    literals is set for a rendered chat: the offsets in text at which plain text looks like a control token.
+    received_unix is the arrival of the client's first bytes (0: no client), created_unix is just before
+    submit. client_id is the client's own id (X-Request-Id), for logs only. forced_token_ids is the answer,
+    whatever the model computes: for measurements (`bench`); no HTTP route sets it.
     """
 
     id: str
@@ -85,23 +83,23 @@ class Request(_Message, frozen=True):
 
     @property
     def label(self) -> str:
-        """Its id and, where the client has one of its own, that: what stands in logs."""
+        """The id for logs, with the client's own id where it has one."""
         is_known = self.client_id != self.id and is_sane_client_id(self.client_id)
         return f"{self.id} ({self.client_id})" if is_known else self.id
 
     def __post_init__(self) -> None:
         check_id(self.id)
         if not 0 <= self.priority <= 9:
-            raise ValueError("priority is 0 (first) to 9")
+            raise ValueError(f"priority is {self.priority}; allowed: 0 (first) to 9")
         if self.text is None and self.token_ids is None:
-            raise ValueError("a request has text or token_ids")
+            raise ValueError("a request needs text or token_ids")
 
     def to_json(self) -> bytes:
-        """The file's content. Raises ValueError for what JSON cannot hold (NaN, half a surrogate pair)."""
+        """Return the file's content. Raises ValueError for NaN and half a surrogate pair."""
         params = self.params
         numbers = self.created_unix, self.received_unix, params.temperature, params.top_p, params.min_p
         if not all(map(math.isfinite, numbers)):
-            raise ValueError("a number that JSON cannot hold")
+            raise ValueError("JSON cannot hold NaN or infinity")
         return _wrap("request", self)
 
     @classmethod
@@ -111,7 +109,7 @@ class Request(_Message, frozen=True):
 
 
 class Usage(_Message, frozen=True):
-    """What an answer cost, in tokens."""
+    """The tokens of a prompt and its answer."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -119,9 +117,9 @@ class Usage(_Message, frozen=True):
 
 
 class Result(_Message, frozen=True):
-    """The one end of a request. error is {"code", "message", "status"} with finish_reason "error".
+    """The one answer to a request. With finish_reason "error", error is {"code", "message", "status"}.
 
-    owner and seed are the request's, for who may fetch it and for running it again.
+    owner and seed are the request's: they decide who may fetch the result, and let it be replayed.
     """
 
     id: str
@@ -139,7 +137,7 @@ class Result(_Message, frozen=True):
     def __post_init__(self) -> None:
         check_id(self.id)
         if self.finish_reason not in FINISH_REASONS:
-            raise ValueError(f"finish_reason is one of {', '.join(FINISH_REASONS)}")
+            raise ValueError(f"finish_reason is {self.finish_reason!r}; allowed: {', '.join(FINISH_REASONS)}")
 
     @classmethod
     def failed(
@@ -154,14 +152,12 @@ class Result(_Message, frozen=True):
         owner: str = "",
         seed: int | None = None,
     ) -> Result:
-        """An answer that is an error."""
+        """Make a result that is an error."""
         error = {"code": code, "message": message, "status": status}
         return cls(id, model, "", (), "error", Usage(), {}, error, finished_unix, owner, seed)
 
     def to_json(self) -> bytes:
-        """The file's content; a figure that is no number becomes null. Raises ValueError (half a surrogate
-        pair).
-        """
+        """Return the file's content; NaN becomes null. Raises ValueError for half a surrogate pair."""
         return _wrap("result", self)
 
     @classmethod
@@ -171,17 +167,17 @@ class Result(_Message, frozen=True):
 
 
 def seal(kind: str, body: dict[str, Any]) -> bytes:
-    """A file's content. Raises ValueError for what JSON cannot hold (half a surrogate pair)."""
+    """Return a file's content. Raises ValueError for half a surrogate pair."""
     return _wrap(kind, body)
 
 
 def unseal(kind: str, data: bytes) -> dict[str, Any]:
-    """The body of a file that `seal` made. Raises CorruptRequest."""
+    """Return the body of a file that `seal` made. Raises CorruptRequest."""
     return _read(kind, data, _OBJECTS)
 
 
 class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
-    """What lies around a body."""
+    """The members around a body."""
 
     version: int
     kind: str
@@ -201,26 +197,28 @@ def _wrap(kind: str, body: Any) -> bytes:
 
 def _read(kind: str, data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     if not data.endswith(b"}\n"):
-        raise CorruptRequest(f"not a whole {kind} file")
+        raise CorruptRequest(f"the {kind} file is incomplete")
     try:
         envelope = _ENVELOPES.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise CorruptRequest(f"not a {kind} file") from error
+        raise CorruptRequest(f"the file is not a {kind} file") from error
     if envelope.version != VERSION:
-        raise CorruptRequest(f"{kind} file of version {envelope.version}; this program reads {VERSION}")
+        raise CorruptRequest(
+            f"the {kind} file has version {envelope.version}; this program reads version {VERSION}"
+        )
     inner = memoryview(envelope.body)
     if envelope.kind != kind or envelope.crc32 != f"{zlib.crc32(inner):08x}":
-        raise CorruptRequest(f"{kind} file whose checksum is wrong")
+        raise CorruptRequest(f"the {kind} file has a wrong kind or checksum")
     try:
         if any(retired in data for retired in _RETIRED_FIELDS):
             return decoder.decode(_without_retired(inner))
         return decoder.decode(inner)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise CorruptRequest(f"{kind} file: {error}") from None
+        raise CorruptRequest(f"the {kind} file has a wrong field: {error}") from None
 
 
 def _without_retired(inner: memoryview) -> bytes:
-    """The body without the fields that nobody uses any more. Raises what msgspec does."""
+    """Return the body without retired fields. Raises msgspec's errors."""
     body = _OBJECTS.decode(inner)
     for field in _RETIRED_FIELDS:
         body.pop(field.decode().strip('":'), None)

@@ -3,15 +3,15 @@
     incoming/{priority}-{time_ns:020d}-{id}.json                                          first attempt
     incoming/{priority}-{time_ns:020d}-{id}.{attempt}[.s{crashes}].json                   put back
     active/{priority}-{time_ns:020d}-{id}.{attempt}[.s{crashes}][.t{tokens}][.solo].json  claimed
-    cancel/{id}[.{time_ns:020d}]                                        to be stopped, now or from then on
+    cancel/{id}[.{time_ns:020d}]                                        to be stopped now, or at that time
 
-    .s{crashes}  a suspect: its owner died while it was active and it made no new token; how many of these
-                 deaths came while it ran alone
-    .t{tokens}   the tokens in its log when it was claimed (or marked solo), if any: "new" is what came since
+    .s{crashes}  a suspect: its owner died while it was active without a new token; the number counts the
+                 deaths while it ran alone
+    .t{tokens}   the tokens in its log when it was claimed (or marked solo), if any; later ones are "new"
     .solo        it runs alone
 
-`time_ns` is max(last + 1, now) within a process, so a clock that jumps back reorders nothing that one
-process accepted. Sorting names as text sorts by priority, then time. It knows nothing of files' content.
+`time_ns` is max(last + 1, now) within a process, so a clock that jumps back does not reorder the requests of
+one process. Sorting names as text sorts by priority, then time. Knows nothing of a file's content.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 MAX_ATTEMPT = 999_999
 _ID = re.compile(r"[0-9a-f]{32}")
 _ID_START = len("5-") + 20 + len("-")
-MAX_SOLO_CRASHES = 3  # so many and the request is poison
+MAX_SOLO_CRASHES = 3  # a request with this many is poison
 _NAME = re.compile(
     r"([0-9])-([0-9]{20})-([0-9a-f]{32})"
     r"(?:\.([1-9][0-9]{0,5}))?(?:\.s([0-9]))?(?:\.t([1-9][0-9]{0,8}))?(\.solo)?\.json"
@@ -33,53 +33,53 @@ _NAME = re.compile(
 
 
 def make_id() -> str:
-    """A request id that nothing else has or will have: 128 random bits."""
+    """Return a unique request id: 128 random bits."""
     return os.urandom(16).hex()
 
 
 def is_id(text: str) -> bool:
-    """Whether this is an id as `make_id` makes them."""
+    """Whether the text has the form of an id from `make_id`."""
     return _ID.fullmatch(text) is not None
 
 
 def check_id(text: str) -> str:
-    """Give the id back. Raises ValueError for anything that is no id, before it can become part of a path."""
+    """Return the id. Raises ValueError for any other text, before it can become part of a path."""
     if not is_id(text):
-        raise ValueError("a request id is 32 characters of 0-9a-f")
+        raise ValueError("a request id has 32 characters of 0-9a-f")
     return text
 
 
 def id_of(name: str) -> str:
-    """The id in a name that `is_entry_name`; much cheaper than `EntryName.parse`."""
+    """Return the id in a name that passes `is_entry_name`; faster than `EntryName.parse`."""
     return name[_ID_START : _ID_START + 32]
 
 
 def marker_name(id: str, moment_ns: int | None = None) -> str:
-    """Name the wish that a request be stopped, at a moment or now."""
+    """Return the name of a cancel marker, for a moment or for now."""
     return id if moment_ns is None else f"{id}.{moment_ns:020d}"
 
 
 def marked_id(name: str) -> str:
-    """The id in a name that `marker_name` made."""
+    """Return the id in a name from `marker_name`."""
     return name.partition(".")[0]
 
 
 def is_due(name: str, now_ns: int) -> bool:
-    """Whether a marker of this name counts by now; names are compared as text, as everywhere."""
+    """Whether the marker of this name has taken effect."""
     return is_id(marked_id(name)) and name <= marker_name(marked_id(name), now_ns)
 
 
 def is_entry_name(name: str) -> bool:
-    """Whether `EntryName.parse` would read it; much cheaper."""
+    """Whether `EntryName.parse` would read this name; faster."""
     return _NAME.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
 class EntryName:
-    """The name of a request's file while it waits or is worked on.
+    """The name of a request's file while it waits or is active.
 
-    attempt counts claims, from 1. num_tokens and is_solo are of an active file; num_solo_crashes is more than
-    0 for a suspect only.
+    attempt counts claims, from 1. Only an active file has num_tokens and is_solo; only a suspect has
+    num_solo_crashes.
     """
 
     priority: int
@@ -93,7 +93,7 @@ class EntryName:
 
     @classmethod
     def parse(cls, name: str) -> EntryName | None:
-        """Read a file's name; None when it is not one of ours."""
+        """Read a file's name; None where it is not a request's."""
         match = _NAME.fullmatch(name)
         if match is None:
             return None
@@ -130,17 +130,17 @@ class EntryName:
         return f".s{self.num_solo_crashes}" if self.is_suspect else ""
 
     def put_back(self, num_tokens: int) -> EntryName:
-        """The same request, waiting again; a new token clears it of suspicion. num_tokens: in its log now."""
+        """Return the name with which it waits again; a new token clears suspicion. num_tokens: now logged."""
         back = replace(self, num_tokens=0, is_solo=False)
         if num_tokens > self.num_tokens:
             back = replace(back, is_suspect=False, num_solo_crashes=0)
         return back
 
     def after_crash(self, num_tokens: int, *, has_run: bool, was_power_cut: bool = False) -> EntryName:
-        """The same request, waiting for its next attempt after its owner died. num_tokens: in its log now.
+        """Return the name with which it waits after its owner died. num_tokens: the tokens now in its log.
 
-        Without a new token it is a suspect, if it was among those that ran; if it ran alone, the death
-        counts, unless the whole machine went down. A log that is shorter than it was tells of that, too.
+        A request that ran without a new token becomes a suspect. If it ran alone, the death counts, unless
+        the whole machine went down; a log that became shorter shows that, too.
         """
         back = replace(self.put_back(num_tokens), attempt=min(self.attempt + 1, MAX_ATTEMPT))
         if num_tokens > self.num_tokens or not has_run:
@@ -151,10 +151,10 @@ class EntryName:
 
 
 def judge(entries: list[tuple[EntryName, int]], *, was_power_cut: bool) -> list[tuple[EntryName, EntryName]]:
-    """How each request waits after a crash; entries are names with the tokens in their logs.
+    """Return the name with which each request waits after a crash; entries are names with logged tokens.
 
-    While one ran alone and had no new token, the others did not run. It comes last: a death half way
-    through the requeueing must still find it.
+    While one request ran alone without a new token, the others did not run. It comes last: a crash during the
+    requeueing must still find it.
     """
     alone = [name for name, num_tokens in entries if name.is_solo and num_tokens <= name.num_tokens]
     entries = sorted(entries, key=lambda entry: entry[0] in alone)
@@ -165,14 +165,14 @@ def judge(entries: list[tuple[EntryName, int]], *, was_power_cut: bool) -> list[
 
 
 class NameClock:
-    """Nanoseconds since 1970 that never repeat and never run backwards in this process."""
+    """Nanoseconds since 1970 that never repeat and never decrease in this process."""
 
     def __init__(self) -> None:
         self._last_ns = 0
         self._lock = threading.Lock()
 
     def next_ns(self) -> int:
-        """Take the next moment."""
+        """Return the next time."""
         with self._lock:
             self._last_ns = max(self._last_ns + 1, time.time_ns())
             return self._last_ns

@@ -1,19 +1,15 @@
-"""SpoolOwner: the spool as rank 0 sees it, the one process that holds its lock. Claim, complete, recover,
-sweep.
+"""SpoolOwner: the spool for rank 0, the one process that holds its lock.
 
-    acquire ─ recover ─┬─ claim:     a second name, in active/ (link); the one in incoming/ stays
-                       ├─ complete:  tmp/ → done/ (link: never a second answer), then the file goes to asked/
-                       └─ put_back:  the name in active/ is removed, the attempt not counted (drain)
+    acquire ─ recover ─┬─ claim:     link a second name into active/; the name in incoming/ stays
+                       ├─ complete:  link the result from tmp/ into done/, then move the file to asked/
+                       └─ put_back:  remove the name in active/; the attempt does not count (drain)
 
-The name in incoming/ is what was synced when the request was accepted, so a claim needs no sync: whatever a
-power cut leaves of active/, the request is still there. Whatever dies in between, `recover` finds a request
-either answered (its names are only cleaned up) or not (its name in incoming/ becomes that of the next
-attempt: link, sync, unlink).
+The name in incoming/ was synced at acceptance, so a claim needs no sync. After a crash, `recover` finds a
+request answered (and cleans up) or unanswered (and requeues it for its next attempt: link, sync, unlink).
 
-A request that may have brought its owner down is a suspect: it was active and made no new token. It should
-run alone (`mark_solo`) until it has one; what dies while it is alone counts against it and against nobody
-else, and a new token clears it. The counts are in the files' names (names.py), so they live as long as the
-request. This room knows nothing of sequences, sampling or HTTP.
+A request is a suspect if its owner died while it was active without a new token. It runs alone (`mark_solo`)
+until it has one; a crash meanwhile counts against it alone. The files' names hold the counts (names.py).
+Knows nothing of sequences, sampling or HTTP.
 """
 
 from __future__ import annotations
@@ -44,14 +40,13 @@ _log = logging.getLogger(__name__)
 
 
 class SpoolOwner:
-    """Holds the lock from `acquire` to `close`. Used by one thread."""
+    """Holds the lock from `acquire` to `close`. Used by one thread.
+
+    `hand_defaults` are the defaults of prompt files; without them the files are quarantined. They may change
+    at any time.
+    """
 
     def __init__(self, spool: Spool, hand_defaults: PromptFileDefaults | None = None) -> None:
-        """
-        Args:
-            hand_defaults: what prompt files dropped by hand need not say; without it they are quarantined. It
-                may be changed at any time.
-        """
         self.spool = spool
         self._fs = spool.fs
         self._folder = spool.folder
@@ -60,7 +55,7 @@ class SpoolOwner:
         self._claims: dict[str, Claim] = {}
         self._results = ResultWriter(spool)
         self._quarantine = Quarantine(spool)
-        self._by_hand = PromptFiles(spool, self._quarantine)
+        self._prompt_files = PromptFiles(spool, self._quarantine)
         self.hand_defaults = hand_defaults
 
     def acquire(self) -> None:
@@ -69,7 +64,7 @@ class SpoolOwner:
         self._results.restore_ballast()
 
     def close(self) -> None:
-        """Give the lock back. What is claimed stays in active/ for the next owner's `recover`."""
+        """Release the lock. Claimed requests stay in active/ for the next owner's `recover`."""
         self._lock.release()
         self._is_recovered = False
         self._claims.clear()
@@ -83,16 +78,19 @@ class SpoolOwner:
         self.close()
 
     def recover(self) -> list[str]:
-        """Put back what an earlier owner left unanswered; the ids in order. Once, before the first claim."""
+        """Requeue the requests that an earlier owner left unanswered; return their ids in order.
+
+        Call it once, before the first claim.
+        """
         assert self._lock.is_held, "recover without the lock"
         assert not self._claims, "recover with claims"
         unanswered: list[EntryName] = []
         with system_trouble("recover a request"):
-            self._results.sync()  # an earlier owner may have died before it could
+            self._results.sync()  # an earlier owner may have died before its sync
             for text in sorted(self.spool.names(self._folder.active)):
                 name = EntryName.parse(text)
                 if name is None or name.active != text:
-                    self._quarantine.take(self._folder.active / text, "not a name of ours")
+                    self._quarantine.take(self._folder.active / text, "it is not a request's file name")
                 elif self._is_answered(name.id):
                     self._remove_claim(name)
                 else:
@@ -104,15 +102,15 @@ class SpoolOwner:
         return [name.id for name in unanswered]
 
     def next_epoch(self) -> int:
-        """Begin a new life of the ring: a number larger than all before it."""
+        """Return a new epoch, larger than all earlier ones."""
         return self._lock.next_epoch()
 
     def claim(self, max_claims: int, only: Collection[str] | None = None) -> list[Claim]:
-        """Take up to `max_claims` requests, lowest priority number and oldest first.
+        """Take up to `max_claims` requests, lowest priority number first, then oldest first.
 
-        `only` limits it to these ids, wherever they stand in the queue (so that cancelled ones need not
-        wait their turn). Damaged and foreign files are quarantined on the way. Raises SpoolUnavailable when
-        nothing could be claimed because the disk or system said no: try again at the next poll.
+        `only` limits it to these ids, at any place in the queue (so that cancelled requests need not wait).
+        Damaged and foreign files are quarantined. Raises SpoolUnavailable where the disk or the system
+        refused and nothing was claimed: retry at the next poll.
         """
         assert self._is_recovered, "claim before recover"
         names = self._waiting() if max_claims > 0 else iter(())
@@ -135,13 +133,13 @@ class SpoolOwner:
         return claims
 
     def complete(self, claim: Claim, result: Result) -> bool:
-        """Publish the one answer and give the claim up; False when there was an answer already (which
-        stands).
+        """Publish the one answer and release the claim; False where an answer exists already, which stands.
 
-        A claim whose file someone deleted is answered failed(lost). May be repeated after SpoolUnavailable.
+        If somebody deleted the claim's file, the answer is the error "lost". After SpoolUnavailable, repeat
+        the call.
         """
         if result.id != claim.request.id:
-            raise ValueError("the result is of another request")
+            raise ValueError("the result belongs to another request")
         name = self._claims.get(result.id, claim).name
         with system_trouble("write a result"):
             if not self._fs.exists(join(self._folder.active, name.active)):
@@ -153,7 +151,7 @@ class SpoolOwner:
         return is_first
 
     def put_back(self, claim: Claim) -> None:
-        """Return a claim unanswered, the attempt not counted: for a drain. Its token log stays."""
+        """Return a claim unanswered, for a drain: the attempt does not count, and the token log stays."""
         id = claim.request.id
         name = self._claims.get(id, claim).name
         with system_trouble("put a request back"):
@@ -161,10 +159,10 @@ class SpoolOwner:
         self._claims.pop(id, None)
 
     def mark_solo(self, claim: Claim) -> Claim:
-        """Note that a suspect runs alone from here on; the claim as it is now (the old one works as well).
+        """Record that a suspect now runs alone; return the new claim (the old one works as well).
 
-        Until a new token is in its log, or it ended, nothing else may run: if the ring goes down meanwhile,
-        this request alone is held to have done it. Raises SpoolUnavailable.
+        No other request may run until this one has a new token or ends: if the ring crashes meanwhile, the
+        crash counts against this request. Raises SpoolUnavailable.
         """
         name = self._claims[claim.request.id].name
         solo = replace(name, is_solo=True, num_tokens=self._num_logged(name.id))
@@ -174,12 +172,12 @@ class SpoolOwner:
         return self._claims[name.id]
 
     def cancelled(self) -> set[str]:
-        """The ids that someone wants stopped by now, claimed or not."""
+        """Return the ids of requests to be stopped now, claimed or not."""
         now_ns = time.time_ns()
         return {marked_id(name) for name in self.spool.names(self._folder.cancel) if is_due(name, now_ns)}
 
     def clear_cancel(self, id: str) -> None:
-        """Forget all wishes to stop a request; `complete` does it too."""
+        """Remove a request's cancel markers; `complete` does it too."""
         check_id(id)
         with contextlib.suppress(OSError, SpoolUnavailable):
             for name in self.spool.names(self._folder.cancel):
@@ -187,50 +185,50 @@ class SpoolOwner:
                     self._fs.unlink(join(self._folder.cancel, name))
 
     def append_log(self, id: str, header: LogHeader | None = None) -> TokenLogWriter:
-        """Open a request's token log for appending; `resumed` has the tokens that are in it already."""
+        """Open a request's token log for appending; `resumed` has its existing tokens."""
         return TokenLogWriter(join(self._folder.stream, check_id(id)), self._fs, header=header)
 
     def make_log_room(self) -> bool:
-        """Give up what is set aside for token logs on a full disk; False where nothing is left of it."""
+        """Release the ballast's share for token logs on a full disk; False where it is used up."""
         return self._results.give_up_half()
 
     def listen(self) -> Doorbell:
-        """Rank 0's own doorbell."""
+        """Listen at rank 0's doorbell."""
         return self.spool.listen(RANK0)
 
     def ring_doors(self) -> int:
-        """Wake every front door: there are new tokens or results. How many heard."""
+        """Wake every front door for new tokens or results; return how many heard."""
         return ring_all(self._folder.bell, DOOR_PREFIX, self._fs)
 
     def sweep(self, now: float, retention_seconds: float, max_bytes: int = 0) -> Swept:
-        """Remove what is older than the retention, leftovers, and the oldest results above `max_bytes`.
+        """Remove results older than the retention, the oldest ones above `max_bytes`, and leftovers.
 
         Args:
             now: in Unix seconds.
-            max_bytes: what finished requests may hold; 0: as much as they like.
+            max_bytes: the limit for finished requests; 0: no limit.
         """
         assert self._is_recovered, "sweep before recover"
         self._results.restore_ballast()
         return sweep(self.spool, now, retention_seconds, max_bytes)
 
     def _waiting(self) -> Iterator[EntryName]:
-        """The queue in order. What else lies there is taken in or moved out of the way."""
+        """Yield the queue in order. Take in prompt files, and quarantine other files."""
         ours: list[str] = []
         foreign: list[str] = []
         for text in self.spool.names(self._folder.incoming):
             (ours if is_entry_name(text) else foreign).append(text)
-        self._by_hand.take_in(foreign, self.hand_defaults)
+        self._prompt_files.take_in(foreign, self.hand_defaults)
         for text in sorted(ours):
             name = EntryName.parse(text)
             if name is not None and name.waiting == text:
                 yield name
             else:
-                self._quarantine.take(self._folder.incoming / text, "not a name of ours")
+                self._quarantine.take(self._folder.incoming / text, "it is not a request's file name")
 
     def _take(self, name: EntryName) -> Claim | None:
-        """Claim one file; None when it is ours already, gone, answered, a duplicate or damaged."""
+        """Claim one file; None where it is claimed, gone, answered, a duplicate or damaged."""
         path = join(self._folder.incoming, name.waiting)
-        if name.id in self._claims:  # this is its name, or a second one, that goes after its end
+        if name.id in self._claims:  # this name, or a second one, is removed after its end
             return None
         try:
             if self._is_answered(name.id):
@@ -239,10 +237,10 @@ class SpoolOwner:
                 return None
             request = Request.from_json(self._fs.read(path, MAX_REQUEST_BYTES))
             if request.id != name.id:
-                raise CorruptRequest("the id in the file is not the one in its name")
+                raise CorruptRequest("the id in the file differs from the id in its name")
             num_logged = self._num_logged(name.id)
             name = replace(name, num_tokens=num_logged) if num_logged != name.num_tokens else name
-            # The second name may be there: it could not be removed when this was answered.
+            # The second name may exist: an earlier removal may have failed.
             self._fs.link(path, join(self._folder.active, name.active))
         except FileNotFoundError:
             return None
@@ -256,7 +254,7 @@ class SpoolOwner:
         return self._claims[name.id]
 
     def _fail_corrupt(self, name: EntryName, path: Path, reason: str) -> None:
-        """Answer first, then move the file away: dying in between, the answer is found."""
+        """Answer first, then move the file away: after a crash in between, the answer is found."""
         if self._quarantine.is_immovable(path):
             return
         with system_trouble("write a result"):
@@ -266,7 +264,7 @@ class SpoolOwner:
         self.clear_cancel(name.id)
 
     def _is_answered(self, id: str) -> bool:
-        """Whether a whole result is there. A damaged one is put aside, and the request runs again."""
+        """Whether a whole result exists. Quarantine a damaged one, so that the request runs again."""
         if not self._fs.exists(self._folder.result(id)):
             return False
         try:
@@ -276,7 +274,7 @@ class SpoolOwner:
             return False
 
     def _num_logged(self, id: str) -> int:
-        """How many tokens a request has; none where its log cannot be read, which clears nobody."""
+        """Count a request's logged tokens; 0 where its log cannot be read, so that nothing is cleared."""
         path = join(self._folder.stream, id)
         try:
             return len(read_log(path, self._fs).records) if self._fs.exists(path) else 0
@@ -284,7 +282,7 @@ class SpoolOwner:
             return 0
 
     def _requeue(self, moves: list[tuple[EntryName, EntryName]]) -> None:
-        """Let claimed requests wait again under their new names, sure to stay before the old ones go."""
+        """Requeue claimed requests under new names; sync these before the old names are removed."""
         moves = [(name, back) for name, back in moves if self._has_waiting_name(name, back)]
         if moves and self.spool.is_synced:
             self._fs.sync_folder(self._folder.incoming)
@@ -293,34 +291,34 @@ class SpoolOwner:
                 self._fs.unlink(self._folder.incoming / name.waiting)
             self._fs.unlink(join(self._folder.active, name.active))
         if moves and self.spool.is_synced:
-            with contextlib.suppress(OSError):  # a power cut might make a crash count once more, no worse
+            with contextlib.suppress(OSError):  # at worst a power cut makes one crash count twice
                 self._fs.sync_folder(self._folder.active)
 
     def _has_waiting_name(self, name: EntryName, back: EntryName) -> bool:
-        """Make a claimed request's name in incoming/; False where someone deleted the file in active/."""
+        """Link a claimed request into incoming/; False where somebody deleted the file in active/."""
         try:
-            # The name may be there: it never lost it, or an owner died here before.
+            # The name may exist: the request kept it, or an owner died here before.
             self._fs.link(self._folder.active / name.active, self._folder.incoming / back.waiting)
         except FileNotFoundError:
-            _log.warning("the active file of request %s was deleted; it waits as it did", name.id)
+            _log.warning("somebody deleted the active file of request %s; its old name waits", name.id)
             return False
         return True
 
     def _remove_claim(self, name: EntryName) -> None:
-        """The answer is there: the request leaves the queue, now or at the next recovery."""
+        """Remove an answered request from the queue, now or at the next recovery."""
         try:
             self._retire(name)
             self._fs.unlink(join(self._folder.active, name.active))
         except OSError as error:
-            _log.warning("the claim of %s could not be removed: %s", name.id, error)
+            _log.warning("cannot remove the claim of request %s: %s", name.id, error)
         self.clear_cancel(name.id)
 
     def _retire(self, name: EntryName) -> None:
-        """Take an answered request out of incoming/ and keep its file, to run it again.
+        """Move an answered request from incoming/ to asked/, for a replay.
 
-        A power cut may undo the move; the next owner finds the request answered, and it is made again.
+        A power cut may undo the move; the next owner finds the request answered and repeats it.
         """
         path = join(self._folder.incoming, name.waiting)
-        with contextlib.suppress(OSError):  # gone, or no room for a name: nothing is kept then
+        with contextlib.suppress(OSError):  # gone, or no room for a name: nothing is kept
             self._fs.rename(path, self._folder.request(name.id))
         self._fs.unlink(path)  # a rename to a second name of the same file leaves both

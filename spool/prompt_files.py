@@ -1,14 +1,13 @@
-"""Prompt files that a person drops into incoming/ become requests.
+"""Turns prompt files that a person copies into incoming/ into requests.
 
-    incoming/{anything}.json   {"prompt": "…"} and, if wanted, max_tokens, temperature, top_p, top_k, min_p,
-                               stop, seed, ignore_eos, priority (as in POST /generate; null is none),
+    incoming/{anything}.json   {"prompt": "…"} and optionally max_tokens, temperature, top_p, top_k, min_p,
+                               stop, seed, ignore_eos, priority (as in POST /generate; null is missing),
                                raw (true: no chat template)
 
-A file is taken in once its size and time stayed the same from one scan to a later one, so that it may be
-copied slowly; one that is no whole JSON is given some seconds more. Its request's id is a hash of its name
-and content, so a death half way makes no second request of it; the log tells the id. A wrong one goes to
-bad/, the reason to the log. Nothing here ever waits or writes of a prompt into the log. Limits of the model
-are not known here: rank 0 checks them.
+A file is read when two scans found the same size and time, so it may be copied slowly; incomplete JSON gets
+some seconds more. The request's id is a hash of the file's name and content, so a crash half-way makes no
+second request. The log has the id, and for a wrong file, which moves to bad/, the reason; never the prompt.
+Knows no limits of the model: rank 0 checks those.
 """
 
 from __future__ import annotations
@@ -32,26 +31,26 @@ from spool.sampling_params import NUMBER_FIELDS, make_params, read_stop
 from spool.spool import Spool
 
 MAX_PROMPT_FILE_BYTES = 16 * 2**20
-SETTLE_SECONDS = 0.2  # unchanged for so long, a file is looked into
-PATIENCE_SECONDS = 5.0  # and for so long, one that is no whole JSON is believed to stay so
+SETTLE_SECONDS = 0.2  # a file that did not change for this time is read
+PATIENCE_SECONDS = 5.0  # incomplete JSON that did not change for this time is an error
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class PromptFileDefaults:
-    """What a prompt file need not say. model is the served model's name as requests have it."""
+    """The values that a prompt file need not name. model is the served model's short name."""
 
     model: str
     max_tokens: int
 
 
-class NotWhole(ValueError):
-    """No JSON, or not yet."""
+class NotJson(ValueError):
+    """The file is not JSON, or still incomplete."""
 
 
 @dataclass
 class _Sighting:
-    """A file as it was first seen so. has_failed: it was looked into and was no JSON yet."""
+    """The first sight of a file in its present state. has_failed: it was read and was not JSON."""
 
     mark: tuple[int, int, int]
     since: float
@@ -59,47 +58,45 @@ class _Sighting:
 
 
 class PromptFiles:
-    """Takes in what lies in incoming/ under no name of ours. Without defaults all of it is quarantined."""
+    """Takes in the files in incoming/ that are not requests. Without defaults it quarantines all of them."""
 
     def __init__(self, spool: Spool, quarantine: Quarantine) -> None:
         self._spool = spool
         self._quarantine = quarantine
         self._seen: dict[str, _Sighting] = {}
-        self._refused: set[str] = set()  # told once
+        self._logged: set[str] = set()  # each refusal once
 
     def take_in(self, names: list[str], defaults: PromptFileDefaults | None) -> None:
-        """Look at everything foreign that one scan found."""
-        if not names and not self._seen and not self._refused:
-            return  # as after nearly every bell
+        """Process the foreign names that one scan of incoming/ found."""
         self._seen = {name: self._seen[name] for name in names if name in self._seen}
-        self._refused.intersection_update(names)
+        self._logged.intersection_update(names)
         for name in names:
             path = self._spool.folder.incoming / name
             if self._quarantine.is_immovable(path):
                 continue
             if defaults is None:
-                self._quarantine.take(path, "not a name of ours")
+                self._quarantine.take(path, "it is not a request's file name")
                 continue
             try:
-                self._look_at(path, defaults)
+                self._read(path, defaults)
             except FileNotFoundError:
                 continue
             except (NotPlainFile, ValueError) as error:
                 self._quarantine.take(path, str(error))
             except (OSError, SpoolError) as error:
-                self._tell_once(name, f"cannot be taken in at present: {_reason(error)}")
+                self._log_once(name, f"cannot be accepted now: {_reason(error)}")
 
-    def _look_at(self, path: Path, defaults: PromptFileDefaults) -> None:
+    def _read(self, path: Path, defaults: PromptFileDefaults) -> None:
         info = self._spool.fs.stat(path)
         if not stat.S_ISREG(info.st_mode):
             raise NotPlainFile("not a plain file")
         if not self._is_settled(path.name, _mark(info)):
             return
         if not path.name.endswith(".json"):
-            raise ValueError("not a name of ours, and a prompt file's name ends with .json")
+            raise ValueError("a prompt file's name must end with .json")
         try:
             request = read_prompt(path.name, self._spool.fs.read(path, MAX_PROMPT_FILE_BYTES), defaults)
-        except NotWhole:
+        except NotJson:
             if self._seen[path.name].has_failed:
                 raise
             self._seen[path.name].has_failed = True
@@ -115,23 +112,23 @@ class PromptFiles:
         return now - sighting.since >= (PATIENCE_SECONDS if sighting.has_failed else SETTLE_SECONDS)
 
     def _accept(self, path: Path, mark: tuple[int, int, int], request: Request) -> None:
-        """Submit, and only then remove the file: dying in between, the same id is found."""
+        """Submit the request, then remove the file: after a crash in between, the same id is found."""
         if self._spool.state(request.id) is None:
             self._spool.submit(request)
         else:
-            with system_trouble("take in a prompt file"):
+            with system_trouble("accept a prompt file"):
                 self._spool.make_sure()
-        _log.info("took in %a from incoming/ as request %s", path.name, request.id)
+        _log.info("accepted %a from incoming/ as request %s", path.name, request.id)
         if _mark(self._spool.fs.stat(path)) != mark:
-            return  # a new one was put in its place
+            return  # a new file has replaced it
         try:
             self._spool.fs.unlink(path)
         except OSError as error:
             self._quarantine.give_up(path, f"is request {request.id} and cannot be removed: {error.strerror}")
 
-    def _tell_once(self, name: str, reason: str) -> None:
-        if name not in self._refused:
-            self._refused.add(name)
+    def _log_once(self, name: str, reason: str) -> None:
+        if name not in self._logged:
+            self._logged.add(name)
             _log.warning("%a in incoming/ %s", name, reason)
 
 
@@ -139,19 +136,19 @@ def read_prompt(name: str, data: bytes, defaults: PromptFileDefaults) -> Request
     """Make a request of a prompt file's name and content.
 
     Raises:
-        NotWhole: no JSON.
-        ValueError: a field is wrong; the message repeats nothing of the file.
+        NotJson: the file is not JSON.
+        ValueError: a field is wrong; the message repeats none of the file's content.
     """
     id = hashlib.sha256(os.fsencode(name) + b"\0" + data).hexdigest()[:32]
     try:
         body = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise NotWhole("not JSON") from error
+        raise NotJson("the file is not JSON") from error
     if not isinstance(body, dict) or not body.keys() <= _FIELDS.keys():
-        raise ValueError(f"not an object of some of the fields {', '.join(_FIELDS)}")
+        raise ValueError(f"the file must be a JSON object with the fields {', '.join(_FIELDS)} only")
     asked, wrong = _read_fields(body)
     if wrong or "prompt" not in asked:
-        raise ValueError(f"missing or wrong: {', '.join(wrong) or 'prompt'}")
+        raise ValueError(f"missing or wrong fields: {', '.join(wrong) or 'prompt'}")
     return Request(
         id,
         make_params(asked, max_tokens=defaults.max_tokens, seed=int(id[:13], 16)),
@@ -166,7 +163,7 @@ def read_prompt(name: str, data: bytes, defaults: PromptFileDefaults) -> Request
 
 
 def _read_fields(body: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return the values by field, and the fields that are wrong; null is none, but no prompt."""
+    """Return the values by field, and the names of wrong fields; null counts as missing, except as prompt."""
     asked, wrong = {}, []
     for field, value in body.items():
         if value is None and field != "prompt":
@@ -187,7 +184,7 @@ def _reason(error: Exception) -> str:
 
 
 def _text(value: object) -> str:
-    """Return a text with something in it that UTF-8 can hold."""
+    """Return a non-empty text that UTF-8 can encode."""
     if not isinstance(value, str) or not value:
         raise ValueError
     value.encode()  # UnicodeEncodeError is a ValueError

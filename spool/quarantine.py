@@ -1,7 +1,7 @@
-"""Quarantine: what does not belong in the spool is moved into bad/, as it is and whatever it is.
+"""Quarantine: foreign and damaged files move into bad/ unchanged.
 
-Nothing is deleted before it is old (sweep.py), and what cannot be moved is told once and then left alone.
-This room knows nothing of why a thing is foreign.
+The sweep deletes them when they are old. A file that cannot be moved is logged once and then left alone.
+Knows nothing of why a file is foreign.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ _log = logging.getLogger(__name__)
 
 
 class Quarantine:
-    """The way into bad/."""
+    """Moves files into bad/."""
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
         self._immovable: set[Path] = set()
 
     def is_immovable(self, path: Path) -> bool:
-        """Whether this could not be moved before."""
+        """Whether an earlier attempt to move this file failed."""
         return path in self._immovable
 
     def take(self, path: Path, reason: str) -> None:
-        """Move something into bad/ under a name that is free. The reason goes to the log."""
+        """Move a file into bad/ under a free name, and log the reason."""
         if path in self._immovable:
             return
         stem = os.fsdecode(os.fsencode(path.name)[:180])
@@ -42,6 +42,6 @@ class Quarantine:
         _log.warning("moved %a from %s/ to bad/: %s", path.name, path.parent.name, reason)
 
     def give_up(self, path: Path, reason: str) -> None:
-        """Leave a thing where it is, and say so once."""
+        """Leave a file where it is, and log that once."""
         self._immovable.add(path)
         _log.error("%a in %s/ %s", path.name, path.parent.name, reason)

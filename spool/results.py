@@ -1,8 +1,8 @@
-"""Results: how an answer gets into done/, once, and where the disk is full.
+"""Results: writes each answer into done/ exactly once, even on a full disk.
 
-A result is written whole to tmp/ and linked into done/, so a second one is impossible and half a one never
-seen. The ballast is space that is set aside and given up when the disk is full: half of it for the logs of
-running requests, the rest for results. This room knows nothing of claims.
+A result is written to tmp/ and linked into done/, so no reader sees half a result and no second one can
+exist. The ballast is reserved space that is released when the disk is full: half of it for the logs of
+running requests, the rest for results. Knows nothing of claims.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ class ResultWriter:
         self._folder = spool.folder
 
     def publish(self, result: Result) -> bool:
-        """Link a finished file into done/; False when a result is there already, which stands."""
+        """Link a result into done/; False where one exists already, which stands."""
         try:
             return self._publish(result)
         except OSError as error:
             if error.errno not in NO_ROOM or not self._fs.unlink(self._folder.ballast):
                 raise
-            _log.warning("the disk is full: the ballast was released to write a result")
+            _log.warning("the disk is full; released the ballast to write a result")
             return self._publish(result)
 
     def sync(self) -> None:
-        """Make results sure to stay, before the files of their requests go."""
+        """Sync the results, before the files of their requests are removed."""
         if self._spool.is_synced:
             self._fs.sync_folder(self._folder.done)
 
     def give_up_half(self) -> bool:
-        """Shorten the ballast to what results need; False where that was done already, or did not work."""
+        """Shorten the ballast to the share of results; False where it is short already, or that failed."""
         with contextlib.suppress(OSError):
             if not self._is_ballast_whole():
                 return False
@@ -53,20 +53,20 @@ class ResultWriter:
                 self._fs.truncate(fd, self._spool.admission.disk.ballast_bytes // 2)
             finally:
                 self._fs.close(fd)
-            _log.warning("the disk is full: half of the ballast was released to write token logs")
+            _log.warning("the disk is full; released half of the ballast to write token logs")
             return True
         return False
 
     def restore_ballast(self) -> None:
-        """Set space aside, if it is not and there is plenty."""
+        """Reserve the ballast again, where it is missing and the disk has space."""
         path, fresh, limits = self._folder.ballast, self._folder.tmp / "ballast", self._spool.admission.disk
-        with contextlib.suppress(OSError):  # later: submit asks for this much more space meanwhile
+        with contextlib.suppress(OSError):  # later: until then a submit needs this much more space
             space = self._fs.disk_space(self._folder.root)
             is_low = space.num_free_bytes < limits.min_free_bytes + limits.ballast_bytes
             if is_low or self._is_ballast_whole():
                 return
             self._fs.unlink(fresh)
-            # Random bytes: neither compression nor sparse files may make them smaller than they look.
+            # Random bytes take their full size, even where the file system compresses.
             self._fs.write_new(fresh, os.urandom(limits.ballast_bytes), is_synced=True)
             self._fs.rename(fresh, path)
 
@@ -92,7 +92,7 @@ class ResultWriter:
 
 
 def make_failed(id: str, request: Request | None, code: str, message: str) -> Result:
-    """An answer that is the spool's own error; of a damaged request only the id is known."""
+    """Make a result with an error of the spool itself; of a damaged request only the id is known."""
     return Result.failed(
         id,
         model=request.model if request else "",

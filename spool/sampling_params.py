@@ -1,7 +1,8 @@
-"""What the sampling fields of a request may be, on every route and in prompt files, and what stands for none.
+"""The bounds of the sampling fields, on every route and in prompt files.
 
-One record a number, with its bounds; `make_params` turns what was asked into `SamplingParams`. A whole float
-counts as an integer (16.0 for 16), a boolean is never a number. Knows the fields, nothing of JSON or HTTP.
+`NUMBER_FIELDS` holds the bounds of each number; `make_params` turns the fields of a body into
+`SamplingParams`. A whole float counts as an integer (16.0 for 16); a boolean is never a number. Knows nothing
+of JSON or HTTP.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from spool.messages import SamplingParams
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 256  # characters
-NO_SEED = -1  # as vLLM and llama.cpp read it: one is drawn
+NO_SEED = -1  # as in vLLM and llama.cpp: the server draws a seed
 _MAX_INT = 2**63 - 1
 
 
@@ -27,22 +28,21 @@ class NumberField:
     is_whole: bool = False
 
     def read(self, value: object) -> int | float:
-        """Return the number, as an int where it is to be whole.
+        """Return the number, as an int where it must be whole.
 
         Raises:
-            ValueError: it is none, or out of bounds; the message does not repeat it.
+            ValueError: not a number, or out of bounds; the message does not repeat the value.
         """
-        if isinstance(value, int | float) and not isinstance(value, bool) and self._holds(value):
+        if isinstance(value, int | float) and not isinstance(value, bool) and self._is_within(value):
             return int(value) if self.is_whole else value
         raise ValueError(f"must be {self.allowed}")
 
-    def _holds(self, value: int | float) -> bool:
-        # No comparison holds for NaN.
+    def _is_within(self, value: int | float) -> bool:  # False for NaN
         return self.low <= value <= self.high and not (self.is_whole and value % 1)
 
     @property
     def allowed(self) -> str:
-        """Say what it may be."""
+        """Describe the allowed values."""
         return f"a {'whole ' if self.is_whole else ''}number from {self.low} to {self.high}"
 
 
@@ -58,10 +58,10 @@ NUMBER_FIELDS: Mapping[str, NumberField] = {
 
 
 def read_stop(value: object) -> tuple[str, ...]:
-    """Return the stop strings; an empty one is none.
+    """Return the stop strings without empty ones.
 
     Raises:
-        ValueError: something else than a string or some strings, or too many or too long ones.
+        ValueError: not a string or a list of strings, or too many, or too long.
     """
     strings = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(strings, list | tuple) or len(strings) > MAX_STOP_STRINGS:
@@ -75,11 +75,11 @@ def make_params(asked: Mapping[str, Any], *, max_tokens: int, seed: int) -> Samp
     """Return the parameters of a request.
 
     Args:
-        asked: fields that have been read, by name; None and missing are neutral.
-        max_tokens, seed: what counts where the request names none.
+        asked: checked fields, by name; None counts as missing.
+        max_tokens, seed: the values where the request names none.
     """
     known = {name: value for name, value in asked.items() if value is not None}
-    is_greedy = known.get("top_p") == 0  # of all tokens only the likeliest is left
+    is_greedy = known.get("top_p") == 0  # only the likeliest token remains
     asked_seed = known.get("seed", NO_SEED)
     return SamplingParams(
         max_tokens=known.get("max_tokens", max_tokens),

@@ -1,13 +1,12 @@
-"""Spool: the file queue as a front door sees it. Submit, cancel and look up; any number of processes at once.
+"""Spool: the file queue for front doors. Submit, cancel and look up, from any number of processes at once.
 
-A request is one file. It is accepted when it has been linked into incoming/ (and, with durability "power",
-both are on the disk); from then on it ends in exactly one done/{id}.json, whatever dies. Its name in
-incoming/ stays until then: it is the one that is sure to be on the disk. A second name in active/ says that
-rank 0 works on it; at the end the file moves to asked/, kept as long as the result. What rank 0 does with it
-(claim, complete, recover) is `SpoolOwner` in owner.py. This room knows nothing of HTTP, models or tokens.
+A request is one file. It is accepted when its file is linked into incoming/ (with durability "power": when
+both are on the disk). From then on it ends in exactly one done/{id}.json, whichever process dies. The synced
+name in incoming/ stays until then. A second name in active/ means that rank 0 works on it; at the end the
+file moves to asked/, and stays as long as the result. `SpoolOwner` in owner.py is rank 0's side.
 
-A look-up has no index to ask: it scans in the order done, active, incoming, and once more, because a
-request may move on ahead of the scan.
+A look-up has no index: it scans done, active, incoming, and then once more, because a request may move ahead
+of the scan. Knows nothing of HTTP, models or tokens.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Depth:
-    """How much there is to do. num_bytes is of the waiting request files."""
+    """The size of the queue. num_bytes counts the waiting request files."""
 
     num_waiting: int
     num_active: int
@@ -71,14 +70,14 @@ class Spool:
         disk: DiskLimits | None = None,
         fs: FileSystem | None = None,
     ) -> Spool:
-        """Open a spool, made if the folder is empty or absent.
+        """Open a spool; make it where the folder is empty or missing.
 
         Raises:
-            SpoolRefused: another version, a network or FAT file system, someone else's folder.
-            SpoolUnavailable: the disk said no.
+            SpoolRefused: another version, a network or FAT file system, another user's folder.
+            SpoolUnavailable: the disk refused.
         """
         if durability not in ("power", "process"):
-            raise ValueError("durability is power or process")
+            raise ValueError(f"durability is {durability!r}; allowed: power, process")
         fs = fs or FileSystem()
         is_synced = durability == "power"
         folder = open_folder(Path(root), fs, is_synced=is_synced)
@@ -87,20 +86,20 @@ class Spool:
         return cls(folder, fs, admission, is_synced=is_synced)
 
     def submit(self, request: Request, idempotency_key: str | None = None, *, body_hash: str = "") -> str:
-        """Accept a request: when this returns it will be answered, whatever dies. Wakes rank 0.
+        """Accept a request and wake rank 0. An accepted request is answered, whichever process dies.
 
         Args:
-            idempotency_key: of the request's owner. Asked again under it, the first request is the one.
-            body_hash: of what the client sent, which tells a retry from another request.
+            idempotency_key: of the request's owner. A retry under it gets the first request.
+            body_hash: of the client's body; it distinguishes a retry from another request.
 
         Returns:
-            The id that counts: the request's, or that of the first one under this key.
+            The id of this request, or of the first one under this key.
 
         Raises:
             SpoolFull: over the count or byte limit.
             IdempotencyConflict: the key was used with another body.
-            SpoolUnavailable: too little disk, or the disk or system said no. Nothing was accepted; with a
-                key, ask again to find out.
+            SpoolUnavailable: too little space, or the disk or the system refused. Without a key nothing was
+                accepted; with a key, retry safely to find out.
             CorruptRequest: the disk damaged the record of the key.
         """
         try:
@@ -113,22 +112,22 @@ class Spool:
             raise
 
     def find_first(self, owner: str, idempotency_key: str, *, body_hash: str) -> str | None:
-        """The id of the request that came first under a key; None where there is none, or not any more.
+        """Return the id of the first request under a key; None where it is unknown or was removed.
 
-        Raises: as `submit`, but never for want of room.
+        Raises: as `submit`, but never because the queue or the disk is full.
         """
         record = self._look_up(self._keys.path(owner, idempotency_key), body_hash)
         return record.id if record is not None and self._is_accepted(record) else None
 
     def check_room(self) -> None:
-        """Raise SpoolUnavailable where no request would be accepted now, however small."""
+        """Raise SpoolUnavailable where the disk would refuse even the smallest request."""
         self.admission.check_disk()
         self._trouble.check()
 
     def cancel(self, id: str, *, after_seconds: float = 0.0) -> bool:
-        """Ask for a request to be stopped, now or after a time in which `keep` takes that back.
+        """Cancel a request, now or after a time in which `keep` can revoke that.
 
-        False when there is nothing to stop: unknown or done.
+        Return False where the request is unknown or done.
         """
         if self.state(id) not in ("waiting", "active"):
             return False
@@ -145,11 +144,11 @@ class Spool:
         return True
 
     def ending_later(self) -> set[str]:
-        """The ids that are to be stopped at a later time. Raises SpoolUnavailable."""
+        """Return the ids of requests with a later cancel. Raises SpoolUnavailable."""
         return {marked_id(name) for name in self.names(self.folder.cancel) if not is_id(name)}
 
     def keep(self, id: str) -> bool:
-        """Take back that a request be stopped later; False where nobody had asked for it."""
+        """Revoke the later cancel of a request; False where it has none."""
         check_id(id)
         markers = [name for name in self.names(self.folder.cancel) if name != id and marked_id(name) == id]
         with system_trouble("keep a request"):
@@ -158,7 +157,7 @@ class Spool:
         return bool(markers)
 
     def state(self, id: str) -> State | None:
-        """Where a request is; None when it is unknown (or so old that its result was removed)."""
+        """Return a request's state; None where it is unknown, or its result was removed."""
         check_id(id)
         for _ in range(2):
             if self._has_result(id):
@@ -170,7 +169,7 @@ class Spool:
         return "done" if self._has_result(id) else None
 
     def read_result(self, id: str) -> Result | None:
-        """The answer, or None while there is none. Raises CorruptRequest if the disk has damaged it."""
+        """Return the result, or None while it does not exist. Raises CorruptRequest, SpoolUnavailable."""
         path = self.folder.result(check_id(id))
         try:
             result = Result.from_json(self.fs.read(path, MAX_RESULT_BYTES))
@@ -181,16 +180,16 @@ class Spool:
         except OSError as error:
             raise SpoolUnavailable.from_os_error("read a result", error) from error
         if result.id != id:
-            raise CorruptRequest("the result is of another request")
+            raise CorruptRequest("the result belongs to another request")
         return result
 
     def read_request(self, id: str) -> Request | None:
-        """What was asked under an id, answered or not; None when it is unknown or was not kept.
+        """Return the request of an id, answered or not; None where it is unknown or was not kept.
 
         Raises CorruptRequest, SpoolUnavailable.
         """
         kept = self.folder.request(check_id(id))
-        for _ in range(2):  # it may move on ahead of the scan
+        for _ in range(2):  # it may move ahead of the scan
             for path in (kept, *self._paths(self.folder.active, id), *self._paths(self.folder.incoming, id)):
                 try:
                     return Request.from_json(self.fs.read(path, MAX_REQUEST_BYTES))
@@ -203,15 +202,15 @@ class Spool:
         return None
 
     def open_log(self, id: str) -> TokenLogReader:
-        """Follow a request's tokens from the first on; the log need not be there yet."""
+        """Follow a request's tokens from the first one; the log need not exist yet."""
         return TokenLogReader(join(self.folder.stream, check_id(id)), self.fs)
 
     def listen(self, name: str) -> Doorbell:
-        """Listen at a doorbell of this spool: `make_door_name()` for a front door."""
+        """Listen at a doorbell of this spool; a front door's name comes from `make_door_name()`."""
         return Doorbell(self.folder.bell, name, self.fs)
 
     def depth(self) -> Depth:
-        """Count what waits and what is worked on."""
+        """Count the waiting and the active requests."""
         sizes = self.admission.measure()
         num_active = sum(map(is_entry_name, self.names(self.folder.active)))
         accepted_ns = [name.time_ns for name in map(EntryName.parse, sizes) if name is not None]
@@ -219,17 +218,17 @@ class Spool:
         return Depth(len(sizes), num_active, sum(sizes.values()), oldest_wait_s)
 
     def waiting_ids(self) -> list[str]:
-        """The queue in the order in which it is claimed. Raises SpoolUnavailable."""
+        """Return the queue in the order of its claims. Raises SpoolUnavailable."""
         return [id_of(name) for name in sorted(self.admission.waiting_names())]
 
     def position(self, id: str) -> int | None:
-        """How many requests will be claimed before this one; None when it does not wait."""
+        """Return how many requests will be claimed before this one; None where it does not wait."""
         check_id(id)
         waiting = self.waiting_ids()
         return waiting.index(id) if id in waiting else None
 
     def make_sure(self) -> None:
-        """Put on the disk what a process did that may have died before it could. Raises OSError."""
+        """Sync the folders for a process that may have died before its own sync. Raises OSError."""
         if self.is_synced:
             for folder in (self.folder.idem, self.folder.incoming, self.folder.active, self.folder.done):
                 self.fs.sync_folder(folder)
@@ -239,7 +238,7 @@ class Spool:
         return list_names(folder, self.fs)
 
     def _paths(self, folder: Path, id: str) -> list[str]:
-        """The files of a request in incoming/ or active/."""
+        """Return a request's files in incoming/ or active/."""
         return [join(folder, name) for name in self.names(folder) if id in name and is_entry_name(name)]
 
     def _has_result(self, id: str) -> bool:
@@ -262,7 +261,7 @@ class Spool:
         return record
 
     def _is_accepted(self, record: KeyRecord) -> bool:
-        """Whether the first request under a key is there, sure to stay; rank 0 is woken for it."""
+        """Whether the first request under a key exists; sync it and wake rank 0."""
         if self.state(record.id) is None:
             return False
         with system_trouble("accept a request"):
@@ -271,7 +270,7 @@ class Spool:
         return True
 
     def _submit_once(self, request: Request, path: Path, body_hash: str) -> EntryName:
-        """Accept the first request under a key; the name of that one."""
+        """Accept the first request under a key, and return its name."""
         record = self._look_up(path, body_hash)
         if record is not None and self._is_accepted(record):
             return record.name
@@ -285,10 +284,10 @@ class Spool:
         return record.name
 
     def _publish(self, name: EntryName, data: bytes, *, is_shared: bool) -> None:
-        """Make the request's file appear whole in incoming/, or not at all; wake rank 0.
+        """Link the request's whole file into incoming/, or nothing; wake rank 0.
 
-        A shared name is that of a key: whoever links it first publishes for all, and nobody may take it
-        back, because another may have told its client already.
+        A shared name belongs to a key: the first process to link it publishes for all. None may withdraw it,
+        because another may have answered its client already.
         """
         temporary = self.folder.temporary()
         try:
@@ -296,7 +295,7 @@ class Spool:
             self.fs.link(temporary, join(self.folder.incoming, name.waiting))
             if self.is_synced:
                 self.fs.sync_folder(self.folder.incoming)
-            # It never raises; what is left to do here can wait.
+            # `ring` never raises.
             ring(self.folder.bell, RANK0, self.fs)
         except OSError as error:
             if not is_shared:
@@ -307,9 +306,9 @@ class Spool:
                 self.fs.unlink(temporary)
 
     def _withdraw(self, name: EntryName) -> None:
-        """Undo a submit that failed half way. Where rank 0 was quicker, nobody waits for the answer."""
+        """Undo a submit that failed half-way. If rank 0 has claimed it already, cancel it."""
         try:
             self.fs.unlink(self.folder.incoming / name.waiting)
             self.cancel(name.id)
         except (OSError, SpoolUnavailable) as error:
-            _log.warning("request %s was refused, but its file could not be removed: %s", name.id, error)
+            _log.warning("request %s was refused, but its file cannot be removed: %s", name.id, error)

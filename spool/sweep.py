@@ -1,12 +1,11 @@
-"""Housekeeping: what may go from the spool, by age and by room. Only rank 0 sweeps, between steps.
+"""Removes old files from the spool, by age and by size. Only rank 0 sweeps, between steps.
 
-A result goes when it is older than the retention; its token log and its request's file go just before it, and
-with them the idempotency key they had. Where what finished requests hold (result, log, request, in blocks of
-4 KiB as disks give out room) is more than allowed, the oldest results go early in the same way, but none that
-ended less than GRACE_SECONDS ago: its client may be about to fetch it. What still waits or is worked on is
-never touched, nor is anything young, but for requests kept after their end: they go early where the disk is
-nearly full. Ages are by the files' own times, against the `now` that the caller believes in. Each file is
-looked at once a sweep, whatever the limits.
+A result is removed when it is older than the retention, just after its token log and its request's file; its
+idempotency key goes in the same sweep. Where finished requests take more space than allowed (in blocks of 4
+KiB), the oldest results are removed early, but none that ended less than GRACE_SECONDS ago: its client may be
+about to fetch it. On a nearly full disk, kept request files are removed early, too. Waiting and active
+requests stay. Ages come from the files' times and the caller's `now`. One sweep reads each file's status
+once.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from spool.idempotency import Keys
 from spool.names import id_of, is_entry_name, is_id, marked_id
 from spool.spool import Spool
 
-STALE_SECONDS = 3600.0  # nothing is being written for that long
-GRACE_SECONDS = 300.0  # to come back for a result after a lost connection, or between two looks
+STALE_SECONDS = 3600.0  # no write takes this long
+GRACE_SECONDS = 300.0  # for a client to fetch its result after a lost connection
 BLOCK_BYTES = 4096
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Swept:
-    """What one sweep did. A result is counted once, with all that went with it; files counts everything."""
+    """The counts of one sweep. A result counts once, with its log and request; num_files counts all files."""
 
     num_files: int
     num_results_by_age: int
@@ -43,7 +42,7 @@ class Swept:
 
 @dataclass(frozen=True, order=True)
 class _Finished:
-    """A result that is young enough to stay, and what it holds with its log and request; oldest first."""
+    """A result within the retention, and its size with log and request; sorts oldest first."""
 
     modified_unix: float
     id: str
@@ -51,40 +50,40 @@ class _Finished:
 
 
 def sweep(spool: Spool, now: float, retention_seconds: float, max_bytes: int = 0) -> Swept:
-    """Remove what is old: results with their logs and keys, leftovers, quarantine.
+    """Remove old results with their logs and keys, leftovers, and quarantined files.
 
     Args:
-        max_bytes: what finished requests may hold; the oldest go until they do. 0: as much as they like.
+        max_bytes: the limit for finished requests; 0: no limit.
     """
     with system_trouble("sweep"):
-        # A request whose end was swept must not come back when a power cut undoes the removal of its names.
+        # A power cut must not restore the names of a request whose result is removed here.
         spool.make_sure()
-    folder, broom = spool.folder, _Broom(spool, now, retention_seconds)
-    num_results_by_age = _remove_each(spool, folder.done, broom.remove_result)
-    early = broom.choose_early(max_bytes)
-    # A key before its result: who asks under it in between begins anew, and keeps the key.
-    num_files = _remove_each(spool, folder.idem, broom.remove_key)
-    num_results_by_size = _remove_each(spool, folder.done, broom.remove_early, early)
+    folder, rules = spool.folder, _Rules(spool, now, retention_seconds)
+    num_results_by_age = _remove_each(spool, folder.done, rules.remove_result)
+    early = rules.choose_early(max_bytes)
+    # The key before its result: a retry in between starts a new request and keeps its new key.
+    num_files = _remove_each(spool, folder.idem, rules.remove_key)
+    num_results_by_size = _remove_each(spool, folder.done, rules.remove_early, early)
     num_files += (
-        _remove_each(spool, folder.stream, broom.remove_log)
-        + _remove_each(spool, folder.asked, broom.remove_request)
-        + _remove_each(spool, folder.cancel, broom.remove_marker)
-        + _remove_each(spool, folder.tmp, broom.remove_temporary)
-        + _remove_each(spool, folder.bad, broom.remove_bad)
+        _remove_each(spool, folder.stream, rules.remove_log)
+        + _remove_each(spool, folder.asked, rules.remove_request)
+        + _remove_each(spool, folder.cancel, rules.remove_marker)
+        + _remove_each(spool, folder.tmp, rules.remove_temporary)
+        + _remove_each(spool, folder.bad, rules.remove_bad)
     )
     return Swept(
         num_files=num_files + num_results_by_age + num_results_by_size,
         num_results_by_age=num_results_by_age,
         num_results_by_size=num_results_by_size,
-        num_kept_results=len(broom.kept),
-        num_kept_bytes=sum(finished.num_bytes for finished in broom.kept.values()),
+        num_kept_results=len(rules.kept),
+        num_kept_bytes=sum(finished.num_bytes for finished in rules.kept.values()),
     )
 
 
-class _Broom:
-    """What may go of each folder; each method removes a path, or returns False where it has to stay.
+class _Rules:
+    """The rules of each folder; each method removes a path, or returns False where it must stay.
 
-    `kept` are the results that stay, by id; known when done/ has been offered.
+    `kept` holds the results that stay, by id, once done/ has been swept.
     """
 
     def __init__(self, spool: Spool, now: float, retention_seconds: float) -> None:
@@ -113,7 +112,7 @@ class _Broom:
         return self._remove_answered(id, path)
 
     def choose_early(self, max_bytes: int) -> list[str]:
-        """Choose the oldest results whose removal makes what stays fit; the names of their files."""
+        """Choose the oldest results to remove until the others fit; return the names of their files."""
         num_excess = sum(finished.num_bytes for finished in self.kept.values()) - max_bytes
         if max_bytes == 0 or num_excess <= 0:
             return []
@@ -132,7 +131,7 @@ class _Broom:
         return is_removed
 
     def _remove_answered(self, id: str, path: Path) -> bool:
-        """The result last: what is left of it after a crash is found by its result."""
+        """Remove the result last: after a crash its result leads to the other files."""
         if is_id(id):
             self._fs.unlink(self._folder.stream / id)
             self._fs.unlink(self._folder.request(id))
@@ -145,7 +144,7 @@ class _Broom:
         return is_old and not self._has_owner(path.name) and self._fs.unlink(path)
 
     def remove_request(self, path: Path) -> bool:
-        """Of an answered one: without its result it is of no use, and on a full disk of the least."""
+        """Remove an answered request's file: without its result, or on a nearly full disk."""
         id = path.name.removesuffix(".json")
         if id in self._living or (id in self.kept and not self._is_disk_low):
             return False
@@ -153,7 +152,7 @@ class _Broom:
         return (is_old or self._is_disk_low) and self._fs.unlink(path)
 
     def remove_key(self, path: Path) -> bool:
-        """Of a removed result. A key is older than the end of its request: the others need not be read."""
+        """Remove the key of a removed result. A key is older than its result, so young ones are not read."""
         modified_unix = self._fs.stat(path).st_mtime
         is_old = self._now - modified_unix > self._retention_seconds
         if not is_old and modified_unix > self._early_until_unix:
@@ -186,7 +185,7 @@ class _Broom:
         return id in self._living or self._fs.exists(self._folder.result(id))
 
     def _room_beside(self, id: str) -> int:
-        """What log and request of an answered one hold; a request that is about to go does not count."""
+        """Measure an answered request's log and file; a file that is about to be removed does not count."""
         paths = [join(self._folder.stream, id)]
         if not self._is_disk_low:
             paths.append(self._folder.request(id))
@@ -202,7 +201,7 @@ def _blocks(num_bytes: int) -> int:
 
 
 def _is_disk_low(spool: Spool) -> bool:
-    """Whether so little is left that nothing is accepted any more."""
+    """Whether the disk has too little space to accept requests."""
     limits = spool.admission.disk
     with contextlib.suppress(OSError):
         space = spool.fs.disk_space(spool.folder.root)
@@ -213,9 +212,9 @@ def _is_disk_low(spool: Spool) -> bool:
 def _remove_each(
     spool: Spool, folder: Path, remove: Callable[[Path], bool], names: Iterable[str] | None = None
 ) -> int:
-    """Offer everything in a folder, or these names of it; what cannot go now is offered again next time.
+    """Call `remove` for each name in a folder, or for these names; retry failures at the next sweep.
 
-    The log has the first that could not, and how many: on a read-only disk that is all of them.
+    Log the first failure and the number of failures: on a read-only disk every removal fails.
     """
     num_removed, refused = 0, []
     for name in spool.names(folder) if names is None else names:

@@ -1,15 +1,14 @@
-"""The token log: every token of an answer, on disk before anyone sees it.
+"""The token log: every token of an answer is on disk before a client sees it.
 
-stream/<id> is one line of JSON a token, appended by rank 0, read by any number of front doors:
+stream/<id> has one line of JSON a token. Rank 0 appends, any number of front doors read:
 
-    {"version":1,"model":"…","weights_hash":"…","tokenizer_hash":"…","crc32":N}   header: what it began with
+    {"version":1,"model":"…","weights_hash":"…","tokenizer_hash":"…","crc32":N}   header: the answer's model
     {"index":0,"token_id":42,"text":" Paris","logprob":-0.1,"crc32":N}             logprob only if known
 
-crc32 is of the line's bytes before `,"crc32":`. A last line without a newline is not there yet. A line that
-is damaged or out of order cuts the log at its start: what follows is generated again. Complete lines are
-only ever taken away by putting a new file in the old one's place, so a reader notices (`LogCut`) when
-tokens that it gave out are no longer the log's. This room knows nothing of models, folders or requests; the
-log is not synced (after a power cut its end may be gone).
+crc32 covers the line's bytes before `,"crc32":`. Readers ignore a last line without a newline. A line that is
+damaged or out of order ends the log: rank 0 generates the rest again. Complete lines are removed only by
+replacing the whole file, so a reader notices (`LogCut`) that tokens it has returned are gone. The log is not
+synced: a power cut may lose its end. Knows nothing of models, folders or requests.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _CRC = b',"crc32":'
 
 @dataclass(frozen=True)
 class TokenRecord:
-    """One token. text is what became releasable with it (incomplete UTF-8, possible stops are held back)."""
+    """One token. text is the text that it releases (incomplete UTF-8 and possible stops are held back)."""
 
     index: int
     token_id: int
@@ -42,7 +41,7 @@ class TokenRecord:
 
 @dataclass(frozen=True)
 class LogHeader:
-    """What an answer began with. A continuation under another model or tokenizer would be another answer."""
+    """The model and tokenizer of an answer. Another model or tokenizer would give another answer."""
 
     model: str
     weights_hash: str = ""
@@ -51,7 +50,7 @@ class LogHeader:
 
 @dataclass(frozen=True)
 class LoggedTokens:
-    """What a log says, and up to which byte it can be believed."""
+    """The header and tokens of a log, and the number of its valid bytes."""
 
     header: LogHeader | None
     records: list[TokenRecord]
@@ -59,7 +58,7 @@ class LoggedTokens:
 
 
 def encode(record: TokenRecord) -> bytes:
-    """One line. A logprob that JSON cannot hold (minus infinity) is left out."""
+    """Return one line, without a logprob that JSON cannot hold (minus infinity)."""
     body = f'{{"index":{record.index},"token_id":{record.token_id},"text":{json.dumps(record.text)}'
     if record.logprob is not None and math.isfinite(record.logprob):
         body += f',"logprob":{float(record.logprob)!r}'
@@ -67,7 +66,7 @@ def encode(record: TokenRecord) -> bytes:
 
 
 def encode_header(header: LogHeader) -> bytes:
-    """The first line."""
+    """Return the first line."""
     return _seal(json.dumps({"version": VERSION, **vars(header)}, separators=(",", ":"))[:-1].encode())
 
 
@@ -91,24 +90,19 @@ def parse(data: bytes, *, next_index: int = 0, is_start: bool = True) -> LoggedT
     return LoggedTokens(header, records, good)
 
 
-def replay(path: AnyPath, fs: FileSystem | None = None) -> list[TokenRecord]:
-    """Read a log's good tokens; none when it is not there. Changes nothing: a writer cuts what is bad."""
-    return read_log(path, fs).records
-
-
 def read_log(path: AnyPath, fs: FileSystem | None = None) -> LoggedTokens:
-    """Read a log's header and good tokens; nothing when it is not there."""
+    """Read a log's header and valid tokens; empty where the log is missing. Changes nothing."""
     tail = _read_from(fs or FileSystem(), path, 0)
     return parse(tail.data if tail else b"")
 
 
 class TokenLogWriter:
-    """The one appender of a log. Opening it cuts off a damaged end; `resumed` is what stayed."""
+    """The only writer of a log. Opening it cuts a damaged end off; `resumed` has the remaining tokens."""
 
     def __init__(
         self, path: AnyPath, fs: FileSystem | None = None, *, header: LogHeader | None = None
     ) -> None:
-        """Open or make the log. `header` goes into an empty one; `self.header` is the one that counts."""
+        """Open or make the log. `header` is for an empty log; `self.header` is the header in the file."""
         self._fs = fs or FileSystem()
         self._path = path
         try:
@@ -127,11 +121,11 @@ class TokenLogWriter:
     def append(self, records: list[TokenRecord]) -> None:
         """Append the records of one step with one write(2).
 
-        Records that the log has already are skipped, so a failed append may be repeated as it was.
+        Records that the log has already are skipped, so a failed append may be repeated unchanged.
 
         Raises:
-            ValueError: an index is left out.
-            SpoolUnavailable: the disk is full or broken. Whole lines that went in count.
+            ValueError: an index is missing.
+            SpoolUnavailable: the disk is full or failing. Whole lines that were written count.
         """
         fresh = [record for record in records if record.index >= self.next_index]
         for index, record in enumerate(fresh, self.next_index):
@@ -142,14 +136,14 @@ class TokenLogWriter:
         lines = [encode(record) for record in fresh]
         self.next_index += self._append_lines(lines)
         if self.next_index != fresh[-1].index + 1:
-            raise SpoolUnavailable("cannot append to a token log: disk full", code="disk_full", status=507)
+            raise SpoolUnavailable(
+                "cannot append to a token log: the disk is full", code="disk_full", status=507
+            )
 
     def close(self) -> None:
         """Close the file; the log stays."""
         if self._fd >= 0:
-            with contextlib.suppress(
-                OSError
-            ):  # the descriptor is gone all the same, and nothing was held back
+            with contextlib.suppress(OSError):  # the descriptor is closed anyway, and nothing was buffered
                 self._fs.close(self._fd)
             self._fd = -1
 
@@ -162,16 +156,18 @@ class TokenLogWriter:
     def _write_header(self, header: LogHeader) -> None:
         try:
             if not self._append_lines([encode_header(header)]):
-                raise SpoolUnavailable("cannot begin a token log: disk full", code="disk_full", status=507)
+                raise SpoolUnavailable(
+                    "cannot begin a token log: the disk is full", code="disk_full", status=507
+                )
         except SpoolUnavailable:
             self.close()
             raise
         self.header = header
 
     def _append_lines(self, lines: list[bytes]) -> int:
-        """Append; how many whole lines went in. Half a line is taken back before anything follows it."""
+        """Append, and return the number of whole lines written. Cut half a line off before the next one."""
         if self._is_torn:
-            self._take_back()
+            self._cut_torn_line()
         data = b"".join(lines)
         num_written, trouble = self._write(data)
         if num_written == len(data):
@@ -180,8 +176,8 @@ class TokenLogWriter:
         num_lines = data.count(b"\n", 0, num_written)
         self._num_bytes += sum(map(len, lines[:num_lines]))
         self._is_torn = True
-        with contextlib.suppress(SpoolUnavailable):  # tried again before the next line
-            self._take_back()
+        with contextlib.suppress(SpoolUnavailable):  # retried before the next line
+            self._cut_torn_line()
         if trouble is not None and trouble.errno not in NO_ROOM:
             raise SpoolUnavailable.from_os_error("append to a token log", trouble) from trouble
         return num_lines
@@ -192,15 +188,15 @@ class TokenLogWriter:
         except OSError as error:
             return 0, error
 
-    def _take_back(self) -> None:
+    def _cut_torn_line(self) -> None:
         try:
             self._fs.truncate(self._fd, self._num_bytes)
         except OSError as error:
-            raise SpoolUnavailable.from_os_error("mend a token log", error) from error
+            raise SpoolUnavailable.from_os_error("cut an incomplete line off a token log", error) from error
         self._is_torn = False
 
     def _cut(self, tail: FileTail | None) -> LoggedTokens:
-        """Take away half a line in place, whole lines by a new file: readers must notice that."""
+        """Cut half a line off in place; replace the file to remove whole lines, so that readers notice."""
         logged = parse(tail.data if tail else b"")
         if tail is None or logged.num_good_bytes == len(tail.data):
             return logged
@@ -220,7 +216,7 @@ class TokenLogWriter:
 
 
 class TokenLogReader:
-    """Follows one log from its start. Holds no open file; the log may appear later."""
+    """Follows one log from its start. Keeps no file open; the log may appear later."""
 
     def __init__(self, path: AnyPath, fs: FileSystem | None = None) -> None:
         self._path = path
@@ -233,14 +229,14 @@ class TokenLogReader:
 
     @property
     def next_index(self) -> int:
-        """The index of the next token that `read_new` will give."""
+        """The index of the next token that `read_new` returns."""
         return self._next_index
 
     def read_new(self) -> list[TokenRecord]:
-        """Read the tokens that are new since the last call.
+        """Return the new tokens since the last call.
 
         Raises:
-            LogCut: tokens given out earlier are gone from the log. The next call starts over at index 0.
+            LogCut: the log lost tokens that were returned earlier. The next call starts over at index 0.
         """
         tail = _read_from(self._fs, self._path, self._offset)
         if tail is None:
@@ -256,7 +252,7 @@ class TokenLogReader:
         return logged.records
 
     def _check_seen(self) -> None:
-        """Another file lies there: does it begin with the very bytes that were read?"""
+        """Check that the new file begins with the bytes that were read from the old one."""
         whole = _read_from(self._fs, self._path, 0)
         seen = whole.data[: self._offset] if whole else b""
         if len(seen) == self._offset and zlib.crc32(seen) == self._crc:
@@ -264,7 +260,7 @@ class TokenLogReader:
         num_tokens = self._next_index
         self._offset = self._crc = self._inode = self._next_index = 0
         self.header = None
-        raise LogCut(f"the log no longer has all of the {num_tokens} tokens that were read from it")
+        raise LogCut(f"the log lost some of the {num_tokens} tokens that were read from it")
 
 
 def _read_from(fs: FileSystem, path: AnyPath, offset: int) -> FileTail | None:
@@ -282,7 +278,7 @@ def _seal(body: bytes) -> bytes:
 
 
 def _open(line: bytes) -> dict[str, Any] | None:
-    """The fields of a line; None when its checksum is not its own."""
+    """Return the fields of a line; None where its checksum is wrong."""
     body, _, crc = line.rpartition(_CRC)
     if crc != b"%d}" % zlib.crc32(body):
         return None

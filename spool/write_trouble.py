@@ -1,8 +1,7 @@
-"""What the system said against the last request, kept until a trial shows that the next would be taken.
+"""Remembers why the system refused the last request, until a trial write works.
 
-A read-only or failing disk, a quota and a lack of descriptors show in a write alone. So a refused request is
-remembered, and whoever asks whether requests are taken tries one small file, at most once a second. Knows
-nothing of requests.
+A read-only or failing disk, a quota and a lack of descriptors show only in a write. So this module keeps the
+last refusal; a readiness check then writes one small file, at most once a second. Knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ REQUEST_TOO_LARGE = 413
 
 
 class WriteTrouble:
-    """The last refusal of one process, if nothing was written since. Safe to use from several threads."""
+    """The last refusal of one process, until a write works. Safe to use from several threads."""
 
     def __init__(self, folder: SpoolFolder, fs: FileSystem, *, is_synced: bool) -> None:
         self._folder = folder
@@ -29,13 +28,13 @@ class WriteTrouble:
         self._next_trial = 0.0  # on the monotonic clock
 
     def note(self, refusal: SpoolUnavailable) -> None:
-        """A request was refused."""
+        """Remember a refused request."""
         if refusal.status != REQUEST_TOO_LARGE:
             self._refusal = refusal
             self._next_trial = time.monotonic() + TRIAL_SECONDS
 
     def check(self) -> None:
-        """Raise SpoolUnavailable where a request was refused and a trial fails, or is not due yet."""
+        """Raise SpoolUnavailable where a request was refused, and the trial fails or is not due yet."""
         refusal = self._refusal
         if refusal is None:
             return

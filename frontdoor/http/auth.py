@@ -1,8 +1,7 @@
-"""Who may ask: keys from API_KEYS_FILE (as bearer or in x-api-key), and no web page of another site.
+"""Access control: API keys from API_KEYS_FILE (as bearer or in x-api-key), and no web page of another site.
 
-Keys are kept and compared as SHA-256 digests only. The owner of a request is a short digest of its key, so
-that requests of different keys can be told apart without the key being written anywhere; without
-API_KEYS_FILE the owner is "".
+Keys are stored and compared as SHA-256 digests only. The owner of a request is a short digest of its key, so
+that no file contains the key. Without API_KEYS_FILE the owner is "". Knows no route.
 """
 
 import hashlib
@@ -16,7 +15,7 @@ from config.errors import ConfigError
 from frontdoor.http.errors import ForbiddenOrigin, InvalidRequest, Unauthorized, error_response
 from frontdoor.http.scope import header, notes
 
-# What a load balancer, a browser's first visit and a newcomer need before they have a key.
+# A load balancer, a browser's first visit and a new user need these before they have a key.
 OPEN_PATHS = frozenset({"/", "/ui", "/health", "/livez", "/readyz"})
 OPEN_PREFIX = "/ui/"
 
@@ -28,7 +27,7 @@ class KeysUnreadable(ConfigError):
 
 
 class Keys:
-    """The digests of the keys that are let in; `None` lets everybody in."""
+    """The digests of the accepted keys; `None` accepts every client."""
 
     def __init__(self, keys: Iterable[str] | None) -> None:
         self._digests = None if keys is None else frozenset(_digest(key) for key in keys)
@@ -38,7 +37,7 @@ class Keys:
         """Read one key a line; empty lines and lines that begin with # are skipped.
 
         Raises:
-            KeysUnreadable: no key could be read (handled by the process that starts us).
+            KeysUnreadable: the file has no readable key (the entry point prints the message).
         """
         if path is None:
             return cls(None)
@@ -47,29 +46,29 @@ class Keys:
         except (OSError, UnicodeDecodeError) as error:
             raise KeysUnreadable(f"API_KEYS_FILE: {error}") from error
         if not keys:
-            raise KeysUnreadable(f"API_KEYS_FILE: {path} holds no key")
+            raise KeysUnreadable(f"API_KEYS_FILE: {path} holds no key; write one key a line")
         return cls(keys)
 
     def owner(self, authorization: str | None, api_key: str | None = None) -> str:
-        """Return whose request this is; clients of Anthropic's API send x-api-key instead, or as well.
+        """Return the owner of a request; clients of Anthropic's API send x-api-key instead, or as well.
 
         Raises:
-            Unauthorized: keys are required and this is none of them.
+            Unauthorized: keys are required, and the request has none or an unknown one.
         """
         if self._digests is None:
             return ""
         scheme, _, bearer = (authorization or "").partition(" ")
         given = [key.strip() for key in (bearer if scheme.lower() == "bearer" else "", api_key or "")]
         if not any(given):
-            raise Unauthorized("a key is required: send the header Authorization: Bearer KEY")
+            raise Unauthorized("an API key is required: send the header Authorization: Bearer KEY")
         for digest in (_digest(key) for key in given if key):
             if digest in self._digests:
                 return digest[:16]
-        raise Unauthorized("this key is not known here")
+        raise Unauthorized("this API key is unknown; API_KEYS_FILE on the server lists the valid keys")
 
 
 class Gate:
-    """ASGI middleware; finds out whose request this is."""
+    """ASGI middleware; checks origin and key, and notes the request's owner."""
 
     def __init__(self, app: ASGIApp, *, keys: Keys, origins: frozenset[str]) -> None:
         self._app = app
@@ -95,16 +94,16 @@ class Gate:
 
 
 def check_origin(origin: str | None, host: str | None, allowed: frozenset[str]) -> None:
-    """Refuse a browser that asks on behalf of another site.
+    """Refuse requests of other sites' web pages.
 
     Raises:
-        ForbiddenOrigin: neither our own page nor a site in CORS_ORIGINS.
+        ForbiddenOrigin: the page is neither this server's nor of a site in CORS_ORIGINS.
     """
     if origin is None or "*" in allowed or origin.lower() in allowed:
         return
     if host is not None and origin.lower().partition("://")[2] == host.lower():
         return
-    raise ForbiddenOrigin("pages of this site may not use this server; CORS_ORIGINS lists those that may")
+    raise ForbiddenOrigin("this page's site may not use this server; add its origin to CORS_ORIGINS in .env")
 
 
 def _digest(key: str) -> str:

@@ -1,7 +1,7 @@
-"""Reading a request's body: declared as JSON, within the size and time limits, and matching its schema.
+"""Reads a request's body: it must be declared as JSON, within size and time limits, and match its schema.
 
-The body is refused before it is buffered when it says it is too large, and as soon as it turns out so when
-it does not say. Knows nothing of what the body asks for.
+A body with a Content-Length over the limit is refused before it is read, others as soon as they exceed it.
+Knows nothing of the body's meaning.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ BodyModel = TypeVar("BodyModel", bound=BaseModel)
 
 
 class BodyRoute(APIRoute):
-    """A route whose endpoint reads its body itself, so that FastAPI has nothing to resolve for it."""
+    """A route whose endpoint reads its body itself, so FastAPI resolves nothing for it."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         return self.endpoint
@@ -37,7 +37,7 @@ async def read_json(http: Request, model: type[BodyModel], *, max_bytes: int) ->
 
     Raises:
         InvalidRequest, UnsupportedMediaType, BodyTooLarge, BodyTooSlow: answered by the error handler.
-        ClientDisconnect: nobody is left to answer.
+        ClientDisconnect: the client has left.
     """
     _check_declared_type(http.scope)
     body: bytes | bytearray = await _read_in_time(http, max_bytes)
@@ -50,7 +50,7 @@ async def read_json(http: Request, model: type[BodyModel], *, max_bytes: int) ->
 
 
 def _without_extra_body(body: bytes | bytearray) -> bytes | bytearray:
-    """Lift the fields of `extra_body`, which clients' own libraries should have done; others' names win."""
+    """Move the fields of `extra_body` to the top, as client libraries should do; existing fields win."""
     try:
         asked = json.loads(body)
         extra = asked.pop("extra_body") or {}
@@ -60,7 +60,7 @@ def _without_extra_body(body: bytes | bytearray) -> bytes | bytearray:
 
 
 def explain(error: ValidationError) -> InvalidRequest:
-    """Turn pydantic's findings into one sentence that names the fields; values are not repeated."""
+    """Turn pydantic's errors into one sentence that names the fields, without their values."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     named = [_sentence(problem) for problem in problems[:MAX_NAMED_PROBLEMS]]
     if len(problems) > MAX_NAMED_PROBLEMS:
@@ -79,7 +79,7 @@ def _check_declared_type(scope: Scope) -> None:
     encoding = (header(scope, b"content-encoding") or "identity").strip().lower()
     if encoding != "identity":
         raise UnsupportedMediaType(
-            f"a body with Content-Encoding {encoding[:MAX_SHOWN]!r} is not read: send it without compression"
+            f"Content-Encoding {encoding[:MAX_SHOWN]!r} is not supported: send the body without compression"
         )
 
 

@@ -1,23 +1,22 @@
 """uvicorn's HTTP connections, with the limits it lacks and errors in our shape.
 
-    headers that do not arrive within HEADER_TIMEOUT_SECONDS      408 (if anything came at all), closed
+    headers that do not arrive within HEADER_TIMEOUT_SECONDS      408 (if any bytes arrived), closed
     headers larger than MAX_HEADER_BYTES                          431, closed (httptools has no limit)
-    more connections than limit_concurrency                       503 as soon as the headers are here
+    more connections than limit_concurrency                       503 after the headers
     more than NUM_TURNED_AWAY beyond that                         503 at once, unread: descriptors stay free
-    bytes that are no HTTP                                        400
-    an answer of unknown length to an HTTP/1.0 client             as it is, until the connection closes
-    a wish for another protocol (Upgrade: h2c or websocket)       not heard: HTTP/1.1, with the body
-    an answer before the whole body is here (no key, no path)     the rest is read and dropped, within limits
-    a client that shuts its write side and waits                  is answered
+    bytes that are not HTTP                                       400
+    an answer of unknown length to an HTTP/1.0 client             unframed, until the connection closes
+    a request for another protocol (Upgrade: h2c or websocket)    ignored: HTTP/1.1, with the body
+    an answer before the whole body has arrived (no key, no path) the rest is read and dropped, within limits
+    an HTTP/1.1 client that shuts its write side and waits        answered
 
-To close instead of reading the rest would reset the connection, and the client would not see its answer. The
-last looks like a client that left: what is written to one that did comes back as a reset. So a few bytes
-that mean nothing are written now and then, "100 Continue" before an answer and an empty comment in a stream.
-It also notes for each request when its first bytes came, which nothing of ours sees earlier
-(frontdoor/http/scope.py).
-Uses the methods that uvicorn 0.54's HttpToolsProtocol offers to asyncio and to the parser, `self.app`, and
-what its RequestResponseCycle knows of an answer.
-Knows nothing of routes.
+Closing instead of reading the rest would reset the connection, and the client would lose its answer. A
+client that shuts its write side looks like one that left, until a write to the latter fails. So the
+connection writes bytes without meaning now and then: "100 Continue" before an answer, and an empty comment in
+a stream. HTTP/1.0 has no such bytes before an answer, so there a client that shuts its write side counts as
+gone: proxies that speak HTTP/1.0 close their connection when their own client leaves. The connection also
+notes the arrival of each request's first bytes (scope.py). Uses uvicorn 0.54's HttpToolsProtocol and
+RequestResponseCycle. Knows nothing of routes.
 """
 
 import asyncio
@@ -88,7 +87,7 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         was_in_body = self._is_in_body
         self._parse(data)
-        # What came with the headers in one piece may be body: only headers that are not over count.
+        # Bytes in one piece with the headers may be body: only incomplete headers count.
         if not self._is_between_requests() or self.transport.is_closing():
             return
         if was_in_body or self._is_in_body:
@@ -103,12 +102,12 @@ class Connection(HttpToolsProtocol):
             self._refuse(HeadersTooLarge(f"the headers are larger than {MAX_HEADER_BYTES} bytes"))
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Keep the connection (True) where an answer is due that may still be heard."""
+        """Keep the connection (True) where an answer is due that the client may still read."""
         cycle: Any = self.cycle
         if self._is_between_requests() or self.pipeline or cycle.more_body:
             return False
         if not cycle.response_started and self.scope["http_version"] == "1.0":
-            return False  # it knows no "100 Continue": nothing can be written
+            return False  # HTTP/1.0 has no "100 Continue", so a probe cannot show whether it left
         cycle.keep_alive = False
         self._probe(FIRST_PROBE_SECONDS)
         return True
@@ -140,24 +139,24 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
-            return  # it is read again, without the wish
+            return  # the head is read again without the upgrade
         self._have_headers()
         self.app = _turn_away if self._is_over_limit(0) else self._served_app
         if self.parser.get_http_version() == "1.0":
             self.app = partial(_serve_unframed, self.app)
         super().on_headers_complete()
         self._is_in_body = True
-        # Who waits for "100 Continue" has sent no body: nothing tells whether one follows an answer.
+        # After an answer, a client that waits for "100 Continue" may still send its body, or not.
         self._closes_after_body = not self.cycle.keep_alive and not self.expect_100_continue
         self.cycle.keep_alive = not self.expect_100_continue
 
     def _parse(self, data: bytes) -> None:
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as wish:
-            self._parse_without_wish(data[wish.args[0] :])
+        except httptools.HttpParserUpgrade as upgrade:
+            self._parse_without_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
-            if self._has_begun_to_answer():  # a second answer would be read as a part of the first
+            if self._has_begun_to_answer():  # the client would read a second answer as a part of the first
                 self.transport.close()
             else:
                 self._refuse(BadHttp("this is not HTTP/1.1"))
@@ -167,11 +166,11 @@ class Connection(HttpToolsProtocol):
         is_due = cycle is not None and (self._is_in_body or not cycle.response_complete)
         return is_due and bool(cycle.response_started)
 
-    def _parse_without_wish(self, rest: bytes) -> None:
-        """Read the head again as if it asked for no other protocol: else the parser skips the body."""
+    def _parse_without_upgrade(self, rest: bytes) -> None:
+        """Read the head again without the upgrade: otherwise the parser skips the body."""
         method = self.parser.get_method()
         if method == b"CONNECT":
-            self._refuse(BadHttp("this server is no proxy"))
+            self._refuse(BadHttp("this server is not a proxy"))
             return
         is_last = any(name == b"connection" and b"close" in value.lower() for name, value in self.headers)
         kept = [(name, value) for name, value in self.headers if name not in UPGRADING]
@@ -183,7 +182,7 @@ class Connection(HttpToolsProtocol):
         self._parse(b"\r\n".join([*head, b"", rest]))
 
     def _probe(self, next_seconds: float) -> None:
-        """Write what means nothing; asyncio hears of a reset by the next write at the latest."""
+        """Write bytes without meaning; by the next write at the latest, asyncio notices a reset."""
         cycle: Any = self.cycle
         if self.transport.is_closing() or cycle.response_complete:
             return
@@ -197,7 +196,7 @@ class Connection(HttpToolsProtocol):
         return self._max_connections is not None and len(self.connections) > self._max_connections + num_more
 
     def _is_between_requests(self) -> bool:
-        cycle: Any = self.cycle  # None before the first request, whatever uvicorn's annotation says
+        cycle: Any = self.cycle  # None before the first request, unlike uvicorn's annotation
         return cycle is None or cycle.response_complete
 
     def _expect_headers(self) -> None:
@@ -212,12 +211,12 @@ class Connection(HttpToolsProtocol):
     def _on_header_timeout(self) -> None:
         if self._num_header_bytes:
             self._refuse(HeadersTooSlow(f"the headers did not arrive within {HEADER_TIMEOUT_SECONDS:g} s"))
-        else:  # a browser's spare connection: an answer to no question would be shown to its user
+        else:  # a browser's spare connection: an answer without a request would confuse it
             self._have_headers()
             self.transport.close()
 
     def _refuse(self, error: ServiceError) -> None:
-        """Answer and close, without any of what serves requests."""
+        """Answer with an error and close, without the app."""
         self._have_headers()
         if self.transport.is_closing():
             return
@@ -235,14 +234,14 @@ class Connection(HttpToolsProtocol):
 
 
 async def _turn_away(scope: Scope, receive: Receive, send: Send) -> None:
-    """The app that is served at the limit."""
+    """Answer as the app of a connection over the limit."""
     response = error_response(TooManyConnections(), scope["path"])
     response.headers.update({"x-request-id": make_id(), "connection": "close"})
     await response(scope, receive, send)
 
 
 async def _serve_unframed(app: ASGI3Application, scope: Scope, receive: Receive, send: Send) -> None:
-    """Keep uvicorn from cutting the body into chunks, which came with HTTP/1.1."""
+    """Stop uvicorn from sending chunks, which HTTP/1.0 does not have."""
     cycle: RequestResponseCycle = send.__self__  # type: ignore[attr-defined]
     cycle.chunked_encoding = False
 

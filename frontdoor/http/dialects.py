@@ -1,11 +1,10 @@
-"""Which API a path belongs to, how that API writes an error, and which APIs are not served.
+"""Maps a path to its API, writes errors in that API's form, and names known APIs that are not served.
 
     /v1/messages     Anthropic   {"type": "error", "error": {"type", "message"}}
     /api             Ollama      {"error": "…"}
     all else         OpenAI      {"error": {"message", "type", "param", "code"}}
 
-Clients read an error of another shape as one of their own, and blame the model. Pure: knows paths, nothing
-of routes.
+Clients misread errors in another API's form. Pure: knows paths, nothing of routes.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,13 +26,13 @@ _ANTHROPIC_TYPES = {
 
 
 def error_body(path: str, status: int, body: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Write an error as the API of this path does; `body` is the OpenAI one, which most take as it is."""
+    """Write an error in the form of this path's API; `body` is the OpenAI form, which most APIs use."""
     write = _of_path(path, _WRITERS)
     return body if write is None else write(status, body["error"])
 
 
 def api_not_served(path: str) -> str | None:
-    """Name the API that a path belongs to, if it is known and not served."""
+    """Return the name of a path's API, if it is known and not served."""
     return _of_path(path, NOT_SERVED)
 
 

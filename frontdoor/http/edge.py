@@ -1,7 +1,7 @@
-"""The outermost layer: a path has one spelling, HEAD is GET without its body, every answer has a request id,
-no foreign host name is served, and no traceback leaves.
+"""The outermost layer: canonical paths, HEAD as GET without a body, a request id on every answer, the check
+of the host name, and a 500 without a traceback.
 
-Knows nothing of routes, keys or bodies.
+Knows nothing of routes, API keys or bodies.
 """
 
 import logging
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Edge:
-    """ASGI middleware; see frontdoor/http/scope.py for what it leaves."""
+    """ASGI middleware; frontdoor/http/scope.py lists its notes."""
 
     def __init__(self, app: ASGIApp, *, hosts: HostNames, v1_names: frozenset[str]) -> None:
         self._app = app
@@ -40,7 +40,7 @@ class Edge:
         request_id = make_id() if given is None or is_new else given
         left = notes(scope)
         left.update(request_id=request_id, is_request_id_new=is_new)
-        left.setdefault("received_unix", time.time())  # by the connection, where it is ours
+        left.setdefault("received_unix", time.time())  # `Connection` has set it already
         if scope["method"] == "HEAD":
             scope, send = {**scope, "method": "GET"}, _send_head(send)
         has_started = False
@@ -61,13 +61,13 @@ class Edge:
         except ClientDisconnect:
             log.debug("the client left before its request was read")
         except Exception:  # the process boundary of one HTTP request
-            log.exception("a request failed inside the front door (request id %s)", request_id)
-            if not has_started:  # else the server closes what is not whole
+            log.exception("the front door failed to answer a request (request id %s)", request_id)
+            if not has_started:  # otherwise the server closes the incomplete answer
                 await error_response(internal_error(), scope["path"])(scope, receive, send_with_id)
 
 
 def _send_head(send: Send) -> Send:
-    """Send the head alone, at once: the connection's next news is then that the answer is complete."""
+    """Send only the head, as a complete answer."""
 
     async def send_head(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -80,5 +80,5 @@ def _send_head(send: Send) -> Send:
 def _wrong_host(given: str) -> InvalidRequest:
     return InvalidRequest(
         f"unknown Host header {given[:MAX_SHOWN]!r}: use localhost, an IP address, a name of this "
-        "machine or the one set as API_HOST, or list this name in ALLOWED_HOSTS"
+        "machine or API_HOST, or add this name to ALLOWED_HOSTS in .env"
     )

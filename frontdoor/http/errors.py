@@ -1,4 +1,4 @@
-"""The errors of an HTTP request, and the one place that writes all errors as answers.
+"""The errors of an HTTP request, and the one handler that turns all errors into answers.
 
     ServiceError (config/errors.py)     500 internal_error
     ├── SpoolError (spool/errors.py)    429 rate_limit_exceeded, 503 overloaded, 507 disk_full, …
@@ -22,9 +22,8 @@
     ├── RingDown                        503 ring_down
     └── GenerationTimeout               504 timeout (the request goes on)
 
-The body is {"error": {"message", "type", "param", "code"}}, as the OpenAI clients read it, but on the paths
-of other APIs (dialects.py); a time-out adds the request's id. The type and most headers follow from the
-status.
+The body is {"error": {"message", "type", "param", "code"}}, the form of OpenAI, except on the paths of other
+APIs (dialects.py); a time-out adds the request's id. The type and most headers follow from the status.
 """
 
 import logging
@@ -40,7 +39,7 @@ from starlette.exceptions import HTTPException
 from config.errors import SOON_SECONDS, ServiceError
 from frontdoor.http.dialects import api_not_served, error_body
 
-_DO_NOT_RETRY = {"x-should-retry": "false"}  # clients retry these by themselves
+_DO_NOT_RETRY = {"x-should-retry": "false"}  # OpenAI's clients would retry these
 _HEADERS = {
     401: {"WWW-Authenticate": "Bearer"},
     408: {"Connection": "close", **_DO_NOT_RETRY},
@@ -53,7 +52,7 @@ log = logging.getLogger(__name__)
 
 
 class InvalidRequest(ServiceError):
-    """The client has to change something before it asks again."""
+    """The client must change its request before a retry."""
 
     status, code = 400, "invalid_request_error"
 
@@ -65,26 +64,18 @@ class ContextLengthExceeded(InvalidRequest):
 
 
 class Unauthorized(InvalidRequest):
-    """Keys are required and none of ours was given."""
-
     status, code = 401, "invalid_api_key"
 
 
 class ForbiddenOrigin(InvalidRequest):
-    """A web page of another site asks through a user's browser."""
-
     status, code = 403, "forbidden_origin"
 
 
 class NotFound(InvalidRequest):
-    """No such path or request."""
-
     status, code = 404, "not_found"
 
 
 class ModelNotFound(NotFound):
-    """The body names a model that is not the one served here."""
-
     code = "model_not_found"
 
 
@@ -95,72 +86,62 @@ class ApiNotServed(NotFound):
 
 
 class MethodNotAllowed(InvalidRequest):
-    """The path exists, with other methods."""
-
     status, code = 405, "method_not_allowed"
 
 
 class BadHttp(InvalidRequest):
-    """What arrived cannot be read as HTTP."""
-
     code = "bad_http"
 
 
 class BodyTooSlow(InvalidRequest):
-    """The body did not arrive in time."""
-
     status, code = 408, "body_too_slow"
 
 
 class HeadersTooSlow(InvalidRequest):
-    """The headers did not arrive in time."""
-
     status, code = 408, "headers_too_slow"
 
 
 class HeadersTooLarge(InvalidRequest):
-    """The headers are over their limit; the rest of them is not read."""
+    """The headers are over their limit; the rest is not read."""
 
     status, code = 431, "headers_too_large"
 
 
 class Cancelled(InvalidRequest):
-    """Somebody cancelled the request that this client waited for."""
+    """The request was cancelled while this client waited for it."""
 
     status, code = 410, "cancelled"
 
 
 class BodyTooLarge(InvalidRequest):
-    """The body is over MAX_BODY_BYTES; the rest of it is dropped."""
+    """The body is over MAX_BODY_BYTES; the rest is dropped."""
 
     status, code = 413, "body_too_large"
 
 
 class UnsupportedMediaType(InvalidRequest):
-    """The body is not declared as JSON."""
-
     status, code = 415, "unsupported_media_type"
 
 
 class TooManyConnections(ServiceError):
-    """This process serves as many connections as it may; no request was read."""
+    """This process has its most connections; no request was read."""
 
     status, code = 503, "overloaded"
     retry_seconds = SOON_SECONDS
 
     def __init__(self) -> None:
-        super().__init__("too many connections; come back in a moment")
+        super().__init__("too many connections; retry in a moment")
 
 
 class RingDown(ServiceError):
-    """The supervisor has given the ring up; nothing was accepted."""
+    """The supervisor gave the ring up; nothing was accepted."""
 
     status, code = 503, "ring_down"
     retry_seconds = 30
 
 
 class GenerationFailed(ServiceError):
-    """The accepted request ended in an error: status and code are those of its Result."""
+    """The accepted request ended in an error, whose status and code are in its Result."""
 
     def __init__(self, error: Mapping[str, Any]) -> None:
         status = int(error["status"]) if error.get("status") else None
@@ -183,7 +164,7 @@ class GenerationTimeout(ServiceError):
 
 
 def body_of(error: ServiceError) -> dict[str, Any]:
-    """Return the OpenAI-shaped error object."""
+    """Return the error in OpenAI's form."""
     kind = "invalid_request_error" if error.status < 500 else "server_error"
     if error.status == 429:
         kind = "rate_limit_error"
@@ -194,7 +175,7 @@ def body_of(error: ServiceError) -> dict[str, Any]:
 
 
 def headers_of(error: ServiceError) -> dict[str, str]:
-    """Return the headers that go with an error in every API."""
+    """Return the headers of an error, the same in every API."""
     headers = dict(_HEADERS.get(error.status, {}))
     if error.retry_seconds is not None:
         headers["Retry-After"] = str(error.retry_seconds)
@@ -204,22 +185,22 @@ def headers_of(error: ServiceError) -> dict[str, str]:
 
 
 def error_response(error: ServiceError, path: str) -> JSONResponse:
-    """Write an error the way every route of this path's API does."""
+    """Write an error in the form of this path's API."""
     body = error_body(path, error.status, body_of(error))
     return JSONResponse(body, status_code=error.status, headers=headers_of(error))
 
 
 def internal_error() -> ServiceError:
-    """Stand for an exception that nobody expected."""
-    return ServiceError("internal error; the log has the details")
+    """Return the error for an unexpected exception."""
+    return ServiceError("internal error; ./launch.sh logs shows the details")
 
 
 def from_http_exception(exception: HTTPException, path: str) -> ServiceError:
-    """Translate what the router itself raises (no route, wrong method)."""
+    """Translate the router's own exceptions (no route, wrong method)."""
     if exception.status_code == 404:
         api = api_not_served(path)
         if api is not None:
-            return ApiNotServed(f"this server does not serve {api} yet; it serves {SERVED}")
+            return ApiNotServed(f"this server does not serve {api}; it serves {SERVED}")
         return NotFound(f"no such path; this server serves {SERVED}; GET / lists the endpoints")
     if exception.status_code == 405:
         return MethodNotAllowed("method not allowed on this path; GET / lists the endpoints")
@@ -229,7 +210,7 @@ def from_http_exception(exception: HTTPException, path: str) -> ServiceError:
 
 
 def install_error_handler(app: FastAPI) -> None:
-    """Make every exception of ours and of the router an answer in its API's shape; Edge has the others."""
+    """Turn ServiceErrors and the router's exceptions into answers; Edge handles all others."""
 
     async def handle(http: Request, exception: Exception) -> Response:
         path = http.scope["path"]

@@ -1,7 +1,6 @@
-"""Server-sent events: how frames are written, and the answer that sends them as they come.
+"""Server-sent events: writes frames, and sends them as a streamed answer.
 
-Knows framing only; what stands in the frames is the adapters' business (generate, openai_chat,
-openai_completions).
+Knows framing only; the routes write the frames' content.
 """
 
 import json
@@ -14,12 +13,12 @@ from starlette.types import Receive, Scope, Send
 
 from frontdoor.http.scope import notes
 
-FIRST_COMMENT_SECONDS = 1.0  # who waits this long wants to know its place
+FIRST_COMMENT_SECONDS = 1.0  # then a comment shows the place in the queue
 COMMENT_SECONDS = 10.0
-# Readers that strip each piece they get (vllm bench serve) take a comment for the beginning of the data that
-# follows it: this ends it for them. All others see one empty comment more.
+# Readers that strip each piece (vllm bench serve) read a comment as the beginning of the following data; this
+# ends the comment for them. Other readers see one more empty comment.
 COMMENT_END = b":\n\n"
-# Ends a line for str.splitlines, by which some readers split (httpx's iter_lines), but not in JSON.
+# Some readers split at these characters (httpx's iter_lines); JSON allows them in strings.
 _LINE_ENDS = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 
 
@@ -31,18 +30,18 @@ def data_frame(data: str, *, event: str | None = None, event_id: int | None = No
 
 
 def comment_frame(text: str) -> bytes:
-    """Frame a comment, which every client ignores and every proxy counts as life."""
+    """Frame a comment, which clients ignore; it keeps proxies from closing the connection."""
     return f": {text}\n\n".encode()
 
 
 def to_json(value: Any) -> str:
-    """Write JSON on one line, whatever its reader takes for a line's end."""
+    """Write JSON on one line, for every reader's idea of a line."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text if text.isascii() else text.translate(_LINE_ENDS)
 
 
 class EventStream(Response):
-    """Sends frames one by one, as `frames` makes them; it is given the connection's receive channel."""
+    """Sends frames one by one; `frames` makes them from the connection's receive channel."""
 
     media_type = "text/event-stream"
 
@@ -50,7 +49,7 @@ class EventStream(Response):
         self.status_code = 200
         self.background = None
         self._frames = frames
-        # no-cache and X-Accel-Buffering keep proxies from holding tokens back
+        # no-cache and X-Accel-Buffering stop proxies from buffering tokens
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

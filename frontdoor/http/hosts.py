@@ -1,8 +1,8 @@
-"""Which Host headers are served: names that no web page of a stranger's can have, and those of ALLOWED_HOSTS.
+"""Checks Host headers: accepts local names, IP addresses and the names in ALLOWED_HOSTS.
 
-The check keeps such a page from reaching a server on the user's machine by giving its own name our address
-(DNS rebinding): the browser then sends the page's name as Host. A pattern is a name, `*.name` (all names
-below it), `.name` (both) or `*` (any). Knows nothing of requests; docs/security.md has the list for people.
+The check prevents DNS rebinding: a foreign web page gives its own name this machine's address, and the
+browser then sends the page's name as Host. A pattern is a name, `*.name` (all names below it), `.name` (both)
+or `*` (any). Knows nothing of requests; docs/security.md has the list for people.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import socket
 import threading
 from collections.abc import Iterable
 
-# Loopback, this link (mDNS), and what container programs call the machine that they run on.
+# Loopback, mDNS, and the names of the host machine in container programs.
 LOCAL_NAMES = frozenset(
     {
         "localhost", "*.localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback", "*.local",
@@ -26,13 +26,13 @@ _HOST = re.compile(r"(\[[0-9a-f:.]+(?:%[0-9a-z.~_-]+)?\]|[^:\[\]@/\s]+)(:[0-9]{1
 
 
 class HostNames:
-    """The patterns that are served; this machine's own names join by `learn`."""
+    """The accepted patterns; `learn` adds this machine's own names."""
 
     def __init__(self, more: Iterable[str]) -> None:
         self.patterns = LOCAL_NAMES | {name.lower().rstrip(".") for name in more}
 
     def learn(self) -> None:
-        """Add this machine's names; the full one in a thread, as DNS may take its time or never answer."""
+        """Add this machine's names; the full one in a thread, because DNS may be slow or silent."""
         name = socket.gethostname().lower().rstrip(".")
         if not name:
             return
@@ -40,18 +40,18 @@ class HostNames:
         threading.Thread(target=self._learn_full_name, args=(name,), name="full name", daemon=True).start()
 
     def allows(self, header: str | None) -> bool:
-        """Tell whether a Host header is one of ours."""
+        """Whether a Host header is accepted."""
         return is_allowed_host(header, self.patterns)
 
     def _learn_full_name(self, name: str) -> None:
         full_name = socket.getfqdn(name).lower().rstrip(".")
-        if full_name.startswith(f"{name}."):  # a stranger's DNS may answer with any other name
+        if full_name.startswith(f"{name}."):  # a foreign DNS server may answer with any other name
             self.patterns |= {full_name}
 
 
 @functools.lru_cache(maxsize=64)
 def is_allowed_host(header: str | None, patterns: frozenset[str]) -> bool:
-    """Tell whether a Host header matches a pattern or is an IP address (a rebound name does neither)."""
+    """Whether a Host header matches a pattern or is an IP address; a rebound name is neither."""
     if header is None:
         return True  # HTTP/1.0 only; browsers always send it
     match = _HOST.fullmatch(header.strip().lower())
@@ -62,7 +62,7 @@ def is_allowed_host(header: str | None, patterns: frozenset[str]) -> bool:
 
 
 def _is_address(name: str) -> bool:
-    """Tell an address, also in the short forms that curl sends as they are typed (127.1)."""
+    """Whether the name is an address, also in a short form that curl sends unchanged (127.1)."""
     with contextlib.suppress(ValueError):
         return bool(ipaddress.ip_address(name))
     with contextlib.suppress(OSError):

@@ -1,10 +1,10 @@
-"""One spelling for each path, before anything looks at it: host check, keys and routes see the same one.
+"""Rewrites each path to one canonical form, so that the host check, the API keys and the routes see the same.
 
     //v1//models/                  /v1/models      clients that join a base URL and a path
     /v1/v1/models                  /v1/models      a base URL with /v1, and a client that adds it
     /chat/completions, /models/a   /v1/…           a base URL without /v1, and a client that expects it
 
-Nothing is redirected: a client that follows a redirect sends no body again. `..` is a name like any other.
+No redirects: a client that follows one does not send its body again. `..` is an ordinary name.
 """
 
 import functools
@@ -15,7 +15,7 @@ from starlette.types import Scope
 
 
 def with_canonical_path(scope: Scope, v1_names: frozenset[str]) -> Scope:
-    """Return the scope, or a copy in which the path is spelled as its route is."""
+    """Return the scope, or a copy with the canonical path."""
     raw = scope.get("raw_path")
     given = scope["path"] if raw is None else str(raw, "latin-1")
     path = canonical_path(given, v1_names)
@@ -24,7 +24,7 @@ def with_canonical_path(scope: Scope, v1_names: frozenset[str]) -> Scope:
 
 @functools.lru_cache(maxsize=256)
 def canonical_path(path: str, v1_names: frozenset[str]) -> str:
-    """Spell a percent-encoded path as the routes do; `v1_names` are the first names behind /v1/."""
+    """Return the canonical form of a percent-encoded path; `v1_names` are the first names behind /v1/."""
     names = [name for name in path.split("/") if name]
     while names[:2] == ["v1", "v1"]:
         del names[0]

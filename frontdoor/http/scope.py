@@ -1,10 +1,10 @@
-"""What our layers read from an ASGI scope and leave in it for the endpoints, in `scope["state"]`:
+"""The notes that the layers leave in an ASGI scope for the endpoints, in `scope["state"]`:
 
-received_unix       when the request's first bytes came                          (Connection)
-request_id          of the HTTP request: what the client sent, or a new one      (Edge)
-is_request_id_new   it was made here                                             (Edge)
-is_event_stream     its answer is one: a comment fits between two frames         (EventStream)
-owner               whose request it is; "" where no keys are asked for          (Gate)
+received_unix       arrival of the request's first bytes                         (Connection)
+request_id          of the HTTP request: the client's, or a new one              (Edge)
+is_request_id_new   whether the server made it                                   (Edge)
+is_event_stream     whether a comment may be sent between two frames             (EventStream)
+owner               the owner of the request; "" where no keys are required      (Gate)
 """
 
 from typing import Any
@@ -21,6 +21,6 @@ def header(scope: Scope, name: bytes) -> str | None:
 
 
 def notes(scope: Scope) -> dict[str, Any]:
-    """Return what the layers left, to be read and added to."""
+    """Return the notes, to read and to extend."""
     left: dict[str, Any] = scope.setdefault("state", {})
     return left

@@ -1,7 +1,6 @@
-"""POST /generate, this service's own API: one JSON answer, or server-sent events `token`, `done` and
-`error`.
+"""POST /generate, this service's own API: one JSON answer, or server-sent events `token`, `done`, `error`.
 
-Adapts the body to a draft and the result to the answer; knows nothing of how either travels.
+Converts the body to a draft and the result to the answer; knows nothing of the spool's files.
 """
 
 from typing import Any
@@ -34,7 +33,7 @@ async def generate(http: HttpRequest) -> Response:
     accepted = await accept(front, draft_of(body, front.settings), caller=caller(http))
     if body.background:
         if not accepted.is_first:
-            front.disconnects.came_back(accepted.id)  # a retry that will not wait any more
+            front.disconnects.client_returned(accepted.id)  # a retry that does not wait any more
         return accepted_response(front, accepted)
     if body.stream:
         return stream_answer(front, accepted, NativeRenderer(accepted.seed))
@@ -66,17 +65,17 @@ def draft_of(body: GenerateBody, settings: Settings) -> Draft:
 
 
 def accepted_response(front: FrontDoor, accepted: Accepted) -> JSONResponse:
-    """Answer a background request: where to look for it, and where it stands in the queue."""
+    """Answer a background request with its URL and its place in the queue."""
     url = f"/requests/{accepted.id}"
     body: dict[str, Any] = {"id": accepted.id, "status_url": url, **describe_place(front, accepted.id)}
     return JSONResponse(body, status_code=202, headers={"Location": url})
 
 
 def describe_place(front: FrontDoor, request_id: str) -> dict[str, Any]:
-    """Tell the position and the estimated wait; both null once the request does not wait any more."""
+    """Return the position and the estimated wait; both null once the request does not wait any more."""
     try:
         place = front.queue_estimate.place(request_id, is_exact=True)
-    except SpoolUnavailable:  # it is accepted all the same
+    except SpoolUnavailable:  # the request is accepted nevertheless
         place = None
     return {"position": None, "estimated_wait_s": None} if place is None else dict(vars(place))
 

@@ -1,8 +1,7 @@
-"""GET /livez, /readyz and /health: does this process answer, does the ring make progress, what is it made
-of.
+"""GET /livez, /readyz and /health: whether this process answers and the ring makes progress, with details.
 
-Never green while stuck: the verdict is ring_status's, and the spool's. Everything here is public, so no
-secrets, no places on this machine and nothing of requests.
+ring_status and the spool decide readiness. These answers are public: no secrets, no paths of this machine,
+nothing of requests.
 """
 
 import time
@@ -24,7 +23,7 @@ RING_MEMBERS = (
     "phase", "reason", "epoch", "model", "ring_size", "step", "started_unix", "updated_unix", "last_lap_unix",
     "ranks", "queue", "kv", "totals",
 )  # fmt: skip
-PLACES = frozenset(
+PATH_SETTINGS = frozenset(
     {"STATE_DIR", "LOG_FILE", "MODEL_CACHE_DIR", "RING_HOSTFILE", "WORKER_DIR", "WORKER_PYTHON"}
 )
 SUPERVISOR_MEMBERS = ("state", "reason", "restarts", "started_unix", "updated_unix")
@@ -32,19 +31,19 @@ SUPERVISOR_MEMBERS = ("state", "reason", "restarts", "started_unix", "updated_un
 
 @router.get("/livez")
 async def livez(http: HttpRequest) -> dict[str, Any]:
-    """Tell that this process answers."""
+    """Report that this process answers."""
     return {"status": "alive", "version": VERSION, "uptime_s": _uptime_s(front_door(http))}
 
 
 @router.get("/readyz")
 async def readyz(http: HttpRequest) -> JSONResponse:
-    """Tell whether the ring makes progress and the spool takes requests."""
+    """Report whether the ring makes progress and the spool accepts requests."""
     return _respond(_judge(front_door(http)), {})
 
 
 @router.get("/health")
 async def health(http: HttpRequest) -> JSONResponse:
-    """Tell everything: the ring, its ranks, the queue and the effective settings."""
+    """Report the ring, its ranks, the queue and the effective settings."""
     front = front_door(http)
     ring, supervisor = front.ring_status.ring(), front.ring_status.supervisor()
     details = {
@@ -60,13 +59,13 @@ async def health(http: HttpRequest) -> JSONResponse:
 
 
 def public_settings(front: FrontDoor) -> dict[str, str | int | float | None]:
-    """Return the effective settings without secrets and without places on this machine."""
-    shown = {key: value for key, value in front.settings.public().items() if key not in PLACES}
+    """Return the effective settings without secrets and without paths of this machine."""
+    shown = {key: value for key, value in front.settings.public().items() if key not in PATH_SETTINGS}
     return {**shown, "MODEL_REPO": front.public_model_repo}
 
 
 def _judge(front: FrontDoor) -> Readiness:
-    """The ring's verdict, after the spool's: where that takes nothing the ring may not be able to say."""
+    """Return the ring's readiness, or the spool's where it accepts nothing: the ring may not notice that."""
     readiness = front.ring_status.readiness()
     if readiness.state not in ("ready", "down", "stalled"):
         return readiness

@@ -1,7 +1,6 @@
-"""GET /metrics: Prometheus text, made from rank 0's status at the moment of the scrape, and the histograms of
-the answers that this process gave.
+"""GET /metrics: Prometheus text from rank 0's current status and this process's histograms.
 
-Names follow vLLM's suffixes under our own prefix. Knows the status files; counts nothing itself.
+Names use vLLM's suffixes with our own prefix. Knows the status files; counts nothing itself.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -38,7 +37,7 @@ class RingCollector(Collector):
         self._status = status
 
     def collect(self) -> Iterable[Metric]:
-        """Yield every family; a ring that has said nothing has only the ones about itself."""
+        """Yield every family; without a status of rank 0, only the general ones."""
         ring, supervisor = self._status.ring(), self._status.supervisor()
         is_ready = self._status.readiness().is_ready
         yield _gauge("ring_ready", "Whether the ring makes progress.", float(is_ready))
@@ -65,7 +64,7 @@ def _of_queue(ring: Mapping[str, Any]) -> Iterator[Metric]:
     share = number(kv.get("num_tokens")) / max(1.0, number(kv.get("max_tokens")))
     yield _gauge("ring_kv_cache_usage_perc", "Used share of the KV cache, 0 to 1.", share)
     yield _counter(
-        "ring_num_preemptions", "Running requests put back for want of KV.", kv.get("num_preemptions")
+        "ring_num_preemptions", "Running requests put back for lack of KV.", kv.get("num_preemptions")
     )
 
 
@@ -85,7 +84,7 @@ def _of_totals(totals: Mapping[str, Any]) -> Iterator[Metric]:
 
 def _of_results(results: Mapping[str, Any]) -> Iterator[Metric]:
     yield _gauge(
-        "ring_results_bytes", "Room that finished requests take, at the last sweep.", results.get("num_bytes")
+        "ring_results_bytes", "Disk space of finished requests at the last sweep.", results.get("num_bytes")
     )
     removed = CounterMetricFamily(
         "ring_results_removed", "Results removed by age, or early by size.", labels=["reason"]

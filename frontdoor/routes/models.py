@@ -1,7 +1,4 @@
-"""GET /v1/models and /v1/models/{id}: the one model that is served, under its names.
-
-Aliases are listed beside it, with the same root.
-"""
+"""GET /v1/models and /v1/models/{id}: the served model and its aliases, all with the same root."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
-"""POST /v1/completions: plain text or token ids, continued without a chat template.
+"""POST /v1/completions: continues plain text or token ids without a chat template.
 
-Adapts the body to a draft and says how a choice looks; knows nothing of how an answer comes about.
+Converts the body to a draft, and defines the form of a choice; knows nothing of the ring or the spool.
 """
 
 from fastapi import APIRouter

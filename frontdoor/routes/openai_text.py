@@ -1,8 +1,8 @@
-"""What the two OpenAI text APIs share: the way from a body to an answer, whole or streamed, ids and usage.
+"""The shared part of the two OpenAI text APIs: from a body to an answer, whole or streamed; ids and usage.
 
-A stream is: a chunk with the role (chat only) just before the first text, chunks with text, one with the
-finish reason, one with the usage where it was asked for, [DONE]; after an error nothing more. Knows nothing
-of routes, nor of how a choice looks: a `TextApi` says that.
+A stream has a chunk with the role (chat only) just before the first text, chunks with text, one with the
+finish reason, one with the usage where the client wants it, and [DONE]; an error ends it. Knows no route; a
+`TextApi` defines the form of a choice.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def usage_of(result: Result) -> dict[str, Any]:
 
 
 def count_usage(num_prompt_tokens: int, num_answer_tokens: int) -> dict[str, int]:
-    """Write the usage of an answer, or of the part of it that has come."""
+    """Write the usage of an answer, or of its first tokens."""
     return {
         "prompt_tokens": num_prompt_tokens,
         "completion_tokens": num_answer_tokens,
@@ -47,10 +47,10 @@ def count_usage(num_prompt_tokens: int, num_answer_tokens: int) -> dict[str, int
 
 @dataclass(frozen=True)
 class TextApi:
-    """What one API writes in its own way.
+    """The differences between the APIs.
 
-    `choice` is that of a whole answer, `delta` that of a chunk, by text (None in the last) and finish reason;
-    `opening` stands before the first text, if this API has one.
+    `choice` makes the choice of a whole answer, `delta` that of a chunk, from text (None in the last) and
+    finish reason; `opening` comes before the first text, if the API has one.
     """
 
     prefix: str
@@ -61,7 +61,7 @@ class TextApi:
     opening: Choice | None = None
 
     def head(self, front: FrontDoor, accepted: Accepted, kind: str) -> dict[str, Any]:
-        """Return the members that an answer or every chunk of a stream begins with."""
+        """Return the first members of an answer, or of every chunk of a stream."""
         return {
             "id": f"{self.prefix}-{accepted.id}",
             "object": kind,
@@ -74,10 +74,10 @@ class TextApi:
 async def answer_text(
     http: HttpRequest, api: TextApi, model: type[TextBody], draft_of: Callable[[TextBody], Draft]
 ) -> Response:
-    """Read the body, accept what it asks for, and answer.
+    """Read the body, accept the request, and answer.
 
     Raises:
-        Cancelled: somebody cancelled it, for which these APIs have no finish reason.
+        Cancelled: the request was cancelled; these APIs have no finish reason for that.
     """
     front = front_door(http)
     body = await read_json(http, model, max_bytes=front.settings.max_body_bytes)
@@ -108,7 +108,7 @@ class ChunkRenderer:
         self._api = api
         self._with_usage = bool(options.include_usage)
         self._counts_usage = bool(options.continuous_usage_stats)
-        # Where usage comes in a chunk of its own, all others say that they have none.
+        # Where usage has its own chunk, all others have a null usage.
         self._head = {**head, "usage": None} if self._with_usage else head
         self._num_prompt_tokens, self._num_answer_tokens = num_prompt_tokens, 0
         self._is_open = False
@@ -120,7 +120,7 @@ class ChunkRenderer:
         return opening + self._text("".join(record.text for record in records))
 
     def reset(self) -> bytes:
-        return self.error(ServiceError("tokens that were shown are lost from the log; ask again"))
+        return self.error(ServiceError("the log lost tokens that this stream had sent; retry the request"))
 
     def done(self, result: Result) -> bytes:
         if result.finish_reason == "cancelled":

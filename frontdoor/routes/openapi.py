@@ -1,7 +1,4 @@
-"""The OpenAPI description: FastAPI's own, plus the bodies, which the routes read themselves.
-
-Knows the body classes and nothing of the routes.
-"""
+"""The OpenAPI description: FastAPI's own, plus the bodies, which the routes read themselves."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
-"""GET /: name, version and endpoints as JSON, or for a browser the page, which is also at /ui.
+"""GET /: name, version and endpoints as JSON, or the page for a browser; the page is also at /ui.
 
-The page's files lie in frontdoor/page; they load nothing from anywhere else, and the policy header says so.
+The page's files are in frontdoor/page. The policy header forbids them to load anything from other sites.
 """
 
 from pathlib import Path

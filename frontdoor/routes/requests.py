@@ -1,8 +1,7 @@
-"""GET and DELETE /requests/{id} and GET /requests/{id}/stream: fetch, cancel or follow a request that was
-accepted earlier, by any front door.
+"""GET and DELETE /requests/{id} and GET /requests/{id}/stream: fetch, cancel or follow an accepted request.
 
-Ids are checked by pattern before anything else sees them; an id as the OpenAI routes write it is understood
-as well. With keys, only the key that asked finds the request.
+Any front door may have accepted it. Ids are checked by pattern first; ids in the form of the OpenAI routes
+work as well. With API keys, only the key of the request finds it.
 """
 
 import logging
@@ -17,7 +16,7 @@ from frontdoor.answering import stream_answer
 from frontdoor.http.errors import InvalidRequest
 from frontdoor.http.events import EventStream
 from frontdoor.http.scope import notes
-from frontdoor.request_lookup import Found, find_owned
+from frontdoor.request_lookup import FoundRequest, find_owned
 from frontdoor.routes.generate import NativeRenderer, answer, describe_place
 from frontdoor.state import FrontDoor, front_door, owner_of
 
@@ -33,23 +32,23 @@ async def get_request(http: HttpRequest, request_id: str) -> dict[str, Any]:
     """Return the result, or the state of a request that has none yet."""
     front = front_door(http)
     found = find_owned(front.spool, request_id, owner=owner_of(http))
-    front.disconnects.came_back(found.id)
+    front.disconnects.client_returned(found.id)
     return _describe(front, found)
 
 
 @router.delete("")
 async def cancel_request(http: HttpRequest, request_id: str) -> dict[str, Any]:
-    """Cancel a request; one that is done stays as it is."""
+    """Cancel a request; a done one is unchanged."""
     front = front_door(http)
     found = find_owned(front.spool, request_id, owner=owner_of(http))
-    front.disconnects.came_back(found.id)
+    front.disconnects.client_returned(found.id)
     is_cancelled = front.spool.cancel(found.id)
     after = find_owned(front.spool, found.id, owner=owner_of(http))
-    if found.result is None and after.result is not None:  # rank 0 was quicker than our own look
+    if found.result is None and after.result is not None:  # rank 0 ended it before the second look-up
         is_cancelled = after.result.finish_reason == "cancelled"
     if is_cancelled:
         log.info(
-            "request %s is cancelled by its owner (X-Request-Id %s)",
+            "its owner cancelled request %s (X-Request-Id %s)",
             found.id,
             notes(http.scope)["request_id"],
         )
@@ -58,7 +57,7 @@ async def cancel_request(http: HttpRequest, request_id: str) -> dict[str, Any]:
 
 @router.get("/stream")
 async def stream_request(http: HttpRequest, request_id: str) -> EventStream:
-    """Follow a request from any token on: after the one in Last-Event-ID, else from ?from=N, else from 0."""
+    """Follow a request from a token: after Last-Event-ID, or from ?from=N, or from 0."""
     front = front_door(http)
     start = first_index(http.headers.get("last-event-id"), http.query_params.get("from"))
     found = find_owned(front.spool, request_id, owner=owner_of(http))
@@ -67,10 +66,10 @@ async def stream_request(http: HttpRequest, request_id: str) -> EventStream:
 
 
 def first_index(last_event_id: str | None, from_index: str | None) -> int:
-    """Return the index of the first token to tell. The header wins: a browser's re-connect keeps the URL.
+    """Return the index of the first token to send. The header wins: a browser reconnects with the same URL.
 
     Raises:
-        InvalidRequest: no index.
+        InvalidRequest: not an index.
     """
     if last_event_id:
         return _index(last_event_id, "Last-Event-ID") + 1
@@ -83,7 +82,7 @@ def _index(text: str, name: str) -> int:
     return int(text)
 
 
-def _describe(front: FrontDoor, found: Found) -> dict[str, Any]:
+def _describe(front: FrontDoor, found: FoundRequest) -> dict[str, Any]:
     if found.result is None:
         place = describe_place(front, found.id) if found.state == "waiting" else {}
         return {"id": found.id, "state": found.state, **place}

@@ -22,7 +22,7 @@ def test_loopback_needs_no_key(address: str) -> None:
     ["192.168.5.1", "10.1.2.3", "172.16.0.1", "172.31.255.254", "169.254.7.7", "fd00::1", "fe80::1%eth0"],
 )
 def test_a_private_address_without_keys_starts_with_a_warning(address: str) -> None:
-    """Two Macs on a cable work out of the box, and are told what that means."""
+    """Two Macs on a cable work out of the box, with a warning."""
     warning = check_binding(["127.0.0.1", address], has_keys=False)
     assert warning is not None
     assert address in warning
@@ -73,7 +73,7 @@ def test_a_private_address_without_keys_is_told_at_the_start(tmp_path: Path) -> 
     """The warning names the setting, the address and the cure; with keys, or on loopback, there is none."""
     keys = tmp_path / "keys"
     keys.write_text("secret\n")
-    told = []
+    shown = []
     for values in (
         {"API_HOST": "192.168.5.1"},
         {"API_HOST": "192.168.5.1", "API_KEYS_FILE": str(keys)},
@@ -81,7 +81,7 @@ def test_a_private_address_without_keys_is_told_at_the_start(tmp_path: Path) -> 
     ):
         output = io.StringIO()
         show_warnings(make_settings(tmp_path, **values), Terminal(output))
-        told.append(output.getvalue())
-    assert told[1:] == ["", ""]
-    for part in ("API_HOST = 192.168.5.1", "NO API KEY IS ASKED FOR", "API_KEYS_FILE"):
-        assert part in told[0]
+        shown.append(output.getvalue())
+    assert shown[1:] == ["", ""]
+    for part in ("API_HOST = 192.168.5.1", "NO API KEY IS REQUIRED", "API_KEYS_FILE"):
+        assert part in shown[0]

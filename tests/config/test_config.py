@@ -84,7 +84,7 @@ def test_a_wrong_value_is_named_with_key_value_file_line_and_what_is_allowed(tmp
 
 
 def test_all_wrong_values_of_all_sources_are_reported_at_once(tmp_path: Path) -> None:
-    """One reading mends everything: bad values, unknown keys, bad lines and relations together."""
+    """One error names everything: bad values, unknown keys, bad lines and relations together."""
     write_json(tmp_path, '{"LOCAL_RANKS": 0,\n "API_PROT": 1}')
     write_dotenv(tmp_path, "SPOOL_DURABILITY=maybe\nPOLL_INTERVAL=2\nREQUEST_TIMEOUT=1\n")
     message = refuse(tmp_path, {"LOG_LEVEL": "loud"}, API_PORT="x")
@@ -108,7 +108,7 @@ def test_all_wrong_values_of_all_sources_are_reported_at_once(tmp_path: Path) ->
         ("API_PROT=1", "API_PROT is not a setting; did you mean API_PORT?"),
         ("api_port=1", "api_port is not a setting; did you mean API_PORT?"),
         ("ROOT=/", "ROOT is not a setting"),
-        ("HF_TOKEN=hf_private", "HF_TOKEN is not a setting; the keys are listed in config/README.md"),
+        ("HF_TOKEN=hf_private", "HF_TOKEN is not a setting; config/README.md lists the keys"),
     ],
 )
 def test_an_unknown_key_in_a_file_stops_with_a_suggestion(
@@ -289,7 +289,7 @@ def test_a_line_of_dotenv_that_is_no_assignment_is_named(tmp_path: Path, line: s
         ('{\n"API_PORT": [1]}', "config.json:2: API_PORT must be text, a number or null"),
         ('{"API_PORT": null}', "config.json:1: API_PORT = null is not allowed"),
         ('{"REQUEST_TIMEOUT": NaN}', "config.json:1: REQUEST_TIMEOUT = 'NaN' is not allowed"),
-        ('{"API_PORT": 1,\n"API_PORT": 2}', "config.json:2: API_PORT stands here for the second time"),
+        ('{"API_PORT": 1,\n"API_PORT": 2}', "config.json:2: API_PORT appears for the second time"),
     ],
 )
 def test_a_broken_config_json_is_named_with_its_line(tmp_path: Path, text: str, expected: str) -> None:
@@ -305,7 +305,7 @@ def test_a_key_that_stands_twice_in_a_file_is_refused_with_both_lines(
     """Nobody can see which of them counts; a key of both files is no such thing."""
     write_dotenv(tmp_path, f"API_PORT=8100\n\n# later\n{second}\n")
     write_json(tmp_path, '{"API_PORT": 8200}')
-    wanted = ".env:4: API_PORT stands here for the second time, first at .env:1: remove one of them"
+    wanted = ".env:4: API_PORT appears for the second time, first at .env:1; remove one of them"
     assert refuse(tmp_path) == wanted
     assert show.main(["check"], root=tmp_path, environ={}) == show.WRONG
     assert wanted in capsys.readouterr().err
@@ -323,7 +323,7 @@ def test_files_that_are_not_text_are_named(tmp_path: Path) -> None:
 
 
 def test_a_broken_file_causes_no_complaints_about_relations(tmp_path: Path) -> None:
-    """A file of which nothing could be read is the only thing to mend."""
+    """An unreadable file is the only problem."""
     write_json(tmp_path, '{"MAX_SEQUENCE_LENGTH": 9000,')
     write_dotenv(tmp_path, "DEFAULT_MAX_TOKENS=8000\n")
     assert len(refuse(tmp_path).splitlines()) == 1

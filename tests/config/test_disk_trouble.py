@@ -106,14 +106,14 @@ def test_a_trouble_is_logged_when_it_begins_changes_and_ends(caplog: pytest.LogC
             expected = [f"ring.json cannot be written: {error.strerror}"] if error else []
             assert troubles.sentences() == expected
     assert [record.getMessage() for record in caplog.records] == [
-        "ring.json cannot be written: No space left on device; it is tried again",
-        "ring.json cannot be written: Read-only file system; it is tried again",
+        "ring.json cannot be written: No space left on device; retrying",
+        "ring.json cannot be written: Read-only file system; retrying",
         "no longer: ring.json cannot be written",
     ]
 
 
 def test_a_refusal_names_file_reason_and_remedy() -> None:
-    """For whoever has to fix it."""
+    """The sentence has the fix."""
     full = OSError(errno.ENOSPC, "full", "/there/ring.secret")
     assert describe_refused(full).startswith("/there/ring.secret: No space left on device; make room")
     assert "mount that disk for writing" in describe_refused(READ_ONLY, Path("/other"))
@@ -193,13 +193,13 @@ def test_a_status_file_that_is_damaged_says_what_it_said(tmp_path: Path) -> None
 
 @has_full_device
 def test_a_log_on_a_full_disk_is_said_once_and_raises_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither the log file nor standard error ends who logs."""
+    """Neither the log file nor standard error ends a process that logs."""
     handler = RotatingFileHandler(RotatingFile(Path("/dev/full")))
     record = logging.makeLogRecord({"msg": "a line", "levelname": "INFO"})
     handler.emit(record)
     handler.emit(record)
     (said,) = capsys.readouterr().err.splitlines()
-    assert said == "/dev/full cannot be written: No space left on device; log lines are lost there"
+    assert said == "/dev/full cannot be written: No space left on device; log lines are lost"
 
 
 @has_full_device
@@ -244,7 +244,7 @@ print("done")
 
 
 @has_full_device
-def test_standard_error_on_a_full_disk_ends_nobody() -> None:
+def test_standard_error_on_a_full_disk_ends_no_process() -> None:
     """Not while it is written to, and not at the end."""
     command = [sys.executable, "-c", LOGGING_PROGRAM]
     with open("/dev/full", "wb") as full:
@@ -255,7 +255,7 @@ def test_standard_error_on_a_full_disk_ends_nobody() -> None:
 
 
 def test_a_log_goes_on_when_its_folder_is_there_again(tmp_path: Path) -> None:
-    """A line that finds no folder to lie in is lost; no descriptor of somebody else is written to."""
+    """A line without a folder is lost; no other descriptor is written to."""
     path = tmp_path / "logs" / "rank-0.log"
     file = RotatingFile(path)
     file.write_line("one")

@@ -127,10 +127,10 @@ def test_the_front_door_waits_at_its_end_as_long_as_is_set_then(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """REQUEST_TIMEOUT of the shutdown, not of the start."""
-    told: list[float | None] = []
+    waits: list[float | None] = []
 
     async def shutdown(server: uvicorn.Server, sockets: Any = None) -> None:
-        told.append(server.config.timeout_graceful_shutdown)
+        waits.append(server.config.timeout_graceful_shutdown)
 
     monkeypatch.setattr(uvicorn.Server, "shutdown", shutdown)
     patience_s = [5.0]
@@ -139,11 +139,11 @@ def test_the_front_door_waits_at_its_end_as_long_as_is_set_then(
     coroutine = server.shutdown()
     with pytest.raises(StopIteration):
         coroutine.send(None)
-    assert told == [10]
+    assert waits == [10]
 
 
 def test_live_settings_are_read_only_where_they_are_followed() -> None:
-    """A part that keeps a live value of its own is named here, with who follows for it."""
+    """A part that keeps a live value of its own is named here, with the part that updates it."""
     names = {key.lower() for key in LIVE_KEYS} | {"model_alias_list"}
     found = set()
     for folder in (

@@ -191,7 +191,7 @@ def test_data_that_is_no_json_leaves_the_status_file_alone(tmp_path: Path) -> No
 
 
 def test_a_missing_or_foreign_status_file_is_none(tmp_path: Path) -> None:
-    """Readers need not tell missing from broken."""
+    """Readers treat missing and damaged files alike."""
     (tmp_path / "list.json").write_text("[1]", encoding="utf-8")
     (tmp_path / "broken.json").write_text("{", encoding="utf-8")
     assert read_json(tmp_path / "missing.json") is None

@@ -22,12 +22,12 @@ def test_made_files_equal_what_the_class_says(path: Path) -> None:
     assert path.read_text(encoding="utf-8") == files()[path]
 
 
-def test_every_setting_is_told_about() -> None:
+def test_every_setting_has_a_description() -> None:
     """Each key has a group, a sentence and words for what is allowed."""
     for key in KEYS:
-        told = Settings.about(key)
-        assert told.group
-        assert told.description.endswith((".", "…"))
+        about = Settings.about(key)
+        assert about.group
+        assert about.description.endswith((".", "…"))
         assert allowed_values(Settings.model_fields[key.lower()])
 
 

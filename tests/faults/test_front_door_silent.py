@@ -62,5 +62,5 @@ def test_the_real_front_door_answers_the_watch_until_it_is_stopped(tmp_path: Pat
 
 
 def test_an_error_is_an_answer() -> None:
-    """Only silence counts: nobody listens here, and that is known at once."""
+    """Only silence counts: a port without a listener fails at once."""
     assert asyncio.run(answers(("127.0.0.1", 1), 30.0))

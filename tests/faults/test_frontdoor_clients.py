@@ -34,7 +34,7 @@ def ring(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ring
 
 
 def settings_of(ring: RingService, **more: str) -> dict[str, str]:
-    """What api.py is told besides STATE_DIR and MODEL_REPO."""
+    """The settings of api.py besides STATE_DIR and MODEL_REPO."""
     return {"SPOOL_DURABILITY": "process", "DISCONNECT_GRACE_SECONDS": "0", "LOG_LEVEL": "DEBUG", **more}
 
 
@@ -81,7 +81,7 @@ def text_of(answer: httpx2.Response) -> str:
 
 
 def test_a_cancel_that_races_with_the_end_leaves_one_result(tmp_path: Path) -> None:
-    """Row 22: whoever comes first, the one result stays as it was, and what DELETE said agrees with it."""
+    """Row 22: the first one wins; its result stands, and the answer to DELETE agrees with it."""
     with running_service(tmp_path) as service:
         for number in range(NUM_RACES):
             body = {"prompt": "[paced]", "background": True, "max_tokens": 1 + number % 3}

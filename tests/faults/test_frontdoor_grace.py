@@ -22,7 +22,7 @@ def leave_stream(url: str, engine: FakeEngine) -> str:
 
 @pytest.mark.slow
 def test_a_grace_time_outlives_its_front_door(tmp_path: Path) -> None:
-    """Who stays away is cancelled in time; who comes back, through the next front door, is not."""
+    """A client that stays away loses its request; one that returns to the next front door keeps it."""
     settings = make_settings(tmp_path)
     spool = Spool.open(settings.spool_dir, durability="process")
     with FakeEngine(spool, settings.run_dir) as engine:

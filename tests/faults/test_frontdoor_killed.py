@@ -84,7 +84,7 @@ def test_a_kill_after_the_acceptance_loses_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_kill_while_streaming_costs_no_token(tmp_path: Path) -> None:
-    """Row 3: the ring goes on; who attaches again gets the rest, no index twice and none missing."""
+    """Row 3: the ring goes on; a returning client gets the rest, no index twice and none missing."""
     settings = make_settings(tmp_path)
     body = {"prompt": "[paced]", "stream": True, "max_tokens": 40}
     with FakeEngine(open_spool(settings), settings.run_dir) as engine:

@@ -62,7 +62,7 @@ def test_a_poisonous_request_fails_after_three_solo_tries_and_the_others_finish(
     assert num_lives <= 2 + MAX_SOLO_CRASHES  # together, three times alone, and the life that says so
 
 
-def test_kills_from_outside_condemn_nobody(llama: Path, tmp_path: Path) -> None:
+def test_kills_from_outside_make_no_request_poison(llama: Path, tmp_path: Path) -> None:
     """Five kills in a row while answers grow: all of them end well."""
     with EngineInProcess(tmp_path, llama, 2) as service:
         alone = [service.ask(service.request(prompt, max_tokens=60))[0] for prompt in PROMPTS]

@@ -19,7 +19,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from spool import DiskLimits, Request, Result, SamplingParams, Spool, SpoolOwner, TokenRecord, Usage, replay
+from spool import DiskLimits, Request, Result, SamplingParams, Spool, SpoolOwner, TokenRecord, Usage
+from spool.token_log import read_log
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LIMITS = DiskLimits(min_free_bytes=0, ballast_bytes=4096)
@@ -153,7 +154,7 @@ def _check(base: Path, key: str, fault: str, *, is_full: bool) -> int:
     num_runs = 0
     for call, spool, outcome in _disturb(base, key, fault, is_full=is_full):
         num_runs += 1
-        logged = replay(spool.folder.stream / FIRST_ID)
+        logged = read_log(spool.folder.stream / FIRST_ID).records
         assert logged == TOKENS[: len(logged)], call
         is_done = spool.state(FIRST_ID) == "done"
         assert is_done or outcome != "completed", call
@@ -164,7 +165,7 @@ def _check(base: Path, key: str, fault: str, *, is_full: bool) -> int:
             ids = []
         assert ids == [FIRST_ID] or outcome not in ("accepted", "completed"), call
         assert _answer_all(spool) == dict.fromkeys(ids, "child" if is_done else "next life"), call
-        assert not ids or replay(spool.folder.stream / ids[0]) == TOKENS, call
+        assert not ids or read_log(spool.folder.stream / ids[0]).records == TOKENS, call
     return num_runs
 
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_the_end_of_standard_input_ends_it(tmp_path: Path) -> None:
-    """When the supervisor is gone, an inherited socket keeps nobody alive, not even an open stream."""
+    """When the supervisor is gone, the front door ends, even with an inherited socket and an open stream."""
     settings = make_settings(tmp_path)
     spool = Spool.open(settings.spool_dir, durability="process")
     with FakeEngine(spool, settings.run_dir), api_process(settings) as (process, url):
@@ -107,7 +107,7 @@ def test_a_socket_that_listens_to_the_world_needs_keys(tmp_path: Path) -> None:
             assert httpx2.get(f"{url}/v1/models").status_code == 401
 
 
-def test_a_disk_that_syncs_slowly_holds_up_nobody_else(
+def test_a_disk_that_syncs_slowly_does_not_delay_other_clients(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With SPOOL_DURABILITY=power submits wait for the disk in threads of their own, side by side."""

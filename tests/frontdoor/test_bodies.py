@@ -183,7 +183,7 @@ def test_a_template_that_knows_tool_calls_gets_them(tmp_path: Path) -> None:
 
 
 def test_a_template_that_fails_on_a_turn_without_text_gets_an_empty_one(tmp_path: Path) -> None:
-    """Some templates look into the content of every turn, others tell turns of calls by its absence."""
+    """Some templates look into the content of every turn, others recognize turns of calls by its absence."""
     template = "{% for m in messages %}{{ m.role + m.content }}{{ m.tool_calls | length }};{% endfor %}"
     model = make_model_folder(tmp_path / "tools", template=template)
     with running_service(tmp_path, {"MODEL_REPO": str(model)}) as service:
@@ -241,7 +241,7 @@ def test_a_template_that_takes_not_all_tool_calls_gets_text(tmp_path: Path) -> N
     ],
 )
 def test_a_turn_that_is_none_is_refused(service: Service, message: dict[str, Any]) -> None:
-    """A user's turn without text, calls without a name, fields that nobody knows."""
+    """A user's turn without text, calls without a name, unknown fields."""
     answer = service.http.post("/v1/chat/completions", json={"messages": [USER, message]})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"].startswith("messages[1].")

@@ -80,7 +80,7 @@ def test_every_refusal_has_the_shape_of_its_path(
     ],
 )
 def test_an_api_that_is_not_served_says_so(service: Service, path: str, name: str) -> None:
-    """The sentence names the API and what is served instead; nobody is told of a model that is missing."""
+    """The message names the API and the served routes, and never blames a missing model."""
     answer = service.http.post(path, json={"model": "tiny"}, headers=KEY)
     assert answer.status_code == 404
     assert f"does not serve the {name}" in answer.text or f"does not serve {name}" in answer.text
@@ -118,7 +118,7 @@ def test_an_api_that_is_served_is_no_longer_named() -> None:
     ],
 )
 def test_anthropics_types_follow_the_status(status: int, kind: str) -> None:
-    """Its clients tell errors apart by status and type."""
+    """Its clients distinguish errors by status and type."""
     said = {"error": {"message": "no", "type": "x", "param": None, "code": "y"}}
     assert check_anthropic(dict(error_body("/v1/messages", status, said)), kind) == "no"
     assert error_body("/api/chat", status, said) == {"error": "no"}

@@ -34,36 +34,36 @@ def make_disconnects(spool: Spool) -> Disconnects:
 def test_a_leaver_who_comes_back_is_not_cancelled(spool: Spool) -> None:
     """Only the request whose client stayed away is, when the grace time is over."""
     disconnects, back, gone = make_disconnects(spool), submit(spool).id, submit(spool).id
-    disconnects.left(back)
-    disconnects.left(gone)
-    disconnects.came_back(back)
+    disconnects.client_left(back)
+    disconnects.client_left(gone)
+    disconnects.client_returned(back)
     assert spool.ending_later() == {gone}
 
 
 def test_attached_clients_keep_a_request_and_the_last_starts_the_grace_time(spool: Spool) -> None:
-    """Only once its own client has left, however: following somebody's request never cancels it."""
+    """Only after its own client has left: following another client's request never cancels it."""
     disconnects, others, mine = make_disconnects(spool), submit(spool).id, submit(spool).id
-    with disconnects.attached(others):
+    with disconnects.following(others):
         pass
-    with disconnects.attached(mine):
-        with disconnects.attached(mine):
-            disconnects.left(mine, may_return=False)
+    with disconnects.following(mine):
+        with disconnects.following(mine):
+            disconnects.client_left(mine, may_return=False)
         assert spool.names(spool.folder.cancel) == []
     assert spool.ending_later() == {mine}
-    with disconnects.attached(mine):
+    with disconnects.following(mine):
         assert spool.ending_later() == set()
-        disconnects.came_back(mine)
+        disconnects.client_returned(mine)
     assert spool.ending_later() == set()
 
 
 def test_who_is_attached_keeps_what_another_front_door_would_end(spool: Spool) -> None:
     """Each looks now and then; the one whose client goes last sets the grace time again."""
     here, there, request_id = make_disconnects(spool), make_disconnects(spool), submit(spool).id
-    with there.attached(request_id):
-        with here.attached(request_id):
-            here.left(request_id)
+    with there.following(request_id):
+        with here.following(request_id):
+            here.client_left(request_id)
         assert spool.ending_later() == {request_id}
-        there.look()
+        there.keep_followed()
         assert spool.ending_later() == set()
     assert spool.ending_later() == {request_id}
 
@@ -73,12 +73,12 @@ def test_a_spool_that_says_no_stops_no_client(tmp_path: Path) -> None:
     fs = FailingFileSystem("names", errno.EMFILE, "cancel")
     spool = Spool.open(tmp_path / "spool", durability="process", fs=fs)
     disconnects, request_id = make_disconnects(spool), submit(spool).id
-    disconnects.left(request_id)
+    disconnects.client_left(request_id)
     fs.is_failing = True
-    with disconnects.attached(request_id):
-        disconnects.look()
-    disconnects.came_back(request_id)
-    disconnects.left(submit(spool).id)
+    with disconnects.following(request_id):
+        disconnects.keep_followed()
+    disconnects.client_returned(request_id)
+    disconnects.client_left(submit(spool).id)
     fs.is_failing = False
     assert request_id in spool.ending_later()
 
@@ -117,7 +117,7 @@ def test_attaching_within_the_grace_time_keeps_the_request(service: Service) -> 
 
 
 def test_who_attached_and_leaves_starts_the_grace_time_anew(service: Service) -> None:
-    """After the last client nobody keeps the request."""
+    """After the last client has left, the request is cancelled."""
     request_id = leave_stream(service)
     with service.http.stream("GET", f"/requests/{request_id}/stream") as answer:
         next(answer.iter_raw())
@@ -143,7 +143,7 @@ def test_a_background_request_is_never_cancelled_by_leaving(service: Service) ->
 
 
 def test_a_request_that_still_waits_is_cancelled_too(service: Service) -> None:
-    """Its client leaves before anybody claimed it: it ends in the queue, and is never run."""
+    """Its client leaves before the claim: it ends in the queue, and never runs."""
     service.start_over(max_open=0)
     connection = post_by_hand(service, '{"prompt": "hi", "stream": true}')
     until(lambda: service.spool.depth().num_waiting == 1)
@@ -223,7 +223,7 @@ def test_who_knows_a_way_back_keeps_the_grace_time(forever: Service, path: str) 
 
 
 def test_who_follows_a_request_of_v1_keeps_it(forever: Service) -> None:
-    """Its own client leaves without a key, but somebody looks on."""
+    """Its own client leaves without a key, but another client follows it."""
     service = forever.start_over()
     connection = post_by_hand(service, V1["/v1/completions"] % "true", path="/v1/completions")
     until(lambda: len(service.engine.claimed) == 1)

@@ -244,7 +244,7 @@ def serving_crash(folder: Path, crash: Callable[[], Awaitable[object]]) -> Abstr
 def test_a_crash_inside_a_route_is_a_500_without_a_traceback(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The client learns nothing of our insides, the answer has the usual shape, the log tells it once."""
+    """The answer has the usual form and no internals; the log has the traceback once."""
 
     async def crash() -> None:
         raise RuntimeError("a secret of ours")

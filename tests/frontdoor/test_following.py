@@ -19,7 +19,7 @@ def result_of(records: list[TokenRecord]) -> Result:
     return Result(ID, "tiny", text, ids, "stop", Usage(1, len(ids), 0), {}, None, 0.0)
 
 
-def told(events: list[Event]) -> list[TokenRecord]:
+def sent(events: list[Event]) -> list[TokenRecord]:
     return [record for event in events for record in event.records]
 
 
@@ -36,17 +36,17 @@ def test_every_index_from_the_start_on_is_told_once(num_tokens: int, start: int,
     is_beyond = start > bounds[0]
     assert any(event.is_reset for event in events) == is_beyond
     first = 0 if is_beyond else start
-    assert told(events) == records[first:]
+    assert sent(events) == records[first:]
     assert events[-1].result is not None
 
 
 def test_a_log_that_began_anew_is_told_from_its_first_token() -> None:
     """The reset stands before the new tokens, and none of the old ones is repeated after it."""
     follower = Follower(2)
-    assert told(follower.take(log_of(4))) == log_of(4)[2:]
+    assert sent(follower.take(log_of(4))) == log_of(4)[2:]
     events = follower.take(log_of(3, life="b"), was_reset=True)
     assert events[0].is_reset
-    assert told(events) == log_of(3, life="b")
+    assert sent(events) == log_of(3, life="b")
 
 
 def test_a_reset_without_tokens_yet_is_told_at_once() -> None:
@@ -54,7 +54,7 @@ def test_a_reset_without_tokens_yet_is_told_at_once() -> None:
     follower = Follower(0)
     follower.take(log_of(2))
     assert follower.take([], was_reset=True) == [Event(is_reset=True)]
-    assert told(follower.take(log_of(3, life="b"))) == log_of(3, life="b")
+    assert sent(follower.take(log_of(3, life="b"))) == log_of(3, life="b")
 
 
 def test_tokens_that_only_the_result_has_are_made_up_for() -> None:
@@ -62,7 +62,7 @@ def test_tokens_that_only_the_result_has_are_made_up_for() -> None:
     whole = log_of(5)
     follower = Follower(1)
     events = follower.take(whole[:2]) + follower.take([], result=result_of(whole))
-    records = told(events)
+    records = sent(events)
     assert [record.index for record in records] == [1, 2, 3, 4]
     assert "".join(record.text for record in records) == "1 2 3 4 "
     assert events[-1].result is not None
@@ -72,6 +72,6 @@ def test_a_failed_result_is_an_error_event() -> None:
     """After the tokens that there were."""
     failed = Result.failed(ID, model="tiny", code="poison", message="no", finished_unix=0.0)
     events = Follower(0).take(log_of(2), result=failed)
-    assert told(events) == log_of(2)
+    assert sent(events) == log_of(2)
     assert events[-1].error is not None
     assert events[-1].error.code == "poison"

@@ -36,7 +36,7 @@ def test_the_answer_has_the_promised_members(service: Service) -> None:
 
 
 def test_a_request_without_settings_is_greedy_and_of_default_length(service: Service) -> None:
-    """Temperature 0 unless asked for, DEFAULT_MAX_TOKENS, and a random seed that is told."""
+    """Temperature 0 unless asked for, DEFAULT_MAX_TOKENS, and a random seed that the answer contains."""
     answers = [generate(service, prompt="hi") for _ in range(2)]
     params = service.engine.claimed[-1].params
     assert params == SamplingParams(max_tokens=6, seed=answers[1]["seed"])
@@ -118,7 +118,7 @@ def test_a_raw_prompt_may_spell_control_tokens(service: Service) -> None:
 
 
 def test_a_setting_allows_control_tokens_in_messages(tmp_path: Path) -> None:
-    """For those who trust all that writes messages."""
+    """CONTROL_TOKENS_IN_TEXT=on is for users who trust every author of messages."""
     with running_service(tmp_path, {"CONTROL_TOKENS_IN_TEXT": "on"}) as service:
         generate(service, prompt=FORGED)
         request = service.engine.claimed[-1]

@@ -58,10 +58,20 @@ WHY = "rank 1 was killed by SIGKILL"
     [
         # Rank 0 says nothing, or nothing new: the supervisor knows why.
         ({}, {"state": "starting", "reason": WHY}, "down", WHY),
-        ({}, {"state": "starting", "reason": None}, "down", "rank 0 has not said anything yet"),
+        ({}, {"state": "starting", "reason": None}, "down", "rank 0 has not reported yet"),
         (ring(updated_unix=NOW - 60), {"state": "degraded", "reason": WHY}, "down", WHY),
-        (ring(updated_unix=NOW - 60), {"state": "degraded"}, "down", "rank 0 has said nothing for 60 s"),
-        (ring(updated_unix=NOW - 60), {"state": "ready"}, "down", "rank 0 has said nothing for 60 s"),
+        (
+            ring(updated_unix=NOW - 60),
+            {"state": "degraded"},
+            "down",
+            "rank 0 has not reported for 60 s",
+        ),
+        (
+            ring(updated_unix=NOW - 60),
+            {"state": "ready"},
+            "down",
+            "rank 0 has not reported for 60 s",
+        ),
         (ring(phase="loading", updated_unix=NOW - 60), {"state": "degraded", "reason": WHY}, "down", WHY),
         # Rank 0 has a reason of its own, or none.
         (
@@ -74,7 +84,7 @@ WHY = "rank 1 was killed by SIGKILL"
         (ring(phase="loading"), {"state": "starting"}, "loading", "the ring is loading"),
         # An earlier ring's last word is not the present one's.
         (ring(epoch=3), {"state": "degraded", "epoch": 4, "reason": WHY}, "down", WHY),
-        (ring(epoch=3), {"state": "starting", "epoch": 4}, "down", "a new ring is being started"),
+        (ring(epoch=3), {"state": "starting", "epoch": 4}, "down", "a new ring is starting"),
         (ring(epoch=4), {"state": "ready", "epoch": 4}, "ready", None),
         # Given up is given up, whatever rank 0 said last.
         (ring(), {"state": "failed", "reason": WHY}, "failed", WHY),
@@ -107,7 +117,7 @@ def test_readyz_health_and_metrics_are_red_with_the_supervisors_reason(
 
 
 def test_the_last_word_of_a_supervisor_that_is_gone_counts_for_nothing(service: Service) -> None:
-    """A rank 0 that was started by hand later is judged by what it says itself."""
+    """A rank 0 that started later without a supervisor is judged by its own status."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait(10)
     state = {"state": "failed", "reason": WHY, "epoch": 9, "pid": gone.pid}
@@ -117,16 +127,16 @@ def test_the_last_word_of_a_supervisor_that_is_gone_counts_for_nothing(service: 
 
 
 def test_a_reason_names_no_folder_of_this_machine(tmp_path: Path) -> None:
-    """What failed is told to everybody, where it lies is not; addresses stay as they are."""
+    """The public reason names the failure without folders; addresses are unchanged."""
     reason = (
         f"rank 0 exited with code 2: '{tmp_path}/tiny/config.json' is damaged, see http://127.0.0.1:1/a/b"
     )
     status = RingStatus(tmp_path)
     for name in ("supervisor.json", "ring.json"):
         write_json(tmp_path / name, {"state": "failed", "reason": reason})
-    told = "rank 0 exited with code 2: '…/config.json' is damaged, see http://127.0.0.1:1/a/b"
-    assert status.failure() == status.readiness().reason == told
-    assert status.ring()["reason"] == told
+    reason = "rank 0 exited with code 2: '…/config.json' is damaged, see http://127.0.0.1:1/a/b"
+    assert status.failure() == status.readiness().reason == reason
+    assert status.ring()["reason"] == reason
 
 
 def test_a_status_that_cannot_be_read_is_red(tmp_path: Path) -> None:
@@ -161,7 +171,7 @@ def test_readyz_and_health_follow_the_ring(service: Service) -> None:
 
 
 def test_health_and_models_show_no_place_on_this_machine(service: Service) -> None:
-    """Settings that are paths are left out, and a model in a folder is told by its name."""
+    """Paths are left out, and a model in a folder appears by its name."""
     health = service.http.get("/health")
     shown = health.json()["settings"]
     places = [key for key in Settings.all_keys() if isinstance(service.settings.value(key), Path)]
@@ -268,9 +278,8 @@ def test_the_openapi_description_has_the_bodies(service: Service) -> None:
 
 
 def test_ready_means_that_requests_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk, and one that refused a request, are told with the reason, until all is well again."""
+    """A full disk, and one that refused a request, appear with the reason until they are fixed."""
     monkeypatch.setattr("spool.write_trouble.TRIAL_SECONDS", 0.0)
-    monkeypatch.setattr("spool.admission.LOOK_SECONDS", 0.0)
     with running_service(tmp_path) as service:
         assert service.http.get("/readyz").status_code == 200
         with monkeypatch.context() as full:

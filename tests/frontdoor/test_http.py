@@ -236,7 +236,7 @@ def test_a_body_after_its_answer_is_dropped_within_limits(
 
 
 def test_who_waits_for_100_continue_may_send_its_body_or_not(service: Service) -> None:
-    """The body is asked for where it is wanted; after a refusal the connection closes, as nobody knows."""
+    """The server asks for a body that it wants; after a refusal it closes the connection."""
     expect = "Expect: 100-continue\r\n"
     with closing(connect(service.url)) as connection:
         head = post("/generate", BODY, expect)[: -len(BODY)]

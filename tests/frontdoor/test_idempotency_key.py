@@ -57,7 +57,7 @@ def test_a_retry_of_a_finished_request_gets_its_answer(
 
 
 def test_retries_attach_to_a_request_that_runs(service: Service, key: str) -> None:
-    """All get the one answer, whoever comes first; a streaming retry gets every token from the first on."""
+    """All get the one answer, in any order; a streaming retry gets every token from the first on."""
     answers: list[dict[str, Any]] = []
 
     def ask() -> None:
@@ -92,7 +92,7 @@ def test_a_retry_at_another_front_door_gets_the_same_request(service: Service, k
 
 
 def test_another_body_under_the_same_key_is_a_conflict(service: Service, key: str) -> None:
-    """409 in our shape; clients are told not to retry it by themselves."""
+    """409 in our form; x-should-retry stops automatic retries."""
     assert post(service.http, "/generate", {"prompt": "hi", "seed": 5}, key).status_code == 200
     for body in ({"prompt": "ho", "seed": 5}, {"prompt": "hi", "seed": 6}, {"prompt": "hi", "max_tokens": 2}):
         answer = post(service.http, "/generate", body, key)
@@ -157,7 +157,6 @@ def test_a_known_key_gets_its_id_whatever_the_service_lacks(
     small: Service, monkeypatch: pytest.MonkeyPatch, key: str, trouble: str, status: int
 ) -> None:
     """A new request is refused; the retry was accepted long ago, whether it is done or waits."""
-    monkeypatch.setattr("spool.admission.LOOK_SECONDS", 0.0)
     service = small.start_over()
     body = {"prompt": "hi", "background": True}
     done = post(service.http, "/generate", body, key).json()["id"]

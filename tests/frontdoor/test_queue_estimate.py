@@ -7,7 +7,7 @@ import pytest
 
 from config.errors import SOON_SECONDS
 from config.run_files import write_json
-from frontdoor.queue_estimate import DrainMeter, QueueEstimate
+from frontdoor.queue_estimate import QueueEstimate, RateMeter
 from frontdoor.ring_status import RingStatus
 from spool import Request, SamplingParams, Spool
 
@@ -22,9 +22,9 @@ def status(at: float, num_ended: int, *, num_waiting: int = 1, epoch: int = 1) -
 
 
 def rate_of(*looks: dict[str, Any]) -> float | None:
-    meter = DrainMeter()
+    meter = RateMeter()
     for look in looks:
-        meter.look(look)
+        meter.sample(look)
     return meter.requests_per_second()
 
 
@@ -35,7 +35,7 @@ def test_the_rate_is_what_ended_in_the_time_with_work() -> None:
 
 
 def test_idle_time_does_not_slow_the_rate() -> None:
-    """A minute in which nobody asked, or nobody looked, says nothing."""
+    """A minute without requests, or without samples, gives no rate."""
     looks = [status(0, 0), status(1, 4), status(2, 8, num_waiting=0)]
     assert rate_of(*looks, status(3, 8, num_waiting=0), status(60, 8)) == pytest.approx(4.0)
 
@@ -69,7 +69,7 @@ def test_place_and_retry_follow_the_rate(tmp_path: Path) -> None:
     assert queue_estimate.retry_after_seconds() == SOON_SECONDS
     for at in range(3):
         write_json(tmp_path / "run" / "ring.json", status(1000.0 + at, at, num_waiting=100))
-        queue_estimate.look()
+        queue_estimate.update()
     last = queue_estimate.place(ids[2])
     assert last is not None
     assert (last.position, last.estimated_wait_s) == (2, 3.0)

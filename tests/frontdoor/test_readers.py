@@ -137,7 +137,7 @@ def test_nothing_comes_before_the_first_data(service: Service, path: str, body: 
 def test_comments_of_a_long_silence_lose_no_data(
     service: Service, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
 ) -> None:
-    """They come again and again, before and between data; who strips pieces loses nothing by them."""
+    """They come regularly, before and between data; readers that strip pieces lose no data."""
     monkeypatch.setattr("frontdoor.answering.COMMENT_SECONDS", 0.01)
     monkeypatch.setattr("frontdoor.queue_estimate.MAX_LISTING_AGE_SECONDS", 0.0)
     held = {

@@ -1,4 +1,4 @@
-"""With API keys, a request is there for the key that asked for it and for nobody else."""
+"""With API keys, only the key of a request finds it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from frontdoor.request_lookup import Found, may_see
+from frontdoor.request_lookup import FoundRequest, may_see
 from spool import Result
 from tests.services.frontdoor_service import Service, running_service, until
 
@@ -58,23 +58,27 @@ def failed(owner: str) -> Result:
 @pytest.mark.parametrize(
     ("found", "owner", "is_seen"),
     [
-        (Found(ID, "active", "me"), "me", True),
-        (Found(ID, "active", "me"), "", True),  # no keys are asked for
-        (Found(ID, "active", "you"), "me", False),
-        (Found(ID, "waiting", ""), "me", False),  # dropped in by hand, or before there were keys
-        (Found(ID, "waiting", None), "me", False),
-        (Found(ID, "waiting", None), "", True),
-        (Found(ID, "done", "", result=failed("")), "me", True),  # says that it was damaged, and no more
-        (Found(ID, "done", "you", result=failed("you")), "me", False),
-        (Found(ID, "done", "", result=replace(failed(""), error=None, finish_reason="stop")), "me", False),
+        (FoundRequest(ID, "active", "me"), "me", True),
+        (FoundRequest(ID, "active", "me"), "", True),  # no keys are asked for
+        (FoundRequest(ID, "active", "you"), "me", False),
+        (FoundRequest(ID, "waiting", ""), "me", False),  # from a prompt file, or from before the keys
+        (FoundRequest(ID, "waiting", None), "me", False),
+        (FoundRequest(ID, "waiting", None), "", True),
+        (FoundRequest(ID, "done", "", result=failed("")), "me", True),  # only says that it was damaged
+        (FoundRequest(ID, "done", "you", result=failed("you")), "me", False),
+        (
+            FoundRequest(ID, "done", "", result=replace(failed(""), error=None, finish_reason="stop")),
+            "me",
+            False,
+        ),
     ],
 )
-def test_who_may_see_what(found: Found, owner: str, is_seen: bool) -> None:
-    """Equal owners, or no keys at all; an error without an owner is nobody's secret."""
+def test_who_may_see_what(found: FoundRequest, owner: str, is_seen: bool) -> None:
+    """Equal owners, or no keys at all; an error without an owner contains no secret."""
     assert may_see(found, owner) is is_seen
 
 
-def test_a_damaged_request_file_is_nobodys_until_it_has_ended(service: Service) -> None:
+def test_a_damaged_request_file_has_no_owner_until_it_has_ended(service: Service) -> None:
     """Its owner cannot be read: 404 with keys, no crash."""
     body = {"prompt": "hi", "background": True}
     request_id = service.http.post("/generate", json=body, headers=MINE).json()["id"]

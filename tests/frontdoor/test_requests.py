@@ -46,7 +46,7 @@ def test_the_log_names_a_request_by_both_of_its_ids(
         mine = service.http.post("/generate", json={"prompt": "hi"}).json()["id"]
     lines = [record.getMessage() for record in caplog.records]
     assert f"request {request_id} (job-7) accepted" in lines
-    assert f"request {request_id} is cancelled by its owner (X-Request-Id job-8)" in lines
+    assert f"its owner cancelled request {request_id} (X-Request-Id job-8)" in lines
     assert f"request {mine} accepted" in lines
     assert "canary" not in caplog.text
 
@@ -112,7 +112,7 @@ def test_a_client_that_comes_back_in_time_keeps_its_request(tmp_path: Path) -> N
 
 
 def test_a_time_out_is_a_504_and_the_request_goes_on(tmp_path: Path) -> None:
-    """The error tells the id, and that a retry would not help; the answer can be fetched later."""
+    """The error has the id and advises against a retry; the answer can be fetched later."""
     with running_service(tmp_path, {"REQUEST_TIMEOUT": "0.2"}) as service:
         answer = service.http.post("/generate", json={"prompt": "[hold]"})
         assert answer.status_code == 504
@@ -128,7 +128,7 @@ def test_a_time_out_is_a_504_and_the_request_goes_on(tmp_path: Path) -> None:
         assert service.http.get(url).json()["finish_reason"] == "length"
 
 
-def test_somebody_elses_cancel_ends_the_wait(service: Service) -> None:
+def test_a_cancel_by_another_client_ends_the_wait(service: Service) -> None:
     """The native answer says cancelled; the OpenAI routes have no such reason and answer with an error."""
     outcome: list[int] = []
 
@@ -145,10 +145,10 @@ def test_somebody_elses_cancel_ends_the_wait(service: Service) -> None:
 
 
 def test_a_full_queue_is_a_429_with_retry_after(tmp_path: Path) -> None:
-    """Over the limit nothing is accepted, and the client is told when to come back."""
+    """Over the limit nothing is accepted, and Retry-After says when to retry."""
     with running_service(tmp_path, {"MAX_QUEUE_DEPTH": "1"}) as service:
         settings = service.settings
-    with serving(settings) as url, make_client(url) as http:  # nobody claims now
+    with serving(settings) as url, make_client(url) as http:  # no rank 0 claims
         body = {"prompt": "hi", "background": True}
         first, second = (http.post("/generate", json=body) for _ in range(2))
         for at in range(3):

@@ -59,7 +59,7 @@ def test_it_goes_on_from_any_token(service: Service, query: str, headers: dict[s
 
 
 def test_a_start_beyond_the_log_is_a_reset(service: Service) -> None:
-    """The client has seen tokens that are no longer there: it is told so, and gets everything."""
+    """The client has tokens that the log lost: it gets a reset and all tokens."""
     request_id = str(service.http.post("/generate", json={"prompt": "hi"}).json()["id"])
     found = follow(service, request_id, "?from=7")
     assert [name for name, _, _ in found] == ["reset"] + ["token"] * 6 + ["done"]
@@ -120,7 +120,7 @@ def test_waiting_and_running_requests_are_followed_at_any_front_door(service: Se
 
 
 def test_a_log_that_was_cut_is_a_reset(service: Service) -> None:
-    """Tokens that were shown are gone from the log: the stream says so and tells the new ones from 0."""
+    """The log lost tokens that were sent: the stream sends a reset and the new ones from 0."""
     service.start_over(max_open=0)
     request_id = ask(service)
     path = service.spool.folder.stream / request_id

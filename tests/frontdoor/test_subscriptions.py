@@ -74,10 +74,10 @@ def test_an_answer_that_cannot_be_read_now_is_read_later(
             finish(owner)
             fs.is_failing = True
             for _ in range(3):
-                subscriptions._look()
+                subscriptions._read_all_news()
             assert (watch.failure, watch.result, watch.records) == (None, None, [])
             fs.is_failing = False
-            subscriptions._look()
+            subscriptions._read_all_news()
             assert await watch.news(5)
             assert [record.text for record in watch.take_records()] == ["a", "b"]
             assert watch.result is not None
@@ -152,7 +152,7 @@ def test_a_log_that_begins_anew_is_told(owner: SpoolOwner) -> None:
 
 
 def test_an_idle_listener_has_no_timer(owner: SpoolOwner) -> None:
-    """While nobody waits, nothing is scheduled and nothing is looked at."""
+    """Without watches, nothing is scheduled and no file is read."""
 
     async def follow() -> list[bool]:
         subscriptions = Subscriptions(owner.spool, poll_interval_seconds=0.01)

@@ -330,7 +330,7 @@ def test_the_setting_allows_them_as_control_tokens(tmp_path: Path) -> None:
 
 
 def test_raw_prompts_may_spell_control_tokens(tmp_path: Path) -> None:
-    """There is no template: whoever sends one writes all of it."""
+    """Without a template, the client writes the whole prompt."""
     tokenizer = PromptTokenizer(write_folder(tmp_path / "model"))
     start = tokenizer.encode_rendered("<|im_start|>")[0]
     assert tokenizer.encode_raw(INJECTION).count(start) == 2

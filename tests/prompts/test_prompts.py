@@ -61,7 +61,7 @@ def test_a_rendered_chat_has_the_ids_of_its_whole_text(tmp_path: Path, name: str
     assert PromptTokenizer(folder).encode_rendered(text) == ids
 
 
-def test_a_long_text_holds_nobody_up(tmp_path: Path) -> None:
+def test_a_long_text_does_not_block_other_threads(tmp_path: Path) -> None:
     """The interpreter's lock is free meanwhile: other threads go on, as the front door's event loop must."""
     folder = make_model_folder(tmp_path)
     (folder / "tokenizer.json").write_text(TOKENIZERS["digits"].to_str(), "utf-8")
@@ -190,7 +190,7 @@ def test_a_template_may_refuse(tmp_path: Path) -> None:
     "fault", ["1 // 0", "2.0 ** 10000", "'{x}'.format()", "'a' + 1", "'%d' % 'a'", "1.5 | round('x')"]
 )
 def test_a_template_that_fails_stops_no_start(tmp_path: Path, fault: str) -> None:
-    """It is told as a refusal of the messages, whatever it raises."""
+    """Every exception of a template is a refusal of the messages."""
     tokenizer = PromptTokenizer(make_model_folder(tmp_path, template="{{ " + fault + " }}"))
     with pytest.raises(MessagesRefused):
         tokenizer.render(CHAT)
@@ -226,7 +226,7 @@ def test_the_hash_covers_tokenizer_and_template(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_usable_tokenizer_is_named(tmp_path: Path) -> None:
-    """Missing or broken files are one sentence for who starts the service."""
+    """Missing or damaged files give one sentence for the user."""
     with pytest.raises(TokenizerUnusable, match="tokenizer"):
         PromptTokenizer(tmp_path)
     make_model_folder(tmp_path)

@@ -74,7 +74,7 @@ def test_a_malformed_end_token_is_left_out_and_named(
 
 
 def test_a_broken_generation_config_is_named(tmp_path: Path) -> None:
-    """It is one sentence for who starts the service."""
+    """It gives one sentence for the user."""
     make_folder(tmp_path, generation_config=[1])
     with pytest.raises(TokenizerUnusable, match=r"generation_config\.json is not a JSON object"):
         PromptTokenizer(tmp_path)

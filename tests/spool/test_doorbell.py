@@ -49,7 +49,7 @@ def test_ring_wakes_the_listener_and_drain_quiets_it(folder: Path) -> None:
 
 
 def test_ring_without_a_listener_is_harmless(folder: Path) -> None:
-    """Nobody there, a closed bell, no folder at all: False, no error."""
+    """No listener, a closed bell, no folder: False, and no error."""
     assert not ring(folder, RANK0)
     Doorbell(folder, RANK0).close()
     assert not ring(folder, RANK0)
@@ -59,7 +59,7 @@ def test_ring_without_a_listener_is_harmless(folder: Path) -> None:
 
 
 def test_overfull_bell_counts_as_heard(folder: Path) -> None:
-    """A listener that does not drain never blocks whoever rings."""
+    """A listener that does not drain never blocks the process that rings."""
     with Doorbell(folder, RANK0) as bell:
         assert all(ring(folder, RANK0) for _ in range(2000))
         assert bell.drain() > 0

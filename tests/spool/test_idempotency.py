@@ -1,4 +1,4 @@
-"""Idempotency keys: one request a key, whoever dies and whoever asks at the same moment."""
+"""Idempotency keys: one request a key, after any crash and with simultaneous submits."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def test_refused_submit_leaves_no_record(spool: Spool) -> None:
     assert os.listdir(spool.folder.idem) == []
 
 
-def test_damaged_record_is_no_guess(spool: Spool) -> None:
-    """Whether a request came first cannot be known: the retry is refused rather than answered twice."""
+def test_retry_under_a_damaged_record_is_refused(spool: Spool) -> None:
+    """The first request cannot be known: the retry is refused rather than answered twice."""
     spool.submit(make_request(), "key")
     (record,) = spool.folder.idem.iterdir()
     record.write_bytes(b"")
@@ -114,7 +114,7 @@ def test_death_at_any_call_leaves_one_request_at_most() -> None:
             num_calls += 1
         spool = Spool.open(ROOT, fs=disk.start_process())
         id = spool.submit(make_request(), "key")
-        disk.cut_power(lambda number: 0)  # what was told to the client is sure to be there
+        disk.cut_power(lambda number: 0)  # an accepted request survives
         spool = Spool.open(ROOT, fs=disk.start_process())
         assert spool.state(id) == "waiting"
         assert spool.submit(make_request(), "key") == id

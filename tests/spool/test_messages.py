@@ -98,7 +98,7 @@ def test_truncated_file_is_noticed(num_bytes: int) -> None:
 
 @given(st.binary(max_size=200))
 def test_foreign_bytes_are_refused(content: bytes) -> None:
-    """Bytes of another origin are refused and nothing else happens."""
+    """Foreign bytes are refused, without any other effect."""
     with pytest.raises(CorruptRequest):
         Request.from_json(content)
 
@@ -124,7 +124,7 @@ def test_file_is_plain_json() -> None:
 
 
 def test_other_version_and_other_kind_are_refused() -> None:
-    """What a later release wrote is not guessed at, and a result is no request."""
+    """A later version is refused, and a result is not a request."""
     with pytest.raises(CorruptRequest, match="version 2"):
         Request.from_json(_sealed(_body(), version=2))
     with pytest.raises(CorruptRequest):
@@ -180,9 +180,10 @@ def test_field_that_an_earlier_release_wrote_is_skipped() -> None:
 
 
 def test_an_error_message_has_no_prompt_in_it() -> None:
-    """What is wrong with a file goes into logs; what was asked does not."""
+    """The log names the wrong field, and never a prompt."""
     with pytest.raises(
-        CorruptRequest, match=r"request file: Expected `str \| null`, got `array` - at `\$.text`"
+        CorruptRequest,
+        match=r"request file has a wrong field: Expected `str \| null`, got `array` - at `\$.text`",
     ) as caught:
         Request.from_json(_sealed(_body(text=["a secret"])))
     assert "secret" not in str(caught.value)
@@ -206,7 +207,7 @@ def test_what_json_cannot_hold_is_refused_when_written() -> None:
 
 
 def test_a_strange_figure_does_not_lose_an_answer() -> None:
-    """What is measured may be no number; the answer is written all the same."""
+    """A measurement may be NaN; the answer is written all the same."""
     result = replace(RESULT, performance={"tokens_per_s": float("inf")})
     assert Result.from_json(result.to_json()) == replace(RESULT, performance={"tokens_per_s": None})
 

@@ -1,4 +1,4 @@
-"""Prompt files dropped into incoming/: taken in once, when they are whole, or moved away with a reason."""
+"""Prompt files in incoming/: each whole file becomes one request; wrong ones move to bad/ with a reason."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_values_that_ask_for_nothing_are_those_of_the_routes() -> None:
 def test_wrong_field_is_refused_without_repeating_it(change: dict[str, Any]) -> None:
     """A field that is wrong, unknown or not honoured is never ignored; the reason shows no content."""
     data = json.dumps({"prompt": "canary"} | change).encode()
-    with pytest.raises(ValueError, match=r"missing or wrong|not an object") as caught:
+    with pytest.raises(ValueError, match=r"missing or wrong|must be a JSON object") as caught:
         read_prompt("a.json", data, DEFAULTS)
     assert "canary" not in str(caught.value)
 
@@ -140,7 +140,7 @@ def test_wrong_field_is_refused_without_repeating_it(change: dict[str, Any]) -> 
 def test_wrong_file_goes_to_bad_with_the_reason(
     spool: Spool, owner: SpoolOwner, clock: Clock, caplog: pytest.LogCaptureFixture, data: bytes
 ) -> None:
-    """No JSON at all is believed after some seconds only."""
+    """Incomplete JSON becomes an error only after some seconds."""
     (spool.folder.incoming / "a.json").write_bytes(data)
     _scan_twice(owner, clock)
     _scan_twice(owner, clock, PATIENCE_SECONDS)
@@ -149,7 +149,7 @@ def test_wrong_file_goes_to_bad_with_the_reason(
 
 
 def test_file_that_still_grows_is_left_alone(spool: Spool, owner: SpoolOwner, clock: Clock) -> None:
-    """It is taken in when it stopped changing, however slowly it was copied."""
+    """It becomes a request once it has stopped changing, however slowly it was copied."""
     path = spool.folder.incoming / "slow.json"
     for at in range(len(PROMPT)):
         with open(path, "ab") as file:
@@ -175,7 +175,7 @@ def test_copy_that_stalls_half_way_is_given_time(spool: Spool, owner: SpoolOwner
 def test_full_queue_leaves_the_file_until_there_is_room(
     spool: Spool, owner: SpoolOwner, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A person's prompt waits its turn; it is told once."""
+    """A prompt file waits for room in the queue; the log says so once."""
     for _ in range(2):
         spool.submit(make_request())
     (spool.folder.incoming / "a.json").write_bytes(PROMPT)

@@ -52,7 +52,7 @@ def test_request_goes_from_waiting_to_active_to_done(tmp_path: Path, durability:
 
 
 def test_second_answer_is_impossible(spool: Spool, owner: SpoolOwner) -> None:
-    """The first answer stands; the second is told that it is one."""
+    """The first answer stands; `complete` returns False for the second."""
     request = submit(spool)
     claim = claim_one(owner)
     assert owner.complete(claim, answer(request, "first"))
@@ -93,7 +93,7 @@ def test_named_requests_can_be_claimed_out_of_turn(spool: Spool, owner: SpoolOwn
     assert claim.request == last
 
 
-def test_second_owner_is_told_who_holds_the_spool(spool: Spool, owner: SpoolOwner) -> None:
+def test_error_of_a_second_owner_names_the_holder(spool: Spool, owner: SpoolOwner) -> None:
     """The lock is exclusive, names its holder, and is free again at its end."""
     rival = SpoolOwner(Spool.open(spool.folder.root, durability="process"))
     with pytest.raises(SpoolLocked, match=str(os.getpid())) as caught:
@@ -196,7 +196,7 @@ def test_submit_and_owner_ring_each_other(spool: Spool, owner: SpoolOwner) -> No
 
 
 def test_a_request_may_be_stopped_later_unless_that_is_taken_back(spool: Spool, owner: SpoolOwner) -> None:
-    """The moment is in the spool, so that it comes whoever dies; to stop at once cannot be taken back."""
+    """The spool holds the time, so any process may die; an immediate cancel cannot be revoked."""
     kept, later, now = submit(spool), submit(spool), submit(spool)
     for request in (kept, later):
         assert spool.cancel(request.id, after_seconds=0.05)

@@ -1,4 +1,4 @@
-"""Who brought the ring down: suspects, solo crashes, and that nobody innocent is condemned."""
+"""Suspects and solo crashes: only the request that crashes the ring becomes poison."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_drain_counts_nothing(spool: Spool) -> None:
         assert not _claims(owner)[request.id].is_suspect
 
 
-def test_log_that_a_power_cut_shortened_condemns_nobody(spool: Spool) -> None:
+def test_log_that_a_power_cut_shortened_counts_against_no_request(spool: Spool) -> None:
     """A crash counts only if the log is as long as it was when the request was marked."""
     request = submit(spool)
     with open_owner(spool) as owner:
@@ -135,7 +135,7 @@ def test_log_that_a_power_cut_shortened_condemns_nobody(spool: Spool) -> None:
         assert (claim.is_suspect, claim.num_solo_crashes) == (True, 1)
 
 
-def test_power_cut_while_one_runs_alone_counts_for_nobody() -> None:
+def test_power_cut_while_one_runs_alone_counts_against_no_request() -> None:
     """The whole machine went down: it stays a suspect, but a later crash is the first that counts."""
     disk = Disk()
     request = submit(Spool.open(Path("/spool"), fs=disk.start_process()))

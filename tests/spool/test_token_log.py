@@ -20,8 +20,8 @@ from spool import (
     TokenLogReader,
     TokenLogWriter,
     TokenRecord,
-    replay,
 )
+from spool.token_log import read_log
 
 HEADER = LogHeader("tiny", "aa", "bb")
 RECORDS = [TokenRecord(index, 100 + index, f"w{index} ", -0.5 * index) for index in range(5)]
@@ -55,7 +55,7 @@ def test_records_come_back_as_they_were(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "log"
         _write(path, records, header)
-        assert replay(path) == records
+        assert read_log(path).records == records
         with TokenLogWriter(path) as writer:
             assert writer.resumed == tuple(records)
             assert writer.header == header
@@ -75,13 +75,13 @@ def test_damage_at_any_byte_cuts_there_and_never_lies(at: int, bit: int) -> None
         else:
             content[at] ^= 1 << bit
         path.write_bytes(content)
-        kept = replay(path)
+        kept = read_log(path).records
         assert kept == RECORDS[: len(kept)]
         with TokenLogWriter(path, header=HEADER) as writer:
             assert writer.resumed == tuple(kept)
             assert writer.header == HEADER
             writer.append(RECORDS)
-        assert replay(path) == RECORDS
+        assert read_log(path).records == RECORDS
 
 
 def test_line_is_plain_json(path: Path) -> None:
@@ -98,7 +98,7 @@ def test_line_is_plain_json(path: Path) -> None:
 def test_logprob_that_json_cannot_hold_is_left_out(path: Path) -> None:
     """Minus infinity becomes no logprob instead of broken JSON."""
     _write(path, [TokenRecord(0, 1, "a", float("-inf"))])
-    assert replay(path) == [TokenRecord(0, 1, "a", None)]
+    assert read_log(path).records == [TokenRecord(0, 1, "a", None)]
 
 
 def test_reader_follows_the_writer(path: Path) -> None:
@@ -150,7 +150,7 @@ def test_repeated_records_are_skipped_and_gaps_refused(path: Path) -> None:
         writer.append(RECORDS[:4])
         with pytest.raises(ValueError, match="token 4 is missing"):
             writer.append([TokenRecord(7, 1, "")])
-    assert replay(path) == RECORDS[:4]
+    assert read_log(path).records == RECORDS[:4]
 
 
 @pytest.mark.parametrize("num_bytes", [0, 1, 60, 100, 150])
@@ -170,12 +170,12 @@ def test_full_disk_leaves_whole_lines_and_the_append_can_be_repeated(path: Path,
         with pytest.raises(SpoolUnavailable) as caught:
             writer.append(RECORDS)
         assert (caught.value.code, caught.value.status) == ("disk_full", 507)
-        kept = replay(path)
+        kept = read_log(path).records
         assert kept == RECORDS[: writer.next_index]
         assert path.read_bytes().count(b"\n") == len(kept)
         fs.is_full = False
         writer.append(RECORDS)
-    assert replay(path) == RECORDS
+    assert read_log(path).records == RECORDS
 
 
 def test_half_line_that_cannot_be_taken_back_stops_the_log(path: Path) -> None:
@@ -199,7 +199,7 @@ def test_half_line_that_cannot_be_taken_back_stops_the_log(path: Path) -> None:
                 writer.append(RECORDS)
         fs.is_broken = False
         writer.append(RECORDS)
-    assert replay(path) == RECORDS
+    assert read_log(path).records == RECORDS
 
 
 def _damage_line(path: Path, index: int) -> None:

@@ -32,7 +32,7 @@ def _make_foreign(incoming: Path) -> list[str]:
     (incoming / "folder" / "inside").write_text("x")
     (incoming / "link").symlink_to("/etc/passwd")
     os.mkfifo(incoming / "pipe")
-    (incoming / "prompt.json").write_text('{"prompt": "by hand"}')
+    (incoming / "prompt.json").write_text('{"prompt": "from a file"}')
     (incoming / ("n" * 255)).write_text("odd")
     Path(os.fsdecode(os.fsencode(incoming) + b"/\xff\n")).write_text("odd")
     return os.listdir(incoming)
@@ -225,7 +225,7 @@ def test_disk_trouble_refuses_and_then_recovers(
 
 @pytest.mark.parametrize("call", ["read", "link", "names"])
 def test_claim_that_the_disk_fails_loses_nothing(tmp_path: Path, call: str) -> None:
-    """EIO at a claim is told, quarantines nothing, and the request is claimed later."""
+    """EIO at a claim is raised, quarantines nothing, and the request is claimed later."""
     fs = FailingFileSystem(call, errno.EIO, "incoming")
     spool = Spool.open(tmp_path / "spool", durability="process", fs=fs)
     with open_owner(spool) as owner:
@@ -259,7 +259,7 @@ def test_complete_that_the_disk_fails_can_be_repeated(tmp_path: Path, call: str,
 def test_foreign_thing_that_cannot_be_moved_is_left_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is told once and does not keep requests from being served."""
+    """It is logged once, and requests are served."""
     fs = FailingFileSystem("rename", errno.EBUSY, "stuck")
     spool = Spool.open(tmp_path / "spool", durability="process", fs=fs)
     fs.is_failing = True
@@ -273,7 +273,7 @@ def test_foreign_thing_that_cannot_be_moved_is_left_alone(
 
 
 def test_spool_of_another_version_is_refused_and_untouched(tmp_path: Path) -> None:
-    """A later release's spool is told apart by VERSION; so is a folder that is no spool."""
+    """VERSION identifies a later release's spool, and a folder that is not a spool."""
     root = tmp_path / "spool"
     root.mkdir(mode=0o755)
     (root / "VERSION").write_text("2\n")
@@ -283,7 +283,7 @@ def test_spool_of_another_version_is_refused_and_untouched(tmp_path: Path) -> No
     assert root.stat().st_mode & 0o777 == 0o755
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("mine")
-    with pytest.raises(SpoolRefused, match="no spool"):
+    with pytest.raises(SpoolRefused, match="is not a spool"):
         Spool.open(tmp_path / "home")
     assert os.listdir(tmp_path / "home") == ["thesis.txt"]
 
@@ -378,8 +378,8 @@ def test_a_spool_that_was_refused_says_so_until_a_trial_works(
     assert sorted(path.name for path in spool.folder.tmp.iterdir()) == before
 
 
-def test_a_full_disk_is_told_before_anybody_asks(tmp_path: Path) -> None:
-    """And no longer than it lasts; a request that is too large says nothing of the disk."""
+def test_a_full_disk_is_reported_before_the_first_request(tmp_path: Path) -> None:
+    """The report ends with the trouble; a request that is too large does not count as trouble."""
     fs = FailingFileSystem("", 0)
     spool = Spool.open(tmp_path / "spool", durability="process", fs=fs)
     fs.num_free_bytes = 2**20
