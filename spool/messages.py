@@ -26,7 +26,7 @@ from spool.names import check_id
 
 VERSION = 1
 T = TypeVar("T")
-_RETIRED_FIELDS = (b'"deadline_unix":',)
+_RETIRED_FIELDS = (b'"deadline_unix":', b'"forced_token_ids":')
 _SANE_CLIENT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "cancelled", "error")
@@ -64,8 +64,7 @@ class Request(_Message, frozen=True):
     With is_chat, text is a user's message that rank 0 puts into the chat template; else it is final. literals
     is set for a rendered chat: the offsets in text with which a control token would begin that is only text.
     received_unix is when the client's bytes came (0: by no client), created_unix is just before submit.
-    client_id is what the client calls the request (X-Request-Id), for logs only. forced_token_ids is the
-    answer, whatever the model would say: for measuring (`bench`); no HTTP route sets it.
+    client_id is what the client calls the request (X-Request-Id), for logs only.
     """
 
     id: str
@@ -80,7 +79,6 @@ class Request(_Message, frozen=True):
     received_unix: float = 0.0
     is_chat: bool = False
     client_id: str = ""
-    forced_token_ids: tuple[int, ...] | None = None
     literals: tuple[int, ...] | None = None
 
     @property

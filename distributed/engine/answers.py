@@ -52,7 +52,6 @@ class Answer:
     def sampling(self, ahead: int = 0) -> RowSampling:
         """How the next token is drawn, or the one that many after it."""
         params, index = self.request.params, self.sequence.num_answer_tokens + ahead
-        forced = self.request.forced_token_ids or ()
         return RowSampling(
             temperature=params.temperature,
             top_p=params.top_p,
@@ -61,7 +60,6 @@ class Answer:
             seed=params.seed,
             choice=params.choice,
             index=index,
-            forced=forced[index] if index < len(forced) else None,
         )
 
     @property

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RowSampling:
-    """How one row is drawn; `index` is the answer token's index, `forced` its token whatever is drawn."""
+    """How one row is drawn; `index` is the answer token's index."""
 
     temperature: float
     top_p: float
@@ -18,7 +18,6 @@ class RowSampling:
     seed: int
     choice: int
     index: int
-    forced: int | None = None
 
     @property
     def is_greedy(self) -> bool:

@@ -12,13 +12,12 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 import mlx.core as mx
 import numpy as np
 
-from config import Settings
 from distributed.backends.stage import Stage
 from distributed.engine.request_source import RequestSource
 from distributed.engine.sampling import sample
@@ -40,6 +39,19 @@ MAX_SIGNALS = 64  # a byte each
 
 
 @dataclass(frozen=True)
+class EngineParts:
+    """What the loop runs on."""
+
+    ring: Ring
+    stage: Stage
+    scheduler: Scheduler
+    source: RequestSource
+    writer: TokenWriter
+    status: RingStatus
+    watchdog: Watchdog
+
+
+@dataclass(frozen=True)
 class EngineLimits:
     """Limits of the loop."""
 
@@ -54,26 +66,19 @@ class Engine:
     """Serves the spool until it is asked to stop."""
 
     def __init__(
-        self,
-        ring: Ring,
-        stage: Stage,
-        scheduler: Scheduler,
-        source: RequestSource,
-        writer: TokenWriter,
-        status: RingStatus,
-        watchdog: Watchdog,
-        limits: EngineLimits,
-        clock: Callable[[], float] = time.monotonic,
+        self, parts: EngineParts, limits: EngineLimits, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._ring, self._stage, self._scheduler = ring, stage, scheduler
-        self._source, self._writer, self._status, self._watchdog = source, writer, status, watchdog
-        self._limits, self._clock = limits, clock
-        # One for each microbatch in flight: those under way, oldest first, and at most one that waits.
+        """Args: limits: may be replaced by another thread; the next turn of the loop uses the new ones."""
+        self._ring, self._stage, self._scheduler = parts.ring, parts.stage, parts.scheduler
+        self._source, self._writer = parts.source, parts.writer
+        self._status, self._watchdog = parts.status, parts.watchdog
+        self.limits, self._clock = limits, clock
+        # A frame for each microbatch in flight: those sent, oldest first, and at most one not sent yet.
         self._sent: deque[Frame] = deque()
         self._unsent: Frame | None = None
-        self._num_pings = 0
+        self._is_pinging = False
         self._takes_requests, self._is_ending = True, False
-        self._last_lap = self._next_look = self._next_status = self._next_ping = self._next_sweep = clock()
+        self._last_lap = self._next_look = self._next_status = self._next_sweep = clock()
 
     def run(self, should_stop: Callable[[], bool], wakeup: int) -> None:
         """Serve until `should_stop`, then finish what runs as far as the shutdown limit goes.
@@ -86,15 +91,6 @@ class Engine:
             self.step(wakeup)
         self._drain(wakeup)
 
-    def follow(self, settings: Settings) -> None:
-        """Take live settings over; called on another thread, seen at the next turn of the loop."""
-        self._limits = replace(
-            self._limits,
-            poll_interval_seconds=settings.poll_interval,
-            retention_seconds=settings.result_retention_hours * 3600,
-            retention_bytes=settings.result_retention_mb * 2**20,
-        )
-
     def step(self, wakeup: int) -> None:
         """One turn of the loop."""
         self._keep_house()
@@ -106,12 +102,12 @@ class Engine:
 
     def _enter(self, phase: str) -> None:
         self._status.enter(phase)
-        self._watchdog.enter(phase, self._limits.step_timeout_seconds)
+        self._watchdog.enter(phase, self.limits.step_timeout_seconds)
 
     def _drain(self, wakeup: int) -> None:
         self._enter("draining")
         self._takes_requests = False
-        deadline = self._clock() + self._limits.shutdown_timeout_seconds
+        deadline = self._clock() + self.limits.shutdown_timeout_seconds
         while self._scheduler.has_work and self._clock() < deadline:
             self.step(wakeup)
         if self._scheduler.has_work:
@@ -133,7 +129,7 @@ class Engine:
         now = self._clock()
         if now < self._next_look:
             return
-        self._next_look = now + self._limits.poll_interval_seconds
+        self._next_look = now + self.limits.poll_interval_seconds
         self._source.bell.drain()
         self._publish()
         if self._takes_requests:
@@ -142,7 +138,7 @@ class Engine:
             for answer in answers:
                 self._scheduler.add(answer.sequence)
             if len(answers) >= num_free:  # more may wait for rows that become free
-                self._next_look = now + min(self._limits.poll_interval_seconds, BACKLOG_SECONDS)
+                self._next_look = now + min(self.limits.poll_interval_seconds, BACKLOG_SECONDS)
         for answer in self._source.cancelled():
             self._scheduler.finish(answer.sequence)
             self._writer.end(answer, "cancelled")
@@ -198,13 +194,13 @@ class Engine:
         if frame.kind is Kind.STEP:
             self._finish_step(frame, hidden)
         elif frame.kind is Kind.HELLO:
-            self._num_pings -= 1
+            self._is_pinging = False
         return frame
 
     def _receive_next(self) -> Frame:
-        self._watchdog.expect(self._limits.step_timeout_seconds, self._status.step)
+        self._watchdog.expect(self.limits.step_timeout_seconds, self._status.step)
         while not self._ring.is_readable():
-            self._ring.wait(self._limits.step_timeout_seconds)
+            self._ring.wait(self.limits.step_timeout_seconds)
         return self._receive()
 
     def _finish_step(self, frame: Frame, hidden: mx.array | None) -> None:
@@ -231,7 +227,7 @@ class Engine:
 
     def _begin_next(self) -> None:
         """Let the next frame come in while this one's layers run; its size is known where a step is next."""
-        if self._sent and not self._num_pings:
+        if self._sent and not self._is_pinging:
             following = self._sent[0]
             if following.num_head_ints <= NUM_INLINE_INTS:
                 self._ring.begin_recv((following.num_rows, following.num_tokens))
@@ -273,11 +269,11 @@ class Engine:
     def _keep_house(self) -> None:
         """Do what has its time: the watchdog's limit, the status, idle laps, sweeps."""
         now = self._clock()
-        self._watchdog.expect(self._limits.step_timeout_seconds, self._status.step)
+        self._watchdog.expect(self.limits.step_timeout_seconds, self._status.step)
         self._check_ring(now)
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_SECONDS
-            self._writer.sweep(self._limits.retention_seconds, self._limits.retention_bytes)
+            self._writer.sweep(self.limits.retention_seconds, self.limits.retention_bytes)
         if now >= self._next_status:
             self._next_status = now + STATUS_SECONDS
             self._source.retry()
@@ -286,13 +282,12 @@ class Engine:
 
     def _check_ring(self, now: float) -> None:
         """Give up on a lost lap; when idle, prove by a lap that the ring is whole."""
-        if self._scheduler.in_flight or self._num_pings:
-            if now - self._last_lap > self._limits.step_timeout_seconds:
-                raise RingLost(f"no frame came round in {self._limits.step_timeout_seconds:g} s")
-        elif now >= self._next_ping and now - self._last_lap > PING_SECONDS:
-            self._next_ping = now + PING_SECONDS
+        if self._scheduler.in_flight or self._is_pinging:
+            if now - self._last_lap > self.limits.step_timeout_seconds:
+                raise RingLost(f"no frame came round in {self.limits.step_timeout_seconds:g} s")
+        elif now - self._last_lap > PING_SECONDS:
             self._last_lap = now
-            self._num_pings += 1
+            self._is_pinging = True
             self._ring.send(Frame(Kind.HELLO, self._ring.epoch))
 
     def _update_status(self) -> None:
@@ -333,6 +328,4 @@ def to_frame(microbatch: Microbatch, epoch: int) -> Frame:
         clears=microbatch.clears,
         is_alone=microbatch.is_alone,
     )
-    return make_step_frame(
-        step, ids, epoch=epoch, number=microbatch.number, microbatch=microbatch.number % 64
-    )
+    return make_step_frame(step, ids, epoch=epoch, number=microbatch.number)

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from config import Settings
 from config.live import with_values
 from distributed.engine.engine import Engine
+from distributed.engine.engine_config import make_engine_limits
 from spool import PromptFileDefaults, SpoolOwner
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class LiveSettings:
             logger.error("live settings of another release: %s", error)
             return
         apply_to_spool(self._settings, self._owner)
-        self._engine.follow(self._settings)
+        self._engine.limits = make_engine_limits(self._settings)
 
 
 def apply_to_spool(settings: Settings, owner: SpoolOwner) -> None:

@@ -32,7 +32,7 @@ _MAX_FLOAT = float(np.finfo(np.float32).max)
 
 
 def sample(logits: mx.array, rows: Items[RowSampling]) -> list[int | None]:
-    """Draw one token id a row; a forced one takes the place of what was drawn, at the same cost.
+    """Draw one token id a row.
 
     Args:
         logits: (B, V) of any float type; evaluated here, together with the greedy rows' argmax.
@@ -40,13 +40,6 @@ def sample(logits: mx.array, rows: Items[RowSampling]) -> list[int | None]:
     Returns:
         The ids; None for a row whose logits hold NaN or infinity, or nothing but -infinity.
     """
-    return [
-        token if token is None or row.forced is None else row.forced
-        for token, row in zip(_draw_all(logits, rows), rows, strict=True)
-    ]
-
-
-def _draw_all(logits: mx.array, rows: Items[RowSampling]) -> list[int | None]:
     if all(row.is_greedy for row in rows) and mx.default_device() != mx.Device(mx.cpu):
         return _greedy_on_gpu(logits)
     logits = logits.astype(mx.float32)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from distributed.engine.prefix_cache import PrefixCache
 from distributed.engine.sequence import Drawn, Row, Sequence, Slot, Table
-from distributed.planning.kv_sizes import most_tokens, next_tokens, round_rows, round_tokens
+from distributed.planning.kv_sizes import next_tokens, round_rows, round_tokens
 from distributed.ring.frame import Clear, Resize
 
 # A match that is longer by so much is taken over where it lies, whatever table that is; KV of fewer tokens is
@@ -55,11 +55,6 @@ class SlotTables:
     def num_kv_tokens(self) -> int:
         """Tokens the tables hold memory for, padding included."""
         return sum(table.num_rows * table.num_tokens for table in self.tables)
-
-    @property
-    def max_row_tokens(self) -> int:
-        """The most tokens, prompt and answer, that a row alone may have; longer ones never run."""
-        return most_tokens(1, self.limits.max_kv_tokens)
 
     def admit(self, sequence: Sequence, *, is_gathered: bool = False) -> bool:
         """Give the sequence a slot, reusing kept KV where it matches; return False if nothing fits now.

@@ -27,14 +27,14 @@ from numpy.typing import NDArray
 Int32Array = NDArray[np.int32]
 
 MAGIC = 0x52494E47  # "RING"
-VERSION = 2
+VERSION = 3
 MAX_RANKS = 16
 NUM_FIELDS = 16
 NUM_HEADER_INTS = NUM_FIELDS + 2 * MAX_RANKS
 NUM_BLOCK_INTS = 256
 NUM_INLINE_INTS = NUM_BLOCK_INTS - NUM_HEADER_INTS
 MAX_PAYLOAD_INTS = 1 << 22
-_CHECKSUM_FIELD = 12
+_SIZE_FIELD, _CHECKSUM_FIELD = 9, 13
 
 
 class FrameError(RuntimeError):
@@ -129,7 +129,6 @@ class Frame:
     kind: Kind
     epoch: int
     step: int = 0
-    microbatch: int = 0
     table: int = 0
     num_rows: int = 0
     num_tokens: int = 0
@@ -172,9 +171,7 @@ class Frame:
         return int(self.times[2 * rank])
 
 
-def make_step_frame(
-    step: StageStep, token_ids: Int32Array, *, epoch: int, number: int, microbatch: int
-) -> Frame:
+def make_step_frame(step: StageStep, token_ids: Int32Array, *, epoch: int, number: int) -> Frame:
     """Build rank 0's frame to the first stage; `token_ids` is (rows, tokens) int32, padded on the right."""
     assert token_ids.shape == (step.num_rows, step.num_tokens)
     rows = np.array([step.slots, step.offsets, step.counts], dtype=np.int32)
@@ -184,7 +181,6 @@ def make_step_frame(
         kind=Kind.STEP,
         epoch=epoch,
         step=number,
-        microbatch=microbatch,
         table=step.table,
         num_rows=step.num_rows,
         num_tokens=step.num_tokens,
@@ -281,15 +277,15 @@ def encode(frame: Frame) -> tuple[Int32Array, Int32Array | None]:
         frame.epoch,
         frame.step & 0x7FFFFFFF,
         frame.kind,
-        frame.microbatch,
         frame.table,
         frame.num_rows,
         frame.num_tokens,
         frame.flags,
         frame.payload.size,
         frame.num_copies,
+        frame.num_resizes,
+        frame.num_order_ints,
     )
-    block[_CHECKSUM_FIELD + 1 : _CHECKSUM_FIELD + 3] = frame.num_resizes, frame.num_order_ints
     block[NUM_FIELDS:NUM_HEADER_INTS] = frame.times
     inline = min(frame.payload.size, NUM_INLINE_INTS)
     block[NUM_HEADER_INTS : NUM_HEADER_INTS + inline] = frame.payload[:inline]
@@ -309,7 +305,7 @@ def num_rest_ints(block: Int32Array, *, epoch: int) -> int:
         raise FrameError(f"not a frame of this ring (magic {magic:#x}, version {version})")
     if got_epoch != epoch:
         raise FrameError(f"a frame of epoch {got_epoch} in epoch {epoch}")
-    size = int(block[10])
+    size = int(block[_SIZE_FIELD])
     if not 0 <= size <= MAX_PAYLOAD_INTS:
         raise FrameError(f"payload size {size} is out of range")
     return max(0, size - NUM_INLINE_INTS)
@@ -327,19 +323,18 @@ def decode(block: Int32Array, rest: Int32Array | None) -> Frame:
     if _checksum(clean, rest) != sent:
         raise FrameError("frame checksum does not match")
     fields = [int(v) for v in block[:NUM_FIELDS]]
-    inline = block[NUM_HEADER_INTS : NUM_HEADER_INTS + min(fields[10], NUM_INLINE_INTS)]
+    inline = block[NUM_HEADER_INTS : NUM_HEADER_INTS + min(fields[_SIZE_FIELD], NUM_INLINE_INTS)]
     return Frame(
         kind=Kind(fields[4]),
         epoch=fields[2],
         step=fields[3],
-        microbatch=fields[5],
-        table=fields[6],
-        num_rows=fields[7],
-        num_tokens=fields[8],
-        num_copies=fields[11],
-        num_resizes=fields[_CHECKSUM_FIELD + 1],
-        num_order_ints=fields[_CHECKSUM_FIELD + 2],
-        flags=fields[9],
+        table=fields[5],
+        num_rows=fields[6],
+        num_tokens=fields[7],
+        flags=fields[8],
+        num_copies=fields[10],
+        num_resizes=fields[11],
+        num_order_ints=fields[12],
         payload=inline.copy() if rest is None else np.concatenate([inline, rest]),
         times=block[NUM_FIELDS:NUM_HEADER_INTS].copy(),
     )

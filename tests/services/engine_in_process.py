@@ -28,7 +28,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from concurrent.futures import Executor, Future
 from dataclasses import replace
@@ -36,13 +36,17 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+
 from config import Settings, load_settings
 from distributed.backends.stage import Stage
-from distributed.engine.engine import Engine
+from distributed.engine.draw import RowSampling
+from distributed.engine.engine import Engine, EngineParts
 from distributed.engine.engine_config import make_engine_limits, make_scheduler
 from distributed.engine.live_settings import LiveSettings
 from distributed.engine.request_source import ModelFacts, RequestSource
-from distributed.engine.sequence import Sequence
+from distributed.engine.sampling import sample
+from distributed.engine.sequence import Drawn, Sequence
 from distributed.engine.status import RingStatus
 from distributed.engine.token_writer import TokenWriter
 from distributed.models import StageModel
@@ -71,6 +75,18 @@ class AtOnce(Executor):
         future: Future[Any] = Future()
         future.set_result(fn(*args, **kwargs))
         return future
+
+
+def sample_given(answers: Mapping[int, Items[int]]) -> Callable[[mx.array, Items[RowSampling]], Drawn]:
+    """Return a `sample` that gives requests of these seeds these answers, where their logits are finite."""
+
+    def sample_rows(logits: mx.array, rows: Items[RowSampling]) -> Drawn:
+        return [
+            token if token is None or row.seed not in answers else answers[row.seed][row.index]
+            for token, row in zip(sample(logits, rows), rows, strict=True)
+        ]
+
+    return sample_rows
 
 
 @lru_cache(maxsize=32)
@@ -136,17 +152,9 @@ class EngineInProcess:
         source = RequestSource(
             self.owner, self.bell, self._facts(status), self.writer, status.troubles, self.clock
         )
-        self.engine = Engine(
-            ring,
-            self.stages[0],
-            self.scheduler,
-            source,
-            self.writer,
-            status,
-            Watchdog(0, has_supervisor=False),
-            make_engine_limits(self.settings),
-            self.clock,
-        )
+        watchdog = Watchdog(0, has_supervisor=False)
+        parts = EngineParts(ring, self.stages[0], self.scheduler, source, self.writer, status, watchdog)
+        self.engine = Engine(parts, make_engine_limits(self.settings), self.clock)
         self._live = LiveSettings(self.settings, self.owner, self.engine)
         status.enter("ready")
         self._is_running = True

@@ -19,7 +19,6 @@ from distributed.engine.sequence import Drawn, Microbatch, Sequence
 from distributed.engine.slots import SlotLimits
 from distributed.models import load_stage
 from distributed.ring.frame import parse_step
-from tests.fakes.checkpoints import make_checkpoint, write_weights
 
 GREEDY = RowSampling(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, seed=0, choice=0, index=0)
 WARM = replace(GREEDY, temperature=0.7, seed=5)
@@ -106,15 +105,3 @@ class LocalRing:
 def answer(sequence: Sequence) -> list[int]:
     """The tokens behind the prompt."""
     return sequence.token_ids[sequence.num_prompt_tokens :]
-
-
-def make_poisoned(folder: Path, variant: str, token_id: int, **overrides: Any) -> Path:
-    """Make a model folder in which one token's embedding is NaN; not tied, or every draw would be."""
-    make_checkpoint(folder, variant, num_files=1, tie_word_embeddings=False, **overrides)
-    (file,) = folder.glob("*.safetensors")
-    weights = mx.load(str(file))
-    name = "model.embed_tokens.weight"
-    weights[name] = mx.where(mx.arange(len(weights[name]))[:, None] == token_id, mx.nan, weights[name])
-    mx.eval(weights)
-    write_weights(folder, weights)
-    return folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from distributed.engine.engine import Engine, EngineLimits
+from distributed.engine.engine import Engine, EngineLimits, EngineParts
 from distributed.engine.scheduler import Scheduler
 from distributed.ring.frame import Frame
 from distributed.ring.ring import MAX_UNREAD_BYTES
@@ -22,7 +22,8 @@ class Bench:
         status: Any = SimpleNamespace(trace=SimpleNamespace(sent=lambda number: None))
         nothing: Any = None
         limits = EngineLimits(1.0, 1.0, 1.0, 1.0, 0)
-        self.engine = Engine(ring, nothing, scheduler, nothing, nothing, status, nothing, limits)
+        parts = EngineParts(ring, nothing, scheduler, nothing, nothing, status, nothing)
+        self.engine = Engine(parts, limits)
 
     def launch(self) -> list[int]:
         """Let what may leave do so; return the sizes of all that is under way."""

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from distributed.engine.drafting import PromptLookup
 from distributed.planning.kv_sizes import most_tokens
 from tests.fakes.checkpoints import VOCAB_SIZE, reference_model, shared_checkpoint
-from tests.services.engine_in_process import EngineInProcess
+from tests.services.engine_in_process import EngineInProcess, sample_given
 from tests.services.stages import sure_tokens
 
 PROMPTS = [[(7 * i + 13 * j) % 250 for j in range(5 + 9 * i)] for i in range(4)]
@@ -29,17 +29,18 @@ def test_guesses_save_laps_and_change_no_token(
         PromptLookup, "note_cost", lambda *_: None
     )  # a wide step costs what a narrow one does
     quoted = [(17 * j) % 250 for j in range(40)]
+    monkeypatch.setattr("distributed.engine.engine.sample", sample_given({77: quoted}))
     results = {}
     for speculation in ("off", "prompt-lookup"):
         with EngineInProcess(tmp_path / speculation, llama, 2, speculation=speculation) as service:
-            forced = service.request([*quoted, 3, 1, 4], max_tokens=40)
+            quoting = service.request([*quoted, 3, 1, 4], max_tokens=40, seed=77)
             free = service.request(PROMPTS[3] * 3, max_tokens=40)
-            results[speculation] = service.ask(replace(forced, forced_token_ids=tuple(quoted)), free)
+            results[speculation] = service.ask(quoting, free)
     num_laps = {}
-    for speculation, (told, free_answer) in results.items():
-        assert told.token_ids == tuple(quoted)
+    for speculation, (quote, free_answer) in results.items():
+        assert quote.token_ids == tuple(quoted)
         assert free_answer.token_ids == results["off"][1].token_ids
-        num_laps[speculation] = told.performance["ranks"][1]["num_frames"]
+        num_laps[speculation] = quote.performance["ranks"][1]["num_frames"]
     assert num_laps["off"] == 40
     assert num_laps["prompt-lookup"] <= 20
 

@@ -13,7 +13,9 @@ from distributed.backends.stage import Stage
 from distributed.engine.drafting import Drafter, PromptLookup
 from distributed.engine.draw import RowSampling
 from distributed.engine.sequence import Sequence, Status
-from tests.services.local_ring import GREEDY, WARM, LocalRing, RingShape, answer, load_stages, make_poisoned
+from tests.fakes.checkpoints import make_poisoned
+from tests.services.engine_in_process import sample_given
+from tests.services.local_ring import GREEDY, WARM, LocalRing, RingShape, answer, load_stages
 
 POISON = 200
 BAD = [3, 14, 15, POISON, 9, 2, 6]
@@ -144,10 +146,13 @@ def test_a_guess_that_is_not_finite_costs_a_step_and_no_answer(make_ring: MakeRi
     assert [answer(row) for row in rows] == [alone(make_ring, SHORT[:3], 10), alone(make_ring, LONG, 10)]
 
 
-def test_an_answer_that_comes_to_it_keeps_the_tokens_before(make_ring: MakeRing) -> None:
+def test_an_answer_that_comes_to_it_keeps_the_tokens_before(
+    make_ring: MakeRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The token that is not finite is the last one of the log; the one after it cannot be drawn."""
+    monkeypatch.setattr("tests.services.local_ring.sample", sample_given({0: [POISON] * 8}))
     ring = make_ring()
-    row = ring.ask(SHORT, 8, RowSampling(**{**vars(GREEDY), "forced": POISON}))
+    row = ring.ask(SHORT, 8)
     ring.run()
     assert (ring.failed, answer(row)) == ([row], [POISON])
 

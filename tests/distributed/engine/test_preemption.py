@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from distributed.engine.scheduler import Scheduler
 from distributed.engine.sequence import Sequence, Status
-from distributed.planning.kv_sizes import next_tokens, padded_tokens, round_tokens
+from distributed.planning.kv_sizes import most_tokens, next_tokens, padded_tokens, round_tokens
 from tests.fakes.checkpoints import shared_checkpoint
 from tests.services.local_ring import GREEDY, WARM, LocalRing, RingShape, answer, load_stages
 from tests.services.scheduling import WrittenKV, give_back, make_scheduler, make_sequence
@@ -69,7 +69,7 @@ def test_the_budget_holds_and_everybody_ends(
         kept=kept,
         max_gathered=max_gathered,
     )
-    room = scheduler.slots.max_row_tokens
+    room = most_tokens(1, max_kv_tokens)
     sequences = [
         make_sequence(str(i), row[0], min(row[1], room - row[0]), first=1000 * i)
         for i, row in enumerate(rows)

@@ -13,7 +13,7 @@ from distributed.engine.chunks import ChunkPace, best_fill
 from distributed.engine.scheduler import Scheduler, SchedulerLimits
 from distributed.engine.sequence import Advance, Sequence, Status
 from distributed.engine.slots import SlotLimits, SlotTables
-from distributed.planning.kv_sizes import padded_tokens, round_rows, round_tokens
+from distributed.planning.kv_sizes import most_tokens, padded_tokens, round_rows, round_tokens
 from distributed.ring.frame import PrefixCopy
 from tests.services.scheduling import WrittenKV, cancel, give_back, make_scheduler, make_sequence, run_all
 
@@ -316,7 +316,7 @@ def test_every_sequence_ends_and_no_token_is_stepped_twice(
         num_tables=num_tables, max_rows=max_rows, max_kv_tokens=max_kv_tokens, max_gathered=max_gathered
     )
     sequences = [make_sequence(f"s{i}", n, m, first=1000 * i) for i, (n, m) in enumerate(prompts)]
-    max_row = scheduler.slots.max_row_tokens
+    max_row = most_tokens(1, max_kv_tokens)
     sequences = [sequence for sequence in sequences if sequence.max_total_tokens <= max_row]
     coming = sequences[::-1]
     kv = WrittenKV()

@@ -44,7 +44,7 @@ def make_frame(num_rows: int = 3, num_tokens: int = 4) -> Frame:
         is_alone=True,
     )
     ids = np.arange(num_rows * num_tokens, dtype=np.int32).reshape(num_rows, num_tokens)
-    return make_step_frame(step, ids, epoch=5, number=9, microbatch=2)
+    return make_step_frame(step, ids, epoch=5, number=9)
 
 
 def receive(block: Int32Array, rest: Int32Array | None) -> Frame:

@@ -33,7 +33,7 @@ def wait():
 if rank == 1:
     for number, rows in enumerate((2, 3)):
         step = StageStep(0, tuple(range(rows)), (0,) * rows, (1,) * rows, 1)
-        frame = make_step_frame(step, np.zeros((rows, 1), np.int32), epoch=1, number=number, microbatch=0)
+        frame = make_step_frame(step, np.zeros((rows, 1), np.int32), epoch=1, number=number)
         ring.send(with_hidden(frame), mx.full((rows, 1, 4), number + 0.5))
     ring.flush()
     sys.stdin.read()
