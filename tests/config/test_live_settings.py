@@ -60,7 +60,7 @@ FOLLOWED = {
     "frontdoor/routes/openai_text.py": "front.settings",
     "frontdoor/routes/models.py": "front.settings",
     "frontdoor/supervised.py": "apply_to_parts, the front door's followers",
-    "distributed/engine/engine_config.py": "at the start; Engine.follow follows",
+    "distributed/engine/engine_config.py": "at the start and by LiveSettings",
     "distributed/engine/live_settings.py": "rank 0's followers",
     "cluster/supervisor/front_door.py": "running.settings",
     "cluster/supervisor/supervisor.py": "the supervisor's own log level",
