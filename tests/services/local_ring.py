@@ -26,7 +26,7 @@ WARM = replace(GREEDY, temperature=0.7, seed=5)
 
 @dataclass(frozen=True)
 class RingShape:
-    """How many tables, rows and tokens of KV there are."""
+    """The numbers of tables, rows and tokens of KV."""
 
     num_tables: int = 1
     max_rows: int = 8
@@ -62,14 +62,14 @@ class LocalRing:
         self.rules: dict[Sequence, RowSampling] = {}
 
     def ask(self, prompt: Items[int], max_tokens: int, rule: RowSampling = GREEDY) -> Sequence:
-        """Let a prompt wait for its turn."""
+        """Add a prompt."""
         sequence = Sequence(str(len(self.rules)), list(prompt), len(prompt), max_tokens)
         self.rules[sequence] = rule
         self.scheduler.add(sequence)
         return sequence
 
     def run(self, num_steps: int = 100_000) -> None:
-        """Step until all are done, or so often."""
+        """Step until all are done, at most `num_steps` times."""
         for _ in range(num_steps):
             while self.scheduler.schedule():
                 pass
@@ -103,5 +103,5 @@ class LocalRing:
 
 
 def answer(sequence: Sequence) -> list[int]:
-    """The tokens behind the prompt."""
+    """Return the tokens after the prompt."""
     return sequence.token_ids[sequence.num_prompt_tokens :]

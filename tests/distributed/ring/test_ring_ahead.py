@@ -84,4 +84,4 @@ def test_a_frame_received_ahead_is_the_frame(foretold: tuple[int, int] | None) -
 
 def test_another_frame_than_was_foretold_ends_the_ring() -> None:
     """Hidden states of a wrong size are never taken for the frame's."""
-    assert receive_ahead((2, 1)) == "another frame came from rank 1 than was foretold"
+    assert receive_ahead((2, 1)) == "rank 1 sent another frame than the expected one"
