@@ -101,8 +101,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         return {str(tensor): str(name) for tensor, name in found.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelNotReady(
-            f"{index} is not an index of weights: {error}; delete it, and run "
-            "`python -m distributed.prepare`"
+            f"{index} is not an index of weights: {error}; delete it, and run `python -m distributed.prepare`"
         ) from error
 
 

@@ -22,7 +22,7 @@ from distributed.backends.cpu.threads import ProductThreads
 from distributed.backends.memory import check_memory
 from distributed.backends.stage import Stage
 from distributed.engine import tokenizers
-from distributed.engine.engine import Engine
+from distributed.engine.engine import Engine, EngineParts
 from distributed.engine.engine_config import chunk_tokens, make_engine_limits, make_scheduler
 from distributed.engine.live_settings import LiveSettings, apply_to_spool
 from distributed.engine.request_source import ModelFacts, RequestSource
@@ -95,8 +95,8 @@ def serve_rank0(
         facts = _model_facts(status, plan, stage, finish_tokenizers())
         writer = TokenWriter(owner, layers, status.troubles)
         source = RequestSource(owner, bell, facts, writer, status.troubles)
-        limits = make_engine_limits(settings)
-        engine = Engine(ring, stage, scheduler, source, writer, status, watchdog, limits)
+        parts = EngineParts(ring, stage, scheduler, source, writer, status, watchdog)
+        engine = Engine(parts, make_engine_limits(settings))
         watchdog.on_settings(LiveSettings(settings, owner, engine).on_settings)
         logger.info("ready: %s on %d ranks, layers %s", settings.model_name, ring.size, list(plan.layers))
         logger.info("context: %s", facts.context.describe())

@@ -84,5 +84,5 @@ def broadcast_prompt(
             resizes=(Resize(0, 0, 0),) if number == 0 else (),
         )
         ids = np.array([chunk], np.int32)
-        ring.send(make_step_frame(step, ids, epoch=ring.epoch, number=first_step + number, microbatch=number))
+        ring.send(make_step_frame(step, ids, epoch=ring.epoch, number=first_step + number))
     return len(chunks)

@@ -24,7 +24,7 @@ from spool.names import check_id
 
 VERSION = 1
 T = TypeVar("T")
-_RETIRED_FIELDS = (b'"deadline_unix":',)
+_RETIRED_FIELDS = (b'"deadline_unix":', b'"forced_token_ids":')
 _SANE_CLIENT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "cancelled", "error")
@@ -62,8 +62,7 @@ class Request(_Message, frozen=True):
     With is_chat, text is a user's message, and rank 0 applies the chat template; otherwise text is final.
     literals is set for a rendered chat: the offsets in text at which plain text looks like a control token.
     received_unix is the arrival of the client's first bytes (0: no client), created_unix is just before
-    submit. client_id is the client's own id (X-Request-Id), for logs only. forced_token_ids is the answer,
-    whatever the model computes: for measurements (`bench`); no HTTP route sets it.
+    submit. client_id is the client's own id (X-Request-Id), for logs only.
     """
 
     id: str
@@ -78,7 +77,6 @@ class Request(_Message, frozen=True):
     received_unix: float = 0.0
     is_chat: bool = False
     client_id: str = ""
-    forced_token_ids: tuple[int, ...] | None = None
     literals: tuple[int, ...] | None = None
 
     @property

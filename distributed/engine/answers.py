@@ -1,4 +1,4 @@
-"""An answer in the making: one request's sequence, text, token log and times on rank 0.
+"""An open answer: one request's sequence, text, token log and times on rank 0.
 
 Knows the spool's messages and the clock; nothing of MLX, frames or the ring.
 """
@@ -19,7 +19,7 @@ from spool.messages import FinishReason
 
 @dataclass
 class RankShare:
-    """What one rank did for one answer; busy time of a microbatch is shared out evenly over its rows."""
+    """One rank's work for one answer; a microbatch's busy time is divided evenly among its rows."""
 
     num_frames: int = 0
     busy_s: float = 0.0
@@ -27,7 +27,7 @@ class RankShare:
 
 @dataclass(eq=False)
 class Answer:
-    """A claimed request and everything that is said about it until its result is written."""
+    """A claimed request and its state until its result is written."""
 
     claim: Claim
     sequence: Sequence
@@ -38,7 +38,7 @@ class Answer:
     text: str = ""
     num_resumed_tokens: int = 0
     first_token_unix: float | None = None
-    is_solo: bool = False  # the spool says that it runs alone
+    is_solo: bool = False  # marked in the spool as running alone
     shares: list[RankShare] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -50,9 +50,8 @@ class Answer:
         return self.claim.request
 
     def sampling(self, ahead: int = 0) -> RowSampling:
-        """How the next token is drawn, or the one that many after it."""
+        """Return the draw's parameters for the next token, or for the one `ahead` tokens after it."""
         params, index = self.request.params, self.sequence.num_answer_tokens + ahead
-        forced = self.request.forced_token_ids or ()
         return RowSampling(
             temperature=params.temperature,
             top_p=params.top_p,
@@ -61,7 +60,6 @@ class Answer:
             seed=params.seed,
             choice=params.choice,
             index=index,
-            forced=forced[index] if index < len(forced) else None,
         )
 
     @property
@@ -72,9 +70,9 @@ class Answer:
         return "length" if self.sequence.ended_by == "length" else None
 
     def record(self, token_ids: Items[int]) -> list[TokenRecord]:
-        """Take the newest tokens, already in the sequence, into the text; return their lines of the log.
+        """Add the sequence's newest tokens to the text; return their records for the token log.
 
-        Where the text is stopped by a stop string, tokens after it are dropped, from the sequence too.
+        Tokens after a stop string are dropped, from the sequence as well.
         """
         if self.first_token_unix is None:
             self.first_token_unix = time.time()
@@ -88,7 +86,7 @@ class Answer:
         return records
 
     def credit(self, busy_us: Items[int], num_rows: int) -> None:
-        """Add a microbatch's busy times, by rank."""
+        """Add a microbatch's busy times, microseconds by rank; `num_rows` share them."""
         for share, us in zip(self.shares, busy_us, strict=True):
             share.num_frames += 1
             share.busy_s += us / 1e6 / num_rows
@@ -129,7 +127,7 @@ class Answer:
 
     @property
     def _num_reused(self) -> int:
-        """Prompt tokens whose KV was there; an answer that goes on may find some of its own as well."""
+        """Prompt tokens whose KV was reused; a resumed answer may reuse KV of its own tokens as well."""
         return min(self.sequence.num_reused_tokens, self.sequence.num_prompt_tokens)
 
     def _replay(self, records: Items[TokenRecord]) -> None:

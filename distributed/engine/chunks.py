@@ -1,4 +1,4 @@
-"""What goes into one prefill chunk: pure arithmetic over prompts. No MLX, no slots, no clock."""
+"""Size and rows of one prefill chunk: pure arithmetic over prompts. No MLX, no slots, no clock."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from distributed.engine.prefix_cache import MIN_REUSED_TOKENS
 from distributed.engine.sequence import Sequence
 
 MAX_CHUNK_ROWS = 16
-# About what a chunk may hold running answers up, however slow the machine and long the prompt.
+# A chunk delays decode rows by about this, however slow the machine and long the prompt.
 MAX_WAIT_US = 200_000.0
 MIN_PACED_TOKENS = 16
-PACE_WEIGHT = 0.3  # of the newest chunk: attention makes the later chunks of a prompt slower
-# A step costs about as much as this many tokens before its first one (SmolLM2, float32, one core).
+PACE_WEIGHT = 0.3  # of the newest chunk in the running mean: later chunks of a prompt are slower
+# The fixed cost of a step, in tokens.
 _STEP_TOKENS = 32
-# A chunk's scores, tokens times context for each head, are in memory at once: from so long a context on,
-# chunks shrink, in steps of so many tokens and never below that.
+# A chunk's attention scores, tokens x context for each head, are in memory at once: beyond this context
+# chunks shrink, in steps of MIN_SCORED_TOKENS and never below that.
 FULL_CHUNK_CONTEXT = 4096
 MIN_SCORED_TOKENS = 64
 
 
 class ChunkPace:
-    """How large a chunk may be while answers wait for it, by what chunks were measured to take."""
+    """How large a chunk may be while decode rows wait, from the measured time of earlier chunks."""
 
     def __init__(self, min_tokens: int = MIN_PACED_TOKENS) -> None:
         """Args: min_tokens: a chunk is never made smaller than this."""
@@ -29,13 +29,13 @@ class ChunkPace:
         self._us_per_token: float | None = None
 
     def note(self, num_tokens: int, slowest_us: float) -> None:
-        """Take in a chunk of rows x columns tokens, and how long its slowest stage worked on it."""
+        """Note the microseconds that the slowest stage took for a chunk of rows x columns tokens."""
         measured = slowest_us / (num_tokens + _STEP_TOKENS)
         old = self._us_per_token
         self._us_per_token = measured if old is None else old + PACE_WEIGHT * (measured - old)
 
     def budget(self, most: int) -> int:
-        """Return the tokens of a chunk that takes about MAX_WAIT_US, at most `most`."""
+        """Return the tokens that take about MAX_WAIT_US, at most `most`."""
         if self._us_per_token is None:
             return most
         tokens = int(MAX_WAIT_US / self._us_per_token) - _STEP_TOKENS
@@ -43,11 +43,11 @@ class ChunkPace:
 
 
 def within_scores(budget: int, context: int, max_scores: int) -> int:
-    """Return the tokens of a chunk, at most `budget`, whose scores over the context take no more memory.
+    """Return the tokens of a chunk, at most `budget`, whose attention scores stay within `max_scores`.
 
     Args:
-        context: the most tokens that one of them sees.
-        max_scores: tokens times context.
+        context: the most tokens that a row of the chunk attends to.
+        max_scores: tokens x context.
     """
     fitting = max_scores // context // MIN_SCORED_TOKENS * MIN_SCORED_TOKENS
     return min(budget, max(MIN_SCORED_TOKENS, fitting))
@@ -56,7 +56,7 @@ def within_scores(budget: int, context: int, max_scores: int) -> int:
 def best_fill(num_left: Items[int], budget: int) -> tuple[int, int]:
     """Return how many of the oldest prompts step together and in how many columns.
 
-    The product of both is within `budget`; what counts is the share of real tokens in what the step costs.
+    Rows x columns is within `budget`; the choice has the largest share of real tokens in the step's cost.
 
     Args:
         num_left: tokens left to step, oldest prompt first; at least one prompt, each with at least one.
@@ -72,7 +72,7 @@ def best_fill(num_left: Items[int], budget: int) -> tuple[int, int]:
 
 
 def could_copy(sequence: Sequence, other: Sequence, num_done: int) -> bool:
-    """Whether a prompt of which nothing was stepped yet could copy much more once `other` was stepped."""
+    """Whether a prompt not stepped yet could copy a longer prefix once `other` has been stepped."""
     if sequence.owner != other.owner or sequence.num_scheduled_tokens != sequence.num_reused_tokens:
         return False
     end = num_done + MIN_REUSED_TOKENS

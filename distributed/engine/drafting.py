@@ -1,9 +1,9 @@
-"""Guessing what comes next from what was said before (prompt lookup), to verify several tokens in one lap.
+"""Draft tokens by prompt lookup, so that one lap verifies several tokens.
 
-A guess is the text that followed the same few tokens earlier in the prompt or answer. A wrong one costs
-time and nothing else: draws are kept only while they equal the guesses, and each draw is keyed by its index.
-How far to guess is decided by what steps of each size were measured to cost and how often this sequence's
-guesses held, so that guessing is left where it does not gain. Pure Python: no MLX, no clock.
+A draft is the tokens that followed the same few tokens earlier in the prompt or answer. A rejected draft
+costs time and nothing else: a draw counts only while all drafts before it were drawn as well, and each draw
+is keyed by its index. The length of a draft depends on the measured cost of steps of each size and on how
+often drafts of this sequence were accepted. Pure Python: no MLX, no clock.
 """
 
 from __future__ import annotations
@@ -15,41 +15,41 @@ from typing import Protocol
 from distributed.engine.sequence import Sequence
 
 MAX_DRAFTS = 15
-NGRAM_TOKENS = (4, 3, 2)  # the longest match is looked for first
-# With more rows than these a step is dear for each token, and looking back takes rank 0's time.
-MAX_GUESSING_ROWS = 8
-# Guesses must promise this much more than none.
+NGRAM_TOKENS = (4, 3, 2)  # tried in this order
+# With more rows every further token of a step costs much, and the lookup takes rank 0's time.
+MAX_DRAFTING_ROWS = 8
+# Drafts must promise this factor more tokens a second than no drafts.
 MIN_GAIN = 1.1
-# How a sequence's guesses are taken to have fared before any was made.
+# Accepted and rejected drafts that every sequence starts with.
 PRIOR_RIGHT, PRIOR_WRONG = 2.0, 1.0
-# How quickly what a sequence's guesses did is forgotten, and what a step costs.
-FORGETTING, COST_WEIGHT = 0.9, 0.2
-# Now and then a sequence whose guesses fail may try again: its text may have come to a quotation.
+# Weight of older drafts against each new one; weight of the newest step in the running mean of its cost.
+DECAY, COST_WEIGHT = 0.9, 0.2
+# A sequence whose drafts were rejected tries again after so many tokens: it may have come to a quotation.
 RETRY_TOKENS = 32
 
 
 class Drafter(Protocol):
-    """Guesses tokens for decode rows."""
+    """Proposes draft tokens for decode rows."""
 
     def propose(self, sequences: Items[Sequence]) -> list[tuple[int, ...]]:
-        """Return the guesses of each row of one decode group, in order; () for none."""
+        """Return a draft for each row of one decode group, in order; () for none."""
         ...
 
     def learn(self, sequence: Sequence, num_drafts: int, num_right: int) -> None:
-        """Take in how many of a row's guesses held."""
+        """Note how many of a row's draft tokens were accepted."""
         ...
 
     def note_cost(self, num_tokens: int, busy_us: float) -> None:
-        """Take in what a decode step of rows x columns tokens cost all stages together."""
+        """Note the busy time of all stages together for a decode step of rows x columns tokens."""
         ...
 
     def forget(self, sequence: Sequence) -> None:
-        """Drop what is kept for a sequence that has ended."""
+        """Drop the history of a finished sequence."""
         ...
 
 
 class NoDrafter:
-    """Guesses nothing."""
+    """Proposes no drafts."""
 
     def propose(self, sequences: Items[Sequence]) -> list[tuple[int, ...]]:
         """See Drafter."""
@@ -67,20 +67,20 @@ class NoDrafter:
 
 @dataclass
 class StepCosts:
-    """What a step of so many tokens costs over all stages, as measured; sizes in powers of two."""
+    """The measured cost of a step over all stages, by its tokens rounded up to a power of two."""
 
     _by_size: dict[int, float] = field(default_factory=dict)
 
     def note(self, num_tokens: int, busy_us: float) -> None:
-        """Take in one step of rows x columns tokens."""
+        """Note one step of rows x columns tokens."""
         size = _size_of(num_tokens)
         old = self._by_size.get(size)
         self._by_size[size] = busy_us if old is None else old + COST_WEIGHT * (busy_us - old)
 
     def estimate(self, num_tokens: int) -> float:
-        """Return the cost of a step in microseconds; sizes not seen yet count as the next smaller one seen.
+        """Return a step's cost in microseconds; a size not seen yet costs as much as the next smaller one.
 
-        So a size is tried once before it is judged.
+        So every size is tried once.
         """
         size = _size_of(num_tokens)
         smaller = [cost for seen, cost in self._by_size.items() if seen <= size]
@@ -93,7 +93,7 @@ def _size_of(num_tokens: int) -> int:
 
 @dataclass
 class _History:
-    """One sequence's n-grams and how its guesses fared."""
+    """One sequence's n-grams, and how many of its drafts were accepted."""
 
     places: dict[tuple[int, ...], int] = field(default_factory=dict)  # n-gram -> index of what followed
     num_indexed: int = 0
@@ -107,18 +107,18 @@ class _History:
 
 
 class PromptLookup:
-    """Guesses by looking back; keeps one account of costs over all sequences."""
+    """Drafts by prompt lookup; step costs are shared by all sequences."""
 
     def __init__(self) -> None:
         self._costs = StepCosts()
         self._histories: dict[Sequence, _History] = {}
 
     def propose(self, sequences: Items[Sequence]) -> list[tuple[int, ...]]:
-        """See Drafter. One length for the whole group, as its rows are stepped in the same columns."""
-        if len(sequences) > MAX_GUESSING_ROWS:
+        """See Drafter. One maximal length for the whole group: its rows are stepped in the same columns."""
+        if len(sequences) > MAX_DRAFTING_ROWS:
             return [()] * len(sequences)
         found = [self._look_up(sequence) for sequence in sequences]
-        longest = max((len(guess) for guess in found), default=0)
+        longest = max((len(draft) for draft in found), default=0)
         if not longest:
             return found
         best, best_rate = 0, MIN_GAIN * self._rate(sequences, found, 0)
@@ -128,13 +128,13 @@ class PromptLookup:
             rate = self._rate(sequences, found, length)
             if rate > best_rate:
                 best, best_rate = length, rate
-        return [guess[:best] for guess in found]
+        return [draft[:best] for draft in found]
 
     def learn(self, sequence: Sequence, num_drafts: int, num_right: int) -> None:
         """See Drafter."""
         history = self._histories[sequence]
-        history.right = FORGETTING * history.right + num_right
-        history.wrong = FORGETTING * history.wrong + (num_right < num_drafts)
+        history.right = DECAY * history.right + num_right
+        history.wrong = DECAY * history.wrong + (num_right < num_drafts)
         if num_right < num_drafts:
             history.num_tokens_at_failure = len(sequence.token_ids)
 
@@ -147,15 +147,15 @@ class PromptLookup:
         self._histories.pop(sequence, None)
 
     def _rate(self, sequences: Items[Sequence], found: Items[tuple[int, ...]], length: int) -> float:
-        """Tokens a microsecond, with guesses of at most `length`."""
+        """Return the expected tokens a microsecond with drafts of at most `length` tokens."""
         num_tokens = 0.0
-        for sequence, guess in zip(sequences, found, strict=True):
+        for sequence, draft in zip(sequences, found, strict=True):
             hit = self._histories[sequence].hit_rate
-            num_tokens += sum(hit**i for i in range(min(length, len(guess)) + 1))
+            num_tokens += sum(hit**i for i in range(min(length, len(draft)) + 1))
         return num_tokens / self._costs.estimate(len(sequences) * (1 + length))
 
     def _look_up(self, sequence: Sequence) -> tuple[int, ...]:
-        """Return what followed the sequence's last tokens when they stood there before."""
+        """Return the tokens that followed an earlier occurrence of the sequence's last tokens."""
         history = self._histories.get(sequence)
         if history is None:
             history = self._histories[sequence] = _History()
@@ -174,7 +174,7 @@ class PromptLookup:
 
 
 def _index(history: _History, tokens: list[int]) -> None:
-    """Note every n-gram that something follows, the latest place winning."""
+    """Index every n-gram that a token follows; the latest place wins."""
     for end in range(max(history.num_indexed, min(NGRAM_TOKENS)), len(tokens)):
         for length in NGRAM_TOKENS:
             if end >= length:

@@ -1,4 +1,4 @@
-"""How a token is drawn and with which random number: pure functions of the request and the index. No MLX."""
+"""The parameters and the random number of a draw: pure functions of the request and the index. No MLX."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RowSampling:
-    """How one row is drawn; `index` is the answer token's index, `forced` its token whatever is drawn."""
+    """How one row is drawn; `index` is the answer token's index."""
 
     temperature: float
     top_p: float
@@ -18,7 +18,6 @@ class RowSampling:
     seed: int
     choice: int
     index: int
-    forced: int | None = None
 
     @property
     def is_greedy(self) -> bool:
@@ -26,7 +25,7 @@ class RowSampling:
 
 
 def uniform(seed: int, choice: int, index: int) -> float:
-    """Return the key's number in [0, 1): 53 bits of a BLAKE2b hash, the same on every machine."""
+    """Return the random number of a key, in [0, 1): 53 bits of a BLAKE2b hash, the same on every machine."""
     packed = struct.pack("<QIQ", seed & 0xFFFFFFFFFFFFFFFF, choice, index)
     digest = hashlib.blake2b(packed, digest_size=8, person=b"ring-sampler").digest()
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53

@@ -1,9 +1,9 @@
 """Rank 0's loop: take requests, launch microbatches, wait, receive one.
 
-Knows the ring, its own stage, the scheduler, the request source and the token writer; nothing of HTTP. It is
-the only place that decides anything. One selector waits for the ring, the doorbell and signals. The next
-microbatch is on its way before the last one's text is made and logged, so that other stages do not wait for
-files."""
+Knows the ring, its own stage, the scheduler, the request source and the token writer; nothing of HTTP. All
+decisions are made here and in the scheduler. One selector waits for the ring, the doorbell and signals. The
+loop sends the next microbatch before it decodes and logs the last one's text, so that other stages do not
+wait for files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 import mlx.core as mx
 import numpy as np
 
-from config import Settings
 from distributed.backends.stage import Stage
 from distributed.engine.request_source import RequestSource
 from distributed.engine.sampling import sample
@@ -41,6 +40,19 @@ MAX_SIGNALS = 64  # a byte each
 
 
 @dataclass(frozen=True)
+class EngineParts:
+    """What the loop runs on."""
+
+    ring: Ring
+    stage: Stage
+    scheduler: Scheduler
+    source: RequestSource
+    writer: TokenWriter
+    status: RingStatus
+    watchdog: Watchdog
+
+
+@dataclass(frozen=True)
 class EngineLimits:
     """Limits of the loop."""
 
@@ -55,29 +67,22 @@ class Engine:
     """Serves the spool until it is asked to stop."""
 
     def __init__(
-        self,
-        ring: Ring,
-        stage: Stage,
-        scheduler: Scheduler,
-        source: RequestSource,
-        writer: TokenWriter,
-        status: RingStatus,
-        watchdog: Watchdog,
-        limits: EngineLimits,
-        clock: Callable[[], float] = time.monotonic,
+        self, parts: EngineParts, limits: EngineLimits, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._ring, self._stage, self._scheduler = ring, stage, scheduler
-        self._source, self._writer, self._status, self._watchdog = source, writer, status, watchdog
-        self._limits, self._clock = limits, clock
-        # One for each microbatch in flight: those under way, oldest first, and at most one that waits.
+        """Args: limits: may be replaced by another thread; the next turn of the loop uses the new ones."""
+        self._ring, self._stage, self._scheduler = parts.ring, parts.stage, parts.scheduler
+        self._source, self._writer = parts.source, parts.writer
+        self._status, self._watchdog = parts.status, parts.watchdog
+        self.limits, self._clock = limits, clock
+        # A frame for each microbatch in flight: those sent, oldest first, and at most one not sent yet.
         self._sent: deque[Frame] = deque()
         self._unsent: Frame | None = None
-        self._num_pings = 0
+        self._is_pinging = False
         self._takes_requests, self._is_ending = True, False
-        self._last_lap = self._next_look = self._next_status = self._next_ping = self._next_sweep = clock()
+        self._last_lap = self._next_look = self._next_status = self._next_sweep = clock()
 
     def run(self, should_stop: Callable[[], bool], wakeup: int) -> None:
-        """Serve until `should_stop`, then finish what runs as far as the shutdown limit goes.
+        """Serve until `should_stop`, then finish running requests within the shutdown limit.
 
         Args:
             wakeup: a descriptor that becomes readable when a signal has arrived.
@@ -86,15 +91,6 @@ class Engine:
         while not should_stop():
             self.step(wakeup)
         self._drain(wakeup)
-
-    def follow(self, settings: Settings) -> None:
-        """Take live settings over; called on another thread, seen at the next turn of the loop."""
-        self._limits = replace(
-            self._limits,
-            poll_interval_seconds=settings.poll_interval,
-            retention_seconds=settings.result_retention_hours * 3600,
-            retention_bytes=settings.result_retention_mb * 2**20,
-        )
 
     def step(self, wakeup: int) -> None:
         """One turn of the loop."""
@@ -107,20 +103,20 @@ class Engine:
 
     def _enter(self, phase: str) -> None:
         self._status.enter(phase)
-        self._watchdog.enter(phase, self._limits.step_timeout_seconds)
+        self._watchdog.enter(phase, self.limits.step_timeout_seconds)
 
     def _drain(self, wakeup: int) -> None:
         self._enter("draining")
         self._takes_requests = False
-        deadline = self._clock() + self._limits.shutdown_timeout_seconds
+        deadline = self._clock() + self.limits.shutdown_timeout_seconds
         while self._scheduler.has_work and self._clock() < deadline:
             self.step(wakeup)
         if self._scheduler.has_work:
             logger.warning(
-                "%d answers stay in the spool and go on at the next start", self._scheduler.num_open
+                "%d answers stay in the spool and continue at the next start", self._scheduler.num_open
             )
         self._is_ending = True
-        while self._scheduler.in_flight:  # their tokens are logged, and nothing is sent after STOP
+        while self._scheduler.in_flight:  # log their tokens; nothing may be sent after STOP
             self._receive_next()
         self._publish()
         self._source.close()
@@ -130,11 +126,11 @@ class Engine:
         self._status.enter("stopped")
 
     def _take(self) -> None:
-        """Look at the spool when that is due: claim as many requests as the tables have rows, then cancel."""
+        """Read the spool when that is due: claim requests for all free rows, then cancel."""
         now = self._clock()
         if now < self._next_look:
             return
-        self._next_look = now + self._limits.poll_interval_seconds
+        self._next_look = now + self.limits.poll_interval_seconds
         self._source.bell.drain()
         self._publish()
         if self._takes_requests:
@@ -142,12 +138,12 @@ class Engine:
             answers = self._source.claim(num_free)
             for answer in answers:
                 self._scheduler.add(answer.sequence)
-            if len(answers) >= num_free:  # more may wait for rows that become free
-                self._next_look = now + min(self._limits.poll_interval_seconds, BACKLOG_SECONDS)
+            if len(answers) >= num_free:  # the queue may hold more than there are rows
+                self._next_look = now + min(self.limits.poll_interval_seconds, BACKLOG_SECONDS)
         for answer in self._source.cancelled():
             self._scheduler.finish(answer.sequence)
             self._writer.end(answer, "cancelled")
-            self._next_look = now  # there is room for another
+            self._next_look = now  # a row is free
 
     def _launch(self) -> None:
         """Send microbatches until enough are in flight or nothing is ready."""
@@ -161,10 +157,10 @@ class Engine:
             self._unsent = to_frame(microbatch, self._ring.epoch)
 
     def _send_next(self) -> bool:
-        """Send the frame that waits, if there is one; False: it goes on waiting until others are back.
+        """Send the unsent frame, if there is one; return False if it must wait for earlier frames.
 
-        What was sent and is not back may lie unread in a socket, which has to take it without blocking; a
-        frame that is larger than that goes alone.
+        Frames sent and not yet received may lie unread in a socket buffer. Together they stay within what the
+        buffer takes without blocking; a frame larger than that is sent alone.
         """
         if self._unsent is None:
             return True
@@ -180,36 +176,36 @@ class Engine:
         return True
 
     def _wait(self, wakeup: int) -> None:
-        """Wait for a frame, the bell or a signal, not beyond what is due next; answer the bell at once."""
+        """Wait for a frame, the bell or a signal, until something is due; a bell brings new requests."""
         bell = self._source.bell.fileno()
-        # POLL_INTERVAL may be a minute; status, pings and the watchdog's limit may not wait for it.
+        # POLL_INTERVAL may be a minute; status, pings and the watchdog are due each second.
         due = min(self._next_look, self._next_status)
         ready = self._ring.wait(max(0.0, due - self._clock()), (bell, wakeup))
         if wakeup in ready:
-            os.read(wakeup, MAX_SIGNALS)  # else a drain would not wait at all
+            os.read(wakeup, MAX_SIGNALS)  # else the selector would return at once from now on
         if bell in ready:
             self._next_look = 0.0
             self._take()
 
     def _receive(self) -> Frame:
-        """Receive one frame and, if it is a step, run it through the last stage."""
+        """Receive one frame; run the last stage if it is a step."""
         frame, hidden = self._ring.recv()
         self._last_lap = self._clock()
         self._status.last_lap_unix = time.time()
         if frame.kind is Kind.STEP:
             self._finish_step(frame, hidden)
         elif frame.kind is Kind.HELLO:
-            self._num_pings -= 1
+            self._is_pinging = False
         return frame
 
     def _receive_next(self) -> Frame:
-        self._watchdog.expect(self._limits.step_timeout_seconds, self._status.step)
+        self._watchdog.expect(self.limits.step_timeout_seconds, self._status.step)
         while not self._ring.is_readable():
-            self._ring.wait(self._limits.step_timeout_seconds)
+            self._ring.wait(self.limits.step_timeout_seconds)
         return self._receive()
 
     def _finish_step(self, frame: Frame, hidden: mx.array | None) -> None:
-        """Run the last stage, draw, launch what is ready next; only then publish the tokens."""
+        """Run the last stage, draw, launch the next microbatches; only then publish the tokens."""
         start_us = clock_us()
         microbatch = self._scheduler.in_flight[0]
         if frame.step != microbatch.number:
@@ -226,19 +222,19 @@ class Engine:
                 self._scheduler.finish(advance.sequence)
         self._launch()
         self._writer.take(advanced)
-        # The next step's layers leave this thread free, and the ring need not wait for files.
+        # Otherwise the tokens are published while the next step's layers run.
         if not (self._stage.runner.is_async and self._ring.is_readable()):
             self._publish()
 
     def _begin_next(self) -> None:
-        """Let the next frame come in while this one's layers run; its size is known where a step is next."""
-        if self._sent and not self._num_pings:
+        """Start to receive the next frame while this one's layers run; its size is known if it is a step."""
+        if self._sent and not self._is_pinging:
             following = self._sent[0]
             if following.num_head_ints <= NUM_INLINE_INTS:
                 self._ring.begin_recv((following.num_rows, following.num_tokens))
 
     def _sample(self, microbatch: Microbatch, step: StageStep, output: mx.array) -> dict[Sequence, Drawn]:
-        """Draw a token after the last known token, and after each guess, of every row that wants one."""
+        """Draw a token after the last known token, and after each draft, of every row that wants tokens."""
         rows = [(i, row) for i, row in enumerate(microbatch.rows) if row.wants_tokens]
         if not microbatch.wants_logits or not rows:
             self._stage.rest()
@@ -268,18 +264,18 @@ class Engine:
             self._writer.answer_of(sequence).credit(busy_us, len(running))
 
     def _publish(self) -> None:
-        """Log the new tokens and wake the front doors; end what is at its end."""
+        """Log the new tokens, wake the front doors, finish the sequences that ended."""
         for sequence in self._writer.publish():
             self._scheduler.finish(sequence)
 
     def _keep_house(self) -> None:
-        """Do what has its time: the watchdog's limit, the status, idle laps, sweeps."""
+        """Do what is due: the watchdog's limit, the ring check, sweeps, retries, the status."""
         now = self._clock()
-        self._watchdog.expect(self._limits.step_timeout_seconds, self._status.step)
+        self._watchdog.expect(self.limits.step_timeout_seconds, self._status.step)
         self._check_ring(now)
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_SECONDS
-            self._writer.sweep(self._limits.retention_seconds, self._limits.retention_bytes)
+            self._writer.sweep(self.limits.retention_seconds, self.limits.retention_bytes)
         if now >= self._next_status:
             self._next_status = now + STATUS_SECONDS
             self._source.retry()
@@ -287,14 +283,15 @@ class Engine:
             self._update_status()
 
     def _check_ring(self, now: float) -> None:
-        """Give up on a lost lap; when idle, prove by a lap that the ring is whole."""
-        if self._scheduler.in_flight or self._num_pings:
-            if now - self._last_lap > self._limits.step_timeout_seconds:
-                raise RingLost(f"no frame came round in {self._limits.step_timeout_seconds:g} s")
-        elif now >= self._next_ping and now - self._last_lap > PING_SECONDS:
-            self._next_ping = now + PING_SECONDS
+        """Raise RingLost when a lap takes too long; when idle, send a HELLO round to check the ring."""
+        if self._scheduler.in_flight or self._is_pinging:
+            if now - self._last_lap > self.limits.step_timeout_seconds:
+                raise RingLost(
+                    f"no frame came back within STEP_TIMEOUT={self.limits.step_timeout_seconds:g} s"
+                )
+        elif now - self._last_lap > PING_SECONDS:
             self._last_lap = now
-            self._num_pings += 1
+            self._is_pinging = True
             self._ring.send(Frame(Kind.HELLO, self._ring.epoch))
 
     def _update_status(self) -> None:
@@ -309,9 +306,7 @@ class Engine:
         status.kv["num_kept_tokens"] = scheduler.slots.prefix_cache.num_tokens
         num_new = scheduler.num_preemptions - status.kv.get("num_preemptions", 0)
         if num_new:
-            logger.info(
-                "%d running requests wait again: KV_CACHE_RESERVED_MEMORY_MB has no more room", num_new
-            )
+            logger.info("%d running requests wait again: KV_CACHE_RESERVED_MEMORY_MB is full", num_new)
         status.kv["num_preemptions"] = scheduler.num_preemptions
         status.tokens, status.requests = self._writer.tokens, self._writer.num_ended
         status.results = self._writer.results
@@ -319,6 +314,7 @@ class Engine:
 
 
 def to_frame(microbatch: Microbatch, epoch: int) -> Frame:
+    """Return the frame of a microbatch; token ids are padded with 0 on the right."""
     rows, num_tokens = microbatch.rows, microbatch.num_tokens
     ids = np.zeros((len(rows), num_tokens), np.int32)
     for i, row in enumerate(rows):
@@ -335,6 +331,4 @@ def to_frame(microbatch: Microbatch, epoch: int) -> Frame:
         clears=microbatch.clears,
         is_alone=microbatch.is_alone,
     )
-    return make_step_frame(
-        step, ids, epoch=epoch, number=microbatch.number, microbatch=microbatch.number % 64
-    )
+    return make_step_frame(step, ids, epoch=epoch, number=microbatch.number)

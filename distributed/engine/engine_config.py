@@ -1,4 +1,4 @@
-"""How much rank 0 does at a time: chunks, rows, KV and waits, from the settings and what the machine is.
+"""The limits of the loop and the scheduler, from the settings and the machine: chunks, rows, KV, waits.
 
 Knows nothing of the ring, the spool or how a rank starts.
 """
@@ -44,7 +44,7 @@ def make_engine_limits(settings: Settings) -> EngineLimits:
 
 
 def make_scheduler(settings: Settings, status: RingStatus, chunk: int, thread_gain: float) -> Scheduler:
-    """Return the scheduler of a ring whose ranks are ready; the status learns what fits into its KV.
+    """Return the scheduler of a ring whose ranks are ready; put the KV limit and the context in the status.
 
     Args:
         chunk: see `chunk_tokens`.
@@ -52,11 +52,11 @@ def make_scheduler(settings: Settings, status: RingStatus, chunk: int, thread_ga
     """
     is_auto = settings.microbatches == "auto"
     num_tables = len(status.ranks) if is_auto else int(settings.microbatches)
-    # A table that takes another size has one layer in memory twice.
+    # While a table is resized, one of its layers is in memory twice.
     largest = max(info.kv_bytes_per_token * (1 + 1 / info.num_layers) for info in status.ranks)
     max_kv_tokens = int(settings.kv_cache_reserved_memory_mb * 2**20 / max(1, largest))
     status.kv["max_tokens"] = max_kv_tokens
-    # A long request of `auto` leaves room for another one beside it.
+    # With `auto` a request of full length leaves room for a second one.
     num_rows = 2 if settings.max_sequence_length == "auto" else 1
     status.context = limit_context(
         settings, read_model_tokens(settings.model_dir), most_tokens(num_rows, max_kv_tokens)

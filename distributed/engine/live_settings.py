@@ -1,6 +1,6 @@
-"""What rank 0 takes over of an edit of the settings while it runs.
+"""Applies edits of live settings to rank 0 while it runs.
 
-Called in the watchdog's thread: whoever uses a value reads it when it needs it. Knows which parts of rank 0
+Called in the watchdog's thread; the main thread reads a value when it uses it. Knows which parts of rank 0
 hold a live setting; nothing of who edits them.
 """
 
@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from config import Settings
 from config.live import with_values
 from distributed.engine.engine import Engine
+from distributed.engine.engine_config import make_engine_limits
 from spool import PromptFileDefaults, SpoolOwner
 
 logger = logging.getLogger(__name__)
@@ -27,18 +28,18 @@ class LiveSettings:
         self._settings, self._owner, self._engine = settings, owner, engine
 
     def on_settings(self, values: Mapping[str, Any]) -> None:
-        """Take new values, by key; all of them or none."""
+        """Apply new values, by key; all of them or none."""
         try:
             self._settings = with_values(self._settings, values)
         except ValidationError as error:
-            logger.error("live settings of another release: %s", error)
+            logger.error("live settings not applied: %s", error)
             return
         apply_to_spool(self._settings, self._owner)
-        self._engine.follow(self._settings)
+        self._engine.limits = make_engine_limits(self._settings)
 
 
 def apply_to_spool(settings: Settings, owner: SpoolOwner) -> None:
-    """Tell the spool what dropped prompt files need not say, and how many requests may wait."""
+    """Set the defaults of dropped prompt files and the limits of the queue."""
     owner.hand_defaults = PromptFileDefaults(settings.model_name, settings.default_max_tokens)
     owner.spool.admission.max_depth = settings.max_queue_depth
     owner.spool.admission.max_bytes = settings.max_queue_mb * 2**20

@@ -1,7 +1,7 @@
-"""KV of finished sequences, kept where it lies: look-up, the beginnings of long entries, eviction by tokens.
+"""The KV of finished sequences, kept in its slots: look-up, truncation of long entries, eviction by tokens.
 
-A finished sequence's KV stays in its slot until somebody needs the slot. Only requests of the same owner find
-it. Knows the slots of the tables; nothing of their sizes or of who gets one. Pure Python: no MLX, no clock.
+A finished sequence's KV stays in its slot until the slot is needed. Only requests of the same owner match it.
+Knows the slots of the tables; nothing of their sizes or of admission. Pure Python: no MLX, no clock.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from distributed.engine.sequence import Sequence, Slot, Table
 from distributed.planning.step import PrefixCopy
 
-# A shorter match is not worth giving up another slot's kept tokens for.
+# A shorter match is not worth the loss of another slot's kept tokens.
 MIN_REUSED_TOKENS = 8
 
 
 @dataclass(frozen=True)
 class Match:
-    """A kept slot that begins as a sequence does."""
+    """A kept slot whose first tokens are those of a sequence."""
 
     table: int
     slot: int
@@ -32,23 +32,23 @@ class PrefixCache:
 
     def __init__(self, tables: Items[Table], max_tokens: int) -> None:
         self._tables, self._max_tokens = tables, max_tokens
-        self._num_kept = 0  # counts entries, so that the oldest is known
+        self._num_kept = 0  # entries so far; `last_used` of the newest
 
     @property
     def num_tokens(self) -> int:
         return sum(len(slot.kept_token_ids) for _, _, slot in self._slots() if slot.sequence is None)
 
     def matches(self, sequence: Sequence) -> Iterator[Match]:
-        """The kept slots that begin as a sequence does, and whose place it could take."""
+        """Yield the kept slots that share a prefix with a sequence, which could take them over."""
         for table, index, slot in self._slots():
             if slot.sequence is None and (num := _num_matching(slot, sequence)) >= MIN_REUSED_TOKENS:
                 yield Match(table, index, num, num / len(slot.kept_token_ids))
 
     def find_copy(self, sequence: Sequence) -> PrefixCopy | None:
-        """Return where more of a sequence's first tokens lie than it has: any row of its owner.
+        """Return a copy from the row, kept or running, with the longest common prefix; None if it is short.
 
-        What counts is what is written or on its way round the ring: frames are served in order, so the KV is
-        there before the copy.
+        Tokens of frames in flight count as well: stages take frames in order, so they write that KV before
+        they copy it.
         """
         found = (
             PrefixCopy(table, index, sequence.slot, _num_matching(slot, sequence))
@@ -60,7 +60,7 @@ class PrefixCache:
         return best if best is not None and best.num_tokens >= least else None
 
     def keep(self, slot: Slot, token_ids: Items[int]) -> None:
-        """Keep a free slot's first tokens, as many as may be; the oldest entries lose their ends for it."""
+        """Keep a free slot's first tokens, within `max_tokens`; truncate the oldest entries to make room."""
         self._num_kept += 1
         slot.kept_token_ids, slot.last_used = token_ids[: self._max_tokens], self._num_kept
         while (excess := self.num_tokens - self._max_tokens) > 0:
@@ -75,7 +75,7 @@ class PrefixCache:
 
 
 def _num_matching(slot: Slot, sequence: Sequence) -> int:
-    """Count the first tokens that are alike; the last prompt token is always run: its logits are wanted."""
+    """Count the equal first tokens; the last prompt token never counts, since its logits are needed."""
     if slot.owner != sequence.owner:
         return 0
     written, wanted = slot.written_token_ids, sequence.token_ids

@@ -1,4 +1,4 @@
-"""The lines of rank 0's log about requests: begin, end, and what was swept. Never any of their text."""
+"""Rank 0's log lines about requests: start, end, sweep. Never any text of a request."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import logging
 from distributed.engine.answers import Answer
 from spool import Claim, Result, Swept
 
-# A request's lines are found together, whichever room writes them.
+# One logger for a request's lines, whichever module writes them.
 logger = logging.getLogger("distributed.requests")
 
 
 def log_start(answer: Answer) -> None:
-    """Write that rank 0 has a request; never any of its text."""
+    """Log that a request starts."""
     request, claim, num_resumed = answer.request, answer.claim, answer.num_resumed_tokens
     fields = {"id": request.id, "client_id": request.client_id, "attempt": claim.attempt}
     logger.info(
@@ -20,13 +20,13 @@ def log_start(answer: Answer) -> None:
         request.label,
         answer.sequence.num_prompt_tokens,
         claim.attempt,
-        f", goes on after {num_resumed} tokens" if num_resumed else "",
+        f", continues after {num_resumed} tokens" if num_resumed else "",
         extra={"fields": fields},
     )
 
 
 def log_request(claim: Claim, result: Result) -> None:
-    """Write how a request ended; never any of its text."""
+    """Log how a request ended."""
     fields = {
         "id": result.id,
         "client_id": claim.request.client_id,
@@ -52,7 +52,7 @@ def log_request(claim: Claim, result: Result) -> None:
 
 
 def log_sweep(swept: Swept, max_bytes: int) -> None:
-    """Write how many results are gone; leftovers are nobody's business."""
+    """Log how many results a sweep removed."""
     if not swept.num_results_by_age and not swept.num_results_by_size:
         return
     logger.info(

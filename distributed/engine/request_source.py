@@ -1,6 +1,7 @@
-"""Rank 0's way in from the spool: claims are checked and become open answers, or go back to the queue.
+"""Claims requests from the spool, checks them, and opens an answer for each or puts it back.
 
-Knows the spool, the tokenizer and the writer that ends what cannot run; nothing of MLX, frames or the ring.
+Knows the spool, the tokenizer and the writer, which writes the errors of refused requests; nothing of MLX,
+frames or the ring.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from distributed.engine.token_writer import NO_LOGS, CannotRun, TokenWriter
 from prompts.tokenizer import MessagesRefused, RenderedChat
 from spool import Claim, Depth, Doorbell, LogHeader, Request, SpoolOwner, SpoolUnavailable
 
-# After a claimed request could not begin: to claim and put back is work for a disk that is in trouble.
+# No claims for this long after the disk refused a token log: each claim and put-back is more work for it.
 REST_SECONDS = 1.0
 NO_CLAIMS, NOT_PUT_BACK = "requests cannot be claimed", "requests cannot be put back"
 NOT_LISTED = "the queue cannot be listed"
@@ -44,7 +45,7 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """The loaded model as requests meet it."""
+    """What requests need to know of the loaded model."""
 
     name: str
     weights_hash: str
@@ -69,17 +70,17 @@ class RequestSource:
     ) -> None:
         """
         Args:
-            writer: has the answers that are open.
-            troubles: takes what the disk refuses.
+            writer: holds the open answers.
+            troubles: collects what the disk refuses.
         """
         self._owner, self.bell, self._model, self._writer = owner, bell, model, writer
         self._troubles, self._clock = troubles, clock
         self._unreturned: deque[Claim] = deque()
         self._depth = Depth(0, 0, 0)
-        self._rest_ends = 0.0  # on the clock; nothing is claimed before
+        self._rest_ends = 0.0  # on the clock; no claims before
 
     def claim(self, max_claims: int) -> list[Answer]:
-        """Claim waiting requests, oldest first; what cannot run or has ended already gets its result here."""
+        """Claim waiting requests, oldest first; end those that cannot run or are complete already."""
         if max_claims <= 0 or self._clock() < self._rest_ends:
             return []
         now = time.time()
@@ -96,7 +97,7 @@ class RequestSource:
         return claims
 
     def _try_open(self, claim: Claim, claimed_unix: float) -> Answer | None:
-        """Return the open answer; None where it ended here or goes back to the queue."""
+        """Return the open answer; None if the request ended or was put back."""
         try:
             answer = self._open(claim, claimed_unix)
         except CannotRun as error:
@@ -115,7 +116,7 @@ class RequestSource:
         return None
 
     def cancelled(self) -> list[Answer]:
-        """Return the open answers that were cancelled; waiting requests end here at once."""
+        """Return the open answers that were cancelled; end cancelled requests that still wait."""
         answers = self._writer.answers
         try:
             ids = self._owner.cancelled()
@@ -123,25 +124,25 @@ class RequestSource:
                 for claim in self._owner.claim(1, only=[request_id]):
                     self._writer.cancel(claim)
                 self._owner.clear_cancel(request_id)
-        except SpoolUnavailable as error:  # the markers stay for the next look
+        except SpoolUnavailable as error:  # the cancel marks stay for the next call
             self._troubles.note(NO_CLAIMS, str(error))
             return []
         return [answers[request_id] for request_id in ids & answers.keys()]
 
     def mark_solo(self, answer: Answer) -> None:
-        """Note in the spool that a suspect runs alone from its first step on: a crash counts against it."""
+        """Mark a suspect in the spool as running alone, so that a crash counts against it."""
         if answer.is_solo:
             return
         answer.is_solo = True
         try:
             answer.claim = self._owner.mark_solo(answer.claim)
         except SpoolUnavailable as error:
-            logger.error("request %s: not marked as running alone: %s", answer.request.label, error)
+            logger.error("request %s cannot be marked as running alone: %s", answer.request.label, error)
         else:
-            logger.info("request %s runs alone: the ring went down while it ran", answer.request.label)
+            logger.info("request %s runs alone: an earlier ring ended while it ran", answer.request.label)
 
     def depth(self) -> Depth:
-        """How much waits in the spool, or waited when it could last be listed."""
+        """Return the queue's depth, as of the last time that it could be listed."""
         try:
             self._depth = self._owner.spool.depth()
         except SpoolUnavailable as error:
@@ -151,18 +152,18 @@ class RequestSource:
         return self._depth
 
     def retry(self) -> None:
-        """Try again to put back what the disk refused."""
+        """Put back the claims that the disk refused before."""
         for _ in range(len(self._unreturned)):
             self._put_back(self._unreturned.popleft())
 
     def close(self) -> None:
-        """Let open answers wait in the spool, to go on in the next life; results under way come first."""
+        """Write the results under way, then put the open answers back for the next start."""
         for answer in self._writer.close():
             self._put_back(answer.claim)
-            logger.info("request %s is put back: it goes on at the next start", answer.request.label)
+            logger.info("request %s is put back: it continues at the next start", answer.request.label)
 
     def _put_back(self, claim: Claim) -> None:
-        """Let a claimed request wait again; where the disk refuses, it is tried again, or a start does it."""
+        """Put a claimed request back; if the disk refuses, `retry` or the next start does it."""
         try:
             self._owner.put_back(claim)
         except SpoolUnavailable as error:
@@ -174,23 +175,29 @@ class RequestSource:
     def _open(self, claim: Claim, claimed_unix: float) -> Answer:
         request, model = claim.request, self._model
         if request.model != model.name:
-            raise CannotRun("model_changed", f"asked of model {request.model!r}, this is {model.name!r}", 409)
+            raise CannotRun(
+                "model_changed",
+                f"the request is for model {request.model!r}; this service runs {model.name!r}",
+                409,
+            )
         if claim.is_poison:
             raise CannotRun(
-                "poison", "the ring went down each time this request ran alone: it is not tried again", 500
+                "poison", "the ring crashed each time this request ran alone: it is not retried", 500
             )
         sequence = self._make_sequence(claim)
         header = LogHeader(model.name, model.weights_hash, model.tokenizer.hash)
         log = self._owner.append_log(request.id, header=header)
         if log.header is not None and log.header != header:
             log.close()
-            raise CannotRun("model_changed", "the answer began with other weights or another tokenizer", 409)
+            raise CannotRun(
+                "model_changed", "the answer was begun with other weights or another tokenizer", 409
+            )
         before = self._before_answer(request, sequence.token_ids)
         stream = TextStream(model.detokenizer, request.params.stop, before)
         return Answer(claim, sequence, stream, log, self._writer.num_ranks, claimed_unix)
 
     def _make_sequence(self, claim: Claim) -> Sequence:
-        """Return the sequence; an answer longer than the room that its prompt leaves is cut to that."""
+        """Return the sequence; cut max_tokens to the context that the prompt leaves."""
         request, model = claim.request, self._model
         prompt = self._prompt_ids(request)
         room = model.context.max_tokens - len(prompt)
@@ -207,7 +214,7 @@ class RequestSource:
         )
 
     def _before_answer(self, request: Request, prompt: Items[int]) -> int | None:
-        """Return the token whose text an answer continues; the answer in a chat is a text of its own."""
+        """Return the last prompt token with text, which the answer continues; None in a chat."""
         if request.is_chat or request.literals is not None:
             return None
         return next((token for token in reversed(prompt) if self._model.detokenizer.is_known(token)), None)
@@ -219,12 +226,10 @@ class RequestSource:
         elif request.text is not None:
             ids = self._encode(request, request.text)
         else:
-            raise CannotRun(
-                "model_changed", "the prompt was tokenized for another model and has no text", 409
-            )
+            raise CannotRun("model_changed", "the prompt has token ids of another tokenizer and no text", 409)
         if not ids or not all(0 <= token < self._model.vocab_size for token in ids):
             raise CannotRun(
-                "invalid_prompt", "the prompt has no tokens, or ids beyond the model's vocabulary"
+                "invalid_prompt", "the prompt has no tokens, or token ids outside the model's vocabulary"
             )
         return ids
 

@@ -1,15 +1,13 @@
-"""Sampling: from logits to token ids, each row with its own request's parameters and key. Runs on rank 0
-only.
+"""Sampling: from logits to token ids, each row with its request's parameters and key. Runs on rank 0 only.
 
-The draw of a token is a pure function of (seed, choice, index) and its distribution: the tokens stand in
-falling order of probability and one uniform number, made from that key, picks where their running sum passes
-it. So the same seed gives the same text whatever else runs, as far as float order allows: another batch size
-or split may round a probability differently, which matters when the uniform number falls within that
-rounding.
+A draw is a pure function of (seed, choice, index) and its distribution: tokens are sorted by falling
+probability, and one uniform number made from that key selects the token at which their running sum passes it.
+So a seed gives the same text whatever else runs, up to float rounding: another batch size or layer split may
+round a probability differently, which matters when the uniform number falls within that difference.
 
-Order of the filters: temperature, min_p, top_k, top_p, each over what the one before it leaves. Sorting a
-whole vocabulary costs more than a small model: only candidates above a falling cutoff are sorted, until they
-cover what the filters and the draw ask for; the last cutoff takes every token, so the result is exact."""
+Order of the filters: temperature, min_p, top_k, top_p, each over the tokens that the one before leaves. To
+sort a whole vocabulary costs more than a small model. So only candidates above a falling cutoff are sorted,
+until they cover the filters and the draw; the last cutoff takes every token, so the result is exact."""
 
 from __future__ import annotations
 
@@ -26,14 +24,14 @@ Float32Array = NDArray[np.float32]
 
 # Probabilities relative to the most likely token above which tokens become candidates, tried in turn.
 _CUTOFFS = (1e-2, 1e-4, 1e-7, 0.0)
-# From so many on, sorting keys is the faster way: 4 to 7 times at 10,000 and more (numpy 2.4 with AVX2).
+# From this many candidates on, sorting integer keys is faster (numpy 2.4 with AVX2).
 _MANY = 2000
-_SURELY_LESS = 0.999  # whatever the order is in which float32 numbers are summed
+_SURELY_LESS = 0.999  # covers the rounding of float32 sums in any order
 _MAX_FLOAT = float(np.finfo(np.float32).max)
 
 
 def sample(logits: mx.array, rows: Items[RowSampling], greedy: Greedy | None = None) -> list[int | None]:
-    """Draw one token id a row; a forced one takes the place of what was drawn, at the same cost.
+    """Draw one token id a row.
 
     Args:
         logits: (B, V) of any float type; evaluated here, together with the greedy rows' argmax.
@@ -42,19 +40,12 @@ def sample(logits: mx.array, rows: Items[RowSampling], greedy: Greedy | None = N
     Returns:
         The ids; None for a row whose logits hold NaN or infinity, or nothing but -infinity.
     """
-    return [
-        token if token is None or row.forced is None else row.forced
-        for token, row in zip(_draw_all(logits, rows, greedy), rows, strict=True)
-    ]
-
-
-def _draw_all(logits: mx.array, rows: Items[RowSampling], greedy: Greedy | None) -> list[int | None]:
     if greedy is not None and all(row.is_greedy for row in rows):
         return greedy(logits)
     logits = logits.astype(mx.float32)
     mx.eval(logits)
     values = np.asarray(logits)
-    best = values.argmax(axis=-1)  # the first NaN where there is one; 15 times as fast as MLX's CPU build
+    best = values.argmax(axis=-1)  # the first NaN, if there is one; faster than MLX's CPU build
     is_finite = np.isfinite(values[np.arange(len(values)), best]).tolist()
     return [
         None if not is_finite[i] else int(best[i]) if row.is_greedy else draw(values[i], int(best[i]), row)
@@ -67,7 +58,7 @@ def draw(logits: Float32Array, best: int, row: RowSampling) -> int:
     weights = logits - logits[best]
     with np.errstate(
         over="ignore"
-    ):  # -infinity is as good; an infinite factor would make NaN of the best token
+    ):  # -infinity is a correct weight; an infinite factor would turn the best token's 0 into NaN
         weights *= np.float32(min(1.0 / row.temperature, _MAX_FLOAT))
     np.exp(weights, out=weights)
     if row.min_p:
@@ -95,7 +86,7 @@ def _draw_above(weights: Float32Array, cutoff: float, total: float | None, row: 
     if total is not None:
         wanted = row.top_p if row.top_p < 1.0 else uniform(row.seed, row.choice, row.index)
         if weights[candidates].sum() < _SURELY_LESS * wanted * total:
-            return None  # before they are sorted
+            return None  # do not sort too few candidates
     candidates = candidates[order_falling(weights[candidates])]
     sums = np.cumsum(weights[candidates], dtype=np.float64)
     num_kept = len(candidates)
@@ -115,10 +106,10 @@ def _draw_above(weights: Float32Array, cutoff: float, total: float | None, row: 
 
 
 def order_falling(weights: Float32Array) -> NDArray[np.intp]:
-    """Return the places of weights (N,), none negative, from the largest on; equal ones stay in order."""
+    """Return the indices of weights (N,), none negative, by falling weight; equal ones keep their order."""
     if len(weights) < _MANY:
         return np.argsort(-weights, kind="stable")
-    # Floats that are not negative stand in the order of their bits; the place below makes each key unique.
+    # Non-negative floats sort like their bits; the index in the low bits makes each key unique.
     keys = (~weights.view(np.uint32)).astype(np.uint64) << np.uint64(32)
     keys |= np.arange(len(weights), dtype=np.uint64)
     keys.sort()

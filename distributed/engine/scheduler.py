@@ -1,10 +1,10 @@
 """The scheduler: which rows are stepped next. Pure Python: no MLX, no clock, no files.
 
 New, finished and cancelled sequences go in, microbatches come out. A suspect, which may have brought down an
-earlier ring, steps alone until it has a new token; the others stay in their slots meanwhile. At most
-`max_in_flight` microbatches travel round the ring at once; at most one decode group a table. Ready work is
-served in turn (each table's decode group, one prefill chunk), so that a decode row never waits for more than
-one chunk; only while more prompts than answers are under way, a chunk follows every group."""
+earlier ring, steps alone until it has a new token; the others keep their slots meanwhile. At most
+`max_in_flight` microbatches are in flight at once, at most one decode group a table. Ready work is served in
+turn (each table's decode group, one prefill chunk), so that a decode row never waits for more than one chunk.
+While more sequences prefill than decode, a chunk follows every decode group."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ from distributed.planning.step import PrefixCopy
 
 @dataclass(frozen=True)
 class SchedulerLimits:
-    """`max_chunk_tokens` bounds rows x columns of a prefill chunk; `paces_chunks`: less where one is slow.
+    """How much may be in flight, and how large a prefill chunk may be.
 
-    `min_paced_tokens` bounds that: a step that reads all experts for a few tokens wastes its time.
-    `max_chunk_scores` bounds rows x columns x context: what attention holds in memory.
-    Up to `max_gathered` open sequences are admitted to one table.
+    `max_chunk_tokens` bounds rows x columns of a chunk. With `paces_chunks` a chunk has fewer tokens where
+    one takes long, but never fewer than `min_paced_tokens`: a step that reads all experts for a few tokens
+    wastes its time. `max_chunk_scores` bounds rows x columns x context, the scores that attention holds in
+    memory. Up to `max_gathered` open sequences share one table.
     """
 
     max_in_flight: int
@@ -48,11 +49,11 @@ class SchedulerLimits:
 class Scheduler:
     """Turns sequences into microbatches.
 
-    Invariant: every microbatch given out comes back through `postprocess`, in order.
+    Invariant: every microbatch that `schedule` returns comes back through `postprocess`, in order.
     """
 
     def __init__(self, limits: SchedulerLimits, drafter: Drafter | None = None) -> None:
-        """Args: drafter: guesses what comes next; None guesses nothing."""
+        """Args: drafter: proposes draft tokens; None: no drafts."""
         self.limits = limits
         self._max_ahead = limits.slots.num_tables * limits.max_chunk_tokens  # a chunk for each table
         self._pace = ChunkPace(limits.min_paced_tokens)
@@ -72,19 +73,19 @@ class Scheduler:
 
     @property
     def num_open(self) -> int:
-        """Sequences taken in and not finished."""
+        """Sequences added and not finished."""
         return len(self.waiting) + len(self.running)
 
     @property
     def num_free(self) -> int:
-        """How many more the tables have rows for; others would only wait here instead of in the spool."""
+        """How many more sequences the tables have rows for; beyond that, requests wait in the spool."""
         return self.limits.slots.num_tables * self.limits.slots.max_rows - self.num_open
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
 
     def finish(self, sequence: Sequence) -> None:
-        """End a sequence at this step boundary; rows of it that are still in flight come back unused."""
+        """End a sequence between steps; `postprocess` ignores rows of it that are still in flight."""
         if sequence.status is Status.WAITING:
             self.waiting.remove(sequence)
         elif sequence.status is Status.RUNNING:
@@ -105,13 +106,13 @@ class Scheduler:
         return self._launch(rows, copies, is_prefill)
 
     def postprocess(self, microbatch: Microbatch, drawn: Mapping[Sequence, Drawn]) -> list[Advance]:
-        """Take back the oldest microbatch with its draws; return which sequences got which tokens.
+        """Take the draws of the oldest microbatch; return which sequences got which tokens.
 
         A sequence that finished while the microbatch was in flight gets none.
 
         Args:
-            drawn: for each row that wants tokens, one after its last known token and one after each guess;
-                None where the numbers are not finite.
+            drawn: for each row that wants tokens, a draw after its last known token and one after each draft;
+                None where the logits are not finite.
         """
         assert self.in_flight and self.in_flight[0] is microbatch, "microbatches come back in order"
         self.in_flight.popleft()
@@ -127,12 +128,12 @@ class Scheduler:
         return advanced
 
     def _advance(self, sequence: Sequence, row: Row, drawn: Drawn) -> Advance | None:
-        """Take in a row's draws, up to the first that differs from its guess."""
+        """Append a row's draws up to the first that differs from its draft."""
         accepted = row.accept(drawn)
         new = sequence.extend([token for token in accepted if token is not None])
         is_finite = None not in accepted or sequence.ended_by is not None
         if row.num_drafts:
-            # The KV of the guesses that held is there already; the others are written over.
+            # The KV of accepted drafts is already written; later steps overwrite that of the others.
             sequence.num_cached_tokens = row.offset + row.num_known + len(new) - 1
             sequence.num_scheduled_tokens = sequence.num_cached_tokens
             self._drafter.learn(sequence, row.num_drafts, len(accepted) - 1)
@@ -142,10 +143,10 @@ class Scheduler:
         return Advance(sequence, new, is_finite)
 
     def _can_be_innocent(self, sequence: Sequence, row: Row) -> bool:
-        """Whether numbers that are not finite may have come from elsewhere; then try again without that.
+        """Whether another row or a draft may have caused non-finite logits; then step again without those.
 
-        A masked 0 times NaN is NaN: a guess spoils the tokens before it, and a prompt that is read beside
-        what it was copied from has copied what that one's later tokens spoiled.
+        A masked 0 times NaN is NaN: a draft can spoil the tokens before it, and a prefix copy can copy what
+        later tokens of its source spoiled.
         """
         if sequence.is_careful or not (row.num_drafts or sequence.is_on_trust):
             return False
@@ -155,7 +156,7 @@ class Scheduler:
         return True
 
     def note_cost(self, microbatch: Microbatch, stages_us: Items[float]) -> None:
-        """Take in how long each stage worked on a microbatch: guesses and chunks are weighed by it."""
+        """Note each stage's busy time for a microbatch, in microseconds; drafts and chunks depend on it."""
         num_tokens = len(microbatch.rows) * microbatch.num_tokens
         if microbatch.is_prefill:
             self._pace.note(num_tokens, max(stages_us))
@@ -163,20 +164,20 @@ class Scheduler:
             self._drafter.note_cost(num_tokens, sum(stages_us))
 
     def _make_room(self) -> None:
-        """Have room for what running rows are to write next; where there is none, put the youngest back.
+        """Make room for the KV that running rows write next; if there is none, preempt the youngest.
 
-        The oldest is never put back, and alone it fits, so all come to their end in turn.
+        The oldest is never preempted, and alone it always fits, so every sequence finishes.
         """
         for sequence in list(self._runnable()):
             while sequence.is_running and not self.slots.extend(sequence):
-                assert len(self.running) > 1, "a row that is alone has no room"
-                # A suspect stays: the spool says that it runs alone.
+                assert len(self.running) > 1, "a single row always has room"
+                # A suspect stays: it is marked in the spool as running alone.
                 others = (each for each in self.running[::-1] if each is not sequence or not each.is_suspect)
                 self._put_back(next(others))
                 self.num_preemptions += 1
 
     def _put_back(self, sequence: Sequence) -> None:
-        """Let a running sequence wait again, before all others; its KV is lost, its tokens are not."""
+        """Preempt a running sequence: it waits again, before all others, without its KV, with its tokens."""
         self.running.remove(sequence)
         self.slots.release(sequence, keeps=False)
         sequence.begin_at(0)
@@ -185,10 +186,10 @@ class Scheduler:
         self.waiting.appendleft(sequence)
 
     def _admit(self) -> None:
-        """Move waiting sequences into slots, first come first served, as far as the budget goes.
+        """Move waiting sequences into slots, first come first served, within the KV budget.
 
-        Not before their prompts are due: the later a table is chosen, the more is known of how many rows
-        there will be, and of what can be copied.
+        A sequence gets its slot only shortly before its prefill: the later the table is chosen, the better
+        its rows are spread, and the more of the prompt can be copied.
         """
         if not self.waiting:
             return
@@ -207,7 +208,7 @@ class Scheduler:
             num_ahead += sequence.num_unscheduled_tokens
 
     def _next_rows(self) -> tuple[list[Row], list[PrefixCopy], bool]:
-        """Return the rows of whatever is ready and was served longest ago, and whether they are a chunk."""
+        """Return the rows of the ready work served longest ago, their copies, and whether it is a chunk."""
         runnable = self._runnable()
         prefilling = [sequence for sequence in runnable if sequence.is_prefilling]
         decoding = self._decoding_by_table(runnable)
@@ -221,8 +222,8 @@ class Scheduler:
     def _is_chunks_turn(self, table: int, num_prefilling: int) -> bool:
         """Whether a chunk goes before the decode group of `table`, which was served longest ago.
 
-        A chunk comes once in a round of the groups; after every group while more prompts than answers are
-        under way, as the groups are nearly empty then.
+        A chunk comes once in a round of the groups. While more sequences prefill or wait than decode, it
+        comes after every group, since the groups are nearly empty then.
         """
         is_rush = num_prefilling + len(self.waiting) > len(self.running) - num_prefilling
         return (
@@ -232,17 +233,17 @@ class Scheduler:
         )
 
     def _with_drafts(self, rows: list[Row]) -> list[Row]:
-        """Let the drafter guess on where that is likely to gain."""
+        """Add the drafter's proposals, as far as the table has room."""
         sequences = [row.sequence for row in rows if row.sequence is not None]
         drafted = []
-        for row, sequence, guess in zip(rows, sequences, self._drafter.propose(sequences), strict=True):
+        for row, sequence, draft in zip(rows, sequences, self._drafter.propose(sequences), strict=True):
             room = 0 if sequence.is_careful else self.slots.tables[sequence.table].num_tokens - row.end
-            fitting = guess[:room]
+            fitting = draft[:room]
             drafted.append(replace(row, token_ids=row.token_ids + fitting, num_drafts=len(fitting)))
         return drafted
 
     def _runnable(self) -> list[Sequence]:
-        """Return who may step now: all that run, or one suspect when nobody else's rows are in flight."""
+        """Return the sequences that may step: all running ones, or one suspect when no other is in flight."""
         suspect = next((sequence for sequence in self.running if sequence.is_suspect), None)
         if suspect is None:
             return self.running
@@ -250,7 +251,7 @@ class Scheduler:
         return [suspect] if is_alone else []
 
     def _decoding_by_table(self, runnable: list[Sequence]) -> dict[int, list[Row]]:
-        """Return the rows that are ready, of the tables that have no decode group in flight."""
+        """Return the ready decode rows of each table that has no decode group in flight."""
         busy = {microbatch.table for microbatch in self.in_flight if not microbatch.is_prefill}
         rows: dict[int, list[Row]] = {}
         for sequence in runnable:
@@ -261,7 +262,7 @@ class Scheduler:
     def _chunk_rows(self, prefilling: list[Sequence]) -> tuple[list[Row], list[PrefixCopy]]:
         """Return one chunk: the oldest prompts of the oldest one's table, as many as fill it best.
 
-        A prompt that begins as another row does copies that row's KV and steps only the rest.
+        A prompt that shares a prefix with another row copies that KV and steps only the rest.
         """
         candidates = self._candidates(prefilling)
         budget = self.limits.max_chunk_tokens
@@ -282,9 +283,10 @@ class Scheduler:
         return rows, copies
 
     def _candidates(self, prefilling: list[Sequence]) -> list[tuple[Sequence, PrefixCopy | None, int]]:
-        """Return who may be in the next chunk: sequence, the copy it begins with, tokens left to step.
+        """Return the candidates for the next chunk: sequence, its prefix copy, tokens left to step.
 
-        A prompt that begins as one before it in the chunk waits for the next chunk, to copy then.
+        A prompt that shares a prefix with an earlier one in the chunk waits for the next chunk and copies
+        then.
         """
         found: list[tuple[Sequence, PrefixCopy | None, int]] = []
         for sequence in prefilling:
@@ -302,7 +304,7 @@ class Scheduler:
         return found
 
     def _find_copy(self, sequence: Sequence) -> PrefixCopy | None:
-        """Return a copy that saves tokens of a prompt of which nothing was stepped yet."""
+        """Return a prefix copy for a prompt that was not stepped yet, if one saves enough tokens."""
         is_new = sequence.num_scheduled_tokens == sequence.num_reused_tokens
         return self.slots.prefix_cache.find_copy(sequence) if is_new and not sequence.is_careful else None
 

@@ -8,7 +8,7 @@ from enum import Enum
 
 from distributed.planning.step import Clear, PrefixCopy, Resize
 
-# Token ids; None: the numbers that it would have been drawn from are not finite.
+# Token ids; None: the logits of that draw are not finite.
 Drawn = Items[int | None]
 
 
@@ -20,10 +20,10 @@ class Status(Enum):
 
 @dataclass(eq=False)
 class Sequence:
-    """Prompt and answer tokens of one request and how far their KV has come.
+    """Prompt and answer tokens of one request, and how much of their KV is written.
 
     Invariant: num_proven_tokens <= num_cached_tokens <= num_scheduled_tokens <= len(token_ids).
-    `num_scheduled_tokens` counts tokens whose KV is written or on its way round the ring."""
+    `num_scheduled_tokens` counts tokens whose KV is written or in flight."""
 
     id: str
     token_ids: list[int]  # prompt, then answer
@@ -38,11 +38,11 @@ class Sequence:
     num_reused_tokens: int = 0  # found in the slot at admission
     num_scheduled_tokens: int = 0
     num_cached_tokens: int = 0
-    num_stepped_tokens: int = 0  # so far its row may have been written, guesses that failed included
-    num_proven_tokens: int = 0  # a draw saw that the numbers of so many are finite
-    num_preemptions: int = 0  # how often it was put back to those that wait
-    is_on_trust: bool = False  # its beginning was copied from a row of which no draw was seen
-    is_careful: bool = False  # no guesses and no copies any more
+    num_stepped_tokens: int = 0  # its row may be written up to here, rejected drafts included
+    num_proven_tokens: int = 0  # a draw proved that the KV up to here is finite
+    num_preemptions: int = 0
+    is_on_trust: bool = False  # its prefix was copied from KV that is not proven finite
+    is_careful: bool = False  # takes no drafts and no copies any more
 
     @property
     def num_answer_tokens(self) -> int:
@@ -57,7 +57,7 @@ class Sequence:
         return len(self.token_ids) - self.num_scheduled_tokens
 
     def begin_at(self, num_tokens: int) -> None:
-        """Start with the first tokens' KV in its slot, known to be finite."""
+        """Start with KV of the first `num_tokens` tokens in its slot, proven finite."""
         self.num_reused_tokens = self.num_scheduled_tokens = self.num_cached_tokens = num_tokens
         self.num_stepped_tokens = self.num_proven_tokens = num_tokens
         self.is_on_trust = False
@@ -73,7 +73,7 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
-        """Exactly the newest token has no KV and everything before it is back: a decode row."""
+        """Only the newest token has no KV, and nothing of it is in flight: a decode row."""
         return (
             self.is_running
             and self.num_unscheduled_tokens == 1
@@ -100,23 +100,23 @@ class Sequence:
 class Row:
     """One row of a microbatch; a hole of the table has no sequence and no tokens.
 
-    The last `num_drafts` tokens are guesses: their KV counts only as far as the draws turn out the same."""
+    The last `num_drafts` tokens are drafts: their KV counts only as far as the draws accept them."""
 
     sequence: Sequence | None
     slot: int
     offset: int
     token_ids: tuple[int, ...]
     num_drafts: int = 0
-    num_preemptions: int = 0  # of the sequence when the row left
+    num_preemptions: int = 0  # of the sequence when the row was made
 
     @property
     def end(self) -> int:
-        """The KV that it writes ends here."""
+        """The end of the KV that it writes."""
         return self.offset + len(self.token_ids)
 
     @property
     def is_wanted(self) -> bool:
-        """Whether its sequence still has the slot that it was made for."""
+        """Whether its sequence still has the slot that the row was made for."""
         sequence = self.sequence
         return (
             sequence is not None and sequence.is_running and sequence.num_preemptions == self.num_preemptions
@@ -124,12 +124,12 @@ class Row:
 
     @property
     def num_known(self) -> int:
-        """Tokens that are no guesses."""
+        """Tokens that are no drafts."""
         return len(self.token_ids) - self.num_drafts
 
     @property
     def wants_tokens(self) -> bool:
-        """Whether its last known token is the sequence's newest, so that a token is drawn after it."""
+        """Whether its last known token is the sequence's newest, so that a draw follows it."""
         sequence = self.sequence
         return (
             sequence is not None
@@ -138,13 +138,13 @@ class Row:
         )
 
     def accept(self, drawn: Drawn) -> Drawn:
-        """Return the draws that hold: up to and with the first that differs from its guess.
+        """Return the draws up to and including the first that differs from its draft.
 
         Args:
-            drawn: one token after the last known one, then one after each guess; None: not finite.
+            drawn: one token after the last known one, then one after each draft; None: not finite.
         """
-        guesses = self.token_ids[self.num_known :]
-        num_right = next((i for i, guess in enumerate(guesses) if drawn[i] != guess), len(guesses))
+        drafts = self.token_ids[self.num_known :]
+        num_right = next((i for i, draft in enumerate(drafts) if drawn[i] != draft), len(drafts))
         return drawn[: num_right + 1]
 
 
@@ -156,9 +156,9 @@ def make_row(sequence: Sequence, num_tokens: int) -> Row:
 
 
 def arrange(rows: Items[Row], *, fills_holes: bool) -> tuple[Row, ...]:
-    """Sort rows by slot; fill gaps with empty rows, so that stages read their table in place.
+    """Sort rows by slot; fill gaps with empty rows, so that stages use their table in place.
 
-    Where more than half would be holes the rows stay as they are, and stages gather them.
+    Where more than half would be holes, none are filled, and stages gather the rows.
     """
     known = {row.slot: row for row in sorted(rows, key=lambda row: row.slot)}
     first, last = min(known), max(known)
@@ -169,11 +169,11 @@ def arrange(rows: Items[Row], *, fills_holes: bool) -> tuple[Row, ...]:
 
 @dataclass(frozen=True)
 class Advance:
-    """A sequence and the tokens it just got, in order; at least one, unless it can get no more."""
+    """A sequence and its new tokens, in order; none only where `is_finite` is False."""
 
     sequence: Sequence
     token_ids: tuple[int, ...]
-    is_finite: bool = True  # False: the numbers that the next token would be drawn from are not finite
+    is_finite: bool = True  # False: the logits of the next token are not finite
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class Microbatch:
     copies: tuple[PrefixCopy, ...] = ()
     resizes: tuple[Resize, ...] = ()
     clears: tuple[Clear, ...] = ()
-    is_alone: bool = False  # nothing else was under way or ready when it left
+    is_alone: bool = False  # nothing else was in flight or ready when it was made
 
     @property
     def num_tokens(self) -> int:
@@ -203,9 +203,9 @@ class Microbatch:
 
 @dataclass
 class Slot:
-    """One row of a KV table: in use by a sequence, or keeping the tokens of a finished one for reuse.
+    """One row of a KV table: used by a sequence, or keeping the tokens of a finished one for reuse.
 
-    `dirty`: tokens whose numbers may not be finite; they are cleared before the row is stepped again."""
+    `dirty`: the tokens whose KV may not be finite; it is cleared before the row is stepped again."""
 
     sequence: Sequence | None = None
     kept_token_ids: Items[int] = ()
@@ -215,13 +215,13 @@ class Slot:
 
     @property
     def written_token_ids(self) -> Items[int]:
-        """The tokens whose KV is in this row, or on its way into it."""
+        """The tokens whose KV is in this row or in flight."""
         if self.sequence is None:
             return self.kept_token_ids
         return self.sequence.token_ids[: self.sequence.num_scheduled_tokens]
 
     def soil(self, start: int, end: int) -> None:
-        """Note that these tokens' numbers may not be finite."""
+        """Note that these tokens' KV may not be finite."""
         if start < end:
             dirty = self.dirty or range(start, end)
             self.dirty = range(min(start, dirty.start), max(end, dirty.stop))
@@ -229,7 +229,7 @@ class Slot:
 
 @dataclass
 class Table:
-    """One KV table as rank 0 accounts for it: the size that stages are told to give it, and its slots."""
+    """One KV table as rank 0 accounts for it: the size that Resize gives it on all stages, and its slots."""
 
     slots: list[Slot] = field(default_factory=list)
     num_rows: int = 0
@@ -237,7 +237,6 @@ class Table:
 
     @property
     def running(self) -> list[Sequence]:
-        """Whose rows are in it."""
         return [slot.sequence for slot in self.slots if slot.sequence is not None]
 
     @property

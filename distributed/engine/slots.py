@@ -1,10 +1,10 @@
-"""Who gets which slot of which KV table, under one budget of tokens. Pure Python: no MLX, no clock.
+"""Assigns sequences to slots of the KV tables, within one budget of tokens. Pure Python: no MLX, no clock.
 
-A table has room for what its rows hold and one step of growth, not for the longest answers there could be.
-Its size is decided here and told to the stages (Resize), so that what is accounted for is what they hold.
+A table has room for the tokens of its rows and one step of growth, not for the longest possible answers. Rank
+0 decides its size and sends it to the stages (Resize), so that the accounts equal their memory.
 
-A request that begins with most of a kept slot's tokens takes that slot and prefills only the rest, which
-copies nothing (see prefix_cache.py). Rank 0 alone decides, so ranks cannot disagree."""
+A request that shares most of a kept slot's tokens takes over that slot and prefills only the rest, without a
+copy (see prefix_cache.py). Only rank 0 decides, so ranks cannot disagree."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ from dataclasses import dataclass
 
 from distributed.engine.prefix_cache import PrefixCache
 from distributed.engine.sequence import Drawn, Row, Sequence, Slot, Table
-from distributed.planning.kv_sizes import most_tokens, next_tokens, round_rows, round_tokens
+from distributed.planning.kv_sizes import next_tokens, round_rows, round_tokens
 from distributed.planning.step import Clear, Resize
 
-# A match that is longer by so much is taken over where it lies, whatever table that is; KV of fewer tokens is
-# copied.
+# A match longer by this much is taken over in its own table, however full that is; a shorter one is copied.
 MIN_FOLLOWED_TOKENS = 64
-# Where less of a slot's kept tokens matches, as of two chats with one system prompt, the beginning is copied
-# and the slot stays, if there is another one.
+# Where a smaller share of a slot's kept tokens matches, as in two chats with one system prompt, the prefix is
+# copied and the slot kept, if another slot is free.
 TAKEN_SHARE = 0.5
-# Who was put back runs again when each row has room for so much more: reading it again has to be worth it.
+# A preempted sequence runs again when each row has room to grow by this much: its second prefill must pay.
 SLACK_TOKENS, SLACK_SHARE = 512, 0.125
 
 
 @dataclass(frozen=True)
 class SlotLimits:
-    """What the tables may hold: `max_kv_tokens` with padding, of them `max_kept_tokens` kept for reuse."""
+    """Limits of the tables: `max_kv_tokens` includes padding, `max_kept_tokens` are kept for reuse."""
 
     num_tables: int
     max_rows: int
@@ -46,29 +45,24 @@ class SlotTables:
         self.limits = limits
         self.tables = [Table() for _ in range(limits.num_tables)]
         self.prefix_cache = PrefixCache(self.tables, limits.max_kept_tokens)
-        # Not told yet, in the order in which they count, and whether one only adds rows or tokens.
+        # Not sent yet, in order; the flag: this one only adds rows or tokens.
         self._resizes: list[tuple[Resize, bool]] = []
-        self._num_changes = 0  # after which more may fit
+        self._num_changes = 0  # releases and tightenings: a refused sequence may fit after one
         self._refused: tuple[Sequence, int] | None = None
 
     @property
     def num_kv_tokens(self) -> int:
-        """Tokens the tables hold memory for, padding included."""
+        """Tokens that the tables have memory for, padding included."""
         return sum(table.num_rows * table.num_tokens for table in self.tables)
 
-    @property
-    def max_row_tokens(self) -> int:
-        """The most tokens, prompt and answer, that a row alone may have; longer ones never run."""
-        return most_tokens(1, self.limits.max_kv_tokens)
-
     def admit(self, sequence: Sequence, *, is_gathered: bool = False) -> bool:
-        """Give the sequence a slot, reusing kept KV where it matches; return False if nothing fits now.
+        """Give the sequence a slot, reusing kept KV that matches; return False if it does not fit now.
 
         Args:
-            is_gathered: in the table with the most rows, where it fits there; else rows are spread evenly.
+            is_gathered: prefer the table with the most rows; else spread rows evenly.
         """
         if self._refused == (sequence, self._num_changes):
-            return False  # nothing was given back since, and rows only grow
+            return False  # nothing was released since, and rows only grow
         order = self._by_preference(sequence, is_gathered=is_gathered)
         place = (
             self._find_reusable(sequence, order, TAKEN_SHARE)
@@ -90,9 +84,9 @@ class SlotTables:
         return True
 
     def extend(self, sequence: Sequence) -> bool:
-        """Have room for all tokens of a running sequence, and where it is free for a step more.
+        """Make room for all tokens of a running sequence, and for a step more if memory is free.
 
-        Kept tokens give way to it; False: only a running row could.
+        Drops kept tokens if it must. Returns False if only a preemption could make room.
         """
         if len(sequence.token_ids) <= self.tables[sequence.table].num_tokens:
             return True
@@ -105,7 +99,7 @@ class SlotTables:
         return False
 
     def take_orders(self, number: int, slots: Items[int]) -> tuple[tuple[Resize, ...], tuple[Clear, ...]]:
-        """Return what stages are to do before a frame with these rows of a table; once."""
+        """Return the resizes and clears for the next frame, with these rows of a table; each is sent once."""
         resizes, self._resizes = tuple(order for order, _ in self._resizes), []
         clears = []
         for index in slots:
@@ -116,10 +110,10 @@ class SlotTables:
         return resizes, tuple(clears)
 
     def note_proof(self, sequence: Sequence, row: Row, drawn: Drawn) -> None:
-        """Take in which draws were finite: one proves all numbers before it, as any other would have spread.
+        """Note which draws were finite: a finite draw proves all KV before it, since NaN would have spread.
 
         Args:
-            drawn: the row's draws; None: not finite.
+            drawn: the row's draws; None: its logits are not finite.
         """
         num_finite = next((i for i, token in enumerate(drawn) if token is None), len(drawn))
         end = row.offset + row.num_known + num_finite - 1
@@ -131,7 +125,7 @@ class SlotTables:
             self.tables[sequence.table].slots[sequence.slot].soil(end, row.end)
 
     def release(self, sequence: Sequence, *, keeps: bool = True) -> None:
-        """Take the slot back; what is known to be finite stays for reuse, from the beginning on."""
+        """Free the slot; keep the prefix that is proven finite for reuse."""
         slot = self.tables[sequence.table].slots[sequence.slot]
         assert slot.sequence is sequence
         slot.sequence = None
@@ -141,7 +135,7 @@ class SlotTables:
         self._num_changes += 1
 
     def _by_preference(self, sequence: Sequence, *, is_gathered: bool) -> list[int]:
-        """The tables by running rows, the most or the fewest first; then where rows are of like length."""
+        """Sort the tables by running rows, the most or the fewest first, then by similar length."""
         sign, wish = -1 if is_gathered else 1, _wish(sequence)
 
         def load(number: int) -> tuple[int, int]:
@@ -155,8 +149,9 @@ class SlotTables:
     ) -> tuple[int, int, int] | None:
         """Return (table, slot, matching tokens) of the longest match that fits, or None.
 
-        Only slots of whose kept tokens at least `min_share` match: the others would lose the rest. One in a
-        table with other rows than the first of `order` has to match more tokens: less would be copied.
+        Only slots of which at least `min_share` matches, since the rest of their kept tokens is lost. A match
+        in a table with more or fewer running rows than the first of `order` must be longer, as the prefix
+        could be copied instead.
         """
         num_rows = self.tables[order[0]].num_running
         best, best_worth = None, 0
@@ -195,7 +190,7 @@ class SlotTables:
         return not sequence.num_preemptions or self._has_slack(number, index + 1, sequence)
 
     def _room(self, number: int, num_rows: int, num_tokens: int) -> tuple[int, int] | None:
-        """Return the size that a table would take to have room for so much; None: the budget has not."""
+        """Return (rows, tokens) of a table with room for these; None: over the budget."""
         table = self.tables[number]
         others = self.num_kv_tokens - table.num_rows * table.num_tokens
         tokens = max(table.num_tokens, round_tokens(num_tokens))
@@ -206,7 +201,7 @@ class SlotTables:
         return None
 
     def _has_slack(self, number: int, num_rows: int, sequence: Sequence) -> bool:
-        """Tell whether all rows could grow for a good while with the sequence among them."""
+        """Whether all rows could grow by SLACK_TOKENS or SLACK_SHARE with the sequence admitted."""
         total = 0
         for other, table in enumerate(self.tables):
             running = [*table.running, sequence] if other == number else table.running
@@ -223,7 +218,7 @@ class SlotTables:
         return True
 
     def _could_fit(self, sequence: Sequence) -> bool:
-        """Tell whether a sequence would get a row if all tables were tight."""
+        """Whether a sequence would get a row if all tables were tightened."""
         wish = _with_slack if sequence.num_preemptions else _wish
         sizes = [
             (table.num_running, max((round_tokens(wish(each)) for each in table.running), default=0))
@@ -238,12 +233,12 @@ class SlotTables:
         )
 
     def _tight(self, table: Table) -> tuple[int, int]:
-        """Return the size that a table's running rows need."""
+        """Return (rows, tokens) that a table's running rows need."""
         wish = max((round_tokens(_wish(sequence)) for sequence in table.running), default=0)
         return table.num_running, min(table.num_tokens, wish)
 
     def _by_waste(self) -> list[int]:
-        """The tables that have more than their rows need: those where nothing runs, then by how much."""
+        """List the tables larger than their rows need: those without running rows first, then by waste."""
         wastes = []
         for number, table in enumerate(self.tables):
             rows, tokens = self._tight(table)
@@ -253,7 +248,7 @@ class SlotTables:
         return [number for _, _, number in sorted(wastes)]
 
     def _tighten(self, number: int) -> None:
-        """Drop kept tokens and empty rows of a table, and the end that no row comes to soon."""
+        """Drop kept tokens, empty rows and unused columns of a table."""
         table = self.tables[number]
         self._num_changes += 1
         rows, tokens = self._tight(table)
@@ -278,7 +273,7 @@ class SlotTables:
     def _seat(self, sequence: Sequence, number: int, index: int) -> None:
         table = self.tables[number]
         shape = self._room(number, index + 1, _wish(sequence))
-        assert shape is not None, "a seat without room"
+        assert shape is not None, "the caller checked that it fits"
         self._resize(number, *shape)
         if index == len(table.slots):
             table.slots.append(Slot())
@@ -288,7 +283,7 @@ class SlotTables:
 
 
 def _wish(sequence: Sequence) -> int:
-    """Tokens that a row should have room for: what it holds and a step of growth, at most its longest end."""
+    """Tokens that a row should have room for: its own and a step of growth, at most its longest answer."""
     return min(next_tokens(len(sequence.token_ids)), sequence.max_total_tokens)
 
 

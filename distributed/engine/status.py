@@ -1,5 +1,4 @@
-"""What rank 0 tells the front door and `status` about the ring: run/ring.json, replaced at each change and
-once a second.
+"""The ring's status for the front door and `status`: run/ring.json, replaced at each phase and once a second.
 
 Knows numbers and one file; nothing of MLX.
 """
@@ -23,7 +22,7 @@ BUSY_WINDOW_SECONDS = 10.0
 
 
 class BusyMeter:
-    """Share of the last seconds that each rank spent computing."""
+    """The share of the last ten seconds that each rank spent computing."""
 
     def __init__(self, num_ranks: int) -> None:
         self.busy_us = [0] * num_ranks
@@ -36,7 +35,7 @@ class BusyMeter:
             self.busy_us[rank] += us
 
     def ratios(self) -> list[float]:
-        """Return each rank's share since about ten seconds ago; sets a mark."""
+        """Return each rank's share, 0 to 1, of the time since about BUSY_WINDOW_SECONDS ago."""
         now = time.monotonic()
         while len(self._marks) > 1 and now - self._marks[1][0] >= BUSY_WINDOW_SECONDS:
             self._marks.popleft()
@@ -48,7 +47,7 @@ class BusyMeter:
 
 
 class RingStatus:
-    """Counts what happened in this epoch and publishes it."""
+    """Counts this epoch's work and publishes it."""
 
     def __init__(
         self, path: Path, *, epoch: int, ring_size: int, model: str, settings: dict[str, Any]
@@ -63,7 +62,7 @@ class RingStatus:
             "settings": settings,
         }
         self.model = model
-        self.context: ContextLength | None = None  # not before it is known what the KV of a token takes
+        self.context: ContextLength | None = None  # set once all ranks have loaded
         self.phase = "connecting"
         self.reason: str | None = None
         self.ranks: tuple[RankInfo, ...] = ()
@@ -79,12 +78,12 @@ class RingStatus:
         self.kv: dict[str, Any] = {"max_tokens": 0, "num_tokens": 0}
 
     def enter(self, phase: str, reason: str | None = None) -> None:
-        """Publish a change of phase at once."""
+        """Change the phase and publish it at once."""
         self.phase, self.reason = phase, reason
         self.publish()
 
     def publish(self) -> None:
-        """Write the file; a disk that refuses costs the news and nothing else."""
+        """Write the file; if the disk refuses, note the trouble and go on."""
         self.trace.tick(self.ranks)
         with self.troubles.guard(self._path.name):
             write_status(self._path, self._describe())

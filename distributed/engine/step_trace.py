@@ -1,16 +1,16 @@
-"""A record of the steps of some seconds, written on request: what a timeline is made of.
+"""Records the steps of some seconds on request, for a timeline.
 
-`./launch.sh trace` puts run/trace-request.json, {"id", "seconds"}, beside ring.json; rank 0 looks for it once
-a second, records what the frames that come back say of every stage, and writes run/trace.json. A request ends
-the record before it, and one of 0 seconds does only that. Off, a step costs one comparison. Nothing goes over
-the ring for it: the times are in each frame anyway. Knows nothing of how they are drawn.
+`./launch.sh trace` writes run/trace-request.json, {"id", "seconds"}, beside ring.json. Rank 0 looks for it
+once a second, records the times that returning frames carry for every stage, and writes run/trace.json. A new
+request ends the recording before it; one of 0 seconds only ends it. The ring carries nothing extra for it.
+Knows nothing of how a timeline is drawn.
 
     {"id", "epoch", "begin_us", "end_us", "ranks": [{"rank", "host", "first_layer", "num_layers"}],
      "steps": [{"step", "table", "is_prefill", "num_rows", "num_tokens", "sent_us", "start_us": [by rank],
                 "busy_us": [by rank]}]}
 
-All times are microseconds of the monotonic clock of the rank that took them; those of ranks behind rank 0
-have lost all above 31 bits in their frame.
+All times are microseconds of each rank's own monotonic clock; those of other ranks than 0 are cut to 31 bits
+in the frame.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_STEPS = 200_000
 
 
 class StepTrace:
-    """Records while somebody has asked for it."""
+    """Records steps while a request asks for it."""
 
     def __init__(
         self, run_dir: Path, epoch: int, num_ranks: int, troubles: DiskTroubles | None = None
@@ -48,7 +48,7 @@ class StepTrace:
         self._steps: list[dict[str, Any]] = []
 
     def tick(self, ranks: Items[RankInfo]) -> None:
-        """Begin what was asked for, end what is over; called once a second."""
+        """Start a requested recording, end one that is over; called once a second."""
         seconds, wanted = self._look()
         is_over = clock_us() >= self._end_us or len(self._steps) >= MAX_STEPS
         if self._is_on and (is_over or seconds is not None):
@@ -61,16 +61,16 @@ class StepTrace:
             self._end_us = self._begin_us + int(seconds * 1e6)
 
     def sent(self, number: int) -> None:
-        """A microbatch leaves rank 0 now."""
+        """Note that rank 0 sends a microbatch now."""
         if self._is_on:
             self._sent_us[number] = clock_us()
 
     def finished(self, microbatch: Microbatch, frame: Frame, start_us: int) -> None:
-        """A microbatch has come back and is through rank 0's own stage now, which began at `start_us`."""
+        """Note that rank 0's own stage, which began at `start_us`, has finished a microbatch."""
         if not self._is_on:
             return
         sent_us = self._sent_us.pop(microbatch.number, None)
-        if sent_us is None:  # it was on its way when the record began
+        if sent_us is None:  # it was in flight when the recording began
             return
         others = range(1, self._num_ranks)
         self._steps.append(
@@ -87,14 +87,14 @@ class StepTrace:
         )
 
     def _look(self) -> tuple[float | None, str]:
-        """Take the request, if there is one: its seconds and its id."""
+        """Read and remove the request file; return its seconds and id, (None, "") without a valid one."""
         path = self._run_dir / REQUEST_NAME
         asked = read_json(path)
         if asked is None:
             return None, ""
         with self._troubles.guard(REQUEST_NAME):
             path.unlink(missing_ok=True)
-        if os.path.exists(path):  # it would be taken again each second
+        if os.path.exists(path):  # it cannot be removed: it would count again each second
             return None, ""
         seconds = asked.get("seconds")
         if not isinstance(seconds, int | float) or not 0 <= seconds <= MAX_SECONDS:
@@ -114,7 +114,7 @@ class StepTrace:
         self._is_on, self._steps, self._sent_us = False, [], {}
 
     def _write(self, record: dict[str, Any]) -> None:
-        """Write a record; where the disk refuses, it is kept for the next tick."""
+        """Write a record; if the disk refuses, keep it for the next tick."""
         with self._troubles.guard(RECORD_NAME):
             write_json(self._run_dir / RECORD_NAME, record)
             self._unwritten = None

@@ -1,6 +1,6 @@
-"""From token ids to the text that may be shown: incomplete UTF-8 and possible stop strings are held back.
+"""From token ids to text: incomplete UTF-8 and possible stop strings are held back.
 
-A pure function of the ids, so a resumed answer replays its logged ids and is where it was.
+A pure function of the ids, so a resumed answer replays its logged ids and reaches the same state.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Protocol
 
 
 class TokenTexts(Protocol):
-    """What each token adds to a text (prompts/detokenizer.py)."""
+    """The bytes that each token adds to a text (prompts/detokenizer.py)."""
 
     def is_known(self, token_id: int) -> bool: ...
 
@@ -24,7 +24,7 @@ class TextStream:
         """
         Args:
             stop: strings that end the answer and are not part of it.
-            before: the token that the answer goes on after; None: the answer is a text of its own.
+            before: the token that the answer continues; None: the answer is a text of its own.
         """
         self._detokenizer = detokenizer
         self._stop = stop
@@ -34,7 +34,7 @@ class TextStream:
         self.is_stopped = False
 
     def add(self, token_id: int) -> str:
-        """Take one token; return the text that is now certain. A complete stop string sets `is_stopped`."""
+        """Add one token; return the text that is now final. A complete stop string sets `is_stopped`."""
         added = self._detokenizer.added_bytes(token_id, self._before)
         if added is None:
             return ""
@@ -42,7 +42,7 @@ class TextStream:
         return self._release(self._utf8.decode(added))
 
     def finish(self) -> str:
-        """Return what was held back, at the end of an answer."""
+        """Return the text held back, at the end of an answer."""
         text = self._release(self._utf8.decode(b"", final=True))
         rest, self._held = self._held, ""
         return text + rest
@@ -54,7 +54,7 @@ class TextStream:
             return text
         self._held += text
         starts = ((self._held.find(stop), stop) for stop in self._stop)
-        # The one that is complete first, wherever tokens end; of several the longest.
+        # The stop string that is complete first; of several that end there, the longest.
         found = min(((at + len(stop), at) for at, stop in starts if at >= 0), default=None)
         if found is not None:
             self.is_stopped = True

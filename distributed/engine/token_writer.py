@@ -1,7 +1,7 @@
-"""Open answers on their way out: tokens go to their logs, then front doors are woken, ends become results.
+"""Writes open answers: logs their tokens, wakes the front doors, turns ended answers into results.
 
-Knows the spool and answers; nothing of MLX, frames or the ring. Results are written by one background thread,
-so that an fsync never delays a step; a crash before that is made good from the token log."""
+Knows the spool and answers; nothing of MLX, frames or the ring. One background thread writes the results, so
+that an fsync never delays a step. After a crash before that, the request continues from its token log."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NO_LOGS, NO_RESULTS = "token logs cannot be written", "results cannot be written
 
 
 class CannotRun(Exception):
-    """This request can never run here, or not go on; becomes its result."""
+    """This request cannot run, or cannot continue; `code`, message and `status` become its result."""
 
     def __init__(self, code: str, message: str, status: int = 400) -> None:
         super().__init__(message)
@@ -32,13 +32,13 @@ class CannotRun(Exception):
 
 _NOT_FINITE = CannotRun(
     "non_finite",
-    "the model's numbers overflowed for this prompt (its logits are not finite); other requests go on",
+    "the model's numbers overflowed for this prompt: its logits are not finite",
     500,
 )
 
 
 class TokenWriter:
-    """The open answers by request id, and what of them is not written yet."""
+    """The open answers by request id, with their tokens and results that are not written yet."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class TokenWriter:
         """
         Args:
             layers: (first layer, number of layers) by rank, for the results.
-            troubles: takes what the disk refuses.
+            troubles: collects what the disk refuses.
             executor: writes results, one at a time; a thread of its own by default.
         """
         self._owner, self._layers, self._troubles = owner, layers, troubles
@@ -71,15 +71,15 @@ class TokenWriter:
         return self.answers[sequence.id]
 
     def take(self, advanced: list[Advance]) -> None:
-        """Take what a step brought, for the next `publish`; what came before is published."""
+        """Take a step's tokens for the next `publish`; all earlier ones are published."""
         assert not self._unpublished
         self._unpublished = advanced
 
     def publish(self) -> list[Sequence]:
-        """Log the new tokens, wake the front doors, end what is at its end.
+        """Log the new tokens, wake the front doors, end the answers that are complete.
 
         Returns:
-            Sequences that still run and are to be finished: a stop string ended them, seen only in the text.
+            Running sequences that a stop string ended, which only the text shows; the caller finishes them.
         """
         advanced, self._unpublished = self._unpublished, []
         if not advanced:
@@ -106,8 +106,8 @@ class TokenWriter:
         try:
             self._append(answer, records)
         except SpoolUnavailable as error:
-            if not unlogged:  # once, and not at each token
-                logger.error("request %s: token log not written: %s", answer.request.label, error)
+            if not unlogged:  # log this once, not at each token
+                logger.error("request %s: its token log cannot be written: %s", answer.request.label, error)
             self._unlogged[answer.request.id] = records
             self._troubles.note(NO_LOGS, str(error))
         else:
@@ -137,7 +137,7 @@ class TokenWriter:
         self.refuse(answer.claim, error)
 
     def refuse(self, claim: Claim, error: CannotRun) -> None:
-        """Write the result of a request that cannot be answered."""
+        """Write the error of a request that cannot run."""
         request = claim.request
         failed = Result.failed(
             request.id,
@@ -156,16 +156,16 @@ class TokenWriter:
         self._write(claim, _cancelled(claim.request))
 
     def retry(self) -> None:
-        """Try again to write results that the disk refused."""
+        """Write the results that the disk refused before."""
         for _ in range(len(self._unwritten)):
             self._executor.submit(self._complete, *self._unwritten.popleft())
 
     def sweep(self, retention_seconds: float, max_bytes: int) -> None:
-        """Remove results older than the retention or above the bytes, and leftovers, beside the steps."""
+        """Remove old results, results beyond `max_bytes` and leftovers, in the background thread."""
         self._executor.submit(self._sweep, retention_seconds, max_bytes)
 
     def close(self) -> Iterable[Answer]:
-        """Wait for the results under way; return the answers that are still open, their logs closed."""
+        """Wait for the results under way, close all logs, return the answers that are still open."""
         self._executor.shutdown(wait=True)
         for answer in self.answers.values():
             answer.log.close()

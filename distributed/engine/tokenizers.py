@@ -1,7 +1,4 @@
-"""Rank 0's tokenizer, loaded in a thread beside its weights: that takes as long as a small model's weights.
-
-Knows no ring and no requests.
-"""
+"""Loads rank 0's tokenizer in a thread while its weights load. Knows no ring and no requests."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from prompts.tokenizer import PromptTokenizer, load_tokenizer
 
 
 def begin_loading(settings: Settings) -> Callable[[], PromptTokenizer]:
-    """Start to load; the function returned waits for the end, and raises what went wrong."""
+    """Start to load; the returned function waits for the tokenizer, or raises the error of loading it."""
     executor = ThreadPoolExecutor(1, thread_name_prefix="tokenizers")
     loading = executor.submit(load_tokenizer, settings)
     executor.shutdown(wait=False)

@@ -1,4 +1,4 @@
-"""Models as data: what a config.json means, sizes by layer, who gets which layers, which files a stage needs.
+"""Models as data: the meaning of config.json, sizes by layer, the layers of each rank, its files.
 
 Pure: knows no MLX, no weights, no processes. `distributed.models` builds what `families` allows; the
 cluster's planning uses `layer_plan`, `model_shape`, `stage_files` and `capacities`.

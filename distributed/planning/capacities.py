@@ -1,4 +1,4 @@
-"""What hosts can take and what a plan needs there, as data: memory, speed, and the reserve for KV. No MLX."""
+"""Hosts as data: memory, speed, the reserve for KV, and the needs of a plan. No MLX."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,13 @@ from distributed.planning.kv_sizes import padded_tokens
 from distributed.planning.model_shape import ModelShape
 
 MIB = 1 << 20
-# Beside weights and KV: interpreter, MLX and activations, twice what ranks were seen to take.
+# Beside weights and KV: interpreter, MLX and activations, twice the measured need of a rank.
 RANK_BYTES = 512 * MIB
 
 
 @dataclass(frozen=True)
 class HostCapacity:
-    """What a host can take.
+    """The capacity of a host.
 
     Args:
         memory_bytes: for weights and KV of all its ranks together; None: no limit.
@@ -29,24 +29,24 @@ class HostCapacity:
 
 @dataclass(frozen=True)
 class KVReserve:
-    """Memory for KV: `reserve_bytes` on the rank that takes most a token, for at most `max_tokens` tokens."""
+    """Memory for KV: `reserve_bytes` on the rank with the most layers, for at most `max_tokens` tokens."""
 
     reserve_bytes: int = 0
     max_tokens: int | None = None
 
     def num_tokens(self, shape: ModelShape, most_layers: int) -> int:
-        """Return the tokens there is room for, where the largest stage has `most_layers`."""
+        """Return how many tokens fit if the largest stage has `most_layers`."""
         tokens = self.reserve_bytes // max(1, most_layers * shape.kv_bytes_per_token)
         return tokens if self.max_tokens is None else min(tokens, self.max_tokens)
 
     def layer_bytes(self, shape: ModelShape, most_layers: int) -> int:
-        """Return the bytes of KV of one layer, where the largest stage has `most_layers`."""
+        """Return the bytes of KV of one layer if the largest stage has `most_layers`."""
         return self.num_tokens(shape, most_layers) * shape.kv_bytes_per_token
 
 
 @dataclass(frozen=True)
 class HostNeed:
-    """What a host has and what a plan needs there, in bytes."""
+    """The memory of a host and the need of a plan there, in bytes."""
 
     name: str
     has_bytes: int | None
@@ -66,7 +66,7 @@ NO_KV = KVReserve()
 
 
 def make_reserve(settings: Settings, ring_size: int) -> KVReserve:
-    """Return the memory for KV: what is set, and no more tokens than the tables can ever hold."""
+    """Return KV_CACHE_RESERVED_MEMORY_MB, and the most tokens that the tables can ever hold."""
     num_tables = ring_size if settings.microbatches == "auto" else int(settings.microbatches)
     longest = settings.max_sequence_length
     longest = MOST_AUTO_TOKENS if longest == "auto" else longest

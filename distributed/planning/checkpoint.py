@@ -1,9 +1,9 @@
 """A model folder as data: its config.json and the headers of its safetensors files, no weights.
 
 A safetensors file is eight bytes of header length (little-endian), then a JSON header {tensor: {dtype, shape,
-data_offsets}}, then the data. Which file holds which tensor is found from model.safetensors.index.json, or,
-without one, from the headers themselves. Tensors are named as in a model of text alone (tensor_name). Knows
-nothing of MLX, of stages, or of how a model runs.
+data_offsets}}, then the data. model.safetensors.index.json, or without it the headers, name the file of each
+tensor. Tensors have the names of a text-only model (tensor_name). Knows nothing of MLX, of stages, or of how
+a model runs.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor is and how large; dtype as safetensors names it (F32, BF16, U32, …)."""
+    """The place and size of one tensor; dtype as safetensors names it (F32, BF16, U32, …)."""
 
     file: str
     dtype: str
@@ -40,10 +40,10 @@ class TensorInfo:
 
 
 def read_tensors(folder: Path) -> dict[str, TensorInfo]:
-    """Read where every tensor of the model is, from the header of every file.
+    """Read the place and size of every tensor of the model from the headers of its files.
 
     Raises:
-        BadCheckpoint: a file is missing, cut short, or does not hold what the index says.
+        BadCheckpoint: a file is missing, cut short, or lacks a tensor that the index names.
     """
     tensors: dict[str, TensorInfo] = {}
     for file in weight_files(folder):
@@ -57,33 +57,33 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
 
 
 def tensor_files(folder: Path) -> dict[str, str]:
-    """Return tensor name -> file name, from the index alone where there is one."""
+    """Return tensor name -> file name, from the index alone if there is one."""
     return read_index(folder) or {name: info.file for name, info in read_tensors(folder).items()}
 
 
 def is_tied(config: Mapping[str, Any], names: Container[str]) -> bool:
-    """Say whether the head reuses the embeddings."""
+    """Whether the head reuses the embeddings."""
     return bool(config.get("tie_word_embeddings", "lm_head.weight" not in names))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read config.json in the form that the served classes read; see model_config.py.
+    """Read config.json in the form of the served classes; see model_config.py.
 
     Raises:
-        BadCheckpoint: it is missing, is no JSON object, or a key is missing or of the wrong kind.
-        UnsupportedModel: the model type is not served, or a key of it that changes numbers.
+        BadCheckpoint: it is missing or no JSON object, or a key is missing or of the wrong kind.
+        UnsupportedModel: the model type, or a key that changes numbers, is not served.
     """
     path = folder / "config.json"
     return parse_config(_read_bytes(path), str(path))
 
 
 def parse_config(content: bytes, where: str) -> dict[str, Any]:
-    """Return the config that a file's bytes hold; raises as `read_config` does."""
+    """Parse the bytes of a config.json. Raises as `read_config` does."""
     return normalise_config(_parse_object(content, where), where)
 
 
 def read_index(folder: Path) -> dict[str, str]:
-    """Return tensor name -> file name from the index; empty where there is none."""
+    """Return tensor name -> file name from the index; empty without one."""
     path = folder / INDEX_NAME
     return parse_index(_read_bytes(path), str(path)) if path.is_file() else {}
 
@@ -97,13 +97,13 @@ def parse_index(content: bytes, where: str) -> dict[str, str]:
 
 
 def weight_files(folder: Path) -> list[str]:
-    """List the safetensors files that hold the model, those of the index or all model*.safetensors."""
+    """List the model's safetensors files: those of the index, or all model*.safetensors."""
     files = sorted(set(read_index(folder).values())) or sorted(
         p.name for p in folder.glob("model*.safetensors")
     )
     if not files:
         raise BadCheckpoint(
-            f"{folder} holds no model*.safetensors: not a model folder, or not downloaded to its end"
+            f"{folder} holds no model*.safetensors: not a model folder, or not fully downloaded"
         )
     return files
 
@@ -130,15 +130,15 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 
 def missing_file(path: Path) -> BadCheckpoint:
-    """Return the error for a file of the model that is not there, which names the host."""
+    """Return the error for a missing file of the model; it names the host."""
     return BadCheckpoint(
-        f"{path} is missing on {platform.node()}: not a model folder, or not downloaded or copied to its "
-        "end; ./launch.sh start goes on with it"
+        f"{path} is missing on {platform.node()}: not a model folder, or not fully downloaded or copied; "
+        "./launch.sh start continues that"
     )
 
 
 def hash_files(paths: Iterable[Path]) -> str:
-    """Return the sha256 of the files' names and contents, as hex."""
+    """Return the SHA-256 of the files' names and contents, as hex."""
     digest = hashlib.sha256()
     for path in paths:
         content = path.read_bytes()

@@ -1,4 +1,4 @@
-"""What kind of value each key of a config.json holds, and how large it may be. Pure data and one check."""
+"""The type and bounds of each known key of a config.json. Pure data and one check."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 MAX_LAYERS = 10_000
 MAX_INTEGER = 2**31 - 1
 MAX_NUMBER = 1e30
-# key -> least value. null is allowed everywhere: it is another way to leave a key out.
+# key -> least value. null is allowed everywhere and means that the key is absent.
 _INTEGERS = {
     "hidden_size": 1,
     "vocab_size": 1,
@@ -59,14 +59,14 @@ _OBJECTS = (
 
 
 class BadValue(ValueError):
-    """A key of a config is missing, of the wrong kind, or contradicts another; the message names it."""
+    """A key of a config is missing, of the wrong type, or contradicts another; the message names it."""
 
 
 def check_types(config: Mapping[str, Any]) -> None:
     """Check every known key's value.
 
     Raises:
-        BadValue: naming the key, its value and what is allowed.
+        BadValue: names the key, its value and the allowed values.
     """
     for key, least in _INTEGERS.items():
         check_integer(key, config.get(key), least, MAX_LAYERS if key == "num_hidden_layers" else MAX_INTEGER)

@@ -1,11 +1,11 @@
-"""The model types that are served, as data: what each takes from its config.json, and what it ignores.
+"""The served model types as data: the keys of config.json that each follows, and those that it ignores.
 
-One record a type. A key is honoured (the model follows it), or neutral (the model does not follow it, but
-these values ask for what it does anyway), or it changes no numbers. What is none of the three and looks as if
-it changed numbers is refused (model_config.py). Knows nothing of MLX, files or stages.
+One record a type. A key is honoured (the model follows it), neutral (the model ignores it, but these values
+match its behaviour), or harmless (it changes no numbers). model_config.py refuses any other key whose name
+suggests that it changes numbers. Knows nothing of MLX, files or stages.
 
-The defaults are those of transformers' config classes (transformers 5.24), which mlx-lm's classes do not
-always share: tests compare them.
+The defaults are those of transformers' config classes (transformers 5.24), which differ from some of mlx-lm's
+classes; tests compare them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _keys(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# What every model's class follows, or model_config.py and rope_config.py take care of.
+# Keys that every model's class follows, or that model_config.py and rope_config.py handle.
 _HONOURED = _keys(
     "hidden_size intermediate_size num_hidden_layers num_attention_heads vocab_size rms_norm_eps rope_theta "
     "rope_scaling rope_parameters max_position_embeddings original_max_position_embeddings "
@@ -40,7 +40,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "n_routed_experts": (0,),
     }
 )
-# What looks as if it changed numbers and does not: it is for training, for sampling, or for other programs.
+# Keys that look as if they changed numbers but are for training, for sampling or for other programs.
 HARMLESS = _keys(
     "temperature top_k add_cross_attention "
     "cross_attention_hidden_size use_memory_efficient_attention model_parallel tensor_parallel_size "
@@ -57,7 +57,7 @@ class Family:
     Args:
         runs_as: the type whose mlx-lm class runs it.
         honoured: keys that the class follows, beyond those of every model.
-        neutral: key -> values that ask for what the class does anyway.
+        neutral: key -> values that match the behaviour of the class.
         defaults: what an absent key means.
         window: when sliding_window is meant: never, always, or where use_sliding_window is set.
     """
@@ -70,7 +70,7 @@ class Family:
     rope_keys: frozenset[str] = frozenset()
 
     def neutral_values(self, key: str) -> tuple[Any, ...] | None:
-        """Return the values of a key that change nothing; None where the type says nothing of the key."""
+        """Return the values of a key that change nothing; None if the key is not neutral."""
         return None if key in self.honoured else self.neutral.get(key, _NEUTRAL.get(key))
 
     def is_known(self, key: str) -> bool:
@@ -190,6 +190,6 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         ),
     }
 )
-# Models of several kinds of input whose text_config is a model of a served type, asked with text alone.
+# Multimodal models whose text_config is of a served type; they are served with text only.
 WRAPPERS = ("mistral3",)
 SERVED_TYPES = tuple(sorted([*FAMILIES, *WRAPPERS]))

@@ -1,7 +1,7 @@
-"""What the Hugging Face Hub tells of a model before its weights are fetched: names, config.json, headers.
+"""Checks a model on the Hugging Face Hub before its weights are fetched, from file names, config and headers.
 
-A few hundred kilobytes, in the order in which they can refuse it: the list of files, config.json, the index
-and the headers of the safetensors files. Knows nothing of MLX and of where a download comes to lie.
+Reads, in this order, the list of files, config.json, the index and the headers of the safetensors files, so
+that it refuses a model as early as it can. Knows nothing of MLX or of where a download is stored.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ class CannotDownload(ModelError):
 
 
 class HubSilent(CannotDownload):
-    """The Hub cannot be asked, so whether the model can be served is not known; `reason` is why."""
+    """The Hub does not answer, so it is not known whether the model can be served; `reason` says why."""
 
     def __init__(self, repo: str, reason: str) -> None:
-        super().__init__(f"{repo} cannot be downloaded: {reason}. Run this again to go on")
+        super().__init__(f"{repo} cannot be downloaded: {reason}. Run this again to continue")
         self.reason = reason
 
 
 @dataclass(frozen=True)
 class HubModel:
-    """A model of the Hub: its config as `read_config` returns it, and where its tensors are."""
+    """A model of the Hub: its config as `read_config` returns it, and its tensors by name."""
 
     config: dict[str, Any]
     tensors: dict[str, TensorInfo]
 
 
 def read_hub_model(repo: str, cache_dir: Path | None) -> HubModel:
-    """Read config and headers of a repository, and check all that they tell but for shapes.
+    """Read and check config and headers of a repository; shapes are not checked.
 
     Args:
-        cache_dir: keeps config and index, so that a download does not fetch them again; None: the Hub's own.
+        cache_dir: keeps config and index for the download; None: the Hub's own cache.
 
     Raises:
-        HubSilent: the Hub cannot be asked now.
-        CannotDownload: it has no such repository, or its terms were not accepted.
+        HubSilent: the Hub does not answer.
+        CannotDownload: there is no such repository, or its terms were not accepted.
         ModelError: the model cannot be served.
     """
     from huggingface_hub import HfApi
@@ -67,7 +67,7 @@ def read_hub_model(repo: str, cache_dir: Path | None) -> HubModel:
     )
 
     try:
-        # Asked first, as it fails at once where the others try for half a minute (huggingface_hub 2.4).
+        # First, since it fails at once offline; the other calls retry for long (huggingface_hub 2.4).
         info = HfApi().model_info(repo, timeout=HUB_LIMIT_S)
         names = {entry.rfilename for entry in info.siblings or []}
         check_config_listed(repo, names)
@@ -87,7 +87,7 @@ def read_hub_model(repo: str, cache_dir: Path | None) -> HubModel:
 
 
 def describe_hub_error(repo: str, error: Exception) -> CannotDownload:
-    """Return the error with a sentence for what went wrong, and what helps."""
+    """Return the error with a sentence that says what failed and how to fix it."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -96,28 +96,28 @@ def describe_hub_error(repo: str, error: Exception) -> CannotDownload:
     )
 
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
-        error = error.__cause__  # what it says itself is that the network is at fault
+        error = error.__cause__  # its own message blames the network
     if isinstance(error, GatedRepoError):
         return CannotDownload(f"{repo} is gated: accept its terms on the Hub, then run `hf auth login`")
     if isinstance(error, RepositoryNotFoundError):
         return CannotDownload(
-            f"the Hub has no {repo} that may be read: check MODEL_REPO for typing errors, or run "
+            f"the Hub has no {repo} that you may read: check the spelling of MODEL_REPO, or run "
             "`hf auth login`"
         )
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
     if status in _MAY_NOT_READ:
-        return CannotDownload(f"the Hub does not let {repo} be read ({status}): run `hf auth login`")
+        return CannotDownload(f"the Hub does not allow you to read {repo} ({status}): run `hf auth login`")
     return HubSilent(repo, first_line(error))
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an exception says, in one line without a full stop."""
+    """Return the first line of an exception's message, without a full stop."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".")
 
 
 def _download(repo: str, revision: str | None, cache_dir: Path | None, name: str) -> bytes:
-    """Fetch a small file into the cache, without the bar that a download shows, and return its bytes."""
+    """Fetch a small file into the cache without a progress bar; return its bytes."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import (
         are_progress_bars_disabled,
@@ -137,7 +137,7 @@ def _download(repo: str, revision: str | None, cache_dir: Path | None, name: str
 def _read_tensors(
     repo: str, revision: str | None, names: set[str], index: dict[str, str]
 ) -> dict[str, TensorInfo]:
-    """The tensors of all weight files, from their headers."""
+    """Read the tensors of all weight files from their headers."""
     files = sorted(set(index.values())) or sorted(name for name in names if fnmatch(name, WEIGHTS_PATTERN))
     if missing := [name for name in files if name not in names]:
         raise BadCheckpoint(f"{repo} has no {missing[0]}, which its {WEIGHTS_INDEX} names")

@@ -1,30 +1,30 @@
-"""The steps in which KV tables grow: one rule for the stages that allocate and for rank 0 that budgets.
+"""The steps in which KV tables grow: one rule for allocation on the stages and for rank 0's budget.
 
-Pure numbers; knows neither MLX nor sequences.
+Pure arithmetic; knows neither MLX nor sequences.
 """
 
 from __future__ import annotations
 
 
 def round_rows(num_rows: int) -> int:
-    """Return the rows a table of `num_rows` slots takes: the next power of two."""
+    """Return the rows allocated for `num_rows` slots: the next power of two."""
     return 1 << max(0, num_rows - 1).bit_length()
 
 
 def round_tokens(num_tokens: int) -> int:
-    """Return the tokens a row of `num_tokens` takes: powers of two from 64 to 512, then multiples of 512."""
+    """Return the tokens allocated for a row: powers of two from 64 to 512, then multiples of 512."""
     if num_tokens > 512:
         return -(-num_tokens // 512) * 512
     return max(64, round_rows(num_tokens))
 
 
 def next_tokens(num_tokens: int) -> int:
-    """Return the tokens of the step behind the one that `num_tokens` takes."""
+    """Return the tokens of the next larger allocation than that of `num_tokens`."""
     return round_tokens(round_tokens(num_tokens) + 1)
 
 
 def most_tokens(num_rows: int, max_kv_tokens: int) -> int:
-    """Return the most tokens that each of `num_rows` rows may have within a budget; padding counts."""
+    """Return the most tokens that each of `num_rows` rows can have within a budget, padding included."""
     share = max_kv_tokens // round_rows(num_rows)
     if share > 512:
         return share // 512 * 512
@@ -32,12 +32,12 @@ def most_tokens(num_rows: int, max_kv_tokens: int) -> int:
 
 
 def padded_tokens(num_rows: int, max_tokens: int) -> int:
-    """Return the tokens a table of so many rows takes where there is room; padding counts."""
+    """Return the tokens allocated for a table of `num_rows` rows of `max_tokens`, padding included."""
     return round_rows(num_rows) * round_tokens(max_tokens) if num_rows else 0
 
 
 def grown(shape: tuple[int, int], num_rows: int, num_tokens: int) -> tuple[int, int]:
-    """Return the rows and tokens of a table that has `shape` and must have room for these."""
+    """Return (rows, tokens) of a table of `shape` once it has grown to hold these."""
     rows, tokens = shape
     return (
         rows if num_rows <= rows else round_rows(num_rows),

@@ -1,13 +1,13 @@
-"""Who gets which layers: pure arithmetic over a model's shape and the hosts' memory and speed. No MLX.
+"""Assigns layers to ranks: pure arithmetic over a model's shape and the hosts' memory and speed. No MLX.
 
-Rank 0 has the last layers and the head, rank N-1 the first layers and the embeddings. A ring runs at the
-pace of its slowest stage, so the plan makes the longest stage time (cost / speed) as short as memory
-allows; of such plans it takes one whose largest stage has the fewest layers, and of those the most even
-one. Everybody who computes a plan from the same numbers gets the same plan.
+Rank 0 has the last layers and the head, rank N-1 the first layers and the embeddings. The slowest stage sets
+the pace of a ring, so the plan minimises the longest stage time (cost / speed) within the hosts' memory. Of
+such plans it takes those whose largest stage has the fewest layers, and of these the most even one. The same
+numbers always give the same plan.
 
-Memory is a host's: all its ranks share it. What a rank needs is its weights and its KV. The KV of all
-ranks has room for the same number of tokens, and the rank with the most layers decides how many that are:
-it takes the whole reserve, the others their layers' part of it (`KVReserve`).
+All ranks of a host share its memory. A rank needs its weights and its KV. The KV of all ranks holds the same
+number of tokens, which the rank with the most layers limits: it uses the whole reserve, each other rank a
+part in proportion to its layers (`KVReserve`).
 """
 
 from bisect import bisect_left
@@ -24,11 +24,11 @@ MIB = 1 << 20
 
 
 class DoesNotFit(ModelError):
-    """The ranks' memory cannot hold the model, or there are more ranks than layers; the start stops."""
+    """The ranks' memory cannot hold the model, or there are more ranks than layers."""
 
 
 def split_layers(num_layers: int, counts: Sequence[int]) -> tuple[range, ...]:
-    """Turn LAYER_SPLIT (layers of rank 0, rank 1, …) into each rank's layers, rank 0 the last.
+    """Turn LAYER_SPLIT (number of layers of rank 0, rank 1, …) into each rank's layers.
 
     Raises:
         DoesNotFit: the counts do not add up to the model's layers, or one is not positive.
@@ -44,19 +44,19 @@ def split_layers(num_layers: int, counts: Sequence[int]) -> tuple[range, ...]:
 
 
 def plan_layers(shape: ModelShape, hosts: Sequence[HostCapacity], kv: KVReserve = NO_KV) -> tuple[range, ...]:
-    """Give every rank its layers, indexed by rank.
+    """Return every rank's layers, by rank.
 
     Args:
         hosts: in the order of their ranks; host 0 has rank 0.
 
     Raises:
-        DoesNotFit: with the bytes that are there and needed, host by host.
+        DoesNotFit: names the available and needed bytes of each host.
     """
     assert all(host.speed > 0 and host.num_ranks > 0 for host in hosts)
     num_ranks = sum(host.num_ranks for host in hosts)
     if num_ranks > shape.num_layers:
         raise DoesNotFit(
-            f"{num_ranks} ranks, but the model has only {shape.num_layers} layers: use fewer ranks"
+            f"there are {num_ranks} ranks, but the model has only {shape.num_layers} layers: use fewer ranks"
         )
     split = Splitter(shape, hosts, kv).find()
     if split is None:
@@ -67,7 +67,7 @@ def plan_layers(shape: ModelShape, hosts: Sequence[HostCapacity], kv: KVReserve 
 def needs_of(
     shape: ModelShape, hosts: Sequence[HostCapacity], layers: Sequence[range], kv: KVReserve = NO_KV
 ) -> tuple[HostNeed, ...]:
-    """Return what every host has, and what it needs with these layers by rank."""
+    """Return every host's memory and its need, with these layers by rank."""
     kv_layer_bytes = kv.layer_bytes(shape, max(len(part) for part in layers))
     needs, rank = [], 0
     for host in hosts:
@@ -80,17 +80,17 @@ def needs_of(
 
 
 def rank_weights_bytes(shape: ModelShape, layers: Sequence[range], rank: int) -> int:
-    """Return the bytes of weights of one rank, of which rank 0 is the last stage."""
+    """Return the bytes of weights of one rank; rank 0 is the last stage."""
     return shape.stage_bytes(layers[rank], is_first=rank == len(layers) - 1, is_last=rank == 0)
 
 
 def check_fits(
     shape: ModelShape, hosts: Sequence[HostCapacity], layers: Sequence[range], kv: KVReserve = NO_KV
 ) -> None:
-    """Refuse layers that were chosen otherwise (LAYER_SPLIT) where a host cannot hold its own.
+    """Check that every host can hold layers that were not planned here (LAYER_SPLIT).
 
     Raises:
-        DoesNotFit: with has and needs of every host.
+        DoesNotFit: names the available and needed bytes of each host.
     """
     needs = needs_of(shape, hosts, layers, kv)
     if not all(need.fits for need in needs):
@@ -110,7 +110,7 @@ def describe_needs(needs: Sequence[HostNeed]) -> str:
 
 
 def find_fitting_reserve(shape: ModelShape, hosts: Sequence[HostCapacity], kv: KVReserve) -> int:
-    """Return the largest KV reserve in MiB with which some split fits; 0 where there is none."""
+    """Return the largest KV reserve, in MiB, with which some split fits; 0: none."""
 
     def is_too_much(num_mib: int) -> bool:
         return not Splitter(shape, hosts, replace(kv, reserve_bytes=num_mib * MIB)).fits()
@@ -119,10 +119,10 @@ def find_fitting_reserve(shape: ModelShape, hosts: Sequence[HostCapacity], kv: K
 
 
 def weights_hash(folder: Path) -> str:
-    """Return a hash of the model's config and weights index, by which ranks tell one model from another.
+    """Return a hash of the model's config and weights index, which ranks compare.
 
     Raises:
-        BadCheckpoint: there is no model in the folder.
+        BadCheckpoint: the folder has no config.json.
     """
     if not (folder / "config.json").is_file():
         raise missing_file(folder / "config.json")
@@ -131,7 +131,7 @@ def weights_hash(folder: Path) -> str:
 
 
 def _too_large(shape: ModelShape, hosts: Sequence[HostCapacity], kv: KVReserve) -> str:
-    """Say what is missing, in the split that comes nearest: the one that fits with the least more a host."""
+    """Describe the split that would fit with the least additional memory a host."""
 
     def grown(num_mib: int) -> list[HostCapacity]:
         return [

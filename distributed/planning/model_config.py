@@ -1,16 +1,16 @@
-"""Turns a config.json as it is found into the one form that the served model classes read, or refuses it.
+"""Brings a config.json into the one form that the served model classes read, or refuses it.
 
-Transformers 4 and 5, mlx-lm and hand-written files spell the same model differently; a class of mlx-lm takes
-its own default in silence for what it does not find. So every reader of a config gets it from here:
+Transformers 4 and 5, mlx-lm and hand-written files spell the same model differently, and a class of mlx-lm
+silently uses its own default for a missing key. So every reader of a config uses this form:
 
     model_type         a type that mlx-lm has a class for (mistral runs as llama)
     rope_theta         a number, and rope_scaling a dict or None (rope_config.py); ministral3: rope_parameters
     num_key_value_heads, head_dim, num_experts: numbers, never absent where a type has them
     quantization       MLX's own packing or absent
-    tie_word_embeddings   true, false, or absent: then the weights tell (checkpoint.is_tied)
+    tie_word_embeddings   true, false, or absent: then the weights decide (checkpoint.is_tied)
 
-A key that changes numbers and that the served class does not follow is refused by name. Knows nothing of MLX
-and of weights.
+A key that changes numbers and that the served class ignores is refused by name. Knows nothing of MLX or
+weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from distributed.planning.families import FAMILIES, SERVED_TYPES, WRAPPERS, Fami
 from distributed.planning.model_errors import BadCheckpoint, UnsupportedModel
 from distributed.planning.rope_config import normalise_rope
 
-SIMULATED_TYPE = "simulated"  # distributed/backends/simulated.py: waits in the place of a model
+SIMULATED_TYPE = "simulated"  # distributed/backends/simulated.py: sleeps instead of computing
 NEEDED_KEYS = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads")
 LATENT_KEYS = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 TOPK_METHODS = ("greedy", "group_limited_greedy")
@@ -35,7 +35,7 @@ QUANTIZATION_MODES = {
     "nvfp4": ((16,), (4,)),
 }
 _FOREIGN_PACKINGS = ("quantization_config", "compression_config")
-# Words in the name of a key that speak of numbers, and of keys that never do although they hold such a word.
+# Words in a key that suggest that it changes numbers, and words in keys that never do.
 _NUMBER_WORDS = re.compile(
     r"scal|factor|multiplier|rope|rotary|softcap|capping|window|sliding|alibi|bias|norm|(^|_)act(_|$)|activation|"
     r"temper|logit|resid|attn|attention|rout|gat(e|ing)(_|$)|top_?k|scoring|mask|position|sink|clip|parallel|"
@@ -49,14 +49,14 @@ _UNITY_WORDS = re.compile(r"scal|factor|multiplier|temper")
 
 
 def normalise_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return the config in the form that the served classes read.
+    """Return the config in the form of the served classes.
 
     Args:
-        where: the file, for what is refused.
+        where: the file, for error messages.
 
     Raises:
         BadCheckpoint: a key is missing, of another type, or contradicts another one.
-        UnsupportedModel: the model type, or a key that the served class does not follow.
+        UnsupportedModel: the model type is not served, or its class ignores a key that changes numbers.
     """
     try:
         check_types(raw)
@@ -81,14 +81,14 @@ def normalise_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def tensor_name(stored: str) -> str:
-    """Return the name of a tensor in the model of text: models with a text_config put a prefix before it."""
+    """Return a tensor's name in a text-only model: models with a text_config add a prefix."""
     if stored.startswith("model.language_model."):
         return f"model.{stored.removeprefix('model.language_model.')}"
     return stored.removeprefix("language_model.")
 
 
 def _take_text_config(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The config of the text model in a model that also sees; what packs its weights stands outside."""
+    """Return the text model's config of a multimodal model; its quantization stands outside text_config."""
     inner = raw.get("text_config")
     if raw.get("model_type") not in WRAPPERS or not inner:
         return raw
@@ -99,14 +99,14 @@ def _take_text_config(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     for key in ("quantization", *_FOREIGN_PACKINGS):
         if raw.get(key):
             config[key] = raw[key]
-    config.pop("tie_word_embeddings", None)  # said inside and outside, not always the same: the weights tell
+    config.pop("tie_word_embeddings", None)  # inside and outside may differ: the weights decide
     return config
 
 
 def _find_family(raw: Mapping[str, Any]) -> Family | None:
-    """The record of the model type; None for simulated models."""
+    """Return the record of the model type; None for simulated models."""
     if raw.get("model_type") is None:
-        raise BadValue("there is no model_type: this is not a model that transformers or mlx-lm know")
+        raise BadValue("there is no model_type: this is not a config of transformers or mlx-lm")
     model_type = raw["model_type"]
     if model_type == SIMULATED_TYPE:
         return None
@@ -129,12 +129,12 @@ def _find_family(raw: Mapping[str, Any]) -> Family | None:
 
 
 def _inner_type(raw: Mapping[str, Any]) -> Any:
-    """The model type that a text_config names, as models that also see or hear have it."""
+    """Return the model type of a text_config, as multimodal models have one."""
     return (raw.get("text_config") or {}).get("model_type")
 
 
 def _with_defaults(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """The config with what absent keys mean; a null head count or head size follows from the others."""
+    """Return the config with defaults for absent keys; a null head count or size follows from other keys."""
     config = dict(raw)
     for key, value in family.defaults.items():
         if key not in config:
@@ -151,7 +151,7 @@ def _with_defaults(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
 
 
 def _join_expert_counts(config: dict[str, Any], family: Family) -> None:
-    """Keep the number of routed experts under the name that the class reads."""
+    """Keep the number of routed experts under the key that the class reads."""
     name = next((key for key in ("num_experts", "n_routed_experts") if key in family.honoured), None)
     if name is None:
         return
@@ -193,11 +193,11 @@ def _check_experts(config: dict[str, Any]) -> None:
                 f"to it; here are n_group = {groups}, topk_group = {chosen}"
             )
         if groups == chosen:
-            config["topk_method"] = "greedy"  # all groups may be chosen from
+            config["topk_method"] = "greedy"  # every group is chosen
 
 
 def _check_heads(config: dict[str, Any]) -> None:
-    """Heads must divide evenly, and a head's pairs of values be whole."""
+    """Check that heads divide evenly and rotated sizes are even."""
     width, num_heads = config["hidden_size"], config["num_attention_heads"]
     if config["model_type"] == "deepseek_v2":
         for key in LATENT_KEYS:
@@ -225,7 +225,7 @@ def _check_heads(config: dict[str, Any]) -> None:
 
 
 def _check_window(config: dict[str, Any], family: Family) -> None:
-    """Refuse layers that see a window of the context only; drop the keys where none does."""
+    """Refuse sliding-window layers; drop the keys if there are none."""
     types = config.get("layer_types") or []
     if len(types) not in (0, config["num_hidden_layers"]):
         raise BadValue(
@@ -243,7 +243,7 @@ def _check_window(config: dict[str, Any], family: Family) -> None:
     )
     if is_meant and window and window < config["max_position_embeddings"]:
         raise UnsupportedModel(
-            f"sliding_window = {window} is not served; only attention to the whole context is "
+            f"sliding_window = {window} is not served; only attention over the whole context is "
             f"(max_position_embeddings = {config['max_position_embeddings']})"
         )
     for key in ("layer_types", "sliding_window", "use_sliding_window", "max_window_layers"):
@@ -251,7 +251,7 @@ def _check_window(config: dict[str, Any], family: Family) -> None:
 
 
 def _check_keys(config: Mapping[str, Any], family: Family) -> None:
-    """Refuse keys that change numbers and that the served class does not follow."""
+    """Refuse keys that change numbers and that the served class ignores."""
     for key, value in config.items():
         neutral = family.neutral_values(key)
         if neutral is not None:
@@ -262,13 +262,13 @@ def _check_keys(config: Mapping[str, Any], family: Family) -> None:
                 )
         elif not family.is_known(key) and _changes_numbers(key, value):
             raise UnsupportedModel(
-                f"{key} = {_shorten(value)} is not served: the {config['model_type']} of mlx-lm would ignore "
-                "it, and it looks as if it changed the model's numbers"
+                f"{key} = {_shorten(value)} is not served: mlx-lm's {config['model_type']} ignores it, and "
+                "its name suggests that it changes the model's numbers"
             )
 
 
 def _changes_numbers(key: str, value: Any) -> bool:
-    """Whether a key that nobody knows looks as if it changed numbers, and is not switched off."""
+    """Whether an unknown key is on and its name suggests that it changes numbers."""
     if value is None or value is False or value in (0, "", [], {}):
         return False
     name = key.lower()
@@ -278,7 +278,7 @@ def _changes_numbers(key: str, value: Any) -> bool:
 
 
 def _take_quantization(config: dict[str, Any]) -> None:
-    """Keep MLX's own packing under `quantization`; refuse any other one by name."""
+    """Keep MLX's own packing under `quantization`; refuse any other by name."""
     own = config.get("quantization")
     foreign = next((config[key] for key in _FOREIGN_PACKINGS if config.get(key)), None)
     if not own and isinstance(foreign, Mapping) and {"group_size", "bits"} <= foreign.keys():
@@ -287,7 +287,7 @@ def _take_quantization(config: dict[str, Any]) -> None:
         method = foreign.get("quant_method") or foreign.get("quant_algo") or "another program"
         raise UnsupportedModel(
             f"weights packed by {method} (quantization_config) are not served; served are plain weights and "
-            "MLX's own packing (quantization), which mlx_lm.convert makes of the plain ones"
+            "MLX's own packing (quantization), which mlx_lm.convert makes from plain weights"
         )
     for key in ("quantization", *_FOREIGN_PACKINGS):
         config.pop(key, None)
@@ -299,7 +299,7 @@ def _take_quantization(config: dict[str, Any]) -> None:
 
 
 def _check_packing(path: str, entry: Mapping[str, Any], whole: Mapping[str, Any]) -> None:
-    """Check bits and group size of the model's packing, or of one module's."""
+    """Check bits and group size of the whole model or of one module."""
     mode = str(entry.get("mode", whole.get("mode", "affine")))
     if mode not in QUANTIZATION_MODES:
         raise UnsupportedModel(

@@ -1,6 +1,6 @@
-"""Why a model folder cannot be served. Each message is one sentence for the person who starts the service.
+"""Errors of models that cannot be served. Each message is one sentence for the person at the terminal.
 
-ModelError                the model cannot be served; the start stops with its sentence
+ModelError                the model cannot be served; the start stops with this message
 |-- BadCheckpoint         missing, cut short or contradictory files
 |-- UnsupportedModel      a model type or a feature of it that no provider serves
 |-- CannotDownload        (hub_model.py) the Hub refused or cannot be reached
@@ -9,7 +9,7 @@ ModelError                the model cannot be served; the start stops with its s
 
 
 class ModelError(ValueError):
-    """A model that cannot be served."""
+    """The model cannot be served."""
 
 
 class BadCheckpoint(ModelError):

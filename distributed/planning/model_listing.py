@@ -1,6 +1,6 @@
-"""What the names of a model's files tell before any of them is read: whether all that serving needs is there.
+"""Checks by the names of a model's files, before any is read, that none is missing for serving.
 
-The same for a folder and for a repository of the Hub. Knows nothing of what is in the files.
+The same check for a folder and for a repository of the Hub. Knows nothing of the files' contents.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from fnmatch import fnmatch
 from config.model_path import WEIGHTS_INDEX, WEIGHTS_PATTERN
 from distributed.planning.model_errors import BadCheckpoint, UnsupportedModel
 
-_CONVERT = "`mlx_lm.convert --hf-path …` makes safetensors of them"
-# pattern -> what files of the name are, where there are no weights that are served.
+_CONVERT = "convert them to safetensors with `mlx_lm.convert --hf-path …`"
+# pattern -> description of such files, in folders without weights that can be served.
 _OTHER_WEIGHTS = {
-    "adapter_model*": "an adapter alone (LoRA): fuse it with its model first, `mlx_lm.fuse` does",
-    "*.gguf": "weights as GGUF alone: name the repository or folder that they were made of",
-    "*.bin": f"weights as PyTorch files alone: {_CONVERT}",
-    "*.pt": f"weights as PyTorch files alone: {_CONVERT}",
-    "*.pth": f"weights as PyTorch files alone: {_CONVERT}",
+    "adapter_model*": "only an adapter (LoRA): fuse it with its model first, with `mlx_lm.fuse`",
+    "*.gguf": "only GGUF weights: use the repository or folder that they were made from",
+    "*.bin": f"only PyTorch weights: {_CONVERT}",
+    "*.pt": f"only PyTorch weights: {_CONVERT}",
+    "*.pth": f"only PyTorch weights: {_CONVERT}",
     "*.safetensors": f"safetensors under other names than {WEIGHTS_PATTERN}",
-    "*.npz": "weights as NumPy files alone",
-    "*.h5": "weights for TensorFlow alone",
-    "*.msgpack": "weights for Flax alone",
-    "*.onnx": "weights as ONNX alone",
+    "*.npz": "only NumPy weights",
+    "*.h5": "only TensorFlow weights",
+    "*.msgpack": "only Flax weights",
+    "*.onnx": "only ONNX weights",
 }
 _OTHER_TOKENIZERS = ("*.tiktoken", "tiktoken.model", "*.model", "vocab.json", "vocab.txt")
 
@@ -32,8 +32,8 @@ def check_config_listed(where: str, names: Collection[str]) -> None:
     """Check that there is a config.json.
 
     Raises:
-        UnsupportedModel: it is not there, and other files tell what this is.
-        BadCheckpoint: it is not there.
+        UnsupportedModel: it is missing, and there are weights of another format.
+        BadCheckpoint: it is missing.
     """
     if "config.json" in names:
         return
@@ -46,8 +46,8 @@ def check_files_listed(where: str, names: Collection[str]) -> None:
     """Check that there are weights as safetensors, and a tokenizer.
 
     Raises:
-        UnsupportedModel: they are there in another form.
-        BadCheckpoint: they are not there.
+        UnsupportedModel: there are only weights or tokenizer files of another format.
+        BadCheckpoint: there are no weights.
     """
     if WEIGHTS_INDEX not in names and not any(fnmatch(name, WEIGHTS_PATTERN) for name in names):
         if other := _name_other_weights(names):

@@ -1,8 +1,8 @@
 """A model's sizes and costs, layer by layer, from its config and the headers of its weights. No MLX, no
 weights.
 
-Cost is the bytes of weights that one token touches: of experts only the active ones, of the embeddings
-nothing, of the head a share. Knows nothing of ranks or hosts: `layer_plan.py` does the splitting.
+Cost is the bytes of weights that one token uses: of experts only the active ones, none of the embeddings, a
+share of the head. Knows nothing of ranks or hosts: `layer_plan.py` splits the model.
 """
 
 import re
@@ -19,8 +19,8 @@ from distributed.planning.stage_files import check_tensors
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"\.mlp\.(switch_mlp|experts\.\d+)\.")
-# Prompt tokens but the last pass no head, and its one large product runs nearer the machine's peak than a
-# layer: a head of 8 layers' bytes took the time of 6.6 layers at 16 rows (SmolLM2-135M, float32, mkl).
+# Only the last token of a prompt passes the head, and its one large product runs closer to the machine's peak
+# than a layer does.
 HEAD_COST_SHARE = 0.75
 _FLOATS = ("F32", "F16", "BF16")
 
@@ -51,15 +51,15 @@ class ModelShape:
 
     @property
     def weights_bytes(self) -> int:
-        """The bytes of all weights, the embeddings twice where they are the head too and lie apart."""
+        """The bytes of all weights; embeddings that are also the head count twice, once for each end."""
         return sum(self.layer_bytes) + self.embed_bytes + self.head_bytes
 
     def layers_bytes(self, layers: range) -> int:
-        """Return the bytes of weights of some layers alone."""
+        """Return the bytes of weights of these layers, without embeddings and head."""
         return self._bytes_before[layers.stop] - self._bytes_before[layers.start]
 
     def stage_bytes(self, layers: range, *, is_first: bool, is_last: bool) -> int:
-        """Return the bytes of weights a stage holds."""
+        """Return the bytes of weights of a stage, with embeddings or head."""
         ends = (self.embed_bytes if is_first else 0) + (self.head_bytes if is_last else 0)
         shared = self.embed_bytes if is_first and is_last and self.tied else 0
         return self.layers_bytes(layers) + ends - shared
@@ -71,7 +71,7 @@ class ModelShape:
 
 
 def read_model_files(folder: Path) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
-    """Read config and headers of a folder that has all its files, and check all they tell but for shapes.
+    """Read and check config and headers of a folder that has all its files; shapes are not checked.
 
     Raises:
         ModelError: the model cannot be served, or files are missing or contradict each other.
@@ -106,7 +106,7 @@ def make_shape(
     """Make a model's shape from its config and the headers of its weights.
 
     Args:
-        name: the model's, for what is refused.
+        name: of the model, for error messages.
         dequantize: count packed weights as unpacked to float_bytes.
         float_bytes: bytes of a float once loaded, and of a KV value; None: as stored, and 2 for KV.
 
@@ -148,7 +148,7 @@ def _sum_under(sizes: Mapping[str, int], prefix: str) -> int:
 def _loaded_bytes(
     tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], dequantize: bool, float_bytes: int | None
 ) -> dict[str, int]:
-    """Return the bytes each tensor takes once loaded; scales and biases are counted with what they unpack."""
+    """Return each tensor's bytes once loaded; unpacked weights include their scales and biases."""
     sizes = {}
     for name, info in tensors.items():
         path, _, leaf = name.rpartition(".")
@@ -176,12 +176,12 @@ def _active_share(config: Mapping[str, Any]) -> float:
 
 
 def count_experts(config: Mapping[str, Any]) -> int:
-    """Return how many routed experts a layer with experts has; 0: the model has none."""
+    """Return the number of routed experts of a layer with experts; 0: the model has none."""
     return int(config.get("n_routed_experts") or config.get("num_experts") or 0)
 
 
 def _kv_values(name: str, config: Mapping[str, Any]) -> int:
-    """Return the values a layer caches for a token: the latent, or keys and values of the KV heads."""
+    """Return the values that a layer caches for a token: the latent, or keys and values of all KV heads."""
     try:
         if config["model_type"] == "deepseek_v2":
             return int(config["kv_lora_rank"] + config["qk_rope_head_dim"])

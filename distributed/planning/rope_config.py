@@ -1,8 +1,8 @@
-"""The rotary embedding as config.json describes it, brought into the form that mlx-lm's classes read.
+"""Brings the rotary embedding of a config.json into the form that mlx-lm's classes read.
 
 Transformers 5 writes `rope_parameters {rope_theta, rope_type, …}`, transformers 4 and mlx-lm `rope_theta` and
-`rope_scaling {type or rope_type, …}`. What comes out is `rope_theta` and `rope_scaling`, which is None for
-plain RoPE; for ministral3, whose class reads nothing else, `rope_parameters`. The meaning of each key is that
+`rope_scaling {type or rope_type, …}`. The result is `rope_theta` and `rope_scaling`, which is None for plain
+RoPE; for ministral3, whose class reads nothing else, `rope_parameters`. The meaning of each key is that
 of transformers 5.24 modeling_rope_utils.py. Knows nothing of MLX.
 """
 
@@ -16,7 +16,7 @@ from distributed.planning.config_types import BadValue, check_integer, check_num
 from distributed.planning.families import ROPE_TYPES, Family
 from distributed.planning.model_errors import UnsupportedModel
 
-# rope type -> keys that mlx-lm's rope_utils follows (mlx_lm 0.32.2), beyond rope_theta.
+# rope type -> keys beyond rope_theta that mlx-lm's rope_utils follows (mlx_lm 0.32.2).
 _FOLLOWED = {
     "default": (),
     "linear": ("factor",),
@@ -32,7 +32,7 @@ _FOLLOWED = {
 }
 _SCALING_KEYS = {key for keys in _FOLLOWED.values() for key in keys}
 _NEEDED = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
-# Keys that are not followed -> the values that change nothing; None: any value.
+# Keys that are not followed -> values that change nothing; None: any value.
 _NEUTRAL: Mapping[str, tuple[Any, ...] | None] = {
     "rope_type": None,
     "rope_theta": None,
@@ -48,11 +48,11 @@ _NEUTRAL: Mapping[str, tuple[Any, ...] | None] = {
 
 
 def normalise_rope(config: dict[str, Any], family: Family) -> None:
-    """Replace whatever the config says of its rotary embedding by the form above.
+    """Replace the config's keys of the rotary embedding by the form above.
 
     Raises:
         BadValue: values are missing or contradict each other.
-        UnsupportedModel: a kind of scaling, or a key of it, that the served classes do not follow.
+        UnsupportedModel: the served classes do not follow a type of scaling, or one of its keys.
     """
     given = _collect(config)
     theta = given.get("rope_theta") or config["rope_theta"]
@@ -83,7 +83,7 @@ def normalise_rope(config: dict[str, Any], family: Family) -> None:
 
 
 def _collect(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that is said, in one dict; null is as good as absent."""
+    """Collect all keys of the rotary embedding in one dict; null means absent."""
     if config["model_type"] == "ministral3" and not (
         config.get("rope_parameters") or config.get("rope_scaling")
     ):
@@ -94,14 +94,14 @@ def _collect(config: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in named.items():
             if isinstance(value, Mapping):
                 raise UnsupportedModel(
-                    f"{_name(config)} differs by kind of layer ({key!r}); only one for all layers is served"
+                    f"{_name(config)} differs by type of layer ({key!r}); only one for all layers is served"
                 )
             if value is None:
                 continue
             if given.get(key, value) != value:
                 raise BadValue(f"rope_parameters and rope_scaling contradict each other in {key}")
             given[key] = value
-    # Where transformers looks first (standardize_rope_params), beside and not within.
+    # Transformers reads this key of the config itself first (standardize_rope_params).
     if config.get("original_max_position_embeddings"):
         given["original_max_position_embeddings"] = config["original_max_position_embeddings"]
     if config.get("partial_rotary_factor") is not None:
@@ -118,7 +118,7 @@ def _check_keys(given: Mapping[str, Any], kind: str, config: Mapping[str, Any], 
             check_number(key, value or None)
         elif key.endswith("factor"):
             check_number(key, value)
-        # Beside plain RoPE a scaling's keys stand for nothing.
+        # Plain RoPE ignores the keys of a scaling.
         if key in followed or (kind == "default" and key in _SCALING_KEYS):
             continue
         neutral = _NEUTRAL.get(key, ())
@@ -130,7 +130,7 @@ def _check_keys(given: Mapping[str, Any], kind: str, config: Mapping[str, Any], 
 
 
 def _make_scaling(given: Mapping[str, Any], kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The scaling in mlx-lm's words: every key that the kind follows, with transformers' defaults."""
+    """Return the scaling for mlx-lm: every key that the type follows, with transformers' defaults."""
     for key in _NEEDED.get(kind, ()):
         if key not in given:
             raise BadValue(f"{_name(config)} of type {kind!r} has no {key}")
@@ -145,11 +145,11 @@ def _make_scaling(given: Mapping[str, Any], kind: str, config: Mapping[str, Any]
 
 
 def _complete_yarn(scaling: dict[str, Any], given: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Say in mlx-lm's words what transformers makes of yarn's keys.
+    """Set mscale and mscale_all_dim so that mlx-lm scales as transformers does.
 
     mlx-lm multiplies queries and keys by m(mscale) / m(mscale_all_dim), where m(s) = 0.1 s ln(factor) + 1,
-    mscale is 1 and mscale_all_dim 0 by default. Transformers multiplies by attention_factor, or without it by
-    the same where both are given, else by m(1).
+    mscale is 1 and mscale_all_dim 0 by default. Transformers multiplies by attention_factor; without it by
+    the same quotient if both are given, else by m(1).
     """
     original = scaling["original_max_position_embeddings"]
     factor = scaling.setdefault("factor", config["max_position_embeddings"] / original)
@@ -162,7 +162,7 @@ def _complete_yarn(scaling: dict[str, Any], given: Mapping[str, Any], config: Ma
     if wanted is None:
         if mscale and all_dim:
             return
-        # DeepSeek's own code and transformers read one without the other in two ways.
+        # DeepSeek's own code and transformers differ if only one is given.
         if has_latent and (all_dim or mscale not in (None, 0, 1)):
             raise UnsupportedModel(
                 f"{_name(config)} with one of mscale and mscale_all_dim alone is not served"

@@ -1,11 +1,9 @@
-"""Searches all splits of a model's layers over hosts for the best one; `layer_plan.py` says what is best.
-No MLX.
+"""Searches all splits of a model's layers over hosts for the best one, as `layer_plan.py` defines it. No MLX.
 
-For every number of layers that the largest stage can have (it decides how much KV a layer takes), the
-shortest longest stage is found by bisection over all times that a stage can take, and whether a time
-suffices by walking along the model with the set of layers at which a stage can end. What a host holds
-depends only on where its first stage begins and its last one ends, so ranks share its memory in any
-proportion.
+For every possible number of layers of the largest stage, which decides the KV bytes of a layer, it finds the
+least longest stage time by bisection over all possible stage times. It tests a time by a walk along the model
+with the set of layers at which a stage can end. A host's need depends only on where its first stage begins
+and its last one ends, so its ranks share its memory in any proportion.
 """
 
 from bisect import bisect_left, bisect_right
@@ -21,20 +19,20 @@ _UNLIMITED = float("inf")
 
 @dataclass(frozen=True)
 class _Ground:
-    """A host as the search sees it, along the model: its stages, and what its ends weigh."""
+    """A host in the order of the model: its stages, and the bytes of embeddings and head there."""
 
     host: HostCapacity
     ends_bytes: int  # embeddings and head that its ranks hold
     has_last: bool
 
     def kind(self, number: int) -> tuple[float, bool]:
-        """Return the speed of one of its stages, and whether it is the model's last."""
+        """Return the speed of one of its stages, and whether it is the model's last stage."""
         return self.host.speed, self.has_last and number == self.host.num_ranks - 1
 
 
 @dataclass(frozen=True)
 class _Bounds:
-    """What stages may be: of `most` layers at most, of exactly so many one of them, and none slower."""
+    """Bounds of every stage: at most `most` layers, and no longer than `longest`."""
 
     most: int
     kv_layer_bytes: int
@@ -42,13 +40,13 @@ class _Bounds:
     longest: float = _UNLIMITED
 
 
-# How far the model is dealt out, and whether a stage of `most` layers is among it.
+# The number of layers dealt, and whether one stage so far has `most` layers.
 _Place = tuple[int, bool]
 _Dealt = dict[_Place, tuple[float, tuple[int, ...]]]  # least sum of squares, ends of the stages
 
 
 class Splitter:
-    """Searches the splits of one model over hosts; stages are numbered along the model, rank N-1 first."""
+    """Searches the splits of one model over hosts; stages are numbered from the first layers on."""
 
     def __init__(self, shape: ModelShape, hosts: Sequence[HostCapacity], kv: KVReserve) -> None:
         self._shape = shape
@@ -58,7 +56,7 @@ class Splitter:
         self._has_limits = any(host.memory_bytes is not None for host in hosts)
 
     def find(self) -> tuple[range, ...] | None:
-        """Return the best split by rank; None if none fits."""
+        """Return the best split, by rank; None if none fits."""
         times, best, high = self._times, None, len(self._times)
         for bounds in self._all_bounds():
             if high and self._reaches(bounds, times[high - 1]):
@@ -68,11 +66,11 @@ class Splitter:
         return None if best is None else self._most_even(best)
 
     def fits(self) -> bool:
-        """Say whether any split fits."""
+        """Whether any split fits."""
         return any(self._reaches(bounds, _UNLIMITED) for bounds in self._all_bounds())
 
     def _all_bounds(self) -> Iterator[_Bounds]:
-        """Yield one for each number of layers that the largest stage can have, as it decides the KV."""
+        """Yield bounds for each possible number of layers of the largest stage."""
         num_layers = self._shape.num_layers
         if not self._has_limits or not self._kv.reserve_bytes:
             yield _Bounds(num_layers, 0, is_reached=False)
@@ -82,12 +80,12 @@ class Splitter:
 
     @cached_property
     def _times(self) -> list[float]:
-        """Every time that a stage can take, in rising order."""
+        """Every possible stage time, in rising order."""
         return sorted({time for rows in self._rows.values() for row in rows for time in row})
 
     @cached_property
     def _rows(self) -> dict[tuple[float, bool], list[list[float]]]:
-        """By speed and whether it is the last stage: times of the stages from each layer on, by length."""
+        """(speed, is last stage) -> for each first layer, the stage times by number of layers."""
         kinds = {ground.kind(number) for ground in self._grounds for number in range(ground.host.num_ranks)}
         return {kind: [self._row(start, *kind) for start in range(self._shape.num_layers)] for kind in kinds}
 
@@ -96,7 +94,7 @@ class Splitter:
         return [self._shape.stage_cost(range(start, stop), is_last=is_last) / speed for stop in stops]
 
     def _reaches(self, bounds: _Bounds, longest: float) -> bool:
-        """Say whether stages within the bounds can take all layers; bit n of a mask: n layers are dealt."""
+        """Whether stages within the bounds can hold all layers; bit n of a mask: n layers are dealt."""
         bounds = replace(bounds, longest=longest)
         without, reached = (1, 0) if bounds.is_reached else (0, 1)
         for ground in self._grounds:
@@ -115,7 +113,7 @@ class Splitter:
     def _advance(
         self, ground: _Ground, number: int, host_start: int | None, masks: tuple[int, int], bounds: _Bounds
     ) -> tuple[int, int]:
-        """Return where one more stage can end: without a stage of `most` layers so far, and with one."""
+        """Return masks of where one more stage can end: no stage of `most` layers so far, and with one."""
         without = reached = 0
         for at in range(self._shape.num_layers):
             bit = 1 << at
@@ -131,7 +129,7 @@ class Splitter:
         return without, reached
 
     def _stops(self, ground: _Ground, number: int, at: int, host_start: int, bounds: _Bounds) -> range:
-        """Return where a stage that starts at a layer may end; its host's layers begin at `host_start`."""
+        """Return where a stage that starts at layer `at` may end; its host's layers begin at `host_start`."""
         num_layers = self._shape.num_layers
         if at >= num_layers:
             return range(0)
@@ -143,7 +141,7 @@ class Splitter:
         return range(at + 1, stop + 1)
 
     def _last_stop(self, ground: _Ground, start: int, kv_layer_bytes: int) -> int:
-        """Return how far a host's layers may go from `start` on; `start` or less where it holds none."""
+        """Return the furthest end of a host's layers from `start` on; at most `start` if it holds none."""
         shape, memory = self._shape, ground.host.memory_bytes
         if memory is None:
             return shape.num_layers
@@ -154,7 +152,7 @@ class Splitter:
         )
 
     def _most_even(self, bounds: _Bounds) -> tuple[range, ...]:
-        """Return, by rank, the split within the bounds whose stages' times have the least sum of squares."""
+        """Return, by rank, the split within the bounds with the least sum of squared stage times."""
         dealt: _Dealt = {(0, not bounds.is_reached): (0.0, ())}
         for ground in self._grounds:
             if ground.host.num_ranks == 1:
@@ -192,7 +190,7 @@ def _keep_better(dealt: _Dealt, others: _Dealt) -> None:
 
 
 def _make_grounds(shape: ModelShape, hosts: Sequence[HostCapacity]) -> list[_Ground]:
-    """Return the hosts along the model, with the bytes of embeddings and head that they hold."""
+    """Return the hosts in the order of the model, with the bytes of embeddings and head on each."""
     grounds = []
     for number, host in enumerate(hosts):
         has_first, has_last = number == len(hosts) - 1, number == 0

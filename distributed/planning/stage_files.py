@@ -1,7 +1,7 @@
-"""Which tensors and files of a model a stage needs, from its index alone. No MLX, no weights.
+"""The tensors and files of a model that a stage needs, from its index alone. No MLX, no weights.
 
-A stage needs the small files (config, index, tokenizer) and those safetensors files that hold tensors of its
-own. An index may name files that are not here: they belong to other hosts' stages.
+A stage needs the small files (config, index, tokenizer) and the safetensors files that hold its own tensors.
+Files that only stages on other hosts need may be missing.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from distributed.planning.checkpoint import (
 from distributed.planning.model_config import SIMULATED_TYPE
 from distributed.planning.model_errors import BadCheckpoint, UnsupportedModel
 
-# What tensors may be stored as; the last two are MLX's packed weights and their scales.
+# Types of stored tensors; the last two are MLX's packed weights and their scales.
 STORED_TYPES = ("F32", "F16", "BF16", "U32", "U8")
 SUMS_NAME = ".sums.json"  # cluster/hosts/remote_scripts/file_sums.py writes it
 
@@ -34,7 +34,7 @@ LAYER = re.compile(r"model\.layers\.(\d+)\.(.*)")
 
 @dataclass(frozen=True)
 class StageCut:
-    """What one stage owns of a model."""
+    """The part of a model that one stage owns."""
 
     layers: range
     is_first: bool
@@ -43,11 +43,11 @@ class StageCut:
 
     @property
     def has_own_head(self) -> bool:
-        """Whether the head's weights are held beside the inner model's (not shared with its embeddings)."""
+        """Whether the stage holds the head's weights apart from its embeddings."""
         return self.is_last and not (self.is_tied and self.is_first)
 
     def local_name(self, name: str) -> str | None:
-        """Return where the stage keeps a tensor of the checkpoint; None if it is not this stage's."""
+        """Return the stage's own name of a tensor of the checkpoint; None: another stage owns it."""
         if match := LAYER.fullmatch(name):
             layer = int(match[1])
             return f"inner.layers.{layer - self.layers.start}.{match[2]}" if layer in self.layers else None
@@ -61,17 +61,17 @@ class StageCut:
 
 @dataclass(frozen=True)
 class WeightsMark:
-    """What tells a stage's weight files from others; an empty part is not known.
+    """Hashes of a stage's weight files; an empty one is unknown.
 
-    `headers` covers name, size and header of each file: which tensors it holds, of which type and shape.
-    `contents` covers the files' whole bytes, as they were when they were copied or fetched and verified.
+    `headers` covers name, size and header of each file. `contents` covers the files' whole bytes, as verified
+    when they were copied or fetched.
     """
 
     headers: str = ""
     contents: str = ""
 
     def differs_from(self, other: "WeightsMark") -> str | None:
-        """Return in what two marks differ, as far as both are known."""
+        """Return the name of the first known hash that differs; None if none does."""
         for what in ("headers", "contents"):
             ours, theirs = getattr(self, what), getattr(other, what)
             if ours and theirs and ours != theirs:
@@ -82,16 +82,16 @@ class WeightsMark:
 def make_cut(
     config: Mapping[str, Any], tensors: Collection[str], layers: Sequence[range], rank: int
 ) -> StageCut:
-    """Return what a rank owns, of a plan's layers by rank; rank 0 is the last stage."""
+    """Return a rank's part of the model; `layers` is by rank, rank 0 is the last stage."""
     tied = is_tied(config, tensors)
     return StageCut(layers[rank], is_first=rank == len(layers) - 1, is_last=rank == 0, is_tied=tied)
 
 
 def check_tensors(name: str, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> None:
-    """Check that a model of the config has a place for each tensor, and tensors for its ends.
+    """Check that the model has a place for each tensor, and tensors for each layer, embeddings and head.
 
     Raises:
-        UnsupportedModel: a tensor is stored in a way, or is a part of a model, that is not served.
+        UnsupportedModel: a tensor has a type, or belongs to a part of a model, that is not served.
         BadCheckpoint: a layer, the embeddings, the last norm or the head are missing.
     """
     if config["model_type"] == SIMULATED_TYPE:
@@ -106,9 +106,7 @@ def check_tensors(name: str, config: Mapping[str, Any], tensors: Mapping[str, Te
                 f"{', '.join(STORED_TYPES)}"
             )
         if cut.local_name(tensor) is None:
-            raise UnsupportedModel(
-                f"{name}: {config['model_type']} as it is served has no place for {tensor}"
-            )
+            raise UnsupportedModel(f"{name}: the served {config['model_type']} has no place for {tensor}")
     present = {int(match[1]) for match in map(LAYER.fullmatch, tensors) if match}
     if lost := set(cut.layers) - present:
         raise BadCheckpoint(f"{name} has no weights of layer {min(lost)}")
@@ -118,7 +116,7 @@ def check_tensors(name: str, config: Mapping[str, Any], tensors: Mapping[str, Te
 
 
 def _is_unused(tensor: str, cut: StageCut) -> bool:
-    """Whether a tensor that no stage owns may be there: tables, tied heads, layers for training, eyes."""
+    """Whether serving ignores a tensor: RoPE tables, tied heads, layers for training, vision towers."""
     layer = LAYER.fullmatch(tensor)
     is_beyond = layer is not None and int(layer[1]) >= cut.layers.stop
     is_of_images = tensor.removeprefix("model.").startswith(("vision_tower.", "multi_modal_projector."))
@@ -141,7 +139,7 @@ def weights_of(files: Mapping[str, str], cuts: Iterable[StageCut]) -> tuple[str,
 
 
 def needed_files(folder: Path, layers: Sequence[range], ranks: Iterable[int]) -> tuple[str, ...]:
-    """Return the files that some ranks need: weights with tensors of theirs, and the small ones.
+    """Return the files that these ranks need: the small files and their weight files.
 
     Args:
         layers: every rank's, indexed by rank.
@@ -161,10 +159,10 @@ def small_files(folder: Path) -> tuple[str, ...]:
 
 
 def mark_weights(folder: Path, layers: Sequence[range], rank: int, sums_file: Path) -> WeightsMark:
-    """Mark a rank's weight files as they lie in a folder; reads their headers, and known sums.
+    """Return the mark of a rank's weight files in a folder, from their headers and known sums.
 
     Raises:
-        BadCheckpoint: naming the first of its files that is not there.
+        BadCheckpoint: names the first missing file.
     """
     config, files = read_config(folder), tensor_files(folder)
     names = weights_of(files, [make_cut(config, files.keys(), layers, rank)])
@@ -179,7 +177,7 @@ def mark_weights(folder: Path, layers: Sequence[range], rank: int, sums_file: Pa
 
 
 def read_sums(folder: Path, sums_file: Path) -> dict[str, str]:
-    """Return the known sha256 of files in a folder, of those that have kept size and time since."""
+    """Return the known SHA-256 of files in a folder whose size and time have not changed since."""
     try:
         entries = json.loads(sums_file.read_text("utf-8"))["files"]
         return {
@@ -192,7 +190,7 @@ def read_sums(folder: Path, sums_file: Path) -> dict[str, str]:
 
 
 def local_sums_file(folder: Path, state_dir: Path) -> Path:
-    """Return where this machine keeps the sums of a model folder, which may be the Hub's cache."""
+    """Return the path of this machine's sums of a model folder, which may be in the Hub's cache."""
     mark = hashlib.sha256(str(folder).encode()).hexdigest()[:12]
     return state_dir / "models" / f".sums-{mark}.json"
 

@@ -1,17 +1,17 @@
-"""The frame: what one rank sends to the next.
+"""The frame: the message that one rank sends to the next.
 
-Knows the wire format and nothing of sockets, models or requests. A frame is a block of int32, then hidden
+Knows the wire format; nothing of sockets, models or requests. A frame is a block of int32, then hidden
 states.
 
     message 1   256 int32   fields 0-15, start_us and busy_us of each rank at 16-47, up to 208 payload ints
-    message 2   int32       the rest of the payload, only where it is longer than 208
-    message 3   float       hidden states (rows, tokens, hidden size), only where FLAG_HIDDEN is set
+    message 2   int32       the rest of the payload, only if it is longer than 208
+    message 3   float       hidden states (rows, tokens, hidden size), only if FLAG_HIDDEN is set
 
 The payload of a STEP is `slots, offsets, counts` (rows ints each), then four ints a prefix copy, then the
 table orders (four ints a resize, then its slots; three ints a clear), then, to the first stage only, the
-token ids (rows x tokens). The payload of HELLO is JSON bytes. The checksum is crc32
-over message 1 (its own field zero) and the whole payload; hidden states are covered by TCP's alone. Integers
-and JSON only: nothing received is ever executed."""
+token ids (rows x tokens). The payload of HELLO is JSON bytes. The checksum is the crc32 of message 1, with 0
+in its own field, and message 2; only TCP's checksum covers hidden states. A frame holds integers and JSON
+only: no rank ever executes what it receives."""
 
 from __future__ import annotations
 
@@ -29,44 +29,43 @@ from distributed.planning.step import Clear, PrefixCopy, Resize, StageStep
 Int32Array = NDArray[np.int32]
 
 MAGIC = 0x52494E47  # "RING"
-VERSION = 2
+VERSION = 3
 MAX_RANKS = 16
 NUM_FIELDS = 16
 NUM_HEADER_INTS = NUM_FIELDS + 2 * MAX_RANKS
 NUM_BLOCK_INTS = 256
 NUM_INLINE_INTS = NUM_BLOCK_INTS - NUM_HEADER_INTS
 MAX_PAYLOAD_INTS = 1 << 22
-_CHECKSUM_FIELD = 12
+_SIZE_FIELD, _CHECKSUM_FIELD = 9, 13
 
 
 class FrameError(RuntimeError):
-    """A block that is not a sound frame of this ring and epoch; the ring must be rebuilt."""
+    """A block that is not a valid frame of this ring and epoch; the ring must be rebuilt."""
 
 
 class Kind(IntEnum):
-    """What a frame asks of a stage."""
+    """What a stage does with a frame."""
 
-    HELLO = 1  # settings and proof of the ring secret; one lap before loading, one after
+    HELLO = 1  # the plan and proof of the ring secret, before loading; each rank's line, after it; pings
     STEP = 2  # run a microbatch
-    CACHE = 3  # forget the KV of tables
+    CACHE = 3  # drop all KV tables
     STOP = 4  # pass it on, then end
 
 
 FLAG_HIDDEN = 1  # hidden states follow
 FLAG_IDS = 2  # the payload ends with token ids
 FLAG_LOGITS = 4  # the last stage samples each row's last token
-FLAG_READY = 16  # HELLO only: the lap that comes back when every rank has loaded
-FLAG_ALONE = 32  # nothing else is under way: the other stages' cores are idle
+FLAG_READY = 16  # HELLO only: the lap after loading
+FLAG_ALONE = 32  # no other step is in flight: the other stages' cores are idle
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame without its hidden states, which travel beside it as an MLX array."""
+    """A frame without its hidden states, which are a separate MLX array (rows, tokens, hidden size)."""
 
     kind: Kind
     epoch: int
     step: int = 0
-    microbatch: int = 0
     table: int = 0
     num_rows: int = 0
     num_tokens: int = 0
@@ -92,11 +91,11 @@ class Frame:
 
     @property
     def num_head_ints(self) -> int:
-        """Payload ints that every stage needs, rows, copies and orders: all that is left behind the first."""
+        """Payload ints that every stage gets: rows, copies and orders, without token ids."""
         return 3 * self.num_rows + 4 * self.num_copies + self.num_order_ints
 
     def with_times(self, rank: int, start_us: int, busy_us: int) -> Frame:
-        """Return a copy with `rank`'s start (its own clock, wrapping) and busy time in microseconds."""
+        """Return a copy with `rank`'s start (31 bits of its own clock) and busy time, in microseconds."""
         times = self.times.copy()
         times[2 * rank] = start_us & 0x7FFFFFFF
         times[2 * rank + 1] = min(busy_us, 0x7FFFFFFF)
@@ -109,10 +108,8 @@ class Frame:
         return int(self.times[2 * rank])
 
 
-def make_step_frame(
-    step: StageStep, token_ids: Int32Array, *, epoch: int, number: int, microbatch: int
-) -> Frame:
-    """Build rank 0's frame to the first stage; `token_ids` is (rows, tokens) int32, padded on the right."""
+def make_step_frame(step: StageStep, token_ids: Int32Array, *, epoch: int, number: int) -> Frame:
+    """Build rank 0's frame for the first stage; `token_ids` is (rows, tokens) int32, padded on the right."""
     assert token_ids.shape == (step.num_rows, step.num_tokens)
     rows = np.array([step.slots, step.offsets, step.counts], dtype=np.int32)
     copies = np.array([astuple(copy) for copy in step.copies], dtype=np.int32)
@@ -121,7 +118,6 @@ def make_step_frame(
         kind=Kind.STEP,
         epoch=epoch,
         step=number,
-        microbatch=microbatch,
         table=step.table,
         num_rows=step.num_rows,
         num_tokens=step.num_tokens,
@@ -143,7 +139,7 @@ def _order_ints(resizes: tuple[Resize, ...], clears: tuple[Clear, ...]) -> list[
 
 
 def _parse_orders(frame: Frame, ints: list[int]) -> tuple[tuple[Resize, ...], tuple[Clear, ...]]:
-    """Raises: FrameError: the ints are no such orders."""
+    """Raises: FrameError: the ints are not valid orders."""
     resizes, place = [], 0
     for _ in range(frame.num_resizes):
         end = place + 4 + (max(0, ints[place + 3]) if place + 3 < len(ints) else len(ints))
@@ -158,7 +154,7 @@ def _parse_orders(frame: Frame, ints: list[int]) -> tuple[tuple[Resize, ...], tu
 
 
 def parse_step(frame: Frame) -> tuple[StageStep, Int32Array | None]:
-    """Read a STEP frame; the second value is the token ids (rows, tokens), None behind the first stage."""
+    """Return the step of a STEP frame and its token ids (rows, tokens), None after the first stage."""
     rows, head = frame.num_rows, frame.num_head_ints
     orders = head - frame.num_order_ints
     wanted = head + (rows * frame.num_tokens if frame.has_ids else 0)
@@ -183,20 +179,20 @@ def parse_step(frame: Frame) -> tuple[StageStep, Int32Array | None]:
 
 
 def with_hidden(frame: Frame) -> Frame:
-    """Return the frame as a stage passes it on: without token ids, with hidden states behind it."""
+    """Return the frame that a stage passes on: without token ids, followed by hidden states."""
     head = frame.payload[: frame.num_head_ints]
     return replace(frame, flags=(frame.flags | FLAG_HIDDEN) & ~FLAG_IDS, payload=head)
 
 
 def make_json_frame(kind: Kind, body: Any, *, epoch: int, flags: int = 0) -> Frame:
-    """Build a HELLO-like frame whose payload is JSON, its length in bytes in the first int."""
+    """Build a frame whose payload is JSON, padded with spaces to whole ints."""
     raw = json.dumps(body, separators=(",", ":")).encode()
     padded = np.frombuffer(raw + b" " * (-len(raw) % 4), dtype="<i4").astype(np.int32)
     return Frame(kind=kind, epoch=epoch, flags=flags, payload=padded)
 
 
 def parse_json(frame: Frame) -> Any:
-    """Read the JSON payload of a HELLO-like frame.
+    """Read the JSON payload of a frame.
 
     Raises:
         FrameError: the payload is not JSON.
@@ -208,7 +204,7 @@ def parse_json(frame: Frame) -> Any:
 
 
 def encode(frame: Frame) -> tuple[Int32Array, Int32Array | None]:
-    """Return messages 1 and 2 (or None) of a frame."""
+    """Return messages 1 and 2 of a frame; None: there is no message 2."""
     if frame.payload.size > MAX_PAYLOAD_INTS:
         raise FrameError(f"payload of {frame.payload.size} ints is over the limit of {MAX_PAYLOAD_INTS}")
     block = np.zeros(NUM_BLOCK_INTS, np.int32)
@@ -218,15 +214,15 @@ def encode(frame: Frame) -> tuple[Int32Array, Int32Array | None]:
         frame.epoch,
         frame.step & 0x7FFFFFFF,
         frame.kind,
-        frame.microbatch,
         frame.table,
         frame.num_rows,
         frame.num_tokens,
         frame.flags,
         frame.payload.size,
         frame.num_copies,
+        frame.num_resizes,
+        frame.num_order_ints,
     )
-    block[_CHECKSUM_FIELD + 1 : _CHECKSUM_FIELD + 3] = frame.num_resizes, frame.num_order_ints
     block[NUM_FIELDS:NUM_HEADER_INTS] = frame.times
     inline = min(frame.payload.size, NUM_INLINE_INTS)
     block[NUM_HEADER_INTS : NUM_HEADER_INTS + inline] = frame.payload[:inline]
@@ -243,10 +239,10 @@ def num_rest_ints(block: Int32Array, *, epoch: int) -> int:
     """
     magic, version, got_epoch = (int(v) for v in block[:3])
     if magic != MAGIC or version != VERSION:
-        raise FrameError(f"not a frame of this ring (magic {magic:#x}, version {version})")
+        raise FrameError(f"not a frame of version {VERSION} (magic {magic:#x}, version {version})")
     if got_epoch != epoch:
         raise FrameError(f"a frame of epoch {got_epoch} in epoch {epoch}")
-    size = int(block[10])
+    size = int(block[_SIZE_FIELD])
     if not 0 <= size <= MAX_PAYLOAD_INTS:
         raise FrameError(f"payload size {size} is out of range")
     return max(0, size - NUM_INLINE_INTS)
@@ -264,19 +260,18 @@ def decode(block: Int32Array, rest: Int32Array | None) -> Frame:
     if _checksum(clean, rest) != sent:
         raise FrameError("frame checksum does not match")
     fields = [int(v) for v in block[:NUM_FIELDS]]
-    inline = block[NUM_HEADER_INTS : NUM_HEADER_INTS + min(fields[10], NUM_INLINE_INTS)]
+    inline = block[NUM_HEADER_INTS : NUM_HEADER_INTS + min(fields[_SIZE_FIELD], NUM_INLINE_INTS)]
     return Frame(
         kind=Kind(fields[4]),
         epoch=fields[2],
         step=fields[3],
-        microbatch=fields[5],
-        table=fields[6],
-        num_rows=fields[7],
-        num_tokens=fields[8],
-        num_copies=fields[11],
-        num_resizes=fields[_CHECKSUM_FIELD + 1],
-        num_order_ints=fields[_CHECKSUM_FIELD + 2],
-        flags=fields[9],
+        table=fields[5],
+        num_rows=fields[6],
+        num_tokens=fields[7],
+        flags=fields[8],
+        num_copies=fields[10],
+        num_resizes=fields[11],
+        num_order_ints=fields[12],
         payload=inline.copy() if rest is None else np.concatenate([inline, rest]),
         times=block[NUM_FIELDS:NUM_HEADER_INTS].copy(),
     )

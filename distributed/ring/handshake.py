@@ -1,9 +1,8 @@
-"""HELLO: two laps at start in which the ranks of a ring prove that they belong together.
+"""HELLO: two laps at start in which the ranks prove that they belong to one ring.
 
-Lap one carries rank 0's `RingPlan` (what the stages need to know), signed with the ring secret; each rank
-checks it against what it sees on its own machine and signs the lap in turn, then loads its layers. Lap two
-comes back when all have loaded and carries each rank's `RankInfo`. Any difference ends the start with a
-sentence that names the rank and the difference.
+Lap one carries rank 0's `RingPlan`, signed with the ring secret. Each rank compares it with its own machine,
+signs the lap in turn, then loads its layers. Lap two passes a rank when it has loaded and carries each rank's
+`RankInfo`. Any difference ends the start with a sentence that names the rank and the difference.
 
     lap one   {"plan": {...}, "mac": hex, "signatures": {"<rank>": hex}}   HMAC-SHA256, JSON with sorted keys
     lap two   {"ranks": [RankInfo, ...]}                                      flag READY
@@ -28,12 +27,12 @@ HASH_LENGTH = 64  # SHA-256 in hex
 
 
 class RefusedStart(RuntimeError):
-    """This ring must not start; the sentence says which rank differs in what. Handled by exit code 2."""
+    """This ring must not start; the message names the rank and the difference. The rank exits with code 2."""
 
 
 @dataclass(frozen=True)
 class RingPlan:
-    """Rank 0's effective settings as far as stages need them."""
+    """The parts of rank 0's settings and plan that stages need."""
 
     epoch: int
     ring_size: int
@@ -56,7 +55,7 @@ class RingPlan:
 
     @property
     def ranges(self) -> tuple[range, ...]:
-        """Every rank's layers."""
+        """Every rank's layers, by rank."""
         return tuple(range(*part) for part in self.layers)
 
     def layers_of(self, rank: int) -> range:
@@ -65,7 +64,7 @@ class RingPlan:
 
 @dataclass(frozen=True)
 class RankInfo:
-    """What a rank tells of itself when it has loaded."""
+    """A rank's line of lap two; `kv_bytes_per_token` is of all its layers."""
 
     rank: int
     host: str
@@ -86,7 +85,7 @@ def sign(secret: str, body: Any) -> str:
 
 
 def hash_code(root: Path) -> str:
-    """Return a hash of the code that must be equal on all ranks: server.py and distributed/."""
+    """Return the SHA-256 of server.py and distributed/, which must be equal on all ranks."""
     digest = hashlib.sha256()
     for path in sorted([root / "server.py", *(root / "distributed").rglob("*.py")]):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
@@ -94,17 +93,17 @@ def hash_code(root: Path) -> str:
 
 
 def list_versions() -> str:
-    """The versions that must be equal on all ranks, in words."""
+    """Return the package versions that must be equal on all ranks, as text."""
     return ", ".join(f"{name} {metadata.version(name)}" for name in ("mlx", "mlx-lm"))
 
 
 def name_rank(start: RankStart) -> str:
-    """A rank as people call it, with its host in a ring over several."""
+    """Return `rank 1`, or `rank 1 on mac2` in a ring over several hosts."""
     return f"rank {start.rank} on {start.host_name}" if start.host_name else f"rank {start.rank}"
 
 
 def make_hello(plan: RingPlan, secret: str) -> Frame:
-    """Build lap one as rank 0 sends it."""
+    """Build rank 0's frame of lap one."""
     body = json.loads(json.dumps(asdict(plan)))
     signed = {"plan": body, "mac": sign(secret, body), "signatures": {}}
     return make_json_frame(Kind.HELLO, signed, epoch=plan.epoch)
@@ -113,14 +112,14 @@ def make_hello(plan: RingPlan, secret: str) -> Frame:
 def answer_hello(
     frame: Frame, ring: Ring, start: RankStart, code_hash: str, weights_hash: Any
 ) -> tuple[RingPlan, Frame]:
-    """Check lap one on a rank behind rank 0 and sign it.
+    """Check and sign lap one on any rank but 0.
 
     Args:
-        start: has this host's own model folder, where it is another one than rank 0's.
-        weights_hash: called with the model's folder on this machine; the hash of what lies there.
+        start: names this host's model folder if it differs from rank 0's.
+        weights_hash: returns the hash of a model folder on this machine.
 
     Raises:
-        RefusedStart: the plan is not signed with our secret, or differs from what is here.
+        RefusedStart: the plan is not signed with our secret, or differs from this machine.
     """
     body, secret, who = parse_json(frame), start.secret, name_rank(start)
     if not hmac.compare_digest(str(body.get("mac")), sign(secret, body.get("plan"))):
@@ -143,21 +142,21 @@ def answer_hello(
 
 
 def check_weights(plan: RingPlan, start: RankStart, mark: WeightsMark) -> None:
-    """Check on a rank behind rank 0 that its weight files are those that rank 0's host has.
+    """Check on any rank but 0 that its weight files equal those on rank 0's host.
 
     Raises:
-        RefusedStart: they are others.
+        RefusedStart: they differ.
     """
     differing = plan.weights_marks[start.rank].differs_from(mark)
     if differing:
         raise RefusedStart(
             f"{name_rank(start)} has other model weights in {plan.model_folder} than rank 0 (the "
-            f"{differing} of its files differ): ./launch.sh start copies what differs"
+            f"{differing} of its files differ): ./launch.sh start copies the files that differ"
         )
 
 
 def check_signatures(frame: Frame, ring: Ring, secret: str) -> None:
-    """Check on rank 0 that lap one came back signed by every rank.
+    """Check on rank 0 that every rank has signed lap one.
 
     Raises:
         RefusedStart: a rank did not sign, or with another secret.
@@ -166,11 +165,11 @@ def check_signatures(frame: Frame, ring: Ring, secret: str) -> None:
     for rank in range(1, ring.size):
         wanted = sign(secret, [rank, body["mac"]])
         if not hmac.compare_digest(str(body["signatures"].get(str(rank))), wanted):
-            raise RefusedStart(f"rank {rank} did not prove that it knows the ring secret")
+            raise RefusedStart(f"rank {rank} did not prove that it has the ring secret")
 
 
 def make_ready(ring: Ring) -> Frame:
-    """Build lap two as rank 0 sends it."""
+    """Build rank 0's frame of lap two."""
     return make_json_frame(Kind.HELLO, {"ranks": []}, epoch=ring.epoch, flags=FLAG_READY)
 
 
@@ -182,7 +181,7 @@ def answer_ready(frame: Frame, info: RankInfo) -> Frame:
 
 
 def read_ready(frame: Frame, own: RankInfo, ring_size: int) -> tuple[RankInfo, ...]:
-    """Return every rank's line, by rank.
+    """Return every rank's line of lap two, by rank.
 
     Raises:
         RefusedStart: a rank is missing.
@@ -190,11 +189,11 @@ def read_ready(frame: Frame, own: RankInfo, ring_size: int) -> tuple[RankInfo, .
     infos = {info.rank: info for info in (own, *(RankInfo(**line) for line in parse_json(frame)["ranks"]))}
     missing = [rank for rank in range(ring_size) if rank not in infos]
     if missing:
-        raise RefusedStart(f"rank {missing[0]} did not answer that it has loaded")
+        raise RefusedStart(f"rank {missing[0]} did not report that it has loaded")
     return tuple(infos[rank] for rank in range(ring_size))
 
 
 def _short(value: Any) -> str:
-    """Of a hash the beginning, all else as it is."""
+    """Return the first digits of a hash, any other value as text."""
     text = str(value)
     return text[:12] if len(text) == HASH_LENGTH else text

@@ -1,13 +1,12 @@
 """The ring: frames from one rank to the next over MLX's ring backend: `send`, `wait`, `recv`, `begin_recv`.
 
-Knows frames and descriptors, nothing of what they mean. Rank r receives from r + 1 and sends to r - 1 (rank 0
+Knows frames and descriptors; nothing of their meaning. Rank r receives from r + 1 and sends to r - 1 (rank 0
 to the last rank), so a microbatch makes one lap: 0 -> N-1 -> ... -> 1 -> 0. No collectives.
 
-A pending `mx.distributed.recv` spins on a whole core (mlx 0.32.4), so every receive waits first, by `poll()`
-on a duplicate of the ring's own descriptor. Communication runs on CPU streams of its own: a large send delays
-no computation, and on Metal nothing that waits for a peer is inside the GPU's graph. After the first ring
-error nothing works any more (`RingLost`): the process must end, its neighbours notice, and the supervisor
-builds a new ring."""
+A pending `mx.distributed.recv` spins on a whole core (mlx 0.32.4), so every receive first waits in `poll()`
+on a duplicate of the ring's own descriptor. Communication has CPU streams of its own: a large send delays no
+computation, and on Metal the GPU's graph never waits for a peer. After a ring error (`RingLost`) the ring is
+unusable: the process ends, its neighbours notice, and the supervisor builds a new ring."""
 
 from __future__ import annotations
 
@@ -30,22 +29,22 @@ import numpy as np
 
 from distributed.ring.frame import NUM_BLOCK_INTS, Frame, FrameError, Kind, decode, encode, num_rest_ints
 
-# Rank 0 keeps fewer bytes than this on their way, so that its sends never block on a full socket buffer.
+# Rank 0 keeps at most this many unread bytes in flight, so that its sends never block on a full buffer.
 MAX_UNREAD_BYTES = 32 * 1024
-# A peer that vanishes without a FIN is noticed after about idle + interval x count seconds. Each rank notices
-# on the connection that it receives on, where it has nothing under way itself. No TCP_USER_TIMEOUT: on a link
-# of 1 KB/s it ends a connection that is only slow.
+# Keepalive reports a peer that vanished without a FIN after about idle + interval x count seconds, on the
+# connection that a rank receives on, where it has no unacknowledged data. No TCP_USER_TIMEOUT: it would end a
+# connection over a slow link.
 KEEPALIVE_IDLE_SECONDS, KEEPALIVE_INTERVAL_SECONDS, KEEPALIVE_COUNT = 1, 1, 3
-# The rest of a frame follows its header at once; a peer that stalls between the two is broken.
+# The rest of a frame follows message 1 at once; a peer that stalls between the two is broken.
 REST_TIMEOUT_SECONDS = 30.0
 
 
 class RingLost(RuntimeError):
-    """A neighbour is gone or sent nonsense. Handled by ending the process."""
+    """A neighbour is gone or sent an invalid frame. The process ends."""
 
 
 class Ring(Protocol):
-    """What the engine and the stages need of a transport."""
+    """The transport that the engine and the stages use."""
 
     rank: int
     size: int
@@ -66,14 +65,14 @@ class Ring(Protocol):
 
 @dataclass(frozen=True)
 class HiddenShape:
-    """Width and type of the hidden states that follow frames; known when the model's config has been read."""
+    """Width and type of hidden states; known once the model's config has been read."""
 
     hidden_size: int
     dtype: Any
 
 
 class LoopbackRing:
-    """The ring of one rank: what is sent comes back."""
+    """The ring of one rank: it receives the frames that it sends."""
 
     def __init__(self, epoch: int = 1) -> None:
         self.rank, self.size, self.epoch = 0, 1, epoch
@@ -81,7 +80,7 @@ class LoopbackRing:
         self._selector = selectors.DefaultSelector()
 
     def set_hidden_shape(self, shape: HiddenShape) -> None:
-        """Nothing crosses a wire."""
+        """Do nothing: no hidden states cross a wire."""
 
     def send(self, frame: Frame, hidden: mx.array | None = None) -> None:
         self._frames.append((frame, hidden))
@@ -90,30 +89,30 @@ class LoopbackRing:
         return bool(self._frames)
 
     def begin_recv(self, hidden: tuple[int, int] | None = None) -> None:
-        """Nothing ever takes time to arrive."""
+        """Do nothing: frames arrive at once."""
 
     def wait(self, timeout: float | None, others: Iterable[int] = ()) -> set[int]:
-        """Return the ready ones of `others`; at once if a frame is here."""
+        """Return the ready ones of `others`; at once if a frame has arrived."""
         return _ready(self._selector, others, 0.0 if self._frames else timeout)
 
     def recv(self) -> tuple[Frame, mx.array | None]:
         return self._frames.popleft()
 
     def flush(self) -> None:
-        """Nothing is ever on its way."""
+        """Do nothing: no frame is ever in flight."""
 
 
 class MlxRing:
     """A ring of two ranks or more on `mx.distributed`'s ring backend."""
 
     def __init__(self, rank: int, hosts: list[str], epoch: int, connect_timeout: float) -> None:
-        """Connect to both neighbours; returns when the whole ring stands.
+        """Connect to both neighbours; return when the whole ring is connected.
 
         Args:
             hosts: `address:port` of every rank, by rank.
 
         Raises:
-            RingLost: the ring does not come up.
+            RingLost: the ring did not connect in time.
         """
         self.rank, self.size, self.epoch = rank, len(hosts), epoch
         self._group = _init_group(rank, hosts, connect_timeout)
@@ -126,20 +125,20 @@ class MlxRing:
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
         self._shape: HiddenShape | None = None
-        self._begun: deque[mx.array] = deque()  # parts of the next frame, on their way in
+        self._begun: deque[mx.array] = deque()  # parts of the next frame, being received
 
     def set_hidden_shape(self, shape: HiddenShape) -> None:
-        """Tell width and type of the hidden states, the same on all ranks."""
+        """Set width and type of the hidden states, the same on all ranks."""
         self._shape = shape
 
     def send(self, frame: Frame, hidden: mx.array | None = None) -> None:
-        """Send to the next lower rank; returns before the bytes are gone.
+        """Send to the next lower rank; return before the bytes have left.
 
         Args:
-            hidden: (rows, tokens, hidden size), evaluated, where the frame announces it.
+            hidden: (rows, tokens, hidden size), evaluated; required if the frame has FLAG_HIDDEN.
         """
         assert frame.has_hidden == (hidden is not None)
-        if frame.kind is Kind.STOP:  # the neighbour may end before the frame has come round
+        if frame.kind is Kind.STOP:  # the neighbour may end before the frame has made its lap
             self._selector.unregister(self._silent)
         block, rest = encode(frame)
         with _lost_on_error("send"):
@@ -154,13 +153,13 @@ class MlxRing:
         return bool(self._begun or self._poll.poll(0))
 
     def begin_recv(self, hidden: tuple[int, int] | None = None) -> None:
-        """Let the next frame come in while the caller computes, if it has begun to arrive.
+        """Start to receive the next frame in the background, if it has begun to arrive.
 
-        A frame's two parts cost a change of threads each, some tenths of a millisecond beside a busy stage.
+        Each part of a frame costs a switch of threads, which takes long beside a busy stage.
 
         Args:
-            hidden: (rows, tokens) of its hidden states, where the caller knows that a frame with these and
-                without a message 2 is next; None: only its block comes in.
+            hidden: (rows, tokens) of its hidden states, if the caller knows that the next frame has these and
+                no message 2; None: receive message 1 only.
         """
         if self._begun or not self.is_readable():
             return
@@ -171,13 +170,13 @@ class MlxRing:
                 self._begun.append(self._start_recv((*hidden, self._shape.hidden_size), self._shape.dtype))
 
     def wait(self, timeout: float | None, others: Iterable[int] = ()) -> set[int]:
-        """Wait until a frame begins, one of the descriptors `others` is readable, or the time is over.
+        """Wait until a frame begins, one of the descriptors `others` is readable, or the timeout ends.
 
         Returns:
             The ready ones of `others`.
 
         Raises:
-            RingLost: the neighbour that only listens to us has gone.
+            RingLost: the neighbour that this rank sends to is gone.
         """
         ready = _ready(self._selector, others, 0.0 if self._begun else timeout)
         if self._silent.fileno() in ready:
@@ -185,24 +184,24 @@ class MlxRing:
         return ready
 
     def recv(self) -> tuple[Frame, mx.array | None]:
-        """Receive the frame that `wait` announced, with its hidden states.
+        """Receive the frame that `wait` reported, and its hidden states (rows, tokens, hidden size) or None.
 
         Raises:
-            RingLost: the neighbour is gone, or what came is no frame, or not the one foretold.
+            RingLost: the neighbour is gone, or its frame is invalid or not the one expected.
         """
         try:
             block = self._recv_ints(NUM_BLOCK_INTS)
             num_rest = num_rest_ints(block, epoch=self.epoch)
             frame = decode(block, self._recv_ints(num_rest) if num_rest and not self._begun else None)
         except (FrameError, ValueError) as error:
-            raise RingLost(f"rank {self._from} sent a broken frame: {error}") from error
-        foretold = self._begun[0].shape[:2] if self._begun else None
-        if foretold is not None and not (frame.has_hidden and foretold == (frame.num_rows, frame.num_tokens)):
-            raise RingLost(f"another frame came from rank {self._from} than was foretold")
+            raise RingLost(f"rank {self._from} sent an invalid frame: {error}") from error
+        expected = self._begun[0].shape[:2] if self._begun else None
+        if expected is not None and not (frame.has_hidden and expected == (frame.num_rows, frame.num_tokens)):
+            raise RingLost(f"rank {self._from} sent another frame than the expected one")
         return frame, self._recv_hidden(frame) if frame.has_hidden else None
 
     def flush(self) -> None:
-        """Wait until everything sent has left this process; before it ends."""
+        """Wait until all sent frames have left this process; call this before it ends."""
         with _lost_on_error("flush"):
             mx.synchronize(self._send_stream)
 
@@ -248,9 +247,9 @@ def _ready(selector: selectors.BaseSelector, others: Iterable[int], timeout: flo
 
 
 def _init_group(rank: int, hosts: list[str], connect_timeout: float) -> Any:
-    """Make MLX's ring. It waits for ever for a neighbour, holding the interpreter's lock (mlx 0.32.4).
+    """Make MLX's ring. It waits without limit for a neighbour and holds the interpreter's lock (mlx 0.32.4).
 
-    So no Python thread can watch it: faulthandler's own thread dumps the stacks and ends the process.
+    No Python thread can watch it, so faulthandler's own thread dumps the stacks and ends the process.
     """
     faulthandler.dump_traceback_later(connect_timeout, exit=True)
     try:
@@ -260,7 +259,7 @@ def _init_group(rank: int, hosts: list[str], connect_timeout: float) -> Any:
 
 
 def _make_group(rank: int, hosts: list[str], connect_timeout: float) -> Any:
-    # MLX reads the hosts from a file, once and in order (mlx 0.32.4): a pipe does, and needs no disk.
+    # MLX reads the hosts from a file, once and in order (mlx 0.32.4): a pipe works and needs no disk.
     hostfile, writing = os.pipe()
     try:
         os.write(writing, json.dumps([[host] for host in hosts]).encode())
@@ -279,13 +278,13 @@ def _make_group(rank: int, hosts: list[str], connect_timeout: float) -> Any:
 
 
 def _neighbour_sockets(rank: int, hosts: list[str]) -> tuple[socket.socket, socket.socket]:
-    """Return duplicates of the descriptor on which frames arrive and of the other neighbour's; set keepalive.
+    """Return duplicates of the socket on which frames arrive and of the other neighbour's; set keepalive.
 
-    Nothing ever arrives on the second one: when it is readable, that connection has ended.
+    No data ever arrives on the second one: when it is readable, that connection has ended.
 
-    MLX hands out no descriptors. The one to the right neighbour has that rank's ring port as its peer port,
-    the one from the left neighbour has our own ring port as its local port. `recv` from rank + 1 uses the
-    left one in a ring of two (MLX looks left first) and the right one from three on (mlx 0.32.4
+    MLX does not expose its descriptors. The one to the right neighbour has that rank's ring port as its peer
+    port, the one from the left neighbour has our own ring port as its local port. `recv` from rank + 1 uses
+    the left one in a ring of two (MLX looks left first) and the right one from three on (mlx 0.32.4
     distributed/ring)."""
     own_port, right_port = (int(hosts[r % len(hosts)].rpartition(":")[2]) for r in (rank, rank + 1))
     left = right = None
@@ -299,15 +298,15 @@ def _neighbour_sockets(rank: int, hosts: list[str]) -> tuple[socket.socket, sock
             continue
         _keep_alive(candidate)
     if left is None or right is None:
-        raise RingLost("the ring's own connections were not found among this process's descriptors")
+        raise RingLost("the ring's connections were not found among this process's descriptors")
     return (left, right) if len(hosts) == 2 else (right, left)
 
 
 def _connected_sockets() -> list[socket.socket]:
     """Return duplicates of all connected TCP sockets of this process.
 
-    Nothing else is duplicated: macOS kills a process that duplicates a descriptor which one of its system
-    libraries guards (xnu guarded_open_np). To look at one does no harm.
+    Other descriptors are only inspected: macOS kills a process that duplicates a descriptor which one of its
+    system libraries guards (xnu guarded_open_np).
     """
     found = []
     for descriptor in sorted(int(name) for name in os.listdir("/dev/fd")):

@@ -1,9 +1,9 @@
-"""The thread beside a rank's main loop: heartbeats out, the supervisor's end of file in, and the watchdog.
+"""The thread beside a rank's main loop: sends heartbeats, reads the supervisor's lines, watches progress.
 
-Knows no MLX and no ring. It runs while the main thread sits inside an evaluation, where Python signal
-handlers do not run. A phase has a limit: if the main thread makes no progress within it, the stacks of all
-threads go to the log and the process ends. A rank whose supervisor is gone ends at once, so that nothing is
-ever orphaned; one on another host also ends when no ping has come for its limit, since a machine that loses
+Knows no MLX and no ring. It runs while the main thread is inside an evaluation, where Python signal handlers
+do not run. A phase has a limit: if the main thread makes no progress within it, the thread logs the stacks of
+all threads and ends the process. A rank whose supervisor is gone ends at once, so that no process is
+orphaned. A rank on another host also ends when no ping has come within its limit, since a machine that loses
 its power sends no end of file.
 
     standard input    {"epoch": 3, "rank": 1, "hosts": ["127.0.0.1:5001", ...], "secret": "..."}   first; also
@@ -35,33 +35,33 @@ from config.live import SettingsLines
 from config.logs import say
 
 HEARTBEAT_SECONDS = 1.0
-# On macOS psutil fails now and then, in ways of its own (psutil issues 1901, 2116).
+# On macOS psutil fails now and then, with errors of other types (psutil issues 1901, 2116).
 PSUTIL_ERRORS = (psutil.Error, RuntimeError, SystemError, OSError)
 PING_LINE = b'{"event": "ping"}\n'
 EXIT_CLEAN, EXIT_REFUSED, EXIT_RING_LOST, EXIT_WATCHDOG, EXIT_SUPERVISOR_GONE = 0, 2, 3, 4, 5
-EXIT_DISK_REFUSED = 6  # a full or broken disk: the next start may find it better
+EXIT_DISK_REFUSED = 6  # a full or broken disk; the next start may work
 
 
 @dataclass(frozen=True)
 class RankStart:
-    """What the supervisor tells a rank on the first line of its standard input."""
+    """The supervisor's start line, the first line of a rank's standard input."""
 
     epoch: int
     rank: int
     hosts: tuple[str, ...]
     secret: str
-    layers: tuple[int, ...] | None = None  # how many each rank has, by the supervisor's plan
-    dequantize: bool | None = None  # what that plan counted with
-    model_folder: str | None = None  # where this rank's host has the model's files
-    host_name: str = ""  # this rank's host, as people call it
-    ping_limit_s: float | None = None  # end when no ping has come for so long
+    layers: tuple[int, ...] | None = None  # number of layers by rank, from the supervisor's plan
+    dequantize: bool | None = None  # as that plan assumes
+    model_folder: str | None = None  # on this rank's host
+    host_name: str = ""  # of this rank's host, for messages
+    ping_limit_s: float | None = None  # end after this long without a ping
 
     @classmethod
     def from_line(cls, line: str) -> RankStart:
         """Read the line.
 
         Raises:
-            ValueError: it is not the line that a supervisor sends.
+            ValueError: it is not a start line.
         """
         body = json.loads(line)
         try:
@@ -84,10 +84,10 @@ class RankStart:
 
 
 def read_first_line(ping_limit_s: float | None = None) -> str:
-    """Read standard input up to the end of the start line and not a byte further; "" where nobody is there.
+    """Read standard input up to the end of the start line, not a byte further; "" if it ends before.
 
     Args:
-        ping_limit_s: nobody is there, too, when nothing has come for so long.
+        ping_limit_s: return "" after this long without a byte; None: wait without limit.
     """
     line = b""
     while not line.endswith(b"\n"):
@@ -103,14 +103,14 @@ def read_first_line(ping_limit_s: float | None = None) -> str:
 
 
 def say_started() -> None:
-    """Tell the supervisor who this process is, on whatever host."""
+    """Report this process's id and start time to the supervisor."""
     said = {"event": "started", "pid": os.getpid(), "start_time": read_start_time()}
     sys.stdout.write(json.dumps(said) + "\n")
     sys.stdout.flush()
 
 
 def read_start_time() -> float:
-    """This process's start, seconds since 1970 as psutil tells it; now, where it does not."""
+    """Return this process's start in seconds since 1970, by psutil; now, if psutil fails."""
     try:
         return float(psutil.Process().create_time())
     except PSUTIL_ERRORS:
@@ -118,7 +118,7 @@ def read_start_time() -> float:
 
 
 def read_rss() -> int:
-    """This process's resident memory in bytes; 0 where psutil does not tell."""
+    """Return this process's resident memory in bytes; 0 if psutil fails."""
     try:
         return int(psutil.Process().memory_info().rss)
     except PSUTIL_ERRORS:
@@ -126,7 +126,7 @@ def read_rss() -> int:
 
 
 class Watchdog:
-    """Tells the supervisor how far this rank is; ends the process when it stalls or nobody is there."""
+    """Reports this rank's progress; ends the process when it stalls or its supervisor is gone."""
 
     def __init__(self, rank: int, *, has_supervisor: bool, ping_limit_s: float | None = None) -> None:
         self._rank = rank
@@ -144,13 +144,13 @@ class Watchdog:
         self._settings_lock = threading.Lock()
 
     def count_memory_by(self, count: Callable[[], int]) -> None:
-        """Let heartbeats tell what `count` returns in place of this process's RSS; called in any thread."""
+        """Report the bytes that `count` returns instead of this process's RSS; any thread may call it."""
         self._count_memory = count
 
     def on_settings(self, listener: Callable[[dict[str, Any]], None]) -> None:
-        """Call `listener` with new values of live settings, by key; in the watchdog's thread.
+        """Call `listener` with new values of live settings, by key, in the watchdog's thread.
 
-        What has come before, as while the model was loaded, it hears now.
+        Values that came before, such as during loading, are passed at once.
         """
         with self._settings_lock:
             self._listeners.append(listener)
@@ -171,12 +171,12 @@ class Watchdog:
         self.beat()
 
     def progress(self, share: float) -> None:
-        """Tell how much of a phase is done, 0 to 1; renews its limit."""
+        """Report the finished share of a phase, 0 to 1; this renews its limit."""
         self._progress = share
         self.expect(self._limit)
 
     def expect(self, limit_seconds: float | None, step: int | None = None) -> None:
-        """The main thread will be back within the limit; None: it waits for others and is not stalled."""
+        """Expect progress within the limit; None: the main thread waits for other ranks, without limit."""
         self._limit = limit_seconds or 0.0
         self._deadline = None if not limit_seconds else time.monotonic() + limit_seconds
         if step is not None:
@@ -227,7 +227,7 @@ class Watchdog:
 
     def _check_pings(self, last_word_at: float) -> None:
         if self._ping_limit_s is not None and time.monotonic() - last_word_at > self._ping_limit_s:
-            say(f"rank {self._rank}: the supervisor's host is silent; ending")
+            say(f"rank {self._rank}: no ping from the supervisor's host for {self._ping_limit_s:g} s; ending")
             os._exit(EXIT_SUPERVISOR_GONE)
 
     def _tell_listeners(self, values: dict[str, Any]) -> None:

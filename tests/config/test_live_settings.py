@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 
 from config import REPOSITORY_ROOT, Settings
-from distributed.engine.engine import Engine
+from distributed.engine.engine import Engine, EngineParts
 from distributed.engine.engine_config import make_engine_limits
 from distributed.engine.live_settings import LiveSettings as RankSettings
 from distributed.rank import open_spool
@@ -44,9 +44,9 @@ RANK_0: dict[str, tuple[Any, Callable[[SpoolOwner, Engine], Any], Any]] = {
     "DEFAULT_MAX_TOKENS": (77, lambda owner, _: owner.hand_defaults and owner.hand_defaults.max_tokens, 77),
     "MAX_QUEUE_DEPTH": (7, lambda owner, _: owner.spool.admission.max_depth, 7),
     "MAX_QUEUE_MB": (7, lambda owner, _: owner.spool.admission.max_bytes, 7 * 2**20),
-    "POLL_INTERVAL": (7, lambda _, engine: engine._limits.poll_interval_seconds, 7.0),
-    "RESULT_RETENTION_HOURS": (7, lambda _, engine: engine._limits.retention_seconds, 7 * 3600.0),
-    "RESULT_RETENTION_MB": (7, lambda _, engine: engine._limits.retention_bytes, 7 * 2**20),
+    "POLL_INTERVAL": (7, lambda _, engine: engine.limits.poll_interval_seconds, 7.0),
+    "RESULT_RETENTION_HOURS": (7, lambda _, engine: engine.limits.retention_seconds, 7 * 3600.0),
+    "RESULT_RETENTION_MB": (7, lambda _, engine: engine.limits.retention_bytes, 7 * 2**20),
 }
 # Where a live setting may be read: what is read there is followed, or read anew each time it is needed.
 FOLLOWED = {
@@ -60,8 +60,7 @@ FOLLOWED = {
     "frontdoor/routes/openai_text.py": "front.settings",
     "frontdoor/routes/models.py": "front.settings",
     "frontdoor/supervised.py": "apply_to_parts, the front door's followers",
-    "distributed/engine/engine.py": "Engine.follow",
-    "distributed/engine/engine_config.py": "at the start; Engine.follow follows",
+    "distributed/engine/engine_config.py": "at the start and by LiveSettings",
     "distributed/engine/live_settings.py": "rank 0's followers",
     "cluster/supervisor/front_door.py": "running.settings",
     "cluster/supervisor/supervisor.py": "the supervisor's own log level",
@@ -99,8 +98,8 @@ def test_the_front_door_follows(settings: Settings, key: str) -> None:
 
 def make_engine(settings: Settings) -> Engine:
     nothing: Any = None
-    limits = make_engine_limits(settings)
-    return Engine(nothing, nothing, nothing, nothing, nothing, nothing, nothing, limits)
+    parts = EngineParts(nothing, nothing, nothing, nothing, nothing, nothing, nothing)
+    return Engine(parts, make_engine_limits(settings))
 
 
 @pytest.mark.parametrize("key", sorted(RANK_0))

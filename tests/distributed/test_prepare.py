@@ -127,7 +127,10 @@ def test_a_broken_download_goes_on_where_it_ended(model: Path, served: FakeHub, 
     ("spoil", "reason"),
     [
         (lambda served: setattr(served, "is_gated", True), "someone/some-model is gated"),
-        (lambda served: setattr(served, "file_status", 403), "does not let someone/some-model be read (403)"),
+        (
+            lambda served: setattr(served, "file_status", 403),
+            "does not allow you to read someone/some-model (403)",
+        ),
         (lambda served: setattr(served, "file_status", 503), "someone/some-model cannot be downloaded"),
         (lambda served: setattr(served, "repo", "someone/else"), "the Hub has no someone/some-model"),
     ],
@@ -182,18 +185,18 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "broken": (lambda folder: (folder / "config.json").write_text("no"), r"config\.json.* is not JSON"),
     "bin": (
         lambda folder: _keep_only(folder, "pytorch_model.bin"),
-        r"PyTorch files alone.*pytorch_model\.bin",
+        r"only PyTorch weights.*pytorch_model\.bin",
     ),
-    "gguf": (lambda folder: _keep_only(folder, "some.Q4_K_M.gguf"), r"GGUF alone.*some\.Q4_K_M\.gguf"),
+    "gguf": (lambda folder: _keep_only(folder, "some.Q4_K_M.gguf"), r"only GGUF weights.*some\.Q4_K_M\.gguf"),
     "other": (lambda folder: _keep_only(folder, "consolidated.safetensors"), r"consolidated\.safetensors"),
     "none": (_keep_only, r"it holds no weights"),
     "adapter": (
         lambda folder: _keep_only(folder, "adapter_model.safetensors", without_config=True),
-        r"has no config\.json; it holds an adapter alone",
+        r"has no config\.json; it holds only an adapter",
     ),
     "gguf without config": (
         lambda folder: _keep_only(folder, "some.gguf", without_config=True),
-        r"has no config\.json; it holds weights as GGUF",
+        r"has no config\.json; it holds only GGUF weights",
     ),
     "tiktoken": (
         lambda folder: _without(folder, "tokenizer.json", "tiktoken.model"),

@@ -219,3 +219,15 @@ def _rescaled(array: mx.array) -> mx.array:
     if array.ndim < 2:
         return array + 0.2 * mx.random.normal(array.shape)
     return mx.random.normal(array.shape) * 1.2 * array.shape[-1] ** -0.5
+
+
+def make_poisoned(folder: Path, variant: str, token_id: int, **overrides: Any) -> Path:
+    """Make a model folder in which one token's embedding is NaN; not tied, or every draw would be."""
+    make_checkpoint(folder, variant, num_files=1, tie_word_embeddings=False, **overrides)
+    (file,) = folder.glob("*.safetensors")
+    weights = mx.load(str(file))
+    name = "model.embed_tokens.weight"
+    weights[name] = mx.where(mx.arange(len(weights[name]))[:, None] == token_id, mx.nan, weights[name])
+    mx.eval(weights)
+    write_weights(folder, weights)
+    return folder

@@ -12,12 +12,12 @@ from distributed.ring.frame import Frame, Int32Array, decode, encode, num_rest_i
 from distributed.ring.ring import RingLost
 from distributed.worker import Worker
 
-# Who waits so often in a row waits for something that never comes.
+# After so many idle waits in a row the awaited frame will never come.
 MAX_IDLE_WAITS = 20_000
 
 
 class DrivenClock:
-    """Seconds that pass only when somebody says so."""
+    """A clock that only `advance` moves, in seconds."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -30,7 +30,7 @@ class DrivenClock:
 
 
 class Wire:
-    """What is on its way to each rank: messages 1 and 2 of a frame, and hidden states."""
+    """The frames in flight to each rank: messages 1 and 2, and hidden states."""
 
     def __init__(self, num_ranks: int) -> None:
         self.arriving: list[deque[tuple[Int32Array, Int32Array | None, mx.array | None]]] = [
@@ -57,10 +57,10 @@ class RingEnd:
         return bool(self._arriving)
 
     def begin_recv(self, hidden: tuple[int, int] | None = None) -> None:
-        """Hold the size that was foretold against the frame that comes next."""
+        """Compare the expected size with the next frame."""
         if hidden is not None and self._arriving:
             states = self._arriving[0][2]
-            assert states is None or states.shape[:2] == hidden, "another frame than was foretold"
+            assert states is None or states.shape[:2] == hidden, "another frame than expected"
 
     def recv(self) -> tuple[Frame, mx.array | None]:
         self._check()
@@ -74,7 +74,7 @@ class RingEnd:
         return set(select.select(list(others), [], [], 0)[0])
 
     def flush(self) -> None:
-        """Nothing is ever on its way."""
+        """Do nothing: no frame waits to be sent."""
 
     def _check(self) -> None:
         if self._wire.is_lost:
@@ -82,7 +82,7 @@ class RingEnd:
 
 
 class RingOfStages(RingEnd):
-    """Rank 0's end: while it waits, the workers of all other ranks pass on what has come to them."""
+    """Rank 0's end: while it waits, the workers of all other ranks answer their frames."""
 
     def __init__(self, epoch: int, wire: Wire, clock: DrivenClock) -> None:
         super().__init__(0, epoch, wire)
@@ -91,7 +91,7 @@ class RingOfStages(RingEnd):
         self._num_idle = 0
 
     def wait(self, timeout: float | None, others: Iterable[int] = ()) -> set[int]:
-        """Let every frame come as far as it can; where nothing comes at all, let the time pass."""
+        """Pass every frame on as far as it can go; if none arrives, advance the clock by the timeout."""
         ready = super().wait(0.0, others)
         while self._pass_on_all():
             pass
@@ -105,7 +105,7 @@ class RingOfStages(RingEnd):
         return ready
 
     def _pass_on_all(self) -> int:
-        """Let each worker answer one frame; how many did."""
+        """Let each worker answer one frame; return how many did."""
         having = [(end, worker) for end, worker in self.workers if end.is_readable()]
         for end, worker in having:
             worker.answer(*end.recv())

@@ -89,7 +89,7 @@ def test_a_flipped_bit_in_a_header_ends_the_ring_before_a_wrong_token(proxied: P
     assert EXIT_RING_LOST in {rank.wait(10) for rank in ring.ranks}
     logged = [record.token_id for record in ring.spool().open_log(request_id).read_new()]
     assert logged == list(whole.token_ids[: len(logged)])
-    assert "broken frame" in ring.log(0) + ring.log(1)
+    assert "invalid frame" in ring.log(0) + ring.log(1)
     proxied.start_anew()
     assert ring.wait_for(request_id).token_ids == whole.token_ids
 

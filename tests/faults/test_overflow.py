@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from tests.fakes.checkpoints import shared_checkpoint
-from tests.services.engine_in_process import EngineInProcess
-from tests.services.local_ring import make_poisoned
+from tests.fakes.checkpoints import make_poisoned, shared_checkpoint
+from tests.services.engine_in_process import EngineInProcess, sample_given
 from tests.services.ring_service import RingService
 
 POISON = 200
@@ -33,21 +32,21 @@ def check_overflow(ring: EngineInProcess | RingService) -> None:
         beside = ring.ask(*(ring.request(prompt, max_tokens=20) for prompt in (SHORT, [POISON, 1], LONG)))
         assert [each.token_ids for each in after] == [each.token_ids for each in alone]
         assert [beside[i].token_ids for i in (0, 2)] == [each.token_ids for each in alone]
-    late = replace(ring.request(SHORT, max_tokens=9), forced_token_ids=(1, 2, POISON))
-    assert ring.ask(late)[0].error is not None
-    logged = ring.spool().open_log(late.id).read_new()
-    assert [record.token_id for record in logged] == [1, 2, POISON]
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
 @pytest.mark.parametrize("layers", ["mlx", "numpy"])
 def test_it_fails_once_and_the_engine_goes_on(
-    poisoned: Path, tmp_path: Path, num_ranks: int, layers: str
+    poisoned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_ranks: int, layers: str
 ) -> None:
     """One clear error, the log keeps what was drawn, others have their own text."""
+    monkeypatch.setattr("distributed.engine.engine.sample", sample_given({77: (1, 2, POISON)}))
     settings: dict[str, Any] = {"kv_cache_max_size": 0, "microbatches": 1, "cpu_layers": layers}
     with EngineInProcess(tmp_path, poisoned, num_ranks, **settings) as service:
         check_overflow(service)
+        late = service.request(SHORT, max_tokens=9, seed=77)
+        assert service.ask(late)[0].error is not None
+        assert [record.token_id for record in service.records(late)] == [1, 2, POISON]
 
 
 @pytest.mark.slow

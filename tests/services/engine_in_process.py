@@ -4,31 +4,29 @@
         request = service.request([1, 2, 3], max_tokens=8, temperature=0.7, seed=5)
         (result,) = service.ask(request)
 
-It has the words of `ring_service.RingService` (settings by name, `request`, `ask`, `spool`, `stop`, `kill`,
+It has the methods of `ring_service.RingService` (settings by name, `request`, `ask`, `spool`, `stop`, `kill`,
 `start`), so a test of real processes becomes one of logic with another class. Rank 0's Engine, Scheduler and
 spool are the product's, and so are the Worker of every other rank and the frames between them, encoded as on
 a wire. What it does not prove: processes, sockets, signals, the handshake, the warm-up.
 
-- Nothing happens between calls. `step()` is one turn of `Engine.step`: what was sent passes all stages, rank
-  0 receives at most one frame. `run_until(condition)` takes turns until it holds; `ask` until all results are
-  there; `submit` and `cancel` only tell the spool, as a front door does.
-- `clock.now` is the engine's monotonic clock. A turn takes a millisecond of it; a turn in which nothing comes
-  takes as long as the engine would have waited, and no real time. `advance(seconds)` moves it by hand: the
-  poll interval, the status of each second, pings, sweeps and STEP_TIMEOUT are proven without a pause.
-- `kill()` ends everything where it stands, as `kill -9` does, and `start()` is the next life of the ring;
-  `stop()` drains as SIGTERM does. With `wire.is_lost` every use of the ring raises RingLost; with
-  `wire.is_silent` what is sent never arrives.
-- To look inside: `engine`, `scheduler`, `owner`, `stages` by rank, `sequence_of(request)`, `records(request)`
-  (the token log), `status()` (ring.json). `edit(POLL_INTERVAL=5)` is an edit of live settings.
+- Nothing happens between calls. `step()` is one turn of `Engine.step`: frames in flight pass all stages, and
+  rank 0 receives at most one. `run_until(condition)` takes turns until the condition holds, `ask` until all
+  results exist; `submit` and `cancel` only write to the spool, as a front door does.
+- `clock.now` is the engine's monotonic clock. A turn takes a millisecond of it; a turn in which nothing
+  arrives takes as long as the engine would have waited, and no real time. `advance(seconds)` moves it by
+  hand, so poll interval, status, pings, sweeps and STEP_TIMEOUT are tested without a pause.
+- `kill()` ends everything at once, as `kill -9` does, and `start()` begins the next epoch; `stop()` drains as
+  SIGTERM does. With `wire.is_lost` every use of the ring raises RingLost; with `wire.is_silent` frames never
+  arrive.
+- To look inside: `engine`, `scheduler`, `owner`, `stages` by rank, `records(request)` (the token log),
+  `status()` (ring.json). `edit(POLL_INTERVAL=5)` is an edit of live settings.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import time
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from concurrent.futures import Executor, Future
 from dataclasses import replace
@@ -36,15 +34,19 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+
 from config import Settings, load_settings
 from distributed.backends.backend import StageRunner
 from distributed.backends.choose import choose_backend, choose_products
 from distributed.backends.stage import Stage
-from distributed.engine.engine import Engine
+from distributed.engine.draw import RowSampling
+from distributed.engine.engine import Engine, EngineParts
 from distributed.engine.engine_config import chunk_tokens, make_engine_limits, make_scheduler
 from distributed.engine.live_settings import LiveSettings
 from distributed.engine.request_source import ModelFacts, RequestSource
-from distributed.engine.sequence import Sequence
+from distributed.engine.sampling import sample
+from distributed.engine.sequence import Drawn
 from distributed.engine.status import RingStatus
 from distributed.engine.token_writer import TokenWriter
 from distributed.planning.capacities import HostCapacity
@@ -56,9 +58,10 @@ from distributed.ring.handshake import RankInfo
 from distributed.ring.watchdog import Watchdog
 from distributed.utils import shard_and_load
 from distributed.worker import Worker
-from prompts.tokenizer import load_tokenizer, tokenizer_hash
-from spool import Request, Result, SamplingParams, Spool, SpoolOwner, TokenRecord
+from prompts.tokenizer import load_tokenizer
+from spool import Request, Result, Spool, SpoolOwner, TokenRecord
 from tests.fakes.loopback_ring import DrivenClock, RingEnd, RingOfStages, Wire
+from tests.services.ring_service import make_token_request
 
 TURN_SECONDS = 0.001
 # A test that takes more turns waits for something that never comes.
@@ -72,6 +75,18 @@ class AtOnce(Executor):
         future: Future[Any] = Future()
         future.set_result(fn(*args, **kwargs))
         return future
+
+
+def sample_given(answers: Mapping[int, Items[int]]) -> Callable[[mx.array, Items[RowSampling]], Drawn]:
+    """Return a `sample` that gives requests of these seeds these answers, where their logits are finite."""
+
+    def sample_rows(logits: mx.array, rows: Items[RowSampling]) -> Drawn:
+        return [
+            token if token is None or row.seed not in answers else answers[row.seed][row.index]
+            for token, row in zip(sample(logits, rows), rows, strict=True)
+        ]
+
+    return sample_rows
 
 
 @lru_cache(maxsize=32)
@@ -122,7 +137,7 @@ class EngineInProcess:
             os.close(descriptor)
 
     def start(self) -> None:
-        """Begin a life of the ring: unfinished requests of the one before go on."""
+        """Begin an epoch: unfinished requests of the one before continue."""
         self.epoch += 1
         self.wire = Wire(self.num_ranks)
         ring = RingOfStages(self.epoch, self.wire, self.clock)
@@ -139,17 +154,9 @@ class EngineInProcess:
         source = RequestSource(
             self.owner, self.bell, self._facts(status), self.writer, status.troubles, self.clock
         )
-        self.engine = Engine(
-            ring,
-            self.stages[0],
-            self.scheduler,
-            source,
-            self.writer,
-            status,
-            Watchdog(0, has_supervisor=False),
-            make_engine_limits(self.settings),
-            self.clock,
-        )
+        watchdog = Watchdog(0, has_supervisor=False)
+        parts = EngineParts(ring, self.stages[0], self.scheduler, source, self.writer, status, watchdog)
+        self.engine = Engine(parts, make_engine_limits(self.settings), self.clock)
         self._live = LiveSettings(self.settings, self.owner, self.engine)
         status.enter("ready")
         self._is_running = True
@@ -160,7 +167,7 @@ class EngineInProcess:
         self.engine.step(self._wakeup[0])
 
     def run_until(self, condition: Callable[[], bool]) -> None:
-        """Take turns until it holds."""
+        """Take turns until the condition holds."""
         for _ in range(MAX_TURNS):
             if condition():
                 return
@@ -168,12 +175,12 @@ class EngineInProcess:
         raise AssertionError(f"not in {MAX_TURNS} turns: {self.status()}")
 
     def stop(self) -> None:
-        """Drain and stop, as SIGTERM makes rank 0 do; then let go of the spool."""
+        """Drain and stop, as SIGTERM makes rank 0 do; then close the spool."""
         self.engine.run(lambda: True, self._wakeup[0])
         self.kill()
 
     def kill(self) -> None:
-        """End where it stands; what was claimed stays claimed. Nothing where nothing runs."""
+        """End at once, with claimed requests still claimed; do nothing if it does not run."""
         if not self._is_running:
             return
         self._is_running = False
@@ -201,18 +208,10 @@ class EngineInProcess:
 
     def request(self, token_ids: Items[int], **params: Any) -> Request:
         """Make a request of token ids for this model."""
-        return Request(
-            id=uuid.uuid4().hex,
-            params=SamplingParams(**{"max_tokens": 16, **params}),
-            text=None,
-            token_ids=tuple(token_ids),
-            tokenizer_hash=tokenizer_hash(self.model),
-            model=self.model.name,
-            created_unix=time.time(),
-        )
+        return make_token_request(self.model, token_ids, **params)
 
     def submit(self, *requests: Request) -> None:
-        """Let requests wait in the spool."""
+        """Submit requests to the spool."""
         spool = self.spool()
         for request in requests:
             spool.submit(request)
@@ -236,17 +235,13 @@ class EngineInProcess:
         return self.owner.spool.read_result(request.id)
 
     def records(self, request: Request) -> list[TokenRecord]:
-        """What a request's token log holds."""
+        """Read a request's token log."""
         return self.owner.spool.open_log(request.id).read_new()
 
-    def sequence_of(self, request: Request) -> Sequence:
-        """The live state of a request that rank 0 has opened."""
-        return self.writer.answers[request.id].sequence
-
     def status(self) -> dict[str, Any]:
-        """What ring.json says."""
-        told: dict[str, Any] = json.loads((self.settings.run_dir / "ring.json").read_text())
-        return told
+        """Read ring.json."""
+        status: dict[str, Any] = json.loads((self.settings.run_dir / "ring.json").read_text())
+        return status
 
     def _load_stages(self) -> list[Stage]:
         products = None if self._dtype else choose_products(self.settings)

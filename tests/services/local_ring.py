@@ -19,7 +19,6 @@ from distributed.engine.scheduler import Scheduler, SchedulerLimits
 from distributed.engine.sequence import Drawn, Microbatch, Sequence
 from distributed.engine.slots import SlotLimits
 from distributed.ring.frame import parse_step
-from tests.fakes.checkpoints import make_checkpoint, write_weights
 from tests.services.stages import load_runners
 
 GREEDY = RowSampling(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, seed=0, choice=0, index=0)
@@ -28,7 +27,7 @@ WARM = replace(GREEDY, temperature=0.7, seed=5)
 
 @dataclass(frozen=True)
 class RingShape:
-    """How many tables, rows and tokens of KV there are."""
+    """The numbers of tables, rows and tokens of KV."""
 
     num_tables: int = 1
     max_rows: int = 8
@@ -62,14 +61,14 @@ class LocalRing:
         self.rules: dict[Sequence, RowSampling] = {}
 
     def ask(self, prompt: Items[int], max_tokens: int, rule: RowSampling = GREEDY) -> Sequence:
-        """Let a prompt wait for its turn."""
+        """Add a prompt."""
         sequence = Sequence(str(len(self.rules)), list(prompt), len(prompt), max_tokens)
         self.rules[sequence] = rule
         self.scheduler.add(sequence)
         return sequence
 
     def run(self, num_steps: int = 100_000) -> None:
-        """Step until all are done, or so often."""
+        """Step until all are done, at most `num_steps` times."""
         for _ in range(num_steps):
             while self.scheduler.schedule():
                 pass
@@ -105,17 +104,5 @@ class LocalRing:
 
 
 def answer(sequence: Sequence) -> list[int]:
-    """The tokens behind the prompt."""
+    """Return the tokens after the prompt."""
     return sequence.token_ids[sequence.num_prompt_tokens :]
-
-
-def make_poisoned(folder: Path, variant: str, token_id: int, **overrides: Any) -> Path:
-    """Make a model folder in which one token's embedding is NaN; not tied, or every draw would be."""
-    make_checkpoint(folder, variant, num_files=1, tie_word_embeddings=False, **overrides)
-    (file,) = folder.glob("*.safetensors")
-    weights = mx.load(str(file))
-    name = "model.embed_tokens.weight"
-    weights[name] = mx.where(mx.arange(len(weights[name]))[:, None] == token_id, mx.nan, weights[name])
-    mx.eval(weights)
-    write_weights(folder, weights)
-    return folder

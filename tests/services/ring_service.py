@@ -35,6 +35,19 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def make_token_request(model: Path, token_ids: Sequence[int], **params: Any) -> Request:
+    """Make a request of token ids for a model; `params` are those of SamplingParams."""
+    return Request(
+        id=uuid.uuid4().hex,
+        params=SamplingParams(**{"max_tokens": 16, **params}),
+        text=None,
+        token_ids=tuple(token_ids),
+        tokenizer_hash=tokenizer_hash(model),
+        model=model.name,
+        created_unix=time.time(),
+    )
+
+
 class RingService:
     """Ranks of one ring as child processes; use it as a context manager."""
 
@@ -154,15 +167,7 @@ class RingService:
 
     def request(self, token_ids: Sequence[int], **params: Any) -> Request:
         """Make a request of token ids for this ring's model."""
-        return Request(
-            id=uuid.uuid4().hex,
-            params=SamplingParams(**{"max_tokens": 16, **params}),
-            text=None,
-            token_ids=tuple(token_ids),
-            tokenizer_hash=tokenizer_hash(self.model),
-            model=self.model.name,
-            created_unix=time.time(),
-        )
+        return make_token_request(self.model, token_ids, **params)
 
     def ask(self, *requests: Request) -> list[Result]:
         """Submit requests and wait for all results, in order."""

@@ -1,4 +1,4 @@
-"""What tests of the scheduler share: sequences, a ring that is played, and the KV as stages write it."""
+"""Shared by tests of the scheduler: sequences, a simulated ring, and the KV as stages write it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make_sequence(name: str, num_prompt: int = 10, max_tokens: int = 4, first: i
 
 
 def give_back(scheduler: Scheduler, microbatch: Microbatch, token: int = 7) -> list[Sequence]:
-    """Play the ring: every row whose tokens are all known gets a token; what is at its end is finished."""
+    """Simulate a lap: every row that wants tokens gets `token`; finish the sequences that ended."""
     sampled = (
         {row.sequence: [token] for row in microbatch.rows if row.sequence is not None and row.wants_tokens}
         if microbatch.wants_logits
@@ -64,7 +64,7 @@ def cancel(scheduler: Scheduler, sequences: list[Sequence], indexes: set[int]) -
 
 
 class WrittenKV:
-    """The tokens in each row of each table, as the stages write them, frame by frame."""
+    """The token ids whose KV is in each row of each table, as stages write it frame by frame."""
 
     def __init__(self) -> None:
         self.rows: dict[tuple[int, int], list[int]] = {}
@@ -73,7 +73,7 @@ class WrittenKV:
 
     @property
     def num_tokens(self) -> int:
-        """What the stages hold memory for."""
+        """Tokens that the stages have memory for."""
         return sum(rows * tokens for rows, tokens in self.shapes.values())
 
     def _resize(self, order: Resize) -> None:
@@ -87,13 +87,13 @@ class WrittenKV:
         self.shapes[order.table] = (order.num_rows, order.num_tokens)
 
     def _grow(self, microbatch: Microbatch) -> None:
-        """Stages would grow by themselves; rank 0 has told them before."""
+        """Check that the table is large enough: rank 0 sends each resize before."""
         rows, tokens = self.shapes[microbatch.table]
         assert max(row.slot for row in microbatch.rows) < rows
         assert max(row.end for row in microbatch.rows) <= tokens
 
     def step(self, microbatch: Microbatch) -> None:
-        """Play a frame; what its rows see must be theirs."""
+        """Simulate a frame; check that its rows see only their own tokens."""
         table = microbatch.table
         for resize in microbatch.resizes:
             self._resize(resize)

@@ -174,7 +174,7 @@ def test_field_added_by_a_later_release_may_be_absent() -> None:
 
 def test_field_that_an_earlier_release_wrote_is_skipped() -> None:
     """A request that waited through an upgrade is served."""
-    assert Request.from_json(_sealed(_body(deadline_unix=None))) == REQUEST
+    assert Request.from_json(_sealed(_body(deadline_unix=None, forced_token_ids=None))) == REQUEST
     quoting = replace(REQUEST, text='{"deadline_unix":1}')
     assert Request.from_json(quoting.to_json()) == quoting
 

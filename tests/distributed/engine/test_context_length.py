@@ -1,4 +1,4 @@
-"""How long a context is: what the model, the settings and the memory say, and how people hear of it."""
+"""The length of a context, from the model, the settings and the memory, and how users see it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_models_own_length_is_found(config: dict[str, Any], wanted: int | No
 
 
 def test_a_folder_without_a_readable_config_names_no_length(tmp_path: Path) -> None:
-    """Missing and broken files are what loading the model complains of."""
+    """Loading the model reports missing and broken files."""
     assert read_model_tokens(tmp_path) is None
     (tmp_path / "config.json").write_text("{")
     assert read_model_tokens(tmp_path) is None
@@ -114,7 +114,7 @@ def test_the_refusal_has_the_words_that_clients_look_for() -> None:
 
 
 def test_a_number_beyond_the_models_length_is_said() -> None:
-    """It is taken, and whoever looks is told."""
+    """It is accepted, with a warning where users look."""
     assert "beyond 8192, the model's own length" in ContextLength(16384, "setting", 8192).describe()
     assert "beyond" not in ContextLength(8192, "setting", 8192).describe()
     assert "auto" in ContextLength(8191, "setting", 8192).hint

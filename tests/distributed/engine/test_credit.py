@@ -1,11 +1,11 @@
-"""Rank 0 sends as much as a socket takes without blocking: what counts are the frames under way."""
+"""Rank 0 keeps no more bytes in flight than a socket takes without blocking."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
 
-from distributed.engine.engine import Engine, EngineLimits
+from distributed.engine.engine import Engine, EngineLimits, EngineParts
 from distributed.engine.scheduler import Scheduler
 from distributed.ring.frame import Frame
 from distributed.ring.ring import MAX_UNREAD_BYTES
@@ -13,7 +13,7 @@ from tests.services.scheduling import give_back, make_scheduler, make_sequence
 
 
 class Bench:
-    """An engine of which only the sending side works; what it sends lies here until it is taken back."""
+    """An engine with only its sending side; frames stay in `sent` until `take_back`."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.sent: list[Frame] = []
@@ -22,10 +22,11 @@ class Bench:
         status: Any = SimpleNamespace(trace=SimpleNamespace(sent=lambda number: None))
         nothing: Any = None
         limits = EngineLimits(1.0, 1.0, 1.0, 1.0, 0)
-        self.engine = Engine(ring, nothing, scheduler, nothing, nothing, status, nothing, limits)
+        parts = EngineParts(ring, nothing, scheduler, nothing, nothing, status, nothing)
+        self.engine = Engine(parts, limits)
 
     def launch(self) -> list[int]:
-        """Let what may leave do so; return the sizes of all that is under way."""
+        """Launch all that may leave; return the sizes of the frames in flight."""
         self.engine._launch()
         assert self.scheduler.in_flight and self.sent[0].step == self.scheduler.in_flight[0].number
         sizes = [frame.num_bytes for frame in self.sent]
@@ -38,8 +39,8 @@ class Bench:
         give_back(self.scheduler, self.scheduler.in_flight[0])
 
 
-def test_small_frames_travel_together_however_large_a_chunk_may_be() -> None:
-    """One decode group of each table is under way with the largest chunk that there can be."""
+def test_small_frames_are_in_flight_together_however_large_a_chunk_may_be() -> None:
+    """One decode group of each table is in flight beside the largest possible chunk."""
     bench = Bench(make_scheduler(num_tables=3, chunk=7800, max_kv_tokens=10**6))
     for number in range(6):
         bench.scheduler.add(make_sequence(str(number), max_tokens=50, first=1000 * number))
@@ -50,7 +51,7 @@ def test_small_frames_travel_together_however_large_a_chunk_may_be() -> None:
 
 
 def test_a_large_frame_waits_for_its_turn_and_nothing_passes_it() -> None:
-    """Two chunks of 31 KB never travel together; the second leaves when the first is back."""
+    """Two chunks of 31 KB are never in flight together; the second leaves when the first is back."""
     bench = Bench(make_scheduler(num_tables=2, chunk=7800, max_kv_tokens=10**6))
     for number in range(2):
         bench.scheduler.add(make_sequence(str(number), 7800, 5, first=10_000 * number))
@@ -65,7 +66,7 @@ def test_a_large_frame_waits_for_its_turn_and_nothing_passes_it() -> None:
 
 
 def test_a_frame_that_is_larger_than_the_credit_goes_alone() -> None:
-    """It would never go otherwise."""
+    """It could never be sent otherwise."""
     bench = Bench(make_scheduler(num_tables=2, chunk=10_000, max_kv_tokens=10**6))
     for number in range(2):
         bench.scheduler.add(make_sequence(str(number), 10_000, 5, first=20_000 * number))
@@ -74,7 +75,7 @@ def test_a_frame_that_is_larger_than_the_credit_goes_alone() -> None:
 
 
 def test_a_frame_that_waits_leaves_at_the_end_too() -> None:
-    """What is in flight is waited for before the ring stops, so it has to come round."""
+    """The drain waits for all microbatches in flight, so the frame must be sent."""
     bench = Bench(make_scheduler(num_tables=2, chunk=7800, max_kv_tokens=10**6))
     for number in range(2):
         bench.scheduler.add(make_sequence(str(number), 7800, 5, first=10_000 * number))

@@ -1,4 +1,4 @@
-"""Guesses come from the text itself and are made where they gain."""
+"""Drafts come from the text itself and are made where they save time."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def measured(costs: dict[int, float]) -> PromptLookup:
     return drafter
 
 
-def test_what_followed_before_is_guessed() -> None:
-    """The tokens after the last place where the same few stood."""
+def test_tokens_that_followed_before_are_drafted() -> None:
+    """The tokens after the latest occurrence of the same few tokens."""
     drafter = PromptLookup()
     sequence = make_sequence([*QUOTED, 1, 2, 5, 6, 7])
     assert drafter.propose([sequence]) == [tuple(QUOTED[3 : 3 + MAX_DRAFTS])]
     assert drafter.propose([make_sequence([1, 2, 3, 4, 5])]) == [()]
 
 
-def test_guesses_follow_the_answer_as_it_grows() -> None:
-    """Tokens that came since the last guess are looked up too."""
+def test_drafts_follow_the_answer_as_it_grows() -> None:
+    """Tokens since the last draft are indexed as well."""
     drafter = PromptLookup()
     sequence = make_sequence([1, 2, 3])
     assert drafter.propose([sequence]) == [()]
@@ -36,8 +36,8 @@ def test_guesses_follow_the_answer_as_it_grows() -> None:
     assert drafter.propose([sequence])[0][:1] == (4,)
 
 
-def test_nothing_is_guessed_beyond_the_end_of_the_answer() -> None:
-    """A guess whose draw would be over max_tokens is a waste."""
+def test_no_draft_goes_beyond_the_end_of_the_answer() -> None:
+    """A draft token whose draw would be over max_tokens is a waste."""
     drafter = PromptLookup()
     sequence = make_sequence([*QUOTED, 5, 6, 7], max_tokens=4)
     assert drafter.propose([sequence]) == [(8, 9, 10)]
@@ -46,21 +46,21 @@ def test_nothing_is_guessed_beyond_the_end_of_the_answer() -> None:
 
 
 def test_dear_steps_are_not_lengthened() -> None:
-    """Where a step of many tokens costs as much as the tokens one by one, guessing is left."""
+    """There are no drafts where a step of many tokens costs as much as the tokens one by one."""
     sequence = make_sequence([*QUOTED, 5, 6, 7])
     assert measured({2**size: 2.0**size for size in range(5)}).propose([sequence]) == [()]
     flat = measured({2**size: 100.0 + size for size in range(5)})
     assert len(flat.propose([sequence])[0]) == MAX_DRAFTS
 
 
-def test_a_sequence_whose_guesses_fail_is_left_alone_for_a_while() -> None:
-    """After failures nothing is guessed; some tokens later it may try again."""
+def test_a_sequence_whose_drafts_are_rejected_gets_none_for_a_while() -> None:
+    """After rejections there are no drafts; some tokens later it tries again."""
     drafter = measured({1: 100.0, 2: 130.0, 4: 140.0, 16: 200.0})
     sequence = make_sequence([*QUOTED, 5, 6, 7])
     for _ in range(4):
-        guess = drafter.propose([sequence])[0]
-        if guess:
-            drafter.learn(sequence, len(guess), 0)
+        draft = drafter.propose([sequence])[0]
+        if draft:
+            drafter.learn(sequence, len(draft), 0)
     assert drafter.propose([sequence]) == [()]
     sequence.extend([*QUOTED, *QUOTED][:33])
     assert drafter.propose([sequence])[0]
@@ -80,7 +80,7 @@ def test_costs_not_measured_yet_are_tried_once() -> None:
 
 
 def test_histories_are_dropped_with_their_sequences() -> None:
-    """Nothing is kept for an answer that has ended."""
+    """A finished sequence leaves no history."""
     drafter = PromptLookup()
     sequence = make_sequence(QUOTED)
     drafter.propose([sequence])

@@ -39,7 +39,7 @@ def test_any_cut_gives_the_same_tokens(llama: Path, tmp_path: Path) -> None:
 
 
 def test_an_answer_goes_on_in_the_next_life(llama: Path, tmp_path: Path) -> None:
-    """Whatever was logged before the end stays; the whole is what an undisturbed ring gives."""
+    """Logged tokens stay; the whole answer is that of an undisturbed ring."""
     with EngineInProcess(tmp_path, llama, 2) as service:
         (whole,) = service.ask(service.request(PROMPTS[0], max_tokens=30))
         request = service.request(PROMPTS[0], max_tokens=30)
@@ -53,7 +53,7 @@ def test_an_answer_goes_on_in_the_next_life(llama: Path, tmp_path: Path) -> None
 
 
 def test_what_does_not_end_in_time_is_put_back(llama: Path, tmp_path: Path) -> None:
-    """A drain with no time at all logs what is in flight, and nothing else leaves."""
+    """A drain without any time logs the tokens in flight and launches nothing."""
     with EngineInProcess(tmp_path, llama, 2, shutdown_timeout=0) as service:
         request = service.request(PROMPTS[0], max_tokens=60, ignore_eos=True)
         service.submit(request)
@@ -67,7 +67,7 @@ def test_what_does_not_end_in_time_is_put_back(llama: Path, tmp_path: Path) -> N
 
 
 def test_a_request_without_a_ring_of_the_bell_is_found_at_the_next_look(llama: Path, tmp_path: Path) -> None:
-    """The folders are the truth: POLL_INTERVAL is the longest that anything waits."""
+    """The folders are the truth: no request waits longer than POLL_INTERVAL."""
     with EngineInProcess(tmp_path, llama, poll_interval=7) as service:
         service.step()
         service.submit(request := service.request(PROMPTS[0]))
@@ -87,19 +87,19 @@ def test_a_row_that_becomes_free_does_not_wait_for_the_next_poll(llama: Path, tm
 
 
 def test_an_idle_ring_proves_that_it_is_whole(llama: Path, tmp_path: Path) -> None:
-    """By an empty lap; one that does not come round in STEP_TIMEOUT ends the ring."""
+    """By an empty lap; if it does not return within STEP_TIMEOUT, the ring ends."""
     with EngineInProcess(tmp_path, llama, 2, step_timeout=30) as service:
         for _ in range(3):
             service.advance(PING_SECONDS + 1)
         start = service.clock.now
         service.wire.is_silent = True
-        with pytest.raises(RingLost, match="no frame came round in 30 s"):
+        with pytest.raises(RingLost, match="no frame came back within STEP_TIMEOUT=30 s"):
             service.run_until(lambda: service.clock.now > start + 60)
         assert 30 < service.clock.now - start < 40
 
 
 def test_a_lost_lap_ends_the_ring_and_no_request(llama: Path, tmp_path: Path) -> None:
-    """The next life answers what was under way."""
+    """The next epoch finishes the running requests."""
     with EngineInProcess(tmp_path, llama, 2, step_timeout=30) as service:
         service.submit(request := service.request(PROMPTS[1]))
         service.run_until(lambda: len(service.records(request)) == 3)
@@ -113,7 +113,7 @@ def test_a_lost_lap_ends_the_ring_and_no_request(llama: Path, tmp_path: Path) ->
 
 
 def test_a_cancel_takes_effect_between_two_steps(llama: Path, tmp_path: Path) -> None:
-    """The other answer is what it would have been alone."""
+    """The other answer equals its solo run."""
     with EngineInProcess(tmp_path, llama, 2) as service:
         (alone,) = service.ask(service.request(PROMPTS[3]))
         doomed, neighbour = service.request(PROMPTS[2], max_tokens=300), service.request(PROMPTS[3])
@@ -155,7 +155,7 @@ def test_a_signal_wakes_the_loop_once(llama: Path, tmp_path: Path) -> None:
 def test_whatever_happens_each_request_ends_with_its_own_tokens(
     llama: Path, tmp_path: Path, seed: int
 ) -> None:
-    """Kills, drains, cancels and idle seconds at any turn, beside others and with little KV."""
+    """Kills, drains, cancels and idle seconds at any turn, beside other requests and with little KV."""
     source = random.Random(seed)
     num_ranks, num_rows = source.randint(1, 3), source.randint(1, 4)
     settings: dict[str, Any] = {"max_rows_per_microbatch": num_rows, "kv_cache_reserved_memory_mb": 1}

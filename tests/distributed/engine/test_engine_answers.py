@@ -1,4 +1,4 @@
-"""What requests get from the engine in one process: laps, shared beginnings, seeds, ends and limits."""
+"""What requests get from the engine in one process: laps, shared prefixes, seeds, ends and limits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from distributed.engine.drafting import PromptLookup
 from distributed.planning.kv_sizes import most_tokens
 from tests.fakes.checkpoints import VOCAB_SIZE, reference_model, shared_checkpoint
-from tests.services.engine_in_process import EngineInProcess
+from tests.services.engine_in_process import EngineInProcess, sample_given
 from tests.services.stages import sure_tokens
 
 PROMPTS = [[(7 * i + 13 * j) % 250 for j in range(5 + 9 * i)] for i in range(4)]
@@ -21,7 +21,7 @@ def llama() -> Path:
     return shared_checkpoint("llama", num_hidden_layers=2)
 
 
-def test_guesses_save_laps_and_change_no_token(
+def test_drafts_save_laps_and_change_no_token(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An answer that quotes its prompt takes fewer laps than tokens; free text stays the same."""
@@ -29,23 +29,24 @@ def test_guesses_save_laps_and_change_no_token(
         PromptLookup, "note_cost", lambda *_: None
     )  # a wide step costs what a narrow one does
     quoted = [(17 * j) % 250 for j in range(40)]
+    monkeypatch.setattr("distributed.engine.engine.sample", sample_given({77: quoted}))
     results = {}
     for speculation in ("off", "prompt-lookup"):
         with EngineInProcess(tmp_path / speculation, llama, 2, speculation=speculation) as service:
-            forced = service.request([*quoted, 3, 1, 4], max_tokens=40)
+            quoting = service.request([*quoted, 3, 1, 4], max_tokens=40, seed=77)
             free = service.request(PROMPTS[3] * 3, max_tokens=40)
-            results[speculation] = service.ask(replace(forced, forced_token_ids=tuple(quoted)), free)
+            results[speculation] = service.ask(quoting, free)
     num_laps = {}
-    for speculation, (told, free_answer) in results.items():
-        assert told.token_ids == tuple(quoted)
+    for speculation, (quote, free_answer) in results.items():
+        assert quote.token_ids == tuple(quoted)
         assert free_answer.token_ids == results["off"][1].token_ids
-        num_laps[speculation] = told.performance["ranks"][1]["num_frames"]
+        num_laps[speculation] = quote.performance["ranks"][1]["num_frames"]
     assert num_laps["off"] == 40
     assert num_laps["prompt-lookup"] <= 20
 
 
-def test_shared_beginnings_change_no_token(tmp_path: Path) -> None:
-    """Prompts that share a long opening, at once and one after the other, give what each gives alone."""
+def test_shared_prefixes_change_no_token(tmp_path: Path) -> None:
+    """Prompts with a long common prefix, at once or one after the other, get the answers of solo runs."""
     deepseek = shared_checkpoint("deepseek_v2", num_hidden_layers=2)
     opening = [(11 * j) % 250 for j in range(40)]
     prompts = [[*opening, *(17 * i + j for j in range(4 + i))] for i in range(8)]
@@ -62,7 +63,7 @@ def test_shared_beginnings_change_no_token(tmp_path: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_text_beside_others_and_alone(llama: Path, tmp_path: Path) -> None:
-    """Sampling keys belong to requests: company changes nothing, another seed does."""
+    """Sampling keys belong to requests: other requests change nothing, another seed does."""
     with EngineInProcess(tmp_path, llama, 2) as service:
         params = {"temperature": 1.0, "top_p": 0.9, "max_tokens": 24}
         (alone,) = service.ask(service.request(PROMPTS[2], seed=11, **params))
@@ -112,7 +113,7 @@ def test_rank_0_says_how_long_a_context_is_and_holds_to_it(llama: Path, tmp_path
 def test_a_drained_request_is_found_by_its_clients_id_in_the_log(
     llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One search tells its life over two lives of the ring, and nothing of its content."""
+    """One search finds its lines of two epochs; they hold nothing of its text."""
     caplog.set_level("INFO")
     with EngineInProcess(tmp_path, llama, 2, shutdown_timeout=0) as service:
         request = replace(service.request(PROMPTS[0], max_tokens=60), client_id="job-7")
@@ -131,7 +132,7 @@ def test_a_drained_request_is_found_by_its_clients_id_in_the_log(
         (
             f"begins: {len(PROMPTS[0])} prompt tokens, attempt 1",
             "is put back",
-            f"attempt 1, goes on after {num_kept} tokens",
+            f"attempt 1, continues after {num_kept} tokens",
             f"length, {len(PROMPTS[0])} + 60 tokens",
         ),
         strict=True,

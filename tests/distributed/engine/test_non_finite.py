@@ -1,4 +1,4 @@
-"""A request whose numbers are not finite fails, alone; nobody else's tokens change, then or later."""
+"""A request with non-finite logits fails alone; no other request's tokens change, then or later."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from distributed.backends.stage import Stage
 from distributed.engine.drafting import Drafter, PromptLookup
 from distributed.engine.draw import RowSampling
 from distributed.engine.sequence import Sequence, Status
-from tests.services.local_ring import GREEDY, WARM, LocalRing, RingShape, answer, load_stages, make_poisoned
+from tests.fakes.checkpoints import make_poisoned
+from tests.services.engine_in_process import sample_given
+from tests.services.local_ring import GREEDY, WARM, LocalRing, RingShape, answer, load_stages
 
 POISON = 200
 BAD = [3, 14, 15, POISON, 9, 2, 6]
@@ -64,8 +66,8 @@ def alone(make_ring: MakeRing, prompt: Items[int], max_tokens: int, rule: RowSam
 
 
 @pytest.mark.parametrize("rule", [GREEDY, WARM], ids=["greedy", "drawn"])
-def test_who_comes_into_its_slot_is_not_spoiled(make_ring: MakeRing, rule: RowSampling) -> None:
-    """What lies behind a short row's end is hidden from it, but 0 x NaN is NaN."""
+def test_the_next_sequence_in_its_slot_is_not_spoiled(make_ring: MakeRing, rule: RowSampling) -> None:
+    """A mask hides the KV after a short row's end, but 0 x NaN is NaN."""
     ring = make_ring()
     bad = ring.ask(BAD, 8, rule)
     ring.run()
@@ -81,7 +83,7 @@ def test_who_comes_into_its_slot_is_not_spoiled(make_ring: MakeRing, rule: RowSa
 def test_its_neighbours_in_the_same_microbatch_are_not_spoiled(
     make_ring: MakeRing, rule: RowSampling
 ) -> None:
-    """Rows that are read and stepped together with it end as they do alone."""
+    """Rows in the same microbatches get the tokens of their solo runs."""
     ring = make_ring()
     rows = [ring.ask(prompt, 8, rule) for prompt in (SHORT, BAD, LONG)]
     first = ring.scheduler.schedule()
@@ -92,8 +94,8 @@ def test_its_neighbours_in_the_same_microbatch_are_not_spoiled(
     assert answer(rows[2]) == alone(make_ring, LONG, 8, rule)
 
 
-def test_what_was_copied_from_it_before_it_failed_is_read_again(make_ring: MakeRing) -> None:
-    """Its later tokens spoil its own earlier ones by 0 x NaN, and a copy of those with them."""
+def test_a_prefix_copied_from_it_before_it_failed_is_prefilled_again(make_ring: MakeRing) -> None:
+    """Its later tokens spoil its earlier ones by 0 x NaN, and so a copy of those."""
     opening = LONG[:20]
     ring = make_ring(RingShape(chunk=32, max_kept_tokens=1000))
     bad = ring.ask([*opening, POISON, *LONG], 8)
@@ -108,7 +110,7 @@ def test_what_was_copied_from_it_before_it_failed_is_read_again(make_ring: MakeR
 
 
 def test_a_request_that_was_cancelled_before_its_first_token_leaves_nothing(make_ring: MakeRing) -> None:
-    """No draw has shown that its numbers are finite: they are neither kept nor left in the slot."""
+    """No draw has proven its KV finite: it is neither kept nor left in the slot."""
     ring = make_ring(RingShape(chunk=8, max_kept_tokens=1000))
     bad = ring.ask([POISON, *LONG], 8)
     ring.run(num_steps=1)
@@ -123,7 +125,7 @@ def test_a_request_that_was_cancelled_before_its_first_token_leaves_nothing(make
 
 
 class Misled:
-    """Guesses the token that is not finite, behind one that is."""
+    """Drafts the poisoned token and one more."""
 
     def propose(self, sequences: Items[Sequence]) -> list[tuple[int, ...]]:
         return [(POISON, 1)[: each.max_total_tokens - len(each.token_ids) - 1] for each in sequences]
@@ -138,8 +140,8 @@ class Misled:
         pass
 
 
-def test_a_guess_that_is_not_finite_costs_a_step_and_no_answer(make_ring: MakeRing) -> None:
-    """It is tried again without guesses, with the same tokens in the end, for neighbours too."""
+def test_a_draft_with_non_finite_logits_costs_a_step_and_no_answer(make_ring: MakeRing) -> None:
+    """The row is stepped again without drafts and gets the same tokens, as do its neighbours."""
     ring = make_ring(drafter=Misled())
     rows = [ring.ask(prompt, 10) for prompt in (SHORT[:3], LONG)]
     ring.run()
@@ -147,16 +149,19 @@ def test_a_guess_that_is_not_finite_costs_a_step_and_no_answer(make_ring: MakeRi
     assert [answer(row) for row in rows] == [alone(make_ring, SHORT[:3], 10), alone(make_ring, LONG, 10)]
 
 
-def test_an_answer_that_comes_to_it_keeps_the_tokens_before(make_ring: MakeRing) -> None:
-    """The token that is not finite is the last one of the log; the one after it cannot be drawn."""
+def test_an_answer_that_draws_it_keeps_the_tokens_before(
+    make_ring: MakeRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The poisoned token is the last of the answer; the one after it cannot be drawn."""
+    monkeypatch.setattr("tests.services.local_ring.sample", sample_given({0: [POISON] * 8}))
     ring = make_ring()
-    row = ring.ask(SHORT, 8, RowSampling(**{**vars(GREEDY), "forced": POISON}))
+    row = ring.ask(SHORT, 8)
     ring.run()
     assert (ring.failed, answer(row)) == ([row], [POISON])
 
 
 def make_prompt(source: random.Random) -> list[int]:
-    """Make a prompt that often begins as others do, and now and then holds the token that is not finite."""
+    """Make a prompt that often shares a prefix with others and sometimes holds the poisoned token."""
     opening, length = source.randint(0, 3), source.randint(8, 60)
     prompt = [(37 * opening + 11 * i) % 190 for i in range(length if opening else 0)]
     prompt += [source.randint(0, 189) for _ in range(source.randint(1, 40))]
@@ -166,7 +171,7 @@ def make_prompt(source: random.Random) -> list[int]:
 
 
 class Wild(Misled):
-    """Guesses anything, so now and then what is not finite."""
+    """Drafts random tokens, sometimes the poisoned one."""
 
     def __init__(self, source: random.Random) -> None:
         self._source = source
@@ -178,15 +183,15 @@ class Wild(Misled):
             for _ in sequences
         ]
         return [
-            guess[: max(0, each.max_total_tokens - len(each.token_ids) - 1)]
-            for guess, each in zip(wild, sequences, strict=True)
+            draft[: max(0, each.max_total_tokens - len(each.token_ids) - 1)]
+            for draft, each in zip(wild, sequences, strict=True)
         ]
 
 
-def test_in_any_company_each_ends_as_it_does_alone(
+def test_in_any_mix_each_request_ends_as_it_does_alone(
     make_ring: MakeRing, request: pytest.FixtureRequest
 ) -> None:
-    """Shared openings, kept tokens, guesses, cancels and little KV: the same tokens, the same failures."""
+    """Shared prefixes, kept tokens, drafts, cancels and little KV: the same tokens, the same failures."""
     source = random.Random(request.node.name)
     plan = [(make_prompt(source), source.randint(1, 60), source.choice((GREEDY, WARM))) for _ in range(7)]
     expected = []

@@ -1,4 +1,4 @@
-"""Rows are admitted by what they hold; where KV runs short the youngest waits, and its text is the same."""
+"""Admission counts the KV that rows hold; when KV runs short the youngest waits and keeps its text."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from hypothesis import strategies as st
 from distributed.backends.cpu.backend import CpuBackend
 from distributed.engine.scheduler import Scheduler
 from distributed.engine.sequence import Sequence, Status
-from distributed.planning.kv_sizes import next_tokens, padded_tokens, round_tokens
+from distributed.planning.kv_sizes import most_tokens, next_tokens, padded_tokens, round_tokens
 from tests.fakes.checkpoints import shared_checkpoint
 from tests.services.local_ring import GREEDY, WARM, LocalRing, RingShape, answer, load_stages
 from tests.services.scheduling import WrittenKV, give_back, make_scheduler, make_sequence
 
 
 def launch(scheduler: Scheduler, kv: WrittenKV) -> None:
-    """Let all that is ready leave; the stages' memory is what is accounted for, within the budget."""
+    """Launch all that is ready; the stages' memory equals the accounts and is within the budget."""
     while microbatch := scheduler.schedule():
         kv.step(microbatch)
         assert kv.num_tokens == scheduler.slots.num_kv_tokens <= scheduler.limits.slots.max_kv_tokens
 
 
 def play(scheduler: Scheduler, kv: WrittenKV, *, num_steps: int = 100_000) -> None:
-    """Step until all are done, or so often."""
+    """Step until all are done, at most `num_steps` times."""
     for _ in range(num_steps):
         launch(scheduler, kv)
         if not scheduler.in_flight:
@@ -35,7 +35,7 @@ def play(scheduler: Scheduler, kv: WrittenKV, *, num_steps: int = 100_000) -> No
 
 
 def receive(scheduler: Scheduler, ends: Mapping[Sequence, int]) -> None:
-    """Take the oldest microbatch back; end what has come as far as it is to go."""
+    """Take the oldest microbatch back; finish the sequences that have reached their end."""
     for sequence in give_back(scheduler, scheduler.in_flight[0]):
         if sequence.is_running and sequence.num_answer_tokens >= ends[sequence]:
             scheduler.finish(sequence)
@@ -53,7 +53,7 @@ def receive(scheduler: Scheduler, ends: Mapping[Sequence, int]) -> None:
     max_gathered=st.integers(0, 4),
     cancelled=st.dictionaries(st.integers(1, 400), st.integers(0, 8), max_size=4),
 )
-def test_the_budget_holds_and_everybody_ends(
+def test_the_budget_holds_and_every_sequence_ends(
     rows: list[tuple[int, int, int]],
     num_tables: int,
     max_rows: int,
@@ -70,7 +70,7 @@ def test_the_budget_holds_and_everybody_ends(
         kept=kept,
         max_gathered=max_gathered,
     )
-    room = scheduler.slots.max_row_tokens
+    room = most_tokens(1, max_kv_tokens)
     sequences = [
         make_sequence(str(i), row[0], min(row[1], room - row[0]), first=1000 * i)
         for i, row in enumerate(rows)
@@ -97,7 +97,7 @@ def test_the_budget_holds_and_everybody_ends(
         assert sequence.num_answer_tokens == min(sequence.max_tokens, ends[sequence])
 
 
-def test_long_answers_that_might_come_keep_nobody_out() -> None:
+def test_possible_long_answers_keep_no_request_waiting() -> None:
     """Eight chats with the rest of a context of 32,768 tokens run at once where four such answers fit."""
     scheduler = make_scheduler(num_tables=2, max_rows=32, max_kv_tokens=138_084)
     for number in range(8):
@@ -115,7 +115,7 @@ def make_crowd(scheduler: Scheduler, num_rows: int = 4, num_prompt: int = 500) -
 
 
 def test_the_youngest_gives_way_and_comes_again_when_there_is_room() -> None:
-    """Never the oldest; and not before all rows can grow for a good while, so that little is read again."""
+    """Never the oldest; it runs again when all rows have room to grow, so little is prefilled twice."""
     scheduler, kv = make_scheduler(num_tables=2, max_kv_tokens=6000, kept=0), WrittenKV()
     crowd = make_crowd(scheduler)
     seen: list[str] = []
@@ -133,7 +133,7 @@ def test_the_youngest_gives_way_and_comes_again_when_there_is_room() -> None:
 
 
 def test_kept_tokens_go_before_any_row_does() -> None:
-    """What may be of use later is dropped while somebody runs who needs the room."""
+    """Kept tokens are dropped when a running row needs their room."""
     scheduler, kv = make_scheduler(num_tables=2, max_kv_tokens=5000, kept=4096), WrittenKV()
     for number in range(2):
         scheduler.add(make_sequence(f"kept {number}", 900, 5, first=5000 + 1000 * number))
@@ -145,7 +145,7 @@ def test_kept_tokens_go_before_any_row_does() -> None:
 
 
 def test_a_row_that_comes_back_after_it_was_put_back_and_admitted_again_is_not_taken() -> None:
-    """Its number is of its former life: the KV that it wrote is in nobody's slot."""
+    """The row belongs to the earlier admission: its KV is in no slot any more."""
     scheduler = make_scheduler(num_tables=1, max_kv_tokens=4096, kept=0)
     old, young = (make_sequence(name, 10, 500, first=100 * n) for n, name in enumerate("ab"))
     for sequence in (old, young):
@@ -164,7 +164,7 @@ def test_a_row_that_comes_back_after_it_was_put_back_and_admitted_again_is_not_t
 
 
 def test_a_suspect_that_runs_alone_is_not_put_back() -> None:
-    """The spool holds that nothing else runs: others wait in its place."""
+    """It is marked in the spool as running alone: others wait instead."""
     scheduler, kv = make_scheduler(num_tables=1, max_kv_tokens=2048, kept=0), WrittenKV()
     scheduler.add(make_sequence("old", 400, 900))
     suspect = make_sequence("suspect", 400, 900, first=2000)
@@ -175,7 +175,7 @@ def test_a_suspect_that_runs_alone_is_not_put_back() -> None:
 
 
 def test_a_table_grows_by_a_step_and_in_powers_of_two_while_there_is_room() -> None:
-    """A row has room for a step more than it holds, at most for its longest end."""
+    """A row has room for a step more than it holds, at most for its longest answer."""
     scheduler = make_scheduler(num_tables=1)
     scheduler.add(make_sequence("a", 600, 5000))
     scheduler.schedule()
@@ -187,7 +187,7 @@ def test_a_table_grows_by_a_step_and_in_powers_of_two_while_there_is_room() -> N
 
 
 def test_a_burst_of_requests_grows_a_table_once() -> None:
-    """Each growth is a copy of what is in it."""
+    """Each growth copies the table."""
     scheduler = make_scheduler(num_tables=2, max_rows=16)
     for number in range(20):
         scheduler.add(make_sequence(str(number), 3, 20, first=1000 * number))
@@ -200,7 +200,7 @@ def test_a_burst_of_requests_grows_a_table_once() -> None:
 @pytest.mark.parametrize(("products", "split"), [(None, (1, 1)), ("auto", (2,))])
 @pytest.mark.parametrize("variant", ["llama", "deepseek_v2"])
 def test_answers_are_as_if_alone(variant: str, products: str | None, split: tuple[int, ...]) -> None:
-    """Greedy and drawn rows that are put back and go on have every token of their solo run."""
+    """Greedy and drawn rows that are preempted and resumed have every token of their solo run."""
     prompts = [[(7 * i + 31 * j + 3) % 250 for i in range(30 + 9 * j)] for j in range(4)]
     rules = [GREEDY, WARM, GREEDY, WARM]
     shape = RingShape(num_tables=2, max_kv_tokens=640, chunk=32)

@@ -113,7 +113,7 @@ def test_the_key_is_spread_and_stable() -> None:
     assert uniform(42, 0, 7) == uniform(42, 0, 7)
 
 
-@pytest.mark.parametrize("rule", [{"temperature": 0.0}, {}, {"top_p": 0.9}, {"min_p": 0.1}, {"forced": 3}])
+@pytest.mark.parametrize("rule", [{"temperature": 0.0}, {}, {"top_p": 0.9}, {"min_p": 0.1}])
 def test_nothing_is_drawn_from_numbers_that_are_not_finite(rule: dict[str, float]) -> None:
     """NaN or infinity anywhere in a row, or nothing but -infinity; tokens that are ruled out are no fault."""
     logits = np.random.default_rng(1).standard_normal((5, 64)).astype(np.float32)

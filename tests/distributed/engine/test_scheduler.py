@@ -13,7 +13,7 @@ from distributed.engine.chunks import ChunkPace, best_fill
 from distributed.engine.scheduler import Scheduler, SchedulerLimits
 from distributed.engine.sequence import Advance, Sequence, Status
 from distributed.engine.slots import SlotLimits, SlotTables
-from distributed.planning.kv_sizes import padded_tokens, round_rows, round_tokens
+from distributed.planning.kv_sizes import most_tokens, padded_tokens, round_rows, round_tokens
 from distributed.planning.step import PrefixCopy
 from tests.services.scheduling import WrittenKV, cancel, give_back, make_scheduler, make_sequence, run_all
 
@@ -75,7 +75,7 @@ def test_a_chunk_takes_the_beginnings_of_several_prompts_where_that_fills_it() -
 
 
 def test_a_prompt_that_begins_as_another_waits_a_chunk_and_copies() -> None:
-    """What two new prompts share is stepped once, though both were there at the start."""
+    """A common prefix of two new prompts is stepped once, though both came together."""
     scheduler = make_scheduler(num_tables=1, chunk=64)
     opening = list(range(20))
     for number in range(3):
@@ -85,16 +85,16 @@ def test_a_prompt_that_begins_as_another_waits_a_chunk_and_copies() -> None:
     assert [row.offset for row in log[1].rows] == [20, 20]
 
 
-class Guesses:
-    """Guesses the same tokens for every row, and remembers what came of it."""
+class FixedDrafts:
+    """Drafts the same tokens for every row, and records how many were accepted."""
 
-    def __init__(self, guess: tuple[int, ...]) -> None:
-        self.guess = guess
+    def __init__(self, draft: tuple[int, ...]) -> None:
+        self.draft = draft
         self.learned: list[tuple[int, int]] = []
 
     def propose(self, sequences: Items[Sequence]) -> list[tuple[int, ...]]:
         return [
-            self.guess[: max(0, sequence.max_total_tokens - len(sequence.token_ids) - 1)]
+            self.draft[: max(0, sequence.max_total_tokens - len(sequence.token_ids) - 1)]
             for sequence in sequences
         ]
 
@@ -108,9 +108,9 @@ class Guesses:
         pass
 
 
-def test_guesses_count_as_far_as_the_draws_are_equal() -> None:
-    """Of three guesses the first two hold: three tokens in one step; the rest is written over."""
-    drafter = Guesses((1, 2, 9))
+def test_drafts_count_as_far_as_the_draws_are_equal() -> None:
+    """Two of three drafts are accepted: three tokens in one step; the rest is overwritten."""
+    drafter = FixedDrafts((1, 2, 9))
     scheduler = make_scheduler(num_tables=1, drafter=drafter)
     sequence = make_sequence("a", num_prompt=10, max_tokens=8)
     scheduler.add(sequence)
@@ -129,9 +129,9 @@ def test_guesses_count_as_far_as_the_draws_are_equal() -> None:
     assert sequence.num_cached_tokens == 13
 
 
-def test_an_answer_ends_within_accepted_guesses() -> None:
+def test_an_answer_ends_within_accepted_drafts() -> None:
     """Tokens after an end token, and beyond max_tokens, are never part of the answer."""
-    drafter = Guesses((1, 2, 3))
+    drafter = FixedDrafts((1, 2, 3))
     scheduler = make_scheduler(num_tables=1, drafter=drafter)
     ending = Sequence("a", [100, 101], 2, 20, end_token_ids=frozenset({2}))
     short = Sequence("b", [200, 201], 2, 3)
@@ -171,7 +171,7 @@ def test_decode_waits_for_at_most_one_chunk() -> None:
 
 
 def test_rows_of_a_finished_sequence_in_flight_come_back_unused() -> None:
-    """A cancelled sequence gets no token from a step that was under way, its neighbour does."""
+    """A cancelled sequence gets no token from a step in flight, its neighbour does."""
     scheduler = make_scheduler(num_tables=1)
     a, b = make_sequence("a"), make_sequence("b", first=500)
     scheduler.add(a)
@@ -212,7 +212,7 @@ def test_a_follow_up_takes_the_slot_whose_tokens_it_begins_with() -> None:
 
 
 def test_prompts_that_begin_alike_step_the_shared_part_once() -> None:
-    """A prompt that comes while another runs copies the beginning that is on its way round the ring."""
+    """A prompt that comes while another runs copies the common prefix that is still in flight."""
     scheduler = make_scheduler(num_tables=2, chunk=64)
     opening = list(range(40))
     scheduler.add(Sequence("a", [*opening, 100, 101], 42, 4))
@@ -230,7 +230,7 @@ def test_prompts_that_begin_alike_step_the_shared_part_once() -> None:
 
 
 def test_a_suspect_steps_alone_until_it_is_cleared() -> None:
-    """While a suspect's rows are in flight nobody else's are; afterwards all go on together.
+    """While a suspect's rows are in flight no others are; afterwards all run together.
 
     A token alone does not clear it: whoever logs the token does.
     """
@@ -256,7 +256,7 @@ def test_a_suspect_steps_alone_until_it_is_cleared() -> None:
 
 
 def test_kept_tokens_never_exceed_their_limit() -> None:
-    """The oldest kept KV is forgotten first."""
+    """The oldest kept KV is evicted first."""
     scheduler = make_scheduler(num_tables=1, kept=50)
     for index in range(4):
         scheduler.add(make_sequence(f"s{index}", num_prompt=20, first=1000 * index))
@@ -316,7 +316,7 @@ def test_every_sequence_ends_and_no_token_is_stepped_twice(
         num_tables=num_tables, max_rows=max_rows, max_kv_tokens=max_kv_tokens, max_gathered=max_gathered
     )
     sequences = [make_sequence(f"s{i}", n, m, first=1000 * i) for i, (n, m) in enumerate(prompts)]
-    max_row = scheduler.slots.max_row_tokens
+    max_row = most_tokens(1, max_kv_tokens)
     sequences = [sequence for sequence in sequences if sequence.max_total_tokens <= max_row]
     coming = sequences[::-1]
     kv = WrittenKV()
@@ -347,7 +347,7 @@ def test_rounded_sizes_hold_what_they_round(num_rows: int, num_tokens: int) -> N
 
 
 def test_few_rows_are_one_group_and_more_are_spread() -> None:
-    """Up to the limit all go to one table; those that come then fill the others first."""
+    """Up to the limit all sequences share one table; later ones fill the others first."""
     scheduler = make_scheduler(num_tables=2, max_gathered=4)
     for number in range(8):
         scheduler.add(make_sequence(str(number), max_tokens=50, first=100 * number))
@@ -359,7 +359,7 @@ def test_few_rows_are_one_group_and_more_are_spread() -> None:
 
 
 def test_a_prompt_gets_its_slot_when_it_is_due() -> None:
-    """A chunk for each table is ahead at most; the rest waits, in order, and may yet go to any table."""
+    """At most one chunk a table is admitted ahead; the rest waits, in order, for any table."""
     scheduler = make_scheduler(num_tables=2, chunk=16)
     sequences = [make_sequence(str(number), num_prompt=12, first=100 * number) for number in range(6)]
     for sequence in sequences:

@@ -1,4 +1,4 @@
-"""Who gets which layers, as data in and data out."""
+"""The layers of each rank, as data in and data out."""
 
 import json
 import subprocess
@@ -129,7 +129,7 @@ reserves = st.builds(
 def test_a_plan_is_the_best_of_all_splits(
     shape: ModelShape, hosts: list[HostCapacity], kv: KVReserve
 ) -> None:
-    """Against trying them all: it fits if any split fits, and none that fits has a shorter longest stage."""
+    """Compared with all splits: it fits if any split fits, and none that fits has a shorter longest stage."""
     num_ranks = sum(host.num_ranks for host in hosts)
     plans = [split_layers(shape.num_layers, counts) for counts in all_splits(shape.num_layers, num_ranks)]
     fitting = [plan for plan in plans if fits(shape, hosts, plan, kv)]
@@ -256,7 +256,7 @@ def test_tied_embeddings_count_once_on_a_ring_of_one() -> None:
 
 
 def test_a_model_too_large_is_refused_with_the_numbers() -> None:
-    """The sentence tells what every host has and needs in the split that comes nearest, and the sums."""
+    """The message names the memory and need of every host in the nearest split, and the sums."""
     shape = make_shape((4_000_000_000,) * 4, embed_bytes=1_000_000_000, head_bytes=1_000_000_000)
     with pytest.raises(
         DoesNotFit,
@@ -296,7 +296,7 @@ def test_layer_split_is_read_from_rank_0_on() -> None:
 
 @pytest.mark.parametrize("counts", [(3, 2), (4, 0), (5, -1), ()])
 def test_a_layer_split_that_does_not_add_up_is_refused(counts: tuple[int, ...]) -> None:
-    """Layers are never lost in silence."""
+    """Layers are never lost silently."""
     with pytest.raises(DoesNotFit, match="LAYER_SPLIT"):
         split_layers(4, counts)
 

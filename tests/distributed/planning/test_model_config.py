@@ -1,4 +1,4 @@
-"""What is made of a config.json: spellings of one model, what is refused by name, what changes nothing."""
+"""config.json: spellings of one model, keys that are refused by name, keys that change nothing."""
 
 import contextlib
 import inspect
@@ -157,7 +157,7 @@ def test_mistral_runs_as_llama() -> None:
 
 
 def test_a_text_config_is_the_model_within_one_that_sees() -> None:
-    """Its keys are judged, and the packing beside it counts; whether the head is tied the weights tell."""
+    """Its keys are checked, the packing outside it counts; the weights decide whether the head is tied."""
     packed = {"group_size": 64, "bits": 4, "language_model.lm_head": {"group_size": 32, "bits": 8}}
     inner = make_config("ministral3", tie_word_embeddings=False)
     outer = {"model_type": "mistral3", "text_config": inner, "vision_config": {}, "tie_word_embeddings": True}
@@ -373,7 +373,7 @@ def test_a_key_that_cannot_be_is_named(change: dict[str, Any], reason: str) -> N
     ],
 )
 def test_a_file_that_is_no_object_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
-    """A broken config.json is told from one of another model."""
+    """A broken config.json has another error than one of an unserved model."""
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(BadCheckpoint, match=re.escape(str(tmp_path / "config.json")) + f" {reason}"):
         read_config(tmp_path)
@@ -417,7 +417,7 @@ def test_both_spellings_of_rotation_give_the_same_logits(tmp_path: Path, variant
 
 
 def test_every_variant_of_the_tests_is_normal(tmp_path: Path) -> None:
-    """What is in the normal form already stays as it is."""
+    """A config in the normal form stays as it is."""
     for variant in VARIANTS:
         once = read_config(make_checkpoint(tmp_path / variant, variant))
         assert normalise(once) == once, variant
@@ -432,7 +432,7 @@ ROPE_KEYS += ["low_freq_factor", "llama_4_scaling_beta", "partial_rotary_factor"
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_no_value_of_any_key_ends_in_a_traceback(model_type: str) -> None:
-    """Whatever stands in a config: it is served, or refused with a sentence."""
+    """Any config is served, or refused with a sentence."""
     base = make_config(
         model_type, num_experts_per_tok=2, topk_method="greedy", layer_types=None, sliding_window=None
     )

@@ -1,4 +1,4 @@
-"""Which files of a model a host needs, how they are told apart, and how a copy shows how far it is."""
+"""The files of a model that a host needs, their marks, and the progress of a copy."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def sum_files(folder: Path, sizes: dict[str, int | None], **question: Any) -> di
 
 @pytest.mark.parametrize("variant", ["llama", "llama-tied", "deepseek_v2"])
 def test_every_rank_loads_from_a_folder_with_its_own_files_only(tmp_path: Path, variant: str) -> None:
-    """The index names files that are not there; what the stage holds is the same as from the whole folder."""
+    """The index names missing files; the stage holds the same as from the whole folder."""
     whole = make_layered(tmp_path / "whole", variant)
     layers = split_layers(4, (1, 2, 1))
     for rank in range(3):
@@ -89,7 +89,7 @@ def test_a_host_with_several_ranks_gets_the_files_of_all(tmp_path: Path) -> None
 
 
 def test_a_file_that_is_missing_is_named_with_the_host(tmp_path: Path) -> None:
-    """A rank that lacks a file of its own stops with its name, where it is missing, and what mends it."""
+    """A rank that lacks a file of its own stops and names the file, the host and the fix."""
     folder = make_layered(tmp_path)
     layers = split_layers(4, (2, 2))
     name = min(weights_among(needed_files(folder, layers, [1])))
@@ -124,7 +124,7 @@ def test_marks_notice_other_tensors_at_once_and_other_bytes_by_known_sums(tmp_pa
 
 
 def test_a_rank_with_other_weights_refuses_the_start() -> None:
-    """HELLO's sentence names the rank, its host, the folder, what differs and what mends it."""
+    """HELLO's message names the rank, its host, the folder, the difference and the fix."""
     mark = WeightsMark("a" * 64, "b" * 64)
     plan = RingPlan(
         epoch=1,

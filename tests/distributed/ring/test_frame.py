@@ -1,4 +1,4 @@
-"""Frames on the wire: what goes in comes out, and what is damaged does not."""
+"""Frames on the wire: a frame reads back the same, and a damaged one is refused."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def make_frame(num_rows: int = 3, num_tokens: int = 4) -> Frame:
         is_alone=True,
     )
     ids = np.arange(num_rows * num_tokens, dtype=np.int32).reshape(num_rows, num_tokens)
-    return make_step_frame(step, ids, epoch=5, number=9, microbatch=2)
+    return make_step_frame(step, ids, epoch=5, number=9)
 
 
 def receive(block: Int32Array, rest: Int32Array | None) -> Frame:
@@ -51,7 +51,7 @@ def receive(block: Int32Array, rest: Int32Array | None) -> Frame:
 
 @given(num_rows=st.integers(1, 40), num_tokens=st.integers(1, 60))
 def test_a_step_survives_the_wire(num_rows: int, num_tokens: int) -> None:
-    """Small payloads travel inside the first message, larger ones in a second; both read back the same."""
+    """Small payloads fit into message 1, larger ones need message 2; both read back the same."""
     frame = make_frame(num_rows, num_tokens)
     block, rest = encode(frame)
     assert block.shape == (NUM_BLOCK_INTS,)
@@ -67,7 +67,7 @@ def test_a_step_survives_the_wire(num_rows: int, num_tokens: int) -> None:
 
 @given(bit=st.integers(0, 32 * NUM_BLOCK_INTS - 1))
 def test_any_flipped_bit_of_the_header_is_noticed(bit: int) -> None:
-    """No frame with a damaged first message is ever taken for a good one."""
+    """No frame with a damaged first message is accepted."""
     block, rest = encode(make_frame())
     damaged = bytearray(block.tobytes())
     damaged[bit // 8] ^= 1 << bit % 8

@@ -34,7 +34,7 @@ def wait():
 if rank == 1:
     for number, rows in enumerate((2, 3)):
         step = StageStep(0, tuple(range(rows)), (0,) * rows, (1,) * rows, 1)
-        frame = make_step_frame(step, np.zeros((rows, 1), np.int32), epoch=1, number=number, microbatch=0)
+        frame = make_step_frame(step, np.zeros((rows, 1), np.int32), epoch=1, number=number)
         ring.send(with_hidden(frame), mx.full((rows, 1, 4), number + 0.5))
     ring.flush()
     sys.stdin.read()
@@ -85,4 +85,4 @@ def test_a_frame_received_ahead_is_the_frame(foretold: tuple[int, int] | None) -
 
 def test_another_frame_than_was_foretold_ends_the_ring() -> None:
     """Hidden states of a wrong size are never taken for the frame's."""
-    assert receive_ahead((2, 1)) == "another frame came from rank 1 than was foretold"
+    assert receive_ahead((2, 1)) == "rank 1 sent another frame than the expected one"

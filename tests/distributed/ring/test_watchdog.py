@@ -47,7 +47,7 @@ def test_a_rank_that_hears_nothing_ends_though_its_pipe_is_open() -> None:
     with start(RUNNING, 0.5) as rank:
         assert rank.wait(20) == GONE
         assert rank.stderr is not None
-        assert "the supervisor's host is silent" in rank.stderr.read()
+        assert "no ping from the supervisor's host for" in rank.stderr.read()
 
 
 def test_pings_keep_a_rank_alive_and_the_end_of_file_still_ends_it() -> None:
