@@ -221,7 +221,7 @@ class Engine:
                 self._scheduler.finish(advance.sequence)
         self._launch()
         self._writer.take(advanced)
-        # Otherwise the tokens are published while the next step's layers run.
+        # The next step's layers leave this thread free, and the ring need not wait for files.
         if not (self._stage.works_aside and self._ring.is_readable()):
             self._publish()
 

@@ -51,7 +51,7 @@ def make_engine_limits(settings: Settings) -> EngineLimits:
 
 
 def make_scheduler(settings: Settings, status: RingStatus, thread_gain: float) -> Scheduler:
-    """Return the scheduler of a ring whose ranks are ready; put the KV limit and the context in the status.
+    """Return the scheduler of a ring whose ranks are ready; the status learns what fits into its KV.
 
     Args:
         thread_gain: how many times as many threads a stage has while the others have no work.

@@ -59,10 +59,10 @@ FLAG_ALONE = 32  # no other step is in flight: the other stages' cores are idle
 
 @dataclass(frozen=True)
 class Resize:
-    """Resize a table, which need not be the step's own.
+    """Give a table, which need not be the step's own, another size: more memory, or less.
 
-    Row i is the old row `slots[i]`, further rows are empty; without slots each row that fits keeps its place.
-    Zero rows drop the table."""
+    Its row i is the old row `slots[i]`, the rows behind are empty; without slots every row stays where it is,
+    as far as the new size goes. Zero rows: the table is dropped."""
 
     table: int
     num_rows: int
@@ -74,7 +74,7 @@ class Resize:
 class Clear:
     """Set the KV of a row's tokens from `start` up to `end` to zero, in this step's table.
 
-    For KV that may not be finite: attention multiplies masked values by 0, and 0 x NaN is NaN."""
+    For numbers that may not be finite: what a mask hides is multiplied by 0, and 0 x NaN is NaN."""
 
     slot: int
     start: int
