@@ -37,7 +37,7 @@ from typing import Any
 import mlx.core as mx
 
 from config import Settings, load_settings
-from distributed.backends.backend import StageRunner
+from distributed.backends.backend import Greedy, StageRunner
 from distributed.backends.choose import choose_backend, choose_products
 from distributed.backends.stage import Stage
 from distributed.engine.draw import RowSampling
@@ -77,13 +77,15 @@ class AtOnce(Executor):
         return future
 
 
-def sample_given(answers: Mapping[int, Items[int]]) -> Callable[[mx.array, Items[RowSampling]], Drawn]:
+def sample_given(
+    answers: Mapping[int, Items[int]],
+) -> Callable[[mx.array, Items[RowSampling], Greedy | None], Drawn]:
     """Return a `sample` that gives requests of these seeds these answers, where their logits are finite."""
 
-    def sample_rows(logits: mx.array, rows: Items[RowSampling]) -> Drawn:
+    def sample_rows(logits: mx.array, rows: Items[RowSampling], greedy: Greedy | None) -> Drawn:
         return [
             token if token is None or row.seed not in answers else answers[row.seed][row.index]
-            for token, row in zip(sample(logits, rows), rows, strict=True)
+            for token, row in zip(sample(logits, rows, greedy), rows, strict=True)
         ]
 
     return sample_rows
