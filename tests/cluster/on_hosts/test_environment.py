@@ -27,7 +27,7 @@ import asyncio, json, sys
 from cluster.errors import ClusterError
 from cluster.hosts.hosts import Host
 from cluster.hosts.ssh import close_connections
-from cluster import workers
+from cluster.hosts import workers
 from cluster.hosts.workers import Worker, ensure_environment
 workers.read_wanted = dict  # requirements.txt there asks for nothing
 told = []
