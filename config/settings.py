@@ -21,8 +21,8 @@ from config.fields import (
     parse_layer_counts,
     split_list,
 )
-from config.groups import ApiSettings, ModelSettings, ProcessSettings, StateSettings
-from config.ring_groups import EngineSettings, RingSettings
+from config.ring_setting_groups import EngineSettings, RingSettings
+from config.setting_groups import ApiSettings, ModelSettings, ProcessSettings, StateSettings
 from config.sources import DEFAULT, Origin
 
 MASK = "********"

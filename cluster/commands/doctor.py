@@ -1,7 +1,7 @@
 """`doctor`: checks all hosts before a start, and prints for each problem a sentence and its fix.
 
-hosts/probe.py collects the facts, hosts/links.py measures the links; hosts/host_checks.py, own_checks.py and
-plan_checks.py judge. Changes nothing without `--fix`, which copies our code and packages to the hosts and
+hosts/probe.py collects the facts, hosts/links.py measures the links; hosts/host_checks.py, doctor_here.py and
+doctor_plan.py judge. Changes nothing without `--fix`, which copies our code and packages to the hosts and
 closes private files: it touches nothing outside WORKER_DIR there, accepts no host key, copies no key, and
 never uses sudo. Exit codes: 0 no finding failed, 1 some did.
 """
@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cluster.commands import own_checks
-from cluster.commands.plan_checks import check_plan
+from cluster.commands import doctor_here
+from cluster.commands.doctor_plan import check_plan
 from cluster.errors import ClusterError
 from cluster.findings import Finding, count_failed, show_findings
 from cluster.hosts import host_checks
@@ -24,7 +24,7 @@ from cluster.hosts.hosts import Cluster, Host, read_cluster
 from cluster.hosts.links import Link, list_links, measure_link
 from cluster.hosts.probe import HostFacts, NoPython, probe
 from cluster.hosts.ssh import HostUnreachable, close_connections
-from cluster.hosts.workers import Worker, ensure_environment, list_workers, read_environment, sync_code
+from cluster.hosts.worker_setup import Worker, ensure_environment, list_workers, read_environment, sync_code
 from cluster.supervisor.service import read_service
 from cluster.terminal import Terminal
 from config import Settings
@@ -82,7 +82,7 @@ async def _examine_and_close(
 
     try:
         if with_fix:
-            for changed in own_checks.make_private(settings):
+            for changed in doctor_here.make_private(settings):
                 say(f"fixed: {changed}")
             await fix_hosts(cluster, settings, say)
         if not is_quiet:
@@ -117,7 +117,7 @@ async def examine(cluster: Cluster, settings: Settings) -> Diagnosis:
     links = await _measure_reached(cluster.hosts, facts, settings)
     service = read_service(settings)
     systems = {known.host.name: known.system for known in facts if isinstance(known, HostFacts)}
-    findings = own_checks.check_this_machine(settings, service)
+    findings = doctor_here.check_this_machine(settings, service)
     for host, known in zip(cluster.hosts, facts, strict=True):
         if isinstance(known, HostFacts):
             findings += await _judge_host(known, cluster, settings)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import ports
-from cluster.commands import own_checks, packages
+from cluster.commands import doctor_here, packages
 from cluster.commands.interrupts import InterruptFlag, run_to_end
 from cluster.commands.start_hosts import place_shown, rehearse
 from cluster.commands.start_progress import StartProgress, follow, show_last_lines
@@ -172,7 +172,7 @@ def check_this_start(settings: Settings, running: Service) -> None:
     Raises:
         ClusterError: with the doctor's failed findings.
     """
-    findings = own_checks.check_this_machine(settings, running)
+    findings = doctor_here.check_this_machine(settings, running)
     refuse_failed([finding for finding in findings if finding.check != "private"])
 
 

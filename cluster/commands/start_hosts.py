@@ -26,7 +26,7 @@ from cluster.hosts.provisioning import (
 )
 from cluster.hosts.ring_plan import choose_layout, find_short_hosts
 from cluster.hosts.ssh import close_connections
-from cluster.hosts.workers import Environment, Worker, list_workers, read_environment, sync_code
+from cluster.hosts.worker_setup import Environment, Worker, list_workers, read_environment, sync_code
 from cluster.terminal import Terminal
 from cluster.threads import run_beside
 from config import ModelNotReady, Settings

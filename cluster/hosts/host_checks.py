@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from cluster.findings import Finding, Level
 from cluster.hosts.links import Link
 from cluster.hosts.probe import HostFacts, Interface
-from cluster.hosts.workers import Environment
+from cluster.hosts.worker_setup import Environment
 from cluster.terminal import format_bytes
 
 COMPARED = ("mlx", "mlx-lm")

@@ -34,7 +34,7 @@ from cluster.hosts.model_sums import (
 )
 from cluster.hosts.ring_plan import RingLayout
 from cluster.hosts.ssh import EXIT_SSH, run_words, ssh_command, ssh_words
-from cluster.hosts.workers import Worker, describe_rsync
+from cluster.hosts.worker_setup import Worker, describe_rsync
 from config import Settings
 from config.model_path import is_hub_name
 from distributed.planning.checkpoint import ModelError

@@ -25,7 +25,7 @@ from cluster.hosts.ssh import (
     run_words,
     ssh_command,
 )
-from cluster.hosts.workers import Worker
+from cluster.hosts.worker_setup import Worker
 from config import Settings
 from distributed.planning.stage_files import local_sums_file
 

@@ -18,7 +18,7 @@ from cluster.errors import ClusterError
 from cluster.hosts.hosts import Host
 from cluster.hosts.remote_program import make_program
 from cluster.hosts.ssh import Completed, run_on
-from cluster.hosts.workers import MORE_PATH, NEWEST_PYTHONS, Worker
+from cluster.hosts.worker_setup import MORE_PATH, NEWEST_PYTHONS, Worker
 from config import Settings
 
 PROBE_LIMIT_S = 30.0

@@ -26,7 +26,7 @@ from cluster.hosts.model_files import ensure_models
 from cluster.hosts.probe import HostFacts, probe
 from cluster.hosts.ring_plan import RingLayout, find_short_hosts, plan_ring
 from cluster.hosts.ssh import HostUnreachable
-from cluster.hosts.workers import (
+from cluster.hosts.worker_setup import (
     ROOT,
     Worker,
     ensure_environment,

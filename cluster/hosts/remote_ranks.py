@@ -20,7 +20,7 @@ from cluster.errors import ClusterError
 from cluster.hosts.probe import read_answer
 from cluster.hosts.remote_program import make_program
 from cluster.hosts.ssh import HostUnreachable, ssh_command
-from cluster.hosts.workers import Worker
+from cluster.hosts.worker_setup import Worker
 from cluster.processes import START_TIME_TOLERANCE_S, ProcessIdentity
 from config import Settings
 from config.fields import format_value

@@ -23,7 +23,7 @@ from cluster.hosts.provisioning import (
 )
 from cluster.hosts.remote_ranks import ask_ports, end_processes, make_rank_command
 from cluster.hosts.ssh import HostUnreachable, close_connections
-from cluster.hosts.workers import Worker, list_workers
+from cluster.hosts.worker_setup import Worker, list_workers
 from cluster.processes import ProcessIdentity
 from cluster.supervisor.epoch_plan import EpochPlan, RankPlace
 from cluster.supervisor.heartbeats import Rank

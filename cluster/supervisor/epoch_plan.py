@@ -13,7 +13,7 @@ from typing import Any
 
 from cluster.hosts.hosts import Host
 from cluster.hosts.remote_ranks import PING_LIMIT_S
-from cluster.hosts.workers import Worker
+from cluster.hosts.worker_setup import Worker
 
 HEARTBEAT_LIMIT_S = 10.0
 

@@ -10,7 +10,7 @@ import asyncio
 from cluster.errors import ClusterError
 from cluster.hosts.remote_ranks import PING_LIMIT_S, end_processes
 from cluster.hosts.ssh import close_connections
-from cluster.hosts.workers import Worker
+from cluster.hosts.worker_setup import Worker
 from cluster.processes import end_all, read_identity
 from cluster.supervisor.service import Service
 from cluster.terminal import Terminal

@@ -13,7 +13,7 @@ from typing import Any
 from cluster import ports
 from cluster.disk import find_disk_trouble
 from cluster.hosts.hosts import Host
-from cluster.hosts.workers import Worker
+from cluster.hosts.worker_setup import Worker
 from cluster.processes import ProcessIdentity, read_identity
 from cluster.supervisor.child import EXIT_SSH
 from cluster.supervisor.lock import read_holder

@@ -10,7 +10,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Any
 
-from distributed.engine.draw import RowSampling
+from distributed.engine.row_sampling import RowSampling
 from distributed.engine.sequence import Sequence
 from distributed.engine.text_stream import TextStream
 from spool import Claim, Request, Result, TokenLogWriter, TokenRecord, Usage

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distributed.backends.backend import Greedy
-from distributed.engine.draw import RowSampling, uniform
+from distributed.engine.row_sampling import RowSampling, uniform
 
 Float32Array = NDArray[np.float32]
 

@@ -40,11 +40,11 @@ from config import Settings, load_settings
 from distributed.backends.backend import Greedy, StageRunner
 from distributed.backends.choose import choose_backend, choose_products
 from distributed.backends.stage import Stage
-from distributed.engine.draw import RowSampling
 from distributed.engine.engine import Engine, EngineParts
 from distributed.engine.engine_config import chunk_tokens, make_engine_limits, make_scheduler
 from distributed.engine.live_settings import LiveSettings
 from distributed.engine.request_source import ModelFacts, RequestSource
+from distributed.engine.row_sampling import RowSampling
 from distributed.engine.sampling import sample
 from distributed.engine.sequence import Drawn
 from distributed.engine.status import RingStatus

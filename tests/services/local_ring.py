@@ -12,8 +12,8 @@ import mlx.core as mx
 from distributed.backends.backend import Backend
 from distributed.backends.stage import Stage
 from distributed.engine.drafting import Drafter
-from distributed.engine.draw import RowSampling
 from distributed.engine.engine import to_frame
+from distributed.engine.row_sampling import RowSampling
 from distributed.engine.sampling import sample
 from distributed.engine.scheduler import Scheduler, SchedulerLimits
 from distributed.engine.sequence import Drawn, Microbatch, Sequence

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cluster import ports
-from cluster.commands import own_checks
+from cluster.commands import doctor_here
 from cluster.errors import ClusterError
 from cluster.findings import Finding, refuse_failed, show_findings
 from cluster.hosts import host_checks
@@ -21,7 +21,7 @@ from cluster.hosts.hosts import Host
 from cluster.hosts.links import Link, list_links
 from cluster.hosts.probe import HostFacts, Interface
 from cluster.hosts.remote_scripts.environment import find_damaged, find_trouble
-from cluster.hosts.workers import Environment
+from cluster.hosts.worker_setup import Environment
 from cluster.supervisor.service import Service
 from cluster.terminal import Terminal
 from config import REPOSITORY_ROOT
@@ -250,38 +250,38 @@ def test_what_is_private_and_open_to_others_is_told_and_closed(tmp_path: Path) -
     settings.state_dir.chmod(0o775)
     settings.ring_secret_path.write_text("x" * 32, encoding="ascii")
     settings.ring_secret_path.chmod(0o640)
-    failed = [finding for finding in own_checks.check_private_files(settings) if finding.level == "failed"]
+    failed = [finding for finding in doctor_here.check_private_files(settings) if finding.level == "failed"]
     assert [finding.text.split()[0] for finding in failed] == [
         str(path) for path in (settings.state_dir, settings.log_dir, settings.ring_secret_path)
     ]
-    assert len(own_checks.make_private(settings)) == 3
-    assert [finding.level for finding in own_checks.check_private_files(settings)] == ["ok"]
+    assert len(doctor_here.make_private(settings)) == 3
+    assert [finding.level for finding in doctor_here.check_private_files(settings)] == ["ok"]
     assert settings.ring_secret_path.stat().st_mode & 0o777 == 0o600
-    assert own_checks.make_private(settings) == []
+    assert doctor_here.make_private(settings) == []
 
 
 def test_a_state_dir_of_somebody_else_is_failed_only_where_it_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A volume that belongs to another user may be shared with us on purpose."""
-    assert own_checks.check_state_dir(tmp_path).level == "ok"
+    assert doctor_here.check_state_dir(tmp_path).level == "ok"
     monkeypatch.setattr("os.geteuid", lambda: tmp_path.stat().st_uid + 1)
-    assert own_checks.check_state_dir(tmp_path).level == "note"
+    assert doctor_here.check_state_dir(tmp_path).level == "note"
     monkeypatch.setattr("os.access", lambda *_: False)
-    refused = own_checks.check_state_dir(tmp_path)
+    refused = doctor_here.check_state_dir(tmp_path)
     assert refused.level == "failed" and refused.fix.startswith("sudo chown")
     monkeypatch.undo()
     monkeypatch.setattr("os.access", lambda *_: False)
-    assert own_checks.check_state_dir(tmp_path).fix == f"chmod u+rwx {tmp_path}"
+    assert doctor_here.check_state_dir(tmp_path).fix == f"chmod u+rwx {tmp_path}"
 
 
 def test_a_model_folder_without_its_weights_is_told(tmp_path: Path) -> None:
     """A folder that is named but is no model fails; what start fetches is only noted."""
     (tmp_path / "model").mkdir()
     settings = load_for_looking({"MODEL_REPO": str(tmp_path / "model")}, tmp_path)
-    assert own_checks.check_model(settings).level == "failed"
+    assert doctor_here.check_model(settings).level == "failed"
     built_in = {"MODEL_REPO": "builtin:smollm2-135m", "STATE_DIR": str(tmp_path / "state")}
-    assert own_checks.check_model(load_for_looking(built_in, tmp_path)).level == "note"
+    assert doctor_here.check_model(load_for_looking(built_in, tmp_path)).level == "note"
 
 
 def test_an_api_port_that_somebody_has_is_told_with_who(tmp_path: Path) -> None:
@@ -289,32 +289,32 @@ def test_an_api_port_that_somebody_has_is_told_with_who(tmp_path: Path) -> None:
     port = find_free_port()
     settings = load_for_looking({"API_PORT": str(port)}, tmp_path)
     nobody = Service({}, {}, None)
-    assert own_checks.check_api_port(settings, nobody).level == "ok"
+    assert doctor_here.check_api_port(settings, nobody).level == "ok"
     with ports.listen("127.0.0.1", port):
-        finding = own_checks.check_api_port(settings, nobody)
+        finding = doctor_here.check_api_port(settings, nobody)
     assert finding.level == "failed" and "is taken" in finding.text and "API_PORT" in finding.fix
 
 
 def test_a_blas_that_is_not_there_fails_where_it_was_asked_for() -> None:
     """`off` is no finding; a bad choice ends with its reason."""
-    assert own_checks.check_blas("off") == []
-    (finding,) = own_checks.check_blas("auto")
+    assert doctor_here.check_blas("off") == []
+    (finding,) = doctor_here.check_blas("auto")
     assert finding.level in ("ok", "note")
 
 
 def test_products_that_cannot_be_packed_say_why_and_what_fixes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A note where the BLAS takes its place; a failure where it was asked for, or ends its process."""
-    assert own_checks.check_products("blas") == []
-    (finding,) = own_checks.check_products("auto")
+    assert doctor_here.check_products("blas") == []
+    (finding,) = doctor_here.check_products("auto")
     assert finding.level in ("ok", "note")
-    absent = "import sys\nsys.modules['llvmlite.binding'] = None\n" + own_checks.KERNELS_TRIAL
-    monkeypatch.setattr(own_checks, "KERNELS_TRIAL", absent)
+    absent = "import sys\nsys.modules['llvmlite.binding'] = None\n" + doctor_here.KERNELS_TRIAL
+    monkeypatch.setattr(doctor_here, "KERNELS_TRIAL", absent)
     for choice, level in (("auto", "note"), ("kernels", "failed")):
-        (finding,) = own_checks.check_products(choice)
+        (finding,) = doctor_here.check_products(choice)
         assert (finding.level, "llvmlite" in finding.text) == (level, True)
         assert "pip install llvmlite" in finding.fix
-    monkeypatch.setattr(own_checks, "KERNELS_TRIAL", "import os; os.kill(os.getpid(), 4)")
-    (finding,) = own_checks.check_products("auto")
+    monkeypatch.setattr(doctor_here, "KERNELS_TRIAL", "import os; os.kill(os.getpid(), 4)")
+    (finding,) = doctor_here.check_products("auto")
     assert finding.level == "failed" and "CPU_PRODUCTS=blas" in finding.fix
 
 

@@ -17,7 +17,7 @@ from cluster.errors import ClusterError
 from cluster.hosts import hosts as hosts_module
 from cluster.hosts.hosts import Host, read_cluster
 from cluster.hosts.ssh import CONTROL_ROOT, control_path, describe_failure, make_control_dir, ssh_command
-from cluster.hosts.workers import Worker, make_constraints, read_changes
+from cluster.hosts.worker_setup import Worker, make_constraints, read_changes
 from config import Settings, SettingsError, load_settings
 from config.checks import start_problems
 from config.ring_hosts import parse_worker_hosts, read_hostfile

@@ -26,7 +26,7 @@ from cluster.hosts.provisioning import HostsFailed, Provisioned, is_away, load_p
 from cluster.hosts.remote_ranks import make_rank_command, make_remote_environment
 from cluster.hosts.remote_scripts import ending, ports
 from cluster.hosts.ssh import HostUnreachable, run_words
-from cluster.hosts.workers import Worker
+from cluster.hosts.worker_setup import Worker
 from cluster.supervisor.child import Child, ChildPlan, describe_exit, start_child
 from cluster.supervisor.epoch_maker import EpochMaker
 from cluster.supervisor.epoch_plan import EpochPlan, RankPlace

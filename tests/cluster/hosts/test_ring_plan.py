@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from cluster.commands import plan_checks
+from cluster.commands import doctor_plan
 from cluster.commands.command_line import main
 from cluster.commands.plan import BadHosts, make_lines, read_hosts
 from cluster.hosts import provisioning as placing
@@ -199,13 +199,13 @@ def test_doctor_and_start_warn_of_a_mac_in_use_and_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A note and no failure from one, the same words in the plan's step of the other."""
-    monkeypatch.setattr(plan_checks, "read_source", lambda settings: make_default_source())
+    monkeypatch.setattr(doctor_plan, "read_source", lambda settings: make_default_source())
     monkeypatch.setattr(plan, "read_source", lambda settings: make_default_source())
     settings = load_settings({"STATE_DIR": str(tmp_path)}, root=tmp_path, environ={})
     cluster = make_cluster(1, 1)
     mac = make_mac(16 << 30, free_memory_bytes=7 << 30)
     told = [make_facts(host, **mac) for host in cluster.hosts]
-    found = asyncio.run(plan_checks.check_plan(settings, cluster, told, read_service(settings)))
+    found = asyncio.run(doctor_plan.check_plan(settings, cluster, told, read_service(settings)))
     assert [finding.level for finding in found] == ["ok", "ok", "note", "note"]
     shown: list[str] = []
     steps = SimpleNamespace(done=lambda name, detail: shown.append(detail), say=None)
@@ -467,10 +467,10 @@ def test_a_hub_out_of_reach_is_a_trouble_of_the_doctors(
     def read_none(_: Settings) -> NoReturn:
         raise HubOutOfReach("it is not on this machine, and the Hub cannot be asked")
 
-    monkeypatch.setattr(plan_checks, "measure_rooms", lambda *_: ())
-    monkeypatch.setattr(plan_checks, "read_source", read_none)
+    monkeypatch.setattr(doctor_plan, "measure_rooms", lambda *_: ())
+    monkeypatch.setattr(doctor_plan, "read_source", read_none)
     settings = make_settings()
     (finding,) = asyncio.run(
-        plan_checks.check_plan(settings, read_cluster(settings), (), read_service(settings))
+        doctor_plan.check_plan(settings, read_cluster(settings), (), read_service(settings))
     )
     assert (finding.level, finding.check) == ("failed", "plan")

@@ -19,7 +19,7 @@ from cluster.hosts.model_files import ensure_models
 from cluster.hosts.probe import probe
 from cluster.hosts.ring_plan import plan_ring
 from cluster.hosts.ssh import close_connections
-from cluster.hosts.workers import list_workers, sync_code
+from cluster.hosts.worker_setup import list_workers, sync_code
 from config import load_settings
 
 KILLS = "--kill-rsync" in sys.argv

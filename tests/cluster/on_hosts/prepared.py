@@ -8,7 +8,7 @@ import venv
 from collections.abc import Mapping
 from pathlib import Path
 
-from cluster.hosts.workers import MARK, environment_mark
+from cluster.hosts.worker_setup import MARK, environment_mark
 from tests.cluster.on_hosts.namespaces import NamespaceHost
 
 WORKER_DIR = ".local/share/mlx-ring-service"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cluster.hosts.workers import MARK
+from cluster.hosts.worker_setup import MARK
 from tests.cluster.on_hosts.namespaces import Hosts, NamespaceHost
 from tests.cluster.on_hosts.prepared import WORKER_DIR, prepare_environment
 

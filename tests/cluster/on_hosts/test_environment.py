@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.hosts.workers import MARK
+from cluster.hosts.worker_setup import MARK
 from tests.cluster.on_hosts.namespaces import Hosts
 from tests.cluster.on_hosts.prepared import WORKER_DIR
 
@@ -28,7 +28,7 @@ from cluster.errors import ClusterError
 from cluster.hosts.hosts import Host
 from cluster.hosts.ssh import close_connections
 from cluster.hosts import workers
-from cluster.hosts.workers import Worker, ensure_environment
+from cluster.hosts.worker_setup import Worker, ensure_environment
 workers.read_wanted = dict  # requirements.txt there asks for nothing
 told = []
 worker = Worker(Host(sys.argv[1], sys.argv[1], "10.77.0.2", 1), sys.argv[2], sys.argv[3])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cluster import ports
-from cluster.commands.own_checks import check_this_machine
+from cluster.commands.doctor_here import check_this_machine
 from cluster.commands.smoke_test import run_smoke_test
 from cluster.commands.start import prepare_foreground, start
 from cluster.commands.status import describe

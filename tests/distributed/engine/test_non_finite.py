@@ -13,7 +13,7 @@ from distributed.backends.cpu.backend import CpuBackend
 from distributed.backends.mlx import MlxBackend
 from distributed.backends.stage import Stage
 from distributed.engine.drafting import Drafter, PromptLookup
-from distributed.engine.draw import RowSampling
+from distributed.engine.row_sampling import RowSampling
 from distributed.engine.sequence import Sequence, Status
 from tests.fakes.checkpoints import make_poisoned
 from tests.services.engine_in_process import sample_given

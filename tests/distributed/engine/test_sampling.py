@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from distributed.backends.mlx import greedy_on_gpu
-from distributed.engine.draw import RowSampling, uniform
+from distributed.engine.row_sampling import RowSampling, uniform
 from distributed.engine.sampling import draw, order_falling, sample
 
 

@@ -18,7 +18,7 @@ from cluster.hosts.hosts import Host
 from cluster.hosts.model_files import CopyLines, Shipment, check_room, find_lacking, folder_name
 from cluster.hosts.model_sums import FileSum, FolderSums, ModelFilesRefused
 from cluster.hosts.remote_program import make_program
-from cluster.hosts.workers import Worker
+from cluster.hosts.worker_setup import Worker
 from distributed.planning.checkpoint import BadCheckpoint, tensor_files
 from distributed.planning.layer_plan import split_layers, weights_hash
 from distributed.planning.stage_files import (

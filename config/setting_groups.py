@@ -1,8 +1,8 @@
 """The settings of the model, the API, the state and the process, by group.
 
 One annotated field defines a setting: type, bounds, default and `About`. A group is a part of
-`config.settings.Settings` and is never used alone. config/ring_groups.py has the other groups. Reads no
-source of settings.
+`config.settings.Settings` and is never used alone. config/ring_setting_groups.py has the other groups. Reads
+no source of settings.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The settings of the ring and the engine, by group. See config/groups.py for the form of a setting.
+"""The settings of the ring and the engine, by group. See config/setting_groups.py for the form of a setting.
 
 Reads no source of settings.
 """
@@ -20,7 +20,7 @@ from config.fields import (
     WorkerPython,
     between,
 )
-from config.groups import RootedSettings
+from config.setting_groups import RootedSettings
 
 
 class RingSettings(RootedSettings):
