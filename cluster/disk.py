@@ -14,7 +14,7 @@ from cluster.errors import ClusterError
 from config import Settings
 from config.disk_trouble import describe_refused
 from spool import SpoolUnavailable
-from spool.admission import DiskLimits, has_ample_disk
+from spool.admission import DiskLimits, check_free_space
 from spool.folder import SpoolFolder
 from spool.fsio import FileSystem
 
@@ -27,7 +27,7 @@ def find_disk_trouble(state_dir: Path) -> str | None:
     if not root.is_dir():
         return None
     try:
-        has_ample_disk(SpoolFolder(root), FileSystem(), DiskLimits())
+        check_free_space(SpoolFolder(root), FileSystem(), DiskLimits())
     except SpoolUnavailable as error:
         return f"no request is accepted: {error} (STATE_DIR {state_dir})"
     return None

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from config.errors import SOON_SECONDS
-from frontdoor.ring_status import RingStatus, mapping, number
+from config.run_files import mapping, number
+from frontdoor.ring_status import RingStatus
 from spool import Spool
 
 WINDOW_SECONDS = 60.0

@@ -15,7 +15,7 @@ from typing import Any
 
 from config import Settings
 from config.context_length import ContextLength
-from config.run_files import read_json
+from config.run_files import number, read_json
 
 MAX_SILENCE_SECONDS = 10.0
 CONTEXT_KEYS = ("MODEL_REPO", "MAX_SEQUENCE_LENGTH", "KV_CACHE_RESERVED_MEMORY_MB")
@@ -134,13 +134,3 @@ def _is_alive(supervisor: Mapping[str, Any]) -> bool:
     except (PermissionError, OverflowError):
         return True
     return True
-
-
-def mapping(value: object) -> Mapping[str, Any]:
-    """Return an object of a status file; empty for any other value."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def number(value: object) -> float:
-    """Return a number of a status file; 0 for any other value."""
-    return float(value) if isinstance(value, int | float) else 0.0

@@ -137,6 +137,3 @@ def check_free_space(folder: SpoolFolder, fs: FileSystem, disk: DiskLimits, num_
         raise SpoolUnavailable(message, code="disk_full", status=507)
     if space.num_free_files is not None and space.num_free_files < _MIN_FREE_FILES:
         raise SpoolUnavailable("the disk is nearly out of files (inodes)", code="disk_full", status=507)
-
-
-has_ample_disk = check_free_space  # the name that cluster/disk.py imports

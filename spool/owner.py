@@ -42,11 +42,11 @@ _log = logging.getLogger(__name__)
 class SpoolOwner:
     """Holds the lock from `acquire` to `close`. Used by one thread.
 
-    `hand_defaults` are the defaults of prompt files; without them the files are quarantined. They may change
+    `file_defaults` are the defaults of prompt files; without them the files are quarantined. They may change
     at any time.
     """
 
-    def __init__(self, spool: Spool, hand_defaults: PromptFileDefaults | None = None) -> None:
+    def __init__(self, spool: Spool, file_defaults: PromptFileDefaults | None = None) -> None:
         self.spool = spool
         self._fs = spool.fs
         self._folder = spool.folder
@@ -56,7 +56,7 @@ class SpoolOwner:
         self._results = ResultWriter(spool)
         self._quarantine = Quarantine(spool)
         self._prompt_files = PromptFiles(spool, self._quarantine)
-        self.hand_defaults = hand_defaults
+        self.file_defaults = file_defaults
 
     def acquire(self) -> None:
         """Take the lock. Raises SpoolLocked, which names the holder."""
@@ -217,7 +217,7 @@ class SpoolOwner:
         foreign: list[str] = []
         for text in self.spool.names(self._folder.incoming):
             (ours if is_entry_name(text) else foreign).append(text)
-        self._prompt_files.take_in(foreign, self.hand_defaults)
+        self._prompt_files.take_in(foreign, self.file_defaults)
         for text in sorted(ours):
             name = EntryName.parse(text)
             if name is not None and name.waiting == text:

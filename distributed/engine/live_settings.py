@@ -40,6 +40,6 @@ class LiveSettings:
 
 def apply_to_spool(settings: Settings, owner: SpoolOwner) -> None:
     """Set the defaults of dropped prompt files and the limits of the queue."""
-    owner.hand_defaults = PromptFileDefaults(settings.model_name, settings.default_max_tokens)
+    owner.file_defaults = PromptFileDefaults(settings.model_name, settings.default_max_tokens)
     owner.spool.admission.max_depth = settings.max_queue_depth
     owner.spool.admission.max_bytes = settings.max_queue_mb * 2**20

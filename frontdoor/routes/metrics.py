@@ -13,8 +13,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from config.run_files import mapping, number
 from frontdoor import VERSION
-from frontdoor.ring_status import RingStatus, mapping, number
+from frontdoor.ring_status import RingStatus
 from frontdoor.state import front_door
 
 router = APIRouter()

@@ -41,7 +41,11 @@ DOOR: dict[str, tuple[Any, Callable[[FrontDoor], Any], Any]] = {
     "LOG_LEVEL": ("ERROR", lambda front: logging.getLogger().level, logging.ERROR),
 }
 RANK_0: dict[str, tuple[Any, Callable[[SpoolOwner, Engine], Any], Any]] = {
-    "DEFAULT_MAX_TOKENS": (77, lambda owner, _: owner.hand_defaults and owner.hand_defaults.max_tokens, 77),
+    "DEFAULT_MAX_TOKENS": (
+        77,
+        lambda owner, _: owner.file_defaults and owner.file_defaults.max_tokens,
+        77,
+    ),
     "MAX_QUEUE_DEPTH": (7, lambda owner, _: owner.spool.admission.max_depth, 7),
     "MAX_QUEUE_MB": (7, lambda owner, _: owner.spool.admission.max_bytes, 7 * 2**20),
     "POLL_INTERVAL": (7, lambda _, engine: engine.limits.poll_interval_seconds, 7.0),
