@@ -27,9 +27,9 @@ import asyncio, json, sys
 from cluster.errors import ClusterError
 from cluster.hosts.hosts import Host
 from cluster.hosts.ssh import close_connections
-from cluster.hosts import workers
+from cluster.hosts import worker_setup
 from cluster.hosts.worker_setup import Worker, ensure_environment
-workers.read_wanted = dict  # requirements.txt there asks for nothing
+worker_setup.read_wanted = dict  # requirements.txt there asks for nothing
 told = []
 worker = Worker(Host(sys.argv[1], sys.argv[1], "10.77.0.2", 1), sys.argv[2], sys.argv[3])
 try:

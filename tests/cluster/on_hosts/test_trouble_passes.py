@@ -119,5 +119,5 @@ def test_code_that_was_replaced_is_put_back(ring: RingOnHosts, trouble: str) -> 
         else:
             epoch = cut_cable(ring)
         ring.wait_for_epoch_after(epoch)
-    if trouble == "kill":
-        assert "differs from rank 0 in its code" in ring.logs()
+    said = ring.logs()
+    assert "differs from rank 0 in its code" in said or "code: mac2 distributed/engine/engine.py" in said
