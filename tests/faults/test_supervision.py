@@ -31,9 +31,7 @@ def test_a_silent_rank_gets_the_time_of_a_step_within_bounds(tmp_path: Path) -> 
     assert found == [2.5, 5.0, 10.0]
 
 
-def test_a_stopped_rank_is_replaced_cold_where_there_are_no_spares(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_rank_is_replaced(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Row 8: SIGSTOP; the reason names the rank, which is gone."""
     monkeypatch.setenv("FAKE_HEARTBEAT_LIMIT_S", "1")
     bench.start()
