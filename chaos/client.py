@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from chaos.journal import Entry, Question
-from cluster.commands.client import read_events
+from cluster.commands.requests.client import read_events
 
 KINDS = ("stream", "leaving", "wait", "background", "twice", "gone")
 STREAMS = ("stream", "leaving")

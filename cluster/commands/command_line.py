@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from cluster.commands.command import make_setting_flags
 from cluster.commands.project_commands import DELEGATED, PROJECT_COMMANDS, delegate_help
 from cluster.commands.report_commands import REPORT_COMMANDS
-from cluster.commands.request_commands import REQUEST_COMMANDS
+from cluster.commands.requests.request_commands import REQUEST_COMMANDS
 from cluster.commands.service_commands import SERVICE_COMMANDS
 
 PROGRAM = "./launch.sh"

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cluster.commands.client import ask
 from cluster.commands.kill_demo import run_kill_demo
-from cluster.commands.smoke_test import show_answer
+from cluster.commands.requests.client import ask
+from cluster.commands.requests.smoke_test import show_answer
 from cluster.commands.start import start
 from cluster.supervisor.service import Service, read_service
 from cluster.terminal import Terminal

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster.commands.client import stream
+from cluster.commands.requests.client import stream
 from cluster.errors import ClusterError
 from cluster.supervisor.service import Service, read_service
 from cluster.terminal import Terminal

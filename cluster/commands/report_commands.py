@@ -57,7 +57,7 @@ def _add_doctor_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_doctor(options: argparse.Namespace, terminal: Terminal) -> int:
-    from cluster.commands import doctor
+    from cluster.commands.doctor import doctor
 
     return doctor.run_doctor(load(options), terminal, with_fix=options.fix, as_json=options.json)
 

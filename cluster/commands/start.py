@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster import ports
-from cluster.commands import doctor_here, packages
+from cluster.commands import packages
+from cluster.commands.doctor import this_machine as doctor_here
 from cluster.commands.interrupts import InterruptFlag, run_to_end
 from cluster.commands.start_hosts import place_shown, rehearse
 from cluster.commands.start_progress import StartProgress, follow, show_last_lines

@@ -68,9 +68,9 @@ FOLLOWED = {
     "distributed/engine/live_settings.py": "rank 0's followers",
     "cluster/supervisor/front_door.py": "running.settings",
     "cluster/supervisor/supervisor.py": "the supervisor's own log level",
-    "cluster/commands/client.py": "a command's own settings",
-    "cluster/commands/replay.py": "a command's own settings",
-    "cluster/commands/submit.py": "a command's own settings",
+    "cluster/commands/requests/client.py": "a command's own settings",
+    "cluster/commands/requests/replay.py": "a command's own settings",
+    "cluster/commands/requests/submit.py": "a command's own settings",
 }
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from cluster.commands.client import read_events
+from cluster.commands.requests.client import read_events
 from cluster.commands.start import PREPARE, ROOT, SUPERVISOR, start
 from cluster.errors import ClusterError
 from cluster.supervisor.service import STALE_S, Service

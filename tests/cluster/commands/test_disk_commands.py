@@ -82,7 +82,7 @@ LIMITS_PROGRAM = """
 import os, resource, sys
 from pathlib import Path
 from cluster.errors import ClusterError
-from cluster.commands.doctor_here import check_limits
+from cluster.commands.doctor.this_machine import check_limits
 from cluster.commands.start import check_startable
 from config import load_settings
 settings = load_settings({}, root=Path("/nonexistent"), environ={})

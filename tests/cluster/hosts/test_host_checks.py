@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cluster import ports
-from cluster.commands import doctor_here
+from cluster.commands.doctor import this_machine as doctor_here
 from cluster.errors import ClusterError
 from cluster.findings import Finding, refuse_failed, show_findings
 from cluster.hosts import host_checks

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from cluster.commands import doctor_plan
 from cluster.commands.command_line import main
+from cluster.commands.doctor import model_plan as doctor_plan
 from cluster.commands.plan import BadHosts, make_lines, read_hosts
 from cluster.hosts import provisioning as placing
 from cluster.hosts import ring_plan as plan

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from cluster import ports
-from cluster.commands.doctor_here import check_this_machine
-from cluster.commands.smoke_test import run_smoke_test
+from cluster.commands.doctor.this_machine import check_this_machine
+from cluster.commands.requests.smoke_test import run_smoke_test
 from cluster.commands.start import prepare_foreground, start
 from cluster.commands.status import describe
 from cluster.errors import ClusterError, Interrupted, PortTaken, StartFailed

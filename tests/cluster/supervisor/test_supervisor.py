@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 
 from cluster import ports
 from cluster.commands import check
-from cluster.commands.client import read_events
 from cluster.commands.command import read_overrides
 from cluster.commands.command_line import make_parser
 from cluster.commands.demo import add_demo_settings
 from cluster.commands.logs import find_logs, show_logs
-from cluster.commands.smoke_test import find_idle_ranks
+from cluster.commands.requests.client import read_events
+from cluster.commands.requests.smoke_test import find_idle_ranks
 from cluster.commands.start import list_differences
 from cluster.errors import ClusterError
 from cluster.log_files import LineBuffer, ProcessLog

@@ -19,7 +19,7 @@ def _add_test_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_test(options: argparse.Namespace, terminal: Terminal) -> int:
-    from cluster.commands.smoke_test import MAX_TOKENS, PROMPT, run_smoke_test
+    from cluster.commands.requests.smoke_test import MAX_TOKENS, PROMPT, run_smoke_test
 
     prompt, max_tokens = options.prompt or PROMPT, options.max_tokens or MAX_TOKENS
     return run_smoke_test(load(options), terminal, prompt, max_tokens)
@@ -31,7 +31,7 @@ def _add_submit_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_submit(options: argparse.Namespace, terminal: Terminal) -> int:
-    from cluster.commands.submit import submit_file
+    from cluster.commands.requests.submit import submit_file
 
     file = Path(os.environ.get("CALLED_FROM", "")) / options.file  # launch.sh has left that folder
     return submit_file(load(options), terminal, file, waits=options.wait)
@@ -42,7 +42,7 @@ def _add_replay_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_replay(options: argparse.Namespace, terminal: Terminal) -> int:
-    from cluster.commands.replay import replay
+    from cluster.commands.requests.replay import replay
 
     return replay(load_leniently(options), terminal, options.id)
 

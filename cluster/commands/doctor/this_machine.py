@@ -26,7 +26,7 @@ from config.checks import start_problems
 from config.limits import limit_problems
 from config.model_path import BUILTIN_PREFIX, is_folder_name, missing_files
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent.parent
 TRIAL_LIMIT_S = 30.0
 PREPARE = ".venv/bin/python -m distributed.prepare"
 # The loader must run before MLX, so in a process of its own; it warns on standard error if it finds no BLAS.

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from cluster.commands.submit import open_spool
+from cluster.commands.requests.submit import open_spool
 from cluster.errors import ClusterError
 from cluster.supervisor.service import STALE_S, read_service
 from cluster.terminal import Terminal

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cluster.commands import doctor_here
-from cluster.commands.doctor_plan import check_plan
+from cluster.commands.doctor import this_machine as doctor_here
+from cluster.commands.doctor.model_plan import check_plan
 from cluster.errors import ClusterError
 from cluster.findings import Finding, count_failed, show_findings
 from cluster.hosts import host_checks

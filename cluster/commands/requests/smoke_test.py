@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cluster.commands.client import Answer, ask
+from cluster.commands.requests.client import Answer, ask
 from cluster.errors import ClusterError
 from cluster.supervisor.service import Service, read_service
 from cluster.terminal import Terminal, format_duration

@@ -11,8 +11,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cluster.commands import replay as room
-from cluster.commands.replay import ReplayRefused, Run, complete, describe_token, find_difference, replay
+from cluster.commands.requests import replay as room
+from cluster.commands.requests.replay import (
+    ReplayRefused,
+    Run,
+    complete,
+    describe_token,
+    find_difference,
+    replay,
+)
 from cluster.terminal import Terminal
 from config import Settings, load_settings
 from spool import Request, Result, SamplingParams, Spool, TokenRecord, Usage

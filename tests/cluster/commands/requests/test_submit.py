@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.commands.command_line import main
-from cluster.commands.submit import submit_file
+from cluster.commands.requests.submit import submit_file
 from cluster.errors import ClusterError
 from cluster.processes import identify
 from cluster.supervisor.service import Service
@@ -58,7 +58,7 @@ def test_requests_ask_for_the_model_of_the_running_service(
 ) -> None:
     """It may have been started with flags that this command does not have."""
     running = Service({}, {"model": "served"}, identify(os.getpid()))
-    monkeypatch.setattr("cluster.commands.submit.read_service", lambda _: running)
+    monkeypatch.setattr("cluster.commands.requests.submit.read_service", lambda _: running)
     output = io.StringIO()
     submit_file(settings, Terminal(output), write_lines(tmp_path, '{"prompt": "a"}'), waits=False)
     spool = Spool.open(settings.spool_dir, durability="process")
