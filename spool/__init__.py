@@ -20,7 +20,7 @@ from spool.errors import (
     SpoolUnavailable,
 )
 from spool.fsio import FileSystem
-from spool.messages import Request, Result, SamplingParams, Usage
+from spool.messages import Request, Result, SamplingParams, TokenLogprob, Usage
 from spool.names import MAX_SOLO_CRASHES, EntryName, is_id, make_id
 from spool.owner import SpoolOwner
 from spool.prompt_files import PromptFileDefaults
@@ -58,6 +58,7 @@ __all__ = [
     "Swept",
     "TokenLogReader",
     "TokenLogWriter",
+    "TokenLogprob",
     "TokenRecord",
     "Usage",
     "is_id",

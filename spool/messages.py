@@ -39,10 +39,15 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A structure that is stored in a file."""
 
 
-class SamplingParams(_Message, frozen=True):
+class SamplingParams(_Message, frozen=True, omit_defaults=True):
     """How to sample tokens. temperature 0 is greedy; choice numbers the n answers to one prompt.
 
     With ignore_eos only max_tokens and stop end the answer, not the model's end tokens. seed: any int64.
+    frequency_penalty and presence_penalty count the answer's tokens, repetition_penalty the prompt's as well.
+    logit_bias: by token id, added to its logit. logprobs: how many alternatives to report for each token of
+    the answer besides its own (0: only its own; None: report nothing); prompt_logprobs: the same for the
+    prompt. grammar: the answer must match it, as Lark or JSON of llguidance. shows_special: special tokens
+    other than end tokens are part of the text, because the format of tool calls or reasoning needs them.
     """
 
     max_tokens: int
@@ -54,6 +59,14 @@ class SamplingParams(_Message, frozen=True):
     seed: int = 0
     choice: int = 0
     ignore_eos: bool = False
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    grammar: str | None = None
+    shows_special: bool = False
 
 
 class Request(_Message, frozen=True):
@@ -94,9 +107,7 @@ class Request(_Message, frozen=True):
 
     def to_json(self) -> bytes:
         """Return the file's content. Raises ValueError for NaN and half a surrogate pair."""
-        params = self.params
-        numbers = self.created_unix, self.received_unix, params.temperature, params.top_p, params.min_p
-        if not all(map(math.isfinite, numbers)):
+        if not all(map(math.isfinite, (self.created_unix, self.received_unix, *_floats(self.params)))):
             raise ValueError("JSON cannot hold NaN or infinity")
         return _wrap("request", self)
 
@@ -104,6 +115,23 @@ class Request(_Message, frozen=True):
     def from_json(cls, data: bytes) -> Request:
         """Read what `to_json` made. Raises CorruptRequest."""
         return _read("request", data, _REQUESTS)
+
+
+def _floats(params: SamplingParams) -> tuple[float, ...]:
+    penalties = params.frequency_penalty, params.presence_penalty, params.repetition_penalty
+    return (params.temperature, params.top_p, params.min_p, *penalties, *params.logit_bias.values())
+
+
+class TokenLogprob(_Message, frozen=True, array_like=True):
+    """The natural logarithm of a token's probability before penalties, bias, grammar and temperature.
+
+    None stands for minus infinity, and for the first token of a prompt. alternatives: the likeliest tokens
+    and theirs, best first.
+    """
+
+    token_id: int
+    logprob: float | None
+    alternatives: tuple[tuple[int, float | None], ...] = ()
 
 
 class Usage(_Message, frozen=True):
@@ -117,7 +145,9 @@ class Usage(_Message, frozen=True):
 class Result(_Message, frozen=True):
     """The one answer to a request. With finish_reason "error", error is {"code", "message", "status"}.
 
-    owner and seed are the request's: they decide who may fetch the result, and let it be replayed.
+    owner and seed are the request's: they decide who may fetch the result, and let it be replayed. logprobs
+    and prompt_logprobs have one entry for each token of the answer and of the prompt, where the request
+    asks for them.
     """
 
     id: str
@@ -131,6 +161,8 @@ class Result(_Message, frozen=True):
     finished_unix: float
     owner: str = ""
     seed: int | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
     def __post_init__(self) -> None:
         check_id(self.id)

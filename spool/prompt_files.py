@@ -1,8 +1,9 @@
 """Turns prompt files that a person copies into incoming/ into requests.
 
     incoming/{anything}.json   {"prompt": "…"} and optionally max_tokens, temperature, top_p, top_k, min_p,
-                               stop, seed, ignore_eos, priority (as in POST /generate; null is missing),
-                               raw (true: no chat template)
+                               stop, seed, ignore_eos, frequency_penalty, presence_penalty,
+                               repetition_penalty, logit_bias, priority (as in POST /generate; null is
+                               missing), raw (true: no chat template)
 
 A file is read when two scans found the same size and time, so it may be copied slowly; incomplete JSON gets
 some seconds more. The request's id is a hash of the file's name and content, so a crash half-way makes no
@@ -27,7 +28,7 @@ from spool.errors import SpoolError, system_trouble
 from spool.fsio import NotPlainFile
 from spool.messages import Request
 from spool.quarantine import Quarantine
-from spool.sampling_params import NUMBER_FIELDS, make_params, read_stop
+from spool.sampling_params import NUMBER_FIELDS, make_params, read_logit_bias, read_stop
 from spool.spool import Spool
 
 MAX_PROMPT_FILE_BYTES = 16 * 2**20
@@ -205,6 +206,7 @@ _FIELDS: dict[str, Callable[[object], Any]] = {
     "prompt": _text,
     **{name: field.read for name, field in NUMBER_FIELDS.items()},
     "stop": _stop,
+    "logit_bias": read_logit_bias,
     "ignore_eos": _flag,
     "raw": _flag,
 }

@@ -7,6 +7,7 @@ of JSON or HTTP.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,9 @@ from spool.messages import SamplingParams
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 256  # characters
+MAX_CHOICES = 8
+MAX_LOGPROBS = 20  # alternatives a token
+MAX_BIASED_TOKENS = 1024
 NO_SEED = -1  # as in vLLM and llama.cpp: the server draws a seed
 _MAX_INT = 2**63 - 1
 
@@ -54,7 +58,18 @@ NUMBER_FIELDS: Mapping[str, NumberField] = {
     "min_p": NumberField(0, 1),
     "seed": NumberField(-(2**63), _MAX_INT, is_whole=True),
     "priority": NumberField(0, 9, is_whole=True),
+    "frequency_penalty": NumberField(-2, 2),
+    "presence_penalty": NumberField(-2, 2),
+    "repetition_penalty": NumberField(0, 2),
 }
+# What routes may be asked for beside that: several answers, and logprobs.
+ANSWER_FIELDS: Mapping[str, NumberField] = {
+    "n": NumberField(1, MAX_CHOICES, is_whole=True),
+    "top_logprobs": NumberField(0, MAX_LOGPROBS, is_whole=True),
+}
+
+
+_BIAS = NumberField(-100, 100)
 
 
 def read_stop(value: object) -> tuple[str, ...]:
@@ -69,6 +84,22 @@ def read_stop(value: object) -> tuple[str, ...]:
     if not all(isinstance(stop, str) and len(stop) <= MAX_STOP_LENGTH for stop in strings):
         raise ValueError(f"each stop string must be a string of up to {MAX_STOP_LENGTH} characters")
     return tuple(stop for stop in strings if stop)
+
+
+def read_logit_bias(value: object) -> dict[int, float]:
+    """Return the bias by token id; JSON has the ids as strings.
+
+    Raises:
+        ValueError: not such an object, or a bias that is no number from -100 to 100.
+    """
+    if not isinstance(value, Mapping) or len(value) > MAX_BIASED_TOKENS:
+        raise ValueError(f"must be an object of up to {MAX_BIASED_TOKENS} token ids, each with its bias")
+    bias = {}
+    for name, number in value.items():
+        if not re.fullmatch("[0-9]{1,10}", str(name)):
+            raise ValueError("each name must be a token id")
+        bias[int(name)] = float(_BIAS.read(number))
+    return bias
 
 
 def make_params(asked: Mapping[str, Any], *, max_tokens: int, seed: int) -> SamplingParams:
@@ -90,4 +121,8 @@ def make_params(asked: Mapping[str, Any], *, max_tokens: int, seed: int) -> Samp
         stop=known.get("stop", ()),
         seed=seed if asked_seed == NO_SEED else asked_seed,
         ignore_eos=known.get("ignore_eos", False),
+        frequency_penalty=float(known.get("frequency_penalty", 0.0)),
+        presence_penalty=float(known.get("presence_penalty", 0.0)),
+        repetition_penalty=float(known.get("repetition_penalty", 1.0)),
+        logit_bias=known.get("logit_bias", {}),
     )

@@ -3,7 +3,8 @@
 stream/<id> has one line of JSON a token. Rank 0 appends, any number of front doors read:
 
     {"version":1,"model":"…","weights_hash":"…","tokenizer_hash":"…","crc32":N}   header: the answer's model
-    {"index":0,"token_id":42,"text":" Paris","logprob":-0.1,"crc32":N}             logprob only if known
+    {"index":0,"token_id":42,"text":" Paris","crc32":N}
+    {"index":0,"token_id":42,"text":" Paris","logprobs":[42,-0.1,[[42,-0.1]]],"crc32":N}   where asked for
 
 crc32 covers the line's bytes before `,"crc32":`. Readers ignore a last line without a newline. A line that is
 damaged or out of order ends the log: rank 0 generates the rest again. Complete lines are removed only by
@@ -15,15 +16,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from config.disk_trouble import NO_ROOM
 from spool.errors import LogCut, SpoolUnavailable
 from spool.fsio import AnyPath, FileSystem, FileTail, NotPlainFile
+from spool.messages import TokenLogprob
 
 VERSION = 1
 _CRC = b',"crc32":'
@@ -36,7 +39,7 @@ class TokenRecord:
     index: int
     token_id: int
     text: str
-    logprob: float | None = None
+    logprobs: TokenLogprob | None = None
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,11 @@ class LoggedTokens:
 
 
 def encode(record: TokenRecord) -> bytes:
-    """Return one line, without a logprob that JSON cannot hold (minus infinity)."""
+    """Return one line."""
     body = f'{{"index":{record.index},"token_id":{record.token_id},"text":{json.dumps(record.text)}'
-    if record.logprob is not None and math.isfinite(record.logprob):
-        body += f',"logprob":{float(record.logprob)!r}'
-    return _seal(body.encode())
+    if record.logprobs is None:
+        return _seal(body.encode())
+    return _seal(b'%s,"logprobs":%s' % (body.encode(), msgspec.json.encode(record.logprobs)))
 
 
 def encode_header(header: LogHeader) -> bytes:
@@ -297,14 +300,9 @@ def _header(fields: dict[str, Any]) -> LogHeader | None:
 
 
 def _record(fields: dict[str, Any] | None) -> TokenRecord | None:
-    if fields is None or not fields.keys() <= {"index", "token_id", "text", "logprob"}:
+    if fields is None or not fields.keys() <= {"index", "token_id", "text", "logprobs"}:
         return None
-    index, token_id, text = fields.get("index"), fields.get("token_id"), fields.get("text")
-    logprob = fields.get("logprob")
-    is_good = type(index) is int and type(token_id) is int and isinstance(text, str)
-    if not is_good or not (logprob is None or type(logprob) is float):
+    try:
+        return msgspec.convert(fields, TokenRecord)
+    except msgspec.ValidationError:
         return None
-    assert isinstance(index, int)
-    assert isinstance(token_id, int)
-    assert isinstance(text, str)
-    return TokenRecord(index, token_id, text, logprob)

@@ -78,12 +78,15 @@ def test_fields_of_a_prompt_file_are_honoured() -> None:
     """All that it may say reaches the request."""
     body = {"prompt": "x", "max_tokens": 3, "temperature": 1, "top_p": 0.5, "top_k": 4, "min_p": 0.1}
     body |= {"stop": "end", "ignore_eos": True, "seed": 9, "priority": 2, "raw": True}
+    penalties = {"frequency_penalty": 0.5, "presence_penalty": -1.0, "repetition_penalty": 1.5}
+    body |= {**penalties, "logit_bias": {"7": -100}}
     request = read_prompt("a", json.dumps(body).encode(), DEFAULTS)
-    assert msgspec.structs.asdict(request.params) == {
+    assert msgspec.to_builtins(request.params) == {
+        **penalties,
         **{name: body[name] for name in ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")},
         "stop": ("end",),
-        "choice": 0,
         "ignore_eos": True,
+        "logit_bias": {7: -100.0},
     }
     assert (request.priority, request.is_chat) == (2, False)
     assert type(request).from_json(request.to_json()) == request
@@ -123,6 +126,8 @@ def test_values_that_ask_for_nothing_are_those_of_the_routes() -> None:
         {"priority": 10},
         {"raw": 1},
         {"n": 2},
+        {"repetition_penalty": -1},
+        {"logit_bias": {"word": 1}},
         {"model": "other"},
     ],
 )

@@ -17,6 +17,7 @@ from spool import (
     LogCut,
     LogHeader,
     SpoolUnavailable,
+    TokenLogprob,
     TokenLogReader,
     TokenLogWriter,
     TokenRecord,
@@ -24,14 +25,17 @@ from spool import (
 from spool.token_log import read_log
 
 HEADER = LogHeader("tiny", "aa", "bb")
-RECORDS = [TokenRecord(index, 100 + index, f"w{index} ", -0.5 * index) for index in range(5)]
+RECORDS = [TokenRecord(index, 100 + index, f"w{index} ", TokenLogprob(7, -0.5 * index)) for index in range(5)]
 
 texts = st.text(st.characters(), max_size=12)
-logprobs = st.none() | st.floats(max_value=0, allow_nan=False, allow_infinity=False)
+_numbers = st.none() | st.floats(max_value=0, allow_nan=False, allow_infinity=False)
+_ids = st.integers(0, 200_000)
+_alternatives = st.lists(st.tuples(_ids, _numbers), max_size=3).map(tuple)
+logprobs = st.none() | st.builds(TokenLogprob, _ids, _numbers, _alternatives)
 tokens = st.lists(st.tuples(st.integers(0, 200_000), texts, logprobs), max_size=12)
 
 
-def _records(drawn: list[tuple[int, str, float | None]]) -> list[TokenRecord]:
+def _records(drawn: list[tuple[int, str, TokenLogprob | None]]) -> list[TokenRecord]:
     return [TokenRecord(index, *token) for index, token in enumerate(drawn)]
 
 
@@ -48,7 +52,7 @@ def _write(path: Path, records: list[TokenRecord], header: LogHeader | None = No
 @given(tokens, st.none() | st.builds(LogHeader, texts, texts, texts))
 @settings(deadline=None)
 def test_records_come_back_as_they_were(
-    drawn: list[tuple[int, str, float | None]], header: LogHeader | None
+    drawn: list[tuple[int, str, TokenLogprob | None]], header: LogHeader | None
 ) -> None:
     """Any texts, lone surrogates and newlines included, are the same after the disk."""
     records = _records(drawn)
@@ -95,10 +99,10 @@ def test_line_is_plain_json(path: Path) -> None:
     assert line.items() >= {"index": 0, "token_id": 42, "text": ' "Paris"\n'}.items()
 
 
-def test_logprob_that_json_cannot_hold_is_left_out(path: Path) -> None:
-    """Minus infinity becomes no logprob instead of broken JSON."""
-    _write(path, [TokenRecord(0, 1, "a", float("-inf"))])
-    assert read_log(path).records == [TokenRecord(0, 1, "a", None)]
+def test_logprob_that_json_cannot_hold_is_null(path: Path) -> None:
+    """Minus infinity becomes null instead of broken JSON."""
+    _write(path, [TokenRecord(0, 1, "a", TokenLogprob(1, float("-inf")))])
+    assert read_log(path).records == [TokenRecord(0, 1, "a", TokenLogprob(1, None))]
 
 
 def test_reader_follows_the_writer(path: Path) -> None:
@@ -213,7 +217,7 @@ def test_reader_learns_that_tokens_it_gave_out_are_gone(path: Path) -> None:
     reader = TokenLogReader(path)
     assert reader.read_new() == RECORDS
     _damage_line(path, 2)
-    others = [TokenRecord(index, 500 + index, "zz ", -0.5 * index) for index in (2, 3, 4)]
+    others = [TokenRecord(index, 500 + index, "zz ") for index in (2, 3, 4)]
     with TokenLogWriter(path) as writer:
         writer.append(others)
     with pytest.raises(LogCut):
