@@ -1,16 +1,18 @@
-"""Accepts a checked body as a request: model, limits, chat template, token count, seed, and the spool.
+"""Accepts a checked body as requests: model, limits, chat template, token count, seed, and the spool.
 
 Every refusal happens here: a request that `accept` returns is in the spool and ends in exactly one result.
-Under a known Idempotency-Key it is the earlier request, with its seed. All routes share one draft type and
-convert their bodies to it.
+Several prompts, and several choices for a prompt, are a request each; rank 0 reads a prompt once for all its
+choices. Under a known Idempotency-Key they are the earlier requests, with their seed: their ids follow from
+the first one's. All routes share one draft type and convert their bodies to it.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -27,6 +29,7 @@ from spool import Request, SamplingParams, SpoolFull, SpoolUnavailable
 from spool.sampling_params import make_params
 
 LONG_TEXT_BYTES = 8192  # a thread tokenizes longer texts, so that other clients need not wait
+MAX_REQUESTS = 128  # of one body
 RANDOM_SEED_BITS = 53  # survives JSON readers that keep numbers as doubles
 Prompt = tuple[str | None, Sequence[int], tuple[int, ...] | None]  # text, token ids, literals of a Request
 
@@ -51,6 +54,8 @@ class Draft:
     default_max_tokens: int | None = None
     max_text_bytes: int | None = None
     effort: str | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,35 +75,91 @@ class Accepted:
     may_return: bool = True
 
 
-async def accept(front: FrontDoor, draft: Draft, *, caller: Caller) -> Accepted:
-    """Put the draft into the spool, or find the request that its Idempotency-Key belongs to.
+async def accept(
+    front: FrontDoor, drafts: Sequence[Draft], *, caller: Caller, num_choices: int = 1
+) -> list[Accepted]:
+    """Put the drafts into the spool, or find the requests that their Idempotency-Key belongs to.
+
+    Args:
+        drafts: of one body.
+        num_choices: answers for each draft.
+
+    Returns:
+        The requests, all choices of the first draft first.
 
     Raises:
         ServiceError: refused; nothing was accepted.
     """
-    key = caller.idempotency_key
+    key, body, num_requests = caller.idempotency_key, drafts[0].sampling, len(drafts) * num_choices
+    if num_requests > MAX_REQUESTS:
+        raise InvalidRequest(
+            f"the body asks for {num_requests} answers; up to {MAX_REQUESTS} are allowed", param="prompt"
+        )
+    submit_first = front.spool.submit
     if key is not None:  # a known key is answered in any state of the service
-        find_first = partial(front.spool.find_first, caller.owner, key, body_hash=hash_body(draft.sampling))
-        request_id = await _call_spool(front, find_first)
-        if request_id is not None:
-            return _earlier(front, request_id, caller)
-    check_model(front, draft.sampling.model)
-    front.hints.note(draft.sampling)
+        body_hash = hash_body(body)
+        find_first = partial(front.spool.find_first, caller.owner, key, body_hash=body_hash)
+        first_id = await _call_spool(front, find_first)
+        if first_id is not None:
+            return _earlier(front, first_id, caller, num_requests)
+        submit_first = partial(submit_first, idempotency_key=key, body_hash=body_hash)
+    check_model(front, body.model)
+    front.hints.note(body)
     failure = front.ring_status.failure()
     if failure is not None:
         raise RingDown(f"the ring is down: {failure}")
-    request = await _make_request(front, draft, caller)
-    submit = partial(front.spool.submit, request)
-    if key is not None:
-        submit = partial(submit, idempotency_key=key, body_hash=hash_body(draft.sampling))
-    request_id = await _call_spool(front, submit)
+    requests = await _make_requests(front, drafts, caller, num_choices)
+    first_id = await _submit(front, requests, submit_first)
     front.queue_estimate.update()
-    if request_id != request.id:
-        return _earlier(front, request_id, caller)
-    log.info("request %s accepted", request.label)
-    seed, num_tokens = request.params.seed, len(request.token_ids or ())
-    log.debug("request %s: %d prompt tokens", request.id, num_tokens)
-    return Accepted(request.id, seed, request.created_unix, num_tokens, may_return=caller.may_return)
+    if first_id != requests[0].id:
+        return _earlier(front, first_id, caller, num_requests)
+    for request in requests:
+        log.info("request %s accepted", request.label)
+        log.debug("request %s: %d prompt tokens", request.id, len(request.token_ids or ()))
+    return [
+        Accepted(
+            request.id,
+            request.params.seed,
+            request.created_unix,
+            len(request.token_ids or ()),
+            may_return=caller.may_return,
+        )
+        for request in requests
+    ]
+
+
+async def _submit(
+    front: FrontDoor, requests: Sequence[Request], submit_first: Callable[[Request], str]
+) -> str:
+    """Submit all requests or none; return the first one's id, or that of an earlier first one.
+
+    The first comes last, because it takes the key: a retry that finds it finds the others.
+    """
+    others = requests[1:]
+    try:
+        for request in others:
+            await _call_spool(front, partial(front.spool.submit, request))
+        first_id = await _call_spool(front, partial(submit_first, requests[0]))
+    except BaseException:
+        _withdraw(front, others)
+        raise
+    if first_id != requests[0].id:
+        _withdraw(front, others)
+    return first_id
+
+
+def _withdraw(front: FrontDoor, requests: Sequence[Request]) -> None:
+    """Cancel requests that no client waits for; one that was not submitted is unknown to the spool."""
+    for request in requests:
+        with contextlib.suppress(SpoolUnavailable):  # then it is answered for nobody
+            front.spool.cancel(request.id)
+
+
+def _id_of(first_id: str, number: int) -> str:
+    """Return the id of the request with this number among those of one body."""
+    if number == 0:
+        return first_id
+    return hashlib.blake2b(f"{first_id}/{number}".encode(), digest_size=16).hexdigest()
 
 
 def hash_body(body: SamplingFields) -> str:
@@ -110,16 +171,21 @@ def hash_body(body: SamplingFields) -> str:
     return hashlib.sha256(f"{type(body).__name__} {asked}".encode()).hexdigest()
 
 
-def _earlier(front: FrontDoor, request_id: str, caller: Caller) -> Accepted:
-    """Attach to the request that came first under this Idempotency-Key."""
-    log.info("request %s is retried under its Idempotency-Key (X-Request-Id %s)", request_id, caller.http_id)
-    found = find(front.spool, request_id)
-    if found is None:
-        raise NotFound(
-            "the result of this Idempotency-Key's request was just removed (RESULT_RETENTION_HOURS, "
-            "RESULT_RETENTION_MB): retry to run it again"
+def _earlier(front: FrontDoor, first_id: str, caller: Caller, num_requests: int) -> list[Accepted]:
+    """Attach to the requests that came first under this Idempotency-Key."""
+    log.info("request %s is retried under its Idempotency-Key (X-Request-Id %s)", first_id, caller.http_id)
+    accepted = []
+    for number in range(num_requests):
+        found = find(front.spool, _id_of(first_id, number))
+        if found is None:
+            raise NotFound(
+                "the result of this Idempotency-Key's request was just removed (RESULT_RETENTION_HOURS, "
+                "RESULT_RETENTION_MB): retry to run it again"
+            )
+        accepted.append(
+            Accepted(found.id, found.seed, found.created_unix, found.num_prompt_tokens, is_first=False)
         )
-    return Accepted(found.id, found.seed, found.created_unix, found.num_prompt_tokens, is_first=False)
+    return accepted
 
 
 def check_model(front: FrontDoor, name: str | None) -> None:
@@ -135,25 +201,42 @@ def check_model(front: FrontDoor, name: str | None) -> None:
         )
 
 
-async def _make_request(front: FrontDoor, draft: Draft, caller: Caller) -> Request:
-    text, token_ids, literals = await _tokens(front, draft)
-    return Request(
-        id=caller.request_id,
-        params=_sampling_params(draft, room=_room(front.context, draft, len(token_ids))),
-        text=text,
-        token_ids=tuple(token_ids),
-        tokenizer_hash=front.tokenizer.hash,
-        model=front.model_name,
-        owner=caller.owner,
-        priority=draft.priority,
-        created_unix=time.time(),
-        received_unix=caller.received_unix,
-        client_id=caller.http_id,
-        literals=literals,
-    )
+async def _make_requests(
+    front: FrontDoor, drafts: Sequence[Draft], caller: Caller, num_choices: int
+) -> list[Request]:
+    seed = secrets.randbits(RANDOM_SEED_BITS)
+    requests: list[Request] = []
+    for draft in drafts:
+        text, token_ids, literals = await encode_prompt(front, draft)
+        params = _sampling_params(draft, seed=seed, room=_room(front.context, draft, len(token_ids)))
+        _check_token_range(params.logit_bias, front.tokenizer.vocab_size, "logit_bias")
+        first = Request(
+            id=_id_of(caller.request_id, len(requests)),
+            params=params,
+            text=text,
+            token_ids=tuple(token_ids),
+            tokenizer_hash=front.tokenizer.hash,
+            model=front.model_name,
+            owner=caller.owner,
+            priority=draft.priority,
+            created_unix=time.time(),
+            received_unix=caller.received_unix,
+            client_id=caller.http_id,
+            literals=literals,
+        )
+        requests.append(first)
+        for choice in range(1, num_choices):
+            request_id = _id_of(caller.request_id, len(requests))
+            requests.append(replace(first, id=request_id, params=replace(params, choice=choice)))
+    return requests
 
 
-async def _tokens(front: FrontDoor, draft: Draft) -> Prompt:
+async def encode_prompt(front: FrontDoor, draft: Draft) -> Prompt:
+    """Return a draft's text, token ids and literals.
+
+    Raises:
+        ServiceError: the prompt is empty, too long, or refused by the chat template.
+    """
     prompt = draft.prompt
     if isinstance(prompt, tuple):
         _check_token_ids(prompt, front.tokenizer.vocab_size, draft.prompt_field)
@@ -212,18 +295,27 @@ def _check_not_absurd(front: FrontDoor, draft: Draft, text: str) -> None:
 def _check_token_ids(token_ids: Sequence[int], vocab_size: int, field: str) -> None:
     if not token_ids:
         raise InvalidRequest("the prompt is empty", param=field)
-    if min(token_ids) < 0 or max(token_ids) >= vocab_size:
-        raise InvalidRequest(f"token ids must be from 0 to {vocab_size - 1}", param=field)
+    _check_token_range(token_ids, vocab_size, field)
 
 
-def _sampling_params(draft: Draft, *, room: int) -> SamplingParams:
+def _check_token_range(token_ids: Collection[int], vocab_size: int, field: str) -> None:
+    if token_ids and (min(token_ids) < 0 or max(token_ids) >= vocab_size):
+        raise InvalidRequest(f"the token ids of {field!r} must be from 0 to {vocab_size - 1}", param=field)
+
+
+def _sampling_params(draft: Draft, *, seed: int, room: int) -> SamplingParams:
     default = room if draft.default_max_tokens is None else draft.default_max_tokens
     params = make_params(
         {**dict(draft.sampling), "max_tokens": draft.sampling.most_tokens},
         max_tokens=default,
-        seed=secrets.randbits(RANDOM_SEED_BITS),
+        seed=seed,
     )
-    return replace(params, max_tokens=min(params.max_tokens, room))
+    return replace(
+        params,
+        max_tokens=max(1, min(params.max_tokens, room)),
+        logprobs=draft.logprobs,
+        prompt_logprobs=draft.prompt_logprobs,
+    )
 
 
 def _room(context: ContextLength, draft: Draft, num_prompt_tokens: int) -> int:

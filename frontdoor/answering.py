@@ -1,12 +1,13 @@
-"""Answers an accepted request: waits for its result, or follows its tokens as events.
+"""Answers accepted requests: waits for their results, or follows their tokens as events.
 
-All streams share one event type; each route's renderer writes it. When a client disconnects, its grace time
-starts. When an answer takes too long, the client gets a time-out, and its request goes on.
+One HTTP request may have several requests in the spool, one for each choice. All streams share one event
+type; each route's renderer writes it. When a client disconnects, its grace time starts. When an answer takes
+too long, the client gets a time-out, and its requests go on. When one choice fails, the others are cancelled.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from typing import Protocol
 
 from fastapi import Request as HttpRequest
@@ -25,12 +26,12 @@ from frontdoor.http.events import (
     comment_frame,
 )
 from frontdoor.state import FrontDoor
-from frontdoor.subscriptions import Watch
+from frontdoor.subscriptions import WatchGroup
 from spool import Result, SpoolUnavailable, TokenRecord
 
 
 class Renderer(Protocol):
-    """Turns events into the frames of one API.
+    """Turns events into the frames of one API; `choice` is the place of the request among those accepted.
 
     `ends_at_reset`: clients cannot discard tokens that they received. `is_quiet`: some of the API's readers
     lose an answer that begins with a comment, so comments start only after a long silence.
@@ -39,35 +40,43 @@ class Renderer(Protocol):
     ends_at_reset: bool
     is_quiet: bool
 
-    def tokens(self, records: tuple[TokenRecord, ...]) -> bytes: ...
+    def tokens(self, choice: int, records: tuple[TokenRecord, ...]) -> bytes: ...
 
-    def reset(self) -> bytes: ...
+    def reset(self, choice: int) -> bytes: ...
 
-    def done(self, result: Result) -> bytes: ...
+    def done(self, choice: int, result: Result) -> bytes: ...
 
     def error(self, error: ServiceError) -> bytes: ...
 
 
-async def wait_for_result(front: FrontDoor, http: HttpRequest, accepted: Accepted) -> Result:
-    """Wait for the answer.
+async def wait_for_results(front: FrontDoor, http: HttpRequest, accepted: Sequence[Accepted]) -> list[Result]:
+    """Wait for all answers.
 
     Raises:
         GenerationTimeout, GenerationFailed: instead of an answer.
         ClientDisconnect: the client has left.
     """
-    async with _watching(front, accepted, http.receive, with_tokens=False) as watch:
-        if not await watch.news(front.settings.request_timeout):
-            raise GenerationTimeout(accepted.id, front.settings.request_timeout)
-    if watch.failure is not None:
-        raise watch.failure
-    if watch.result is None:
+    timeout_seconds = front.settings.request_timeout
+    async with _watching(front, accepted, http.receive, with_tokens=False) as group:
+        while not (group.is_complete or group.is_client_gone):
+            if not await group.news(timeout_seconds):
+                raise GenerationTimeout(accepted[0].id, timeout_seconds)
+    results = []
+    for watch in group.watches:
+        if watch.failure is not None:
+            raise watch.failure
+        if watch.result is not None and watch.result.error is not None:
+            raise GenerationFailed(watch.result.error)
+        if watch.result is not None:
+            results.append(watch.result)
+    if len(results) < len(accepted):
         raise ClientDisconnect
-    if watch.result.error is not None:
-        raise GenerationFailed(watch.result.error)
-    return watch.result
+    return results
 
 
-def stream_answer(front: FrontDoor, accepted: Accepted, renderer: Renderer, *, start: int = 0) -> EventStream:
+def stream_answer(
+    front: FrontDoor, accepted: Sequence[Accepted], renderer: Renderer, *, start: int = 0
+) -> EventStream:
     """Answer with server-sent events: the renderer's frames, and comments during silence.
 
     Args:
@@ -76,15 +85,15 @@ def stream_answer(front: FrontDoor, accepted: Accepted, renderer: Renderer, *, s
 
     async def frames(receive: Receive) -> AsyncGenerator[bytes, None]:
         if not renderer.is_quiet:
-            yield comment_frame(f"accepted {accepted.id}")
+            yield comment_frame(f"accepted {accepted[0].id}")
         patience = COMMENT_SECONDS if renderer.is_quiet else FIRST_COMMENT_SECONDS
         owes_end = False
         async with (
-            _watching(front, accepted, receive, with_tokens=True) as watch,
-            aclosing(_events(watch, front.settings.request_timeout, start, patience)) as events,
+            _watching(front, accepted, receive, with_tokens=True) as group,
+            aclosing(_events(group, front.settings.request_timeout, start, patience)) as events,
         ):
-            async for event in events:
-                frame = _render(front, accepted.id, renderer, event)
+            async for choice, event in events:
+                frame = _render(front, accepted[choice].id, renderer, choice, event)
                 if not frame:  # no text yet: a character in several tokens
                     continue
                 yield COMMENT_END + frame if owes_end and event.is_news else frame
@@ -97,62 +106,74 @@ def stream_answer(front: FrontDoor, accepted: Accepted, renderer: Renderer, *, s
 
 @asynccontextmanager
 async def _watching(
-    front: FrontDoor, accepted: Accepted, receive: Receive, *, with_tokens: bool
-) -> AsyncGenerator[Watch, None]:
-    """Follow a request while its client is connected; then count its answer, or start the grace time."""
-    with (
-        front.disconnects.following(accepted.id, is_new=accepted.is_first),
-        front.subscriptions.watch(accepted.id, with_tokens=with_tokens) as watch,
-        _noticing_disconnect(watch, receive),
-    ):
-        yield watch
-    if watch.result is not None and accepted.is_first:
-        front.latencies.observe(watch.result)
-    if watch.result is None and watch.is_client_gone and accepted.is_asker:
-        front.disconnects.client_left(accepted.id, may_return=accepted.may_return)
+    front: FrontDoor, accepted: Sequence[Accepted], receive: Receive, *, with_tokens: bool
+) -> AsyncGenerator[WatchGroup, None]:
+    """Follow requests while their client is connected; then count the answers, or start the grace time."""
+    group = WatchGroup()
+    with ExitStack() as stack:
+        for each in accepted:
+            stack.enter_context(front.disconnects.following(each.id, is_new=each.is_first))
+            stack.enter_context(front.subscriptions.watch(each.id, group, with_tokens=with_tokens))
+        stack.enter_context(_noticing_disconnect(group, receive))
+        yield group
+    has_failed = group.has_failed
+    for each, watch in zip(accepted, group.watches, strict=True):
+        if watch.result is not None and each.is_first:
+            front.latencies.observe(watch.result)
+        if watch.result is None and each.is_asker and (group.is_client_gone or has_failed):
+            front.disconnects.client_left(each.id, may_return=each.may_return and not has_failed)
 
 
 async def _events(
-    watch: Watch, timeout_seconds: float, start: int, patience: float
-) -> AsyncGenerator[Event, None]:
-    """Follow a watch to its end; the time-out counts from the last news.
+    group: WatchGroup, timeout_seconds: float, start: int, patience: float
+) -> AsyncGenerator[tuple[int, Event], None]:
+    """Follow watches to their end, or to the first error; the time-out counts from the last news.
 
     Args:
         start: the index of the first token to send.
         patience: seconds of silence until the first event without news.
+
+    Yields:
+        The place of a watch, and its event.
     """
     loop = asyncio.get_running_loop()
-    follower = Follower(start)
+    followed = {choice: (watch, Follower(start)) for choice, watch in enumerate(group.watches)}
     deadline = loop.time() + timeout_seconds
     has_news = True  # tokens and results that exist already
-    while not watch.is_client_gone:
+    while not group.is_client_gone:
         if has_news:
-            was_reset, records = watch.take_reset(), watch.take_records()
-            for event in follower.take(records, was_reset=was_reset, result=watch.result):
-                yield event
-            if watch.failure is not None:
-                yield Event(error=watch.failure)
-            if watch.result is not None or watch.failure is not None:
+            for choice, (watch, follower) in list(followed.items()):
+                was_reset, records = watch.take_reset(), watch.take_records()
+                for event in follower.take(records, was_reset=was_reset, result=watch.result):
+                    yield choice, event
+                if watch.failure is not None:
+                    yield choice, Event(error=watch.failure)
+                if watch.has_failed:
+                    return
+                if watch.result is not None:
+                    del followed[choice]
+            if not followed:
                 return
             deadline = loop.time() + timeout_seconds
         elif loop.time() >= deadline:
-            yield Event(error=GenerationTimeout(watch.request_id, timeout_seconds))
+            choice = next(iter(followed))
+            yield choice, Event(error=GenerationTimeout(group.watches[choice].request_id, timeout_seconds))
             return
         else:
-            yield Event()
+            yield next(iter(followed)), Event()
             patience = COMMENT_SECONDS
-        has_news = await watch.news(min(patience, max(0.0, deadline - loop.time())))
+        has_news = await group.news(min(patience, max(0.0, deadline - loop.time())))
 
 
-def _render(front: FrontDoor, request_id: str, renderer: Renderer, event: Event) -> bytes:
+def _render(front: FrontDoor, request_id: str, renderer: Renderer, choice: int, event: Event) -> bytes:
     if event.records:
-        return renderer.tokens(event.records)
+        return renderer.tokens(choice, event.records)
     if event.result is not None:
-        return renderer.done(event.result)
+        return renderer.done(choice, event.result)
     if event.error is not None:
         return renderer.error(event.error)
     if event.is_reset:
-        return renderer.reset()
+        return renderer.reset(choice)
     try:
         place = front.queue_estimate.place(request_id)
     except SpoolUnavailable:
@@ -161,16 +182,16 @@ def _render(front: FrontDoor, request_id: str, renderer: Renderer, event: Event)
 
 
 @contextmanager
-def _noticing_disconnect(watch: Watch, receive: Receive) -> Iterator[None]:
-    """Notify the watch when the connection is lost."""
-    task = asyncio.create_task(_wait_for_disconnect(watch, receive))
+def _noticing_disconnect(group: WatchGroup, receive: Receive) -> Iterator[None]:
+    """Notify the watches when the connection is lost."""
+    task = asyncio.create_task(_wait_for_disconnect(group, receive))
     try:
         yield
     finally:
         task.cancel()
 
 
-async def _wait_for_disconnect(watch: Watch, receive: Receive) -> None:
+async def _wait_for_disconnect(group: WatchGroup, receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":  # the body has been read: no other message follows
         pass
-    watch.client_gone()
+    group.client_gone()

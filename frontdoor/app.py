@@ -29,7 +29,16 @@ from frontdoor.http.paths import names_behind_v1
 from frontdoor.latencies import Latencies
 from frontdoor.queue_estimate import QueueEstimate
 from frontdoor.ring_status import RingStatus
-from frontdoor.routes import generate, health, metrics, openai_chat, openai_completions, page, requests
+from frontdoor.routes import (
+    generate,
+    health,
+    metrics,
+    openai_chat,
+    openai_completions,
+    page,
+    requests,
+    tokenize,
+)
 from frontdoor.routes import models as openai_models
 from frontdoor.routes.openapi import describe
 from frontdoor.state import FrontDoor
@@ -39,7 +48,17 @@ from spool import Spool
 
 NUM_WORKERS = 8
 # In the order of the path look-up: the routes that accept requests come first.
-ROUTE_MODULES = (generate, openai_chat, openai_completions, requests, openai_models, health, metrics, page)
+ROUTE_MODULES = (
+    generate,
+    openai_chat,
+    openai_completions,
+    requests,
+    tokenize,
+    openai_models,
+    health,
+    metrics,
+    page,
+)
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ checks those.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import (
     AfterValidator,
@@ -25,11 +25,14 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from frontdoor.tool_history import read_tool_calls
-from spool.sampling_params import NUMBER_FIELDS, read_stop
+from spool.sampling_params import ANSWER_FIELDS, NUMBER_FIELDS, NumberField, read_logit_bias, read_stop
 
+_MAX_INT = 2**63 - 1
 _TEXT_OR_TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 _TEXT_OR_PARTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}
-_TEXT_OR_IDS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": ["string", "integer"]}}]}
+_TEXT_OR_IDS = {
+    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": ["string", "integer", "array"]}}]
+}
 
 
 def _invalid(message: str) -> PydanticCustomError:
@@ -52,10 +55,10 @@ def _worded(read: Callable[[object], Any]) -> Callable[[object], Any]:
 
 
 class Number:
-    """Annotates a number of a request with its bounds in spool/sampling_params.py."""
+    """Annotates a number of a request with its bounds, which spool/sampling_params.py names."""
 
-    def __init__(self, name: str) -> None:
-        self._field = NUMBER_FIELDS[name]
+    def __init__(self, field: str | NumberField) -> None:
+        self._field = (NUMBER_FIELDS | ANSWER_FIELDS)[field] if isinstance(field, str) else field  # type: ignore[operator]
         self._check = _worded(self._field.read)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -108,16 +111,25 @@ def _joined_text(value: object) -> object:
     return "".join(texts)
 
 
-def _completion_prompt(value: object) -> object:
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
-        value = value[0]  # a batch of one
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and value and all(type(token_id) is int for token_id in value):
-        return tuple(value)
-    if isinstance(value, list) and all(isinstance(prompt, str | list) for prompt in value):
-        raise _invalid("exactly one prompt for each request is supported: a string, or one list of token ids")
-    raise _invalid("must be a string or a list of token ids")
+def _completion_prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
+    """Return the prompts: one or several, each a string or token ids."""
+    if isinstance(value, str) or _is_ids(value):
+        value = [value]
+    if not isinstance(value, list) or not value:
+        raise _invalid("must be a string, a list of token ids, or a list of those")
+    prompts: list[str | tuple[int, ...]] = []
+    for prompt in value:
+        if isinstance(prompt, str):
+            prompts.append(prompt)
+        elif _is_ids(prompt):
+            prompts.append(tuple(prompt))
+        else:
+            raise _invalid("each prompt must be a string or a list of token ids")
+    return tuple(prompts)
+
+
+def _is_ids(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and bool(value) and all(type(token_id) is int for token_id in value)
 
 
 StopStrings = Annotated[
@@ -125,7 +137,12 @@ StopStrings = Annotated[
     BeforeValidator(_worded(read_stop), json_schema_input_type=Any),
     WithJsonSchema(_TEXT_OR_TEXTS),
 ]
-CompletionPrompt = Annotated[Any, AfterValidator(_completion_prompt), WithJsonSchema(_TEXT_OR_IDS)]
+LogitBias = Annotated[
+    dict[int, float] | None,
+    BeforeValidator(_worded(read_logit_bias), json_schema_input_type=Any),
+    WithJsonSchema({"type": "object", "additionalProperties": {"type": "number"}}),
+]
+CompletionPrompts = Annotated[Any, AfterValidator(_completion_prompts), WithJsonSchema(_TEXT_OR_IDS)]
 MaxTokens = Annotated[int | None, Number("max_tokens")]
 ToolCalls = Annotated[
     tuple[dict[str, Any], ...] | None,
@@ -256,11 +273,13 @@ class SamplingFields(Hints):
     stream: bool | None = None
     model: str | None = None
 
-    frequency_penalty: Annotated[Any, Only(0)] = None
-    presence_penalty: Annotated[Any, Only(0)] = None
-    repetition_penalty: Annotated[Any, Only(1)] = None
-    logit_bias: Annotated[Any, Only({})] = None
+    frequency_penalty: Annotated[float | None, Number("frequency_penalty")] = None
+    presence_penalty: Annotated[float | None, Number("presence_penalty")] = None
+    repetition_penalty: Annotated[float | None, Number("repetition_penalty")] = None
+    logit_bias: LogitBias = None
     response_format: Annotated[Any, Only({"type": "text"})] = None
+
+    n: Annotated[int | None, Number("n")] = None
 
     @property
     def most_tokens(self) -> int | None:
@@ -268,7 +287,26 @@ class SamplingFields(Hints):
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
-class GenerateBody(SamplingFields):
+class ChatLogprobs(Body):
+    """Logprobs as chats ask for them."""
+
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int | None, Number("top_logprobs")] = None
+
+    @property
+    def num_alternatives(self) -> int | None:
+        """How many alternatives each token's logprobs have; None: no logprobs."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _has_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value and not info.data.get("logprobs"):
+            raise _invalid("needs logprobs: true")
+        return value
+
+
+class GenerateBody(SamplingFields, ChatLogprobs):
     """POST /generate: exactly one of `prompt` and `messages`."""
 
     prompt: Annotated[str, Field(min_length=1)] | None = None
@@ -277,7 +315,6 @@ class GenerateBody(SamplingFields):
     background: bool | None = None
     priority: Annotated[int | None, Number("priority")] = None
 
-    logprobs: Annotated[Any, Only(False)] = None
     conversation_id: Annotated[Any, Only()] = None
 
 
@@ -305,16 +342,13 @@ class OpenAIFields(SamplingFields, NoEffectFields):
     """The fields that chat and text completions share."""
 
     stream_options: StreamOptions | None = None
-    n: Annotated[Any, Only(1)] = None
 
 
-class ChatBody(OpenAIFields):
+class ChatBody(OpenAIFields, ChatLogprobs):
     """POST /v1/chat/completions."""
 
     messages: Messages
 
-    logprobs: Annotated[Any, Only(False)] = None
-    top_logprobs: Annotated[Any, Only(0)] = None
     tools: Annotated[Any, Only([])] = None
     tool_choice: Annotated[Any, Only("none", "auto")] = None
     parallel_tool_calls: Annotated[Any, Only(False, True)] = None
@@ -329,11 +363,32 @@ class ChatBody(OpenAIFields):
 
 
 class CompletionBody(OpenAIFields):
-    """POST /v1/completions; the prompt is plain text or token ids, no chat template."""
+    """POST /v1/completions; each prompt is plain text or token ids, no chat template.
 
-    prompt: CompletionPrompt
+    With `echo` the answer begins with the prompt, and may have no token of its own (`max_tokens` 0).
+    """
 
-    logprobs: Annotated[Any, Only()] = None
-    echo: Annotated[Any, Only(False)] = None
-    suffix: Annotated[Any, Only("")] = None
-    best_of: Annotated[Any, Only(1)] = None
+    prompt: CompletionPrompts
+    max_tokens: Annotated[int | None, Number(NumberField(0, _MAX_INT, is_whole=True))] = None
+    suffix: str | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int | None, Number(NumberField(0, 5, is_whole=True))] = None
+    best_of: Annotated[int | None, Number("n")] = None
+
+
+class TokenizeBody(NoEffectFields):
+    """POST /tokenize: exactly one of `prompt` and `messages`."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Messages | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: Annotated[Any, Only(True)] = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeBody(NoEffectFields):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: tuple[Annotated[int, Number(NumberField(0, 2**31 - 1, is_whole=True))], ...]

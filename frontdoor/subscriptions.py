@@ -24,19 +24,22 @@ from spool import (
 log = logging.getLogger(__name__)
 
 
-class Watch:
-    """The news of one request for one client. `result` is final; `records` are tokens not taken yet."""
+class WatchGroup:
+    """The watches of one client, which wake it together."""
 
-    def __init__(self, request_id: str, log_reader: TokenLogReader | None) -> None:
-        self.request_id = request_id
-        self.log_reader = log_reader
-        self.records: list[TokenRecord] = []
-        self.result: Result | None = None
-        self.failure: SpoolError | None = None
-        self.is_reset = False
+    def __init__(self) -> None:
+        self.watches: list[Watch] = []
         self.is_client_gone = False
-        self.is_unreadable = False
         self._news = asyncio.Event()
+
+    @property
+    def has_failed(self) -> bool:
+        return any(watch.has_failed for watch in self.watches)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every watch has its result, or one has failed."""
+        return self.has_failed or all(watch.result is not None for watch in self.watches)
 
     async def news(self, timeout_seconds: float) -> bool:
         """Wait for news; False when the time is over."""
@@ -49,6 +52,34 @@ class Watch:
         self._news.clear()
         return True
 
+    def client_gone(self) -> None:
+        """Note that the client disconnected, and wake the waiter."""
+        self.is_client_gone = True
+        self.wake()
+
+    def wake(self) -> None:
+        self._news.set()
+
+
+class Watch:
+    """The news of one request for one client. `result` is final; `records` are tokens not taken yet."""
+
+    def __init__(self, request_id: str, group: WatchGroup, log_reader: TokenLogReader | None) -> None:
+        self.request_id = request_id
+        self.log_reader = log_reader
+        self.records: list[TokenRecord] = []
+        self.result: Result | None = None
+        self.failure: SpoolError | None = None
+        self.is_reset = False
+        self.is_unreadable = False
+        self.wake = group.wake
+        group.watches.append(self)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it ended without an answer."""
+        return self.failure is not None or (self.result is not None and self.result.error is not None)
+
     def take_records(self) -> list[TokenRecord]:
         """Return the new tokens since the last call."""
         taken, self.records = self.records, []
@@ -58,14 +89,6 @@ class Watch:
         """Return whether the log started over since the last call."""
         was_reset, self.is_reset = self.is_reset, False
         return was_reset
-
-    def client_gone(self) -> None:
-        """Note that the client disconnected, and wake the waiter."""
-        self.is_client_gone = True
-        self.wake()
-
-    def wake(self) -> None:
-        self._news.set()
 
 
 class Subscriptions:
@@ -97,9 +120,9 @@ class Subscriptions:
         return self._rescan is not None
 
     @contextmanager
-    def watch(self, request_id: str, *, with_tokens: bool) -> Iterator[Watch]:
-        """Follow one request; existing tokens and results count as news."""
-        watch = Watch(request_id, self._spool.open_log(request_id) if with_tokens else None)
+    def watch(self, request_id: str, group: WatchGroup, *, with_tokens: bool) -> Iterator[Watch]:
+        """Follow one request for a group's client; existing tokens and results count as news."""
+        watch = Watch(request_id, group, self._spool.open_log(request_id) if with_tokens else None)
         self._watches.add(watch)
         self._read_news(watch)
         self._schedule_rescan()

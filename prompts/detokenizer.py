@@ -9,7 +9,7 @@ end an answer, and ids beyond the vocabulary have no text. Knows nothing of requ
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -62,6 +62,19 @@ class Detokenizer:
         if self._can_cache:
             self._cache[token_id] = added
         return added
+
+    def has_text(self, token_id: int) -> bool:
+        """Whether a token is part of an answer's text."""
+        return token_id not in self._silent and self.is_known(token_id)
+
+    def bytes_alone(self, token_id: int) -> bytes:
+        """Return a token's bytes as after another token; of a special token, those of its name."""
+        added = self.added_bytes(token_id, token_id)
+        return added if added is not None else (self._tokenizer.id_to_token(token_id) or "").encode()
+
+    def text_of(self, token_ids: Iterable[int]) -> str:
+        """Return the text of token ids that continue another text, with the names of special tokens."""
+        return b"".join(map(self.bytes_alone, token_ids)).decode("utf-8", "replace")
 
     def _first_bytes(self, token_id: int) -> bytes | None:
         added = self._find_bytes(token_id, None)

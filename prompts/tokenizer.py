@@ -22,6 +22,7 @@ from config import Settings
 from prompts.chat_template import ChatTemplate, MessagesRefused, RenderedChat
 from prompts.control_tokens import ControlTokens
 from prompts.detokenizer import Detokenizer
+from prompts.fill_in import find_fill_in_ids
 from prompts.history import ways_to_write
 from prompts.special_tokens import end_token_ids, merge_configs, named_tokens, special_texts
 from prompts.thinking import EffortRefused, effort_variables
@@ -81,6 +82,7 @@ class PromptTokenizer:
         self._control = ControlTokens(self._tokenizer, special, self._template)
         self._has_control_in_text = has_control_in_text
         self._opening = self._opening_ids(config)
+        self._fill_in = find_fill_in_ids(self._tokenizer.token_to_id)
         self.hash = _hash(data, template)
         vocab = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
@@ -134,6 +136,14 @@ class PromptTokenizer:
             if ids[: len(self._opening) - num_missing] == self._opening[num_missing:]:
                 return self._opening[:num_missing] + ids
         return self._opening + ids
+
+    def encode_fill_in(self, prefix: str, suffix: str) -> list[int] | None:
+        """Encode a request for the text between two others; None: the model has no tokens for it."""
+        if self._fill_in is None:
+            return None
+        before_prefix, before_suffix, before_answer = self._fill_in
+        asked = [before_prefix, *self._encode(prefix), before_suffix, *self._encode(suffix), before_answer]
+        return self._opening + asked
 
     def _encode(self, text: str) -> list[int]:
         # tokenizers 0.23: `encode` holds the interpreter's lock, so a long text would block all threads.

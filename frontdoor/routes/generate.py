@@ -3,6 +3,7 @@
 Converts the body to a draft and the result to the answer; knows nothing of the spool's files.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter
@@ -12,12 +13,14 @@ from fastapi.responses import JSONResponse, Response
 from config import Settings
 from config.errors import ServiceError
 from frontdoor.accepting import Accepted, Draft, accept
-from frontdoor.answering import stream_answer, wait_for_result
+from frontdoor.answering import stream_answer, wait_for_results
 from frontdoor.http.bodies import BodyRoute, json_body, read_json
 from frontdoor.http.errors import InvalidRequest, body_of
 from frontdoor.http.events import data_frame, to_json
+from frontdoor.logprobs import chat_logprobs
 from frontdoor.schemas import GenerateBody
 from frontdoor.state import FrontDoor, caller, front_door
+from prompts.detokenizer import Detokenizer
 from spool import Result, SpoolUnavailable, TokenRecord
 
 DEFAULT_PRIORITY = 5
@@ -30,15 +33,18 @@ async def generate(http: HttpRequest) -> Response:
     """Generate text."""
     front = front_door(http)
     body = await read_json(http, GenerateBody, max_bytes=front.settings.max_body_bytes)
-    accepted = await accept(front, draft_of(body, front.settings), caller=caller(http))
+    draft, texts = draft_of(body, front.settings), front.tokenizer.detokenizer
+    accepted = await accept(front, [draft], caller=caller(http), num_choices=body.n or 1)
     if body.background:
-        if not accepted.is_first:
-            front.disconnects.client_returned(accepted.id)  # a retry that does not wait any more
+        for each in accepted:
+            if not each.is_first:
+                front.disconnects.client_returned(each.id)  # a retry that does not wait any more
         return accepted_response(front, accepted)
     if body.stream:
-        return stream_answer(front, accepted, NativeRenderer(accepted.seed))
-    result = await wait_for_result(front, http, accepted)
-    return JSONResponse(answer(result, seed=accepted.seed))
+        return stream_answer(front, accepted, NativeRenderer(texts, num_choices=len(accepted)))
+    results = await wait_for_results(front, http, accepted)
+    answers = [answer(result, texts) for result in results]
+    return JSONResponse(answers[0] if len(answers) == 1 else {**answers[0], "choices": answers})
 
 
 def draft_of(body: GenerateBody, settings: Settings) -> Draft:
@@ -61,14 +67,18 @@ def draft_of(body: GenerateBody, settings: Settings) -> Draft:
         priority=DEFAULT_PRIORITY if body.priority is None else body.priority,
         default_max_tokens=settings.default_max_tokens,
         max_text_bytes=settings.max_prompt_len_bytes,
+        logprobs=body.num_alternatives,
     )
 
 
-def accepted_response(front: FrontDoor, accepted: Accepted) -> JSONResponse:
-    """Answer a background request with its URL and its place in the queue."""
-    url = f"/requests/{accepted.id}"
-    body: dict[str, Any] = {"id": accepted.id, "status_url": url, **describe_place(front, accepted.id)}
-    return JSONResponse(body, status_code=202, headers={"Location": url})
+def accepted_response(front: FrontDoor, accepted: Sequence[Accepted]) -> JSONResponse:
+    """Answer a background request with its URL and its place in the queue; with several, also by choice."""
+    places = [
+        {"id": each.id, "status_url": f"/requests/{each.id}", **describe_place(front, each.id)}
+        for each in accepted
+    ]
+    body = places[0] if len(places) == 1 else {**places[0], "choices": places}
+    return JSONResponse(body, status_code=202, headers={"Location": places[0]["status_url"]})
 
 
 def describe_place(front: FrontDoor, request_id: str) -> dict[str, Any]:
@@ -80,7 +90,7 @@ def describe_place(front: FrontDoor, request_id: str) -> dict[str, Any]:
     return {"position": None, "estimated_wait_s": None} if place is None else dict(vars(place))
 
 
-def answer(result: Result, *, seed: int | None = None) -> dict[str, Any]:
+def answer(result: Result, texts: Detokenizer) -> dict[str, Any]:
     """Write a result as /generate answers it."""
     usage = result.usage
     answered: dict[str, Any] = {
@@ -96,36 +106,43 @@ def answer(result: Result, *, seed: int | None = None) -> dict[str, Any]:
         },
         "performance": result.performance,
     }
-    seed = result.seed if seed is None else seed
-    if seed is not None:
-        answered["seed"] = seed
+    if result.seed is not None:
+        answered["seed"] = result.seed
+    if result.logprobs is not None:
+        answered["logprobs"] = chat_logprobs(texts, result.logprobs)["content"]
     return answered
 
 
 class NativeRenderer:
-    """Writes events as `token`, `reset`, `done` and `error`; the id of a token event is the token's index."""
+    """Writes events as `token`, `reset`, `done` and `error`.
+
+    The id of a token event is the token's index. With several choices events have no id, but their choice.
+    """
 
     ends_at_reset = False
     is_quiet = False
 
-    def __init__(self, seed: int | None) -> None:
-        self._seed = seed
+    def __init__(self, texts: Detokenizer, *, num_choices: int = 1) -> None:
+        self._texts, self._is_alone = texts, num_choices == 1
 
-    def tokens(self, records: tuple[TokenRecord, ...]) -> bytes:
-        return b"".join(
-            data_frame(
-                to_json({"index": record.index, "token_id": record.token_id, "text": record.text}),
-                event="token",
-                event_id=record.index,
-            )
-            for record in records
-        )
+    def tokens(self, choice: int, records: tuple[TokenRecord, ...]) -> bytes:
+        return b"".join(self._token(choice, record) for record in records)
 
-    def reset(self) -> bytes:
-        return data_frame("{}", event="reset")
+    def reset(self, choice: int) -> bytes:
+        return self._frame("reset", choice, {})
 
-    def done(self, result: Result) -> bytes:
-        return data_frame(to_json(answer(result, seed=self._seed)), event="done")
+    def done(self, choice: int, result: Result) -> bytes:
+        return self._frame("done", choice, answer(result, self._texts))
 
     def error(self, error: ServiceError) -> bytes:
         return data_frame(to_json(body_of(error)), event="error")
+
+    def _token(self, choice: int, record: TokenRecord) -> bytes:
+        token: dict[str, Any] = {"index": record.index, "token_id": record.token_id, "text": record.text}
+        if record.logprobs is not None:
+            token["logprobs"] = chat_logprobs(self._texts, [record.logprobs])["content"]
+        return self._frame("token", choice, token, record.index if self._is_alone else None)
+
+    def _frame(self, event: str, choice: int, data: dict[str, Any], event_id: int | None = None) -> bytes:
+        named = data if self._is_alone else {"choice": choice, **data}
+        return data_frame(to_json(named), event=event, event_id=event_id)

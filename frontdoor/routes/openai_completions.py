@@ -1,7 +1,9 @@
-"""POST /v1/completions: continues plain text or token ids without a chat template.
+"""POST /v1/completions: continues plain texts or token ids without a chat template.
 
-Converts the body to a draft, and defines the form of a choice; knows nothing of the ring or the spool.
+Converts the body to a draft for each prompt, and writes choices; knows nothing of the ring or the spool.
 """
+
+from collections.abc import Sequence
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
@@ -9,28 +11,108 @@ from fastapi.responses import Response
 
 from frontdoor.accepting import Draft
 from frontdoor.http.bodies import BodyRoute, json_body
-from frontdoor.routes.openai_text import Choice, TextApi, answer_text
+from frontdoor.http.errors import InvalidRequest
+from frontdoor.logprobs import completion_logprobs
+from frontdoor.routes.openai_text import Asked, Choice, TextApi, answer_text
 from frontdoor.schemas import CompletionBody
+from frontdoor.state import FrontDoor
+from prompts.detokenizer import Detokenizer
+from spool import Result, TokenLogprob, TokenRecord
 
 router = APIRouter(route_class=BodyRoute)
 
 
+API = TextApi(prefix="cmpl", kind="text_completion", chunk_kind="text_completion")
+
+
 @router.post("/v1/completions", openapi_extra=json_body("CompletionBody"))
 async def completions(http: HttpRequest) -> Response:
-    """Continue a text."""
-    return await answer_text(
-        http, COMPLETION, CompletionBody, lambda body: Draft(prompt=body.prompt, sampling=body)
+    """Continue texts."""
+    return await answer_text(http, API, CompletionBody, read_body)
+
+
+def read_body(front: FrontDoor, body: CompletionBody) -> Asked:
+    """Turn the body into a draft for each prompt.
+
+    Raises:
+        InvalidRequest: fields that exclude each other, or a suffix that this model cannot take.
+    """
+    num_choices, with_prompt = body.n or 1, body.echo and body.logprobs is not None
+    if body.best_of is not None and body.best_of != num_choices:
+        raise InvalidRequest("'best_of' must be equal to 'n': no answer is thrown away here", param="best_of")
+    if body.most_tokens == 0 and not body.echo:
+        raise InvalidRequest("'max_tokens' may only be 0 with 'echo'", param="max_tokens")
+    if body.stream and with_prompt:
+        raise InvalidRequest("a stream has no logprobs of the prompt: 'echo' with 'logprobs' cannot stream")
+    texts = front.tokenizer.detokenizer
+    drafts = [
+        Draft(
+            prompt=_with_suffix(front, prompt, body.suffix),
+            sampling=body,
+            logprobs=body.logprobs,
+            prompt_logprobs=body.logprobs if with_prompt else None,
+        )
+        for prompt in body.prompt
+    ]
+    shown = [
+        "" if not body.echo else each if isinstance(each, str) else texts.text_of(each)
+        for each in body.prompt
+    ]
+    return Asked(
+        drafts,
+        num_choices,
+        lambda index: CompletionWriter(
+            index, texts, shown[index // num_choices], has_answer=body.most_tokens != 0
+        ),
     )
 
 
-def _choice(text: str | None, finish_reason: str | None) -> Choice:
-    return {"index": 0, "text": text or "", "logprobs": None, "finish_reason": finish_reason}
+def _with_suffix(
+    front: FrontDoor, prompt: str | tuple[int, ...], suffix: str | None
+) -> str | tuple[int, ...]:
+    """Return the prompt, or the token ids that ask for what comes between it and the suffix."""
+    if not suffix:
+        return prompt
+    if isinstance(prompt, str) and (ids := front.tokenizer.encode_fill_in(prompt, suffix)) is not None:
+        return tuple(ids)
+    what = (
+        "this model has no tokens for text between"
+        if isinstance(prompt, str)
+        else "prompts of token ids have no"
+    )
+    raise InvalidRequest(f"{what} 'prompt' and 'suffix'", param="suffix")
 
 
-COMPLETION = TextApi(
-    prefix="cmpl",
-    kind="text_completion",
-    chunk_kind="text_completion",
-    choice=lambda result: _choice(result.text, result.finish_reason),
-    delta=_choice,
-)
+class CompletionWriter:
+    """Writes a choice of a completion, as a whole or in chunks."""
+
+    def __init__(self, index: int, texts: Detokenizer, prompt: str, *, has_answer: bool) -> None:
+        """Args: prompt: the text before the answer; has_answer: whether the answer has tokens of its own."""
+        self._index, self._texts, self._prompt, self._has_answer = index, texts, prompt, has_answer
+        self._num_sent = len(prompt)  # characters
+
+    def opening(self) -> list[Choice]:
+        return [self._choice(self._prompt)] if self._prompt else []
+
+    def tokens(self, records: tuple[TokenRecord, ...]) -> list[Choice]:
+        if not self._has_answer:
+            return []
+        text, tokens = "".join(record.text for record in records), [record.logprobs for record in records]
+        logprobs = self._logprobs([token for token in tokens if token is not None], self._num_sent)
+        self._num_sent += len(text)
+        return [self._choice(text, logprobs)] if text or logprobs else []
+
+    def done(self, result: Result) -> list[Choice]:
+        return [self._choice("", finish_reason=result.finish_reason)]
+
+    def whole(self, result: Result) -> Choice:
+        tokens = [*(result.prompt_logprobs or ()), *(result.logprobs or () if self._has_answer else ())]
+        start = 0 if result.prompt_logprobs else len(self._prompt)
+        text = self._prompt + (result.text if self._has_answer else "")
+        return self._choice(text, self._logprobs(tokens, start), result.finish_reason)
+
+    def _logprobs(self, tokens: Sequence[TokenLogprob], start: int) -> Choice | None:
+        return completion_logprobs(self._texts, tokens, start) if tokens else None
+
+    def _choice(self, text: str, logprobs: Choice | None = None, finish_reason: str | None = None) -> Choice:
+        return {"index": self._index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}

@@ -1,20 +1,20 @@
 """The shared part of the two OpenAI text APIs: from a body to an answer, whole or streamed; ids and usage.
 
-A stream has a chunk with the role (chat only) just before the first text, chunks with text, one with the
-finish reason, one with the usage where the client wants it, and [DONE]; an error ends it. Knows no route; a
-`TextApi` defines the form of a choice.
+A stream has for each choice an opening just before its first text, chunks with text, and one with the finish
+reason; then one chunk with the usage where the client wants it, and [DONE]. An error ends it. Knows no route:
+a `ChoiceWriter` writes each choice in its route's form.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
 from config.errors import ServiceError
-from frontdoor.accepting import Accepted, Draft, accept
-from frontdoor.answering import stream_answer, wait_for_result
+from frontdoor.accepting import Draft, accept
+from frontdoor.answering import stream_answer, wait_for_results
 from frontdoor.http.bodies import read_json
 from frontdoor.http.errors import Cancelled, InvalidRequest, body_of
 from frontdoor.http.events import data_frame, to_json
@@ -27,12 +27,83 @@ TextBody = TypeVar("TextBody", bound=OpenAIFields)
 DONE_FRAME = data_frame("[DONE]")
 
 
-def usage_of(result: Result) -> dict[str, Any]:
-    """Write usage as OpenAI does."""
-    usage = result.usage
+class ChoiceWriter(Protocol):
+    """Writes one choice of an answer, as a whole or in chunks of a stream."""
+
+    def opening(self) -> list[Choice]:
+        """Return the chunks before the first text."""
+
+    def tokens(self, records: tuple[TokenRecord, ...]) -> list[Choice]:
+        """Return the chunks for new tokens; none while there is no text."""
+
+    def done(self, result: Result) -> list[Choice]:
+        """Return the last chunks, with the finish reason."""
+
+    def whole(self, result: Result) -> Choice:
+        """Return the choice of a whole answer."""
+
+
+@dataclass(frozen=True)
+class TextApi:
+    """The names of an API."""
+
+    prefix: str
+    kind: str
+    chunk_kind: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a body asks for: drafts, `num_choices` answers to each, and a writer for each choice."""
+
+    drafts: Sequence[Draft]
+    num_choices: int
+    make_writer: Callable[[int], ChoiceWriter]
+
+
+async def answer_text(
+    http: HttpRequest,
+    api: TextApi,
+    model: type[TextBody],
+    read: Callable[[FrontDoor, TextBody], Asked],
+) -> Response:
+    """Read the body, accept its requests, and answer.
+
+    Raises:
+        Cancelled: a request was cancelled; these APIs have no finish reason for that.
+    """
+    front = front_door(http)
+    body = await read_json(http, model, max_bytes=front.settings.max_body_bytes)
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest("'stream_options' is for streams: set 'stream' to true", param="stream_options")
+    asked = read(front, body)
+    accepted = await accept(front, asked.drafts, caller=caller(http), num_choices=asked.num_choices)
+    writers = [asked.make_writer(index) for index in range(len(accepted))]
+    head = {
+        "id": f"{api.prefix}-{accepted[0].id}",
+        "object": api.chunk_kind if body.stream else api.kind,
+        "created": int(accepted[0].created_unix),
+        "model": front.model_name,
+        "system_fingerprint": f"fp_{front.tokenizer.hash[:12]}",
+    }
+    if body.stream:
+        tokens = [each.num_prompt_tokens for each in accepted[:: asked.num_choices]]
+        renderer = ChunkRenderer(writers, head, body.stream_options, sum(tokens), asked.num_choices)
+        return stream_answer(front, accepted, renderer)
+    results = await wait_for_results(front, http, accepted)
+    if any(result.finish_reason == "cancelled" for result in results):
+        raise Cancelled("the request was cancelled")
+    choices = [writer.whole(result) for writer, result in zip(writers, results, strict=True)]
+    return JSONResponse({**head, "choices": choices, "usage": usage_of(results, asked.num_choices)})
+
+
+def usage_of(results: Sequence[Result], num_choices: int) -> dict[str, Any]:
+    """Write usage as OpenAI does; a prompt counts once for all its choices."""
+    firsts = [result.usage for result in results[::num_choices]]
+    num_answer_tokens = sum(result.usage.completion_tokens for result in results)
     return {
-        **count_usage(usage.prompt_tokens, usage.completion_tokens),
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        **count_usage(sum(usage.prompt_tokens for usage in firsts), num_answer_tokens),
+        "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in firsts)},
     }
 
 
@@ -45,56 +116,6 @@ def count_usage(num_prompt_tokens: int, num_answer_tokens: int) -> dict[str, int
     }
 
 
-@dataclass(frozen=True)
-class TextApi:
-    """The differences between the APIs.
-
-    `choice` makes the choice of a whole answer, `delta` that of a chunk, from text (None in the last) and
-    finish reason; `opening` comes before the first text, if the API has one.
-    """
-
-    prefix: str
-    kind: str
-    chunk_kind: str
-    choice: Callable[[Result], Choice]
-    delta: Callable[[str | None, str | None], Choice]
-    opening: Choice | None = None
-
-    def head(self, front: FrontDoor, accepted: Accepted, kind: str) -> dict[str, Any]:
-        """Return the first members of an answer, or of every chunk of a stream."""
-        return {
-            "id": f"{self.prefix}-{accepted.id}",
-            "object": kind,
-            "created": int(accepted.created_unix),
-            "model": front.model_name,
-            "system_fingerprint": f"fp_{front.tokenizer.hash[:12]}",
-        }
-
-
-async def answer_text(
-    http: HttpRequest, api: TextApi, model: type[TextBody], draft_of: Callable[[TextBody], Draft]
-) -> Response:
-    """Read the body, accept the request, and answer.
-
-    Raises:
-        Cancelled: the request was cancelled; these APIs have no finish reason for that.
-    """
-    front = front_door(http)
-    body = await read_json(http, model, max_bytes=front.settings.max_body_bytes)
-    if body.stream_options is not None and not body.stream:
-        raise InvalidRequest("'stream_options' is for streams: set 'stream' to true", param="stream_options")
-    accepted = await accept(front, draft_of(body), caller=caller(http))
-    if body.stream:
-        head = api.head(front, accepted, api.chunk_kind)
-        renderer = ChunkRenderer(api, head, body.stream_options, accepted.num_prompt_tokens)
-        return stream_answer(front, accepted, renderer)
-    result = await wait_for_result(front, http, accepted)
-    if result.finish_reason == "cancelled":
-        raise Cancelled("the request was cancelled")
-    head = api.head(front, accepted, api.kind)
-    return JSONResponse({**head, "choices": [api.choice(result)], "usage": usage_of(result)})
-
-
 class ChunkRenderer:
     """Writes events as OpenAI chunks."""
 
@@ -102,51 +123,60 @@ class ChunkRenderer:
     is_quiet = True
 
     def __init__(
-        self, api: TextApi, head: dict[str, Any], options: StreamOptions | None, num_prompt_tokens: int
+        self,
+        writers: Sequence[ChoiceWriter],
+        head: dict[str, Any],
+        options: StreamOptions | None,
+        num_prompt_tokens: int,
+        num_choices: int,
     ) -> None:
         options = options or StreamOptions()
-        self._api = api
+        self._writers, self._num_choices = writers, num_choices
         self._with_usage = bool(options.include_usage)
         self._counts_usage = bool(options.continuous_usage_stats)
         # Where usage has its own chunk, all others have a null usage.
         self._head = {**head, "usage": None} if self._with_usage else head
-        self._num_prompt_tokens, self._num_answer_tokens = num_prompt_tokens, 0
-        self._is_open = False
-        self._num_sent = 0  # characters of the answer
+        self._num_prompt_tokens = num_prompt_tokens
+        self._num_answer_tokens = [0] * len(writers)
+        self._open: set[int] = set()
+        self._results: dict[int, Result] = {}
 
-    def tokens(self, records: tuple[TokenRecord, ...]) -> bytes:
-        opening = self._open()
-        self._num_answer_tokens = records[-1].index + 1
-        return opening + self._text("".join(record.text for record in records))
+    def tokens(self, choice: int, records: tuple[TokenRecord, ...]) -> bytes:
+        self._num_answer_tokens[choice] = records[-1].index + 1
+        written = self._writers[choice].tokens(records)
+        # Without text the opening goes out as well: the client sees that its answer has begun.
+        return self._chunks(self._opening(choice) + written)
 
-    def reset(self) -> bytes:
+    def reset(self, choice: int) -> bytes:
         return self.error(ServiceError("the log lost tokens that this stream had sent; retry the request"))
 
-    def done(self, result: Result) -> bytes:
+    def done(self, choice: int, result: Result) -> bytes:
         if result.finish_reason == "cancelled":
             return self.error(Cancelled("the request was cancelled"))
-        frames = [self._open()]
-        self._num_answer_tokens = result.usage.completion_tokens
-        frames.append(self._text(result.text[self._num_sent :]))
-        frames.append(self._chunk(self._api.delta(None, result.finish_reason)))
-        if self._with_usage:
-            frames.append(data_frame(to_json({**self._head, "choices": [], "usage": usage_of(result)})))
-        return b"".join(frames) + DONE_FRAME
+        self._num_answer_tokens[choice] = result.usage.completion_tokens
+        self._results[choice] = result
+        frames = self._chunks(self._opening(choice) + self._writers[choice].done(result))
+        return frames if len(self._results) < len(self._writers) else frames + self._end()
 
     def error(self, error: ServiceError) -> bytes:
         return data_frame(to_json(body_of(error)))
 
-    def _open(self) -> bytes:
-        choice = None if self._is_open else self._api.opening
-        self._is_open = True
-        return b"" if choice is None else self._chunk(choice)
+    def _end(self) -> bytes:
+        if not self._with_usage:
+            return DONE_FRAME
+        usage = usage_of([self._results[i] for i in range(len(self._writers))], self._num_choices)
+        return data_frame(to_json({**self._head, "choices": [], "usage": usage})) + DONE_FRAME
 
-    def _text(self, text: str) -> bytes:
-        self._num_sent += len(text)
-        return self._chunk(self._api.delta(text, None)) if text else b""
+    def _opening(self, choice: int) -> list[Choice]:
+        if choice in self._open:
+            return []
+        self._open.add(choice)
+        return self._writers[choice].opening()
 
-    def _chunk(self, choice: dict[str, Any]) -> bytes:
+    def _chunks(self, choices: list[Choice]) -> bytes:
         counted = {}
         if self._counts_usage:
-            counted = {"usage": count_usage(self._num_prompt_tokens, self._num_answer_tokens)}
-        return data_frame(to_json({**self._head, **counted, "choices": [choice]}))
+            counted = {"usage": count_usage(self._num_prompt_tokens, sum(self._num_answer_tokens))}
+        return b"".join(
+            data_frame(to_json({**self._head, **counted, "choices": [choice]})) for choice in choices
+        )

@@ -62,7 +62,7 @@ async def stream_request(http: HttpRequest, request_id: str) -> EventStream:
     start = first_index(http.headers.get("last-event-id"), http.query_params.get("from"))
     found = find_owned(front.spool, request_id, owner=owner_of(http))
     accepted = Accepted(found.id, found.seed, found.created_unix, is_asker=False, is_first=False)
-    return stream_answer(front, accepted, NativeRenderer(found.seed), start=start)
+    return stream_answer(front, [accepted], NativeRenderer(front.tokenizer.detokenizer), start=start)
 
 
 def first_index(last_event_id: str | None, from_index: str | None) -> int:
@@ -86,7 +86,7 @@ def _describe(front: FrontDoor, found: FoundRequest) -> dict[str, Any]:
     if found.result is None:
         place = describe_place(front, found.id) if found.state == "waiting" else {}
         return {"id": found.id, "state": found.state, **place}
-    described = {"state": "done", **answer(found.result)}
+    described = {"state": "done", **answer(found.result, front.tokenizer.detokenizer)}
     if found.result.error is not None:
         described["error"] = found.result.error
     return described

@@ -1,14 +1,15 @@
 """A rank 0 without a model: claims real requests from a real spool and answers them with words it makes up.
 
-The answer depends on the request alone: `answer_pieces` says what it will be. Words in the prompt steer it:
-[hold] waits for `release()` before the second token, [fail] ends in an error, [paced] leaves 5 ms between
-tokens, [too long] is refused. With `max_open` 0 everything waits.
+The answer depends on the request alone: `answer_pieces` says what it will be, `logprobs_of` its logprobs.
+Words in the prompt steer it: [hold] waits for `release()` before the second token, [fail] ends in an error,
+[paced] leaves 5 ms between tokens, [too long] is refused. With `max_open` 0 everything waits.
 """
 
 import selectors
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,18 @@ from msgspec.structs import replace
 
 from config.context_length import ContextLength
 from config.run_files import write_json
-from spool import Claim, LogHeader, Request, Result, Spool, SpoolOwner, TokenLogWriter, TokenRecord, Usage
+from spool import (
+    Claim,
+    LogHeader,
+    Request,
+    Result,
+    Spool,
+    SpoolOwner,
+    TokenLogprob,
+    TokenLogWriter,
+    TokenRecord,
+    Usage,
+)
 
 MAX_PIECES = 40
 PACE_SECONDS = 0.005
@@ -40,6 +52,27 @@ def answer_pieces(request: Request) -> tuple[list[str], str]:
         if room <= 0:
             break
     return kept, "stop"
+
+
+def logprobs_of(token_ids: Sequence[int], num_alternatives: int | None) -> tuple[TokenLogprob, ...] | None:
+    """Return made-up logprobs: -token id / 1000, the alternatives are the ids below it."""
+    if num_alternatives is None:
+        return None
+    return tuple(
+        TokenLogprob(
+            token,
+            -token / 1000,
+            tuple((other, -other / 1000) for other in range(token - 1, token - 1 - num_alternatives, -1)),
+        )
+        for token in token_ids
+    )
+
+
+def prompt_logprobs_of(request: Request) -> tuple[TokenLogprob, ...] | None:
+    """Return made-up logprobs of a prompt, as rank 0 does: nothing comes before the first token."""
+    token_ids = request.token_ids or ()
+    found = logprobs_of(token_ids, request.params.prompt_logprobs)
+    return found and (TokenLogprob(token_ids[0], None), *found[1:])
 
 
 @dataclass
@@ -177,7 +210,11 @@ class FakeEngine:
             if ("[fail]" in text and index == 1) or "[too long]" in text:
                 answer.reason = "error"
             elif index < len(answer.pieces):
-                answer.log.append([TokenRecord(index, 100 + index, answer.pieces[index])])
+                logprobs = logprobs_of([100 + index], answer.claim.request.params.logprobs)
+                record = TokenRecord(
+                    index, 100 + index, answer.pieces[index], logprobs[0] if logprobs else None
+                )
+                answer.log.append([record])
                 self.token_unix.setdefault(answer.claim.request.id, []).append(time.time())
                 if "[paced]" in (answer.claim.request.text or ""):
                     answer.next_at = time.monotonic() + PACE_SECONDS
@@ -215,6 +252,8 @@ class FakeEngine:
             finished_unix=time.time(),
             owner=request.owner,
             seed=request.params.seed,
+            logprobs=logprobs_of(range(100, 100 + num_tokens), request.params.logprobs),
+            prompt_logprobs=prompt_logprobs_of(request),
         )
         answer.log.close()
         self._answers.remove(answer)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from frontdoor.subscriptions import Subscriptions
+from frontdoor.subscriptions import Subscriptions, WatchGroup
 from spool import Request, Result, SamplingParams, Spool, SpoolOwner, TokenRecord, Usage
 from tests.fakes.spool_fakes import FailingFileSystem
 from tests.services.frontdoor_service import make_client, running_service, serving, until
@@ -42,15 +42,18 @@ def test_news_arrive_by_the_bell_alone(owner: SpoolOwner) -> None:
         subscriptions = Subscriptions(owner.spool, poll_interval_seconds=LONG_POLL_SECONDS)
         subscriptions.start()
         submit(owner.spool)
-        with subscriptions.watch(ID, with_tokens=True) as watch, owner.append_log(ID) as log:
+        with (
+            subscriptions.watch(ID, group := WatchGroup(), with_tokens=True) as watch,
+            owner.append_log(ID) as log,
+        ):
             log.append([TokenRecord(0, 1, "a")])
             owner.ring_doors()
-            assert await watch.news(5)
+            assert await group.news(5)
             assert [record.text for record in watch.take_records()] == ["a"]
             log.append([TokenRecord(1, 2, "b")])
             finish(owner)
             owner.ring_doors()
-            assert await watch.news(5)
+            assert await group.news(5)
             assert [record.text for record in watch.take_records()] == ["b"]
             assert watch.result is not None
         subscriptions.stop()
@@ -69,7 +72,10 @@ def test_an_answer_that_cannot_be_read_now_is_read_later(
         subscriptions = Subscriptions(owner.spool, poll_interval_seconds=LONG_POLL_SECONDS)
         subscriptions.start()
         submit(owner.spool)
-        with subscriptions.watch(ID, with_tokens=True) as watch, owner.append_log(ID) as log:
+        with (
+            subscriptions.watch(ID, group := WatchGroup(), with_tokens=True) as watch,
+            owner.append_log(ID) as log,
+        ):
             log.append([TokenRecord(0, 1, "a"), TokenRecord(1, 2, "b")])
             finish(owner)
             fs.is_failing = True
@@ -78,7 +84,7 @@ def test_an_answer_that_cannot_be_read_now_is_read_later(
             assert (watch.failure, watch.result, watch.records) == (None, None, [])
             fs.is_failing = False
             subscriptions._read_all_news()
-            assert await watch.news(5)
+            assert await group.news(5)
             assert [record.text for record in watch.take_records()] == ["a", "b"]
             assert watch.result is not None
         subscriptions.stop()
@@ -96,10 +102,10 @@ def test_a_lost_ring_costs_one_poll_interval(owner: SpoolOwner) -> None:
         subscriptions = Subscriptions(owner.spool, poll_interval_seconds=0.05)
         subscriptions.start()
         submit(owner.spool)
-        with subscriptions.watch(ID, with_tokens=False) as watch:
+        with subscriptions.watch(ID, group := WatchGroup(), with_tokens=False) as watch:
             finish(owner)
             started = time.monotonic()
-            assert await watch.news(5)
+            assert await group.news(5)
             assert watch.result is not None
         subscriptions.stop()
         return time.monotonic() - started
@@ -117,8 +123,8 @@ def test_what_is_there_already_counts_as_news(owner: SpoolOwner) -> None:
         with owner.append_log(ID) as log:
             log.append([TokenRecord(0, 1, "a"), TokenRecord(1, 2, "b")])
         finish(owner)
-        with subscriptions.watch(ID, with_tokens=True) as watch:
-            assert await watch.news(0.01)
+        with subscriptions.watch(ID, group := WatchGroup(), with_tokens=True) as watch:
+            assert await group.news(0.01)
             assert len(watch.take_records()) == 2
             assert watch.result is not None
         subscriptions.stop()
@@ -133,17 +139,17 @@ def test_a_log_that_begins_anew_is_told(owner: SpoolOwner) -> None:
         subscriptions = Subscriptions(owner.spool, poll_interval_seconds=LONG_POLL_SECONDS)
         subscriptions.start()
         submit(owner.spool)
-        with subscriptions.watch(ID, with_tokens=True) as watch:
+        with subscriptions.watch(ID, group := WatchGroup(), with_tokens=True) as watch:
             with owner.append_log(ID) as log:
                 log.append([TokenRecord(0, 1, "a")])
             owner.ring_doors()
-            assert await watch.news(5)
+            assert await group.news(5)
             assert len(watch.take_records()) == 1
             with owner.append_log("b" * 32) as log:
                 log.append([TokenRecord(0, 7, "z")])
             (owner.spool.folder.stream / ("b" * 32)).rename(owner.spool.folder.stream / ID)
             owner.ring_doors()
-            assert await watch.news(5)
+            assert await group.news(5)
             assert watch.take_reset()
             assert [record.text for record in watch.take_records()] == ["z"]
         subscriptions.stop()
@@ -158,7 +164,7 @@ def test_an_idle_listener_has_no_timer(owner: SpoolOwner) -> None:
         subscriptions = Subscriptions(owner.spool, poll_interval_seconds=0.01)
         subscriptions.start()
         states = [subscriptions.is_rescanning]
-        with subscriptions.watch(ID, with_tokens=False):
+        with subscriptions.watch(ID, WatchGroup(), with_tokens=False):
             states.append(subscriptions.is_rescanning)
         states.append(subscriptions.is_rescanning)
         subscriptions.stop()
