@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import json
 import random
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from itertools import zip_longest
 from typing import Any
 
 from bench.client import Ask
@@ -63,10 +62,8 @@ class Agreement:
 
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
     """The first step at which two answers differ; None if they are equal."""
-    for step, (token, other_token) in enumerate(zip(one, other, strict=False)):
-        if token != other_token:
-            return step
-    return None if len(one) == len(other) else min(len(one), len(other))
+    pairs = enumerate(zip_longest(one, other))
+    return next((step for step, (token, other_token) in pairs if token != other_token), None)
 
 
 def judge(
@@ -157,9 +154,6 @@ def ask_reference(setup: Setup, sequences: Sequence[dict[str, Any]]) -> list[lis
         "threads": setup.num_threads,
         "sequences": list(sequences),
     }
-    with tempfile.TemporaryDirectory(prefix="reference-", dir=setup.folder) as folder:
-        source, target = Path(folder) / "in.json", Path(folder) / "out.json"
-        source.write_text(json.dumps(task), encoding="utf-8")
-        run_module("the reference", "bench.reference", str(source), str(target), limit_s=REFERENCE_LIMIT_S)
-        found: list[list[dict[str, Any]]] = json.loads(target.read_text(encoding="utf-8"))["sequences"]
+    said = run_module("the reference", "bench.reference", stdin=json.dumps(task), limit_s=REFERENCE_LIMIT_S)
+    found: list[list[dict[str, Any]]] = json.loads(said)
     return found

@@ -1,6 +1,6 @@
 """The load: a number of clients; each sends its next request after the answer to its last one.
 
-All first connections open before the clock starts, a few at a time: a server with a short listen backlog
+All first connections open before the clock starts, one by one: a server with a short listen backlog
 (5 in Python's http.server) would lose some. Later requests include the time of their connection. Knows no
 server by name.
 """
@@ -24,7 +24,6 @@ from bench.prompts import make_long_prompt, make_prompts
 from bench.setup import BenchError, say
 from cluster.terminal import make_table
 
-NUM_CONNECTING = 4
 CONNECT_LIMIT_S = 20.0
 ANSWER_LIMIT_S = 600.0
 SHARES = (0.50, 0.95, 0.99)
@@ -97,23 +96,13 @@ def run_load(
 async def _ask_all(server: Server, asks: Sequence[Ask], num_clients: int, limit_s: float) -> LoadResult:
     replies = [Reply() for _ in asks]
     pending = deque(zip(asks, replies, strict=True))
-    connections = await _connect_all(server, min(num_clients, len(asks)))
+    async with asyncio.timeout(CONNECT_LIMIT_S):
+        connections = [await Connection.open(server) for _ in range(min(num_clients, len(asks)))]
     start_s = time.perf_counter()
     async with asyncio.TaskGroup() as group:
         for connection in connections:
             group.create_task(_run_client(server, connection, pending, start_s, limit_s))
     return LoadResult(replies, time.perf_counter() - start_s)
-
-
-async def _connect_all(server: Server, num_connections: int) -> list[Connection]:
-    few = asyncio.Semaphore(NUM_CONNECTING)
-
-    async def connect() -> Connection:
-        async with few:
-            return await Connection.open(server)
-
-    async with asyncio.timeout(CONNECT_LIMIT_S):
-        return list(await asyncio.gather(*(connect() for _ in range(num_connections))))
 
 
 async def _run_client(

@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,14 +18,14 @@ from urllib.parse import urlsplit
 
 from bench.client import Ask, Reply, Server
 from bench.load import run_load
-from bench.setup import BenchError, Setup, last_lines, make_setup, only_run, run_module, say
+from bench.setup import BenchError, Setup, make_setup, only_run, run_module, say
 from cluster.ports import free_ring_ports
-from config import REPOSITORY_ROOT, Settings, load_settings
+from config import Settings, load_settings
 from spool import Result, Spool
 
 HOST = "127.0.0.1"
 OURS = "ours"
-STOP_LIMIT_S = 90.0
+START_GRACE_S, STOP_LIMIT_S = 60.0, 90.0
 PREFIX = "service-"
 WARM_UP_PROMPT = "Count from one to twenty in words, please. This is number"
 WARM_UP_TOKENS = 8
@@ -63,7 +61,9 @@ class Service:
         values = {**make_overrides(self._setup), **self._extra, "STATE_DIR": str(state_dir)}
         self._settings = load_settings(values)
         try:
-            self._start(values, state_dir)
+            flags = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+            limit_s = self.settings.connect_timeout + self.settings.load_timeout + START_GRACE_S
+            run_module("starting our service", "cluster", "start", *flags, limit_s=limit_s)
             self.blas = read_blas(self._settings.log_dir)
             yield Server(HOST, self._settings.api_port)
         finally:
@@ -91,29 +91,6 @@ class Service:
         values = self.settings.public()
         shown = {key: str(values[key]) for key in SHOWN_KEYS}
         return {"name": self.name, "num_ranks": self._setup.num_ranks, "blas": self.blas, "settings": shown}
-
-    def _start(self, values: Mapping[str, str], state_dir: Path) -> None:
-        limit_s = self.settings.connect_timeout + self.settings.load_timeout + 60
-        flags = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
-        output = state_dir / "start.log"
-        with output.open("wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "cluster", "start", *flags],
-                cwd=REPOSITORY_ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is ours to handle
-            )
-            try:
-                code = process.wait(timeout=limit_s)
-            except subprocess.TimeoutExpired:
-                code = None
-            finally:
-                process.kill()
-                process.wait()
-        if code != 0:
-            raise BenchError(f"our service did not start (exit code {code}). {last_lines([output])}")
 
 
 def make_overrides(setup: Setup) -> dict[str, str]:

@@ -11,7 +11,7 @@ import fcntl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,6 @@ from cluster.commands.start import PREPARE, prepare_model
 from cluster.errors import ClusterError
 from config import REPOSITORY_ROOT, ConfigError, Settings, load_settings
 from config.limits import count_cores
-
-NUM_LOG_LINES = 15
 
 
 class BenchError(Exception):
@@ -74,8 +72,8 @@ def only_run(setup: Setup) -> Iterator[None]:
         yield
 
 
-def run_module(what: str, module: str, *arguments: str, limit_s: float | None = None) -> None:
-    """Run a module of this repository to its end; Ctrl-C does not reach it, but ends the wait for it.
+def run_module(what: str, module: str, *arguments: str, stdin: str = "", limit_s: float | None = None) -> str:
+    """Run a module of this repository, return its output; Ctrl-C does not reach it, but ends the wait for it.
 
     Raises:
         BenchError: it fails, or takes longer than the limit.
@@ -84,6 +82,7 @@ def run_module(what: str, module: str, *arguments: str, limit_s: float | None = 
         ended = subprocess.run(
             [sys.executable, "-m", module, *arguments],
             cwd=REPOSITORY_ROOT,
+            input=stdin,
             capture_output=True,
             text=True,
             timeout=limit_s,
@@ -94,18 +93,9 @@ def run_module(what: str, module: str, *arguments: str, limit_s: float | None = 
         raise BenchError(f"{what} did not end in {limit_s:g} s") from None
     if ended.returncode != 0:
         raise BenchError(f"{what} failed: {(ended.stdout + ended.stderr)[-2000:]}")
+    return ended.stdout
 
 
 def say(text: str) -> None:
     """Print progress on standard error: standard output is for results."""
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
-
-
-def last_lines(paths: Sequence[Path]) -> str:
-    """The ends of some logs, for an error."""
-    parts = []
-    for path in paths:
-        with contextlib.suppress(OSError):
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-NUM_LOG_LINES:]
-            parts += [f"The last lines of {path}:", *(f"    {line}" for line in lines)]
-    return "\n".join(parts)
