@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -90,8 +91,8 @@ class Reply:
 
     @property
     def ttft_s(self) -> float:
-        """From sending to the first text."""
-        return self.text_times_s[0] - self.sent_s
+        """From sending to the first text; NaN without one."""
+        return self.text_times_s[0] - self.sent_s if self.text_times_s else math.nan
 
     @property
     def total_s(self) -> float:

@@ -105,16 +105,14 @@ def _add_counts(command: argparse.ArgumentParser, *, clients: int, tokens: int) 
     _add_count(command, "--tokens", "max_tokens", tokens, "an answer")
 
 
-def _add_count(command: argparse.ArgumentParser, flag: str, name: str, default: int, text: str) -> None:
-    text = f"{text} (default: {default})"
-    command.add_argument(flag, dest=name, type=_positive, default=default, metavar="N", help=text)
-
-
-def _add_lists(
-    command: argparse.ArgumentParser, flag: str, name: str, default: tuple[int, ...], text: str
+def _add_count(
+    command: argparse.ArgumentParser, flag: str, name: str, default: int | tuple[int, ...], text: str
 ) -> None:
-    text = f"{text} (default: {','.join(map(str, default))})"
-    command.add_argument(flag, dest=name, type=_counts, default=default, metavar="N,N,…", help=text)
+    """Add a flag for a count; for several, if the default is several."""
+    shown = str(default).strip("()").replace(" ", "").rstrip(",")
+    text = f"{text} (default: {shown})"
+    kind, shape = (_counts, "N,N,…") if isinstance(default, tuple) else (_positive, "N")
+    command.add_argument(flag, dest=name, type=kind, default=default, metavar=shape, help=text)
 
 
 def _add_address(command: argparse.ArgumentParser) -> None:
@@ -159,15 +157,15 @@ def _add_compare(
     command: argparse.ArgumentParser, *, clients: tuple[int, ...], tokens: int, prompts: tuple[int, ...]
 ) -> None:
     command.set_defaults(kinds=KINDS, with_peers=True)
-    _add_lists(command, "--clients", "clients", clients, "at once")
-    _add_lists(command, "--prompt-tokens", "prompt_tokens", prompts, "approximate lengths of long prompts")
+    _add_count(command, "--clients", "clients", clients, "at once")
+    _add_count(command, "--prompt-tokens", "prompt_tokens", prompts, "approximate lengths of long prompts")
     _add_count(command, "--tokens", "max_tokens", tokens, "an answer")
     _add_count(command, "--rounds", "num_rounds", 1, "how often to measure all servers in turn")
 
 
 def _add_simulated(command: argparse.ArgumentParser) -> None:
     _add_counts(command, clients=64, tokens=64)
-    _add_lists(command, "--ranks", "ring_sizes", (2, 4, 8), "rings to measure")
+    _add_count(command, "--ranks", "ring_sizes", (2, 4, 8), "rings to measure")
     command.add_argument(
         "--model",
         dest="model_repo",

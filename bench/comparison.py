@@ -8,11 +8,9 @@ measures all on a random mixture of experts (random_model.py).
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from bench.machine import describe_busy, describe_machine
 from bench.measures import (
     KINDS,
     Measure,
@@ -57,29 +55,21 @@ class Plan:
 
 def run_comparison(plan: Plan, *, as_json: bool) -> int:
     """Run the plan and print the report; 0 if every request was answered, else 1."""
-    started_unix = time.time()
     setup = make_setup()
     measures = plan.measures()
     with only_run(setup):
-        doubts = describe_busy()
+        head = make_head("mixture" if plan.command == "mixture" else "compare")
         if plan.command == "mixture":
             setup = replace(setup, model_folder=make_random_model(setup))
         servers = make_servers(plan, setup)
-        outcomes = run_rounds(plan, servers, measures, doubts)
+        outcomes = run_rounds(plan, servers, measures, head["doubts"])
     rows = [
         make_row(measure, server.name, outcomes[measure.name, server.name])
         for measure in measures
         for server in servers
     ]
-    head = make_head(
-        "mixture" if plan.command == "mixture" else "compare",
-        started_unix,
-        machine=describe_machine(),
-        model=setup.model_folder.name,
-        num_ranks=setup.num_ranks,
-        servers=[server.describe() for server in servers],
-        doubts=doubts,
-    )
+    described = [server.describe() for server in servers]
+    head |= {"model": setup.model_folder.name, "num_ranks": setup.num_ranks, "servers": described}
     finish_run(setup.folder, ResultFile(head, rows), describe_comparison, as_json=as_json)
     return 1 if any(outcome.errors for found in outcomes.values() for outcome in found) else 0
 

@@ -114,7 +114,7 @@ def make_context_measure(prompt_tokens: int) -> Measure:
 def _make_prompt_measure(prompt_tokens: int) -> Measure:
     def run(server: Server, source: random.Random) -> tuple[LoadResult, float]:
         result = run_load(server, [Ask(make_long_prompt(source, prompt_tokens), LATER_TOKENS)], 1)
-        return result, _first_token_s(result)
+        return result, result.replies[0].ttft_s
 
     title = f"time to first token, {prompt_tokens}-token prompt"
     return Measure("prompt", f"prompt-{prompt_tokens}", title, SECONDS, run)
@@ -129,7 +129,7 @@ def _make_turns_measure(prompt_tokens: int) -> Measure:
         second = Ask(SECOND_QUESTION, LATER_TOKENS, history=((first.prompt, before.replies[0].text),))
         after = run_load(server, [second], 1)
         both = LoadResult([*before.replies, *after.replies], before.wall_s + after.wall_s)
-        return both, _first_token_s(after)
+        return both, after.replies[0].ttft_s
 
     title = f"time to first token, second turn after {prompt_tokens} tokens"
     return Measure("second-turn", "second-turn", title, SECONDS, run)
@@ -143,8 +143,3 @@ def _make_gap_measure(prompt_tokens: int) -> Measure:
 
     title = f"worst gap of {NUM_STREAMS} streams while {prompt_tokens} tokens arrive"
     return Measure("gap", "gap", title, SECONDS, run, NUM_STREAMS)
-
-
-def _first_token_s(result: LoadResult) -> float:
-    (reply,) = result.replies
-    return math.nan if reply.error else reply.ttft_s

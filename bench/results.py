@@ -1,7 +1,7 @@
 """Result files: STATE_DIR/bench/KIND-TIME.jsonl, one row a line, so that diffs are readable.
 
-    {"kind", "started_unix", "command", "machine", "model", "num_ranks", "servers": [{"name", "num_ranks",
-     "blas", "settings"}], "doubts", …}
+    {"kind", "started_unix", "command", "machine", "doubts", "model", "num_ranks", "servers": [{"name",
+     "num_ranks", "blas", "settings"}]}
     {"measure", "title", "unit", "server", "rounds": [figure, …], "ttft_ms": [p50, p95, p99], "gap_ms",
      "total_ms", "cached"}
 
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.load import short
+from bench.machine import describe_busy, describe_machine
 from bench.measures import Measure, Outcome
 from bench.setup import BenchError, say
 
@@ -36,10 +37,15 @@ class ResultFile:
     rows: Sequence[Row]
 
 
-def make_head(kind: str, started_unix: float, **more: Any) -> dict[str, Any]:
-    """The first line of a file."""
-    command = f"./launch.sh bench {' '.join(sys.argv[1:])}"
-    return {"kind": kind, "started_unix": round(started_unix), "command": command, **more}
+def make_head(kind: str) -> dict[str, Any]:
+    """The first line of a file, as a run begins; the run adds model and servers, and its doubts."""
+    return {
+        "kind": kind,
+        "started_unix": round(time.time()),
+        "command": f"./launch.sh bench {' '.join(sys.argv[1:])}",
+        "machine": describe_machine(),
+        "doubts": describe_busy(),
+    }
 
 
 def make_row(measure: Measure, server: str, outcomes: Sequence[Outcome]) -> Row:
@@ -77,19 +83,12 @@ def write_results(path: Path, results: ResultFile) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def keep_results(folder: Path, results: ResultFile) -> Path:
-    """Write a run into a folder under its kind and time; the file."""
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    path = folder / f"{results.head['kind']}-{stamp}.jsonl"
-    write_results(path, results)
-    return path
-
-
 def finish_run(
     folder: Path, results: ResultFile, describe: Callable[[ResultFile], list[str]], *, as_json: bool
 ) -> None:
-    """Keep a run, and print it as data or as `describe` words it."""
-    path = keep_results(folder, results)
+    """Keep a run in a folder under its kind and time; print it as data or as `describe` words it."""
+    path = folder / f"{results.head['kind']}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.jsonl"
+    write_results(path, results)
     print(path.read_text(encoding="utf-8") if as_json else "\n".join(describe(results)))
     say(f"kept in {path}")
 

@@ -20,7 +20,7 @@ from bench.client import Ask, Reply, Server
 from bench.load import run_load
 from bench.setup import BenchError, Setup, make_setup, only_run, run_module, say
 from cluster.ports import free_ring_ports
-from config import Settings, load_settings
+from config import load_settings
 from spool import Result, Spool
 
 HOST = "127.0.0.1"
@@ -41,13 +41,7 @@ class Service:
             extra: settings above all others.
         """
         self._setup, self._extra = setup, dict(extra or {})
-        self.name, self.blas = OURS, ""
-        self._settings: Settings | None = None
-
-    @property
-    def settings(self) -> Settings:
-        assert self._settings is not None, "only after it was started"
-        return self._settings
+        self.name, self.blas, self.settings = OURS, "", setup.settings
 
     @contextmanager
     def running(self) -> Iterator[Server]:
@@ -59,13 +53,13 @@ class Service:
         stop_leftovers(self._setup.folder)
         state_dir = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self._setup.folder))
         values = {**make_overrides(self._setup), **self._extra, "STATE_DIR": str(state_dir)}
-        self._settings = load_settings(values)
+        self.settings = load_settings(values)
         try:
             flags = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
             limit_s = self.settings.connect_timeout + self.settings.load_timeout + START_GRACE_S
             run_module("starting our service", "cluster", "start", *flags, limit_s=limit_s)
-            self.blas = read_blas(self._settings.log_dir)
-            yield Server(HOST, self._settings.api_port)
+            self.blas = read_blas(self.settings.log_dir)
+            yield Server(HOST, self.settings.api_port)
         finally:
             with uninterrupted():
                 stop_service(state_dir)

@@ -11,14 +11,12 @@ time while all streams were decoded.
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.client import Ask
 from bench.load import LoadResult, run_load, short
-from bench.machine import describe_busy, describe_machine
 from bench.prompts import make_long_prompt, make_prompts
 from bench.report import describe_rings
 from bench.results import ResultFile, Row, finish_run, make_head
@@ -81,24 +79,16 @@ def split_by_speed(model: SimulatedModel, num_ranks: int) -> tuple[int, ...]:
 
 def run_simulated(plan: SimulatedPlan, *, as_json: bool) -> int:
     """Measure every ring and print; 0."""
-    started_unix = time.time()
     setup = make_setup({"MODEL_REPO": plan.model_repo})
-    servers, rows = [], []
     with only_run(setup):
-        doubts = describe_busy()
-        for num_ranks in plan.ring_sizes:
-            described, row = measure_ring(plan, replace(setup, num_ranks=num_ranks))
-            servers.append(described)
-            rows.append(row)
-    head = make_head(
-        "simulated",
-        started_unix,
-        machine=describe_machine(),
-        model=f"{plan.model_repo}; {plan.num_clients} clients x {plan.max_tokens} tokens",
-        num_ranks=", ".join(map(str, plan.ring_sizes)),
-        servers=servers[:1],
-        doubts=doubts,
-    )
+        head = make_head("simulated")
+        rings = [measure_ring(plan, replace(setup, num_ranks=num_ranks)) for num_ranks in plan.ring_sizes]
+    servers, rows = zip(*rings, strict=True)
+    head |= {
+        "model": f"{plan.model_repo}; {plan.num_clients} clients x {plan.max_tokens} tokens",
+        "num_ranks": ", ".join(map(str, plan.ring_sizes)),
+        "servers": servers[:1],
+    }
     finish_run(setup.folder, ResultFile(head, rows), describe_rings, as_json=as_json)
     return 0
 
@@ -150,15 +140,19 @@ def make_ring_row(pipeline: Pipeline, result: LoadResult, spans: Sequence[Span],
     }
 
 
-def most_rows(spans: Sequence[Span]) -> int:
-    """The largest number of rows in all decode groups together."""
-    most = 0
+def head_steps(spans: Sequence[Span]) -> Iterator[tuple[Span, int]]:
+    """Rank 0's steps, each with the rows of all decode groups at that time."""
     rows: dict[int, int] = {}
     for span in spans:
-        if span.rank == 0 and not span.is_prefill:
-            rows[span.table] = span.num_rows
-            most = max(most, sum(rows.values()))
-    return most
+        if span.rank == 0:
+            if not span.is_prefill:
+                rows[span.table] = span.num_rows
+            yield span, sum(rows.values())
+
+
+def most_rows(spans: Sequence[Span]) -> int:
+    """The largest number of rows in all decode groups together."""
+    return max((num_rows for _, num_rows in head_steps(spans)), default=0)
 
 
 def full_window(spans: Sequence[Span], num_rows: int) -> tuple[int, int] | None:
@@ -168,13 +162,8 @@ def full_window(spans: Sequence[Span], num_rows: int) -> tuple[int, int] | None:
     """
     best: tuple[int, int] | None = None
     begin: int | None = None
-    rows: dict[int, int] = {}
-    for span in spans:
-        if span.rank != 0:
-            continue
-        if not span.is_prefill:
-            rows[span.table] = span.num_rows
-        if span.is_prefill or sum(rows.values()) != num_rows:
+    for span, num_now in head_steps(spans):
+        if span.is_prefill or num_now != num_rows:
             begin = None
         elif begin is None:
             begin = span.end_us
@@ -185,9 +174,6 @@ def full_window(spans: Sequence[Span], num_rows: int) -> tuple[int, int] | None:
 
 def decode_rate(spans: Sequence[Span], begin_us: int, end_us: int) -> float:
     """Tokens a second that rank 0 decoded within a window."""
-    num_tokens = sum(
-        span.num_rows
-        for span in spans
-        if span.rank == 0 and not span.is_prefill and begin_us < span.end_us <= end_us
-    )
+    decoded = [span for span in spans if span.rank == 0 and not span.is_prefill]
+    num_tokens = sum(span.num_rows for span in decoded if begin_us < span.end_us <= end_us)
     return num_tokens * 1e6 / max(1, end_us - begin_us)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,7 +20,7 @@ from bench.report import (
     ratio_to_ours,
     write_page,
 )
-from bench.results import ResultFile, keep_results, make_head, make_row, read_results
+from bench.results import ResultFile, make_row, read_results, write_results
 from bench.setup import BenchError
 
 MACHINE = {"processor": "p", "num_cores": 2, "memory_gb": 1.0, "system": "s", "versions": {}, "commit": "abc"}
@@ -40,11 +39,9 @@ def make_results(figures: dict[str, list[float]], unit: str = "tokens/s") -> Res
     for server, values in figures.items():
         outcomes = [Outcome(make_summary(), value, []) for value in values]
         rows.append({**make_row(measure, server, outcomes), "unit": unit})
-    servers: list[dict[str, Any]] = [
-        {"name": name, "num_ranks": 2, "blas": "mkl", "settings": {"A": "b"}} for name in figures
-    ]
-    more = {"machine": MACHINE, "model": "tiny", "num_ranks": 2, "servers": servers, "doubts": ["noisy"]}
-    return ResultFile(make_head("compare", 0.0, **more), rows)
+    servers = [{"name": name, "num_ranks": 2, "blas": "mkl", "settings": {"A": "b"}} for name in figures]
+    head = {"kind": "compare", "started_unix": 0, "command": "c", "machine": MACHINE, "doubts": ["noisy"]}
+    return ResultFile({**head, "model": "tiny", "num_ranks": 2, "servers": servers}, rows)
 
 
 def test_a_ratio_above_one_means_that_ours_is_better() -> None:
@@ -60,7 +57,8 @@ def test_a_ratio_above_one_means_that_ours_is_better() -> None:
 
 def test_tables_show_every_measure_of_every_server(tmp_path: Path) -> None:
     """From a file, one row a line, without NaN."""
-    path = keep_results(tmp_path, make_results({"ours": [100.0], "peer": [50.0], "other": [math.nan]}))
+    path = tmp_path / "new" / "kept.jsonl"
+    write_results(path, make_results({"ours": [100.0], "peer": [50.0], "other": [math.nan]}))
     for line in path.read_text().splitlines():
         json.loads(line, parse_constant=pytest.fail)
     results = read_results(path)
