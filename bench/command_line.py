@@ -11,7 +11,6 @@ Exit codes: 0 done, 1 a request failed or answers differ, 2 wrong flags or setti
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -46,12 +45,9 @@ def _run(options: argparse.Namespace) -> int:
 
     try:
         return int(options.run(options))
-    except SettingsError as error:
+    except (SettingsError, BenchError) as error:
         print(error, file=sys.stderr)
-        return EXIT_WRONG_SETTINGS
-    except BenchError as error:
-        print(error, file=sys.stderr)
-        return 1
+        return EXIT_WRONG_SETTINGS if isinstance(error, SettingsError) else 1
     except OSError as error:
         if not is_of_system(error):
             raise
@@ -94,9 +90,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_simulated(add("simulated", _simulated, "rings of simulated stages against the ideal pipeline"))
     trace.add_flags(add("trace", trace.run, "timeline of the running service, stage by stage"))
     report = add("report", _report, "write docs/benchmarks.md from the results in docs/benchmarks/")
-    report.add_argument(
-        "files", nargs="*", type=Path, metavar="FILE", help="result files to copy there first"
-    )
+    kept = "result files to copy there first"
+    report.add_argument("files", nargs="*", type=Path, metavar="FILE", help=kept)
     return parser
 
 
@@ -106,41 +101,30 @@ def _add_counts(command: argparse.ArgumentParser, *, clients: int, tokens: int) 
 
 
 def _add_count(
-    command: argparse.ArgumentParser, flag: str, name: str, default: int | tuple[int, ...], text: str
+    command: argparse.ArgumentParser,
+    flag: str,
+    name: str,
+    default: int | tuple[int, ...] | None,
+    text: str,
 ) -> None:
     """Add a flag for a count; for several, if the default is several."""
-    shown = str(default).strip("()").replace(" ", "").rstrip(",")
-    text = f"{text} (default: {shown})"
     kind, shape = (_counts, "N,N,…") if isinstance(default, tuple) else (_positive, "N")
+    if default is not None:
+        text += f" (default: {','.join(map(str, default)) if isinstance(default, tuple) else default})"
     command.add_argument(flag, dest=name, type=kind, default=default, metavar=shape, help=text)
 
 
 def _add_address(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "url",
-        nargs="?",
-        metavar="http://HOST:PORT",
-        help="a running OpenAI-compatible server; OPENAI_API_KEY has its key, if any",
-    )
+    text = "a running OpenAI-compatible server; OPENAI_API_KEY has its key, if any"
+    command.add_argument("url", nargs="?", metavar="http://HOST:PORT", help=text)
     command.add_argument("--name", metavar="MODEL", help="the model to ask for, if the server needs a name")
 
 
 def _add_load(command: argparse.ArgumentParser) -> None:
     _add_address(command)
     _add_counts(command, clients=8, tokens=64)
-    command.add_argument(
-        "--requests",
-        dest="num_requests",
-        type=_positive,
-        metavar="N",
-        help="in all (default: one a client)",
-    )
-    command.add_argument(
-        "--prompt-tokens",
-        type=_positive,
-        metavar="N",
-        help="length of a prompt, about (default: 30 words)",
-    )
+    _add_count(command, "--requests", "num_requests", None, "in all (default: one a client)")
+    _add_count(command, "--prompt-tokens", "prompt_tokens", None, "length, about (default: 30 words)")
     mixed = "random lengths of prompts and answers, up to the given ones"
     command.add_argument("--mixed", dest="is_mixed", action="store_true", help=mixed)
     command.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default: 0")
@@ -166,13 +150,8 @@ def _add_compare(
 def _add_simulated(command: argparse.ArgumentParser) -> None:
     _add_counts(command, clients=64, tokens=64)
     _add_count(command, "--ranks", "ring_sizes", (2, 4, 8), "rings to measure")
-    command.add_argument(
-        "--model",
-        dest="model_repo",
-        default=SIMULATED,
-        metavar="NAME",
-        help=f"config/simulated.py has the keys (default: {SIMULATED})",
-    )
+    text = f"config/simulated.py has the keys (default: {SIMULATED})"
+    command.add_argument("--model", dest="model_repo", default=SIMULATED, metavar="NAME", help=text)
 
 
 def _fill(kind: Any, options: argparse.Namespace) -> Any:
@@ -185,8 +164,7 @@ def _load(options: argparse.Namespace) -> int:
     from bench.service import serving
 
     options.num_requests = options.num_requests or options.num_clients
-    key = os.environ.get("OPENAI_API_KEY")
-    with serving(options.url, options.num_clients, options.name, key) as server:
+    with serving(options.url, options.num_clients, options.name) as server:
         return measure_load(server, _fill(LoadPlan, options), as_json=options.json)
 
 
@@ -194,8 +172,8 @@ def _gap(options: argparse.Namespace) -> int:
     from bench.gap import measure_gap
     from bench.service import serving
 
-    key, count, tokens = os.environ.get("OPENAI_API_KEY"), options.num_streams, options.prompt_tokens
-    with serving(options.url, count, options.name, key) as server:
+    count, tokens = options.num_streams, options.prompt_tokens
+    with serving(options.url, count, options.name) as server:
         return measure_gap(server, count, tokens, options.seed, as_json=options.json)
 
 

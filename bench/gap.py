@@ -57,12 +57,12 @@ def measure_gap(server: Server, num_streams: int, prompt_tokens: int, seed: int,
     return 0
 
 
-def run_gap(server: Server, asks: Sequence[Ask], *, limit_s: float = ANSWER_LIMIT_S) -> LoadResult:
+def run_gap(server: Server, asks: Sequence[Ask]) -> LoadResult:
     """Run it; the last ask is the long prompt. A stream that the bench closes is no error."""
-    return asyncio.run(_run(server, asks, limit_s))
+    return asyncio.run(_run(server, asks))
 
 
-async def _run(server: Server, asks: Sequence[Ask], limit_s: float) -> LoadResult:
+async def _run(server: Server, asks: Sequence[Ask]) -> LoadResult:
     replies = [Reply() for _ in asks]
     *streams, late = replies
     start_s = time.perf_counter()
@@ -71,12 +71,12 @@ async def _run(server: Server, asks: Sequence[Ask], limit_s: float) -> LoadResul
         for ask, reply in zip(asks[:-1], streams, strict=True)
     ]
     try:
-        async with asyncio.timeout(limit_s):
+        async with asyncio.timeout(ANSWER_LIMIT_S):
             await _wait_until(lambda: _have_all_begun(tasks, streams))
             tasks.append(asyncio.create_task(_ask(server, asks[-1], late, start_s)))
             await _wait_until(lambda: tasks[-1].done() or _have_all_gone_on(tasks, streams, late))
     except TimeoutError:
-        late.error = late.error or f"no first token of the prompt in {limit_s:g} s"
+        late.error = late.error or f"no first token of the prompt in {ANSWER_LIMIT_S:g} s"
     finally:
         for task in tasks:
             task.cancel()

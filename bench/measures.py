@@ -126,8 +126,11 @@ def _make_turns_measure(prompt_tokens: int) -> Measure:
         before = run_load(server, [first], 1)
         if before.replies[0].error is not None:
             return before, math.nan
-        second = Ask(SECOND_QUESTION, LATER_TOKENS, history=((first.prompt, before.replies[0].text),))
-        after = run_load(server, [second], 1)
+        turn = (
+            {"role": "user", "content": first.prompt},
+            {"role": "assistant", "content": before.replies[0].text},
+        )
+        after = run_load(server, [Ask(SECOND_QUESTION, LATER_TOKENS, history=turn)], 1)
         both = LoadResult([*before.replies, *after.replies], before.wall_s + after.wall_s)
         return both, after.replies[0].ttft_s
 

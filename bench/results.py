@@ -51,21 +51,19 @@ def make_head(kind: str) -> dict[str, Any]:
 def make_row(measure: Measure, server: str, outcomes: Sequence[Outcome]) -> Row:
     """All rounds of a measure on a server; percentiles are medians over the rounds."""
     summaries = [outcome.summary for outcome in outcomes]
-
-    def medians(name: str) -> list[float | None]:
-        return [
+    latencies = {
+        name: [
             short(median(values)) for values in zip(*(getattr(each, name) for each in summaries), strict=True)
         ]
-
+        for name in ("ttft_ms", "gap_ms", "total_ms")
+    }
     return {
         "measure": measure.name,
         "title": measure.title,
         "unit": measure.unit,
         "server": server,
         "rounds": [short(outcome.figure) for outcome in outcomes],
-        "ttft_ms": medians("ttft_ms"),
-        "gap_ms": medians("gap_ms"),
-        "total_ms": medians("total_ms"),
+        **latencies,
         "cached": short(median(each.cached_ratio for each in summaries)),
     }
 

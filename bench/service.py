@@ -6,6 +6,7 @@ with the user's settings, except those in `make_overrides`.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -114,10 +115,8 @@ def warm_up(server: Server, num_asks: int) -> None:
 
 
 @contextmanager
-def serving(
-    url: str | None, num_clients: int, model: str | None = None, key: str | None = None
-) -> Iterator[Server]:
-    """Yield the server at an address; without one start a service and warm it up.
+def serving(url: str | None, num_clients: int, model: str | None) -> Iterator[Server]:
+    """Yield the server at an address (OPENAI_API_KEY has its key); without one start and warm up a service.
 
     Raises:
         BenchError: the address is not an http:// one, or the service did not start.
@@ -126,7 +125,7 @@ def serving(
         parts = urlsplit(url)
         if parts.scheme != "http" or not parts.hostname:
             raise BenchError(f"{url} is not an address like http://127.0.0.1:8100")
-        yield Server(parts.hostname, parts.port or 80, model, key)
+        yield Server(parts.hostname, parts.port or 80, model, os.environ.get("OPENAI_API_KEY"))
         return
     setup = make_setup()
     with only_run(setup):

@@ -22,7 +22,7 @@ from bench.report import describe_rings
 from bench.results import ResultFile, Row, finish_run, make_head
 from bench.service import Service, warm_up
 from bench.setup import BenchError, Setup, make_setup, only_run, say
-from bench.step_record import finish_record, start_record
+from bench.step_record import end_record, fetch_record, start_record
 from bench.timeline import Span, busy_shares, read_spans
 from config.simulated import SimulatedModel
 
@@ -107,7 +107,8 @@ def measure_ring(plan: SimulatedPlan, setup: Setup) -> tuple[dict[str, Any], Row
         say(f"{setup.num_ranks} ranks: {plan.num_clients} clients x {plan.max_tokens} tokens")
         wanted = start_record(service.settings, RECORD_LIMIT_S)
         result = run_load(server, asks, plan.num_clients)
-        record = finish_record(service.settings, wanted)
+        end_record(service.settings)
+        record = fetch_record(service.settings, wanted)
         say(f"{setup.num_ranks} ranks: one prompt of {LONG_PROMPT_TOKENS} tokens")
         long = run_load(server, [Ask(make_long_prompt(source, LONG_PROMPT_TOKENS), 2)], 1)
     replies = [*result.replies, *long.replies]

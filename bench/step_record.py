@@ -23,15 +23,6 @@ LOOK_INTERVAL_S = 0.1
 T = TypeVar("T")
 
 
-def fetch_record(settings: Settings, seconds: float) -> dict[str, Any]:
-    """Record for some seconds.
-
-    Raises:
-        BenchError: no record came.
-    """
-    return _wait_for_record(settings, start_record(settings, seconds), seconds + GRACE_S)
-
-
 def start_record(settings: Settings, seconds: float) -> str:
     """Let rank 0 begin a record of at most `seconds` seconds; return its id.
 
@@ -46,17 +37,17 @@ def start_record(settings: Settings, seconds: float) -> str:
     return wanted
 
 
-def finish_record(settings: Settings, wanted: str) -> dict[str, Any]:
-    """End a record now and fetch it.
+def end_record(settings: Settings) -> None:
+    """Let rank 0 end its record now."""
+    write_json(settings.run_dir / REQUEST_NAME, {"id": "", "seconds": 0})
+
+
+def fetch_record(settings: Settings, wanted: str, limit_s: float = GRACE_S) -> dict[str, Any]:
+    """Wait for a record.
 
     Raises:
         BenchError: none came.
     """
-    write_json(settings.run_dir / REQUEST_NAME, {"id": "", "seconds": 0})
-    return _wait_for_record(settings, wanted, GRACE_S)
-
-
-def _wait_for_record(settings: Settings, wanted: str, limit_s: float) -> dict[str, Any]:
     path = settings.run_dir / RECORD_NAME
 
     def read() -> dict[str, Any] | None:

@@ -127,23 +127,21 @@ def busy_shares(spans: Sequence[Span], num_ranks: int, begin_us: int, end_us: in
 
 def describe_trace(record: Mapping[str, Any], spans: Sequence[Span]) -> list[tuple[str, ...]]:
     """Rows of a table: the work of each rank during the record."""
-    num_ranks = len(record["ranks"])
-    length_us = record["end_us"] - record["begin_us"]
-    shares = busy_shares(spans, num_ranks, 0, length_us)
+    num_ranks, length_us = len(record["ranks"]), record["end_us"] - record["begin_us"]
+    shares = [
+        busy_shares([span for span in spans if span.is_prefill in kinds], num_ranks, 0, length_us)
+        for kinds in ((True, False), (True,), (False,))
+    ]
     rows: list[tuple[str, ...]] = [("rank", "host", "layers", "busy", "prefill", "decode", "steps")]
     for entry in record["ranks"]:
-        rank = entry["rank"]
-        own = [span for span in spans if span.rank == rank]
-        parts = [
-            busy_shares([span for span in own if span.is_prefill is kind], num_ranks, 0, length_us)[rank]
-            for kind in (True, False)
-        ]
-        last = entry["first_layer"] + entry["num_layers"] - 1
-        figures = (f"{share:.1%}" for share in (shares[rank], *parts))
-        rows.append(
-            (str(rank), str(entry["host"]), f"{entry['first_layer']}-{last}", *figures, str(len(own)))
-        )
+        rank, num_steps = entry["rank"], sum(span.rank == entry["rank"] for span in spans)
+        figures = (f"{each[rank]:.1%}" for each in shares)
+        rows.append((str(rank), str(entry["host"]), _describe_layers(entry), *figures, str(num_steps)))
     return rows
+
+
+def _describe_layers(entry: Mapping[str, Any]) -> str:
+    return f"{entry['first_layer']}-{entry['first_layer'] + entry['num_layers'] - 1}"
 
 
 def make_chrome_trace(record: Mapping[str, Any], spans: Sequence[Span]) -> dict[str, Any]:
@@ -152,26 +150,27 @@ def make_chrome_trace(record: Mapping[str, Any], spans: Sequence[Span]) -> dict[
         {"ph": "M", "pid": 0, "name": "process_name", "args": {"name": f"ring, epoch {record['epoch']}"}}
     ]
     for entry in record["ranks"]:
-        rank = entry["rank"]
-        last = entry["first_layer"] + entry["num_layers"] - 1
-        name = f"rank {rank}: layers {entry['first_layer']}-{last}, {entry['host']}"
+        rank, row = entry["rank"], {"ph": "M", "pid": 0, "tid": entry["rank"]}
+        name = f"rank {rank}: layers {_describe_layers(entry)}, {entry['host']}"
+        events.append({**row, "name": "thread_name", "args": {"name": name}})
         place = len(record["ranks"]) - 1 - rank
-        events.append({"ph": "M", "pid": 0, "tid": rank, "name": "thread_name", "args": {"name": name}})
-        events.append(
-            {"ph": "M", "pid": 0, "tid": rank, "name": "thread_sort_index", "args": {"sort_index": place}}
-        )
-    events += [_make_event(span) for span in spans]
+        events.append({**row, "name": "thread_sort_index", "args": {"sort_index": place}})
+    events += [
+        {
+            "ph": "X",
+            "pid": 0,
+            "tid": span.rank,
+            "name": span.name,
+            "cat": "prefill" if span.is_prefill else "decode",
+            "ts": span.start_us,
+            "dur": span.busy_us,
+            "args": {
+                "step": span.step,
+                "table": span.table,
+                "rows": span.num_rows,
+                "tokens": span.num_tokens,
+            },
+        }
+        for span in spans
+    ]
     return {"traceEvents": events, "displayTimeUnit": "ms"}
-
-
-def _make_event(span: Span) -> dict[str, Any]:
-    return {
-        "ph": "X",
-        "pid": 0,
-        "tid": span.rank,
-        "name": span.name,
-        "cat": "prefill" if span.is_prefill else "decode",
-        "ts": span.start_us,
-        "dur": span.busy_us,
-        "args": {"step": span.step, "table": span.table, "rows": span.num_rows, "tokens": span.num_tokens},
-    }

@@ -40,7 +40,7 @@ def _seconds(text: str) -> float:
 
 def run(options: argparse.Namespace) -> int:
     """Ask the service of the settings, write the files, print the table."""
-    from bench.step_record import fetch_record
+    from bench.step_record import GRACE_S, fetch_record, start_record
     from bench.timeline import describe_trace, make_chrome_trace, read_spans
     from cluster.supervisor.service import read_service
     from cluster.terminal import make_table
@@ -50,7 +50,8 @@ def run(options: argparse.Namespace) -> int:
     if read_service(settings).holder is None:
         print("The service does not run: ./launch.sh start", file=sys.stderr)
         return EXIT_STOPPED
-    record = fetch_record(settings, options.seconds)
+    wanted = start_record(settings, options.seconds)
+    record = fetch_record(settings, wanted, options.seconds + GRACE_S)
     spans = read_spans(record)
     path = options.out or settings.state_dir / f"trace-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.json"
     path.write_text(json.dumps(make_chrome_trace(record, spans)), encoding="utf-8")

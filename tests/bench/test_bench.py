@@ -96,12 +96,9 @@ def test_a_server_that_is_not_there_is_told_with_what_helps(capsys: pytest.Captu
 
 def test_a_body_has_the_whole_chat_and_no_seed() -> None:
     """A seed would end the peer's batching."""
-    body = Ask("next", 1, history=(("first", "answer"),)).body("m")
-    assert [(each["role"], each["content"]) for each in body["messages"]] == [
-        ("user", "first"),
-        ("assistant", "answer"),
-        ("user", "next"),
-    ]
+    history = ({"role": "user", "content": "first"}, {"role": "assistant", "content": "answer"})
+    body = Ask("next", 1, history=history).body("m")
+    assert body["messages"] == [*history, {"role": "user", "content": "next"}]
     assert body["model"] == "m"
     assert not {"seed", "model", "top_p"} & Ask("x", 1).body(None).keys() - {"stream"}
 
