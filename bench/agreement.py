@@ -8,7 +8,9 @@ answers with that model, so that two equal wrong answers show.
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,9 +18,9 @@ from itertools import zip_longest
 from typing import Any
 
 from bench.client import Ask
-from bench.load import run_load
+from bench.load import run_load, warm_up
 from bench.prompts import make_prompts
-from bench.service import Service, warm_up
+from bench.service import Service
 from bench.setup import BenchError, Setup, make_setup, only_run, run_module, say
 from prompts.tokenizer import PromptTokenizer
 from spool import Result
@@ -76,17 +78,14 @@ def judge(
     mix_ups = []
     for number, (one, other, said) in enumerate(zip(parallel, solo, steps, strict=True)):
         step = first_difference(one, other)
+        gap = said[step]["gap"] if step is not None and step < len(said) else math.inf
         if step is None:
             num_equal += 1
-        elif step < len(said) and said[step]["gap"] < NEAR_TIE:
+        elif gap < NEAR_TIE:
             num_near_ties += 1
         else:
-            gap = (
-                f"the top two logits are {said[step]['gap']:.3g} apart"
-                if step < len(said)
-                else "one has ended"
-            )
-            mix_ups.append(f"answer {number} differs from its solo run at token {step}, where {gap}")
+            where = f"the top two logits are {gap:.3g} apart" if step < len(said) else "one has ended"
+            mix_ups.append(f"answer {number} differs from its solo run at token {step}, where {where}")
     deficits = [entry["deficit"] for said in steps for entry in said]
     num_wrong = sum(deficit >= NEAR_TIE for deficit in deficits)
     return Agreement(
@@ -101,18 +100,18 @@ def judge(
     )
 
 
-def run_agreement(num_clients: int, max_tokens: int, seed: int, *, as_json: bool) -> int:
+def run(options: argparse.Namespace) -> int:
     """Ask in parallel, ask the same one at a time, compare and print; 0 if nothing is mixed up or wrong."""
     setup = make_setup()
-    prompts = make_prompts(random.Random(f"{seed}/agreement"), num_clients)
-    asks = [Ask(prompt, max_tokens) for prompt in prompts]
+    prompts = make_prompts(random.Random(f"{options.seed}/agreement"), options.num_clients)
+    asks = [Ask(prompt, options.max_tokens) for prompt in prompts]
     with only_run(setup):
-        parallel = ask_fresh_service(setup, asks, num_clients)
+        parallel = ask_fresh_service(setup, asks, options.num_clients)
         solo = ask_fresh_service(setup, asks, 1)
         say("the answers against mlx-lm's own model")
         steps = ask_reference(setup, make_sequences(setup, prompts, parallel))
     agreement = judge([result.token_ids for result in parallel], [result.token_ids for result in solo], steps)
-    print(json.dumps(asdict(agreement)) if as_json else "\n".join(agreement.lines()))
+    print(json.dumps(asdict(agreement)) if options.json else "\n".join(agreement.lines()))
     return 0 if agreement.is_good else 1
 
 

@@ -13,10 +13,9 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from bench import trace
 
@@ -44,7 +43,7 @@ def _run(options: argparse.Namespace) -> int:
     from config.disk_trouble import describe_refused, is_of_system
 
     try:
-        return int(options.run(options))
+        return int(import_module(f"bench.{options.module}").run(options))
     except (SettingsError, BenchError) as error:
         print(error, file=sys.stderr)
         return EXIT_WRONG_SETTINGS if isinstance(error, SettingsError) else 1
@@ -65,31 +64,34 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    def add(name: str, module: str, text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(run=run)
+        command.set_defaults(module=module)
         if name not in ("report", "trace"):
             command.add_argument("--json", action="store_true", help="print JSON instead of a table")
             command.add_argument("--seed", type=int, default=1, metavar="N", help="of prompts (default: 1)")
         return command
 
-    _add_load(add("load", _load, "tokens/s, times to first token and gaps of many clients"))
-    _add_gap(add("gap", _gap, "longest wait of running streams while a long prompt arrives"))
-    compare = add("compare", _compare, "ours against mlx_lm.server --pipeline on the same ring")
-    peers = add("peers", _compare, "mlx_lm.server alone, with its best and its default flags")
+    _add_load(add("load", "load", "tokens/s, times to first token and gaps of many clients"))
+    _add_gap(add("gap", "gap", "longest wait of running streams while a long prompt arrives"))
+    compare = add("compare", "comparison", "ours against mlx_lm.server --pipeline on the same ring")
+    peers = add("peers", "comparison", "mlx_lm.server alone, with its best and its default flags")
     for command in (compare, peers):
         _add_compare(command, clients=(1, 8, 32), tokens=64, prompts=(1350,))
         command.add_argument("--only", type=_kinds, dest="kinds", metavar="NAME,…", help=", ".join(KINDS))
     compare.add_argument("--no-peers", action="store_false", dest="with_peers", help="ours alone")
-    mixture = add("mixture", _compare, "compare on a random mixture of experts, also behind long contexts")
+    mixture = add(
+        "mixture", "comparison", "compare on a random mixture of experts, also behind long contexts"
+    )
     _add_compare(mixture, clients=(1, 8, 16), tokens=32, prompts=(1024, 4096))
-    agreement = add("agreement", _agreement, "parallel answers against solo runs and mlx-lm's model")
+    mixture.set_defaults(kinds=("greedy", "context"))
+    agreement = add("agreement", "agreement", "parallel answers against solo runs and mlx-lm's model")
     _add_counts(agreement, clients=32, tokens=64)
-    overhead = add("overhead", _overhead, "time that front door and spool add to a request")
+    overhead = add("overhead", "overhead", "time that front door and spool add to a request")
     _add_count(overhead, "--requests", "requests", 60, "each")
-    _add_simulated(add("simulated", _simulated, "rings of simulated stages against the ideal pipeline"))
-    trace.add_flags(add("trace", trace.run, "timeline of the running service, stage by stage"))
-    report = add("report", _report, "write docs/benchmarks.md from the results in docs/benchmarks/")
+    _add_simulated(add("simulated", "simulated", "rings of simulated stages against the ideal pipeline"))
+    trace.add_flags(add("trace", "trace", "timeline of the running service, stage by stage"))
+    report = add("report", "report", "write docs/benchmarks.md from the results in docs/benchmarks/")
     kept = "result files to copy there first"
     report.add_argument("files", nargs="*", type=Path, metavar="FILE", help=kept)
     return parser
@@ -152,60 +154,6 @@ def _add_simulated(command: argparse.ArgumentParser) -> None:
     _add_count(command, "--ranks", "ring_sizes", (2, 4, 8), "rings to measure")
     text = f"config/simulated.py has the keys (default: {SIMULATED})"
     command.add_argument("--model", dest="model_repo", default=SIMULATED, metavar="NAME", help=text)
-
-
-def _fill(kind: Any, options: argparse.Namespace) -> Any:
-    """Make a plan from the flags with the names of its fields."""
-    return kind(**{field.name: getattr(options, field.name) for field in fields(kind)})
-
-
-def _load(options: argparse.Namespace) -> int:
-    from bench.load import LoadPlan, measure_load
-    from bench.service import serving
-
-    options.num_requests = options.num_requests or options.num_clients
-    with serving(options.url, options.num_clients, options.name) as server:
-        return measure_load(server, _fill(LoadPlan, options), as_json=options.json)
-
-
-def _gap(options: argparse.Namespace) -> int:
-    from bench.gap import measure_gap
-    from bench.service import serving
-
-    count, tokens = options.num_streams, options.prompt_tokens
-    with serving(options.url, count, options.name) as server:
-        return measure_gap(server, count, tokens, options.seed, as_json=options.json)
-
-
-def _compare(options: argparse.Namespace) -> int:
-    from bench.comparison import Plan, run_comparison
-
-    return run_comparison(_fill(Plan, options), as_json=options.json)
-
-
-def _agreement(options: argparse.Namespace) -> int:
-    from bench.agreement import run_agreement
-
-    return run_agreement(options.num_clients, options.max_tokens, options.seed, as_json=options.json)
-
-
-def _overhead(options: argparse.Namespace) -> int:
-    from bench.overhead import run_overhead
-
-    return run_overhead(options.requests, options.seed, as_json=options.json)
-
-
-def _simulated(options: argparse.Namespace) -> int:
-    from bench.simulated import SimulatedPlan, run_simulated
-
-    return run_simulated(_fill(SimulatedPlan, options), as_json=options.json)
-
-
-def _report(options: argparse.Namespace) -> int:
-    from bench.report import write_page
-
-    print(write_page(options.files))
-    return 0
 
 
 def _positive(text: str) -> int:

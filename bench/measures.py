@@ -23,7 +23,7 @@ from bench.gap import NUM_STREAMS, make_gap_asks, run_gap, worst_gap_s
 from bench.load import LoadResult, Summary, run_load, summarize
 from bench.prompts import SECOND_QUESTION, make_long_prompt, make_prompts
 
-KINDS = ("greedy", "sampled", "prompt", "second-turn", "gap")
+KINDS = ("greedy", "sampled", "prompt", "second-turn", "gap")  # of compare; of mixture: greedy, context
 NUM_SINGLE_ASKS = 3  # of one client alone
 FIRST_TURN_TOKENS, LATER_TOKENS = 32, 8
 CONTEXT_ANSWER_TOKENS = 33
@@ -76,6 +76,7 @@ def make_measures(
         make_load_measure("sampled", most, max_tokens),
         *(_make_prompt_measure(count) for count in prompt_tokens),
         _make_turns_measure(longest),
+        *(_make_context_measure(count) for count in prompt_tokens),
         _make_gap_measure(longest),
     ]
     return [measure for measure in found if measure.kind in kinds]
@@ -98,7 +99,7 @@ def make_load_measure(kind: str, num_clients: int, max_tokens: int) -> Measure:
     return Measure(kind, f"{kind}-{num_clients}", title, RATE, run, num_clients, num_asks * max_tokens)
 
 
-def make_context_measure(prompt_tokens: int) -> Measure:
+def _make_context_measure(prompt_tokens: int) -> Measure:
     """One stream behind a long prompt."""
 
     def run(server: Server, source: random.Random) -> tuple[LoadResult, float]:

@@ -16,7 +16,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 from bench.load import short
 from bench.machine import describe_busy, describe_machine
 from bench.measures import Measure, Outcome
-from bench.setup import BenchError, say
+from bench.setup import BenchError
 
 Row = dict[str, Any]
 
@@ -79,16 +79,6 @@ def write_results(path: Path, results: ResultFile) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(line, ensure_ascii=False) for line in (results.head, *results.rows)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def finish_run(
-    folder: Path, results: ResultFile, describe: Callable[[ResultFile], list[str]], *, as_json: bool
-) -> None:
-    """Keep a run in a folder under its kind and time; print it as data or as `describe` words it."""
-    path = folder / f"{results.head['kind']}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.jsonl"
-    write_results(path, results)
-    print(path.read_text(encoding="utf-8") if as_json else "\n".join(describe(results)))
-    say(f"kept in {path}")
 
 
 def read_results(path: Path) -> ResultFile:

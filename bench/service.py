@@ -6,7 +6,6 @@ with the user's settings, except those in `make_overrides`.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
@@ -15,11 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from bench.client import Ask, Reply, Server
-from bench.load import run_load
-from bench.setup import BenchError, Setup, make_setup, only_run, run_module, say
+from bench.client import Reply, Server
+from bench.setup import BenchError, Setup, run_module
 from cluster.ports import free_ring_ports
 from config import load_settings
 from spool import Result, Spool
@@ -28,8 +25,6 @@ HOST = "127.0.0.1"
 OURS = "ours"
 START_GRACE_S, STOP_LIMIT_S = 60.0, 90.0
 PREFIX = "service-"
-WARM_UP_PROMPT = "Count from one to twenty in words, please. This is number"
-WARM_UP_TOKENS = 8
 SHOWN_KEYS = ("SPECULATION", "MICROBATCHES", "CPU_PRODUCTS", "SPOOL_DURABILITY")
 
 
@@ -104,35 +99,6 @@ def make_overrides(setup: Setup) -> dict[str, str]:
         "SHUTDOWN_TIMEOUT": "5",  # an interrupted bench must not wait for its answers
         "REQUEST_TIMEOUT": "600",  # a busy machine must give a slow figure, not an error
     }
-
-
-def warm_up(server: Server, num_asks: int) -> None:
-    """Send requests at once: afterwards the server has read its weights and stepped a batch."""
-    asks = [Ask(f"{WARM_UP_PROMPT} {number}.", WARM_UP_TOKENS) for number in range(num_asks)]
-    for reply in run_load(server, asks, num_asks).replies:
-        if reply.error is not None:
-            raise BenchError(f"the warm-up was not answered: {reply.error}")
-
-
-@contextmanager
-def serving(url: str | None, num_clients: int, model: str | None) -> Iterator[Server]:
-    """Yield the server at an address (OPENAI_API_KEY has its key); without one start and warm up a service.
-
-    Raises:
-        BenchError: the address is not an http:// one, or the service did not start.
-    """
-    if url is not None:
-        parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname:
-            raise BenchError(f"{url} is not an address like http://127.0.0.1:8100")
-        yield Server(parts.hostname, parts.port or 80, model, os.environ.get("OPENAI_API_KEY"))
-        return
-    setup = make_setup()
-    with only_run(setup):
-        say(f"starting {setup.settings.model_name} on {setup.num_ranks} ranks")
-        with Service(setup).running() as server:
-            warm_up(server, num_clients)
-            yield server
 
 
 @contextmanager

@@ -6,20 +6,24 @@ run at a time holds the folder. Knows no server.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import fcntl
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
 from cluster.commands.demo import add_demo_settings
 from cluster.commands.start import PREPARE, prepare_model
 from cluster.errors import ClusterError
 from config import REPOSITORY_ROOT, ConfigError, Settings, load_settings
 from config.limits import count_cores
+
+T = TypeVar("T")
 
 
 class BenchError(Exception):
@@ -70,6 +74,11 @@ def only_run(setup: Setup) -> Iterator[None]:
         except BlockingIOError:
             raise BenchError(f"another bench runs in {setup.folder}: wait until it has ended") from None
         yield
+
+
+def fill(kind: type[T], options: argparse.Namespace) -> T:
+    """Make a plan, a dataclass, from the flags with the names of its fields."""
+    return kind(**{field.name: getattr(options, field.name) for field in fields(kind)})  # type: ignore[arg-type]
 
 
 def run_module(what: str, module: str, *arguments: str, stdin: str = "", limit_s: float | None = None) -> str:

@@ -10,18 +10,19 @@ time while all streams were decoded.
 
 from __future__ import annotations
 
+import argparse
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.client import Ask
-from bench.load import LoadResult, run_load, short
+from bench.load import LoadResult, run_load, short, warm_up
 from bench.prompts import make_long_prompt, make_prompts
-from bench.report import describe_rings
-from bench.results import ResultFile, Row, finish_run, make_head
-from bench.service import Service, warm_up
-from bench.setup import BenchError, Setup, make_setup, only_run, say
+from bench.report import finish_run
+from bench.results import ResultFile, Row, make_head
+from bench.service import Service
+from bench.setup import BenchError, Setup, fill, make_setup, only_run, say
 from bench.step_record import end_record, fetch_record, start_record
 from bench.timeline import Span, busy_shares, read_spans
 from config.simulated import SimulatedModel
@@ -77,8 +78,9 @@ def split_by_speed(model: SimulatedModel, num_ranks: int) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def run_simulated(plan: SimulatedPlan, *, as_json: bool) -> int:
+def run(options: argparse.Namespace) -> int:
     """Measure every ring and print; 0."""
+    plan = fill(SimulatedPlan, options)
     setup = make_setup({"MODEL_REPO": plan.model_repo})
     with only_run(setup):
         head = make_head("simulated")
@@ -89,7 +91,7 @@ def run_simulated(plan: SimulatedPlan, *, as_json: bool) -> int:
         "num_ranks": ", ".join(map(str, plan.ring_sizes)),
         "servers": servers[:1],
     }
-    finish_run(setup.folder, ResultFile(head, rows), describe_rings, as_json=as_json)
+    finish_run(setup.folder, ResultFile(head, rows), as_json=options.json)
     return 0
 
 

@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 WRAP = 1 << 31  # frames keep 31 bits of a time
 
 
@@ -46,7 +48,7 @@ def read_spans(record: Mapping[str, Any]) -> list[Span]:
     """All spans of a record, by step and then in the order of the lap."""
     num_ranks = len(record["ranks"])
     steps = record["steps"]
-    starts = _unwrap(steps, num_ranks)
+    starts = _unwrap(steps)
     offsets = clock_offsets([entry["host"] for entry in record["ranks"]], steps, starts)
     return [
         Span(
@@ -69,22 +71,16 @@ def lap_order(num_ranks: int) -> list[int]:
     return list(range(num_ranks - 1, -1, -1))
 
 
-def _unwrap(steps: Sequence[Mapping[str, Any]], num_ranks: int) -> list[list[int]]:
+def _unwrap(steps: Sequence[Mapping[str, Any]]) -> list[list[int]]:
     """Times of all ranks without wraps, each rank's shifted by a constant from its clock."""
-    first: list[int] = []
-    found = []
-    for step in steps:
-        sent_us = step["sent_us"]
-        since = [start - sent_us for start in step["start_us"]]
-        first = first or [0, *((value % WRAP) for value in since[1:])]
-        # Near the first one, whichever way round the wrap.
-        near = [
-            first[rank] + (since[rank] - first[rank] + WRAP // 2) % WRAP - WRAP // 2
-            for rank in range(1, num_ranks)
-        ]
-        whole = [since[0], *near]
-        found.append([sent_us + value for value in whole])
-    return found
+    if not steps:
+        return []
+    sent_us = np.array([[step["sent_us"]] for step in steps])
+    since = np.array([step["start_us"] for step in steps]) - sent_us  # (steps, ranks)
+    first = since[0] % WRAP
+    # Near the first one, whichever way round the wrap.
+    near: list[list[int]] = (sent_us + first + (since - first + WRAP // 2) % WRAP - WRAP // 2).tolist()
+    return near
 
 
 def clock_offsets(

@@ -16,7 +16,7 @@ from bench import command_line
 from bench.agreement import first_difference, judge
 from bench.client import Ask, Reply, Server
 from bench.command_line import make_parser
-from bench.comparison import Plan, find_doubts
+from bench.comparison import find_doubts
 from bench.gap import num_ended_early, run_gap, worst_gap_s
 from bench.load import LoadPlan, LoadResult, make_asks, percentiles, run_load, summarize
 from bench.machine import describe_machine
@@ -132,7 +132,7 @@ def test_every_measure_gives_a_figure() -> None:
     measures = make_measures(KINDS, (1, 4), 5, (50, 100))
     names = ["greedy-1", "greedy-4", "sampled-4", "prompt-50", "prompt-100", "second-turn", "gap"]
     assert [measure.name for measure in measures] == names
-    measures += Plan("mixture", (1,), 5, (100,), 1, 1).measures()
+    measures += make_measures(("context",), (1,), 5, (100,))
     with serve(Crowd()) as port:
         server = Server("127.0.0.1", port)
         for measure in measures:

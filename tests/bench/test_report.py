@@ -14,7 +14,7 @@ from bench.measures import Outcome, make_load_measure
 from bench.report import (
     PAGE,
     current_page,
-    describe_comparison,
+    describe,
     figure_rows,
     latency_rows,
     ratio_to_ours,
@@ -73,7 +73,7 @@ def test_tables_show_every_measure_of_every_server(tmp_path: Path) -> None:
         "200 / 200 / 200",
         "0%",
     )
-    shown = describe_comparison(results)
+    shown = describe(results)
     assert "Doubt: noisy" in shown
     assert "peer: 2 ranks; BLAS: mkl; A=b" in shown
 
