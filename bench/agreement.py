@@ -109,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
         parallel = ask_fresh_service(setup, asks, options.num_clients)
         solo = ask_fresh_service(setup, asks, 1)
         say("the answers against mlx-lm's own model")
-        steps = ask_reference(setup, make_sequences(setup, prompts, parallel))
+        steps = ask_reference(setup, prompts, parallel)
     agreement = judge([result.token_ids for result in parallel], [result.token_ids for result in solo], steps)
     print(json.dumps(asdict(agreement)) if options.json else "\n".join(agreement.lines()))
     return 0 if agreement.is_good else 1
@@ -124,11 +124,13 @@ def ask_fresh_service(setup: Setup, asks: Sequence[Ask], num_clients: int) -> li
         return service.results(run_load(server, asks, num_clients).replies)
 
 
-def make_sequences(setup: Setup, prompts: Sequence[str], results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Token ids of prompts and answers, for the reference.
+def ask_reference(
+    setup: Setup, prompts: Sequence[str], results: Sequence[Result]
+) -> list[list[dict[str, Any]]]:
+    """Run reference.py; return its numbers for each answer's tokens.
 
     Raises:
-        BenchError: the front door tokenized a prompt differently.
+        BenchError: it fails or takes too long, or the front door tokenized a prompt differently.
     """
     tokenizer = PromptTokenizer(setup.model_folder)
     sequences = []
@@ -138,20 +140,11 @@ def make_sequences(setup: Setup, prompts: Sequence[str], results: Sequence[Resul
         if len(prompt_ids) != result.usage.prompt_tokens:
             raise BenchError("front door and bench tokenize a prompt differently")
         sequences.append({"prompt_ids": prompt_ids, "answer_ids": result.token_ids})
-    return sequences
-
-
-def ask_reference(setup: Setup, sequences: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Run reference.py; return its numbers for each sequence's tokens.
-
-    Raises:
-        BenchError: it fails or takes too long.
-    """
     task = {
         "model": str(setup.model_folder),
         "blas": setup.settings.cpu_blas,
         "threads": setup.num_threads,
-        "sequences": list(sequences),
+        "sequences": sequences,
     }
     said = run_module("the reference", "bench.reference", stdin=json.dumps(task), limit_s=REFERENCE_LIMIT_S)
     found: list[list[dict[str, Any]]] = json.loads(said)

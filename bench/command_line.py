@@ -80,9 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_compare(command, clients=(1, 8, 32), tokens=64, prompts=(1350,))
         command.add_argument("--only", type=_kinds, dest="kinds", metavar="NAME,…", help=", ".join(KINDS))
     compare.add_argument("--no-peers", action="store_false", dest="with_peers", help="ours alone")
-    mixture = add(
-        "mixture", "comparison", "compare on a random mixture of experts, also behind long contexts"
-    )
+    mixture = add("mixture", "comparison", "compare on a random mixture of experts, and behind long contexts")
     _add_compare(mixture, clients=(1, 8, 16), tokens=32, prompts=(1024, 4096))
     mixture.set_defaults(kinds=("greedy", "context"))
     agreement = add("agreement", "agreement", "parallel answers against solo runs and mlx-lm's model")

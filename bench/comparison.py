@@ -85,10 +85,9 @@ def run_rounds(
                 for measure in measures:
                     outcome = run_measure(measure, address, seed=plan.seed, round_=round_)
                     outcomes.setdefault((measure.name, server.name), []).append(outcome)
-                    doubts += [
-                        f"{prefix}: {measure.title}: {doubt}" for doubt in find_doubts(measure, outcome)
-                    ]
-                    say(f"{prefix}: {measure.title}: {format_figure(outcome.figure, measure.unit)}")
+                    title = f"{prefix}: {measure.title}"
+                    doubts += [f"{title}: {doubt}" for doubt in find_doubts(measure, outcome)]
+                    say(f"{title}: {format_figure(outcome.figure, measure.unit)}")
     return outcomes
 
 

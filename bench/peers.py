@@ -46,13 +46,9 @@ def best_flags(num_clients: int) -> dict[str, str]:
 
 
 class Peer:
-    """mlx_lm.server; on a ring only rank 0 listens."""
+    """mlx_lm.server for at most `num_clients` at once; on a ring only rank 0 listens."""
 
     def __init__(self, setup: Setup, num_clients: int, *, has_default_flags: bool = False) -> None:
-        """
-        Args:
-            num_clients: the most that will ask at once.
-        """
         self._setup, self.blas = setup, ""
         self.name = DEFAULT_PEER if has_default_flags else PEER
         self.flags = DEFAULT_FLAGS if has_default_flags else best_flags(num_clients)

@@ -29,13 +29,9 @@ SHOWN_KEYS = ("SPECULATION", "MICROBATCHES", "CPU_PRODUCTS", "SPOOL_DURABILITY")
 
 
 class Service:
-    """One service at a time; `settings` are those of the running one."""
+    """One service at a time; `settings` are those of the running one, `extra` the ones above all others."""
 
     def __init__(self, setup: Setup, extra: Mapping[str, str] | None = None) -> None:
-        """
-        Args:
-            extra: settings above all others.
-        """
         self._setup, self._extra = setup, dict(extra or {})
         self.name, self.blas, self.settings = OURS, "", setup.settings
 
@@ -59,7 +55,6 @@ class Service:
         finally:
             with uninterrupted():
                 stop_service(state_dir)
-            shutil.rmtree(state_dir, ignore_errors=True)
 
     def results(self, replies: Sequence[Reply]) -> list[Result]:
         """Read the answers' results from the spool of the running service.
@@ -114,20 +109,20 @@ def uninterrupted() -> Iterator[None]:
 
 
 def stop_service(state_dir: Path) -> None:
-    """Stop the service of a STATE_DIR, if one runs, and wait for its end.
+    """Stop the service of a STATE_DIR, if one runs, wait for its end, and remove the folder.
 
     Raises:
         BenchError: it does not stop.
     """
     flags = ("--set", f"STATE_DIR={state_dir}")
     run_module(f"stopping our service in {state_dir}", "cluster", "stop", *flags, limit_s=STOP_LIMIT_S)
+    shutil.rmtree(state_dir, ignore_errors=True)
 
 
 def stop_leftovers(folder: Path) -> None:
     """Stop services that a killed bench left behind; the caller holds the bench's folder."""
     for state_dir in folder.glob(f"{PREFIX}*"):
         stop_service(state_dir)
-        shutil.rmtree(state_dir, ignore_errors=True)
 
 
 def read_blas(log_dir: Path) -> str:

@@ -47,10 +47,7 @@ class Setup:
 
 
 def make_setup(overrides: Mapping[str, str] | None = None) -> Setup:
-    """Load the settings and prepare the model.
-
-    Args:
-        overrides: settings above all others.
+    """Load the settings, with `overrides` above all others, and prepare the model.
 
     Raises:
         BenchError: with the reason.

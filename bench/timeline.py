@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -88,29 +89,18 @@ def clock_offsets(
 ) -> list[int]:
     """How far each rank's clock is ahead of rank 0's, in microseconds."""
     num_ranks = len(hosts)
-    offsets = [0] * num_ranks
     if not steps or len(set(hosts)) == 1:
-        return offsets
-    hops = list(zip([0, *lap_order(num_ranks)], lap_order(num_ranks), strict=False))
-    least = [_least_gap(steps, starts, here, there) for here, there in hops]
-    crossing = [hosts[here] != hosts[there] for here, there in hops]
-    within = sum(gap for gap, crosses in zip(least, crossing, strict=True) if not crosses)
-    share = (sum(least) - within) / sum(crossing)
-    for (here, there), gap, crosses in zip(hops[:-1], least, crossing, strict=False):
-        offsets[there] = offsets[here] + (round(gap - share) if crosses else 0)
-    return offsets
-
-
-def _least_gap(
-    steps: Sequence[Mapping[str, Any]], starts: Sequence[Sequence[int]], here: int, there: int
-) -> int:
-    """The least time from leaving one rank to starting at the next; rank 0 leaves when it sends."""
-    is_first = there == len(starts[0]) - 1
-    gaps = (
-        start_us[there] - (step["sent_us"] if is_first else start_us[here] + step["busy_us"][here])
-        for step, start_us in zip(steps, starts, strict=True)
-    )
-    return int(min(gaps))
+        return [0] * num_ranks
+    lap = lap_order(num_ranks)
+    starts_us = np.array(starts)  # (steps, ranks)
+    ends_us = starts_us + np.array([step["busy_us"] for step in steps])
+    # By hop: a microbatch leaves rank 0 when it is sent, and the others at their ends.
+    left_us = np.hstack([[[step["sent_us"]] for step in steps], ends_us[:, lap[:-1]]])
+    least_us = (starts_us[:, lap] - left_us).min(axis=0)
+    crosses = np.array([hosts[here] != hosts[there] for here, there in pairwise([0, *lap])])
+    ahead_us = np.where(crosses, least_us - least_us[crosses].mean(), 0.0).cumsum().round()
+    offsets = dict(zip(lap[:-1], ahead_us.astype(int).tolist(), strict=False))
+    return [offsets.get(rank, 0) for rank in range(num_ranks)]
 
 
 def busy_shares(spans: Sequence[Span], num_ranks: int, begin_us: int, end_us: int) -> list[float]:
