@@ -31,8 +31,8 @@ def main(arguments: Sequence[str]) -> int:
     from chaos.run import run
 
     folder = values["folder"] or Path(__file__).parent.parent / "var" / f"chaos-{values['seed']}"
-    values |= {"folder": folder.resolve(), "seconds": values.pop("minutes") * 60}
-    return run(Plan(**values))
+    values |= {"folder": folder.resolve(), "pause_s": tuple(values["pause_s"])}
+    return run(Plan(seconds=values.pop("minutes") * 60, **values))
 
 
 if __name__ == "__main__":

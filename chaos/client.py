@@ -77,7 +77,7 @@ class Client:
             else:
                 self._take_answer(response.status, json.loads(response.read()), entry)
         if entry.kind == "twice" and len(entry.ids) == 1:
-            status, answer = self._ask("POST", "/generate", body, headers)
+            status, answer = self._request("POST", "/generate", body, headers)
             if status == 202:
                 entry.take_id(str(answer["id"]))
 
@@ -92,10 +92,10 @@ class Client:
         if found := error.get("id") or answer.get("id"):
             entry.take_id(str(found))
 
-    def _ask(self, *request: Any) -> tuple[int, dict[str, Any]]:
+    def _request(self, *words: Any) -> tuple[int, dict[str, Any]]:
         """Send a request; return the status and the whole answer."""
         with self._connected() as connection:
-            connection.request(*request)
+            connection.request(*words)
             response = connection.getresponse()
             return response.status, json.loads(response.read())
 
@@ -104,7 +104,7 @@ class Client:
         request_id = entry.ids[-1]
         if entry.kind in STREAMS and self._attach(request_id, entry):
             return
-        status, answer = self._ask("GET", f"/requests/{request_id}")
+        status, answer = self._request("GET", f"/requests/{request_id}")
         if status == 200 and answer.get("state") == "done":
             entry.result = answer
         elif status == 404:
