@@ -49,8 +49,9 @@ def read_spans(record: Mapping[str, Any]) -> list[Span]:
     """All spans of a record, by step and then in the order of the lap."""
     num_ranks = len(record["ranks"])
     steps = record["steps"]
-    starts = _unwrap(steps)
-    offsets = clock_offsets([entry["host"] for entry in record["ranks"]], steps, starts)
+    hosts = [entry["host"] for entry in record["ranks"]]
+    starts = _unwrap(hosts, steps)
+    offsets = clock_offsets(hosts, steps, starts)
     return [
         Span(
             rank=rank,
@@ -72,13 +73,13 @@ def lap_order(num_ranks: int) -> list[int]:
     return list(range(num_ranks - 1, -1, -1))
 
 
-def _unwrap(steps: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """Times of all ranks without wraps, each rank's shifted by a constant from its clock."""
+def _unwrap(hosts: Sequence[str], steps: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """Times of all ranks without wraps, each host's shifted by a constant from its clock."""
     if not steps:
         return []
     sent_us = np.array([[step["sent_us"]] for step in steps])
     since = np.array([step["start_us"] for step in steps]) - sent_us  # (steps, ranks)
-    first = since[0] % WRAP
+    first = since[0, [hosts.index(host) for host in hosts]] % WRAP  # of one rank of each host
     # Near the first one, whichever way round the wrap.
     near: list[list[int]] = (sent_us + first + (since - first + WRAP // 2) % WRAP - WRAP // 2).tolist()
     return near

@@ -73,6 +73,7 @@ def test_all_servers_are_measured_and_nothing_is_left(environment: dict[str, str
     assert [row["server"] for row in rows] == ["ours", PEER, DEFAULT_PEER]
     assert all(row["rounds"][0] > 0 and row["ttft_ms"][0] > 0 for row in rows)
     assert [server["num_ranks"] for server in head["servers"]] == [2, 2, 2]
+    assert head["machine"]["num_cores"] >= 1 and head["machine"]["versions"]["mlx"]
     assert processes_of(environment) == []
     left = [path.suffix for path in (Path(environment["STATE_DIR"]) / "bench").iterdir() if path.suffix]
     assert left == [".jsonl"]

@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,6 @@ from spool import EntryName, Result, Usage
 ID, OTHER = uuid.UUID(int=7).hex, uuid.UUID(int=8).hex
 QUESTIONS = {0: Question(0, {}, (5, 6, 7))}
 POISON = {"code": "poison"}
-
-
 RESULT = Result(ID, "m", "abc", (5, 6, 7), "length", Usage(1, 3, 0), {}, None, 1.0)
 ENTRY = Entry(
     question=0,
@@ -36,14 +35,7 @@ ENTRY = Entry(
 )
 
 
-def make_entry(**members: Any) -> Entry:
-    """A request with a good end, but for these members."""
-    return replace(ENTRY, **members)
-
-
-def make_result(**members: Any) -> Result:
-    """Its result in the spool."""
-    return structs.replace(RESULT, **members)
+make_entry, make_result = partial(replace, ENTRY), partial(structs.replace, RESULT)
 
 
 def make_found(*results: Result, **members: Any) -> Found:
