@@ -80,15 +80,9 @@ def test_a_rank_on_a_mac_is_kept_awake_and_drops_a_dangerous_setting(tmp_path: P
         "MLX_METAL_FAST_SYNCH": "1",
         "MARKER": "mine",
     }
+    command = [sys.executable, "-c", RANK, "--rank", "1"]
     done = subprocess.run(
-        [sys.executable, "-c", RANK, "--rank", "1"],
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+        command, cwd=ROOT, env=environment, input="", capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == EXIT_SUPERVISOR_GONE, done.stderr
     assert "left: None" in done.stdout

@@ -47,20 +47,15 @@ def bench(environment: dict[str, str], *words: str) -> Iterator[subprocess.Popen
     try:
         yield process
     finally:
-        if process.poll() is None:
-            process.terminate()
+        process.terminate()
         process.communicate(timeout=LIMIT_S)
 
 
 def processes_of(environment: dict[str, str]) -> list[list[str]]:
     """Command lines of what runs for this test's bench: all of it names its model or its STATE_DIR."""
     names = (environment["MODEL_REPO"], environment["STATE_DIR"])
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        words: list[str] = process.info["cmdline"] or []
-        if any(name in word for word in words for name in names):
-            found.append(words)
-    return found
+    lines: list[list[str]] = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    return [words for words in lines if any(name in word for word in words for name in names)]
 
 
 @pytest.mark.slow

@@ -35,6 +35,7 @@ from distributed.ring.frame import Frame, Kind
 from distributed.ring.handshake import RankInfo
 
 HOP_US, BUSY_US = 300, 1000
+INFOS = tuple(RankInfo(rank, "h", 1, 2 - 2 * rank, 2, 0, 0, 0, 0.0, "cpu") for rank in range(2))
 
 
 def make_record(hosts: list[str], clocks: list[int], num_steps: int = 8, **changes: Any) -> dict[str, Any]:
@@ -131,11 +132,6 @@ def test_a_picture_shows_steps_around_the_last_chunk_of_a_prompt() -> None:
     assert [span.step for span in choose_spans(none)] == list(range(71, 131))
 
 
-def make_infos() -> tuple[RankInfo, ...]:
-    """Two ranks of one machine."""
-    return tuple(RankInfo(rank, "h", 1, 2 - 2 * rank, 2, 0, 0, 0, 0.0, "cpu") for rank in range(2))
-
-
 def make_step(number: int) -> tuple[Microbatch, Frame]:
     """A decode group of one row, and its frame with rank 1's times."""
     sequence = Sequence("s", [1, 2], 1, 8)
@@ -150,10 +146,10 @@ def test_nothing_is_recorded_without_a_good_request(tmp_path: Path, seconds: obj
     trace = StepTrace(tmp_path, 1, 2)
     if seconds != "no request":
         write_json(tmp_path / REQUEST_NAME, {"id": "x", "seconds": seconds})
-    trace.tick(make_infos())
+    trace.tick(INFOS)
     trace.sent(1)
     trace.finished(*make_step(1), 5)
-    trace.tick(make_infos())
+    trace.tick(INFOS)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -162,14 +158,14 @@ def test_a_record_holds_the_steps_between_request_and_end(tmp_path: Path) -> Non
     trace = StepTrace(tmp_path, 7, 2)
     trace.sent(1)
     write_json(tmp_path / REQUEST_NAME, {"id": "mine", "seconds": 500})
-    trace.tick(make_infos())
+    trace.tick(INFOS)
     trace.finished(*make_step(1), 5)
     trace.sent(2)
     trace.finished(*make_step(2), 5)
     assert not (tmp_path / REQUEST_NAME).exists()
     assert read_json(tmp_path / RECORD_NAME) is None
     write_json(tmp_path / REQUEST_NAME, {"id": "", "seconds": 0})
-    trace.tick(make_infos())
+    trace.tick(INFOS)
     record = read_json(tmp_path / RECORD_NAME)
     assert record is not None
     assert (record["id"], record["epoch"]) == ("mine", 7)
@@ -177,7 +173,7 @@ def test_a_record_holds_the_steps_between_request_and_end(tmp_path: Path) -> Non
     (step,) = record["steps"]
     assert (step["step"], step["num_rows"], step["start_us"], step["busy_us"][1]) == (2, 1, [5, 1234], 50)
     trace.finished(*make_step(3), 5)
-    trace.tick(make_infos())
+    trace.tick(INFOS)
     assert read_json(tmp_path / RECORD_NAME) == record
 
 

@@ -21,20 +21,9 @@ from spool import EntryName, Result, Usage
 
 ID, OTHER = uuid.UUID(int=7).hex, uuid.UUID(int=8).hex
 QUESTIONS = {0: Question(0, {}, (5, 6, 7))}
-POISON = {"code": "poison"}
 RESULT = Result(ID, "m", "abc", (5, 6, 7), "length", Usage(1, 3, 0), {}, None, 1.0)
-ENTRY = Entry(
-    question=0,
-    kind="stream",
-    key="key",
-    asked_unix=0.0,
-    ids=[ID],
-    tokens=[(0, 5), (1, 6), (2, 7)],
-    num_connections=2,
-    result={"text": "abc"},
-)
-
-
+TOKENS = [(0, 5), (1, 6), (2, 7)]
+ENTRY = Entry(0, "stream", "key", 0.0, 0, [ID], TOKENS, num_connections=2, result={"text": "abc"})
 make_entry, make_result = partial(replace, ENTRY), partial(structs.replace, RESULT)
 
 
@@ -51,6 +40,7 @@ def find(entry: Entry, found: Found) -> dict[str, int]:
 
 
 GOOD = make_found(RESULT)
+POISONED = make_result(finish_reason="error", error={"code": "poison"})
 
 
 @pytest.mark.parametrize(
@@ -72,11 +62,7 @@ GOOD = make_found(RESULT)
         (make_entry(num_resets=1), GOOD, {"contradicted": 1, "resets": 1}),
         (make_entry(num_resets=1, tokens_before_reset=[(0, 4)]), GOOD, {"contradicted": 2, "resets": 1}),
         (make_entry(), make_found(make_result(finish_reason="cancelled")), {"condemned": 1}),
-        (
-            make_entry(),
-            make_found(make_result(finish_reason="error", error=POISON)),
-            {"condemned": 1, "poison": 1},
-        ),
+        (make_entry(), make_found(POISONED), {"condemned": 1, "poison": 1}),
         (make_entry(tokens=[(0, 5)]), make_found(make_result(token_ids=(5, 8))), {"other_text": 1}),
     ],
 )
