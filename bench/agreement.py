@@ -8,18 +8,19 @@ answers with that model, so that two equal wrong answers show.
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import random
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from itertools import zip_longest
 from typing import Any
 
 from bench.client import Ask
-from bench.load import run_load
+from bench.load import run_load, warm_up
 from bench.prompts import make_prompts
-from bench.service import Service, warm_up
+from bench.service import Service
 from bench.setup import BenchError, Setup, make_setup, only_run, run_module, say
 from prompts.tokenizer import PromptTokenizer
 from spool import Result
@@ -63,10 +64,8 @@ class Agreement:
 
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
     """The first step at which two answers differ; None if they are equal."""
-    for step, (token, other_token) in enumerate(zip(one, other, strict=False)):
-        if token != other_token:
-            return step
-    return None if len(one) == len(other) else min(len(one), len(other))
+    pairs = enumerate(zip_longest(one, other))
+    return next((step for step, (token, other_token) in pairs if token != other_token), None)
 
 
 def judge(
@@ -79,17 +78,14 @@ def judge(
     mix_ups = []
     for number, (one, other, said) in enumerate(zip(parallel, solo, steps, strict=True)):
         step = first_difference(one, other)
+        gap = said[step]["gap"] if step is not None and step < len(said) else math.inf
         if step is None:
             num_equal += 1
-        elif step < len(said) and said[step]["gap"] < NEAR_TIE:
+        elif gap < NEAR_TIE:
             num_near_ties += 1
         else:
-            gap = (
-                f"the top two logits are {said[step]['gap']:.3g} apart"
-                if step < len(said)
-                else "one has ended"
-            )
-            mix_ups.append(f"answer {number} differs from its solo run at token {step}, where {gap}")
+            where = f"the top two logits are {gap:.3g} apart" if step < len(said) else "one has ended"
+            mix_ups.append(f"answer {number} differs from its solo run at token {step}, where {where}")
     deficits = [entry["deficit"] for said in steps for entry in said]
     num_wrong = sum(deficit >= NEAR_TIE for deficit in deficits)
     return Agreement(
@@ -104,18 +100,18 @@ def judge(
     )
 
 
-def run_agreement(num_clients: int, max_tokens: int, seed: int, *, as_json: bool) -> int:
+def run(options: argparse.Namespace) -> int:
     """Ask in parallel, ask the same one at a time, compare and print; 0 if nothing is mixed up or wrong."""
     setup = make_setup()
-    prompts = make_prompts(random.Random(f"{seed}/agreement"), num_clients)
-    asks = [Ask(prompt, max_tokens) for prompt in prompts]
+    prompts = make_prompts(random.Random(f"{options.seed}/agreement"), options.num_clients)
+    asks = [Ask(prompt, options.max_tokens) for prompt in prompts]
     with only_run(setup):
-        parallel = ask_fresh_service(setup, asks, num_clients)
+        parallel = ask_fresh_service(setup, asks, options.num_clients)
         solo = ask_fresh_service(setup, asks, 1)
         say("the answers against mlx-lm's own model")
-        steps = ask_reference(setup, make_sequences(setup, prompts, parallel))
+        steps = ask_reference(setup, prompts, parallel)
     agreement = judge([result.token_ids for result in parallel], [result.token_ids for result in solo], steps)
-    print(json.dumps(asdict(agreement)) if as_json else "\n".join(agreement.lines()))
+    print(json.dumps(asdict(agreement)) if options.json else "\n".join(agreement.lines()))
     return 0 if agreement.is_good else 1
 
 
@@ -128,11 +124,13 @@ def ask_fresh_service(setup: Setup, asks: Sequence[Ask], num_clients: int) -> li
         return service.results(run_load(server, asks, num_clients).replies)
 
 
-def make_sequences(setup: Setup, prompts: Sequence[str], results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Token ids of prompts and answers, for the reference.
+def ask_reference(
+    setup: Setup, prompts: Sequence[str], results: Sequence[Result]
+) -> list[list[dict[str, Any]]]:
+    """Run reference.py; return its numbers for each answer's tokens.
 
     Raises:
-        BenchError: the front door tokenized a prompt differently.
+        BenchError: it fails or takes too long, or the front door tokenized a prompt differently.
     """
     tokenizer = PromptTokenizer(setup.model_folder)
     sequences = []
@@ -142,24 +140,12 @@ def make_sequences(setup: Setup, prompts: Sequence[str], results: Sequence[Resul
         if len(prompt_ids) != result.usage.prompt_tokens:
             raise BenchError("front door and bench tokenize a prompt differently")
         sequences.append({"prompt_ids": prompt_ids, "answer_ids": result.token_ids})
-    return sequences
-
-
-def ask_reference(setup: Setup, sequences: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Run reference.py; return its numbers for each sequence's tokens.
-
-    Raises:
-        BenchError: it fails or takes too long.
-    """
     task = {
         "model": str(setup.model_folder),
         "blas": setup.settings.cpu_blas,
         "threads": setup.num_threads,
-        "sequences": list(sequences),
+        "sequences": sequences,
     }
-    with tempfile.TemporaryDirectory(prefix="reference-", dir=setup.folder) as folder:
-        source, target = Path(folder) / "in.json", Path(folder) / "out.json"
-        source.write_text(json.dumps(task), encoding="utf-8")
-        run_module("the reference", "bench.reference", str(source), str(target), limit_s=REFERENCE_LIMIT_S)
-        found: list[list[dict[str, Any]]] = json.loads(target.read_text(encoding="utf-8"))["sequences"]
+    said = run_module("the reference", "bench.reference", stdin=json.dumps(task), limit_s=REFERENCE_LIMIT_S)
+    found: list[list[dict[str, Any]]] = json.loads(said)
     return found

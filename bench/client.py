@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,22 +38,20 @@ class Server:
 
 @dataclass(frozen=True)
 class Ask:
-    """One request; `history` has the turns before it, question and answer each."""
+    """One request; `history` has the messages before it."""
 
     prompt: str
     max_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
-    history: tuple[tuple[str, str], ...] = ()
+    history: tuple[dict[str, str], ...] = ()
 
     def body(self, model: str | None) -> dict[str, Any]:
         """The request's JSON; without a seed, because mlx_lm.server stops batching at one."""
-        texts = [text for turn in self.history for text in turn] + [self.prompt]
-        roles = ("user", "assistant")
         return {
             **({"model": model} if model else {}),
             **({"top_p": self.top_p} if self.top_p != 1.0 else {}),
-            "messages": [{"role": roles[index % 2], "content": text} for index, text in enumerate(texts)],
+            "messages": [*self.history, {"role": "user", "content": self.prompt}],
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
             "stream": True,
@@ -90,8 +89,8 @@ class Reply:
 
     @property
     def ttft_s(self) -> float:
-        """From sending to the first text."""
-        return self.text_times_s[0] - self.sent_s
+        """From sending to the first text; NaN without one."""
+        return self.text_times_s[0] - self.sent_s if self.text_times_s else math.nan
 
     @property
     def total_s(self) -> float:

@@ -11,13 +11,11 @@ Exit codes: 0 done, 1 a request failed or answers differ, 2 wrong flags or setti
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from bench import trace
 
@@ -45,13 +43,10 @@ def _run(options: argparse.Namespace) -> int:
     from config.disk_trouble import describe_refused, is_of_system
 
     try:
-        return int(options.run(options))
-    except SettingsError as error:
+        return int(import_module(f"bench.{options.module}").run(options))
+    except (SettingsError, BenchError) as error:
         print(error, file=sys.stderr)
-        return EXIT_WRONG_SETTINGS
-    except BenchError as error:
-        print(error, file=sys.stderr)
-        return 1
+        return EXIT_WRONG_SETTINGS if isinstance(error, SettingsError) else 1
     except OSError as error:
         if not is_of_system(error):
             raise
@@ -69,34 +64,34 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    def add(name: str, module: str, text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(run=run)
+        command.set_defaults(module=module)
         if name not in ("report", "trace"):
             command.add_argument("--json", action="store_true", help="print JSON instead of a table")
             command.add_argument("--seed", type=int, default=1, metavar="N", help="of prompts (default: 1)")
         return command
 
-    _add_load(add("load", _load, "tokens/s, times to first token and gaps of many clients"))
-    _add_gap(add("gap", _gap, "longest wait of running streams while a long prompt arrives"))
-    compare = add("compare", _compare, "ours against mlx_lm.server --pipeline on the same ring")
-    peers = add("peers", _compare, "mlx_lm.server alone, with its best and its default flags")
+    _add_load(add("load", "load", "tokens/s, times to first token and gaps of many clients"))
+    _add_gap(add("gap", "gap", "longest wait of running streams while a long prompt arrives"))
+    compare = add("compare", "comparison", "ours against mlx_lm.server --pipeline on the same ring")
+    peers = add("peers", "comparison", "mlx_lm.server alone, with its best and its default flags")
     for command in (compare, peers):
         _add_compare(command, clients=(1, 8, 32), tokens=64, prompts=(1350,))
         command.add_argument("--only", type=_kinds, dest="kinds", metavar="NAME,…", help=", ".join(KINDS))
     compare.add_argument("--no-peers", action="store_false", dest="with_peers", help="ours alone")
-    mixture = add("mixture", _compare, "compare on a random mixture of experts, also behind long contexts")
+    mixture = add("mixture", "comparison", "compare on a random mixture of experts, and behind long contexts")
     _add_compare(mixture, clients=(1, 8, 16), tokens=32, prompts=(1024, 4096))
-    agreement = add("agreement", _agreement, "parallel answers against solo runs and mlx-lm's model")
+    mixture.set_defaults(kinds=("greedy", "context"))
+    agreement = add("agreement", "agreement", "parallel answers against solo runs and mlx-lm's model")
     _add_counts(agreement, clients=32, tokens=64)
-    overhead = add("overhead", _overhead, "time that front door and spool add to a request")
+    overhead = add("overhead", "overhead", "time that front door and spool add to a request")
     _add_count(overhead, "--requests", "requests", 60, "each")
-    _add_simulated(add("simulated", _simulated, "rings of simulated stages against the ideal pipeline"))
-    trace.add_flags(add("trace", trace.run, "timeline of the running service, stage by stage"))
-    report = add("report", _report, "write docs/benchmarks.md from the results in docs/benchmarks/")
-    report.add_argument(
-        "files", nargs="*", type=Path, metavar="FILE", help="result files to copy there first"
-    )
+    _add_simulated(add("simulated", "simulated", "rings of simulated stages against the ideal pipeline"))
+    trace.add_flags(add("trace", "trace", "timeline of the running service, stage by stage"))
+    report = add("report", "report", "write docs/benchmarks.md from the results in docs/benchmarks/")
+    kept = "result files to copy there first"
+    report.add_argument("files", nargs="*", type=Path, metavar="FILE", help=kept)
     return parser
 
 
@@ -105,44 +100,31 @@ def _add_counts(command: argparse.ArgumentParser, *, clients: int, tokens: int) 
     _add_count(command, "--tokens", "max_tokens", tokens, "an answer")
 
 
-def _add_count(command: argparse.ArgumentParser, flag: str, name: str, default: int, text: str) -> None:
-    text = f"{text} (default: {default})"
-    command.add_argument(flag, dest=name, type=_positive, default=default, metavar="N", help=text)
-
-
-def _add_lists(
-    command: argparse.ArgumentParser, flag: str, name: str, default: tuple[int, ...], text: str
+def _add_count(
+    command: argparse.ArgumentParser,
+    flag: str,
+    name: str,
+    default: int | tuple[int, ...] | None,
+    text: str,
 ) -> None:
-    text = f"{text} (default: {','.join(map(str, default))})"
-    command.add_argument(flag, dest=name, type=_counts, default=default, metavar="N,N,…", help=text)
+    """Add a flag for a count; for several, if the default is several."""
+    kind, shape = (_counts, "N,N,…") if isinstance(default, tuple) else (_positive, "N")
+    if default is not None:
+        text += f" (default: {','.join(map(str, default)) if isinstance(default, tuple) else default})"
+    command.add_argument(flag, dest=name, type=kind, default=default, metavar=shape, help=text)
 
 
 def _add_address(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "url",
-        nargs="?",
-        metavar="http://HOST:PORT",
-        help="a running OpenAI-compatible server; OPENAI_API_KEY has its key, if any",
-    )
+    text = "a running OpenAI-compatible server; OPENAI_API_KEY has its key, if any"
+    command.add_argument("url", nargs="?", metavar="http://HOST:PORT", help=text)
     command.add_argument("--name", metavar="MODEL", help="the model to ask for, if the server needs a name")
 
 
 def _add_load(command: argparse.ArgumentParser) -> None:
     _add_address(command)
     _add_counts(command, clients=8, tokens=64)
-    command.add_argument(
-        "--requests",
-        dest="num_requests",
-        type=_positive,
-        metavar="N",
-        help="in all (default: one a client)",
-    )
-    command.add_argument(
-        "--prompt-tokens",
-        type=_positive,
-        metavar="N",
-        help="length of a prompt, about (default: 30 words)",
-    )
+    _add_count(command, "--requests", "num_requests", None, "in all (default: one a client)")
+    _add_count(command, "--prompt-tokens", "prompt_tokens", None, "length, about (default: 30 words)")
     mixed = "random lengths of prompts and answers, up to the given ones"
     command.add_argument("--mixed", dest="is_mixed", action="store_true", help=mixed)
     command.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default: 0")
@@ -159,77 +141,17 @@ def _add_compare(
     command: argparse.ArgumentParser, *, clients: tuple[int, ...], tokens: int, prompts: tuple[int, ...]
 ) -> None:
     command.set_defaults(kinds=KINDS, with_peers=True)
-    _add_lists(command, "--clients", "clients", clients, "at once")
-    _add_lists(command, "--prompt-tokens", "prompt_tokens", prompts, "approximate lengths of long prompts")
+    _add_count(command, "--clients", "clients", clients, "at once")
+    _add_count(command, "--prompt-tokens", "prompt_tokens", prompts, "approximate lengths of long prompts")
     _add_count(command, "--tokens", "max_tokens", tokens, "an answer")
     _add_count(command, "--rounds", "num_rounds", 1, "how often to measure all servers in turn")
 
 
 def _add_simulated(command: argparse.ArgumentParser) -> None:
     _add_counts(command, clients=64, tokens=64)
-    _add_lists(command, "--ranks", "ring_sizes", (2, 4, 8), "rings to measure")
-    command.add_argument(
-        "--model",
-        dest="model_repo",
-        default=SIMULATED,
-        metavar="NAME",
-        help=f"config/simulated.py has the keys (default: {SIMULATED})",
-    )
-
-
-def _fill(kind: Any, options: argparse.Namespace) -> Any:
-    """Make a plan from the flags with the names of its fields."""
-    return kind(**{field.name: getattr(options, field.name) for field in fields(kind)})
-
-
-def _load(options: argparse.Namespace) -> int:
-    from bench.load import LoadPlan, measure_load
-    from bench.service import serving
-
-    options.num_requests = options.num_requests or options.num_clients
-    key = os.environ.get("OPENAI_API_KEY")
-    with serving(options.url, options.num_clients, options.name, key) as server:
-        return measure_load(server, _fill(LoadPlan, options), as_json=options.json)
-
-
-def _gap(options: argparse.Namespace) -> int:
-    from bench.gap import measure_gap
-    from bench.service import serving
-
-    key, count, tokens = os.environ.get("OPENAI_API_KEY"), options.num_streams, options.prompt_tokens
-    with serving(options.url, count, options.name, key) as server:
-        return measure_gap(server, count, tokens, options.seed, as_json=options.json)
-
-
-def _compare(options: argparse.Namespace) -> int:
-    from bench.comparison import Plan, run_comparison
-
-    return run_comparison(_fill(Plan, options), as_json=options.json)
-
-
-def _agreement(options: argparse.Namespace) -> int:
-    from bench.agreement import run_agreement
-
-    return run_agreement(options.num_clients, options.max_tokens, options.seed, as_json=options.json)
-
-
-def _overhead(options: argparse.Namespace) -> int:
-    from bench.overhead import run_overhead
-
-    return run_overhead(options.requests, options.seed, as_json=options.json)
-
-
-def _simulated(options: argparse.Namespace) -> int:
-    from bench.simulated import SimulatedPlan, run_simulated
-
-    return run_simulated(_fill(SimulatedPlan, options), as_json=options.json)
-
-
-def _report(options: argparse.Namespace) -> int:
-    from bench.report import write_page
-
-    print(write_page(options.files))
-    return 0
+    _add_count(command, "--ranks", "ring_sizes", (2, 4, 8), "rings to measure")
+    text = f"config/simulated.py has the keys (default: {SIMULATED})"
+    command.add_argument("--model", dest="model_repo", default=SIMULATED, metavar="NAME", help=text)
 
 
 def _positive(text: str) -> int:

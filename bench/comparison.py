@@ -7,27 +7,19 @@ measures all on a random mixture of experts (random_model.py).
 
 from __future__ import annotations
 
+import argparse
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from bench.machine import describe_busy, describe_machine
-from bench.measures import (
-    KINDS,
-    Measure,
-    Outcome,
-    make_context_measure,
-    make_load_measure,
-    make_measures,
-    run_measure,
-)
+from bench.load import warm_up
+from bench.measures import Measure, Outcome, make_measures, run_measure
 from bench.peers import Peer
 from bench.random_model import make_random_model
-from bench.report import describe_comparison, format_figure
-from bench.results import ResultFile, finish_run, make_head, make_row
-from bench.service import Service, warm_up
-from bench.setup import Setup, make_setup, only_run, say
+from bench.report import finish_run, format_figure
+from bench.results import ResultFile, make_head, make_row
+from bench.service import Service
+from bench.setup import Setup, fill, make_setup, only_run, say
 
 NUM_WARM_UP_ASKS = 2
 ENOUGH = 0.9  # of the tokens asked for; fewer raise a doubt
@@ -44,43 +36,28 @@ class Plan:
     prompt_tokens: tuple[int, ...]
     num_rounds: int
     seed: int
-    kinds: tuple[str, ...] = KINDS
-    with_peers: bool = True
-
-    def measures(self) -> list[Measure]:
-        """The measures for every server."""
-        if self.command != "mixture":
-            return make_measures(self.kinds, self.clients, self.max_tokens, self.prompt_tokens)
-        loads = [make_load_measure("greedy", count, self.max_tokens) for count in self.clients]
-        return [*loads, *(make_context_measure(count) for count in self.prompt_tokens)]
+    kinds: tuple[str, ...]
+    with_peers: bool
 
 
-def run_comparison(plan: Plan, *, as_json: bool) -> int:
-    """Run the plan and print the report; 0 if every request was answered, else 1."""
-    started_unix = time.time()
-    setup = make_setup()
-    measures = plan.measures()
+def run(options: argparse.Namespace) -> int:
+    """Compare and print the report; 0 if every request was answered, else 1."""
+    plan, setup = fill(Plan, options), make_setup()
+    measures = make_measures(plan.kinds, plan.clients, plan.max_tokens, plan.prompt_tokens)
     with only_run(setup):
-        doubts = describe_busy()
+        head = make_head("mixture" if plan.command == "mixture" else "compare")
         if plan.command == "mixture":
             setup = replace(setup, model_folder=make_random_model(setup))
         servers = make_servers(plan, setup)
-        outcomes = run_rounds(plan, servers, measures, doubts)
+        outcomes = run_rounds(plan, servers, measures, head["doubts"])
     rows = [
         make_row(measure, server.name, outcomes[measure.name, server.name])
         for measure in measures
         for server in servers
     ]
-    head = make_head(
-        "mixture" if plan.command == "mixture" else "compare",
-        started_unix,
-        machine=describe_machine(),
-        model=setup.model_folder.name,
-        num_ranks=setup.num_ranks,
-        servers=[server.describe() for server in servers],
-        doubts=doubts,
-    )
-    finish_run(setup.folder, ResultFile(head, rows), describe_comparison, as_json=as_json)
+    described = [server.describe() for server in servers]
+    head |= {"model": setup.model_folder.name, "num_ranks": setup.num_ranks, "servers": described}
+    finish_run(setup.folder, ResultFile(head, rows), as_json=options.json)
     return 1 if any(outcome.errors for found in outcomes.values() for outcome in found) else 0
 
 
@@ -108,10 +85,9 @@ def run_rounds(
                 for measure in measures:
                     outcome = run_measure(measure, address, seed=plan.seed, round_=round_)
                     outcomes.setdefault((measure.name, server.name), []).append(outcome)
-                    doubts += [
-                        f"{prefix}: {measure.title}: {doubt}" for doubt in find_doubts(measure, outcome)
-                    ]
-                    say(f"{prefix}: {measure.title}: {format_figure(outcome.figure, measure.unit)}")
+                    title = f"{prefix}: {measure.title}"
+                    doubts += [f"{title}: {doubt}" for doubt in find_doubts(measure, outcome)]
+                    say(f"{title}: {format_figure(outcome.figure, measure.unit)}")
     return outcomes
 
 

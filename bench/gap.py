@@ -7,6 +7,7 @@ server reads the prompt. Knows no server by name.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import random
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from bench.client import Ask, Connection, Reply, Server
-from bench.load import ANSWER_LIMIT_S, LoadResult
+from bench.load import ANSWER_LIMIT_S, LoadResult, serving
 from bench.prompts import make_endless_prompts, make_long_prompt
 from bench.setup import BenchError, say
 
@@ -32,14 +33,17 @@ def make_gap_asks(source: random.Random, num_streams: int, prompt_tokens: int) -
     return [*streams, Ask(make_long_prompt(source, prompt_tokens), LATE_TOKENS)]
 
 
-def measure_gap(server: Server, num_streams: int, prompt_tokens: int, seed: int, *, as_json: bool) -> int:
+def run(options: argparse.Namespace) -> int:
     """Run it once and print the worst gap; 0.
 
     Raises:
         BenchError: a stream or the prompt was not answered.
     """
-    say(f"{num_streams} streams, then a prompt of {prompt_tokens} tokens, to {server.url}")
-    replies = run_gap(server, make_gap_asks(random.Random(seed), num_streams, prompt_tokens)).replies
+    num_streams, prompt_tokens = options.num_streams, options.prompt_tokens
+    with serving(options.url, num_streams, options.name) as server:
+        say(f"{num_streams} streams, then a prompt of {prompt_tokens} tokens, to {server.url}")
+        asks = make_gap_asks(random.Random(options.seed), num_streams, prompt_tokens)
+        replies = run_gap(server, asks).replies
     if errors := [reply.error for reply in replies if reply.error]:
         raise BenchError(f"no gap to measure: {errors[0]}")
     found = {
@@ -47,7 +51,7 @@ def measure_gap(server: Server, num_streams: int, prompt_tokens: int, seed: int,
         "ttft_s": round(replies[-1].ttft_s, 4),
         "num_ended_early": num_ended_early(replies),
     }
-    if as_json:
+    if options.json:
         print(json.dumps(found))
         return 0
     print(f"worst gap of {num_streams} streams: {found['worst_gap_s']:.2f} s")
@@ -57,12 +61,12 @@ def measure_gap(server: Server, num_streams: int, prompt_tokens: int, seed: int,
     return 0
 
 
-def run_gap(server: Server, asks: Sequence[Ask], *, limit_s: float = ANSWER_LIMIT_S) -> LoadResult:
+def run_gap(server: Server, asks: Sequence[Ask]) -> LoadResult:
     """Run it; the last ask is the long prompt. A stream that the bench closes is no error."""
-    return asyncio.run(_run(server, asks, limit_s))
+    return asyncio.run(_run(server, asks))
 
 
-async def _run(server: Server, asks: Sequence[Ask], limit_s: float) -> LoadResult:
+async def _run(server: Server, asks: Sequence[Ask]) -> LoadResult:
     replies = [Reply() for _ in asks]
     *streams, late = replies
     start_s = time.perf_counter()
@@ -71,12 +75,12 @@ async def _run(server: Server, asks: Sequence[Ask], limit_s: float) -> LoadResul
         for ask, reply in zip(asks[:-1], streams, strict=True)
     ]
     try:
-        async with asyncio.timeout(limit_s):
+        async with asyncio.timeout(ANSWER_LIMIT_S):
             await _wait_until(lambda: _have_all_begun(tasks, streams))
             tasks.append(asyncio.create_task(_ask(server, asks[-1], late, start_s)))
             await _wait_until(lambda: tasks[-1].done() or _have_all_gone_on(tasks, streams, late))
     except TimeoutError:
-        late.error = late.error or f"no first token of the prompt in {limit_s:g} s"
+        late.error = late.error or f"no first token of the prompt in {ANSWER_LIMIT_S:g} s"
     finally:
         for task in tasks:
             task.cancel()

@@ -1,32 +1,38 @@
 """The load: a number of clients; each sends its next request after the answer to its last one.
 
-All first connections open before the clock starts, a few at a time: a server with a short listen backlog
+All first connections open before the clock starts, one by one: a server with a short listen backlog
 (5 in Python's http.server) would lose some. Later requests include the time of their connection. Knows no
 server by name.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import math
+import os
 import random
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from bench.client import Ask, Connection, Reply, Server
 from bench.prompts import make_long_prompt, make_prompts
-from bench.setup import BenchError, say
+from bench.service import Service
+from bench.setup import BenchError, fill, make_setup, only_run, say
 from cluster.terminal import make_table
 
-NUM_CONNECTING = 4
 CONNECT_LIMIT_S = 20.0
 ANSWER_LIMIT_S = 600.0
+WARM_UP_PROMPT = "Count from one to twenty in words, please. This is number"
+WARM_UP_TOKENS = 8
 SHARES = (0.50, 0.95, 0.99)
 
 
@@ -97,45 +103,27 @@ def run_load(
 async def _ask_all(server: Server, asks: Sequence[Ask], num_clients: int, limit_s: float) -> LoadResult:
     replies = [Reply() for _ in asks]
     pending = deque(zip(asks, replies, strict=True))
-    connections = await _connect_all(server, min(num_clients, len(asks)))
+    async with asyncio.timeout(CONNECT_LIMIT_S):
+        connections = [await Connection.open(server) for _ in range(min(num_clients, len(asks)))]
     start_s = time.perf_counter()
+
+    async def run_client(connection: Connection | None) -> None:
+        while pending:
+            ask, reply = pending.popleft()
+            try:
+                async with asyncio.timeout(limit_s):
+                    connection = connection or await Connection.open(server)
+                    await connection.ask(ask, reply, start_s)
+            except TimeoutError:
+                reply.error = f"no complete answer in {limit_s:g} s"
+            except OSError as error:
+                reply.error = str(error)
+            connection = None
+
     async with asyncio.TaskGroup() as group:
         for connection in connections:
-            group.create_task(_run_client(server, connection, pending, start_s, limit_s))
+            group.create_task(run_client(connection))
     return LoadResult(replies, time.perf_counter() - start_s)
-
-
-async def _connect_all(server: Server, num_connections: int) -> list[Connection]:
-    few = asyncio.Semaphore(NUM_CONNECTING)
-
-    async def connect() -> Connection:
-        async with few:
-            return await Connection.open(server)
-
-    async with asyncio.timeout(CONNECT_LIMIT_S):
-        return list(await asyncio.gather(*(connect() for _ in range(num_connections))))
-
-
-async def _run_client(
-    server: Server,
-    connection: Connection | None,
-    pending: deque[tuple[Ask, Reply]],
-    start_s: float,
-    limit_s: float,
-) -> None:
-    while pending:
-        ask, reply = pending.popleft()
-        try:
-            async with asyncio.timeout(limit_s):
-                connection = connection or await Connection.open(server)
-                await connection.ask(ask, reply, start_s)
-        except TimeoutError:
-            reply.error = f"no complete answer in {limit_s:g} s"
-        except OSError as error:
-            reply.error = str(error)
-        connection = None
-    if connection is not None:
-        connection.close()
 
 
 def short(value: float) -> float | None:
@@ -183,12 +171,44 @@ def make_asks(plan: LoadPlan) -> list[Ask]:
     return asks
 
 
-def measure_load(server: Server, plan: LoadPlan, *, as_json: bool) -> int:
+def warm_up(server: Server, num_asks: int) -> None:
+    """Send requests at once: afterwards the server has read its weights and stepped a batch."""
+    asks = [Ask(f"{WARM_UP_PROMPT} {number}.", WARM_UP_TOKENS) for number in range(num_asks)]
+    for reply in run_load(server, asks, num_asks).replies:
+        if reply.error is not None:
+            raise BenchError(f"the warm-up was not answered: {reply.error}")
+
+
+@contextmanager
+def serving(url: str | None, num_clients: int, model: str | None) -> Iterator[Server]:
+    """Yield the server at an address (OPENAI_API_KEY has its key); without one start and warm up a service.
+
+    Raises:
+        BenchError: the address is not an http:// one, or the service did not start.
+    """
+    if url is not None:
+        parts = urlsplit(url)
+        if parts.scheme != "http" or not parts.hostname:
+            raise BenchError(f"{url} is not an address like http://127.0.0.1:8100")
+        yield Server(parts.hostname, parts.port or 80, model, os.environ.get("OPENAI_API_KEY"))
+        return
+    setup = make_setup()
+    with only_run(setup):
+        say(f"starting {setup.settings.model_name} on {setup.num_ranks} ranks")
+        with Service(setup).running() as server:
+            warm_up(server, num_clients)
+            yield server
+
+
+def run(options: argparse.Namespace) -> int:
     """Run one load and print it; 0 if every request was answered, else 1."""
-    say(f"{plan.num_requests} requests, {plan.num_clients} at once, to {server.url}")
-    result = run_load(server, make_asks(plan), plan.num_clients)
+    options.num_requests = options.num_requests or options.num_clients
+    plan = fill(LoadPlan, options)
+    with serving(options.url, plan.num_clients, options.name) as server:
+        say(f"{plan.num_requests} requests, {plan.num_clients} at once, to {server.url}")
+        result = run_load(server, make_asks(plan), plan.num_clients)
     summary = summarize(result)
-    print(json.dumps(asdict(summary)) if as_json else "\n".join(describe(summary)))
+    print(json.dumps(asdict(summary)) if options.json else "\n".join(describe(summary)))
     for reason in sorted({reply.error for reply in result.replies if reply.error}):
         print(f"failed: {reason}", file=sys.stderr)
     return 1 if summary.num_failed else 0

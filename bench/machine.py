@@ -6,6 +6,7 @@ Reads only. Knows no server.
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -47,12 +48,9 @@ def describe_busy() -> list[str]:
 def _read_processor() -> str:
     if sys.platform == "darwin":
         return _run("sysctl", "-n", "machdep.cpu.brand_string")
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    found = re.search(r"^model name\s*: (.+)$", cpuinfo, re.MULTILINE)
+    return found[1] if found else platform.machine()
 
 
 def _read_commit() -> str:

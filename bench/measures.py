@@ -17,14 +17,13 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from bench.client import Ask, Server
 from bench.gap import NUM_STREAMS, make_gap_asks, run_gap, worst_gap_s
 from bench.load import LoadResult, Summary, run_load, summarize
 from bench.prompts import SECOND_QUESTION, make_long_prompt, make_prompts
 
-KINDS = ("greedy", "sampled", "prompt", "second-turn", "gap")
+KINDS = ("greedy", "sampled", "prompt", "second-turn", "gap")  # of compare; of mixture: greedy, context
 NUM_SINGLE_ASKS = 3  # of one client alone
 FIRST_TURN_TOKENS, LATER_TOKENS = 32, 8
 CONTEXT_ANSWER_TOKENS = 33
@@ -42,9 +41,9 @@ class Measure:
     name: str
     title: str
     unit: str  # tokens/s: more is better; s: less is
-    num_clients: int
-    num_tokens: int | None  # of all answers; None where their length does not matter
     run: Run
+    num_clients: int = 1
+    num_tokens: int | None = None  # of all answers; None where their length does not matter
 
 
 @dataclass(frozen=True)
@@ -72,21 +71,14 @@ def make_measures(
 ) -> list[Measure]:
     """The measures of these kinds; `gap`, which closes its streams early, comes last."""
     most, longest = max(clients), max(prompt_tokens)
-    found = [make_load_measure("greedy", count, max_tokens) for count in clients]
-    found.append(make_load_measure("sampled", most, max_tokens))
-    for count in prompt_tokens:
-        title, run = f"time to first token, {count}-token prompt", partial(_run_prompt, prompt_tokens=count)
-        found.append(Measure("prompt", f"prompt-{count}", title, SECONDS, 1, None, run))
-    title, run = (
-        f"time to first token, second turn after {longest} tokens",
-        partial(_run_turns, prompt_tokens=longest),
-    )
-    found.append(Measure("second-turn", "second-turn", title, SECONDS, 1, None, run))
-    title, run = (
-        f"worst gap of {NUM_STREAMS} streams while {longest} tokens arrive",
-        partial(_run_gap, prompt_tokens=longest),
-    )
-    found.append(Measure("gap", "gap", title, SECONDS, NUM_STREAMS, None, run))
+    found = [
+        *(make_load_measure("greedy", count, max_tokens) for count in clients),
+        make_load_measure("sampled", most, max_tokens),
+        *(_make_prompt_measure(count) for count in prompt_tokens),
+        _make_turns_measure(longest),
+        *(_make_context_measure(count) for count in prompt_tokens),
+        _make_gap_measure(longest),
+    ]
     return [measure for measure in found if measure.kind in kinds]
 
 
@@ -96,63 +88,62 @@ def make_load_measure(kind: str, num_clients: int, max_tokens: int) -> Measure:
     clients = "1 stream" if num_clients == 1 else f"{num_clients} parallel"
     is_sampled = kind == "sampled"
     how = f", temperature {TEMPERATURE}, top_p {TOP_P}" if is_sampled else ""
-    run = partial(
-        _run_load, num_clients=num_clients, num_asks=num_asks, max_tokens=max_tokens, is_sampled=is_sampled
-    )
-    title = f"{clients} x {max_tokens} tokens{how}"
-    return Measure(kind, f"{kind}-{num_clients}", title, RATE, num_clients, num_asks * max_tokens, run)
-
-
-def make_context_measure(prompt_tokens: int) -> Measure:
-    """One stream behind a long prompt."""
-    title = f"1 stream behind {prompt_tokens} tokens of context"
-    run = partial(_run_context, prompt_tokens=prompt_tokens)
-    return Measure("context", f"context-{prompt_tokens}", title, RATE, 1, CONTEXT_ANSWER_TOKENS, run)
-
-
-def _run_load(
-    server: Server,
-    source: random.Random,
-    *,
-    num_clients: int,
-    num_asks: int,
-    max_tokens: int,
-    is_sampled: bool,
-) -> tuple[LoadResult, float]:
     sampling = (TEMPERATURE, TOP_P) if is_sampled else (0.0, 1.0)
-    asks = [Ask(prompt, max_tokens, *sampling) for prompt in make_prompts(source, num_asks)]
-    result = run_load(server, asks, num_clients)
-    return result, summarize(result).tokens_per_s
+
+    def run(server: Server, source: random.Random) -> tuple[LoadResult, float]:
+        asks = [Ask(prompt, max_tokens, *sampling) for prompt in make_prompts(source, num_asks)]
+        result = run_load(server, asks, num_clients)
+        return result, summarize(result).tokens_per_s
+
+    title = f"{clients} x {max_tokens} tokens{how}"
+    return Measure(kind, f"{kind}-{num_clients}", title, RATE, run, num_clients, num_asks * max_tokens)
 
 
-def _run_prompt(server: Server, source: random.Random, *, prompt_tokens: int) -> tuple[LoadResult, float]:
-    result = run_load(server, [Ask(make_long_prompt(source, prompt_tokens), LATER_TOKENS)], 1)
-    return result, _first_token_s(result)
+def _make_context_measure(prompt_tokens: int) -> Measure:
+    """One stream behind a long prompt."""
+
+    def run(server: Server, source: random.Random) -> tuple[LoadResult, float]:
+        result = run_load(server, [Ask(make_long_prompt(source, prompt_tokens), CONTEXT_ANSWER_TOKENS)], 1)
+        (reply,) = result.replies
+        seconds = sum(reply.gaps_s)
+        return result, (reply.num_tokens - 1) / seconds if seconds else math.nan
+
+    title, name = f"1 stream behind {prompt_tokens} tokens of context", f"context-{prompt_tokens}"
+    return Measure("context", name, title, RATE, run, num_tokens=CONTEXT_ANSWER_TOKENS)
 
 
-def _run_turns(server: Server, source: random.Random, *, prompt_tokens: int) -> tuple[LoadResult, float]:
-    first = Ask(make_long_prompt(source, prompt_tokens), FIRST_TURN_TOKENS)
-    before = run_load(server, [first], 1)
-    if before.replies[0].error is not None:
-        return before, math.nan
-    second = Ask(SECOND_QUESTION, LATER_TOKENS, history=((first.prompt, before.replies[0].text),))
-    after = run_load(server, [second], 1)
-    return LoadResult([*before.replies, *after.replies], before.wall_s + after.wall_s), _first_token_s(after)
+def _make_prompt_measure(prompt_tokens: int) -> Measure:
+    def run(server: Server, source: random.Random) -> tuple[LoadResult, float]:
+        result = run_load(server, [Ask(make_long_prompt(source, prompt_tokens), LATER_TOKENS)], 1)
+        return result, result.replies[0].ttft_s
+
+    title = f"time to first token, {prompt_tokens}-token prompt"
+    return Measure("prompt", f"prompt-{prompt_tokens}", title, SECONDS, run)
 
 
-def _run_gap(server: Server, source: random.Random, *, prompt_tokens: int) -> tuple[LoadResult, float]:
-    result = run_gap(server, make_gap_asks(source, NUM_STREAMS, prompt_tokens))
-    has_failed = any(reply.error for reply in result.replies)
-    return result, math.nan if has_failed else worst_gap_s(result.replies)
+def _make_turns_measure(prompt_tokens: int) -> Measure:
+    def run(server: Server, source: random.Random) -> tuple[LoadResult, float]:
+        first = Ask(make_long_prompt(source, prompt_tokens), FIRST_TURN_TOKENS)
+        before = run_load(server, [first], 1)
+        if before.replies[0].error is not None:
+            return before, math.nan
+        turn = (
+            {"role": "user", "content": first.prompt},
+            {"role": "assistant", "content": before.replies[0].text},
+        )
+        after = run_load(server, [Ask(SECOND_QUESTION, LATER_TOKENS, history=turn)], 1)
+        both = LoadResult([*before.replies, *after.replies], before.wall_s + after.wall_s)
+        return both, after.replies[0].ttft_s
+
+    title = f"time to first token, second turn after {prompt_tokens} tokens"
+    return Measure("second-turn", "second-turn", title, SECONDS, run)
 
 
-def _run_context(server: Server, source: random.Random, *, prompt_tokens: int) -> tuple[LoadResult, float]:
-    result = run_load(server, [Ask(make_long_prompt(source, prompt_tokens), CONTEXT_ANSWER_TOKENS)], 1)
-    (reply,) = result.replies
-    seconds = sum(reply.gaps_s)
-    return result, (reply.num_tokens - 1) / seconds if seconds else math.nan
+def _make_gap_measure(prompt_tokens: int) -> Measure:
+    def run(server: Server, source: random.Random) -> tuple[LoadResult, float]:
+        result = run_gap(server, make_gap_asks(source, NUM_STREAMS, prompt_tokens))
+        has_failed = any(reply.error for reply in result.replies)
+        return result, math.nan if has_failed else worst_gap_s(result.replies)
 
-
-def _first_token_s(result: LoadResult) -> float:
-    (reply,) = result.replies
-    return math.nan if reply.error else reply.ttft_s
+    title = f"worst gap of {NUM_STREAMS} streams while {prompt_tokens} tokens arrive"
+    return Measure("gap", "gap", title, SECONDS, run, NUM_STREAMS)

@@ -18,6 +18,7 @@ performance). Knows the spool's results and nothing of how they are written.
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import time
@@ -26,10 +27,10 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 
 from bench.client import Ask, Reply, Server
-from bench.load import run_load
+from bench.load import run_load, warm_up
 from bench.machine import describe_busy
 from bench.prompts import make_prompts
-from bench.service import Service, warm_up
+from bench.service import Service
 from bench.setup import make_setup, only_run, say
 from cluster.terminal import make_table
 from spool import Result
@@ -68,7 +69,7 @@ def make_sample(reply: Reply, result: Result) -> Sample:
     )
 
 
-def run_overhead(num_requests: int, seed: int, *, as_json: bool) -> int:
+def run(options: argparse.Namespace) -> int:
     """Measure both durabilities and print a table; 0."""
     setup = make_setup()
     rows = []
@@ -80,10 +81,10 @@ def run_overhead(num_requests: int, seed: int, *, as_json: bool) -> int:
             with service.running() as server:
                 warm_up(server, NUM_WARM_UP_ASKS)
                 for pause_s in PAUSES_S:
-                    say(f"SPOOL_DURABILITY={durability}: {num_requests} requests, {pause_s:g} s apart")
-                    samples = measure(server, service, num_requests, seed, pause_s)
+                    say(f"SPOOL_DURABILITY={durability}: {options.requests} requests, {pause_s:g} s apart")
+                    samples = measure(server, service, options.requests, options.seed, pause_s)
                     rows += make_rows(durability, pause_s, samples)
-    if as_json:
+    if options.json:
         print(json.dumps({"doubts": doubts, "rows": rows}))
     else:
         print("\n".join([*describe(rows), *(f"Doubt: {doubt}" for doubt in doubts)]))

@@ -22,7 +22,7 @@ from typing import Any
 
 from bench.client import Server
 from bench.service import HOST, read_blas, uninterrupted
-from bench.setup import BenchError, Setup, last_lines
+from bench.setup import BenchError, Setup
 from cluster.ports import free_ring_ports
 from config import REPOSITORY_ROOT
 
@@ -30,7 +30,7 @@ PEER = "mlx_lm.server"
 DEFAULT_PEER = "mlx_lm.server, default flags"
 LISTEN_LIMIT_S = 120.0
 LOOK_INTERVAL_S = 0.1
-END_GRACE_S = 3.0
+NUM_LOG_LINES = 15
 DEFAULT_FLAGS = {"--log-level": "WARNING"}
 
 
@@ -46,13 +46,9 @@ def best_flags(num_clients: int) -> dict[str, str]:
 
 
 class Peer:
-    """mlx_lm.server; on a ring only rank 0 listens."""
+    """mlx_lm.server for at most `num_clients` at once; on a ring only rank 0 listens."""
 
     def __init__(self, setup: Setup, num_clients: int, *, has_default_flags: bool = False) -> None:
-        """
-        Args:
-            num_clients: the most that will ask at once.
-        """
         self._setup, self.blas = setup, ""
         self.name = DEFAULT_PEER if has_default_flags else PEER
         self.flags = DEFAULT_FLAGS if has_default_flags else best_flags(num_clients)
@@ -115,30 +111,28 @@ class Peer:
 def _wait_for_listener(port: int, ranks: list[subprocess.Popen[bytes]], folder: Path) -> None:
     deadline = time.monotonic() + LISTEN_LIMIT_S
     while time.monotonic() < deadline:
-        ended = [rank for rank, process in enumerate(ranks) if process.poll() is not None]
-        if ended:
-            logs = [folder / f"rank{rank}.log" for rank in ended]
-            raise BenchError(f"rank {ended[0]} of the peer ended. {last_lines(logs)}")
+        for rank, process in enumerate(ranks):
+            if process.poll() is not None:
+                raise BenchError(f"rank {rank} of the peer ended. {_last_lines(folder, rank)}")
         try:
             socket.create_connection((HOST, port), timeout=1.0).close()
         except OSError:
             time.sleep(LOOK_INTERVAL_S)
         else:
             return
-    raise BenchError(
-        f"the peer does not listen after {LISTEN_LIMIT_S:g} s. {last_lines([folder / 'rank0.log'])}"
-    )
+    raise BenchError(f"the peer does not listen after {LISTEN_LIMIT_S:g} s. {_last_lines(folder, 0)}")
+
+
+def _last_lines(folder: Path, rank: int) -> str:
+    """The end of a rank's log, for an error."""
+    path = folder / f"rank{rank}.log"
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-NUM_LOG_LINES:]
+    return "\n".join([f"The last lines of {path}:", *(f"    {line}" for line in lines)])
 
 
 def _end(ranks: list[subprocess.Popen[bytes]]) -> None:
-    """Send SIGTERM, then SIGKILL, and reap all."""
+    """Kill and reap all; they have nothing to save."""
     for process in ranks:
-        process.terminate()
+        process.kill()
     for process in ranks:
-        try:
-            process.wait(timeout=END_GRACE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if process.stdin is not None:
-            process.stdin.close()
+        process.communicate()

@@ -23,9 +23,14 @@ _VERBS = ("carried", "measured", "repaired", "described", "painted", "counted", 
 
 def make_prompts(source: random.Random, num_prompts: int) -> list[str]:
     """Different prompts of about 30 words, each good for a long answer."""
-    found: dict[str, None] = {}
+    pick, found = source.choice, dict[str, None]()
     while len(found) < num_prompts:
-        found[_make_prompt(source)] = None
+        prompt = (
+            f"Write a {pick(_FORMS)} about {pick(_THINGS)} near {pick(_PLACES)}, seen by {pick(_PEOPLE)} in "
+            f"the year {source.randrange(1700, 2000)}, and explain in it step by step how {pick(_SUBJECTS)} "
+            "worked and why people cared."
+        )
+        found[prompt] = None
     return list(found)
 
 
@@ -40,24 +45,10 @@ def make_endless_prompts(source: random.Random, num_prompts: int) -> list[str]:
 
 def make_long_prompt(source: random.Random, num_tokens: int) -> str:
     """A question, and a text of about `num_tokens` tokens."""
-    text = "What is this text about?\n\n"
+    pick, text = source.choice, "What is this text about?\n\n"
     while len(text) < num_tokens * CHARACTERS_PER_TOKEN:
-        text += _make_sentence(source)
+        text += (
+            f"In {source.randrange(1700, 2000)} {pick(_PEOPLE)} {pick(_VERBS)} {pick(_THINGS)} near "
+            f"{pick(_PLACES)} and wrote about {pick(_SUBJECTS)}. "
+        )
     return text
-
-
-def _make_prompt(source: random.Random) -> str:
-    pick = source.choice
-    return (
-        f"Write a {pick(_FORMS)} about {pick(_THINGS)} near {pick(_PLACES)}, seen by {pick(_PEOPLE)} in the "
-        f"year {source.randrange(1700, 2000)}, and explain in it step by step how {pick(_SUBJECTS)} worked "
-        "and why people cared."
-    )
-
-
-def _make_sentence(source: random.Random) -> str:
-    pick = source.choice
-    return (
-        f"In {source.randrange(1700, 2000)} {pick(_PEOPLE)} {pick(_VERBS)} {pick(_THINGS)} near "
-        f"{pick(_PLACES)} and wrote about {pick(_SUBJECTS)}. "
-    )

@@ -1,11 +1,11 @@
 """mlx-lm's own model in one process, over a prompt and a known answer.
 
-    python -m bench.reference INPUT.json OUTPUT.json
+    python -m bench.reference < INPUT > OUTPUT
 
-INPUT is {"model", "blas", "threads", "sequences": [{"prompt_ids", "answer_ids"}]}; OUTPUT is {"sequences":
-[[{"token_id", "gap", "deficit"} for each answer token]]}: the token with the highest logit at that step, its
-distance to the second highest, and its distance to the answer's token (0 if both are the same). It runs as a
-process of its own, because the rest of the bench imports no MLX. Knows no server.
+INPUT is {"model", "blas", "threads", "sequences": [{"prompt_ids", "answer_ids"}]}; OUTPUT is [[{"token_id",
+"gap", "deficit"} for each answer token] for each sequence]: the token with the highest logit at that step,
+its distance to the second highest, and its distance to the answer's token (0 if both are the same). It runs
+as a process of its own, because the rest of the bench imports no MLX. Knows no server.
 """
 
 from __future__ import annotations
@@ -17,21 +17,16 @@ from pathlib import Path
 from typing import Any
 
 
-def main(arguments: list[str]) -> int:
+def main() -> None:
     """Read, compute, write."""
-    source, target = map(Path, arguments)
-    task = json.loads(source.read_text(encoding="utf-8"))
+    task = json.load(sys.stdin)
     # Imported here: the BLAS must load before any module that imports MLX.
     from distributed.backends.cpu.blas import load_fast_blas
 
     load_fast_blas(task["blas"], int(task["threads"]))
     steps_of = load_reference(Path(task["model"]))
-    found = []
-    for number, sequence in enumerate(task["sequences"], start=1):
-        found.append(steps_of(sequence["prompt_ids"], sequence["answer_ids"]))
-        print(f"reference: {number} of {len(task['sequences'])}", file=sys.stderr, flush=True)
-    target.write_text(json.dumps({"sequences": found}), encoding="utf-8")
-    return 0
+    found = [steps_of(each["prompt_ids"], each["answer_ids"]) for each in task["sequences"]]
+    json.dump(found, sys.stdout)
 
 
 def load_reference(folder: Path) -> Callable[[list[int], list[int]], list[dict[str, Any]]]:
@@ -69,4 +64,4 @@ def load_reference(folder: Path) -> Callable[[list[int], list[int]], list[dict[s
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()

@@ -10,6 +10,7 @@ A ratio above 1 means that ours is better, whether more or less is better. Knows
 
 from __future__ import annotations
 
+import argparse
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from string import Template
 from typing import Any
 
 from bench.results import ResultFile, Row, median, read_results, write_results
-from bench.setup import BenchError
+from bench.setup import BenchError, say
 from cluster.terminal import make_table
 from config import REPOSITORY_ROOT
 
@@ -107,15 +108,25 @@ def describe_server(server: Mapping[str, Any]) -> str:
     return f"{server['name']}: {ranks}; BLAS: {server['blas']}; {chosen}"
 
 
-def describe_comparison(results: ResultFile) -> list[str]:
+def describe(results: ResultFile) -> list[str]:
     """The whole report for a terminal."""
-    figures, latencies = make_table(figure_rows(results.rows)), make_table(latency_rows(results.rows))
-    return [*describe_head(results.head), "", *figures, "", *latencies]
+    lines = [line for table in make_tables(results) for line in ("", *make_table(table))]
+    return [*describe_head(results.head), *lines]
 
 
-def describe_rings(results: ResultFile) -> list[str]:
-    """The report of simulated rings for a terminal."""
-    return [*describe_head(results.head), "", *make_table(ring_rows(results.rows))]
+def make_tables(results: ResultFile) -> list[list[tuple[str, ...]]]:
+    """The tables of a run, by its kind."""
+    if results.head["kind"] == "simulated":
+        return [ring_rows(results.rows)]
+    return [figure_rows(results.rows), latency_rows(results.rows)]
+
+
+def finish_run(folder: Path, results: ResultFile, *, as_json: bool) -> None:
+    """Keep a run in a folder under its kind and time; print it as data or as tables."""
+    path = folder / f"{results.head['kind']}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.jsonl"
+    write_results(path, results)
+    print(path.read_text(encoding="utf-8") if as_json else "\n".join(describe(results)))
+    say(f"kept in {path}")
 
 
 def current_page() -> str:
@@ -124,12 +135,15 @@ def current_page() -> str:
     for kind in KINDS:
         results = read_results(FOLDER / f"{kind}.jsonl")
         parts[kind] = "\n".join(f"- {line}" for line in describe_head(results.head))
-        if kind == "simulated":
-            parts["rings"] = _markdown(ring_rows(results.rows))
-        else:
-            parts[f"{kind}_figures"] = _markdown(figure_rows(results.rows))
-            parts[f"{kind}_latencies"] = _markdown(latency_rows(results.rows))
+        names = ("rings",) if kind == "simulated" else (f"{kind}_figures", f"{kind}_latencies")
+        parts |= zip(names, map(_markdown, make_tables(results)), strict=True)
     return Template((FOLDER / "page.md").read_text(encoding="utf-8")).substitute(parts)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the page; 0."""
+    print(write_page(options.files))
+    return 0
 
 
 def write_page(paths: Sequence[Path]) -> Path:

@@ -1,7 +1,7 @@
 """Result files: STATE_DIR/bench/KIND-TIME.jsonl, one row a line, so that diffs are readable.
 
-    {"kind", "started_unix", "command", "machine", "model", "num_ranks", "servers": [{"name", "num_ranks",
-     "blas", "settings"}], "doubts", …}
+    {"kind", "started_unix", "command", "machine", "doubts", "model", "num_ranks", "servers": [{"name",
+     "num_ranks", "blas", "settings"}]}
     {"measure", "title", "unit", "server", "rounds": [figure, …], "ttft_ms": [p50, p95, p99], "gap_ms",
      "total_ms", "cached"}
 
@@ -16,14 +16,15 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.load import short
+from bench.machine import describe_busy, describe_machine
 from bench.measures import Measure, Outcome
-from bench.setup import BenchError, say
+from bench.setup import BenchError
 
 Row = dict[str, Any]
 
@@ -36,30 +37,33 @@ class ResultFile:
     rows: Sequence[Row]
 
 
-def make_head(kind: str, started_unix: float, **more: Any) -> dict[str, Any]:
-    """The first line of a file."""
-    command = f"./launch.sh bench {' '.join(sys.argv[1:])}"
-    return {"kind": kind, "started_unix": round(started_unix), "command": command, **more}
+def make_head(kind: str) -> dict[str, Any]:
+    """The first line of a file, as a run begins; the run adds model and servers, and its doubts."""
+    return {
+        "kind": kind,
+        "started_unix": round(time.time()),
+        "command": f"./launch.sh bench {' '.join(sys.argv[1:])}",
+        "machine": describe_machine(),
+        "doubts": describe_busy(),
+    }
 
 
 def make_row(measure: Measure, server: str, outcomes: Sequence[Outcome]) -> Row:
     """All rounds of a measure on a server; percentiles are medians over the rounds."""
     summaries = [outcome.summary for outcome in outcomes]
-
-    def medians(name: str) -> list[float | None]:
-        return [
+    latencies = {
+        name: [
             short(median(values)) for values in zip(*(getattr(each, name) for each in summaries), strict=True)
         ]
-
+        for name in ("ttft_ms", "gap_ms", "total_ms")
+    }
     return {
         "measure": measure.name,
         "title": measure.title,
         "unit": measure.unit,
         "server": server,
         "rounds": [short(outcome.figure) for outcome in outcomes],
-        "ttft_ms": medians("ttft_ms"),
-        "gap_ms": medians("gap_ms"),
-        "total_ms": medians("total_ms"),
+        **latencies,
         "cached": short(median(each.cached_ratio for each in summaries)),
     }
 
@@ -75,23 +79,6 @@ def write_results(path: Path, results: ResultFile) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(line, ensure_ascii=False) for line in (results.head, *results.rows)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def keep_results(folder: Path, results: ResultFile) -> Path:
-    """Write a run into a folder under its kind and time; the file."""
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    path = folder / f"{results.head['kind']}-{stamp}.jsonl"
-    write_results(path, results)
-    return path
-
-
-def finish_run(
-    folder: Path, results: ResultFile, describe: Callable[[ResultFile], list[str]], *, as_json: bool
-) -> None:
-    """Keep a run, and print it as data or as `describe` words it."""
-    path = keep_results(folder, results)
-    print(path.read_text(encoding="utf-8") if as_json else "\n".join(describe(results)))
-    say(f"kept in {path}")
 
 
 def read_results(path: Path) -> ResultFile:

@@ -9,47 +9,31 @@ from __future__ import annotations
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from bench.client import Ask, Reply, Server
-from bench.load import run_load
-from bench.setup import BenchError, Setup, last_lines, make_setup, only_run, run_module, say
+from bench.client import Reply, Server
+from bench.setup import BenchError, Setup, run_module
 from cluster.ports import free_ring_ports
-from config import REPOSITORY_ROOT, Settings, load_settings
+from config import load_settings
 from spool import Result, Spool
 
 HOST = "127.0.0.1"
 OURS = "ours"
-STOP_LIMIT_S = 90.0
+START_GRACE_S, STOP_LIMIT_S = 60.0, 90.0
 PREFIX = "service-"
-WARM_UP_PROMPT = "Count from one to twenty in words, please. This is number"
-WARM_UP_TOKENS = 8
 SHOWN_KEYS = ("SPECULATION", "MICROBATCHES", "CPU_PRODUCTS", "SPOOL_DURABILITY")
 
 
 class Service:
-    """One service at a time; `settings` are those of the running one."""
+    """One service at a time; `settings` are those of the running one, `extra` the ones above all others."""
 
     def __init__(self, setup: Setup, extra: Mapping[str, str] | None = None) -> None:
-        """
-        Args:
-            extra: settings above all others.
-        """
         self._setup, self._extra = setup, dict(extra or {})
-        self.name, self.blas = OURS, ""
-        self._settings: Settings | None = None
-
-    @property
-    def settings(self) -> Settings:
-        assert self._settings is not None, "only after it was started"
-        return self._settings
+        self.name, self.blas, self.settings = OURS, "", setup.settings
 
     @contextmanager
     def running(self) -> Iterator[Server]:
@@ -61,15 +45,16 @@ class Service:
         stop_leftovers(self._setup.folder)
         state_dir = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self._setup.folder))
         values = {**make_overrides(self._setup), **self._extra, "STATE_DIR": str(state_dir)}
-        self._settings = load_settings(values)
+        self.settings = load_settings(values)
         try:
-            self._start(values, state_dir)
-            self.blas = read_blas(self._settings.log_dir)
-            yield Server(HOST, self._settings.api_port)
+            flags = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+            limit_s = self.settings.connect_timeout + self.settings.load_timeout + START_GRACE_S
+            run_module("starting our service", "cluster", "start", *flags, limit_s=limit_s)
+            self.blas = read_blas(self.settings.log_dir)
+            yield Server(HOST, self.settings.api_port)
         finally:
             with uninterrupted():
                 stop_service(state_dir)
-            shutil.rmtree(state_dir, ignore_errors=True)
 
     def results(self, replies: Sequence[Reply]) -> list[Result]:
         """Read the answers' results from the spool of the running service.
@@ -92,29 +77,6 @@ class Service:
         shown = {key: str(values[key]) for key in SHOWN_KEYS}
         return {"name": self.name, "num_ranks": self._setup.num_ranks, "blas": self.blas, "settings": shown}
 
-    def _start(self, values: Mapping[str, str], state_dir: Path) -> None:
-        limit_s = self.settings.connect_timeout + self.settings.load_timeout + 60
-        flags = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
-        output = state_dir / "start.log"
-        with output.open("wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "cluster", "start", *flags],
-                cwd=REPOSITORY_ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is ours to handle
-            )
-            try:
-                code = process.wait(timeout=limit_s)
-            except subprocess.TimeoutExpired:
-                code = None
-            finally:
-                process.kill()
-                process.wait()
-        if code != 0:
-            raise BenchError(f"our service did not start (exit code {code}). {last_lines([output])}")
-
 
 def make_overrides(setup: Setup) -> dict[str, str]:
     """Settings of our service that differ from the user's; each start adds STATE_DIR."""
@@ -134,37 +96,6 @@ def make_overrides(setup: Setup) -> dict[str, str]:
     }
 
 
-def warm_up(server: Server, num_asks: int) -> None:
-    """Send requests at once: afterwards the server has read its weights and stepped a batch."""
-    asks = [Ask(f"{WARM_UP_PROMPT} {number}.", WARM_UP_TOKENS) for number in range(num_asks)]
-    for reply in run_load(server, asks, num_asks).replies:
-        if reply.error is not None:
-            raise BenchError(f"the warm-up was not answered: {reply.error}")
-
-
-@contextmanager
-def serving(
-    url: str | None, num_clients: int, model: str | None = None, key: str | None = None
-) -> Iterator[Server]:
-    """Yield the server at an address; without one start a service and warm it up.
-
-    Raises:
-        BenchError: the address is not an http:// one, or the service did not start.
-    """
-    if url is not None:
-        parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname:
-            raise BenchError(f"{url} is not an address like http://127.0.0.1:8100")
-        yield Server(parts.hostname, parts.port or 80, model, key)
-        return
-    setup = make_setup()
-    with only_run(setup):
-        say(f"starting {setup.settings.model_name} on {setup.num_ranks} ranks")
-        with Service(setup).running() as server:
-            warm_up(server, num_clients)
-            yield server
-
-
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Ignore Ctrl-C during a clean-up; every clean-up has a time limit."""
@@ -178,20 +109,20 @@ def uninterrupted() -> Iterator[None]:
 
 
 def stop_service(state_dir: Path) -> None:
-    """Stop the service of a STATE_DIR, if one runs, and wait for its end.
+    """Stop the service of a STATE_DIR, if one runs, wait for its end, and remove the folder.
 
     Raises:
         BenchError: it does not stop.
     """
     flags = ("--set", f"STATE_DIR={state_dir}")
     run_module(f"stopping our service in {state_dir}", "cluster", "stop", *flags, limit_s=STOP_LIMIT_S)
+    shutil.rmtree(state_dir, ignore_errors=True)
 
 
 def stop_leftovers(folder: Path) -> None:
     """Stop services that a killed bench left behind; the caller holds the bench's folder."""
     for state_dir in folder.glob(f"{PREFIX}*"):
         stop_service(state_dir)
-        shutil.rmtree(state_dir, ignore_errors=True)
 
 
 def read_blas(log_dir: Path) -> str:

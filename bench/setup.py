@@ -6,14 +6,16 @@ run at a time holds the folder. Knows no server.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import fcntl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
 from cluster.commands.demo import add_demo_settings
 from cluster.commands.start import PREPARE, prepare_model
@@ -21,7 +23,7 @@ from cluster.errors import ClusterError
 from config import REPOSITORY_ROOT, ConfigError, Settings, load_settings
 from config.limits import count_cores
 
-NUM_LOG_LINES = 15
+T = TypeVar("T")
 
 
 class BenchError(Exception):
@@ -45,10 +47,7 @@ class Setup:
 
 
 def make_setup(overrides: Mapping[str, str] | None = None) -> Setup:
-    """Load the settings and prepare the model.
-
-    Args:
-        overrides: settings above all others.
+    """Load the settings, with `overrides` above all others, and prepare the model.
 
     Raises:
         BenchError: with the reason.
@@ -74,8 +73,13 @@ def only_run(setup: Setup) -> Iterator[None]:
         yield
 
 
-def run_module(what: str, module: str, *arguments: str, limit_s: float | None = None) -> None:
-    """Run a module of this repository to its end; Ctrl-C does not reach it, but ends the wait for it.
+def fill(kind: type[T], options: argparse.Namespace) -> T:
+    """Make a plan, a dataclass, from the flags with the names of its fields."""
+    return kind(**{field.name: getattr(options, field.name) for field in fields(kind)})  # type: ignore[arg-type]
+
+
+def run_module(what: str, module: str, *arguments: str, stdin: str = "", limit_s: float | None = None) -> str:
+    """Run a module of this repository, return its output; Ctrl-C does not reach it, but ends the wait for it.
 
     Raises:
         BenchError: it fails, or takes longer than the limit.
@@ -84,6 +88,7 @@ def run_module(what: str, module: str, *arguments: str, limit_s: float | None = 
         ended = subprocess.run(
             [sys.executable, "-m", module, *arguments],
             cwd=REPOSITORY_ROOT,
+            input=stdin,
             capture_output=True,
             text=True,
             timeout=limit_s,
@@ -94,18 +99,9 @@ def run_module(what: str, module: str, *arguments: str, limit_s: float | None = 
         raise BenchError(f"{what} did not end in {limit_s:g} s") from None
     if ended.returncode != 0:
         raise BenchError(f"{what} failed: {(ended.stdout + ended.stderr)[-2000:]}")
+    return ended.stdout
 
 
 def say(text: str) -> None:
     """Print progress on standard error: standard output is for results."""
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
-
-
-def last_lines(paths: Sequence[Path]) -> str:
-    """The ends of some logs, for an error."""
-    parts = []
-    for path in paths:
-        with contextlib.suppress(OSError):
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-NUM_LOG_LINES:]
-            parts += [f"The last lines of {path}:", *(f"    {line}" for line in lines)]
-    return "\n".join(parts)

@@ -10,21 +10,20 @@ time while all streams were decoded.
 
 from __future__ import annotations
 
+import argparse
 import random
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.client import Ask
-from bench.load import LoadResult, run_load, short
-from bench.machine import describe_busy, describe_machine
+from bench.load import LoadResult, run_load, short, warm_up
 from bench.prompts import make_long_prompt, make_prompts
-from bench.report import describe_rings
-from bench.results import ResultFile, Row, finish_run, make_head
-from bench.service import Service, warm_up
-from bench.setup import BenchError, Setup, make_setup, only_run, say
-from bench.step_record import finish_record, start_record
+from bench.report import finish_run
+from bench.results import ResultFile, Row, make_head
+from bench.service import Service
+from bench.setup import BenchError, Setup, fill, make_setup, only_run, say
+from bench.step_record import end_record, fetch_record, start_record
 from bench.timeline import Span, busy_shares, read_spans
 from config.simulated import SimulatedModel
 
@@ -79,27 +78,20 @@ def split_by_speed(model: SimulatedModel, num_ranks: int) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def run_simulated(plan: SimulatedPlan, *, as_json: bool) -> int:
+def run(options: argparse.Namespace) -> int:
     """Measure every ring and print; 0."""
-    started_unix = time.time()
+    plan = fill(SimulatedPlan, options)
     setup = make_setup({"MODEL_REPO": plan.model_repo})
-    servers, rows = [], []
     with only_run(setup):
-        doubts = describe_busy()
-        for num_ranks in plan.ring_sizes:
-            described, row = measure_ring(plan, replace(setup, num_ranks=num_ranks))
-            servers.append(described)
-            rows.append(row)
-    head = make_head(
-        "simulated",
-        started_unix,
-        machine=describe_machine(),
-        model=f"{plan.model_repo}; {plan.num_clients} clients x {plan.max_tokens} tokens",
-        num_ranks=", ".join(map(str, plan.ring_sizes)),
-        servers=servers[:1],
-        doubts=doubts,
-    )
-    finish_run(setup.folder, ResultFile(head, rows), describe_rings, as_json=as_json)
+        head = make_head("simulated")
+        rings = [measure_ring(plan, replace(setup, num_ranks=num_ranks)) for num_ranks in plan.ring_sizes]
+    servers, rows = zip(*rings, strict=True)
+    head |= {
+        "model": f"{plan.model_repo}; {plan.num_clients} clients x {plan.max_tokens} tokens",
+        "num_ranks": ", ".join(map(str, plan.ring_sizes)),
+        "servers": servers[:1],
+    }
+    finish_run(setup.folder, ResultFile(head, rows), as_json=options.json)
     return 0
 
 
@@ -117,7 +109,8 @@ def measure_ring(plan: SimulatedPlan, setup: Setup) -> tuple[dict[str, Any], Row
         say(f"{setup.num_ranks} ranks: {plan.num_clients} clients x {plan.max_tokens} tokens")
         wanted = start_record(service.settings, RECORD_LIMIT_S)
         result = run_load(server, asks, plan.num_clients)
-        record = finish_record(service.settings, wanted)
+        end_record(service.settings)
+        record = fetch_record(service.settings, wanted)
         say(f"{setup.num_ranks} ranks: one prompt of {LONG_PROMPT_TOKENS} tokens")
         long = run_load(server, [Ask(make_long_prompt(source, LONG_PROMPT_TOKENS), 2)], 1)
     replies = [*result.replies, *long.replies]
@@ -150,15 +143,19 @@ def make_ring_row(pipeline: Pipeline, result: LoadResult, spans: Sequence[Span],
     }
 
 
-def most_rows(spans: Sequence[Span]) -> int:
-    """The largest number of rows in all decode groups together."""
-    most = 0
+def head_steps(spans: Sequence[Span]) -> Iterator[tuple[Span, int]]:
+    """Rank 0's steps, each with the rows of all decode groups at that time."""
     rows: dict[int, int] = {}
     for span in spans:
-        if span.rank == 0 and not span.is_prefill:
-            rows[span.table] = span.num_rows
-            most = max(most, sum(rows.values()))
-    return most
+        if span.rank == 0:
+            if not span.is_prefill:
+                rows[span.table] = span.num_rows
+            yield span, sum(rows.values())
+
+
+def most_rows(spans: Sequence[Span]) -> int:
+    """The largest number of rows in all decode groups together."""
+    return max((num_rows for _, num_rows in head_steps(spans)), default=0)
 
 
 def full_window(spans: Sequence[Span], num_rows: int) -> tuple[int, int] | None:
@@ -168,13 +165,8 @@ def full_window(spans: Sequence[Span], num_rows: int) -> tuple[int, int] | None:
     """
     best: tuple[int, int] | None = None
     begin: int | None = None
-    rows: dict[int, int] = {}
-    for span in spans:
-        if span.rank != 0:
-            continue
-        if not span.is_prefill:
-            rows[span.table] = span.num_rows
-        if span.is_prefill or sum(rows.values()) != num_rows:
+    for span, num_now in head_steps(spans):
+        if span.is_prefill or num_now != num_rows:
             begin = None
         elif begin is None:
             begin = span.end_us
@@ -185,9 +177,6 @@ def full_window(spans: Sequence[Span], num_rows: int) -> tuple[int, int] | None:
 
 def decode_rate(spans: Sequence[Span], begin_us: int, end_us: int) -> float:
     """Tokens a second that rank 0 decoded within a window."""
-    num_tokens = sum(
-        span.num_rows
-        for span in spans
-        if span.rank == 0 and not span.is_prefill and begin_us < span.end_us <= end_us
-    )
+    decoded = [span for span in spans if span.rank == 0 and not span.is_prefill]
+    num_tokens = sum(span.num_rows for span in decoded if begin_us < span.end_us <= end_us)
     return num_tokens * 1e6 / max(1, end_us - begin_us)

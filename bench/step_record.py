@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.setup import BenchError
 from config import Settings
@@ -20,14 +20,7 @@ REQUEST_NAME, RECORD_NAME = "trace-request.json", "trace.json"
 GRACE_S = 8.0
 LOOK_INTERVAL_S = 0.1
 
-
-def fetch_record(settings: Settings, seconds: float) -> dict[str, Any]:
-    """Record for some seconds.
-
-    Raises:
-        BenchError: no record came.
-    """
-    return _wait_for_record(settings, start_record(settings, seconds), seconds + GRACE_S)
+T = TypeVar("T")
 
 
 def start_record(settings: Settings, seconds: float) -> str:
@@ -39,41 +32,39 @@ def start_record(settings: Settings, seconds: float) -> str:
     wanted = uuid.uuid4().hex
     request = settings.run_dir / REQUEST_NAME
     write_json(request, {"id": wanted, "seconds": seconds})
-    if not _wait_until(lambda: not request.exists(), GRACE_S):
+    if not _poll(lambda: not request.exists(), GRACE_S):
         raise BenchError("rank 0 does not take the request to record its steps: see ./launch.sh status")
     return wanted
 
 
-def finish_record(settings: Settings, wanted: str) -> dict[str, Any]:
-    """End a record now and fetch it.
+def end_record(settings: Settings) -> None:
+    """Let rank 0 end its record now."""
+    write_json(settings.run_dir / REQUEST_NAME, {"id": "", "seconds": 0})
+
+
+def fetch_record(settings: Settings, wanted: str, limit_s: float = GRACE_S) -> dict[str, Any]:
+    """Wait for a record.
 
     Raises:
         BenchError: none came.
     """
-    write_json(settings.run_dir / REQUEST_NAME, {"id": "", "seconds": 0})
-    return _wait_for_record(settings, wanted, GRACE_S)
+    path = settings.run_dir / RECORD_NAME
+
+    def read() -> dict[str, Any] | None:
+        record = read_json(path)
+        return record if record and record.get("id") == wanted else None
+
+    if record := _poll(read, limit_s):
+        return record
+    raise BenchError(
+        f"rank 0 wrote no {RECORD_NAME} within {limit_s:g} s: see ./launch.sh status; "
+        "a ring that restarted meanwhile has lost the request"
+    )
 
 
-def _wait_for_record(settings: Settings, wanted: str, limit_s: float) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-
-    def is_there() -> bool:
-        found.update(read_json(settings.run_dir / RECORD_NAME) or {})
-        return found.get("id") == wanted
-
-    if not _wait_until(is_there, limit_s):
-        raise BenchError(
-            f"rank 0 wrote no {RECORD_NAME} within {limit_s:g} s: see ./launch.sh status; "
-            "a ring that restarted meanwhile has lost the request"
-        )
-    return found
-
-
-def _wait_until(is_so: Callable[[], bool], limit_s: float) -> bool:
-    """Poll: rank 0 sends no message about a file that it took or wrote."""
+def _poll(look: Callable[[], T], limit_s: float) -> T:
+    """Look until something is there: rank 0 sends no message about a file that it took or wrote."""
     deadline = time.monotonic() + limit_s
-    while not is_so():
-        if time.monotonic() > deadline:
-            return False
+    while not (found := look()) and time.monotonic() < deadline:
         time.sleep(LOOK_INTERVAL_S)
-    return True
+    return found

@@ -14,7 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
+
+import numpy as np
 
 WRAP = 1 << 31  # frames keep 31 bits of a time
 
@@ -46,8 +49,9 @@ def read_spans(record: Mapping[str, Any]) -> list[Span]:
     """All spans of a record, by step and then in the order of the lap."""
     num_ranks = len(record["ranks"])
     steps = record["steps"]
-    starts = _unwrap(steps, num_ranks)
-    offsets = clock_offsets([entry["host"] for entry in record["ranks"]], steps, starts)
+    hosts = [entry["host"] for entry in record["ranks"]]
+    starts = _unwrap(hosts, steps)
+    offsets = clock_offsets(hosts, steps, starts)
     return [
         Span(
             rank=rank,
@@ -69,22 +73,16 @@ def lap_order(num_ranks: int) -> list[int]:
     return list(range(num_ranks - 1, -1, -1))
 
 
-def _unwrap(steps: Sequence[Mapping[str, Any]], num_ranks: int) -> list[list[int]]:
-    """Times of all ranks without wraps, each rank's shifted by a constant from its clock."""
-    first: list[int] = []
-    found = []
-    for step in steps:
-        sent_us = step["sent_us"]
-        since = [start - sent_us for start in step["start_us"]]
-        first = first or [0, *((value % WRAP) for value in since[1:])]
-        # Near the first one, whichever way round the wrap.
-        near = [
-            first[rank] + (since[rank] - first[rank] + WRAP // 2) % WRAP - WRAP // 2
-            for rank in range(1, num_ranks)
-        ]
-        whole = [since[0], *near]
-        found.append([sent_us + value for value in whole])
-    return found
+def _unwrap(hosts: Sequence[str], steps: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """Times of all ranks without wraps, each host's shifted by a constant from its clock."""
+    if not steps:
+        return []
+    sent_us = np.array([[step["sent_us"]] for step in steps])
+    since = np.array([step["start_us"] for step in steps]) - sent_us  # (steps, ranks)
+    first = since[0, [hosts.index(host) for host in hosts]] % WRAP  # of one rank of each host
+    # Near the first one, whichever way round the wrap.
+    near: list[list[int]] = (sent_us + first + (since - first + WRAP // 2) % WRAP - WRAP // 2).tolist()
+    return near
 
 
 def clock_offsets(
@@ -92,29 +90,18 @@ def clock_offsets(
 ) -> list[int]:
     """How far each rank's clock is ahead of rank 0's, in microseconds."""
     num_ranks = len(hosts)
-    offsets = [0] * num_ranks
     if not steps or len(set(hosts)) == 1:
-        return offsets
-    hops = list(zip([0, *lap_order(num_ranks)], lap_order(num_ranks), strict=False))
-    least = [_least_gap(steps, starts, here, there) for here, there in hops]
-    crossing = [hosts[here] != hosts[there] for here, there in hops]
-    within = sum(gap for gap, crosses in zip(least, crossing, strict=True) if not crosses)
-    share = (sum(least) - within) / sum(crossing)
-    for (here, there), gap, crosses in zip(hops[:-1], least, crossing, strict=False):
-        offsets[there] = offsets[here] + (round(gap - share) if crosses else 0)
-    return offsets
-
-
-def _least_gap(
-    steps: Sequence[Mapping[str, Any]], starts: Sequence[Sequence[int]], here: int, there: int
-) -> int:
-    """The least time from leaving one rank to starting at the next; rank 0 leaves when it sends."""
-    is_first = there == len(starts[0]) - 1
-    gaps = (
-        start_us[there] - (step["sent_us"] if is_first else start_us[here] + step["busy_us"][here])
-        for step, start_us in zip(steps, starts, strict=True)
-    )
-    return int(min(gaps))
+        return [0] * num_ranks
+    lap = lap_order(num_ranks)
+    starts_us = np.array(starts)  # (steps, ranks)
+    ends_us = starts_us + np.array([step["busy_us"] for step in steps])
+    # By hop: a microbatch leaves rank 0 when it is sent, and the others at their ends.
+    left_us = np.hstack([[[step["sent_us"]] for step in steps], ends_us[:, lap[:-1]]])
+    least_us = (starts_us[:, lap] - left_us).min(axis=0)
+    crosses = np.array([hosts[here] != hosts[there] for here, there in pairwise([0, *lap])])
+    ahead_us = np.where(crosses, least_us - least_us[crosses].mean(), 0.0).cumsum().round()
+    offsets = dict(zip(lap[:-1], ahead_us.astype(int).tolist(), strict=False))
+    return [offsets.get(rank, 0) for rank in range(num_ranks)]
 
 
 def busy_shares(spans: Sequence[Span], num_ranks: int, begin_us: int, end_us: int) -> list[float]:
@@ -127,23 +114,21 @@ def busy_shares(spans: Sequence[Span], num_ranks: int, begin_us: int, end_us: in
 
 def describe_trace(record: Mapping[str, Any], spans: Sequence[Span]) -> list[tuple[str, ...]]:
     """Rows of a table: the work of each rank during the record."""
-    num_ranks = len(record["ranks"])
-    length_us = record["end_us"] - record["begin_us"]
-    shares = busy_shares(spans, num_ranks, 0, length_us)
+    num_ranks, length_us = len(record["ranks"]), record["end_us"] - record["begin_us"]
+    shares = [
+        busy_shares([span for span in spans if span.is_prefill in kinds], num_ranks, 0, length_us)
+        for kinds in ((True, False), (True,), (False,))
+    ]
     rows: list[tuple[str, ...]] = [("rank", "host", "layers", "busy", "prefill", "decode", "steps")]
     for entry in record["ranks"]:
-        rank = entry["rank"]
-        own = [span for span in spans if span.rank == rank]
-        parts = [
-            busy_shares([span for span in own if span.is_prefill is kind], num_ranks, 0, length_us)[rank]
-            for kind in (True, False)
-        ]
-        last = entry["first_layer"] + entry["num_layers"] - 1
-        figures = (f"{share:.1%}" for share in (shares[rank], *parts))
-        rows.append(
-            (str(rank), str(entry["host"]), f"{entry['first_layer']}-{last}", *figures, str(len(own)))
-        )
+        rank, num_steps = entry["rank"], sum(span.rank == entry["rank"] for span in spans)
+        figures = (f"{each[rank]:.1%}" for each in shares)
+        rows.append((str(rank), str(entry["host"]), _describe_layers(entry), *figures, str(num_steps)))
     return rows
+
+
+def _describe_layers(entry: Mapping[str, Any]) -> str:
+    return f"{entry['first_layer']}-{entry['first_layer'] + entry['num_layers'] - 1}"
 
 
 def make_chrome_trace(record: Mapping[str, Any], spans: Sequence[Span]) -> dict[str, Any]:
@@ -152,26 +137,27 @@ def make_chrome_trace(record: Mapping[str, Any], spans: Sequence[Span]) -> dict[
         {"ph": "M", "pid": 0, "name": "process_name", "args": {"name": f"ring, epoch {record['epoch']}"}}
     ]
     for entry in record["ranks"]:
-        rank = entry["rank"]
-        last = entry["first_layer"] + entry["num_layers"] - 1
-        name = f"rank {rank}: layers {entry['first_layer']}-{last}, {entry['host']}"
+        rank, row = entry["rank"], {"ph": "M", "pid": 0, "tid": entry["rank"]}
+        name = f"rank {rank}: layers {_describe_layers(entry)}, {entry['host']}"
+        events.append({**row, "name": "thread_name", "args": {"name": name}})
         place = len(record["ranks"]) - 1 - rank
-        events.append({"ph": "M", "pid": 0, "tid": rank, "name": "thread_name", "args": {"name": name}})
-        events.append(
-            {"ph": "M", "pid": 0, "tid": rank, "name": "thread_sort_index", "args": {"sort_index": place}}
-        )
-    events += [_make_event(span) for span in spans]
+        events.append({**row, "name": "thread_sort_index", "args": {"sort_index": place}})
+    events += [
+        {
+            "ph": "X",
+            "pid": 0,
+            "tid": span.rank,
+            "name": span.name,
+            "cat": "prefill" if span.is_prefill else "decode",
+            "ts": span.start_us,
+            "dur": span.busy_us,
+            "args": {
+                "step": span.step,
+                "table": span.table,
+                "rows": span.num_rows,
+                "tokens": span.num_tokens,
+            },
+        }
+        for span in spans
+    ]
     return {"traceEvents": events, "displayTimeUnit": "ms"}
-
-
-def _make_event(span: Span) -> dict[str, Any]:
-    return {
-        "ph": "X",
-        "pid": 0,
-        "tid": span.rank,
-        "name": span.name,
-        "cat": "prefill" if span.is_prefill else "decode",
-        "ts": span.start_us,
-        "dur": span.busy_us,
-        "args": {"step": span.step, "table": span.table, "rows": span.num_rows, "tokens": span.num_tokens},
-    }

@@ -10,12 +10,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from config import Settings
 
 EXIT_STOPPED = 3
 MAX_SECONDS = 600
@@ -45,22 +40,18 @@ def _seconds(text: str) -> float:
 
 def run(options: argparse.Namespace) -> int:
     """Ask the service of the settings, write the files, print the table."""
-    from bench.step_record import fetch_record
+    from bench.step_record import GRACE_S, fetch_record, start_record
+    from bench.timeline import describe_trace, make_chrome_trace, read_spans
     from cluster.supervisor.service import read_service
+    from cluster.terminal import make_table
     from config.live import load_for_looking
 
     settings = load_for_looking({})
     if read_service(settings).holder is None:
         print("The service does not run: ./launch.sh start", file=sys.stderr)
         return EXIT_STOPPED
-    return show(fetch_record(settings, options.seconds), settings, options)
-
-
-def show(record: Mapping[str, Any], settings: Settings, options: argparse.Namespace) -> int:
-    """Write the files and print the table."""
-    from bench.timeline import describe_trace, make_chrome_trace, read_spans
-    from cluster.terminal import make_table
-
+    wanted = start_record(settings, options.seconds)
+    record = fetch_record(settings, wanted, options.seconds + GRACE_S)
     spans = read_spans(record)
     path = options.out or settings.state_dir / f"trace-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.json"
     path.write_text(json.dumps(make_chrome_trace(record, spans)), encoding="utf-8")

@@ -15,7 +15,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing
 from typing import Any
 
 from chaos.journal import Entry, Question
@@ -77,7 +77,9 @@ class Client:
             else:
                 self._take_answer(response.status, json.loads(response.read()), entry)
         if entry.kind == "twice" and len(entry.ids) == 1:
-            self._post_again(body, headers, entry)
+            status, answer = self._request("POST", "/generate", body, headers)
+            if status == 202:
+                entry.take_id(str(answer["id"]))
 
     def _take_answer(self, status: int, answer: Mapping[str, Any], entry: Entry) -> None:
         """Take a 2xx, or the id of a 504 or failed answer; any other status was not accepted."""
@@ -90,27 +92,23 @@ class Client:
         if found := error.get("id") or answer.get("id"):
             entry.take_id(str(found))
 
-    def _post_again(self, body: str, headers: Mapping[str, str], entry: Entry) -> None:
+    def _request(self, *words: Any) -> tuple[int, dict[str, Any]]:
+        """Send a request; return the status and the whole answer."""
         with self._connected() as connection:
-            connection.request("POST", "/generate", body, dict(headers))
+            connection.request(*words)
             response = connection.getresponse()
-            answer = json.loads(response.read())
-            if response.status == 202:
-                entry.take_id(str(answer["id"]))
+            return response.status, json.loads(response.read())
 
     def _fetch(self, entry: Entry) -> None:
         """Fetch an accepted request: its stream, or its whole answer."""
         request_id = entry.ids[-1]
         if entry.kind in STREAMS and self._attach(request_id, entry):
             return
-        with self._connected() as connection:
-            connection.request("GET", f"/requests/{request_id}")
-            response = connection.getresponse()
-            answer = json.loads(response.read())
-            if response.status == 200 and answer.get("state") == "done":
-                entry.result = answer
-            elif response.status == 404:
-                entry.trouble.append("404 for an accepted id")
+        status, answer = self._request("GET", f"/requests/{request_id}")
+        if status == 200 and answer.get("state") == "done":
+            entry.result = answer
+        elif status == 404:
+            entry.trouble.append("404 for an accepted id")
 
     def _attach(self, request_id: str, entry: Entry) -> bool:
         """Continue a stream after its last token; False if the front door refuses."""
@@ -124,13 +122,8 @@ class Client:
             self._read_stream(response, entry)
             return True
 
-    @contextmanager
-    def _connected(self) -> Iterator[http.client.HTTPConnection]:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=CONNECTION_LIMIT_S)
-        try:
-            yield connection
-        finally:
-            connection.close()
+    def _connected(self) -> closing[http.client.HTTPConnection]:
+        return closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=CONNECTION_LIMIT_S))
 
     def _read_stream(self, response: http.client.HTTPResponse, entry: Entry) -> None:
         """Follow events to the last one; a stream without a last event is a lost connection."""

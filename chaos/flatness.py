@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import statistics
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,14 +31,6 @@ ALLOWANCES = {"descriptors": 8.0, "memory_mib": 24.0, "num_processes": 3.0, "num
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One moment; a process that does not run then has no values."""
-
-    at_s: float
-    values: Mapping[str, float]
-
-
-@dataclass(frozen=True)
 class Growth:
     """One value's medians of the first and the last third of the run."""
 
@@ -53,17 +44,15 @@ class Growth:
         return self.last <= self.bound
 
 
-def compare_thirds(samples: Sequence[Sample]) -> list[Growth]:
+def compare_thirds(samples: Sequence[Mapping[str, float]]) -> list[Growth]:
     """The growth of every value that both thirds have; none if the run was too short."""
     if len(samples) < MIN_SAMPLES:
         return []
     third = len(samples) // 3
     first, last = samples[:third], samples[-third:]
     found = []
-    for name in sorted({name for sample in samples for name in sample.values}):
-        before, after = (
-            [sample.values[name] for sample in part if name in sample.values] for part in (first, last)
-        )
+    for name in sorted({name for sample in samples for name in sample}):
+        before, after = ([sample[name] for sample in part if name in sample] for part in (first, last))
         if min(len(before), len(after)) >= MIN_VALUES:
             start, end = statistics.median(before), statistics.median(after)
             allowance = next(value for suffix, value in ALLOWANCES.items() if name.endswith(suffix))
@@ -77,16 +66,15 @@ class Sampler:
 
     settings: Settings
     marker: str
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[dict[str, float]] = field(default_factory=list)
 
     def run(self, stopping: threading.Event) -> None:
         """Sample at every interval."""
-        started_at = time.monotonic()
         while not stopping.wait(INTERVAL_S):
-            self.samples.append(Sample(round(time.monotonic() - started_at, 1), self.take()))
+            self.samples.append(self.take())
 
     def take(self) -> dict[str, float]:
-        """One sample."""
+        """One sample: values by name; a process that does not run now has none."""
         service = read_service(self.settings)
         found = {"supervisor": service.holder}
         if service.state == "ready":  # while it starts it is smaller

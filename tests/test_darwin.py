@@ -40,6 +40,7 @@ from distributed.backends import mac
 from distributed.ring.watchdog import EXIT_SUPERVISOR_GONE
 from spool.fsio import FileSystem
 from tests.cluster.hosts.test_ring_plan import make_default_source
+from tests.services.frontdoor_service import until
 
 ROOT = Path(__file__).resolve().parent.parent
 # Says what it was given, and lives as long as the process behind -w.
@@ -60,70 +61,52 @@ os._exit(code)
 """
 
 
-@pytest.fixture
-def caffeinate(tmp_path: Path) -> Path:
-    """Make a program of that name in a folder of its own."""
-    program = tmp_path / "bin" / "caffeinate"
-    program.parent.mkdir()
-    program.write_text(CAFFEINATE)
+def make_caffeinate(folder: Path, content: bytes) -> Path:
+    """Make a program of that name."""
+    program = folder / "caffeinate"
+    program.write_bytes(content)
     program.chmod(0o755)
     return program
 
 
-def wait_for(path: Path) -> str:
-    """Read a file once it is there."""
-    deadline = time.monotonic() + 20
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} did not come"
-        time.sleep(0.01)
-    return path.read_text()
-
-
 @pytest.mark.slow
-def test_a_rank_on_a_mac_is_kept_awake_and_drops_a_dangerous_setting(
-    tmp_path: Path, caffeinate: Path
-) -> None:
+def test_a_rank_on_a_mac_is_kept_awake_and_drops_a_dangerous_setting(tmp_path: Path) -> None:
     """Before MLX is imported; the warning comes once, and caffeinate ends with the rank."""
+    caffeinate = make_caffeinate(tmp_path, CAFFEINATE.encode())
     environment = {
         **os.environ,
-        "PATH": f"{caffeinate.parent}:{os.environ['PATH']}",
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
         "STATE_DIR": str(tmp_path / "state"),
         "MLX_METAL_FAST_SYNCH": "1",
         "MARKER": "mine",
     }
+    command = [sys.executable, "-c", RANK, "--rank", "1"]
     done = subprocess.run(
-        [sys.executable, "-c", RANK, "--rank", "1"],
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+        command, cwd=ROOT, env=environment, input="", capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == EXIT_SUPERVISOR_GONE, done.stderr
     assert "left: None" in done.stdout
     assert done.stderr.count("MLX_METAL_FAST_SYNCH") == 1
-    words, *rest = wait_for(caffeinate.with_name("caffeinate.said")).splitlines()
+    until(caffeinate.with_suffix(".said").exists)
+    words, *rest = caffeinate.with_suffix(".said").read_text().splitlines()
     assert words.startswith("-ims -w ")
     assert not any(line.startswith("MARKER") for line in rest)
-    wait_for(caffeinate.with_name("caffeinate.ended"))
+    until(caffeinate.with_suffix(".ended").exists)
 
 
-def test_without_caffeinate_a_mac_serves_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Absent, or no program: no error."""
-    monkeypatch.setattr(sys, "platform", "darwin")
+@pytest.mark.parametrize(
+    ("platform", "content"),
+    [("darwin", None), ("darwin", b"\x7fELF nothing"), ("linux", CAFFEINATE.encode())],
+    ids=["absent", "no program", "on Linux"],
+)
+def test_a_rank_serves_where_nothing_keeps_its_machine_awake(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, platform: str, content: bytes | None
+) -> None:
+    """A Mac without caffeinate is no error; Linux does not look for it."""
+    if content is not None:
+        make_caffeinate(tmp_path, content)
+    monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert mac.keep_awake() is None
-    (tmp_path / "caffeinate").write_bytes(b"\x7fELF nothing")
-    (tmp_path / "caffeinate").chmod(0o755)
-    assert mac.keep_awake() is None
-
-
-def test_linux_starts_nothing_to_stay_awake(monkeypatch: pytest.MonkeyPatch, caffeinate: Path) -> None:
-    """Even where a program has that name."""
-    monkeypatch.setenv("PATH", str(caffeinate.parent))
-    monkeypatch.setattr(sys, "platform", "linux")
     assert mac.keep_awake() is None
 
 
@@ -144,15 +127,6 @@ FAILURES = [
 ]
 
 
-class FailingProcess:
-    """What psutil gives for a process where macOS tells nothing of it."""
-
-    error: Exception = FAILURES[0]
-
-    def __init__(self, pid: int | None = None) -> None:
-        raise self.error
-
-
 @pytest.fixture(params=FAILURES, ids=lambda error: type(error).__name__)
 def failing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let psutil fail at all that it is asked of processes, connections and memory."""
@@ -160,9 +134,7 @@ def failing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     def fail(*_: object, **__: object) -> None:
         raise request.param
 
-    FailingProcess.error = request.param
-    monkeypatch.setattr(psutil, "Process", FailingProcess)
-    for name in ("net_connections", "virtual_memory", "net_if_addrs"):
+    for name in ("Process", "net_connections", "virtual_memory", "net_if_addrs"):
         monkeypatch.setattr(psutil, name, fail)
 
 

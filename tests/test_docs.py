@@ -19,6 +19,7 @@ from config.retired import RETIRED_KEYS
 ROOMS = ("config", "spool", "prompts", "frontdoor", "distributed", "cluster", "bench")
 ENTRY_POINTS = ("api", "server")
 TREE_ONLY_FOLDERS = ("tests", "docs", ".ci")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
 each_document = pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -43,7 +44,7 @@ def test_links_lead_to_files_and_headings_that_exist(path: Path) -> None:
 
 def test_the_readme_has_at_most_200_lines() -> None:
     """What a newcomer need not know has a page of its own."""
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
+    assert len(README.splitlines()) <= 200
 
 
 @each_document
@@ -80,9 +81,7 @@ def test_settings_exist(path: Path) -> None:
 
 def test_defaults_in_the_readme_are_those_of_the_class() -> None:
     """The short table of settings repeats defaults, so they are compared."""
-    rows = re.findall(
-        r"^\| `([A-Z_]+)` \| `?([^`|]+?)`? \|", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE
-    )
+    rows = re.findall(r"^\| `([A-Z_]+)` \| `?([^`|]+?)`? \|", README, re.MULTILINE)
     assert len(rows) > 10
     for key, default in rows:
         wanted = Settings.model_fields[key.lower()].default
@@ -91,7 +90,7 @@ def test_defaults_in_the_readme_are_those_of_the_class() -> None:
 
 def test_the_settings_for_agents_can_be_copied_as_they_stand(tmp_path: Path) -> None:
     """The README's lines for `.env`, comments and all, are settings that go together."""
-    section = (ROOT / "README.md").read_text("utf-8").partition("## Coding agents and chat pages")[2]
+    section = README.partition("## Coding agents and chat pages")[2]
     (tmp_path / ".env").write_text(section.partition("```bash\n")[2].partition("```")[0], encoding="utf-8")
     settings = load_settings(root=tmp_path, environ={})
     assert (settings.max_sequence_length, settings.model_alias_list) == ("auto", ("*",))
@@ -99,8 +98,7 @@ def test_the_settings_for_agents_can_be_copied_as_they_stand(tmp_path: Path) -> 
 
 def tree_paths() -> list[str]:
     """The paths of the README's file tree."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    tree = text.partition("## What is where")[2].partition("```text\n")[2].partition("```")[0]
+    tree = README.partition("## What is where")[2].partition("```text\n")[2].partition("```")[0]
     paths, room = [], ""
     for line in tree.splitlines():
         name = line.split()[0]
@@ -147,9 +145,6 @@ def test_no_file_names_a_place_of_one_machine() -> None:
     folders = [ROOT / name for name in (*ROOMS, *TREE_ONLY_FOLDERS)]
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     files += [path for path in ROOT.iterdir() if path.is_file()]
-    texts = [
-        path
-        for path in files
-        if "__pycache__" not in path.parts and path.name not in (".git", ".env", "config.json")
-    ]
+    own = (".git", ".env", "config.json")
+    texts = [path for path in files if "__pycache__" not in path.parts and path.name not in own]
     assert not [path for path in texts if place.search(path.read_text(encoding="utf-8", errors="replace"))]

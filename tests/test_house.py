@@ -68,11 +68,6 @@ def folder_of(module: str) -> str:
     )
 
 
-def is_package(name: str) -> bool:
-    """Whether a name is a folder's and no module's."""
-    return modules()[name].name == "__init__.py"
-
-
 def imported_by(folder: str) -> set[str]:
     """The modules of ours that the files of one folder import, those of its subfolders left out."""
     files = [path for name, path in modules().items() if folder_of(name) == folder]
@@ -95,10 +90,8 @@ def test_a_folder_imports_only_what_its_row_allows(folder: str) -> None:
 
 def test_no_module_imports_itself_in_a_circle() -> None:
     """At no time, that is: a circle behind `if TYPE_CHECKING` or in a function is one, too."""
-    graph = {
-        name: {other for other in imports(path) if other in modules() and not is_package(other)} - {name}
-        for name, path in modules().items()
-    }
+    files = {name: path for name, path in modules().items() if path.name != "__init__.py"}
+    graph = {name: imports(path) & files.keys() - {name} for name, path in modules().items()}
     try:
         tuple(TopologicalSorter(graph).static_order())
     except CycleError as error:

@@ -47,20 +47,15 @@ def bench(environment: dict[str, str], *words: str) -> Iterator[subprocess.Popen
     try:
         yield process
     finally:
-        if process.poll() is None:
-            process.terminate()
+        process.terminate()
         process.communicate(timeout=LIMIT_S)
 
 
 def processes_of(environment: dict[str, str]) -> list[list[str]]:
     """Command lines of what runs for this test's bench: all of it names its model or its STATE_DIR."""
     names = (environment["MODEL_REPO"], environment["STATE_DIR"])
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        words: list[str] = process.info["cmdline"] or []
-        if any(name in word for word in words for name in names):
-            found.append(words)
-    return found
+    lines: list[list[str]] = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    return [words for words in lines if any(name in word for word in words for name in names)]
 
 
 @pytest.mark.slow
@@ -73,6 +68,7 @@ def test_all_servers_are_measured_and_nothing_is_left(environment: dict[str, str
     assert [row["server"] for row in rows] == ["ours", PEER, DEFAULT_PEER]
     assert all(row["rounds"][0] > 0 and row["ttft_ms"][0] > 0 for row in rows)
     assert [server["num_ranks"] for server in head["servers"]] == [2, 2, 2]
+    assert head["machine"]["num_cores"] >= 1 and head["machine"]["versions"]["mlx"]
     assert processes_of(environment) == []
     left = [path.suffix for path in (Path(environment["STATE_DIR"]) / "bench").iterdir() if path.suffix]
     assert left == [".jsonl"]

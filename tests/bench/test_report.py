@@ -5,46 +5,38 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bench.client import Reply
-from bench.load import LoadResult, Summary, summarize
+from bench.load import LoadResult, summarize
 from bench.measures import Outcome, make_load_measure
 from bench.report import (
     PAGE,
     current_page,
-    describe_comparison,
+    describe,
     figure_rows,
     latency_rows,
     ratio_to_ours,
     write_page,
 )
-from bench.results import ResultFile, keep_results, make_head, make_row, read_results
+from bench.results import ResultFile, make_row, read_results, write_results
 from bench.setup import BenchError
 
 MACHINE = {"processor": "p", "num_cores": 2, "memory_gb": 1.0, "system": "s", "versions": {}, "commit": "abc"}
 
 
-def make_summary() -> Summary:
-    """One good answer of two tokens."""
-    reply = Reply(sent_s=1.0, text_times_s=[1.1, 1.2], end_s=1.2, usage={"prompt_tokens": 10})
-    return summarize(LoadResult([reply], 1.0))
-
-
 def make_results(figures: dict[str, list[float]], unit: str = "tokens/s") -> ResultFile:
-    """A run with one measure."""
-    measure = make_load_measure("greedy", 8, 64)
-    rows = []
+    """A run with one measure: one good answer of two tokens in each round."""
+    measure, rows = make_load_measure("greedy", 8, 64), []
+    reply = Reply(sent_s=1.0, text_times_s=[1.1, 1.2], end_s=1.2, usage={"prompt_tokens": 10})
+    summary = summarize(LoadResult([reply], 1.0))
     for server, values in figures.items():
-        outcomes = [Outcome(make_summary(), value, []) for value in values]
+        outcomes = [Outcome(summary, value, []) for value in values]
         rows.append({**make_row(measure, server, outcomes), "unit": unit})
-    servers: list[dict[str, Any]] = [
-        {"name": name, "num_ranks": 2, "blas": "mkl", "settings": {"A": "b"}} for name in figures
-    ]
-    more = {"machine": MACHINE, "model": "tiny", "num_ranks": 2, "servers": servers, "doubts": ["noisy"]}
-    return ResultFile(make_head("compare", 0.0, **more), rows)
+    servers = [{"name": name, "num_ranks": 2, "blas": "mkl", "settings": {"A": "b"}} for name in figures]
+    head = {"kind": "compare", "started_unix": 0, "command": "c", "machine": MACHINE, "doubts": ["noisy"]}
+    return ResultFile({**head, "model": "tiny", "num_ranks": 2, "servers": servers}, rows)
 
 
 def test_a_ratio_above_one_means_that_ours_is_better() -> None:
@@ -60,7 +52,8 @@ def test_a_ratio_above_one_means_that_ours_is_better() -> None:
 
 def test_tables_show_every_measure_of_every_server(tmp_path: Path) -> None:
     """From a file, one row a line, without NaN."""
-    path = keep_results(tmp_path, make_results({"ours": [100.0], "peer": [50.0], "other": [math.nan]}))
+    path = tmp_path / "new" / "kept.jsonl"
+    write_results(path, make_results({"ours": [100.0], "peer": [50.0], "other": [math.nan]}))
     for line in path.read_text().splitlines():
         json.loads(line, parse_constant=pytest.fail)
     results = read_results(path)
@@ -69,13 +62,9 @@ def test_tables_show_every_measure_of_every_server(tmp_path: Path) -> None:
         ("peer", "50.0 tokens/s", "50", "2.00 x"),
         ("other", "-", "-", ""),
     ]
-    assert latency_rows(results.rows)[1][2:] == (
-        "100 / 100 / 100",
-        "100 / 100 / 100",
-        "200 / 200 / 200",
-        "0%",
-    )
-    shown = describe_comparison(results)
+    hundred = "100 / 100 / 100"
+    assert latency_rows(results.rows)[1][2:] == (hundred, hundred, "200 / 200 / 200", "0%")
+    shown = describe(results)
     assert "Doubt: noisy" in shown
     assert "peer: 2 ranks; BLAS: mkl; A=b" in shown
 

@@ -2,12 +2,15 @@
 
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
-from chaos.flatness import Sample, compare_thirds, count_files
+from chaos.flatness import compare_thirds, count_files
 from chaos.found import Found
 from chaos.journal import Entry, Question
 from chaos.killer import Kill
@@ -18,34 +21,10 @@ from spool import EntryName, Result, Usage
 
 ID, OTHER = uuid.UUID(int=7).hex, uuid.UUID(int=8).hex
 QUESTIONS = {0: Question(0, {}, (5, 6, 7))}
-POISON = {"code": "poison"}
-
-
-def make_result(**members: Any) -> Result:
-    fields: dict[str, Any] = {
-        "id": ID,
-        "model": "m",
-        "text": "abc",
-        "token_ids": (5, 6, 7),
-        "finish_reason": "length",
-        "usage": Usage(1, 3, 0),
-        "performance": {},
-        "error": None,
-        "finished_unix": 1.0,
-    }
-    return Result(**{**fields, **members})
-
-
-def make_entry(**members: Any) -> Entry:
-    fields: dict[str, Any] = {
-        "kind": "stream",
-        "key": "key",
-        "tokens": [(0, 5), (1, 6), (2, 7)],
-        "ids": [ID],
-        "result": {"text": "abc"},
-        "num_connections": 2,
-    }
-    return Entry(question=0, asked_unix=0.0, **{**fields, **members})
+RESULT = Result(ID, "m", "abc", (5, 6, 7), "length", Usage(1, 3, 0), {}, None, 1.0)
+TOKENS = [(0, 5), (1, 6), (2, 7)]
+ENTRY = Entry(0, "stream", "key", 0.0, 0, [ID], TOKENS, num_connections=2, result={"text": "abc"})
+make_entry, make_result = partial(replace, ENTRY), partial(structs.replace, RESULT)
 
 
 def make_found(*results: Result, **members: Any) -> Found:
@@ -60,7 +39,8 @@ def find(entry: Entry, found: Found) -> dict[str, int]:
     return counts
 
 
-GOOD = make_found(make_result())
+GOOD = make_found(RESULT)
+POISONED = make_result(finish_reason="error", error={"code": "poison"})
 
 
 @pytest.mark.parametrize(
@@ -76,16 +56,13 @@ GOOD = make_found(make_result())
         (make_entry(tokens=[(0, 5), (0, 5), (1, 6), (2, 7)]), GOOD, {"doubled": 1}),
         (make_entry(ids=[OTHER, ID]), GOOD, {"doubled": 1}),
         (make_entry(), make_found(make_result(), make_result(id=OTHER)), {"doubled": 1}),
+        (make_entry(), make_found(RESULT, make_result(id=OTHER), id_of_key={"key": OTHER}), {"doubled": 1}),
         (make_entry(tokens=[(0, 5), (1, 9), (2, 7)]), GOOD, {"contradicted": 1}),
         (make_entry(result={"text": "other"}), GOOD, {"contradicted": 1}),
         (make_entry(num_resets=1), GOOD, {"contradicted": 1, "resets": 1}),
         (make_entry(num_resets=1, tokens_before_reset=[(0, 4)]), GOOD, {"contradicted": 2, "resets": 1}),
         (make_entry(), make_found(make_result(finish_reason="cancelled")), {"condemned": 1}),
-        (
-            make_entry(),
-            make_found(make_result(finish_reason="error", error=POISON)),
-            {"condemned": 1, "poison": 1},
-        ),
+        (make_entry(), make_found(POISONED), {"condemned": 1, "poison": 1}),
         (make_entry(tokens=[(0, 5)]), make_found(make_result(token_ids=(5, 8))), {"other_text": 1}),
     ],
 )
@@ -122,33 +99,15 @@ def test_one_answer_for_two_keys_is_doubled() -> None:
     assert verdict.counts["doubled"] == 1
 
 
-def test_two_ids_under_one_key_are_doubled_though_the_client_knows_one() -> None:
-    """The spool's record of the key and what the client was told must be the same."""
-    found = make_found(make_result(), make_result(id=OTHER), id_of_key={"key": OTHER})
-    assert find(make_entry(), found) == {"doubled": 1}
-
-
-def make_samples(**values: list[float]) -> list[Sample]:
-    names = [name.replace("_of", " ") for name in values]
-    return [
-        Sample(float(at), dict(zip(names, row, strict=True)))
-        for at, row in enumerate(zip(*values.values(), strict=True))
-    ]
-
-
 def test_growth_is_told_from_noise() -> None:
-    """The medians of the thirds count: a leak is found, one high moment is none."""
+    """The medians of the thirds count: a leak is found, one high moment or a missing third is none."""
+    names = ("api descriptors", "num_files", "num_processes")
     flat, leak, spike = [50.0] * 90, [50.0 + at for at in range(90)], [50.0] * 89 + [5000.0]
-    samples = make_samples(api_ofdescriptors=flat, num_files=leak, num_processes=spike)
+    samples = [dict(zip(names, row, strict=True)) for row in zip(flat, leak, spike, strict=True)]
     grown = {growth.name: growth.is_flat for growth in compare_thirds(samples)}
     assert grown == {"api descriptors": True, "num_files": False, "num_processes": True}
     assert compare_thirds(samples[:20]) == []
-
-
-def test_a_process_that_was_away_for_a_third_is_left_out() -> None:
-    """Only what both thirds have can be compared."""
-    samples = [Sample(float(at), {"api descriptors": 5.0} if at > 40 else {}) for at in range(60)]
-    assert compare_thirds(samples) == []
+    assert compare_thirds([{}] * 41 + [{"api descriptors": 5.0}] * 19) == []
 
 
 def test_recovery_is_the_time_to_the_next_token() -> None:

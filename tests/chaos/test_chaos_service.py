@@ -20,14 +20,8 @@ LIMIT_S = 580.0
 def test_random_kills_lose_nothing(tmp_path: Path) -> None:
     """Rows 7 and 32: a dozen kills."""
     words = ("--minutes", "4", "--kills", "12", "--seed", "11", "--pause", "0.5", "1.5")
-    ended = subprocess.run(
-        [sys.executable, "-m", "chaos", *words, "--folder", str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
+    command = [sys.executable, "-m", "chaos", *words, "--folder", str(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     journal = json.loads((tmp_path / "journal.json").read_text(encoding="utf-8"))
     assert len(journal["kills"]) >= 3
