@@ -127,7 +127,7 @@ class FrontDoorKeeper:
             await wait_for_any(self._stop, self._asked)
             return
         logger.warning("%s; it starts again in %.1f s", reason, delay_s)
-        state.num_restarts += 1
+        state.restarts += 1
         state.reason, state.next_try_unix = reason, time.time() + delay_s
         state.num_failures = policy.num_failures
         running.publish()

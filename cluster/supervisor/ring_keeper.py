@@ -160,7 +160,7 @@ class RingKeeper:
             return
         if not is_known:  # log a lasting trouble once
             logger.warning("%s; the ring starts again in %.1f s", verdict.reason, delay_s)
-        state.num_restarts += not verdict.is_away
+        state.restarts += not verdict.is_away
         state.next_try_unix = time.time() + delay_s
         running.set_state(running.unready, verdict.reason)
         if delay_s:

@@ -40,7 +40,6 @@ from cluster.supervisor.state_file import (
     last_epoch,
     make_process_entry,
     make_rank_entry,
-    make_state,
 )
 from config import Settings, SettingsError, load_settings
 from config.checks import start_problems
@@ -217,7 +216,7 @@ class Supervisor:
             state.leaving = [make_process_entry(child, "leaving") for child in api.leaving]
         state.troubles = running.troubles.sentences(STATE_NAME)
         with running.troubles.guard(STATE_NAME):
-            write_status(running.settings.run_dir / STATE_NAME, make_state(state))
+            write_status(running.settings.run_dir / STATE_NAME, {"updated_unix": time.time(), **vars(state)})
 
     def _list_processes(self, ring: RingKeeper, api: FrontDoorKeeper) -> list[dict[str, Any]]:
         ranks = [make_rank_entry(rank) for rank in ring.epoch.ranks] if ring.epoch else []
