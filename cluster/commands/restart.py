@@ -20,7 +20,6 @@ from cluster.commands.start import (
     check_startable,
     check_this_start,
     place_everything,
-    prepare_model,
     show_warnings,
     start,
 )
@@ -60,7 +59,9 @@ def restart(
         return start(settings, overrides, terminal, prepare=prepare)
     show_warnings(settings, terminal)
     check_this_start(settings, service)
-    _place(settings, overrides, service, terminal, prepare)
+    cluster = read_cluster(settings)
+    steps = Steps(terminal, 1 if cluster.is_single else NUM_PLACING_STEPS)
+    place_everything(settings, overrides, cluster, steps, prepare, service.held_bytes)
     started_at = time.monotonic()
     order = RestartOrder(uuid.uuid4().hex, dict(overrides), settings_among(os.environ))
     write_order(settings.run_dir, order)
@@ -74,21 +75,6 @@ def restart(
     for line in ready.context_lines:
         terminal.line(line)
     return 0
-
-
-def _place(
-    settings: Settings,
-    overrides: Mapping[str, str],
-    service: Service,
-    terminal: Terminal,
-    prepare: Sequence[str],
-) -> None:
-    cluster = read_cluster(settings)
-    if cluster.is_single:
-        prepare_model(settings, overrides, prepare)
-        return
-    steps = Steps(terminal, NUM_PLACING_STEPS)
-    place_everything(settings, overrides, cluster, steps, prepare, service.held_bytes)
 
 
 def find_obstacle(service: Service, settings: Settings) -> str | None:
