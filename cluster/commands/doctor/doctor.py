@@ -1,7 +1,7 @@
 """`doctor`: checks all hosts before a start, and prints for each problem a sentence and its fix.
 
-hosts/probe.py collects the facts, hosts/links.py measures the links; hosts/host_checks.py, doctor_here.py and
-doctor_plan.py judge. Changes nothing without `--fix`, which copies our code and packages to the hosts and
+hosts/probe.py collects the facts, hosts/links.py measures the links; hosts/host_checks.py, this_machine.py
+and model_plan.py judge. Changes nothing without `--fix`, which copies our code and packages to the hosts and
 closes private files: it touches nothing outside WORKER_DIR there, accepts no host key, copies no key, and
 never uses sudo. Exit codes: 0 no finding failed, 1 some did.
 """
