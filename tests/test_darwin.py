@@ -28,7 +28,6 @@ from cluster.hosts.host_rooms import measure_rooms
 from cluster.hosts.hosts import Cluster, Host
 from cluster.hosts.probe import make_facts
 from cluster.hosts.remote_scripts import ending, facts
-from cluster.hosts.remote_scripts import ports as sent_ports
 from cluster.hosts.ring_plan import choose_layout, find_short_hosts
 from cluster.processes import ProcessIdentity, identify
 from cluster.supervisor import front_door_watch, ring_epoch
@@ -188,10 +187,10 @@ def test_where_psutil_tells_nothing_a_start_goes_on(capsys: pytest.CaptureFixtur
     assert front_door_watch.read_cpu_s(1) == 0.0
     assert not front_door_watch.waits_for_disk(1)
     assert not ring_epoch.is_listening(1, 1)
-    sent_ports.main({"address": "127.0.0.1", "num_ports": 1})
+    facts.main({"address": "127.0.0.1", "num_ports": 1})
     ending.main({"processes": [[os.getpid(), time.time()]], "tolerance_s": 1e9})
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(told[0]["ports"]) == 1
+    assert len(told[0]["free_ports"]) == 1
     assert told[1] == {"num_killed": 0, "left": []}
     assert list(flatness.marked_processes("mine")) == []
 

@@ -16,7 +16,7 @@ from cluster.errors import ClusterError
 from cluster.hosts.hosts import Host
 from cluster.hosts.probe import make_python_command, make_token, read_answer
 from cluster.hosts.remote_program import make_program
-from cluster.hosts.ssh import make_control_dir, run_on, ssh_command
+from cluster.hosts.ssh import run_on, shell_words
 from config import Settings
 
 CONNECT_LIMIT_S = 4.0
@@ -74,12 +74,8 @@ async def measure_link(source: Host, target: Host, settings: Settings, port: int
 @contextlib.asynccontextmanager
 async def _serving(host: Host, question: dict[str, object], settings: Settings) -> AsyncIterator[int]:
     """The server's port while it runs; ends the server, which also ends by itself after its limit."""
-    command = make_python_command(host, settings)
-    words = ["/bin/sh", "-c", command]
-    if not host.is_local:
-        words = ssh_command(host, command, control_dir=make_control_dir())
     process = await asyncio.create_subprocess_exec(
-        *words,
+        *shell_words(host, make_python_command(host, settings)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,

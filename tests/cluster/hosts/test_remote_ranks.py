@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -24,7 +23,7 @@ from cluster.hosts.code_marks import mark_supervisor
 from cluster.hosts.hosts import Cluster, Host
 from cluster.hosts.provisioning import HostsFailed, Provisioned, is_away, load_provisioned, make_key, on_all
 from cluster.hosts.remote_ranks import make_rank_command, make_remote_environment
-from cluster.hosts.remote_scripts import ending, ports
+from cluster.hosts.remote_scripts import ending
 from cluster.hosts.ssh import HostUnreachable, run_words
 from cluster.hosts.worker_setup import Worker
 from cluster.supervisor.child import Child, ChildPlan, describe_exit, start_child
@@ -210,16 +209,6 @@ def test_an_edit_of_any_file_of_the_supervisor_changes_its_mark(tmp_path: Path) 
     (tmp_path / "cluster/commands/status.py").write_text("2\n")
     assert len(set(marks)) == len(names) + 1
     assert mark_supervisor(tmp_path) == marks[-1]
-
-
-def test_free_ports_are_those_of_one_address(capsys: pytest.CaptureFixture[str]) -> None:
-    """Taken ports are left out; an address that is not there gives none."""
-    assert len(set(ports.find_ports("127.0.0.1", 3))) == 3
-    assert ports.find_ports("192.0.2.1", 1) == []
-    ports.main({"address": "127.0.0.1", "num_ports": 1})
-    answer = json.loads(capsys.readouterr().out)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", answer["ports"][0]))
 
 
 def test_only_the_very_process_is_ended(capsys: pytest.CaptureFixture[str]) -> None:
