@@ -23,8 +23,8 @@ from cluster.supervisor.child import Child, ChildPlan, describe_exit, start_chil
 from cluster.supervisor.front_door_watch import wait_for_silence
 from cluster.supervisor.restart_policy import RestartPolicy
 from cluster.supervisor.ring_epoch import EXIT_REFUSED, make_settings_line
-from cluster.supervisor.ring_keeper import wait_for_any
 from cluster.supervisor.running import Running
+from cluster.supervisor.tasks import cancel, wait_for_any
 
 API_END_LIMIT_S = 5.0
 API_PROGRESS_S = 30.0
@@ -182,10 +182,7 @@ class FrontDoorKeeper:
                 return None
             return _describe_end(child)
         finally:
-            tasks = (ended, stop, asked, late, silent)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel(ended, stop, asked, late, silent)
 
     async def _start(self) -> None:
         plan = ChildPlan(
@@ -237,9 +234,7 @@ class FrontDoorKeeper:
         limit_s = self._running.settings.connect_timeout
         await asyncio.wait([ended, serving], timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
         is_serving = serving.done() and not ended.done()
-        for task in (ended, serving):
-            task.cancel()
-        await asyncio.gather(ended, serving, return_exceptions=True)
+        await cancel(ended, serving)
         if is_serving:
             retiring = asyncio.create_task(self._retire(old))
             self._retiring[retiring] = old
@@ -259,9 +254,7 @@ class FrontDoorKeeper:
             if not ended.done() and stop.done():
                 await asyncio.wait([ended], timeout=API_END_LIMIT_S)
         finally:
-            ended.cancel()
-            stop.cancel()
-            await asyncio.gather(ended, stop, return_exceptions=True)
+            await cancel(ended, stop)
             await old.end(0.0)
 
 

@@ -7,7 +7,6 @@ has the delays.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from cluster.supervisor.restart_policy import RestartPolicy
 from cluster.supervisor.ring_epoch import RingEpoch, Verdict
 from cluster.supervisor.running import Running
 from cluster.supervisor.state_file import mark_ring_ended
+from cluster.supervisor.tasks import cancel, wait_for_any
 from config import ConfigError
 
 # Rank 0 drains for SHUTDOWN_TIMEOUT, then returns what still runs to the queue and sends STOP round the ring.
@@ -67,7 +67,7 @@ class RingKeeper:
         try:
             await self._keep()
         finally:
-            pings.cancel()
+            await cancel(pings)
             await self._maker.close()
 
     async def _ping(self) -> None:
@@ -116,9 +116,7 @@ class RingKeeper:
         except (ClusterError, ConfigError, OSError) as error:
             return self._take_refusal(error)
         finally:
-            for task in (making, asked):
-                task.cancel()
-            await asyncio.gather(making, asked, return_exceptions=True)
+            await cancel(making, asked)
 
     def _take_refusal(self, error: ClusterError | ConfigError | OSError) -> Verdict:
         running = self._running
@@ -181,24 +179,11 @@ class RingKeeper:
             await asyncio.wait([failure, asked], return_when=asyncio.FIRST_COMPLETED)
             if failure.done():
                 return failure.result()
-            failure.cancel()
-            await asyncio.gather(failure, return_exceptions=True)
+            await cancel(failure)
             is_clean = await epoch.drain(self._running.settings.shutdown_timeout + STOP_LAP_LIMIT_S)
             logger.info("epoch %d: %s", plan.epoch, "drained" if is_clean else "ended")
             mark_ring_ended(self._running.settings.run_dir, plan.epoch, "stopped", None)
             return None
         finally:
-            asked.cancel()
+            await cancel(asked)
             await epoch.end()
-
-
-async def wait_for_any(*events: asyncio.Event, limit_s: float | None = None) -> None:
-    """Wait for one of several events, at most `limit_s`."""
-    tasks = [asyncio.create_task(event.wait()) for event in events]
-    try:
-        await asyncio.wait(tasks, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.gather(*tasks, return_exceptions=True)

@@ -30,7 +30,7 @@ from cluster.supervisor.front_door import FrontDoorKeeper
 from cluster.supervisor.leftovers import end_leftovers
 from cluster.supervisor.lock import SupervisorLock
 from cluster.supervisor.reload import RestartOrder, SettingsWatch, Sources, load_ordered, take_order
-from cluster.supervisor.ring_keeper import RingKeeper, wait_for_any
+from cluster.supervisor.ring_keeper import RingKeeper
 from cluster.supervisor.running import ROOT, Programs, Running
 from cluster.supervisor.service import read_service_at
 from cluster.supervisor.state_file import (
@@ -41,6 +41,7 @@ from cluster.supervisor.state_file import (
     make_process_entry,
     make_rank_entry,
 )
+from cluster.supervisor.tasks import cancel, wait_for_any
 from config import Settings, SettingsError, load_settings
 from config.checks import start_problems
 from config.limits import raise_descriptor_limits
@@ -113,8 +114,7 @@ class Supervisor:
         try:
             await asyncio.wait([ring, api, retune, stop], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            stop.cancel()
-            retune.cancel()
+            await cancel(stop, retune)
             if self._running.state.state != "failed":
                 self._running.set_state("stopping", None)
             self._ring.stop()
@@ -122,7 +122,6 @@ class Supervisor:
             self._api.stop()
             await asyncio.wait([api])
         await asyncio.gather(ring, api)
-        await asyncio.gather(retune, return_exceptions=True)
 
     async def _retune(self, ring: RingKeeper, api: FrontDoorKeeper) -> None:
         """Follow edits of the settings files and orders to restart."""
