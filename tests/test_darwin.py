@@ -385,4 +385,5 @@ def test_two_macs_in_use_hold_the_default_model_from_their_commands_on(
     settings = load_settings({}, root=tmp_path, environ={})
     layout = choose_layout(settings, make_default_source(), measure_rooms(cluster, told, {}))
     assert sum(layout.counts) == 27
+    assert 16e9 < sum(share.weights_bytes for share in layout.ranks) < 17.5e9
     assert list(find_short_hosts(layout)) == (["localhost", "mac2"] if gib == 16 else [])

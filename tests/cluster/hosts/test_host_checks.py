@@ -19,46 +19,16 @@ from cluster.findings import Finding, refuse_failed, show_findings
 from cluster.hosts import host_checks
 from cluster.hosts.hosts import Host
 from cluster.hosts.links import Link, list_links
-from cluster.hosts.probe import HostFacts, Interface
 from cluster.hosts.remote_scripts.environment import find_damaged, find_trouble
 from cluster.hosts.worker_setup import Environment
 from cluster.supervisor.service import Service
 from cluster.terminal import Terminal
 from config import REPOSITORY_ROOT
 from config.live import load_for_looking
+from tests.cluster.hosts.pretended_hosts import FACTS, GB, MAC1, MAC2, WIFI
 from tests.services.cluster_service import find_free_port
 
-GB = 1_000_000_000
 GOOD, MISSING = Environment("good"), Environment("missing")
-HERE = {"mlx": "0.32.4", "mlx-lm": "0.32.2"}
-MAC1, MAC2 = Host("localhost", None, "192.168.5.1", 1), Host("mac2", "anna@mac2.local", "192.168.5.2", 1)
-BRIDGE = Interface("bridge0", "thunderbolt", ("192.168.5.2",), None, True)
-WIFI = Interface("en1", "wifi", ("192.168.1.23",), None, True)
-FACTS = HostFacts(
-    host=MAC2,
-    hostname="mac2",
-    system="Darwin",
-    release="15.1",
-    machine="arm64",
-    num_cores=10,
-    python="/opt/homebrew/bin/python3.13",
-    python_version="3.13.1",
-    can_make_environments=True,
-    total_memory_bytes=64 * GB,
-    free_memory_bytes=40 * GB,
-    gpu_wired_limit_bytes=None,
-    chip="Apple M4 Max",
-    worker_dir="/opt/mlx-ring",
-    disk_free_bytes=200 * GB,
-    interfaces=(BRIDGE, WIFI),
-    versions={**HERE, "mlx-metal": "0.32.4"},
-    rsync="2.6.9 (openrsync)",
-    firewall=False,
-    clock_offset_s=0.0,
-    free_ports=(20_001,),
-    port_error=None,
-    model_files=None,
-)
 
 
 def find(findings: list[Finding], check: str) -> Finding:
@@ -111,7 +81,7 @@ def test_a_host_in_order_has_no_other_finding_than_ok() -> None:
             "ring",
             "failed",
             "it has 192.168.5.2 (bridge0, thunderbolt), 192.168.1.23 (en1, wifi)",
-            "in place of anna@mac2.local=192.168.5.2",
+            "in place of anna@mac2=192.168.5.2",
         ),
         ({"clock_offset_s": -90.0}, "clock", "note", "90 s behind", "on mac2: sudo sntp"),
         ({"firewall": True}, "firewall", "note", "firewall is on", "System Settings"),
@@ -192,7 +162,7 @@ def test_wifi_is_pointed_out_with_the_cable_that_is_there() -> None:
     facts = replace(FACTS, host=replace(MAC2, address="192.168.1.23"))
     finding = find(host_checks.check_host(facts, GOOD), "cable")
     assert finding.level == "note" and "bridge0 (thunderbolt) has 192.168.5.2" in finding.text
-    assert finding.fix == "write anna@mac2.local=192.168.5.2 in WORKER_HOSTS"
+    assert finding.fix == "write anna@mac2=192.168.5.2 in WORKER_HOSTS"
     alone = replace(facts, interfaces=(WIFI,))
     assert "docs/cluster.md" in find(host_checks.check_host(alone, GOOD), "cable").fix
 

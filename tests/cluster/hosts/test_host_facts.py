@@ -22,12 +22,12 @@ from config.live import load_for_looking
 
 VM_STAT = """\
 Mach Virtual Memory Statistics: (page size of 16384 bytes)
-Pages free:                              120000.
-Pages active:                            900000.
-Pages inactive:                          800000.
-Pages speculative:                        10000.
+Pages free:                                7161.
+Pages active:                            355027.
+Pages inactive:                          350101.
+Pages speculative:                         4387.
 Pages throttled:                              0.
-Pages wired down:                        300000.
+Pages wired down:                        146223.
 "Translation faults":                 987654321.
 Pages copy-on-write:                   12345678.
 """
@@ -76,7 +76,7 @@ bridge0: flags=8863<UP,BROADCAST,SMART,RUNNING,SIMPLEX,MULTICAST> mtu 1500
 
 def test_free_memory_of_a_mac_is_what_it_gives_up_at_need() -> None:
     """Free, speculative and inactive pages of vm_stat, times its page size."""
-    assert facts.parse_vm_stat(VM_STAT) == 16384 * (120_000 + 800_000 + 10_000)
+    assert facts.parse_vm_stat(VM_STAT) == 16384 * (7161 + 350_101 + 4387)
     assert facts.parse_vm_stat("vm_stat: command not found") is None
 
 
@@ -269,19 +269,7 @@ def make_mac_commands(monkeypatch: pytest.MonkeyPatch, told: dict[str, str]) -> 
     return calls
 
 
-MAC_16 = {
-    "vm_stat": """\
-Mach Virtual Memory Statistics: (page size of 16384 bytes)
-Pages free:                                7161.
-Pages active:                            355027.
-Pages inactive:                          350101.
-Pages speculative:                         4387.
-Pages throttled:                              0.
-Pages wired down:                        146223.
-Pages purgeable:                           3014.
-""",
-    "sysctl hw.memsize": "17179869184\n",
-}
+MAC_16 = {"vm_stat": VM_STAT, "sysctl hw.memsize": "17179869184\n"}
 MLX = "/nowhere/venv/bin/python -c"
 QUESTION = {"worker_dir": "/nowhere", "environment": "/nowhere/venv"}
 

@@ -20,12 +20,11 @@ import pytest
 
 from cluster.errors import ClusterError
 from cluster.hosts.code_marks import mark_supervisor
-from cluster.hosts.hosts import Cluster, Host
+from cluster.hosts.hosts import Cluster
 from cluster.hosts.provisioning import HostsFailed, Provisioned, is_away, load_provisioned, make_key, on_all
 from cluster.hosts.remote_ranks import make_rank_command, make_remote_environment
 from cluster.hosts.remote_scripts import ending
 from cluster.hosts.ssh import HostUnreachable, run_words
-from cluster.hosts.worker_setup import Worker
 from cluster.supervisor.child import Child, ChildPlan, describe_exit, start_child
 from cluster.supervisor.epoch_maker import EpochMaker
 from cluster.supervisor.epoch_plan import EpochPlan, RankPlace
@@ -34,15 +33,9 @@ from cluster.supervisor.ring_epoch import Verdict
 from cluster.supervisor.ring_keeper import RingKeeper
 from cluster.supervisor.running import Programs, Running
 from cluster.supervisor.state_file import SupervisorState
-from config import ModelNotReady, Settings, load_settings
+from config import ModelNotReady
 from config.rotating_file import RotatingFile
-
-MAC2 = Host("mac2", "anna@mac2", "192.168.5.2", 1)
-WORKER = Worker(MAC2, "~/ring files/it's")
-
-
-def load(tmp_path: Path, **values: str) -> Settings:
-    return load_settings({"STATE_DIR": str(tmp_path / "state"), **values}, root=tmp_path, environ={})
+from tests.cluster.hosts.pretended_hosts import MAC1, MAC2, WORKER, load
 
 
 def test_no_secret_and_no_path_of_this_machine_travels_in_a_command(tmp_path: Path) -> None:
@@ -67,8 +60,7 @@ def test_no_secret_and_no_path_of_this_machine_travels_in_a_command(tmp_path: Pa
 
 def test_the_start_line_tells_a_rank_its_host_and_its_own_model_folder() -> None:
     """On other hosts a rank also learns how long it may hear nothing."""
-    own = Host("localhost", None, "192.168.5.1", 1)
-    places = (RankPlace(own), RankPlace(MAC2, WORKER, ["ssh"], "/there/model"))
+    places = (RankPlace(MAC1), RankPlace(MAC2, WORKER, ["ssh"], "/there/model"))
     plan = EpochPlan(
         3,
         ("a:1", "b:2"),
@@ -185,7 +177,7 @@ def test_all_hosts_are_asked_and_all_that_refuse_are_named() -> None:
 def test_what_was_placed_is_used_again_until_something_changes(tmp_path: Path) -> None:
     """The supervisor takes over what `start` has placed; another model or address is placed anew."""
     settings = load(tmp_path, WORKER_HOSTS="mac2")
-    cluster = Cluster((Host("localhost", None, "192.168.5.1", 1), MAC2))
+    cluster = Cluster((MAC1, MAC2))
     key = make_key(settings, cluster)
     Provisioned(key, (10, 20), True, {"anna@mac2": "/there"}).save(settings.run_dir)
     assert load_provisioned(settings.run_dir, key) == Provisioned(
