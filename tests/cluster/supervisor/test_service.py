@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from cluster.supervisor.leftovers import end_leftovers
 from cluster.supervisor.lock import SupervisorLock
 from cluster.supervisor.service import Service
 from config.run_files import write_json
+from spool import Request, SamplingParams, Spool
 from tests.services.cluster_service import Bench, run_supervisor, supervisor_command
 
 
@@ -108,8 +110,7 @@ def test_the_trial_proves_that_every_rank_took_part(running: Bench) -> None:
 @pytest.mark.parametrize("trouble", ["refuse:1", "crash:0"])
 def test_a_ring_that_was_ready_is_tried_until_its_trouble_has_passed(running: Bench, trouble: str) -> None:
     """Refusals and failures in a row are shown with what happens next, and end with their cause."""
-    (running.root / "trouble").write_text(trouble, encoding="ascii")
-    running.read().processes["rank 0"].send(signal.SIGKILL)
+    running.put_in_trouble(trouble)
     stuck = running.wait_until(lambda service: service.state == "degraded" and service.is_stuck)
     shown = "\n".join(describe(stuck, running.terminal))
     assert f"reason: rank {trouble[-1]} exited with code" in shown
@@ -138,8 +139,7 @@ def test_a_start_waits_for_a_service_that_is_still_stopping(running: Bench) -> N
 
 def test_a_killed_supervisor_leaves_its_last_reason_and_the_next_one_goes_on_trying(running: Bench) -> None:
     """status says that it is gone, why the ring was down, and what to do; the next one tries on."""
-    (running.root / "trouble").write_text("refuse:1", encoding="ascii")
-    running.read().processes["rank 0"].send(signal.SIGKILL)
+    running.put_in_trouble("refuse:1")
     before = running.wait_until(lambda service: service.is_stuck)
     assert before.holder
     before.holder.send(signal.SIGKILL)
@@ -151,20 +151,16 @@ def test_a_killed_supervisor_leaves_its_last_reason_and_the_next_one_goes_on_try
     assert f"supervisor {before.holder.pid} died without a message" in shown
     assert "its last state was degraded: rank 1 exited with code 2: rank 1: LAYER_SPLIT does not fit" in shown
 
-    with run_supervisor(running) as supervisor:
+    with run_supervisor(running):
         running.wait_until(lambda service: service.state == "degraded" and service.is_stuck)
         (running.root / "trouble").unlink()
         running.wait_until(lambda service: service.state == "ready")
-        supervisor.send_signal(signal.SIGTERM)
-        assert supervisor.wait(10) == 0
     assert running.read().reason is None
 
 
 def test_a_service_in_trouble_stops_at_once(running: Bench) -> None:
     """Neither a pause between two tries nor a rank that says nothing keeps stop waiting."""
-    (running.root / "trouble").write_text("hang:1", encoding="ascii")
-    running.read().processes["rank 0"].send(signal.SIGKILL)
-    running.wait_until(lambda service: service.state == "degraded")
+    running.put_in_trouble("hang:1")
     began = time.monotonic()
     assert running.stop() == 0
     assert time.monotonic() - began < float(running.overrides["SHUTDOWN_TIMEOUT"])
@@ -243,34 +239,35 @@ def test_repeated_failures_open_the_breaker_and_keep_the_reason(
     assert "rank 0: the weights are broken" in bench.output.getvalue()
 
 
-def test_an_open_breaker_keeps_the_front_door_until_a_restart(bench: Bench) -> None:
-    """A ring that is given up leaves the front door up and the reason in both status files; it is tried anew
-    when somebody asks.
+def test_an_open_breaker_keeps_queue_and_front_door_until_a_restart(bench: Bench) -> None:
+    """A ring that is given up leaves the front door up, the reason in both status files, and what was
+    accepted; it is tried anew when somebody asks.
     """
+    spool = Spool.open(bench.settings.spool_dir, durability="process")
+    request = Request(uuid.uuid4().hex, SamplingParams(4), "hello", None, None, "fake")
+    spool.submit(request)
     (bench.root / "trouble").write_text("crash:0", encoding="ascii")
-    with run_supervisor(bench) as supervisor:
+    with run_supervisor(bench):
         service = bench.wait_until(lambda service: service.state == "failed")
         assert service.exit_code == 1
         assert "the weights are broken" in str(service.reason)
-        assert service.ring["phase"] == "failed"
+        assert service.ring["phase"] == "failed" and service.ring["reason"] == service.reason
+        assert spool.state(request.id) == "waiting"
         assert bench.get_health() == service.processes["api"].pid
         assert "./launch.sh restart" in str(service.waits_for)
         (bench.root / "trouble").unlink()
         assert bench.restart() == 0
-        supervisor.send_signal(signal.SIGTERM)
-        assert supervisor.wait(10) == 0
+    assert spool.state(request.id) == "waiting"
 
 
 def test_a_restart_brings_back_a_front_door_that_was_given_up(bench: Bench) -> None:
     """One that never worked is tried anew when somebody asks."""
     (bench.root / "refuse-api").touch()
-    with run_supervisor(bench) as supervisor:
+    with run_supervisor(bench):
         failed = bench.wait_until(lambda service: service.state == "failed")
         assert "./launch.sh restart" in str(failed.waits_for)
         (bench.root / "refuse-api").unlink()
         assert bench.restart() == 0
-        supervisor.send_signal(signal.SIGTERM)
-        assert supervisor.wait(10) == 0
 
 
 def interrupt_when(bench: Bench, holds: Callable[[Service], bool], num_signals: int = 1) -> threading.Thread:
@@ -321,8 +318,6 @@ def test_an_interrupted_second_start_leaves_the_service_alone(
             bench.start()
         pressed.join()
         assert supervisor.poll() is None
-        supervisor.send_signal(signal.SIGTERM)
-        assert supervisor.wait(10) == 0
 
 
 def test_an_interrupted_preparation_is_ended_and_said(bench: Bench) -> None:
