@@ -17,6 +17,7 @@ from cluster.hosts.hosts import Cluster
 from cluster.hosts.model_source import ModelUnknown, read_source
 from cluster.hosts.probe import HostFacts
 from cluster.hosts.provisioning import (
+    PlainSteps,
     check_hosts,
     describe_shares,
     on_all,
@@ -90,7 +91,7 @@ def _describe_model(settings: Settings) -> str:
 
 async def _rehearse_hosts(settings: Settings, cluster: Cluster, terminal: Terminal) -> list[list[str]]:
     try:
-        facts = await check_hosts(cluster, settings, RehearsedSteps(terminal))
+        facts = await check_hosts(cluster, settings, PlainSteps(terminal.line))
         planned = await run_beside(_rehearse_plan, settings, cluster, facts)
         return [planned, *await on_all(list_workers(cluster, settings), _rehearse_worker)]
     finally:
@@ -122,17 +123,3 @@ def _describe_packages(environment: Environment, worker: Worker) -> str:
     if environment.state == "good":
         return "are installed"
     return f"to be installed into {worker.folder}/venv ({environment.trouble})"
-
-
-class RehearsedSteps:
-    """Prints the steps without numbers and times."""
-
-    def __init__(self, terminal: Terminal) -> None:
-        self._terminal = terminal
-
-    def done(self, name: str, detail: str) -> None:
-        """Print the result of a step."""
-        self._terminal.line(f"{name}: {detail}")
-
-    def say(self, host: str, text: str) -> None:
-        """Print nothing: a dry run copies nothing."""

@@ -62,10 +62,6 @@ class Shipment:
     def host(self) -> Host:
         return self.worker.host
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(entry.size for entry in self.files.values())
-
 
 async def ensure_models(
     cluster: Cluster, workers: Sequence[Worker], layout: RingLayout, settings: Settings, report: Report

@@ -57,6 +57,19 @@ class Show(Protocol):
         """Show progress on a host."""
 
 
+@dataclass(frozen=True)
+class PlainSteps:
+    """Writes each step and progress as a line of text."""
+
+    write: Callable[[str], None]
+
+    def done(self, name: str, detail: str) -> None:
+        self.write(f"{name}: {detail}")
+
+    def say(self, host: str, text: str) -> None:
+        self.write(f"{host}: {text}")
+
+
 class HostsFailed(ClusterError):
     """Several hosts cannot be used; one sentence per line."""
 

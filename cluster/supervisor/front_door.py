@@ -23,7 +23,7 @@ from cluster.supervisor.child import Child, ChildPlan, describe_exit, start_chil
 from cluster.supervisor.front_door_watch import wait_for_silence
 from cluster.supervisor.restart_policy import RestartPolicy
 from cluster.supervisor.ring_epoch import EXIT_REFUSED, make_settings_line
-from cluster.supervisor.running import Running
+from cluster.supervisor.running import Running, make_environment
 from cluster.supervisor.tasks import cancel, wait_for_any
 
 API_END_LIMIT_S = 5.0
@@ -189,7 +189,7 @@ class FrontDoorKeeper:
             name="api",
             command=[*self._running.programs.api, "--fd", str(self._listening.fileno())],
             folder=self._running.programs.folder,
-            environment=self._running.make_environment(),
+            environment=make_environment(self._running.settings),
             descriptors=(self._listening.fileno(),),
         )
         file = self._running.log_of("api")

@@ -51,10 +51,6 @@ class Running:
     _logs: dict[str, RotatingFile] = field(default_factory=dict)
     troubles: DiskTroubles = field(default_factory=DiskTroubles)
 
-    def make_environment(self, num_local_ranks: int | None = None) -> dict[str, str]:
-        """The environment of a child started now."""
-        return make_environment(self.settings, num_local_ranks)
-
     @property
     def heartbeat_limit_s(self) -> float:
         """How long a rank may be silent: STEP_TIMEOUT, within bounds."""
