@@ -40,14 +40,8 @@ from tests.cluster.hosts.pretended_hosts import MAC1, MAC2, WORKER, load
 
 def test_no_secret_and_no_path_of_this_machine_travels_in_a_command(tmp_path: Path) -> None:
     """Commands can be read by everybody on a host: the secret comes with the start line only."""
-    settings = load(
-        tmp_path,
-        WORKER_HOSTS="mac2",
-        LOG_FILE="all.log",
-        API_KEYS_FILE="keys",
-        LOG_LEVEL="DEBUG",
-        LOCAL_RANKS="3",
-    )
+    values = {"WORKER_HOSTS": "mac2", "LOG_FILE": "all.log", "API_KEYS_FILE": "keys", "LOG_LEVEL": "DEBUG"}
+    settings = load(tmp_path, **values, LOCAL_RANKS="3")
     environment = make_remote_environment(settings, 2, "/there/model")
     assert environment["LOG_LEVEL"] == "DEBUG"
     assert environment["LOCAL_RANKS"] == "2"
@@ -61,19 +55,8 @@ def test_no_secret_and_no_path_of_this_machine_travels_in_a_command(tmp_path: Pa
 def test_the_start_line_tells_a_rank_its_host_and_its_own_model_folder() -> None:
     """On other hosts a rank also learns how long it may hear nothing."""
     places = (RankPlace(MAC1), RankPlace(MAC2, WORKER, ["ssh"], "/there/model"))
-    plan = EpochPlan(
-        3,
-        ("a:1", "b:2"),
-        "5ec",
-        (),
-        Path("/"),
-        {},
-        45.0,
-        600.0,
-        places=places,
-        layers=(10, 20),
-        dequantize=True,
-    )
+    single = EpochPlan(3, ("a:1",), "5ec", (), Path("/"), {}, 45.0, 600.0)
+    plan = replace(single, hosts=("a:1", "b:2"), places=places, layers=(10, 20), dequantize=True)
     first, second = (json.loads(plan.make_start_line(rank)) for rank in (0, 1))
     assert first["layers"] == second["layers"] == [10, 20]
     assert (second["host_name"], second["model_folder"], second["ping_limit_s"]) == (
@@ -82,7 +65,6 @@ def test_the_start_line_tells_a_rank_its_host_and_its_own_model_folder() -> None
         20.0,
     )
     assert not {"model_folder", "ping_limit_s"} & set(first)
-    single = EpochPlan(3, ("a:1",), "5ec", (), Path("/"), {}, 45.0, 600.0)
     assert set(json.loads(single.make_start_line(0))) == {"epoch", "rank", "hosts", "secret"}
 
 

@@ -117,20 +117,25 @@ def rooms_of(*told: dict[str, Any], num_ranks: tuple[int, ...] = (1, 1)) -> tupl
     return measure_rooms(cluster, facts, {})
 
 
-def test_what_is_free_counts_less_what_each_rank_takes() -> None:
-    """Weights and KV have the free memory but for half a GiB a rank."""
-    first, second = rooms_of({}, {"free_memory_bytes": 3 * GB}, num_ranks=(1, 2))
-    assert (first.usable_bytes, second.usable_bytes) == (4 * GB - RANK_BYTES, 3 * GB - 2 * RANK_BYTES)
-    assert not first.has_gpu
-
-
-def test_a_mac_counts_with_what_its_gpu_may_use_whatever_is_free_now() -> None:
-    """As it tells, else 3/4 of the memory; a Mac in use shows about half as free."""
-    first, second = rooms_of(make_mac(64 * GB), make_mac(64 * GB, gpu_wired_limit_bytes=60 * GB))
-    assert (first.usable_bytes, second.usable_bytes) == (48 * GB - RANK_BYTES, 60 * GB - RANK_BYTES)
-    assert first.has_gpu
-    (third, _) = rooms_of(make_mac(64 * GB, free_memory_bytes=20 * GB), make_mac(GB))
-    assert third.usable_bytes == 48 * GB - RANK_BYTES
+@pytest.mark.parametrize(
+    ("told", "num_ranks", "gigabytes", "has_gpu"),
+    [
+        ({}, 1, 4, False),
+        ({"free_memory_bytes": 3 * GB}, 2, 3, False),
+        (make_mac(64 * GB), 1, 48, True),
+        (make_mac(64 * GB, free_memory_bytes=20 * GB), 1, 48, True),
+        (make_mac(64 * GB, gpu_wired_limit_bytes=60 * GB), 1, 60, True),
+        (make_mac(64 * GB, machine="x86_64", free_memory_bytes=20 * GB), 1, 20, False),
+    ],
+)
+def test_weights_and_kv_have_what_is_free_or_the_gpu_may_use_less_what_ranks_take(
+    told: dict[str, Any], num_ranks: int, gigabytes: int, has_gpu: bool
+) -> None:
+    """A Mac's GPU counts with what it tells, else with 3/4 of the memory, whatever is free now; an Intel Mac
+    has none of use.
+    """
+    room, _ = rooms_of(told, {}, num_ranks=(num_ranks, 1))
+    assert (room.usable_bytes, room.has_gpu) == (gigabytes * GB - num_ranks * RANK_BYTES, has_gpu)
 
 
 @pytest.mark.parametrize(("gib", "usable"), [(16, 16 * 2 / 3), (36, 24), (48, 36), (128, 96)])
@@ -166,12 +171,6 @@ def test_more_than_the_gpus_may_use_is_refused_whatever_is_free(tmp_path: Path) 
     rooms = rooms_of(make_mac(8 << 30), make_mac(8 << 30))
     with pytest.raises(PlanRefused, match=r"localhost has .*let the GPU use more \(sysctl iogpu"):
         choose_layout(settings, make_default_source(), rooms)
-
-
-def test_an_intel_mac_has_no_gpu_of_use() -> None:
-    """Its free memory counts, as on Linux."""
-    (room, _) = rooms_of(make_mac(64 * GB, machine="x86_64", free_memory_bytes=20 * GB), {})
-    assert (room.usable_bytes, room.has_gpu) == (20 * GB - RANK_BYTES, False)
 
 
 def test_macs_count_by_the_bandwidth_of_their_chips() -> None:
