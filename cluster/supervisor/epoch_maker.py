@@ -30,7 +30,6 @@ from cluster.supervisor.epoch_plan import EpochPlan, RankPlace
 from cluster.supervisor.heartbeats import Rank
 from cluster.supervisor.running import Running, make_environment
 from cluster.threads import run_beside
-from config import Settings
 
 logger = logging.getLogger("cluster.supervisor.supervisor")
 
@@ -62,28 +61,20 @@ class EpochMaker:
             SettingsError: the settings' hosts cannot be used, or a name cannot be looked up.
         """
         settings = self._running.settings
-        cluster = self.cluster = await self._read_cluster(settings)
+        cluster = self.cluster = await run_beside(read_cluster, settings)  # it looks up names
         workers = list_workers(cluster, settings)
         placed, free, self.has_kept_placed = None, {}, False
         if workers:
             self._used |= set(workers)
             await on_all(workers, self._end_left_behind)
-            placed = await self._place(cluster, settings)
+            placed = load_provisioned(settings.run_dir, make_key(settings, cluster))
+            self.has_kept_placed = placed is not None
+            placed = placed or await place_all(cluster, settings, PlainSteps(logger.info))
             found: list[tuple[int, ...]] = await on_all(workers, ask_ports)
             free = {worker.host.ssh: ports_there for worker, ports_there in zip(workers, found, strict=True)}
         addresses = self._pick_addresses(cluster, free)
         self._running.state.epoch += 1
         return self._make_plan(cluster, addresses, placed)
-
-    async def _read_cluster(self, settings: Settings) -> Cluster:
-        if not settings.worker_hosts and not settings.ring_hostfile:
-            return read_cluster(settings)
-        return await run_beside(read_cluster, settings)  # it looks up names
-
-    async def _place(self, cluster: Cluster, settings: Settings) -> Provisioned:
-        kept = load_provisioned(settings.run_dir, make_key(settings, cluster))
-        self.has_kept_placed = kept is not None
-        return kept or await place_all(cluster, settings, PlainSteps(logger.info))
 
     async def _end_left_behind(self, worker: Worker) -> None:
         identities = self._left_behind.get(worker.host.ssh or "")

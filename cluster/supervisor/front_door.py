@@ -22,9 +22,9 @@ from cluster.ports import host_to_dial
 from cluster.supervisor.child import Child, ChildPlan, describe_exit, start_child
 from cluster.supervisor.front_door_watch import wait_for_silence
 from cluster.supervisor.restart_policy import RestartPolicy
-from cluster.supervisor.ring_epoch import EXIT_REFUSED, make_settings_line
+from cluster.supervisor.ring_epoch import EXIT_REFUSED, Verdict, make_settings_line
 from cluster.supervisor.running import Running, make_environment
-from cluster.supervisor.tasks import cancel, wait_for_any
+from cluster.supervisor.tasks import cancel
 
 API_END_LIMIT_S = 5.0
 API_PROGRESS_S = 30.0
@@ -44,7 +44,6 @@ class Output(LineBuffer):
         self.is_serving = asyncio.Event()
 
     def put_line(self, line: str) -> None:
-        """Take one line."""
         try:
             is_event = json.loads(line)["event"] == "serving"
         except (ValueError, TypeError, KeyError):
@@ -113,26 +112,9 @@ class FrontDoorKeeper:
                 was_killed=self._was_killed,
                 can_give_up=not self._running.state.was_ready,
             )
-            await self._pause(reason, delay_s, policy)
+            verdict = Verdict(reason, "api")
+            await self._running.pause("the front door", verdict, delay_s, policy, self._stop, self._asked)
         await asyncio.gather(*self._retiring, return_exceptions=True)
-
-    async def _pause(self, reason: str, delay_s: float | None, policy: RestartPolicy) -> None:
-        running, state = self._running, self._running.state
-        state.failed_process, state.is_stuck = "api", policy.is_open
-        if delay_s is None:
-            logger.error(
-                "the front door is not tried again after %d failures: %s", policy.num_failures, reason
-            )
-            running.set_state("failed", reason)
-            await wait_for_any(self._stop, self._asked)
-            return
-        logger.warning("%s; it starts again in %.1f s", reason, delay_s)
-        state.restarts += 1
-        state.reason, state.next_try_unix = reason, time.time() + delay_s
-        state.num_failures = policy.num_failures
-        running.publish()
-        if delay_s:
-            await wait_for_any(self._stop, self._asked, limit_s=delay_s)
 
     @property
     def _is_refusing(self) -> bool:

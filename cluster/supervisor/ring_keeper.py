@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -87,7 +86,8 @@ class RingKeeper:
                 continue
             if verdict is None:
                 return
-            await self._pause(verdict, self._judge(verdict, policy), policy)
+            delay_s = self._judge(verdict, policy)
+            await self._running.pause("the ring", verdict, delay_s, policy, self._stop, self._restart)
 
     async def _plan_and_run(self) -> Verdict | None:
         """Plan one epoch and run it; why it failed, None after a stop or restart."""
@@ -142,27 +142,6 @@ class RingKeeper:
             was_killed=verdict.was_killed,
             can_give_up=not was_ready,
         )
-
-    async def _pause(self, verdict: Verdict, delay_s: float | None, policy: RestartPolicy) -> None:
-        """Report the failure and wait for the next try; without one, for `stop` or `restart`."""
-        running, state = self._running, self._running.state
-        is_known = verdict.reason == state.reason and (verdict.is_away or policy.is_open)
-        state.failed_process, state.reason = verdict.process, verdict.reason
-        state.num_failures, state.is_stuck = max(policy.num_failures, policy.num_away), policy.is_open
-        if delay_s is None:
-            logger.error(
-                "the ring is not tried again after %d failures: %s", policy.num_failures, verdict.reason
-            )
-            running.set_state("failed", verdict.reason)
-            await wait_for_any(self._stop, self._restart)
-            return
-        if not is_known:  # log a lasting trouble once
-            logger.warning("%s; the ring starts again in %.1f s", verdict.reason, delay_s)
-        state.restarts += not verdict.is_away
-        state.next_try_unix = time.time() + delay_s
-        running.set_state(running.unready, verdict.reason)
-        if delay_s:
-            await wait_for_any(self._stop, self._restart, limit_s=delay_s)
 
     async def _run_epoch(self, epoch: RingEpoch) -> Verdict | None:
         """Run one epoch to its end; why it failed, None after a stop or restart."""
