@@ -75,7 +75,7 @@ async def ensure_models(
     source = settings.model_dir
     try:
         wanted = {
-            worker.host.ssh: needed_files(source, layout.ranges, _ranks_on(cluster, worker.host))
+            worker.host.ssh: needed_files(source, layout.ranges, cluster.ranks_of(worker.host))
             for worker in workers
         }
         target = f"models/{folder_name(settings.model_name, source)}"
@@ -99,10 +99,6 @@ async def ensure_models(
 def folder_name(model_name: str, folder: Path) -> str:
     """A name for a model's folder on other hosts: safe in a shell, with the mark of config and index."""
     return f"{_UNSAFE.sub('_', model_name).lstrip('.-_')}-{weights_hash(folder)[:8]}"
-
-
-def _ranks_on(cluster: Cluster, host: Host) -> list[int]:
-    return [rank for rank in range(cluster.ring_size) if cluster.host_of(rank).ssh == host.ssh]
 
 
 async def ensure_shipment(shipment: Shipment, settings: Settings, report: Report) -> str:

@@ -114,7 +114,6 @@ class ProgressLines(LineBuffer):
         self.last = ""
 
     def put_line(self, line: str) -> None:
-        """Take one line."""
         self.last = line
         if line.startswith('{"done_bytes"'):
             self._on_done(int(json.loads(line)["done_bytes"]))

@@ -113,7 +113,6 @@ async def probe(
     *,
     model_folder: str | None = None,
     num_ports: int | None = None,
-    limit_s: float = PROBE_LIMIT_S,
 ) -> HostFacts:
     """Collect the facts of a host, or of this machine. Changes nothing there.
 
@@ -134,9 +133,8 @@ async def probe(
         "model_folder": model_folder,
     }
     began = time.time()
-    done = await run_on(
-        host, make_python_command(host, settings), input=make_program("facts", question), timeout_s=limit_s
-    )
+    command, program = make_python_command(host, settings), make_program("facts", question)
+    done = await run_on(host, command, input=program, timeout_s=PROBE_LIMIT_S)
     return make_facts(host, read_answer(host, done), began, time.time())
 
 

@@ -214,7 +214,7 @@ async def plan_model(
         ModelRefused: it cannot be served.
         ModelUnknown: its sizes are not known yet.
     """
-    layout = await plan_ring(settings, cluster, facts, held_bytes=held_bytes)
+    layout = await plan_ring(settings, cluster, facts, held_bytes or {})
     short = [f"{name}: {text}" for name, text in find_short_hosts(layout).items()]
     show.done("plan", "; ".join([describe_shares(layout), *short]))
     return layout

@@ -12,12 +12,13 @@ ranks or of their start.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -125,12 +126,15 @@ def read_wanted() -> dict[str, str]:
     """The versions of requirements.txt's packages that are installed here."""
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     names = {match[0] for line in lines if (match := re.match(r"[A-Za-z0-9_.-]+", line))}
+    return find_versions(sorted(names))
+
+
+def find_versions(names: Iterable[str]) -> dict[str, str]:
+    """The versions of those packages that are installed here; some are for another system."""
     found = {}
-    for name in sorted(names):
-        try:
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue  # for another system
     return found
 
 
@@ -276,7 +280,6 @@ class PipLines(LineBuffer):
         self._say = say
 
     def put_line(self, line: str) -> None:
-        """Take one line."""
         words = line.split()
         if words[:1] == ["Collecting"] and len(words) > 1:
             self._say(f"pip: {words[1]}")

@@ -167,11 +167,8 @@ async def _judge_host(facts: HostFacts, cluster: Cluster, settings: Settings) ->
     except HostUnreachable as error:  # it answered a moment ago
         return [await _judge_unknown(host, error)]
     findings = host_checks.check_host(facts, environment)
-    return [_reached(facts), *findings, host_checks.describe_memory(facts)]
-
-
-def _reached(facts: HostFacts) -> Finding:
-    return Finding(facts.host.name, "ssh", "ok", f"reached as {facts.host.ssh}: it is {facts.hostname}")
+    reached = Finding(host.name, "ssh", "ok", f"reached as {host.ssh}: it is {facts.hostname}")
+    return [reached, *findings, host_checks.describe_memory(facts)]
 
 
 async def _judge_unknown(host: Host, error: ClusterError) -> Finding:

@@ -268,7 +268,7 @@ def plan_with(settings: Settings, *free_bytes: int) -> RingLayout:
         make_facts(host, total_memory_bytes=64 * GB, free_memory_bytes=free)
         for host, free in zip(cluster.hosts, free_bytes, strict=True)
     ]
-    return asyncio.run(plan_ring(settings, cluster, facts))
+    return asyncio.run(plan_ring(settings, cluster, facts, {}))
 
 
 def test_the_last_layout_is_kept_while_it_is_good(
