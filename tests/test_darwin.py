@@ -39,6 +39,7 @@ from distributed.backends import mac
 from distributed.ring.watchdog import EXIT_SUPERVISOR_GONE
 from spool.fsio import FileSystem
 from tests.cluster.hosts.test_ring_plan import make_default_source
+from tests.services.waiting import until
 
 ROOT = Path(__file__).resolve().parent.parent
 # Says what it was given, and lives as long as the process behind -w.
@@ -71,10 +72,7 @@ def caffeinate(tmp_path: Path) -> Path:
 
 def wait_for(path: Path) -> str:
     """Read a file once it is there."""
-    deadline = time.monotonic() + 20
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} did not come"
-        time.sleep(0.01)
+    until(path.exists)
     return path.read_text()
 
 

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,15 +77,15 @@ class Bench:
             return int(json.load(response)["pid"])
 
 
-def supervisor_command(bench: Bench) -> list[str]:
+def supervisor_command(bench: Bench, program: Sequence[str] = SUPERVISOR) -> list[str]:
     """A supervisor as `start` launches it."""
-    return [*SUPERVISOR, *(word for pair in bench.overrides.items() for word in ("--set", "=".join(pair)))]
+    return [*program, *(word for pair in bench.overrides.items() for word in ("--set", "=".join(pair)))]
 
 
 @contextmanager
-def run_supervisor(bench: Bench) -> Iterator["subprocess.Popen[bytes]"]:
+def run_supervisor(bench: Bench, program: Sequence[str] = SUPERVISOR) -> Iterator["subprocess.Popen[bytes]"]:
     """Run a supervisor in the foreground, and stop it; one that a failing test leaves is killed."""
-    with subprocess.Popen(supervisor_command(bench), stderr=subprocess.DEVNULL) as supervisor:
+    with subprocess.Popen(supervisor_command(bench, program), stderr=subprocess.DEVNULL) as supervisor:
         try:
             yield supervisor
             supervisor.send_signal(signal.SIGTERM)

@@ -12,8 +12,6 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from config import REPOSITORY_ROOT as ROOT
+from tests.services.waiting import until
 
 TOOLS = ("bash", "sh", "dirname", "readlink", "cat", "cksum", "uname", "awk", "mkdir", "rm", "sleep")
 LIMIT_S = 60.0
@@ -253,10 +252,8 @@ def test_a_missing_python_or_venv_module_is_named_with_the_command_that_installs
 
 def wait_for_pip(checkout: Checkout) -> None:
     """Until pip was called."""
-    calls, deadline, pause = checkout.folder / "calls", time.monotonic() + LIMIT_S, threading.Event()
-    while not calls.exists() or "pip" not in calls.read_text():
-        assert time.monotonic() < deadline
-        pause.wait(0.02)
+    calls = checkout.folder / "calls"
+    until(lambda: calls.exists() and "pip" in calls.read_text(), LIMIT_S)
 
 
 def test_an_interrupted_installation_says_so_and_goes_on_next_time(checkout: Checkout) -> None:

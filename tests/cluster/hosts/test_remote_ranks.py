@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +35,7 @@ from cluster.supervisor.state_file import SupervisorState
 from config import ModelNotReady
 from config.rotating_file import RotatingFile
 from tests.cluster.hosts.pretended_hosts import MAC1, MAC2, WORKER, load
+from tests.services.waiting import until
 
 
 def test_no_secret_and_no_path_of_this_machine_travels_in_a_command(tmp_path: Path) -> None:
@@ -270,9 +270,8 @@ def test_a_program_that_watches_its_input_ends_with_us() -> None:
         return group
 
     assert asyncio.run(run(0, lambda _: None)) == 7
-    group, deadline = asyncio.run(cancel()), time.monotonic() + 10.0
-    while any(is_in_group(pid, group) for pid in psutil.pids()):
-        assert time.monotonic() < deadline
+    group = asyncio.run(cancel())
+    until(lambda: not any(is_in_group(pid, group) for pid in psutil.pids()))
 
 
 def is_in_group(pid: int, group: int) -> bool:
