@@ -63,7 +63,8 @@ def restart(
     steps = Steps(terminal, 1 if cluster.is_single else NUM_PLACING_STEPS)
     place_everything(settings, overrides, cluster, steps, prepare, service.held_bytes)
     started_at = time.monotonic()
-    order = RestartOrder(uuid.uuid4().hex, dict(overrides), settings_among(os.environ))
+    environment = {key: os.environ[key] for key in Settings.all_keys() if key in os.environ}
+    order = RestartOrder(uuid.uuid4().hex, dict(overrides), environment)
     write_order(settings.run_dir, order)
     service.holder.send(signal.SIGHUP)
     _follow(settings, service.holder, order.id, terminal)
@@ -84,11 +85,6 @@ def find_obstacle(service: Service, settings: Settings) -> str | None:
     theirs, ours = mapping(service.supervisor.get("settings")), settings.public()
     changed = [key for key in FIXED_KEYS if theirs.get(key) != ours[key]]
     return f"{', '.join(changed)} has changed" if changed else None
-
-
-def settings_among(environ: Mapping[str, str]) -> dict[str, str]:
-    """The settings in an environment."""
-    return {key: environ[key] for key in Settings.all_keys() if key in environ}
 
 
 def _follow(settings: Settings, supervisor: ProcessIdentity, order_id: str, terminal: Terminal) -> None:

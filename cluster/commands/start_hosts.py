@@ -27,7 +27,7 @@ from cluster.hosts.provisioning import (
 )
 from cluster.hosts.ring_plan import choose_layout, find_short_hosts
 from cluster.hosts.ssh import close_connections
-from cluster.hosts.worker_setup import Environment, Worker, list_workers, read_environment, sync_code
+from cluster.hosts.worker_setup import Worker, list_workers, read_environment, sync_code
 from cluster.terminal import Terminal
 from cluster.threads import run_beside
 from config import ModelNotReady, Settings
@@ -113,13 +113,10 @@ async def _rehearse_worker(worker: Worker) -> list[str]:
     shown = ", ".join(changed[:NUM_SHOWN_FILES])
     more = f" and {len(changed) - NUM_SHOWN_FILES} more" if len(changed) > NUM_SHOWN_FILES else ""
     environment = await read_environment(worker)
+    packages = f"to be installed into {worker.folder}/venv ({environment.trouble})"
+    if environment.state == "good":
+        packages = "are installed"
     return [
         f"{name}: code to {worker.folder}/code: {f'{shown}{more}' if changed else 'nothing has changed'}",
-        f"{name}: packages {_describe_packages(environment, worker)}",
+        f"{name}: packages {packages}",
     ]
-
-
-def _describe_packages(environment: Environment, worker: Worker) -> str:
-    if environment.state == "good":
-        return "are installed"
-    return f"to be installed into {worker.folder}/venv ({environment.trouble})"

@@ -106,24 +106,16 @@ class FrontDoorKeeper:
             reason = await self._serve()
             if reason is None:
                 break
+            code = self.child.exit_code if self.child else None
             delay_s = policy.after_failure(
                 made_progress=time.monotonic() - started_at > API_PROGRESS_S,
-                is_permanent=self._is_refusing,
-                was_killed=self._was_killed,
+                is_permanent=code == EXIT_REFUSED,
+                was_killed=code == -signal.SIGKILL and not self._was_silent,  # from outside
                 can_give_up=not self._running.state.was_ready,
             )
             verdict = Verdict(reason, "api")
             await self._running.pause("the front door", verdict, delay_s, policy, self._stop, self._asked)
         await asyncio.gather(*self._retiring, return_exceptions=True)
-
-    @property
-    def _is_refusing(self) -> bool:
-        return self.child is not None and self.child.exit_code == EXIT_REFUSED
-
-    @property
-    def _was_killed(self) -> bool:
-        """By a SIGKILL from outside."""
-        return self.child is not None and self.child.exit_code == -signal.SIGKILL and not self._was_silent
 
     async def _serve(self) -> str | None:
         """Run the front door and its replacements until one fails; why, None after a stop."""

@@ -237,19 +237,6 @@ class Supervisor:
         self._stop.set()
 
 
-async def supervise(settings: Settings, overrides: Mapping[str, str], programs: Programs) -> int:
-    """Build the supervisor and run it; the exit code."""
-    supervisor = Supervisor(settings, overrides, programs)
-    try:
-        return await supervisor.run()
-    except ClusterError as error:
-        logger.error("%s", error)
-        return error.exit_code
-    except SettingsError as error:
-        logger.error("%s", error)
-        return 2
-
-
 def run_supervisor(
     overrides: Mapping[str, str], programs: Programs | None = None, *, root: Path | None = None
 ) -> int:
@@ -265,7 +252,13 @@ def run_supervisor(
     if message := raise_descriptor_limits(settings):
         logger.warning("%s", message)
     try:
-        return asyncio.run(supervise(settings, overrides, programs or Programs()))
+        return asyncio.run(Supervisor(settings, overrides, programs or Programs()).run())
+    except ClusterError as error:
+        logger.error("%s", error)
+        return error.exit_code
+    except SettingsError as error:
+        logger.error("%s", error)
+        return 2
     finally:
         let_go_of_lost_lines()
 
