@@ -10,7 +10,7 @@ Knows nothing of how a finding is made.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from cluster.errors import ClusterError
@@ -35,13 +35,8 @@ class Finding:
 
     def to_json(self) -> dict[str, Any]:
         """As `--json` shows it."""
-        return {
-            "host": self.host,
-            "check": self.check,
-            "level": self.level,
-            "text": self.text,
-            "mend": self.fix or None,  # the key that programs read
-        }
+        values = asdict(self)
+        return values | {"mend": values.pop("fix") or None}  # the key that programs read
 
 
 def show_findings(findings: Sequence[Finding], terminal: Terminal) -> None:

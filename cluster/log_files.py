@@ -15,7 +15,6 @@ from pathlib import Path
 
 from config.rotating_file import RotatingFile
 
-MAX_LINE_BYTES = 64 * 1024
 NUM_LAST_LINES = 20
 # As config/logs.py writes it.
 _LINE_START = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+ [A-Z]+ [^:]+: ")
@@ -50,6 +49,8 @@ class LogMarks:
 class LineBuffer:
     """Cuts a stream of bytes into lines, and passes each to `put_line`."""
 
+    max_line_bytes = 64 * 1024
+
     def __init__(self) -> None:
         self._rest = b""
 
@@ -58,7 +59,7 @@ class LineBuffer:
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             self.put_line(line.decode("utf-8", errors="replace"))
-        if len(self._rest) > MAX_LINE_BYTES:
+        if len(self._rest) > self.max_line_bytes:
             self.finish()
 
     def finish(self) -> None:

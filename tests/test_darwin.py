@@ -28,7 +28,6 @@ from cluster.hosts.host_rooms import measure_rooms
 from cluster.hosts.hosts import Cluster, Host
 from cluster.hosts.probe import make_facts
 from cluster.hosts.remote_scripts import ending, facts
-from cluster.hosts.remote_scripts import ports as sent_ports
 from cluster.hosts.ring_plan import choose_layout, find_short_hosts
 from cluster.processes import ProcessIdentity, identify
 from cluster.supervisor import front_door_watch, ring_epoch
@@ -40,7 +39,7 @@ from distributed.backends import mac
 from distributed.ring.watchdog import EXIT_SUPERVISOR_GONE
 from spool.fsio import FileSystem
 from tests.cluster.hosts.test_ring_plan import make_default_source
-from tests.services.frontdoor_service import until
+from tests.services.waiting import until
 
 ROOT = Path(__file__).resolve().parent.parent
 # Says what it was given, and lives as long as the process behind -w.
@@ -67,6 +66,12 @@ def make_caffeinate(folder: Path, content: bytes) -> Path:
     program.write_bytes(content)
     program.chmod(0o755)
     return program
+
+
+def wait_for(path: Path) -> str:
+    """Read a file once it is there."""
+    until(path.exists)
+    return path.read_text()
 
 
 @pytest.mark.slow
@@ -160,10 +165,10 @@ def test_where_psutil_tells_nothing_a_start_goes_on(capsys: pytest.CaptureFixtur
     assert front_door_watch.read_cpu_s(1) == 0.0
     assert not front_door_watch.waits_for_disk(1)
     assert not ring_epoch.is_listening(1, 1)
-    sent_ports.main({"address": "127.0.0.1", "num_ports": 1})
+    facts.main({"address": "127.0.0.1", "num_ports": 1})
     ending.main({"processes": [[os.getpid(), time.time()]], "tolerance_s": 1e9})
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(told[0]["ports"]) == 1
+    assert len(told[0]["free_ports"]) == 1
     assert told[1] == {"num_killed": 0, "left": []}
     assert list(flatness.marked_processes("mine")) == []
 
@@ -358,4 +363,5 @@ def test_two_macs_in_use_hold_the_default_model_from_their_commands_on(
     settings = load_settings({}, root=tmp_path, environ={})
     layout = choose_layout(settings, make_default_source(), measure_rooms(cluster, told, {}))
     assert sum(layout.counts) == 27
+    assert 16e9 < sum(share.weights_bytes for share in layout.ranks) < 17.5e9
     assert list(find_short_hosts(layout)) == (["localhost", "mac2"] if gib == 16 else [])

@@ -26,16 +26,24 @@ SETTING_FLAGS = {
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its name, one line of help, its flags, and the function that runs it.
-
-    `run` returns the exit code; it imports what it needs, so that no command loads another's packages.
-    """
+    """A command: its name, one line of help, the function that runs it (to an exit code), and its flags."""
 
     name: str
     help: str
     run: Callable[[argparse.Namespace, Terminal], int]
     add_flags: Callable[[argparse.ArgumentParser], None] | None = None
     after_interrupt: str = ""  # what Ctrl-C leaves, where the command does not print it itself
+
+
+def command(
+    name: str,
+    help: str,
+    add_flags: Callable[[argparse.ArgumentParser], None] | None = None,
+    *,
+    after_interrupt: str = "",
+) -> Callable[[Callable[[argparse.Namespace, Terminal], int]], Command]:
+    """Make a function a command; it imports what it needs, so that no command loads another's packages."""
+    return lambda run: Command(name, help, run, add_flags, after_interrupt)
 
 
 def make_setting_flags() -> argparse.ArgumentParser:

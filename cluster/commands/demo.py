@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cluster.commands.kill_demo import run_kill_demo
-from cluster.commands.requests.client import ask
-from cluster.commands.requests.smoke_test import show_answer
+from cluster.commands.requests.smoke_test import run_smoke_test
 from cluster.commands.start import start
 from cluster.supervisor.service import Service, read_service
 from cluster.terminal import Terminal
@@ -38,13 +37,8 @@ def run_demo(
     terminal.line()
     if with_kill:
         code = run_kill_demo(settings, terminal)
-        _show_next(service, terminal)
-        return code
-    terminal.line(terminal.colored(f"> {QUESTION}", "bold"))
-    body = {"prompt": QUESTION, "max_tokens": MAX_TOKENS, "temperature": 0}
-    answer = ask(settings, service.api_address, body, terminal.raw)
-    terminal.line("\n")
-    code = show_answer(answer, service, terminal)
+    else:
+        code = run_smoke_test(settings, terminal, QUESTION, MAX_TOKENS)
     _show_next(service, terminal)
     return code
 

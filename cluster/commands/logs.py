@@ -10,7 +10,7 @@ import heapq
 import json
 import os
 import re
-import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from datetime import datetime
@@ -35,10 +35,9 @@ def show_logs(
     tails = {path: Tail(path) for path in paths}
     for _, line in deque(heapq.merge(*(tail.read_new() for tail in tails.values())), maxlen=num_lines):
         terminal.line(line)
-    never = threading.Event()
     try:
         while follow:
-            never.wait(FOLLOW_INTERVAL_S)
+            time.sleep(FOLLOW_INTERVAL_S)
             for path in find_logs(settings.log_dir, process):
                 tails.setdefault(path, Tail(path))
             for _, line in heapq.merge(*(tail.read_new() for tail in tails.values())):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from cluster.commands.command import Command, load, load_leniently, read_overrides
+from cluster.commands.command import command, load, load_leniently, read_overrides
 
 if TYPE_CHECKING:
     from cluster.terminal import Terminal
@@ -17,7 +17,8 @@ def _add_status_flags(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--watch", action="store_true", help="repeat every second, until Ctrl-C")
 
 
-def _run_status(options: argparse.Namespace, terminal: Terminal) -> int:
+@command("status", "show the running service; exit code 0 ready, 1 degraded, 3 stopped", _add_status_flags)
+def run_status(options: argparse.Namespace, terminal: Terminal) -> int:
     from cluster.commands.status import show_status, watch_status
 
     settings = load_leniently(options)
@@ -40,7 +41,8 @@ def _parse_count(text: str) -> int:
     return int(text)
 
 
-def _run_logs(options: argparse.Namespace, terminal: Terminal) -> int:
+@command("logs", "show the logs of all processes, merged by time", _add_logs_flags)
+def run_logs(options: argparse.Namespace, terminal: Terminal) -> int:
     from cluster.commands.logs import show_logs
 
     settings, num_lines = load_leniently(options), options.lines
@@ -56,7 +58,12 @@ def _add_doctor_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _run_doctor(options: argparse.Namespace, terminal: Terminal) -> int:
+@command(
+    "doctor",
+    "check every host before a start: what is wrong, and the command that fixes it",
+    _add_doctor_flags,
+)
+def run_doctor(options: argparse.Namespace, terminal: Terminal) -> int:
     from cluster.commands.doctor import doctor
 
     return doctor.run_doctor(load(options), terminal, with_fix=options.fix, as_json=options.json)
@@ -75,7 +82,12 @@ def _add_plan_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _run_plan(options: argparse.Namespace, terminal: Terminal) -> int:
+@command(
+    "plan",
+    "show which host gets which layers, and whether they fit, without starting anything",
+    _add_plan_flags,
+)
+def run_plan(options: argparse.Namespace, terminal: Terminal) -> int:
     from cluster.commands.plan import show_plan
 
     settings, has_gpu = load(options), not options.cpu
@@ -87,37 +99,12 @@ def _add_config_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _run_config(options: argparse.Namespace, _: Terminal) -> int:
+@command("config", "show the effective settings and the source of each, or check them", _add_config_flags)
+def run_config(options: argparse.Namespace, _: Terminal) -> int:
     from config.show import main as show
 
     flags = [word for key, value in read_overrides(options).items() for word in ("--set", f"{key}={value}")]
     return show([options.action, *(["--json"] if options.json else []), *flags])
 
 
-REPORT_COMMANDS = (
-    Command(
-        "status",
-        "show the running service; exit code 0 ready, 1 degraded, 3 stopped",
-        _run_status,
-        _add_status_flags,
-    ),
-    Command("logs", "show the logs of all processes, merged by time", _run_logs, _add_logs_flags),
-    Command(
-        "doctor",
-        "check every host before a start: what is wrong, and the command that fixes it",
-        _run_doctor,
-        _add_doctor_flags,
-    ),
-    Command(
-        "plan",
-        "show which host gets which layers, and whether they fit, without starting anything",
-        _run_plan,
-        _add_plan_flags,
-    ),
-    Command(
-        "config",
-        "show the effective settings and the source of each, or check them",
-        _run_config,
-        _add_config_flags,
-    ),
-)
+REPORT_COMMANDS = (run_status, run_logs, run_doctor, run_plan, run_config)

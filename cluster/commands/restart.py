@@ -20,7 +20,6 @@ from cluster.commands.start import (
     check_startable,
     check_this_start,
     place_everything,
-    prepare_model,
     show_warnings,
     start,
 )
@@ -60,9 +59,12 @@ def restart(
         return start(settings, overrides, terminal, prepare=prepare)
     show_warnings(settings, terminal)
     check_this_start(settings, service)
-    _place(settings, overrides, service, terminal, prepare)
+    cluster = read_cluster(settings)
+    steps = Steps(terminal, 1 if cluster.is_single else NUM_PLACING_STEPS)
+    place_everything(settings, overrides, cluster, steps, prepare, service.held_bytes)
     started_at = time.monotonic()
-    order = RestartOrder(uuid.uuid4().hex, dict(overrides), settings_among(os.environ))
+    environment = {key: os.environ[key] for key in Settings.all_keys() if key in os.environ}
+    order = RestartOrder(uuid.uuid4().hex, dict(overrides), environment)
     write_order(settings.run_dir, order)
     service.holder.send(signal.SIGHUP)
     _follow(settings, service.holder, order.id, terminal)
@@ -76,21 +78,6 @@ def restart(
     return 0
 
 
-def _place(
-    settings: Settings,
-    overrides: Mapping[str, str],
-    service: Service,
-    terminal: Terminal,
-    prepare: Sequence[str],
-) -> None:
-    cluster = read_cluster(settings)
-    if cluster.is_single:
-        prepare_model(settings, overrides, prepare)
-        return
-    steps = Steps(terminal, NUM_PLACING_STEPS)
-    place_everything(settings, overrides, cluster, steps, prepare, service.held_bytes)
-
-
 def find_obstacle(service: Service, settings: Settings) -> str | None:
     """Why the running supervisor cannot restart; None if it can."""
     if service.supervisor.get("code") != mark_supervisor(ROOT):
@@ -98,11 +85,6 @@ def find_obstacle(service: Service, settings: Settings) -> str | None:
     theirs, ours = mapping(service.supervisor.get("settings")), settings.public()
     changed = [key for key in FIXED_KEYS if theirs.get(key) != ours[key]]
     return f"{', '.join(changed)} has changed" if changed else None
-
-
-def settings_among(environ: Mapping[str, str]) -> dict[str, str]:
-    """The settings in an environment."""
-    return {key: environ[key] for key in Settings.all_keys() if key in environ}
 
 
 def _follow(settings: Settings, supervisor: ProcessIdentity, order_id: str, terminal: Terminal) -> None:

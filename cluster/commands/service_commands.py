@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from cluster.commands.command import Command, load, load_leniently, read_overrides
+from cluster.commands.command import command, load, load_leniently, read_overrides
 
 if TYPE_CHECKING:
     from cluster.terminal import Terminal
@@ -17,7 +17,13 @@ def _add_demo_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _run_demo(options: argparse.Namespace, terminal: Terminal) -> int:
+@command(
+    "demo",
+    "two ranks and the built-in model on this machine: start, ask a question, leave it running",
+    _add_demo_flags,
+    after_interrupt="./launch.sh status shows whether the service runs, ./launch.sh stop ends it",
+)
+def run_demo(options: argparse.Namespace, terminal: Terminal) -> int:
     from cluster.commands import demo
     from config import load_settings
 
@@ -34,7 +40,13 @@ def _add_start_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _run_start(options: argparse.Namespace, terminal: Terminal) -> int:
+@command(
+    "start",
+    "start the service in the background and wait until it is ready",
+    _add_start_flags,
+    after_interrupt="nothing was started; ./launch.sh start continues here",
+)
+def run_start(options: argparse.Namespace, terminal: Terminal) -> int:
     from cluster.commands.start import check_startable, prepare_foreground, start
     from cluster.supervisor.supervisor import run_supervisor
 
@@ -46,13 +58,23 @@ def _run_start(options: argparse.Namespace, terminal: Terminal) -> int:
     return run_supervisor(overrides)
 
 
-def _run_stop(options: argparse.Namespace, terminal: Terminal) -> int:
+@command(
+    "stop",
+    "finish the running requests, then stop every process",
+    after_interrupt="the service is still stopping: see ./launch.sh status",
+)
+def run_stop(options: argparse.Namespace, terminal: Terminal) -> int:
     from cluster.commands.stop import stop
 
     return stop(load_leniently(options), terminal)
 
 
-def _run_restart(options: argparse.Namespace, terminal: Terminal) -> int:
+@command(
+    "restart",
+    "apply new settings and code, refusing no request; keeps the running service's flags, new flags win",
+    after_interrupt="the restart goes on in the background: see ./launch.sh status",
+)
+def run_restart(options: argparse.Namespace, terminal: Terminal) -> int:
     """Run `restart`, with the flags of the running service below those given now."""
     from cluster.commands.restart import restart
     from cluster.supervisor.service import read_service
@@ -77,7 +99,8 @@ def _add_service_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _run_service(options: argparse.Namespace, terminal: Terminal) -> int:
+@command("service", "start with the machine: a systemd or launchd unit", _add_service_flags)
+def run_service(options: argparse.Namespace, terminal: Terminal) -> int:
     from cluster.commands.service_unit import run_service_command
 
     settings = load(options) if options.action == "install" else load_leniently(options)
@@ -85,37 +108,4 @@ def _run_service(options: argparse.Namespace, terminal: Terminal) -> int:
     return run_service_command(settings, overrides, terminal, options.action, is_system=options.system)
 
 
-SERVICE_COMMANDS = (
-    Command(
-        "demo",
-        "two ranks and the built-in model on this machine: start, ask a question, leave it running",
-        _run_demo,
-        _add_demo_flags,
-        after_interrupt="./launch.sh status shows whether the service runs, ./launch.sh stop ends it",
-    ),
-    Command(
-        "start",
-        "start the service in the background and wait until it is ready",
-        _run_start,
-        _add_start_flags,
-        after_interrupt="nothing was started; ./launch.sh start continues here",
-    ),
-    Command(
-        "stop",
-        "finish the running requests, then stop every process",
-        _run_stop,
-        after_interrupt="the service is still stopping: see ./launch.sh status",
-    ),
-    Command(
-        "restart",
-        "apply new settings and code, refusing no request; keeps the running service's flags, new flags win",
-        _run_restart,
-        after_interrupt="the restart goes on in the background: see ./launch.sh status",
-    ),
-    Command(
-        "service",
-        "start with the machine: a systemd or launchd unit",
-        _run_service,
-        _add_service_flags,
-    ),
-)
+SERVICE_COMMANDS = (run_demo, run_start, run_stop, run_restart, run_service)

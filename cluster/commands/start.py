@@ -142,9 +142,7 @@ def check_startable(settings: Settings) -> None:
         raise ClusterError("\n".join(short))
 
 
-def prepare_foreground(
-    settings: Settings, overrides: Mapping[str, str], terminal: Terminal, prepare: Sequence[str] = PREPARE
-) -> None:
+def prepare_foreground(settings: Settings, overrides: Mapping[str, str], terminal: Terminal) -> None:
     """Check this machine and prepare the model for a supervisor in this process.
 
     If the service was ready before, a failure may pass, as with a disk that is mounted late: it is printed,
@@ -156,7 +154,7 @@ def prepare_foreground(
     running = read_service(settings)
     try:
         check_this_start(settings, running)
-        prepare_model(settings, overrides, prepare)
+        prepare_model(settings, overrides, PREPARE)
     except Interrupted:
         raise
     except ClusterError as error:

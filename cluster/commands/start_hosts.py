@@ -17,6 +17,7 @@ from cluster.hosts.hosts import Cluster
 from cluster.hosts.model_source import ModelUnknown, read_source
 from cluster.hosts.probe import HostFacts
 from cluster.hosts.provisioning import (
+    PlainSteps,
     check_hosts,
     describe_shares,
     on_all,
@@ -26,7 +27,7 @@ from cluster.hosts.provisioning import (
 )
 from cluster.hosts.ring_plan import choose_layout, find_short_hosts
 from cluster.hosts.ssh import close_connections
-from cluster.hosts.worker_setup import Environment, Worker, list_workers, read_environment, sync_code
+from cluster.hosts.worker_setup import Worker, list_workers, read_environment, sync_code
 from cluster.terminal import Terminal
 from cluster.threads import run_beside
 from config import ModelNotReady, Settings
@@ -90,7 +91,7 @@ def _describe_model(settings: Settings) -> str:
 
 async def _rehearse_hosts(settings: Settings, cluster: Cluster, terminal: Terminal) -> list[list[str]]:
     try:
-        facts = await check_hosts(cluster, settings, RehearsedSteps(terminal))
+        facts = await check_hosts(cluster, settings, PlainSteps(terminal.line))
         planned = await run_beside(_rehearse_plan, settings, cluster, facts)
         return [planned, *await on_all(list_workers(cluster, settings), _rehearse_worker)]
     finally:
@@ -112,27 +113,10 @@ async def _rehearse_worker(worker: Worker) -> list[str]:
     shown = ", ".join(changed[:NUM_SHOWN_FILES])
     more = f" and {len(changed) - NUM_SHOWN_FILES} more" if len(changed) > NUM_SHOWN_FILES else ""
     environment = await read_environment(worker)
+    packages = f"to be installed into {worker.folder}/venv ({environment.trouble})"
+    if environment.state == "good":
+        packages = "are installed"
     return [
         f"{name}: code to {worker.folder}/code: {f'{shown}{more}' if changed else 'nothing has changed'}",
-        f"{name}: packages {_describe_packages(environment, worker)}",
+        f"{name}: packages {packages}",
     ]
-
-
-def _describe_packages(environment: Environment, worker: Worker) -> str:
-    if environment.state == "good":
-        return "are installed"
-    return f"to be installed into {worker.folder}/venv ({environment.trouble})"
-
-
-class RehearsedSteps:
-    """Prints the steps without numbers and times."""
-
-    def __init__(self, terminal: Terminal) -> None:
-        self._terminal = terminal
-
-    def done(self, name: str, detail: str) -> None:
-        """Print the result of a step."""
-        self._terminal.line(f"{name}: {detail}")
-
-    def say(self, host: str, text: str) -> None:
-        """Print nothing: a dry run copies nothing."""

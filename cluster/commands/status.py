@@ -6,7 +6,6 @@ Exit codes: 0 ready, 1 degraded (or starting, stopping, failed), 3 stopped. Read
 from __future__ import annotations
 
 import json
-import threading
 import time
 from typing import Any
 
@@ -33,12 +32,11 @@ def show_status(settings: Settings, terminal: Terminal, *, as_json: bool = False
 
 def watch_status(settings: Settings, terminal: Terminal) -> int:
     """Print the status once a second until Ctrl-C; 0."""
-    never = threading.Event()
     try:
         while True:
             terminal.clear_screen()
             show_status(settings, terminal)
-            never.wait(WATCH_INTERVAL_S)
+            time.sleep(WATCH_INTERVAL_S)
     except KeyboardInterrupt:
         return 0
 

@@ -41,7 +41,8 @@ def stop(settings: Settings, terminal: Terminal, *, is_quiet: bool = False) -> i
     service = read_service(settings)
     end_leftovers(service)
     end_on_hosts(service, terminal)
-    _check_port(service)
+    if service.api_address and not ports.is_free(*service.api_address):
+        raise ports.describe_taken(*service.api_address)
     if not is_quiet:
         terminal.line(
             f"Stopped in {format_duration(time.monotonic() - started_at)}; nothing is left running."
@@ -62,8 +63,3 @@ def _drain(settings: Settings, service: Service, terminal: Terminal) -> bool:
         queue = mapping(read_service(settings).ring.get("queue"))
         terminal.live(f"draining: {queue.get('num_running', 0)} running, {waited_s:.0f} of {limit_s:.0f} s")
     return False
-
-
-def _check_port(service: Service) -> None:
-    if service.api_address and not ports.is_free(*service.api_address):
-        raise ports.describe_taken(*service.api_address)

@@ -77,13 +77,14 @@ def measure_rooms(
         speed = float(bandwidth) if bandwidth and all(bandwidths) else 1.0
         free = min(known.total_memory_bytes, known.free_memory_bytes + held_bytes.get(host.name, 0))
         has_metal = known.system == "Darwin" and known.machine == "arm64"
+        gpu_limit = known.gpu_wired_limit_bytes or mac_gpu_bytes(known.total_memory_bytes)
         rooms.append(
             make_room(
                 host.name,
                 host.num_ranks,
                 total_bytes=known.total_memory_bytes,
                 free_bytes=free,
-                gpu_limit_bytes=_gpu_limit(known) if has_metal else None,
+                gpu_limit_bytes=gpu_limit if has_metal else None,
                 num_ranks_there=num_ranks,
                 speed=speed,
                 has_gpu=has_metal or any(name.startswith("mlx-cuda") for name in known.versions),
@@ -113,11 +114,6 @@ def make_room(
     usable = free_bytes if gpu_limit_bytes is None else gpu_limit_bytes
     part = (usable - RANK_BYTES * num_ranks_there) * num_ranks // num_ranks_there
     return HostRoom(name, num_ranks, total_bytes, free_bytes, part, speed / num_ranks_there, has_gpu)
-
-
-def _gpu_limit(facts: HostFacts) -> int:
-    assert facts.total_memory_bytes is not None
-    return facts.gpu_wired_limit_bytes or mac_gpu_bytes(facts.total_memory_bytes)
 
 
 def mac_gpu_bytes(total_bytes: int) -> int:

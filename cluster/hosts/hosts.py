@@ -78,10 +78,6 @@ class Cluster:
             first += other.num_ranks
         raise ValueError(f"{host.name} is not a host of this ring")
 
-    def find(self, name: str) -> Host | None:
-        """The host of that name."""
-        return next((host for host in self.hosts if host.name == name), None)
-
 
 def read_cluster(settings: Settings) -> Cluster:
     """The hosts of the settings, with their addresses.

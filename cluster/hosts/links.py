@@ -16,7 +16,7 @@ from cluster.errors import ClusterError
 from cluster.hosts.hosts import Host
 from cluster.hosts.probe import make_python_command, make_token, read_answer
 from cluster.hosts.remote_program import make_program
-from cluster.hosts.ssh import make_control_dir, run_on, ssh_command
+from cluster.hosts.ssh import run_on, run_words, shell_words
 from config import Settings
 
 CONNECT_LIMIT_S = 4.0
@@ -74,36 +74,26 @@ async def measure_link(source: Host, target: Host, settings: Settings, port: int
 @contextlib.asynccontextmanager
 async def _serving(host: Host, question: dict[str, object], settings: Settings) -> AsyncIterator[int]:
     """The server's port while it runs; ends the server, which also ends by itself after its limit."""
-    command = make_python_command(host, settings)
-    words = ["/bin/sh", "-c", command]
-    if not host.is_local:
-        words = ssh_command(host, command, control_dir=make_control_dir())
-    process = await asyncio.create_subprocess_exec(
-        *words,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        start_new_session=True,
+    words = shell_words(host, make_python_command(host, settings))
+    said: asyncio.Queue[bytes] = asyncio.Queue()
+    program = make_program("link", question)
+    server = asyncio.create_task(
+        run_words(words, input=program, timeout_s=2 * LINK_LIMIT_S, on_output=said.put_nowait)
     )
+    line = asyncio.create_task(said.get())
     try:
-        yield await _read_port(host, process, make_program("link", question))
+        await asyncio.wait([server, line], timeout=LINK_LIMIT_S, return_when=asyncio.FIRST_COMPLETED)
+        yield _read_port(host, line.result() if line.done() else b"")
     finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-        await process.wait()
+        server.cancel()
+        line.cancel()
+        await asyncio.gather(server, line, return_exceptions=True)
 
 
-async def _read_port(host: Host, process: asyncio.subprocess.Process, program: bytes) -> int:
-    assert process.stdin is not None and process.stdout is not None
+def _read_port(host: Host, line: bytes) -> int:
     try:
-        async with asyncio.timeout(LINK_LIMIT_S):
-            process.stdin.write(program)
-            await process.stdin.drain()
-            process.stdin.close()
-            line = await process.stdout.readline()
         answer = json.loads(line)
-    except (TimeoutError, ConnectionError, ValueError):
+    except ValueError:
         raise ClusterError(f"{host.name}: the measurement did not start there") from None
     if "error" in answer:
         raise ClusterError(f"{host.name} cannot listen on {host.address}: {answer['error']}")

@@ -22,19 +22,19 @@ from pathlib import Path
 
 from cluster.hosts.hosts import Cluster, Host
 from cluster.hosts.model_sums import (
-    COPY_LIMIT_S,
     FileSum,
     FolderSums,
     ModelFilesRefused,
     ProgressLines,
     Report,
-    lose,
+    run_long,
     sum_local,
     sum_on_worker,
 )
 from cluster.hosts.ring_plan import RingLayout
-from cluster.hosts.ssh import EXIT_SSH, run_words, ssh_command, ssh_words
+from cluster.hosts.ssh import shell_words, ssh_words
 from cluster.hosts.worker_setup import Worker, describe_rsync
+from cluster.log_files import LineBuffer
 from config import Settings
 from config.model_path import is_hub_name
 from distributed.planning.checkpoint import ModelError
@@ -62,10 +62,6 @@ class Shipment:
     def host(self) -> Host:
         return self.worker.host
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(entry.size for entry in self.files.values())
-
 
 async def ensure_models(
     cluster: Cluster, workers: Sequence[Worker], layout: RingLayout, settings: Settings, report: Report
@@ -79,7 +75,7 @@ async def ensure_models(
     source = settings.model_dir
     try:
         wanted = {
-            worker.host.ssh: needed_files(source, layout.ranges, _ranks_on(cluster, worker.host))
+            worker.host.ssh: needed_files(source, layout.ranges, cluster.ranks_of(worker.host))
             for worker in workers
         }
         target = f"models/{folder_name(settings.model_name, source)}"
@@ -103,10 +99,6 @@ async def ensure_models(
 def folder_name(model_name: str, folder: Path) -> str:
     """A name for a model's folder on other hosts: safe in a shell, with the mark of config and index."""
     return f"{_UNSAFE.sub('_', model_name).lstrip('.-_')}-{weights_hash(folder)[:8]}"
-
-
-def _ranks_on(cluster: Cluster, host: Host) -> list[int]:
-    return [rank for rank in range(cluster.ring_size) if cluster.host_of(rank).ssh == host.ssh]
 
 
 async def ensure_shipment(shipment: Shipment, settings: Settings, report: Report) -> str:
@@ -165,18 +157,13 @@ def check_room(shipment: Shipment, there: FolderSums, lacking: Mapping[str, File
 async def _copy(shipment: Shipment, lacking: Mapping[str, FileSum], report: Report) -> None:
     host, total = shipment.host, sum(entry.size for entry in lacking.values())
     lines = CopyLines(lacking, lambda num: report(host.name, num, total, "copying"))
-    remote_shell = shlex.join(ssh_words(host, control_dir=None))
-    done = await run_words(
-        [
-            *("rsync", *RSYNC_FLAGS, "-e", remote_shell, "--rsync-path=umask 077; rsync", "--"),
-            *(str(shipment.source / name) for name in lacking),
-            shipment.worker.rsync_path(shipment.target),
-        ],
-        timeout_s=COPY_LIMIT_S,
-        on_output=lines.feed,
-    )
-    if done is None or done.code == EXIT_SSH:
-        raise lose(host, done)
+    words = [
+        *("rsync", *RSYNC_FLAGS, "-e", shlex.join(ssh_words(host, is_shared=False))),
+        *("--rsync-path=umask 077; rsync", "--"),
+        *(str(shipment.source / name) for name in lacking),
+        shipment.worker.rsync_path(shipment.target),
+    ]
+    done = await run_long(host, words, lines.feed)
     if done.code:
         raise ModelFilesRefused(
             f"{host.name}: rsync ended with code {done.code} ({describe_rsync(done)}); "
@@ -184,23 +171,22 @@ async def _copy(shipment: Shipment, lacking: Mapping[str, FileSum], report: Repo
         )
 
 
-class CopyLines:
+class CopyLines(LineBuffer):
     """rsync's --progress: file names on lines of their own, after each `  123,456  45% …` between \\r."""
 
     def __init__(self, lacking: Mapping[str, FileSum], on_copied: Callable[[int], None]) -> None:
+        super().__init__()
         self._lacking = lacking
         self._on_copied = on_copied
-        self._rest = b""
         self._current = ""
         self._copied: dict[str, int] = {}
 
     def feed(self, data: bytes) -> None:
         """Take a piece of standard output."""
-        *lines, self._rest = re.split(rb"[\r\n]", self._rest + data)
-        for line in lines:
-            self._put(line.decode("utf-8", errors="replace"))
+        super().feed(data.replace(b"\r", b"\n"))
 
-    def _put(self, line: str) -> None:
+    def put_line(self, line: str) -> None:
+        """Take one line, or one report of the progress."""
         if line in self._lacking:
             self._current = line
         elif self._current and (match := _PROGRESS.match(line)):
@@ -222,10 +208,6 @@ async def _fetch(
         f"-m distributed.prepare {shlex.join([*arguments, *lacking])}"
     )
     lines = ProgressLines(lambda num: report(worker.host.name, num, total, "fetching"))
-    done = await run_words(
-        ssh_command(worker.host, command, control_dir=None), timeout_s=COPY_LIMIT_S, on_output=lines.feed
-    )
-    if done is None or done.code == EXIT_SSH:
-        raise lose(worker.host, done)
+    done = await run_long(worker.host, shell_words(worker.host, command, is_shared=False), lines.feed)
     if done.code:
         raise ModelFilesRefused(f"{worker.host.name}: {done.last_line}")

@@ -63,23 +63,17 @@ def read_source(settings: Settings) -> ModelSource:
         ModelUnknown: the model must be made first, or the Hub does not answer.
         ModelRefused: it cannot be served, with the reason.
     """
+    repo = settings.model_repo
     try:
         folder = settings.model_dir
     except ModelNotReady:
-        return read_hub_source(settings.model_repo, settings.model_cache_dir)
-    if not is_folder_name(settings.model_repo, settings.root) and missing_files(folder):
-        raise ModelUnknown(f"{settings.model_repo} does not exist yet: ./launch.sh start makes it")
+        folder = None
+    if folder and not is_folder_name(repo, settings.root) and missing_files(folder):
+        raise ModelUnknown(f"{repo} does not exist yet: ./launch.sh start makes it")
     try:
-        config, tensors = read_model_files(folder)
-    except ModelError as error:
-        raise ModelRefused(str(error)) from error
-    return ModelSource(settings.model_name, config, tensors, folder)
-
-
-def read_hub_source(repo: str, cache_dir: Path | None) -> ModelSource:
-    """Read config and headers from the Hub; raises as `read_source` does."""
-    try:
-        found = read_hub_model(repo, cache_dir)
+        if folder:
+            return ModelSource(settings.model_name, *read_model_files(folder), folder)
+        found = read_hub_model(repo, settings.model_cache_dir)
     except HubSilent as error:
         raise HubOutOfReach(
             f"{repo} is not on this machine, and the Hub cannot be asked for its sizes: {error.reason}. "

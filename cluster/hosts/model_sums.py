@@ -16,16 +16,9 @@ from cluster.errors import ClusterError
 from cluster.hosts.hosts import Host
 from cluster.hosts.probe import make_python_command, read_answer
 from cluster.hosts.remote_program import make_program
-from cluster.hosts.ssh import (
-    EXIT_SSH,
-    Completed,
-    HostUnreachable,
-    describe_failure,
-    make_control_dir,
-    run_words,
-    ssh_command,
-)
+from cluster.hosts.ssh import Completed, HostUnreachable, run_for, shell_words
 from cluster.hosts.worker_setup import Worker
+from cluster.log_files import LineBuffer
 from config import Settings
 from distributed.planning.stage_files import local_sums_file
 
@@ -71,8 +64,7 @@ async def sum_local(
         "makes_folder": False,
     }
     total = sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
-    words = ["/bin/sh", "-c", make_python_command(host, settings)]
-    found = await _ask(host, words, question, lambda num: report(host.name, num, total, "checking"))
+    found = await _ask(host, settings, question, total, report)
     if missing := sorted(set(names) - found.files.keys()):
         raise ModelFilesRefused(f"{folder}/{missing[0]} is missing here: ./launch.sh start fetches it")
     return found
@@ -88,45 +80,40 @@ async def sum_on_worker(
         "sizes": {name: entry.size for name, entry in files.items()},
         "makes_folder": True,
     }
-    command = make_python_command(worker.host, settings)
-    words = ssh_command(worker.host, command, control_dir=make_control_dir())
-    name, total = worker.host.name, sum(entry.size for entry in files.values())
-    return await _ask(worker.host, words, question, lambda num: report(name, num, total, "checking"))
+    total = sum(entry.size for entry in files.values())
+    return await _ask(worker.host, settings, question, total, report)
 
 
 async def _ask(
-    host: Host, words: Sequence[str], question: Mapping[str, Any], on_hashed: Callable[[int], None]
+    host: Host, settings: Settings, question: Mapping[str, Any], total_bytes: int, report: Report
 ) -> FolderSums:
-    lines = ProgressLines(on_hashed)
-    done = await run_words(
-        words, input=make_program("file_sums", question), timeout_s=COPY_LIMIT_S, on_output=lines.feed
-    )
-    if done is None or done.code == EXIT_SSH:
-        raise lose(host, done)
+    lines = ProgressLines(lambda num: report(host.name, num, total_bytes, "checking"))
+    words = shell_words(host, make_python_command(host, settings))
+    done = await run_long(host, words, lines.feed, input=make_program("file_sums", question))
     answer = read_answer(host, Completed(done.code, lines.last.encode(), done.stderr))
     files = {name: FileSum(entry["size"], entry["sha256"]) for name, entry in answer["files"].items()}
     return FolderSums(answer["folder"], answer["free_bytes"], files)
 
 
-def lose(host: Host, done: Completed | None) -> HostUnreachable:
-    """The error for a host whose connection was lost, or that did not finish in time."""
-    if done is None:
-        return HostUnreachable(host, f"not finished in {COPY_LIMIT_S / 3600:.0f} hours", "./launch.sh start")
-    return describe_failure(host, done.stderr)
+async def run_long(
+    host: Host, words: Sequence[str], on_output: Callable[[bytes], None], *, input: bytes = b""
+) -> Completed:
+    """Run a program that may take hours. Raises: HostUnreachable."""
+    late = HostUnreachable(host, f"not finished in {COPY_LIMIT_S / 3600:.0f} hours", "./launch.sh start")
+    return await run_for(host, words, late, input=input, timeout_s=COPY_LIMIT_S, on_output=on_output)
 
 
-class ProgressLines:
+class ProgressLines(LineBuffer):
     """Reads the output of file_sums.py and prepare: progress, and at last the sums in one long line."""
 
+    max_line_bytes = 1 << 26
+
     def __init__(self, on_done: Callable[[int], None]) -> None:
+        super().__init__()
         self._on_done = on_done
-        self._rest = b""
         self.last = ""
 
-    def feed(self, data: bytes) -> None:
-        """Take a piece of standard output."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            self.last = line.decode("utf-8", errors="replace")
-            if self.last.startswith('{"done_bytes"'):
-                self._on_done(int(json.loads(self.last)["done_bytes"]))
+    def put_line(self, line: str) -> None:
+        self.last = line
+        if line.startswith('{"done_bytes"'):
+            self._on_done(int(json.loads(line)["done_bytes"]))

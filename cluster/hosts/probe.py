@@ -18,30 +18,19 @@ from cluster.errors import ClusterError
 from cluster.hosts.hosts import Host
 from cluster.hosts.remote_program import make_program
 from cluster.hosts.ssh import Completed, run_on
-from cluster.hosts.worker_setup import MORE_PATH, NEWEST_PYTHONS, Worker
+from cluster.hosts.worker_setup import (
+    NEWEST_PYTHONS,
+    NO_PYTHON,
+    Worker,
+    find_python_script,
+    quote_remote,
+)
 from config import Settings
 
 PROBE_LIMIT_S = 30.0
-EXIT_NO_PYTHON = 86
 NEEDED_PYTHON = (3, 11)
+OLD_VERSIONS = ("3, 11", "3, 8")  # facts can be collected by an older one, too
 OLDEST_MACOS = 14
-
-# Runs the first Python that is new enough, else the first one found. Without Apple's developer tools
-# /usr/bin/python3 is a stub that opens a dialog on that Mac's screen: skipped.
-FIND_PYTHON = """\
-PATH="$PATH":{more_path}
-for oldest in "3, 11" "3, 8"; do
-  for name in {names}; do
-    found=$(command -v "$name" 2>/dev/null) || continue
-    if [ "$found" = /usr/bin/python3 ] && [ -x /usr/bin/xcode-select ]; then
-      xcode-select -p >/dev/null 2>&1 || continue
-    fi
-    "$found" -c "import sys; sys.exit(sys.version_info < ($oldest))" </dev/null >/dev/null 2>&1 || continue
-    exec "$found" -I -
-  done
-done
-exit {no_python}
-"""
 
 
 class NoPython(ClusterError):
@@ -124,7 +113,6 @@ async def probe(
     *,
     model_folder: str | None = None,
     num_ports: int | None = None,
-    limit_s: float = PROBE_LIMIT_S,
 ) -> HostFacts:
     """Collect the facts of a host, or of this machine. Changes nothing there.
 
@@ -145,9 +133,8 @@ async def probe(
         "model_folder": model_folder,
     }
     began = time.time()
-    done = await run_on(
-        host, make_python_command(host, settings), input=make_program("facts", question), timeout_s=limit_s
-    )
+    command, program = make_python_command(host, settings), make_program("facts", question)
+    done = await run_on(host, command, input=program, timeout_s=PROBE_LIMIT_S)
     return make_facts(host, read_answer(host, done), began, time.time())
 
 
@@ -159,12 +146,7 @@ def make_python_command(host: Host, settings: Settings) -> str:
     names = [worker.shell_path("venv/bin/python"), *NEWEST_PYTHONS]
     if settings.worker_python:
         names.insert(1, quote_remote(settings.worker_python))
-    return FIND_PYTHON.format(more_path=MORE_PATH, names=" ".join(names), no_python=EXIT_NO_PYTHON)
-
-
-def quote_remote(path: str) -> str:
-    """A path for a remote shell; `~/` stays the home folder there."""
-    return '"$HOME"/' + shlex.quote(path[2:]) if path.startswith("~/") else shlex.quote(path)
+    return f'{find_python_script(names, OLD_VERSIONS)}exec "$python" -I -'
 
 
 def read_answer(host: Host, done: Completed) -> dict[str, Any]:
@@ -173,7 +155,7 @@ def read_answer(host: Host, done: Completed) -> dict[str, Any]:
     Raises:
         NoPython, ClusterError: see `probe`.
     """
-    if done.code == EXIT_NO_PYTHON:
+    if done.code == NO_PYTHON:
         raise NoPython(f"{host.name}: no Python was found")
     lines = done.stdout.decode("utf-8", errors="replace").strip().splitlines()
     try:

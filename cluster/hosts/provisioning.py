@@ -57,6 +57,19 @@ class Show(Protocol):
         """Show progress on a host."""
 
 
+@dataclass(frozen=True)
+class PlainSteps:
+    """Writes each step and progress as a line of text."""
+
+    write: Callable[[str], None]
+
+    def done(self, name: str, detail: str) -> None:
+        self.write(f"{name}: {detail}")
+
+    def say(self, host: str, text: str) -> None:
+        self.write(f"{host}: {text}")
+
+
 class HostsFailed(ClusterError):
     """Several hosts cannot be used; one sentence per line."""
 
@@ -201,7 +214,7 @@ async def plan_model(
         ModelRefused: it cannot be served.
         ModelUnknown: its sizes are not known yet.
     """
-    layout = await plan_ring(settings, cluster, facts, held_bytes=held_bytes)
+    layout = await plan_ring(settings, cluster, facts, held_bytes or {})
     short = [f"{name}: {text}" for name, text in find_short_hosts(layout).items()]
     show.done("plan", "; ".join([describe_shares(layout), *short]))
     return layout

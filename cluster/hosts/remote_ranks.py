@@ -19,7 +19,7 @@ from typing import Any
 from cluster.errors import ClusterError
 from cluster.hosts.probe import read_answer
 from cluster.hosts.remote_program import make_program
-from cluster.hosts.ssh import HostUnreachable, ssh_command
+from cluster.hosts.ssh import HostUnreachable, shell_words
 from cluster.hosts.worker_setup import Worker
 from cluster.processes import START_TIME_TOLERANCE_S, ProcessIdentity
 from config import Settings
@@ -45,7 +45,7 @@ def make_rank_command(
     words = ["../venv/bin/python", "server.py", "--rank", str(rank), "--ping-limit", f"{PING_LIMIT_S:g}"]
     pairs = [f"{key}={value}" for key, value in environment.items()]
     script = f"cd {worker.shell_path('code')} && umask 077 && env {shlex.join([*pairs, *words])}; exit $?"
-    return ssh_command(worker.host, script, control_dir=None)
+    return shell_words(worker.host, script, is_shared=False)
 
 
 def make_remote_environment(settings: Settings, num_ranks: int, model_folder: str | None) -> dict[str, str]:
@@ -83,14 +83,14 @@ async def ask_ports(worker: Worker) -> tuple[int, ...]:
     """
     host = worker.host
     question = {"address": host.address, "num_ports": host.num_ranks}
-    answer = await _ask(worker, "ports", question, QUESTION_LIMIT_S)
-    if len(answer["ports"]) < host.num_ranks:
+    answer = await _ask(worker, "facts", question, QUESTION_LIMIT_S)
+    if answer["port_error"]:
         raise HostUnreachable(
             host,
             f"none of its interfaces has the ring address {host.address}",
             "plug the cable in, or correct the address in WORKER_HOSTS or RING_HOSTFILE",
         )
-    return tuple(answer["ports"])
+    return tuple(answer["free_ports"])
 
 
 async def end_processes(worker: Worker, identities: Sequence[ProcessIdentity]) -> int:

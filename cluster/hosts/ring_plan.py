@@ -85,11 +85,7 @@ class RingLayout:
 
 
 async def plan_ring(
-    settings: Settings,
-    cluster: Cluster,
-    facts: Sequence[HostFacts],
-    *,
-    held_bytes: Mapping[str, int] | None = None,
+    settings: Settings, cluster: Cluster, facts: Sequence[HostFacts], held_bytes: Mapping[str, int]
 ) -> RingLayout:
     """Plan the ring of a cluster, and keep the layout for the next start.
 
@@ -102,11 +98,11 @@ async def plan_ring(
         ModelUnknown: the model is not here, and the Hub does not answer.
         ModelRefused: it cannot be served.
     """
-    rooms = measure_rooms(cluster, facts, held_bytes or {})
+    rooms = measure_rooms(cluster, facts, held_bytes)
     source = await run_beside(read_source, settings)
     layout = choose_layout(settings, source, rooms)
     with contextlib.suppress(OSError):  # on a full disk the next start plans afresh
-        write_json(settings.run_dir / LAYOUT_NAME, {"key": _key(settings, layout), **_body(layout)})
+        write_json(settings.run_dir / LAYOUT_NAME, {"key": _key(settings, layout), "counts": layout.counts})
     return layout
 
 
@@ -239,10 +235,6 @@ def _key(settings: Settings, layout: RingLayout) -> str:
     places = [(room.name, room.num_ranks, room.speed, room.total_bytes) for room in layout.rooms]
     parts = [layout.model, layout.dequantize, sum(layout.counts), places, settings.layer_split]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-
-def _body(layout: RingLayout) -> dict[str, Any]:
-    return {"counts": list(layout.counts), "dequantize": layout.dequantize}
 
 
 def _read_kept(settings: Settings, layout: RingLayout) -> tuple[int, ...] | None:

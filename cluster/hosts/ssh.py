@@ -2,7 +2,7 @@
 
 Short commands to one host share one connection (a multiplex master), which ends a minute after the last of
 them, or at `close_connections`; its socket is in a private folder with a short name. A rank has a connection
-of its own: `ssh_command` with `control_dir=None`. Nothing ever asks for a password.
+of its own: `is_shared=False`. Nothing ever asks for a password.
 
     exit code 255   ssh's own: the host was not reached, or the connection was lost
 """
@@ -133,29 +133,26 @@ def describe_failure(host: Host, stderr: str) -> HostUnreachable:
     return HostUnreachable(host, reason, f"try it by hand: ssh {words['ssh']} true")
 
 
-def ssh_command(host: Host, remote_command: str, *, control_dir: Path | None) -> list[str]:
-    """The command that runs a line of sh on a host, with any login shell there.
-
-    Args:
-        control_dir: the folder of the shared connection's socket; None: a connection of its own.
-    """
-    assert host.ssh is not None
+def shell_words(host: Host, command: str, *, is_shared: bool = True) -> list[str]:
+    """The command that runs a line of sh on a host (this machine too), with any login shell there."""
+    if host.ssh is None:
+        return ["/bin/sh", "-c", command]
     return [
-        *ssh_words(host, control_dir=control_dir),
+        *ssh_words(host, is_shared=is_shared),
         "--",
         host.ssh,
-        f"exec /bin/sh -c {shlex.quote(remote_command)}",
+        f"exec /bin/sh -c {shlex.quote(command)}",
     ]
 
 
-def ssh_words(host: Host, *, control_dir: Path | None) -> list[str]:
-    """`ssh` and its options, without the destination; also rsync's remote shell."""
+def ssh_words(host: Host, *, is_shared: bool) -> list[str]:
+    """`ssh` and its options, without the destination; also rsync's remote shell. Raises: ClusterError."""
     options = [word for option in OPTIONS for word in ("-o", option)]
-    if control_dir is None:
+    if not is_shared:
         return ["ssh", "-T", *options, "-o", "ControlMaster=no", "-o", "ControlPath=none"]
     return [
         *("ssh", "-T", *options, "-o", "ControlMaster=auto", "-o", f"ControlPersist={PERSIST_S}"),
-        *("-o", f"ControlPath={control_path(host, control_dir)}"),
+        *("-o", f"ControlPath={control_path(host, make_control_dir())}"),
     ]
 
 
@@ -187,15 +184,38 @@ async def run_on(host: Host, command: str, *, input: bytes = b"", timeout_s: flo
     Raises:
         HostUnreachable: ssh failed, or `timeout_s` is over.
     """
-    words = ["/bin/sh", "-c", command]
-    if not host.is_local:
-        words = ssh_command(host, command, control_dir=make_control_dir())
-    done = await run_words(words, input=input, timeout_s=timeout_s)
+    late = HostUnreachable(
+        host, f"no answer within {timeout_s:g} s", f"check that it is on and awake: ping {host.address}"
+    )
+    try:
+        return await run_for(host, shell_words(host, command), late, input=input, timeout_s=timeout_s)
+    except HostUnreachable as error:
+        if error is late:
+            await close_connection(host, how="stop")
+        raise
+
+
+async def run_for(
+    host: Host,
+    words: Sequence[str],
+    late: ClusterError,
+    *,
+    input: bytes = b"",
+    timeout_s: float,
+    on_output: Callable[[bytes], None] | None = None,
+    holds_stdin: bool = False,
+) -> Completed:
+    """Run a program that uses ssh to a host, as `run_words` does.
+
+    Raises:
+        HostUnreachable: ssh failed.
+        ClusterError: `late`, when `timeout_s` is over.
+    """
+    done = await run_words(
+        words, input=input, timeout_s=timeout_s, on_output=on_output, holds_stdin=holds_stdin
+    )
     if done is None:
-        await close_connection(host, how="stop")
-        raise HostUnreachable(
-            host, f"no answer within {timeout_s:g} s", f"check that it is on and awake: ping {host.address}"
-        )
+        raise late
     if done.code == EXIT_SSH and not host.is_local:
         raise describe_failure(host, done.stderr)
     return done

@@ -12,12 +12,13 @@ ranks or of their start.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -26,16 +27,7 @@ from typing import Literal
 from cluster.errors import ClusterError
 from cluster.hosts.hosts import Cluster, Host
 from cluster.hosts.remote_program import make_program
-from cluster.hosts.ssh import (
-    EXIT_SSH,
-    Completed,
-    describe_failure,
-    make_control_dir,
-    run_on,
-    run_words,
-    ssh_command,
-    ssh_words,
-)
+from cluster.hosts.ssh import Completed, run_for, run_on, shell_words, ssh_words
 from cluster.log_files import LineBuffer
 from config import Settings
 
@@ -68,10 +60,7 @@ class Worker:
 
     def shell_path(self, name: str = "") -> str:
         """A path in the folder, quoted for a line of sh there."""
-        path = f"{self.folder}/{name}" if name else self.folder
-        if path.startswith("~/"):
-            return f'"$HOME"/{shlex.quote(path.removeprefix("~/"))}'
-        return shlex.quote(path)
+        return quote_remote(f"{self.folder}/{name}" if name else self.folder)
 
     def rsync_path(self, name: str) -> str:
         """A path in the folder as a destination of rsync, which starts in the home folder there."""
@@ -99,18 +88,13 @@ async def sync_code(worker: Worker, *, dry_run: bool = False) -> list[str]:
         await _prepare_folder(worker, code)
     elif (await worker.run(f"test -d {code}")).code:
         return list(CODE)
-    remote_shell = shlex.join(ssh_words(worker.host, control_dir=make_control_dir()))
+    remote_shell = shlex.join(ssh_words(worker.host, is_shared=True))
     words = ["rsync", *RSYNC_FLAGS, *(["-n"] if dry_run else []), "-e", remote_shell]
     sources = [str(ROOT / name) for name in CODE]
-    done = await run_words(
-        # Without -p, old and new rsync take modes from this umask.
-        [*words, "--rsync-path=umask 077; rsync", *sources, worker.rsync_path("code")],
-        timeout_s=RSYNC_LIMIT_S,
-    )
-    if done is None:
-        raise ClusterError(f"{worker.host.name}: the code was not copied within {RSYNC_LIMIT_S:.0f} s")
-    if done.code == EXIT_SSH:
-        raise describe_failure(worker.host, done.stderr)
+    # Without -p, old and new rsync take modes from this umask.
+    words += ["--rsync-path=umask 077; rsync", *sources, worker.rsync_path("code")]
+    late = ClusterError(f"{worker.host.name}: the code was not copied within {RSYNC_LIMIT_S:.0f} s")
+    done = await run_for(worker.host, words, late, timeout_s=RSYNC_LIMIT_S)
     if done.code:
         raise ClusterError(f"{worker.host.name}: rsync ended with code {done.code}: {describe_rsync(done)}")
     return read_changes(done.stdout.decode("utf-8", errors="replace"))
@@ -142,12 +126,15 @@ def read_wanted() -> dict[str, str]:
     """The versions of requirements.txt's packages that are installed here."""
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     names = {match[0] for line in lines if (match := re.match(r"[A-Za-z0-9_.-]+", line))}
+    return find_versions(sorted(names))
+
+
+def find_versions(names: Iterable[str]) -> dict[str, str]:
+    """The versions of those packages that are installed here; some are for another system."""
     found = {}
-    for name in sorted(names):
-        try:
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue  # for another system
     return found
 
 
@@ -208,11 +195,10 @@ async def ensure_environment(worker: Worker, say: Say) -> bool:
     say("making the virtual environment" + (f" anew: {found.trouble}" if found.state == "broken" else ""))
     venv = worker.shell_path("venv")
     is_kept = f"{venv}/bin/python -m pip --version >/dev/null 2>&1" if found.state == "other" else "false"
-    script = f"""set -e; umask 077; export PATH="$PATH":{MORE_PATH}
+    script = f"""set -e; umask 077; export PATH
 # When we end, pip must end too: the next command may make the environment again.
 exec 3<&0; (cat <&3; kill 0) >/dev/null 2>&1 &
-{find_python_script(worker)}
-rm -f {venv}/{MARK}
+{find_python_script(_list_pythons(worker))}rm -f {venv}/{MARK}
 {is_kept} || "$python" -m venv --clear {venv} || exit {NO_VENV}
 cat >{venv}/constraints.txt <<'END'
 {make_constraints()}END
@@ -220,34 +206,54 @@ cat >{venv}/constraints.txt <<'END'
   -r {worker.shell_path("code/requirements.txt")} -c {venv}/constraints.txt
 echo {environment_mark()} >{venv}/{MARK}
 """
-    done = await _run_shown(worker, script, say)
+    late = ClusterError(f"{worker.host.name}: pip did not end within {PIP_LIMIT_S / 60:.0f} minutes")
+    done = await run_for(
+        worker.host,
+        shell_words(worker.host, script),
+        late,
+        timeout_s=PIP_LIMIT_S,
+        holds_stdin=True,
+        on_output=PipLines(say).feed,
+    )
     if done.code:
         raise ClusterError(f"{worker.host.name}: {_describe_environment_failure(worker, done)}")
     return True
 
 
-def find_python_script(worker: Worker) -> str:
-    """Lines of sh that set `python` to the interpreter to use, or exit with NO_PYTHON.
+def quote_remote(path: str) -> str:
+    """A path for a remote shell; `~/` stays the home folder there."""
+    return '"$HOME"/' + shlex.quote(path[2:]) if path.startswith("~/") else shlex.quote(path)
 
-    This machine's version comes first: the versions installed here are known to work with it.
+
+def find_python_script(names: Sequence[str], versions: Sequence[str] = ("3, 11",)) -> str:
+    """Lines of sh that set `python` to the first of these that is new enough, or exit with NO_PYTHON.
+
+    Args:
+        names: quoted for sh.
+        versions: the oldest that will do, as Python writes a tuple; a later one counts if none has the first.
     """
-    here = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    if worker.python.startswith("~/"):
-        names = f'"$HOME"/{shlex.quote(worker.python.removeprefix("~/"))}'
-    else:
-        names = (
-            shlex.quote(worker.python) if worker.python else " ".join(dict.fromkeys((here, *NEWEST_PYTHONS)))
-        )
-    return f"""python=
-for name in {names}; do
-  found=$(command -v "$name" 2>/dev/null) || continue
-  # Without Apple's developer tools this stub opens a dialog on that Mac's screen.
-  if [ "$found" = /usr/bin/python3 ] && [ -x /usr/bin/xcode-select ]; then
-    xcode-select -p >/dev/null 2>&1 || continue
-  fi
-  "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && python=$name && break
+    return f"""PATH="$PATH":{MORE_PATH}
+python=
+for oldest in {shlex.join(versions)}; do
+  for name in {" ".join(names)}; do
+    [ -z "$python" ] && found=$(command -v "$name" 2>/dev/null) || continue
+    # Without Apple's developer tools this stub opens a dialog on that Mac's screen.
+    if [ "$found" = /usr/bin/python3 ] && [ -x /usr/bin/xcode-select ]; then
+      xcode-select -p >/dev/null 2>&1 || continue
+    fi
+    "$found" -c "import sys; sys.exit(sys.version_info < ($oldest))" </dev/null >/dev/null 2>&1 || continue
+    python=$found
+  done
 done
-[ -n "$python" ] || exit {NO_PYTHON}"""
+[ -n "$python" ] || exit {NO_PYTHON}
+"""
+
+
+def _list_pythons(worker: Worker) -> list[str]:
+    """WORKER_PYTHON; else this machine's version first, as the versions installed here work with it."""
+    if worker.python:
+        return [quote_remote(worker.python)]
+    return [f"python{sys.version_info.major}.{sys.version_info.minor}", *NEWEST_PYTHONS]
 
 
 def _describe_environment_failure(worker: Worker, done: Completed) -> str:
@@ -274,24 +280,8 @@ class PipLines(LineBuffer):
         self._say = say
 
     def put_line(self, line: str) -> None:
-        """Take one line."""
         words = line.split()
         if words[:1] == ["Collecting"] and len(words) > 1:
             self._say(f"pip: {words[1]}")
         elif words[:1] == ["Installing"]:
             self._say("pip: unpacking")
-
-
-async def _run_shown(worker: Worker, script: str, say: Say) -> Completed:
-    lines = PipLines(say)
-    done = await run_words(
-        ssh_command(worker.host, script, control_dir=make_control_dir()),
-        timeout_s=PIP_LIMIT_S,
-        holds_stdin=True,
-        on_output=lines.feed,
-    )
-    if done is None:
-        raise ClusterError(f"{worker.host.name}: pip did not end within {PIP_LIMIT_S / 60:.0f} minutes")
-    if done.code == EXIT_SSH:
-        raise describe_failure(worker.host, done.stderr)
-    return done

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from cluster.log_files import LineBuffer, ProcessLog
 from cluster.processes import ProcessIdentity, identify
+from cluster.supervisor.tasks import cancel
 from config.rotating_file import RotatingFile
 
 READ_BYTES = 64 * 1024
@@ -118,9 +119,7 @@ class Child:
                 if not await self._ends_within(KILL_LIMIT_S):
                     logger.error("%s (pid %d) survives SIGKILL", self.name, self.identity.pid)
         self.close_stdin()
-        for pump in self._pumps:
-            pump.cancel()
-        await asyncio.gather(*self._pumps, return_exceptions=True)
+        await cancel(*self._pumps)
 
     async def _ends_within(self, limit_s: float) -> bool:
         with contextlib.suppress(TimeoutError):

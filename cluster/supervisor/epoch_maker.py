@@ -14,6 +14,7 @@ from cluster import ports
 from cluster.errors import ClusterError
 from cluster.hosts.hosts import Cluster, read_cluster
 from cluster.hosts.provisioning import (
+    PlainSteps,
     Provisioned,
     forget_provisioned,
     load_provisioned,
@@ -27,9 +28,8 @@ from cluster.hosts.worker_setup import Worker, list_workers
 from cluster.processes import ProcessIdentity
 from cluster.supervisor.epoch_plan import EpochPlan, RankPlace
 from cluster.supervisor.heartbeats import Rank
-from cluster.supervisor.running import Running
+from cluster.supervisor.running import Running, make_environment
 from cluster.threads import run_beside
-from config import Settings
 
 logger = logging.getLogger("cluster.supervisor.supervisor")
 
@@ -61,28 +61,20 @@ class EpochMaker:
             SettingsError: the settings' hosts cannot be used, or a name cannot be looked up.
         """
         settings = self._running.settings
-        cluster = self.cluster = await self._read_cluster(settings)
+        cluster = self.cluster = await run_beside(read_cluster, settings)  # it looks up names
         workers = list_workers(cluster, settings)
         placed, free, self.has_kept_placed = None, {}, False
         if workers:
             self._used |= set(workers)
             await on_all(workers, self._end_left_behind)
-            placed = await self._place(cluster, settings)
+            placed = load_provisioned(settings.run_dir, make_key(settings, cluster))
+            self.has_kept_placed = placed is not None
+            placed = placed or await place_all(cluster, settings, PlainSteps(logger.info))
             found: list[tuple[int, ...]] = await on_all(workers, ask_ports)
             free = {worker.host.ssh: ports_there for worker, ports_there in zip(workers, found, strict=True)}
         addresses = self._pick_addresses(cluster, free)
         self._running.state.epoch += 1
         return self._make_plan(cluster, addresses, placed)
-
-    async def _read_cluster(self, settings: Settings) -> Cluster:
-        if not settings.worker_hosts and not settings.ring_hostfile:
-            return read_cluster(settings)
-        return await run_beside(read_cluster, settings)  # it looks up names
-
-    async def _place(self, cluster: Cluster, settings: Settings) -> Provisioned:
-        kept = load_provisioned(settings.run_dir, make_key(settings, cluster))
-        self.has_kept_placed = kept is not None
-        return kept or await place_all(cluster, settings, LoggedSteps())
 
     async def _end_left_behind(self, worker: Worker) -> None:
         identities = self._left_behind.get(worker.host.ssh or "")
@@ -128,7 +120,7 @@ class EpochMaker:
             secret=self._secret,
             command=running.programs.rank,
             folder=running.programs.folder,
-            environment=running.make_environment(cluster.num_local_ranks),
+            environment=make_environment(settings, cluster.num_local_ranks),
             connect_limit_s=settings.connect_timeout,
             load_limit_s=settings.load_timeout,
             heartbeat_limit_s=running.heartbeat_limit_s,
@@ -155,15 +147,3 @@ class EpochMaker:
         """Close the connections to all hosts."""
         if self._used:
             await close_connections([worker.host for worker in self._used])
-
-
-class LoggedSteps:
-    """Writes the steps to the supervisor's log."""
-
-    def done(self, name: str, detail: str) -> None:
-        """Log the end of a step."""
-        logger.info("%s: %s", name, detail)
-
-    def say(self, host: str, text: str) -> None:
-        """Log progress on a host."""
-        logger.info("%s: %s", host, text)

@@ -22,9 +22,9 @@ from cluster.ports import host_to_dial
 from cluster.supervisor.child import Child, ChildPlan, describe_exit, start_child
 from cluster.supervisor.front_door_watch import wait_for_silence
 from cluster.supervisor.restart_policy import RestartPolicy
-from cluster.supervisor.ring_epoch import EXIT_REFUSED, make_settings_line
-from cluster.supervisor.ring_keeper import wait_for_any
-from cluster.supervisor.running import Running
+from cluster.supervisor.ring_epoch import EXIT_REFUSED, Verdict, make_settings_line
+from cluster.supervisor.running import Running, make_environment
+from cluster.supervisor.tasks import cancel
 
 API_END_LIMIT_S = 5.0
 API_PROGRESS_S = 30.0
@@ -44,7 +44,6 @@ class Output(LineBuffer):
         self.is_serving = asyncio.Event()
 
     def put_line(self, line: str) -> None:
-        """Take one line."""
         try:
             is_event = json.loads(line)["event"] == "serving"
         except (ValueError, TypeError, KeyError):
@@ -107,41 +106,16 @@ class FrontDoorKeeper:
             reason = await self._serve()
             if reason is None:
                 break
+            code = self.child.exit_code if self.child else None
             delay_s = policy.after_failure(
                 made_progress=time.monotonic() - started_at > API_PROGRESS_S,
-                is_permanent=self._is_refusing,
-                was_killed=self._was_killed,
+                is_permanent=code == EXIT_REFUSED,
+                was_killed=code == -signal.SIGKILL and not self._was_silent,  # from outside
                 can_give_up=not self._running.state.was_ready,
             )
-            await self._pause(reason, delay_s, policy)
+            verdict = Verdict(reason, "api")
+            await self._running.pause("the front door", verdict, delay_s, policy, self._stop, self._asked)
         await asyncio.gather(*self._retiring, return_exceptions=True)
-
-    async def _pause(self, reason: str, delay_s: float | None, policy: RestartPolicy) -> None:
-        running, state = self._running, self._running.state
-        state.failed_process, state.is_stuck = "api", policy.is_open
-        if delay_s is None:
-            logger.error(
-                "the front door is not tried again after %d failures: %s", policy.num_failures, reason
-            )
-            running.set_state("failed", reason)
-            await wait_for_any(self._stop, self._asked)
-            return
-        logger.warning("%s; it starts again in %.1f s", reason, delay_s)
-        state.num_restarts += 1
-        state.reason, state.next_try_unix = reason, time.time() + delay_s
-        state.num_failures = policy.num_failures
-        running.publish()
-        if delay_s:
-            await wait_for_any(self._stop, self._asked, limit_s=delay_s)
-
-    @property
-    def _is_refusing(self) -> bool:
-        return self.child is not None and self.child.exit_code == EXIT_REFUSED
-
-    @property
-    def _was_killed(self) -> bool:
-        """By a SIGKILL from outside."""
-        return self.child is not None and self.child.exit_code == -signal.SIGKILL and not self._was_silent
 
     async def _serve(self) -> str | None:
         """Run the front door and its replacements until one fails; why, None after a stop."""
@@ -182,17 +156,14 @@ class FrontDoorKeeper:
                 return None
             return _describe_end(child)
         finally:
-            tasks = (ended, stop, asked, late, silent)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel(ended, stop, asked, late, silent)
 
     async def _start(self) -> None:
         plan = ChildPlan(
             name="api",
             command=[*self._running.programs.api, "--fd", str(self._listening.fileno())],
             folder=self._running.programs.folder,
-            environment=self._running.make_environment(),
+            environment=make_environment(self._running.settings),
             descriptors=(self._listening.fileno(),),
         )
         file = self._running.log_of("api")
@@ -237,9 +208,7 @@ class FrontDoorKeeper:
         limit_s = self._running.settings.connect_timeout
         await asyncio.wait([ended, serving], timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
         is_serving = serving.done() and not ended.done()
-        for task in (ended, serving):
-            task.cancel()
-        await asyncio.gather(ended, serving, return_exceptions=True)
+        await cancel(ended, serving)
         if is_serving:
             retiring = asyncio.create_task(self._retire(old))
             self._retiring[retiring] = old
@@ -259,9 +228,7 @@ class FrontDoorKeeper:
             if not ended.done() and stop.done():
                 await asyncio.wait([ended], timeout=API_END_LIMIT_S)
         finally:
-            ended.cancel()
-            stop.cancel()
-            await asyncio.gather(ended, stop, return_exceptions=True)
+            await cancel(ended, stop)
             await old.end(0.0)
 
 

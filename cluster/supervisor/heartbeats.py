@@ -14,27 +14,22 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from cluster.hosts.hosts import Host
 from cluster.log_files import LineBuffer
 from cluster.processes import ProcessIdentity, read_identity
 from cluster.supervisor.child import Child
+from cluster.supervisor.epoch_plan import EpochPlan
 
 logger = logging.getLogger(__name__)
 
 
-class Limits(Protocol):
-    """How long a rank may take."""
-
-    @property
-    def connect_limit_s(self) -> float: ...
-
-    @property
-    def load_limit_s(self) -> float: ...
-
-    @property
-    def heartbeat_limit_s(self) -> float: ...
+# What a rank does in a phase that has a limit, and the setting of that limit.
+LIMITED_PHASES = {
+    "starting": ("start", "CONNECT_TIMEOUT"),
+    "connecting": ("connect", "CONNECT_TIMEOUT"),
+    "loading": ("load its layers", "LOAD_TIMEOUT"),
+}
 
 
 class Rank:
@@ -88,37 +83,35 @@ class Rank:
             self.first_ready_step = step
         return is_change
 
-    def find_stall(self, limits: Limits, now: float) -> str | None:
-        """Why this rank is stuck; None if it is not."""
+    def find_stall(self, plan: EpochPlan, now: float) -> str | None:
+        """Why this rank is stuck by the limits of the plan; None if it is not."""
         silent_s, phase_s = now - self.last_heartbeat_at, now - self.phase_since
-        if self._owes_heartbeats and silent_s > limits.heartbeat_limit_s:
+        if self._owes_heartbeats and silent_s > plan.heartbeat_limit_s:
             return (
                 f"{self.title} sent no heartbeat for {silent_s:.0f} s (phase {self.phase}, step {self.step})"
             )
-        if self.phase == "starting" and phase_s > limits.connect_limit_s:
-            return f"{self.title} did not start within CONNECT_TIMEOUT={limits.connect_limit_s:g} s"
-        if self.phase == "connecting" and phase_s > limits.connect_limit_s:
-            return f"{self.title} did not connect within CONNECT_TIMEOUT={limits.connect_limit_s:g} s"
-        if self.phase == "loading" and phase_s > limits.load_limit_s:
-            return f"{self.title} did not load its layers within LOAD_TIMEOUT={limits.load_limit_s:g} s"
-        return None
+        limit_s = self._phase_limit_s(plan)
+        if phase_s <= limit_s:
+            return None
+        what, key = LIMITED_PHASES[self.phase]
+        return f"{self.title} did not {what} within {key}={limit_s:g} s"
+
+    def _phase_limit_s(self, plan: EpochPlan) -> float:
+        if self.phase not in LIMITED_PHASES:
+            return float("inf")
+        return plan.load_limit_s if self.phase == "loading" else plan.connect_limit_s
 
     @property
     def _owes_heartbeats(self) -> bool:
         """Not while it connects: MLX holds the interpreter lock (mlx 0.32.4); CONNECT_TIMEOUT applies."""
         return self.num_heartbeats > 0 and self.phase != "connecting"
 
-    def next_look(self, limits: Limits) -> float:
+    def next_look(self, plan: EpochPlan) -> float:
         """When it would count as stuck without another heartbeat, on the monotonic clock."""
-        of_phases = {
-            "starting": limits.connect_limit_s,
-            "connecting": limits.connect_limit_s,
-            "loading": limits.load_limit_s,
-        }
-        of_phase = self.phase_since + of_phases.get(self.phase, float("inf"))
+        of_phase = self.phase_since + self._phase_limit_s(plan)
         if not self._owes_heartbeats:
             return of_phase
-        return min(of_phase, self.last_heartbeat_at + limits.heartbeat_limit_s)
+        return min(of_phase, self.last_heartbeat_at + plan.heartbeat_limit_s)
 
 
 class HeartbeatReader(LineBuffer):

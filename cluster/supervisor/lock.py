@@ -41,7 +41,9 @@ class SupervisorLock:
                 f"{who} already serves STATE_DIR {run_dir.parent}: ./launch.sh status"
             ) from None
         try:
-            self._write_holder()
+            me = identify(os.getpid())
+            assert me is not None
+            self._write(json.dumps({"pid": me.pid, "start_time": me.start_time}))
         except OSError as error:  # without the text, no command would find us
             os.close(self._descriptor)
             raise ClusterError(describe_refused(error, self._path)) from error
@@ -51,11 +53,6 @@ class SupervisorLock:
         with contextlib.suppress(OSError):  # the text is stale without this, too
             self._write("")
         os.close(self._descriptor)
-
-    def _write_holder(self) -> None:
-        me = identify(os.getpid())
-        assert me is not None
-        self._write(json.dumps({"pid": me.pid, "start_time": me.start_time}))
 
     def _write(self, text: str) -> None:
         num_bytes = max(NUM_TEXT_BYTES, os.fstat(self._descriptor).st_size)

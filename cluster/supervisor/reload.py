@@ -60,15 +60,11 @@ class SettingsWatch:
         self._mark = mark_files(sources.root)
 
     def look(self, running: Settings) -> Edit | None:
-        """The edit since the last look; None if there was none."""
+        """The edit since the last look, with each difference logged; None if there was none."""
         mark = mark_files(self.sources.root)
         if mark == self._mark:
             return None
         self._mark = mark
-        return self.read(running)
-
-    def read(self, running: Settings) -> Edit:
-        """Compare the files with the running settings, and log each difference."""
         try:
             edited = self.sources.load()
         except SettingsError as error:

@@ -14,7 +14,7 @@ DELAY_AFTER_KILLS_S = 1.0
 
 @dataclass
 class RestartPolicy:
-    """Counts failures in a row without progress; the breaker opens at `max_failures`, or at a refusal.
+    """Counts failures in a row without progress; the breaker opens at MAX_FAILURES, or at a refusal.
 
     An open breaker stops the tries of what never worked. What worked once is tried further, with growing
     delays: the cause may pass. A SIGKILL from outside says little about the process: such ends have a higher
@@ -22,7 +22,6 @@ class RestartPolicy:
     limit and never counts as a failure.
     """
 
-    max_failures: int = MAX_FAILURES
     first_delay_s: float = FIRST_DELAY_S
     num_failures: int = 0
     num_own_failures: int = 0
@@ -49,9 +48,7 @@ class RestartPolicy:
             self.num_failures = self.num_own_failures = 0
         self.num_failures += 1
         self.num_own_failures += not was_killed
-        self.is_open = (
-            is_permanent or self.num_own_failures >= self.max_failures or self.num_failures >= MAX_KILLS
-        )
+        self.is_open = is_permanent or self.num_own_failures >= MAX_FAILURES or self.num_failures >= MAX_KILLS
         if self.is_open and can_give_up:
             return None
         if self.num_failures == 1:

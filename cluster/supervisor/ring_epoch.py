@@ -34,6 +34,7 @@ from cluster.processes import PSUTIL_ERRORS
 from cluster.supervisor.child import Child, ChildPlan, describe_exit, start_child
 from cluster.supervisor.epoch_plan import EpochPlan
 from cluster.supervisor.heartbeats import HeartbeatReader, Rank
+from cluster.supervisor.tasks import cancel
 from config.rotating_file import RotatingFile
 
 PING_LINE = json.dumps({"event": "ping"})
@@ -190,9 +191,7 @@ class RingEpoch:
             is_early = self.plan.has_remote and self.ranks[0].phase == "connecting"
             return replace(verdict, is_unconnected=is_early and not verdict.was_refused)
         finally:
-            for task in (*exits, stall):
-                task.cancel()
-            await asyncio.gather(*exits, stall, return_exceptions=True)
+            await cancel(*exits, stall)
 
     async def drain(self, limit_s: float) -> bool:
         """Let rank 0 finish its requests and stop the ring; True if every rank exited in time."""
@@ -211,8 +210,7 @@ class RingEpoch:
     async def end(self) -> None:
         """End every rank now: end of file, then SIGKILL."""
         if self._starting is not None:
-            self._starting.cancel()
-            await asyncio.gather(self._starting, return_exceptions=True)
+            await cancel(self._starting)
         await asyncio.gather(*(child.end(END_GRACE_S) for child in self._children()))
 
     async def send_settings(self, values: Mapping[str, Any]) -> None:

@@ -7,9 +7,7 @@ has the delays.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -23,6 +21,7 @@ from cluster.supervisor.restart_policy import RestartPolicy
 from cluster.supervisor.ring_epoch import RingEpoch, Verdict
 from cluster.supervisor.running import Running
 from cluster.supervisor.state_file import mark_ring_ended
+from cluster.supervisor.tasks import cancel, wait_for_any
 from config import ConfigError
 
 # Rank 0 drains for SHUTDOWN_TIMEOUT, then returns what still runs to the queue and sends STOP round the ring.
@@ -67,7 +66,7 @@ class RingKeeper:
         try:
             await self._keep()
         finally:
-            pings.cancel()
+            await cancel(pings)
             await self._maker.close()
 
     async def _ping(self) -> None:
@@ -87,7 +86,8 @@ class RingKeeper:
                 continue
             if verdict is None:
                 return
-            await self._pause(verdict, self._judge(verdict, policy), policy)
+            delay_s = self._judge(verdict, policy)
+            await self._running.pause("the ring", verdict, delay_s, policy, self._stop, self._restart)
 
     async def _plan_and_run(self) -> Verdict | None:
         """Plan one epoch and run it; why it failed, None after a stop or restart."""
@@ -116,9 +116,7 @@ class RingKeeper:
         except (ClusterError, ConfigError, OSError) as error:
             return self._take_refusal(error)
         finally:
-            for task in (making, asked):
-                task.cancel()
-            await asyncio.gather(making, asked, return_exceptions=True)
+            await cancel(making, asked)
 
     def _take_refusal(self, error: ClusterError | ConfigError | OSError) -> Verdict:
         running = self._running
@@ -145,27 +143,6 @@ class RingKeeper:
             can_give_up=not was_ready,
         )
 
-    async def _pause(self, verdict: Verdict, delay_s: float | None, policy: RestartPolicy) -> None:
-        """Report the failure and wait for the next try; without one, for `stop` or `restart`."""
-        running, state = self._running, self._running.state
-        is_known = verdict.reason == state.reason and (verdict.is_away or policy.is_open)
-        state.failed_process, state.reason = verdict.process, verdict.reason
-        state.num_failures, state.is_stuck = max(policy.num_failures, policy.num_away), policy.is_open
-        if delay_s is None:
-            logger.error(
-                "the ring is not tried again after %d failures: %s", policy.num_failures, verdict.reason
-            )
-            running.set_state("failed", verdict.reason)
-            await wait_for_any(self._stop, self._restart)
-            return
-        if not is_known:  # log a lasting trouble once
-            logger.warning("%s; the ring starts again in %.1f s", verdict.reason, delay_s)
-        state.num_restarts += not verdict.is_away
-        state.next_try_unix = time.time() + delay_s
-        running.set_state(running.unready, verdict.reason)
-        if delay_s:
-            await wait_for_any(self._stop, self._restart, limit_s=delay_s)
-
     async def _run_epoch(self, epoch: RingEpoch) -> Verdict | None:
         """Run one epoch to its end; why it failed, None after a stop or restart."""
         plan = epoch.plan
@@ -181,24 +158,11 @@ class RingKeeper:
             await asyncio.wait([failure, asked], return_when=asyncio.FIRST_COMPLETED)
             if failure.done():
                 return failure.result()
-            failure.cancel()
-            await asyncio.gather(failure, return_exceptions=True)
+            await cancel(failure)
             is_clean = await epoch.drain(self._running.settings.shutdown_timeout + STOP_LAP_LIMIT_S)
             logger.info("epoch %d: %s", plan.epoch, "drained" if is_clean else "ended")
             mark_ring_ended(self._running.settings.run_dir, plan.epoch, "stopped", None)
             return None
         finally:
-            asked.cancel()
+            await cancel(asked)
             await epoch.end()
-
-
-async def wait_for_any(*events: asyncio.Event, limit_s: float | None = None) -> None:
-    """Wait for one of several events, at most `limit_s`."""
-    tasks = [asyncio.create_task(event.wait()) for event in events]
-    try:
-        await asyncio.wait(tasks, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,6 +1,6 @@
 """Writes run/supervisor.json, and the end of an epoch into run/ring.json when its ranks have died.
 
-`make_state` has the layout of supervisor.json; that of ring.json belongs to rank 0.
+`SupervisorState` is the layout of supervisor.json; that of ring.json belongs to rank 0.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RING_NAME = "ring.json"
 
 @dataclass
 class SupervisorState:
-    """What supervisor.json says; `state` is starting, ready, degraded, stopping, stopped or failed."""
+    """The fields of supervisor.json; `state` is starting, ready, degraded, stopping, stopped or failed."""
 
     pid: int
     start_time: float
@@ -33,7 +33,7 @@ class SupervisorState:
     reason: str | None = None
     failed_process: str | None = None
     epoch: int = 0
-    num_restarts: int = 0
+    restarts: int = 0
     was_ready: bool = False  # under this supervisor or an earlier one of this STATE_DIR
     # After a failure: the failed tries in a row, when the next one begins, and whether another try alone will
     # hardly help.
@@ -55,35 +55,6 @@ def forget_trouble(state: SupervisorState) -> None:
     """Clear the reason and the counts of failures."""
     state.reason = state.failed_process = state.next_try_unix = None
     state.num_failures, state.is_stuck = 0, False
-
-
-def make_state(state: SupervisorState) -> dict[str, Any]:
-    """The text of supervisor.json."""
-    return {
-        "updated_unix": time.time(),
-        "pid": state.pid,
-        "start_time": state.start_time,
-        "started_unix": state.started_unix,
-        "state": state.state,
-        "reason": state.reason,
-        "failed_process": state.failed_process,
-        "epoch": state.epoch,
-        "restarts": state.num_restarts,
-        "was_ready": state.was_ready,
-        "num_failures": state.num_failures,
-        "next_try_unix": state.next_try_unix,
-        "is_stuck": state.is_stuck,
-        "api": state.api,
-        "overrides": state.overrides,
-        "settings": state.settings,
-        "processes": state.processes,
-        "leaving": state.leaving,
-        "needs_restart": state.needs_restart,
-        "settings_error": state.settings_error,
-        "restart": state.restart,
-        "code": state.code,
-        "troubles": state.troubles,
-    }
 
 
 def make_process_entry(child: Child, state: str) -> dict[str, Any]:

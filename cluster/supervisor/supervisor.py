@@ -30,7 +30,7 @@ from cluster.supervisor.front_door import FrontDoorKeeper
 from cluster.supervisor.leftovers import end_leftovers
 from cluster.supervisor.lock import SupervisorLock
 from cluster.supervisor.reload import RestartOrder, SettingsWatch, Sources, load_ordered, take_order
-from cluster.supervisor.ring_keeper import RingKeeper, wait_for_any
+from cluster.supervisor.ring_keeper import RingKeeper
 from cluster.supervisor.running import ROOT, Programs, Running
 from cluster.supervisor.service import read_service_at
 from cluster.supervisor.state_file import (
@@ -40,8 +40,8 @@ from cluster.supervisor.state_file import (
     last_epoch,
     make_process_entry,
     make_rank_entry,
-    make_state,
 )
+from cluster.supervisor.tasks import cancel, wait_for_any
 from config import Settings, SettingsError, load_settings
 from config.checks import start_problems
 from config.limits import raise_descriptor_limits
@@ -114,8 +114,7 @@ class Supervisor:
         try:
             await asyncio.wait([ring, api, retune, stop], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            stop.cancel()
-            retune.cancel()
+            await cancel(stop, retune)
             if self._running.state.state != "failed":
                 self._running.set_state("stopping", None)
             self._ring.stop()
@@ -123,7 +122,6 @@ class Supervisor:
             self._api.stop()
             await asyncio.wait([api])
         await asyncio.gather(ring, api)
-        await asyncio.gather(retune, return_exceptions=True)
 
     async def _retune(self, ring: RingKeeper, api: FrontDoorKeeper) -> None:
         """Follow edits of the settings files and orders to restart."""
@@ -217,7 +215,7 @@ class Supervisor:
             state.leaving = [make_process_entry(child, "leaving") for child in api.leaving]
         state.troubles = running.troubles.sentences(STATE_NAME)
         with running.troubles.guard(STATE_NAME):
-            write_status(running.settings.run_dir / STATE_NAME, make_state(state))
+            write_status(running.settings.run_dir / STATE_NAME, {"updated_unix": time.time(), **vars(state)})
 
     def _list_processes(self, ring: RingKeeper, api: FrontDoorKeeper) -> list[dict[str, Any]]:
         ranks = [make_rank_entry(rank) for rank in ring.epoch.ranks] if ring.epoch else []
@@ -239,19 +237,6 @@ class Supervisor:
         self._stop.set()
 
 
-async def supervise(settings: Settings, overrides: Mapping[str, str], programs: Programs) -> int:
-    """Build the supervisor and run it; the exit code."""
-    supervisor = Supervisor(settings, overrides, programs)
-    try:
-        return await supervisor.run()
-    except ClusterError as error:
-        logger.error("%s", error)
-        return error.exit_code
-    except SettingsError as error:
-        logger.error("%s", error)
-        return 2
-
-
 def run_supervisor(
     overrides: Mapping[str, str], programs: Programs | None = None, *, root: Path | None = None
 ) -> int:
@@ -267,7 +252,13 @@ def run_supervisor(
     if message := raise_descriptor_limits(settings):
         logger.warning("%s", message)
     try:
-        return asyncio.run(supervise(settings, overrides, programs or Programs()))
+        return asyncio.run(Supervisor(settings, overrides, programs or Programs()).run())
+    except ClusterError as error:
+        logger.error("%s", error)
+        return error.exit_code
+    except SettingsError as error:
+        logger.error("%s", error)
+        return 2
     finally:
         let_go_of_lost_lines()
 

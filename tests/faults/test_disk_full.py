@@ -4,9 +4,7 @@ The disk is a small tmpfs that only root can mount; elsewhere these tests are sk
 one, with a simulated model that takes its time for each token.
 """
 
-import http.client
 import itertools
-import json
 import signal
 import subprocess
 import threading
@@ -17,13 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
-from cluster.commands.requests.client import read_events
-from cluster.commands.start import PREPARE, ROOT, SUPERVISOR, start
+from cluster.commands.requests.client import stream
+from cluster.commands.start import PREPARE, SUPERVISOR, start
 from cluster.errors import ClusterError
 from cluster.supervisor.service import STALE_S, Service
-from tests.services.cluster_service import Bench, find_free_port
+from tests.services.cluster_service import Bench, find_free_port, run_supervisor
+from tests.services.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +32,6 @@ DISK_MB = 100
 NUM_TOKENS = 90
 NUM_WAITING = 3
 LIMIT_S = 30.0
-ANY_WAIT = 0.05
 
 
 class RealBench(Bench):
@@ -125,15 +124,9 @@ def serving(tmp_path: Path, state: Path, **overrides: str) -> Iterator[RealBench
 
 def ask(bench: Bench, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
     """One HTTP request; status and JSON."""
-    connection = http.client.HTTPConnection("127.0.0.1", bench.settings.api_port, timeout=LIMIT_S)
-    try:
-        connection.request(
-            method, path, json.dumps(body) if body else None, {"Content-Type": "application/json"}
-        )
-        answer = connection.getresponse()
-        return answer.status, json.loads(answer.read() or b"{}")
-    finally:
-        connection.close()
+    address = f"http://127.0.0.1:{bench.settings.api_port}{path}"
+    answer = httpx2.request(method, address, json=body, timeout=LIMIT_S)
+    return answer.status_code, answer.json()
 
 
 def make_body(max_tokens: int, **more: Any) -> dict[str, Any]:
@@ -154,19 +147,15 @@ class Stream:
         self._thread.start()
 
     def _read(self) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self.bench.settings.api_port, timeout=LIMIT_S)
+        settings, body = self.bench.settings, make_body(NUM_TOKENS)
         try:
-            body = json.dumps(make_body(NUM_TOKENS, stream=True))
-            connection.request("POST", "/generate", body, {"Content-Type": "application/json"})
-            for event, data in read_events(iter(connection.getresponse())):
+            for event, data in stream(settings, ("127.0.0.1", settings.api_port), body):
                 if event == "token":
                     self.tokens.append(data["index"])
-                elif event in ("done", "error"):
+                elif event == "done":
                     self.end = data
-        except (OSError, http.client.HTTPException) as error:
-            self.trouble = repr(error)
-        finally:
-            connection.close()
+        except ClusterError as error:
+            self.trouble = str(error)
 
     @property
     def has_ended(self) -> bool:
@@ -176,15 +165,6 @@ class Stream:
         """Wait for its end."""
         self._thread.join(LIMIT_S)
         assert not self._thread.is_alive()
-
-
-def until(holds: Callable[[], object], limit_s: float = LIMIT_S) -> None:
-    """Wait for something that has no event."""
-    deadline = time.monotonic() + limit_s
-    pause = threading.Event()
-    while not holds():
-        assert time.monotonic() < deadline
-        pause.wait(ANY_WAIT)
 
 
 def pids(service: Service) -> dict[str, int]:
@@ -202,24 +182,24 @@ def test_a_full_disk_ends_no_process_and_no_stream(tmp_path: Path) -> None:
     """Row 33: 507 at accept, reasons in readyz and status; the stream goes on; all well with room."""
     with mounted(tmp_path / "state") as disk, serving(tmp_path, disk.folder) as bench:
         before = pids(bench.read())
-        stream = Stream(bench)
-        until(lambda: len(stream.tokens) >= 5)
+        reader = Stream(bench)
+        until(lambda: len(reader.tokens) >= 5)
         body = make_body(3, background=True)
         accepted = [ask(bench, "POST", "/generate", body) for _ in range(NUM_WAITING)]
         assert {status for status, _ in accepted} == {202}
         disk.fill()
-        num_tokens = len(stream.tokens)
+        num_tokens = len(reader.tokens)
         written = bench.read().ring["updated_unix"]
 
         expect_trouble(bench, "disk is nearly full", (507, "disk_full"))
         until(lambda: bench.read().ring["updated_unix"] > written)
-        until(lambda: len(stream.tokens) >= num_tokens + 10)
-        assert not stream.has_ended, "these came while the disk was full"
-        stream.join()
-        assert stream.trouble is None
-        assert stream.tokens == list(range(NUM_TOKENS))
-        assert stream.end is not None
-        assert stream.end["finish_reason"] == "length"
+        until(lambda: len(reader.tokens) >= num_tokens + 10)
+        assert not reader.has_ended, "these came while the disk was full"
+        reader.join()
+        assert reader.trouble is None
+        assert reader.tokens == list(range(NUM_TOKENS))
+        assert reader.end is not None
+        assert reader.end["finish_reason"] == "length"
         assert pids(bench.read()) == before
 
         disk.make_room()
@@ -227,12 +207,6 @@ def test_a_full_disk_ends_no_process_and_no_stream(tmp_path: Path) -> None:
         expect_well(bench)
         service = bench.read()
         assert (service.supervisor["restarts"], pids(service)) == (0, before)
-
-
-def pass_time(seconds: float) -> None:
-    """Let a limit of the service pass."""
-    until_at = time.monotonic() + seconds
-    until(lambda: time.monotonic() > until_at)
 
 
 def wait_until_up(bench: Bench, num_restarts: int) -> None:
@@ -288,7 +262,7 @@ def test_an_idle_ring_on_a_disk_without_room_is_not_held_to_be_dead(
     with mounted(tmp_path / "state", options) as disk, serving(tmp_path, disk.folder) as bench:
         before = pids(bench.read())
         use_up(disk)
-        pass_time(STALE_S + 2)
+        time.sleep(STALE_S + 2)
         expect_trouble(bench, words, (507, "disk_full"))
         disk.make_room()
         expect_well(bench)
@@ -300,13 +274,13 @@ def test_a_disk_that_can_only_be_read_ends_no_process(tmp_path: Path) -> None:
     """Row 17: not even the status can be written; a stream ends when it can be."""
     with mounted(tmp_path / "state") as disk, serving(tmp_path, disk.folder) as bench:
         before = pids(bench.read())
-        stream = Stream(bench)
-        until(lambda: len(stream.tokens) >= 5)
+        reader = Stream(bench)
+        until(lambda: len(reader.tokens) >= 5)
         with disk.read_only():
-            pass_time(STALE_S + 2)
+            time.sleep(STALE_S + 2)
             expect_trouble(bench, "the disk is mounted read-only", (503, "read_only"))
-        stream.join()
-        assert (stream.trouble, stream.tokens) == (None, list(range(NUM_TOKENS)))
+        reader.join()
+        assert (reader.trouble, reader.tokens) == (None, list(range(NUM_TOKENS)))
         expect_well(bench)
         assert pids(bench.read()) == before
         log = (bench.settings.log_dir / "rank-0.log").read_text()
@@ -325,14 +299,11 @@ def test_what_is_killed_on_a_full_disk_comes_back_there(tmp_path: Path) -> None:
         bench.stop()
         with pytest.raises(ClusterError, match="STATE_DIR cannot be used"):
             bench.start()
-        flags = [word for key, value in bench.overrides.items() for word in ("--set", f"{key}={value}")]
-        with subprocess.Popen([*SUPERVISOR, *flags], cwd=ROOT, stderr=subprocess.DEVNULL) as supervisor:
+        with run_supervisor(bench, SUPERVISOR):
             until(lambda: bench.read().is_up)
             expect_trouble(bench, "disk is nearly full", (507, "disk_full"))
             disk.make_room()
             expect_well(bench)
-            bench.stop()
-            assert supervisor.wait(LIMIT_S) == 0
 
 
 @pytest.mark.long

@@ -11,7 +11,6 @@ import httpx2
 import pytest
 
 from config import load_settings
-from tests.fakes.checkpoints import make_checkpoint
 from tests.services.api_process import api_process
 from tests.services.frontdoor_service import running_service, serving, until
 from tests.services.ring_service import RingService
@@ -20,11 +19,6 @@ CANARY = "c4n4ry-Zwiebelkuchen"
 NUM_RACES = 24
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("models") / "tiny-llama", "llama")
 
 
 @pytest.fixture(scope="module")

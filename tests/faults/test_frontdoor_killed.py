@@ -1,4 +1,6 @@
-"""Rows 1 to 3 of the faults: kill -9 of the front door before, in and after the moment of acceptance."""
+"""Rows 1 to 3 of the faults: kill -9 of the front door before, in and after the moment of acceptance, and in
+the grace time of clients that left it.
+"""
 
 import json
 import shutil
@@ -13,10 +15,11 @@ from config import Settings
 from spool import Spool, SpoolOwner
 from tests.fakes.fake_engine import FakeEngine
 from tests.services.api_process import api_process
-from tests.services.frontdoor_service import events, make_settings, serving
+from tests.services.frontdoor_service import events, make_settings, serving, until
 
 KEY = {"Idempotency-Key": "retry-me"}
 BODY = {"prompt": "hi", "temperature": 1.0}
+pytestmark = pytest.mark.slow
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace kills at a system call")
 
 
@@ -27,7 +30,13 @@ def killed_at(system_call: str, number: int = 1) -> list[str]:
     return [*strace, "-e", f"trace={system_call}", "-e", inject]
 
 
-def open_spool(settings: Settings) -> Spool:
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return make_settings(tmp_path)
+
+
+@pytest.fixture
+def spool(settings: Settings) -> Spool:
     return Spool.open(settings.spool_dir, durability="process")
 
 
@@ -38,11 +47,8 @@ def post_until_killed(url: str, headers: dict[str, str]) -> None:
 
 
 @needs_strace
-@pytest.mark.slow
-def test_a_kill_before_the_acceptance_leaves_nothing(tmp_path: Path) -> None:
+def test_a_kill_before_the_acceptance_leaves_nothing(settings: Settings, spool: Spool) -> None:
     """Row 1: no 2xx was sent, nothing will run, what was written half is swept; a retry is a new request."""
-    settings = make_settings(tmp_path)
-    spool = open_spool(settings)
     # The key's record is linked before the request is.
     with api_process(settings, under=killed_at("link,linkat", number=2)) as (process, url):
         post_until_killed(url, KEY)
@@ -59,11 +65,8 @@ def test_a_kill_before_the_acceptance_leaves_nothing(tmp_path: Path) -> None:
 
 
 @needs_strace
-@pytest.mark.slow
-def test_a_kill_after_the_acceptance_loses_nothing(tmp_path: Path) -> None:
+def test_a_kill_after_the_acceptance_loses_nothing(settings: Settings, spool: Spool) -> None:
     """Row 2: the request runs without its front door; retries under its key get its id, seed and answer."""
-    settings = make_settings(tmp_path)
-    spool = open_spool(settings)
     # The first datagram is the ring of rank 0's bell, just after the request was published.
     with api_process(settings, under=killed_at("sendto")) as (process, url):
         post_until_killed(url, KEY)
@@ -82,12 +85,10 @@ def test_a_kill_after_the_acceptance_loses_nothing(tmp_path: Path) -> None:
         assert spool.names(spool.folder.done) == [f"{answer['id']}.json"]
 
 
-@pytest.mark.slow
-def test_a_kill_while_streaming_costs_no_token(tmp_path: Path) -> None:
+def test_a_kill_while_streaming_costs_no_token(settings: Settings, spool: Spool) -> None:
     """Row 3: the ring goes on; a returning client gets the rest, no index twice and none missing."""
-    settings = make_settings(tmp_path)
     body = {"prompt": "[paced]", "stream": True, "max_tokens": 40}
-    with FakeEngine(open_spool(settings), settings.run_dir) as engine:
+    with FakeEngine(spool, settings.run_dir) as engine:
         with api_process(settings) as (process, url):
             seen = read_some(url, body, "id: 7\n")
             process.kill()
@@ -118,3 +119,31 @@ def read_some(url: str, body: dict[str, Any], until_text: str) -> str:
 def complete_events(text: str) -> list[tuple[str, str | None, Any]]:
     """The events that arrived whole: a client drops half a frame."""
     return events(text.rpartition("\n\n")[0])
+
+
+def leave_stream(url: str, engine: FakeEngine) -> str:
+    """Begin a stream that is held, leave it, and return the request's id."""
+    num_before = len(engine.claimed)
+    with httpx2.stream("POST", f"{url}/generate", json={"prompt": "[hold]", "stream": True}) as answer:
+        next(answer.iter_raw())
+        until(lambda: len(engine.claimed) > num_before)
+    return engine.claimed[-1].id
+
+
+def test_a_grace_time_outlives_its_front_door(settings: Settings, spool: Spool) -> None:
+    """Row 3: a client that stays away loses its request; one that returns to the next front door keeps it."""
+    with FakeEngine(spool, settings.run_dir) as engine:
+        with api_process(settings, DISCONNECT_GRACE_SECONDS="3") as (process, url):
+            left = [leave_stream(url, engine) for _ in range(2)]
+            until(lambda: spool.ending_later() == set(left))
+            process.kill()
+            process.wait(10)
+        with serving(settings) as url:
+            gone, back = left
+            assert httpx2.get(f"{url}/requests/{back}").json()["state"] == "active"
+            assert spool.ending_later() == {gone}
+            until(lambda: spool.state(gone) == "done")
+            engine.release()
+            until(lambda: spool.state(back) == "done")
+            reasons = [httpx2.get(f"{url}/requests/{id}").json()["finish_reason"] for id in left]
+            assert reasons == ["cancelled", "stop"]

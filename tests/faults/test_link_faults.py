@@ -16,18 +16,13 @@ import pytest
 from distributed.ring.ring import MlxRing, RingLost
 from distributed.ring.watchdog import EXIT_REFUSED, EXIT_RING_LOST, EXIT_WATCHDOG
 from spool import Result
-from tests.fakes.checkpoints import make_checkpoint
 from tests.fakes.link_proxy import LinkProxy
 from tests.services.ring_service import ROOT, RingService, free_ports
+from tests.services.waiting import until
 
 pytestmark = pytest.mark.slow
 
 PROMPT = [(7 * i) % 250 for i in range(20)]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("models") / "tiny-llama", "llama")
 
 
 @dataclass
@@ -115,7 +110,8 @@ def test_a_stranger_on_a_ring_port_ends_the_start_in_time(model: Path, tmp_path:
     with socket.socket() as stranger:
         try:
             ring.spawn(overrides={1: {"PYTHONPATH": hook_into_start(tmp_path, hook)}})
-            connect_as_soon_as_possible(stranger, ring.hosts[0])
+            host, _, port = ring.hosts[0].rpartition(":")
+            until(lambda: stranger.connect_ex((host, int(port))) == 0, what="rank 0 never listened")
             signal_file.touch()
             stranger.sendall(b"GET / HTTP/1.1\r\n\r\n" * 100)
             codes = {rank.wait(40) for rank in ring.ranks}
@@ -132,14 +128,6 @@ def hook_into_start(folder: Path, code: str) -> str:
     place.mkdir()
     (place / "sitecustomize.py").write_text(code)
     return f"{place}:{ROOT}"
-
-
-def connect_as_soon_as_possible(connection: socket.socket, address: str) -> None:
-    host, _, port = address.rpartition(":")
-    deadline = time.monotonic() + 30
-    while connection.connect_ex((host, int(port))) != 0:
-        assert time.monotonic() < deadline, "rank 0 never listened"
-        time.sleep(0.005)
 
 
 def test_a_rank_with_other_weights_is_refused_by_name(model: Path, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import pytest
 
 from distributed.ring.watchdog import EXIT_RING_LOST, EXIT_WATCHDOG
 from spool import Result
-from tests.fakes.checkpoints import make_checkpoint
 from tests.services.linked_namespaces import LinkedNamespaces, NoNamespaces
 from tests.services.ring_service import RingService, free_ports
 
@@ -22,11 +21,6 @@ PROMPT = [(7 * i) % 250 for i in range(6)]
 KIB = 1024
 # Keepalive ends a silent connection after 4 s; both ranks are to be gone after 5. A busy machine may be late.
 CUT_LIMIT_S, LATE_S = 5.0, 10.0
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("models") / "tiny-llama", "llama")
 
 
 @pytest.fixture

@@ -170,15 +170,10 @@ def _check(base: Path, key: str, fault: str, *, is_full: bool) -> int:
 
 
 @pytest.mark.slow
-def test_a_process_killed_where_folders_change_leaves_one_answer(tmp_path: Path) -> None:
-    """Kill it before each link, rename and unlink: one answer or none, no token contradicted."""
-    assert _check(tmp_path, "key", "signal=KILL", is_full=False) >= 10
-
-
-@pytest.mark.slow
-def test_full_disk_where_folders_change_refuses_or_completes(tmp_path: Path) -> None:
-    """ENOSPC at each link, rename and unlink."""
-    assert _check(tmp_path, "", "error=ENOSPC", is_full=False) >= 10
+@pytest.mark.parametrize(("fault", "key"), [("signal=KILL", "key"), ("error=ENOSPC", "")])
+def test_a_process_disturbed_where_folders_change(tmp_path: Path, fault: str, key: str) -> None:
+    """At each link, rename and unlink: one answer or none, no token contradicted; refused or completed."""
+    assert _check(tmp_path, key, fault, is_full=False) >= 10
 
 
 @pytest.mark.long

@@ -1,22 +1,19 @@
-"""Faults of single processes of the service: rows 8, 13, 14, 21 and 30 of faults.md."""
+"""Faults of single processes of the service: rows 8, 13, 14 and 21 of faults.md."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import uuid
 from pathlib import Path
 
 import pytest
 
 from cluster.supervisor.running import Programs, Running
 from cluster.supervisor.state_file import SupervisorState
+from config import REPOSITORY_ROOT as ROOT
 from config import load_settings
-from spool import Request, SamplingParams, Spool, SpoolOwner
+from spool import Spool, SpoolOwner
 from tests.services.cluster_service import Bench, run_supervisor
-
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 pytestmark = pytest.mark.slow
 
@@ -47,15 +44,26 @@ def test_a_rank_that_never_starts_is_named(bench: Bench, monkeypatch: pytest.Mon
     """Row 13: after CONNECT_TIMEOUT the reason in both status files is that rank's, not its neighbour's."""
     monkeypatch.setenv("FAKE_RANK", "hang:1")
     bench.overrides["CONNECT_TIMEOUT"] = "1"
-    with run_supervisor(bench) as supervisor:
+    with run_supervisor(bench):
         service = bench.wait_until(
             lambda service: bool(service.supervisor.get("reason") and service.ring.get("reason"))
         )
         reason = "rank 1 did not start within CONNECT_TIMEOUT=1 s"
         assert service.supervisor["reason"] == service.ring["reason"] == reason
         assert service.supervisor["failed_process"] == "rank 1"
-        supervisor.send_signal(signal.SIGTERM)
-        supervisor.wait(10)
+
+
+def run_server(tmp_path: Path, *flags: str, input: str = "") -> subprocess.CompletedProcess[str]:
+    """A rank that nobody supervises, to its end."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "server.py"), *flags],
+        input=input,
+        env={**os.environ, "STATE_DIR": str(tmp_path / "state"), "MODEL_REPO": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -72,16 +80,7 @@ def test_a_rank_that_never_starts_is_named(bench: Bench, monkeypatch: pytest.Mon
 )
 def test_a_rank_without_its_ring_refuses_to_run(tmp_path: Path, line: str, code: int, sentence: str) -> None:
     """Row 14: no start line, or one of a world of one, is a sentence and an exit code, not a ring of one."""
-    environment = {**os.environ, "STATE_DIR": str(tmp_path / "state"), "MODEL_REPO": str(tmp_path)}
-    ended = subprocess.run(
-        [sys.executable, str(ROOT / "server.py"), "--rank", "1"],
-        input=line,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    ended = run_server(tmp_path, "--rank", "1", input=line)
     assert (ended.returncode, sentence in ended.stderr) == (code, True), ended.stderr
     assert not (tmp_path / "state" / "spool").exists()
 
@@ -89,31 +88,6 @@ def test_a_rank_without_its_ring_refuses_to_run(tmp_path: Path, line: str, code:
 def test_a_second_rank_0_names_the_first_and_exits(tmp_path: Path) -> None:
     """Row 21: the spool's lock makes rank 0 the only one of its spool."""
     with SpoolOwner(Spool.open(tmp_path / "state" / "spool", durability="process")):
-        environment = {**os.environ, "STATE_DIR": str(tmp_path / "state"), "MODEL_REPO": str(tmp_path)}
-        ended = subprocess.run(
-            [sys.executable, str(ROOT / "server.py")],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        ended = run_server(tmp_path)
     assert ended.returncode == 2
     assert str(os.getpid()) in ended.stderr
-
-
-def test_an_open_breaker_keeps_the_queue(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Row 30: a ring that cannot live is given up with its reason, and what was accepted still waits."""
-    spool = Spool.open(bench.settings.spool_dir, durability="process")
-    request = Request(uuid.uuid4().hex, SamplingParams(4), "hello", None, None, "fake")
-    spool.submit(request)
-    monkeypatch.setenv("FAKE_RANK", "crash:0")
-    with run_supervisor(bench) as supervisor:
-        service = bench.wait_until(lambda service: service.state == "failed")
-        assert "the weights are broken" in str(service.reason)
-        assert "the weights are broken" in str(json.loads(json.dumps(service.ring))["reason"])
-        assert spool.state(request.id) == "waiting"
-        supervisor.send_signal(signal.SIGTERM)
-        supervisor.wait(10)
-    assert spool.state(request.id) == "waiting"

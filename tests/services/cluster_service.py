@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +57,12 @@ class Bench:
     def read(self) -> Service:
         return read_service(self.settings)
 
+    def put_in_trouble(self, trouble: str) -> Service:
+        """Kill rank 0, and let the next rings fail in this way while the file `trouble` exists."""
+        (self.root / "trouble").write_text(trouble, encoding="ascii")
+        self.read().processes["rank 0"].send(signal.SIGKILL)
+        return self.wait_until(lambda service: service.state == "degraded")
+
     def wait_until(self, holds: Callable[[Service], bool], limit_s: float = 40.0) -> Service:
         deadline = time.monotonic() + limit_s
         pause = threading.Event()
@@ -71,17 +77,19 @@ class Bench:
             return int(json.load(response)["pid"])
 
 
-def supervisor_command(bench: Bench) -> list[str]:
+def supervisor_command(bench: Bench, program: Sequence[str] = SUPERVISOR) -> list[str]:
     """A supervisor as `start` launches it."""
-    return [*SUPERVISOR, *(word for pair in bench.overrides.items() for word in ("--set", "=".join(pair)))]
+    return [*program, *(word for pair in bench.overrides.items() for word in ("--set", "=".join(pair)))]
 
 
 @contextmanager
-def run_supervisor(bench: Bench) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run a supervisor in the foreground; one that a failing test leaves is killed, not waited for."""
-    with subprocess.Popen(supervisor_command(bench), stderr=subprocess.DEVNULL) as supervisor:
+def run_supervisor(bench: Bench, program: Sequence[str] = SUPERVISOR) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a supervisor in the foreground, and stop it; one that a failing test leaves is killed."""
+    with subprocess.Popen(supervisor_command(bench, program), stderr=subprocess.DEVNULL) as supervisor:
         try:
             yield supervisor
+            supervisor.send_signal(signal.SIGTERM)
+            assert supervisor.wait(10) == 0
         finally:
             supervisor.kill()
 

@@ -1,7 +1,7 @@
 """`doctor`: checks all hosts before a start, and prints for each problem a sentence and its fix.
 
-hosts/probe.py collects the facts, hosts/links.py measures the links; hosts/host_checks.py, doctor_here.py and
-doctor_plan.py judge. Changes nothing without `--fix`, which copies our code and packages to the hosts and
+hosts/probe.py collects the facts, hosts/links.py measures the links; hosts/host_checks.py, this_machine.py
+and model_plan.py judge. Changes nothing without `--fix`, which copies our code and packages to the hosts and
 closes private files: it touches nothing outside WORKER_DIR there, accepts no host key, copies no key, and
 never uses sudo. Exit codes: 0 no finding failed, 1 some did.
 """
@@ -52,7 +52,10 @@ class Diagnosis:
             "ok": self.is_good,
             "findings": [finding.to_json() for finding in self.findings],
             "hosts": [_facts_to_json(facts) for facts in self.facts if isinstance(facts, HostFacts)],
-            "links": [_link_to_json(link) for link in self.links],
+            "links": [
+                {**asdict(link), "source": link.source.name, "target": link.target.name}
+                for link in self.links
+            ],
         }
 
 
@@ -84,7 +87,8 @@ async def _examine_and_close(
         if with_fix:
             for changed in doctor_here.make_private(settings):
                 say(f"fixed: {changed}")
-            await fix_hosts(cluster, settings, say)
+            workers = list_workers(cluster, settings)
+            await asyncio.gather(*(_fix_host(worker, settings, say) for worker in workers))
         if not is_quiet:
             terminal.live(f"checking {len(cluster.hosts)} hosts" if cluster.remote_hosts else "checking")
         return await examine(cluster, settings)
@@ -92,12 +96,8 @@ async def _examine_and_close(
         await close_connections(cluster.remote_hosts, how="stop")  # a running service may use them
 
 
-async def fix_hosts(cluster: Cluster, settings: Settings, say: Callable[[str], None]) -> None:
-    """Update code and environment on all hosts at the same time; report what fails."""
-    await asyncio.gather(*(_fix_host(worker, settings, say) for worker in list_workers(cluster, settings)))
-
-
 async def _fix_host(worker: Worker, settings: Settings, say: Callable[[str], None]) -> None:
+    """Update code and environment on a host; report what fails."""
     name = worker.host.name
     try:
         facts = await probe(worker.host, settings)
@@ -167,11 +167,8 @@ async def _judge_host(facts: HostFacts, cluster: Cluster, settings: Settings) ->
     except HostUnreachable as error:  # it answered a moment ago
         return [await _judge_unknown(host, error)]
     findings = host_checks.check_host(facts, environment)
-    return [_reached(facts), *findings, host_checks.describe_memory(facts)]
-
-
-def _reached(facts: HostFacts) -> Finding:
-    return Finding(facts.host.name, "ssh", "ok", f"reached as {facts.host.ssh}: it is {facts.hostname}")
+    reached = Finding(host.name, "ssh", "ok", f"reached as {host.ssh}: it is {facts.hostname}")
+    return [reached, *findings, host_checks.describe_memory(facts)]
 
 
 async def _judge_unknown(host: Host, error: ClusterError) -> Finding:
@@ -190,7 +187,3 @@ def _facts_to_json(facts: HostFacts) -> dict[str, Any]:
     values = asdict(facts)
     del values["free_ports"], values["model_files"]
     return values
-
-
-def _link_to_json(link: Link) -> dict[str, Any]:
-    return {**asdict(link), "source": link.source.name, "target": link.target.name}

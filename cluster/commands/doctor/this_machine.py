@@ -10,7 +10,6 @@ import os
 import stat
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
 from cluster import ports
@@ -20,6 +19,7 @@ from cluster.findings import Finding, Level
 from cluster.hosts.host_checks import COMPARED, DOCTOR_FIX, describe_versions
 from cluster.hosts.hosts import LOCAL_NAME
 from cluster.hosts.remote_scripts.environment import find_trouble
+from cluster.hosts.worker_setup import find_versions
 from cluster.supervisor.service import Service
 from config import ModelNotReady, Settings
 from config.checks import start_problems
@@ -78,20 +78,9 @@ def check_disk(settings: Settings) -> list[Finding]:
     return [_finding("disk", "failed", trouble, fix)]
 
 
-def own_versions() -> dict[str, str]:
-    """The versions that the other hosts must have, too."""
-    found = {}
-    for name in COMPARED:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def check_packages() -> Finding:
     """The packages that ranks on this machine import are complete."""
-    found = own_versions()
+    found = find_versions(COMPARED)
     missing = [name for name in COMPARED if name not in found]
     if missing:
         fix = f"{sys.executable} -m pip install -r requirements.txt"

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.commands.command import Command, load, load_leniently
+from cluster.commands.command import command, load, load_leniently
 
 if TYPE_CHECKING:
     from cluster.terminal import Terminal
@@ -18,7 +18,8 @@ def _add_test_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, metavar="N", help="length of the answer")
 
 
-def _run_test(options: argparse.Namespace, terminal: Terminal) -> int:
+@command("test", "send one real prompt and prove that every rank took part in the answer", _add_test_flags)
+def run_test(options: argparse.Namespace, terminal: Terminal) -> int:
     from cluster.commands.requests.smoke_test import MAX_TOKENS, PROMPT, run_smoke_test
 
     prompt, max_tokens = options.prompt or PROMPT, options.max_tokens or MAX_TOKENS
@@ -30,7 +31,8 @@ def _add_submit_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait", action="store_true", help="print the answers as they come")
 
 
-def _run_submit(options: argparse.Namespace, terminal: Terminal) -> int:
+@command("submit", "put the requests of a file into the queue, one JSON object per line", _add_submit_flags)
+def run_submit(options: argparse.Namespace, terminal: Terminal) -> int:
     from cluster.commands.requests.submit import submit_file
 
     file = Path(os.environ.get("CALLED_FROM", "")) / options.file  # launch.sh has left that folder
@@ -41,29 +43,11 @@ def _add_replay_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", metavar="ID", help="the request's id, as in its answer")
 
 
-def _run_replay(options: argparse.Namespace, terminal: Terminal) -> int:
+@command("replay", "run a finished request again and show the first token that differs", _add_replay_flags)
+def run_replay(options: argparse.Namespace, terminal: Terminal) -> int:
     from cluster.commands.requests.replay import replay
 
     return replay(load_leniently(options), terminal, options.id)
 
 
-REQUEST_COMMANDS = (
-    Command(
-        "test",
-        "send one real prompt and prove that every rank took part in the answer",
-        _run_test,
-        _add_test_flags,
-    ),
-    Command(
-        "submit",
-        "put the requests of a file into the queue, one JSON object per line",
-        _run_submit,
-        _add_submit_flags,
-    ),
-    Command(
-        "replay",
-        "run a finished request again and show the first token that differs",
-        _run_replay,
-        _add_replay_flags,
-    ),
-)
+REQUEST_COMMANDS = (run_test, run_submit, run_replay)

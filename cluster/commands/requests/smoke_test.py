@@ -32,18 +32,18 @@ def run_smoke_test(settings: Settings, terminal: Terminal, prompt: str, max_toke
     body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
     answer = ask(settings, service.api_address, body, terminal.raw)
     terminal.line("\n")
-    return show_answer(answer, service, terminal)
+    return _show_answer(answer, service, terminal)
 
 
-def show_answer(answer: Answer, service: Service, terminal: Terminal) -> int:
+def _show_answer(answer: Answer, service: Service, terminal: Terminal) -> int:
     """Print the speed and each rank's part; 0 if every rank took part, else 1."""
     terminal.line(
-        f"{answer.num_tokens} tokens, first after {format_seconds(answer.ttft_s)}, "
+        f"{answer.num_tokens} tokens, first after {_format_seconds(answer.ttft_s)}, "
         f"then {answer.tokens_per_s:.1f} tokens/s; finish reason {answer.result.get('finish_reason')}"
     )
     ranks = answer.result.get("performance", {}).get("ranks", [])
     for entry in ranks:
-        terminal.line(describe_rank(entry))
+        terminal.line(_describe_rank(entry))
     problems = find_idle_ranks(ranks, int(service.ring.get("ring_size", 1)))
     for problem in problems:
         terminal.line(terminal.colored(problem, "red"))
@@ -52,7 +52,7 @@ def show_answer(answer: Answer, service: Service, terminal: Terminal) -> int:
     return 1 if problems else 0
 
 
-def describe_rank(entry: Mapping[str, Any]) -> str:
+def _describe_rank(entry: Mapping[str, Any]) -> str:
     """`rank 1: layers 0-14, 12 frames, busy 0.41 s (48 %)`."""
     first, num_layers = int(entry.get("first_layer", 0)), int(entry.get("num_layers", 0))
     layers = f"layers {first}-{first + num_layers - 1}"
@@ -79,6 +79,6 @@ def find_idle_ranks(ranks: list[dict[str, Any]], ring_size: int) -> list[str]:
     return problems
 
 
-def format_seconds(seconds: float) -> str:
+def _format_seconds(seconds: float) -> str:
     """`84 ms` below a second, else `1.2 s`."""
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else format_duration(seconds)

@@ -38,9 +38,14 @@ def main(question: dict[str, Any]) -> None:
 
     Args:
         question: {"worker_dir", "environment" (the venv's folder), "address" (in the ring), "num_ports",
-            "model_folder"}, all but the first may be null.
+            "model_folder"}, all but the first may be null; without "worker_dir" only free ports are wanted.
     """
-    print(json.dumps(collect(question)), flush=True)
+    if "worker_dir" in question:
+        answer = collect(question)
+    else:
+        ports, error = find_free_ports(question["address"], question["num_ports"])
+        answer = {"free_ports": ports, "port_error": error}
+    print(json.dumps(answer), flush=True)
 
 
 def collect(question: dict[str, Any]) -> dict[str, Any]:

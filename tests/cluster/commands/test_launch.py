@@ -12,15 +12,15 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent.parent
+from config import REPOSITORY_ROOT as ROOT
+from tests.services.waiting import until
+
 TOOLS = ("bash", "sh", "dirname", "readlink", "cat", "cksum", "uname", "awk", "mkdir", "rm", "sleep")
 LIMIT_S = 60.0
 
@@ -127,7 +127,6 @@ def make_checkout(base: Path) -> Checkout:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Checkout:
-    """A new one."""
     return make_checkout(tmp_path)
 
 
@@ -228,12 +227,33 @@ def test_an_environment_of_an_older_release_is_taken_as_it_is(used: Checkout) ->
     assert used.take_calls() == []
 
 
+@pytest.mark.parametrize(
+    ("python", "said", "packages"),
+    [
+        (None, "Python 3.11 or newer is needed", "python3 python3-venv"),
+        # Debian's, without python3-venv.
+        ('case "$2" in *ensurepip*) exit 1;; esac', "has no venv module", "python3-venv"),
+    ],
+)
+def test_a_missing_python_or_venv_module_is_named_with_the_command_that_installs_it(
+    checkout: Checkout, python: str | None, said: str, packages: str
+) -> None:
+    """No traceback and no cryptic shell error on a bare machine."""
+    program = Path(checkout.path) / "python3"
+    program.unlink()
+    if python:
+        program.write_text(f'#!/bin/bash\n{python}\nexec {sys.executable} "$@"\n', encoding="utf-8")
+        program.chmod(0o755)
+    ended = checkout.run("demo")
+    assert ended.returncode == 2
+    assert said in ended.stderr
+    assert f"apt-get install {packages}" in ended.stderr and "brew install python" in ended.stderr
+
+
 def wait_for_pip(checkout: Checkout) -> None:
     """Until pip was called."""
-    calls, deadline, pause = checkout.folder / "calls", time.monotonic() + LIMIT_S, threading.Event()
-    while not calls.exists() or "pip" not in calls.read_text():
-        assert time.monotonic() < deadline
-        pause.wait(0.02)
+    calls = checkout.folder / "calls"
+    until(lambda: calls.exists() and "pip" in calls.read_text(), LIMIT_S)
 
 
 def test_an_interrupted_installation_says_so_and_goes_on_next_time(checkout: Checkout) -> None:

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent.parent
+from config import REPOSITORY_ROOT as ROOT
+
 TOOLS = ("bash", "sh", "dirname", "cat", "cksum", "awk", "rm", "readlink", "mkdir", "sleep")
-# A Python that says that it is for another processor, and makes no environment.
+# A Python without packages that says that it is for another processor, and makes no environment.
 PYTHON = """#!/bin/sh
 case "$2" in
 *platform.machine*) echo {machine}; exit ;;
 esac
 if [ "$1 $2" = "-m venv" ]; then echo "venv by $0"; exit 1; fi
-exec {python} "$@"
+exec {python} -S "$@"
 """
 
 
@@ -140,11 +141,13 @@ def test_the_stub_that_opens_a_dialog_is_never_run(mac: Mac, has_tools: bool) ->
         assert f"venv by {native}" in ended.stdout
 
 
-def test_help_works_on_any_mac(mac: Mac) -> None:
-    """An Intel Mac's user may at least read."""
+@pytest.mark.parametrize("words", [["--help"], [], ["help"], ["help", "start"], ["logs", "-h"]])
+def test_help_needs_no_packages_and_works_on_any_mac(mac: Mac, words: list[str]) -> None:
+    """In a fresh clone it works at once and makes no environment; an Intel Mac's user may at least read."""
     mac.say(machine="x86_64", version="12.1", translated=None)
     mac.add_python("python3", "x86_64")
     shutil.copytree(ROOT / "cluster", mac.folder / "cluster", ignore=shutil.ignore_patterns("__pycache__"))
-    ended = mac.launch("--help")
+    ended = mac.launch(*words)
     assert ended.returncode == 0, ended.stderr
     assert "usage: ./launch.sh" in ended.stdout
+    assert not (mac.folder / ".venv").exists()

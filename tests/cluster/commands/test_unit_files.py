@@ -134,13 +134,16 @@ def files_of(home: Path) -> list[Path]:
 
 
 def test_install_writes_one_file_and_loads_it(desk: Desk) -> None:
-    """Absolute paths, the flags of the command, a private log; then it is enabled."""
+    """Absolute paths, the flags of the command, a private log; then it is enabled. New flags replace it."""
     assert desk.run("install", API_PORT="8111") == 0
     assert files_of(desk.home) == [desk.unit]
     text = desk.unit.read_text(encoding="utf-8")
     assert f"{ROOT}/launch.sh" in text and "API_PORT=8111" in text
     assert any("enable --now" in call or "bootstrap" in call for call in desk.calls)
     assert desk.settings.log_dir.stat().st_mode & 0o077 == 0
+    assert desk.run("install", API_PORT="8222") == 0
+    assert files_of(desk.home) == [desk.unit]
+    assert "8222" in desk.unit.read_text(encoding="utf-8")
 
 
 def test_remove_takes_exactly_the_unit_away(desk: Desk) -> None:
@@ -156,14 +159,6 @@ def test_remove_takes_exactly_the_unit_away(desk: Desk) -> None:
     assert any("disable --now" in call or "bootout" in call for call in desk.calls)
     assert desk.run("remove") == 0
     assert "nothing to remove" in desk.output.getvalue()
-
-
-def test_install_again_replaces_the_unit(desk: Desk) -> None:
-    """New flags win; the old one is unloaded first."""
-    desk.run("install", API_PORT="8111")
-    assert desk.run("install", API_PORT="8222") == 0
-    assert "8222" in desk.unit.read_text(encoding="utf-8")
-    assert files_of(desk.home) == [desk.unit]
 
 
 def test_install_writes_nothing_where_nobody_would_start_it(desk: Desk) -> None:

@@ -14,19 +14,20 @@ from pathlib import Path
 import pytest
 
 from cluster.hosts.hosts import Host
-from cluster.hosts.probe import FIND_PYTHON, make_facts, make_python_command, probe, quote_remote
+from cluster.hosts.probe import make_facts, make_python_command, probe
 from cluster.hosts.remote_program import make_program
 from cluster.hosts.remote_scripts import facts
+from cluster.hosts.worker_setup import NO_PYTHON, find_python_script
 from config.live import load_for_looking
 
 VM_STAT = """\
 Mach Virtual Memory Statistics: (page size of 16384 bytes)
-Pages free:                              120000.
-Pages active:                            900000.
-Pages inactive:                          800000.
-Pages speculative:                        10000.
+Pages free:                                7161.
+Pages active:                            355027.
+Pages inactive:                          350101.
+Pages speculative:                         4387.
 Pages throttled:                              0.
-Pages wired down:                        300000.
+Pages wired down:                        146223.
 "Translation faults":                 987654321.
 Pages copy-on-write:                   12345678.
 """
@@ -75,7 +76,7 @@ bridge0: flags=8863<UP,BROADCAST,SMART,RUNNING,SIMPLEX,MULTICAST> mtu 1500
 
 def test_free_memory_of_a_mac_is_what_it_gives_up_at_need() -> None:
     """Free, speculative and inactive pages of vm_stat, times its page size."""
-    assert facts.parse_vm_stat(VM_STAT) == 16384 * (120_000 + 800_000 + 10_000)
+    assert facts.parse_vm_stat(VM_STAT) == 16384 * (7161 + 350_101 + 4387)
     assert facts.parse_vm_stat("vm_stat: command not found") is None
 
 
@@ -183,11 +184,12 @@ def test_addresses_of_linux_come_from_ip() -> None:
     assert facts.parse_ip_addresses("Object unknown") == {}
 
 
-def test_free_ports_are_on_the_address_and_nobody_has_them() -> None:
-    """As many as asked for; an address of another machine is told."""
-    ports, error = facts.find_free_ports("127.0.0.1", 3)
-    assert len(set(ports)) == 3 and error is None
-    for port in ports:
+def test_free_ports_are_on_the_address_and_nobody_has_them(capsys: pytest.CaptureFixture[str]) -> None:
+    """As many as asked for, alone or among all facts; an address of another machine is told."""
+    facts.main({"address": "127.0.0.1", "num_ports": 3})
+    answer = json.loads(capsys.readouterr().out)
+    assert len(set(answer["free_ports"])) == 3 and answer["port_error"] is None
+    for port in answer["free_ports"]:
         socket.create_server(("127.0.0.1", port)).close()
     assert facts.find_free_ports("192.0.2.77", 1) == ([], "no such address")
 
@@ -235,19 +237,22 @@ def test_the_newest_python_of_a_host_is_found(tmp_path: Path) -> None:
     program = b"import sys; print(sys.executable)"
     ran = subprocess.run(["/bin/sh", "-c", command], input=program, capture_output=True, check=True)
     assert ran.stdout.decode().strip() == sys.executable
-    assert "xcode-select -p" in FIND_PYTHON, "the stub of macOS would open a dialog"
+    assert "xcode-select -p" in command, "the stub of macOS would open a dialog"
 
 
-def test_a_host_without_python_is_told_apart() -> None:
-    """Exit code 86 is ours, whatever shell runs it."""
-    text = FIND_PYTHON.format(more_path="/nowhere", names="no-such-python", no_python=86)
-    assert subprocess.run(["/bin/sh", "-c", text], check=False).returncode == 86
-
-
-def test_the_home_folder_of_a_remote_path_is_expanded_there() -> None:
-    """And nothing else of it."""
-    assert quote_remote("~/a b") == "\"$HOME\"/'a b'"
-    assert quote_remote("/x/$(id)") == "'/x/$(id)'"
+def test_a_newer_python_is_preferred_whatever_the_order(tmp_path: Path) -> None:
+    """One that is too old is taken only where there is no other, and where an old one will do."""
+    old = tmp_path / "old"
+    old.write_text("#!/bin/sh\n[ \"$1 $2\" = '-c import sys; sys.exit(sys.version_info < (3, 8))' ]\n")
+    old.chmod(0o755)
+    for names, versions, found in (
+        ([old, sys.executable], ("3, 11", "3, 8"), sys.executable),
+        ([old], ("3, 11", "3, 8"), old),
+        ([old], ("3, 11",), ""),
+    ):
+        script = find_python_script([str(name) for name in names], versions) + "echo $python"
+        ran = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=False)
+        assert (ran.stdout.strip(), ran.returncode) == (str(found), 0 if found else NO_PYTHON)
 
 
 def make_mac_commands(monkeypatch: pytest.MonkeyPatch, told: dict[str, str]) -> list[list[str]]:
@@ -264,19 +269,7 @@ def make_mac_commands(monkeypatch: pytest.MonkeyPatch, told: dict[str, str]) -> 
     return calls
 
 
-MAC_16 = {
-    "vm_stat": """\
-Mach Virtual Memory Statistics: (page size of 16384 bytes)
-Pages free:                                7161.
-Pages active:                            355027.
-Pages inactive:                          350101.
-Pages speculative:                         4387.
-Pages throttled:                              0.
-Pages wired down:                        146223.
-Pages purgeable:                           3014.
-""",
-    "sysctl hw.memsize": "17179869184\n",
-}
+MAC_16 = {"vm_stat": VM_STAT, "sysctl hw.memsize": "17179869184\n"}
 MLX = "/nowhere/venv/bin/python -c"
 QUESTION = {"worker_dir": "/nowhere", "environment": "/nowhere/venv"}
 

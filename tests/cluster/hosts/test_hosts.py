@@ -15,19 +15,13 @@ from hypothesis import strategies as st
 
 from cluster.errors import ClusterError
 from cluster.hosts import hosts as hosts_module
-from cluster.hosts.hosts import Host, read_cluster
-from cluster.hosts.ssh import CONTROL_ROOT, control_path, describe_failure, make_control_dir, ssh_command
+from cluster.hosts.hosts import read_cluster
+from cluster.hosts.ssh import CONTROL_ROOT, control_path, describe_failure, make_control_dir, shell_words
 from cluster.hosts.worker_setup import Worker, make_constraints, read_changes
-from config import Settings, SettingsError, load_settings
+from config import SettingsError
 from config.checks import start_problems
 from config.ring_hosts import parse_worker_hosts, read_hostfile
-
-MAC2 = Host("mac2", "anna@mac2", "192.168.5.2", 1)
-WORKER = Worker(MAC2, "~/ring files/it's")
-
-
-def load(tmp_path: Path, **values: str) -> Settings:
-    return load_settings({"STATE_DIR": str(tmp_path / "state"), **values}, root=tmp_path, environ={})
+from tests.cluster.hosts.pretended_hosts import MAC2, WORKER, load
 
 
 def test_worker_hosts_name_user_ranks_and_ring_address() -> None:
@@ -181,7 +175,7 @@ def test_what_ssh_says_becomes_a_sentence_with_what_fixes_it(said: str, reason: 
 
 def test_a_line_of_sh_reaches_the_host_as_it_is() -> None:
     """The login shell there is handed one quoted word, and never a name that it could take for an option."""
-    command = ssh_command(MAC2, "echo \"$HOME\" 'a b'", control_dir=None)
+    command = shell_words(MAC2, "echo \"$HOME\" 'a b'", is_shared=False)
     assert command[-3:-1] == ["--", "anna@mac2"]
     assert shlex.split(command[-1]) == ["exec", "/bin/sh", "-c", "echo \"$HOME\" 'a b'"]
     assert "BatchMode=yes" in command

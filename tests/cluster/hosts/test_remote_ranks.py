@@ -7,10 +7,8 @@ import errno
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +19,11 @@ import pytest
 
 from cluster.errors import ClusterError
 from cluster.hosts.code_marks import mark_supervisor
-from cluster.hosts.hosts import Cluster, Host
+from cluster.hosts.hosts import Cluster
 from cluster.hosts.provisioning import HostsFailed, Provisioned, is_away, load_provisioned, make_key, on_all
 from cluster.hosts.remote_ranks import make_rank_command, make_remote_environment
-from cluster.hosts.remote_scripts import ending, ports
+from cluster.hosts.remote_scripts import ending
 from cluster.hosts.ssh import HostUnreachable, run_words
-from cluster.hosts.worker_setup import Worker
 from cluster.supervisor.child import Child, ChildPlan, describe_exit, start_child
 from cluster.supervisor.epoch_maker import EpochMaker
 from cluster.supervisor.epoch_plan import EpochPlan, RankPlace
@@ -35,27 +32,16 @@ from cluster.supervisor.ring_epoch import Verdict
 from cluster.supervisor.ring_keeper import RingKeeper
 from cluster.supervisor.running import Programs, Running
 from cluster.supervisor.state_file import SupervisorState
-from config import ModelNotReady, Settings, load_settings
+from config import ModelNotReady
 from config.rotating_file import RotatingFile
-
-MAC2 = Host("mac2", "anna@mac2", "192.168.5.2", 1)
-WORKER = Worker(MAC2, "~/ring files/it's")
-
-
-def load(tmp_path: Path, **values: str) -> Settings:
-    return load_settings({"STATE_DIR": str(tmp_path / "state"), **values}, root=tmp_path, environ={})
+from tests.cluster.hosts.pretended_hosts import MAC1, MAC2, WORKER, load
+from tests.services.waiting import until
 
 
 def test_no_secret_and_no_path_of_this_machine_travels_in_a_command(tmp_path: Path) -> None:
     """Commands can be read by everybody on a host: the secret comes with the start line only."""
-    settings = load(
-        tmp_path,
-        WORKER_HOSTS="mac2",
-        LOG_FILE="all.log",
-        API_KEYS_FILE="keys",
-        LOG_LEVEL="DEBUG",
-        LOCAL_RANKS="3",
-    )
+    values = {"WORKER_HOSTS": "mac2", "LOG_FILE": "all.log", "API_KEYS_FILE": "keys", "LOG_LEVEL": "DEBUG"}
+    settings = load(tmp_path, **values, LOCAL_RANKS="3")
     environment = make_remote_environment(settings, 2, "/there/model")
     assert environment["LOG_LEVEL"] == "DEBUG"
     assert environment["LOCAL_RANKS"] == "2"
@@ -68,21 +54,9 @@ def test_no_secret_and_no_path_of_this_machine_travels_in_a_command(tmp_path: Pa
 
 def test_the_start_line_tells_a_rank_its_host_and_its_own_model_folder() -> None:
     """On other hosts a rank also learns how long it may hear nothing."""
-    own = Host("localhost", None, "192.168.5.1", 1)
-    places = (RankPlace(own), RankPlace(MAC2, WORKER, ["ssh"], "/there/model"))
-    plan = EpochPlan(
-        3,
-        ("a:1", "b:2"),
-        "5ec",
-        (),
-        Path("/"),
-        {},
-        45.0,
-        600.0,
-        places=places,
-        layers=(10, 20),
-        dequantize=True,
-    )
+    places = (RankPlace(MAC1), RankPlace(MAC2, WORKER, ["ssh"], "/there/model"))
+    single = EpochPlan(3, ("a:1",), "5ec", (), Path("/"), {}, 45.0, 600.0)
+    plan = replace(single, hosts=("a:1", "b:2"), places=places, layers=(10, 20), dequantize=True)
     first, second = (json.loads(plan.make_start_line(rank)) for rank in (0, 1))
     assert first["layers"] == second["layers"] == [10, 20]
     assert (second["host_name"], second["model_folder"], second["ping_limit_s"]) == (
@@ -91,7 +65,6 @@ def test_the_start_line_tells_a_rank_its_host_and_its_own_model_folder() -> None
         20.0,
     )
     assert not {"model_folder", "ping_limit_s"} & set(first)
-    single = EpochPlan(3, ("a:1",), "5ec", (), Path("/"), {}, 45.0, 600.0)
     assert set(json.loads(single.make_start_line(0))) == {"epoch", "rank", "hosts", "secret"}
 
 
@@ -186,7 +159,7 @@ def test_all_hosts_are_asked_and_all_that_refuse_are_named() -> None:
 def test_what_was_placed_is_used_again_until_something_changes(tmp_path: Path) -> None:
     """The supervisor takes over what `start` has placed; another model or address is placed anew."""
     settings = load(tmp_path, WORKER_HOSTS="mac2")
-    cluster = Cluster((Host("localhost", None, "192.168.5.1", 1), MAC2))
+    cluster = Cluster((MAC1, MAC2))
     key = make_key(settings, cluster)
     Provisioned(key, (10, 20), True, {"anna@mac2": "/there"}).save(settings.run_dir)
     assert load_provisioned(settings.run_dir, key) == Provisioned(
@@ -210,16 +183,6 @@ def test_an_edit_of_any_file_of_the_supervisor_changes_its_mark(tmp_path: Path) 
     (tmp_path / "cluster/commands/status.py").write_text("2\n")
     assert len(set(marks)) == len(names) + 1
     assert mark_supervisor(tmp_path) == marks[-1]
-
-
-def test_free_ports_are_those_of_one_address(capsys: pytest.CaptureFixture[str]) -> None:
-    """Taken ports are left out; an address that is not there gives none."""
-    assert len(set(ports.find_ports("127.0.0.1", 3))) == 3
-    assert ports.find_ports("192.0.2.1", 1) == []
-    ports.main({"address": "127.0.0.1", "num_ports": 1})
-    answer = json.loads(capsys.readouterr().out)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", answer["ports"][0]))
 
 
 def test_only_the_very_process_is_ended(capsys: pytest.CaptureFixture[str]) -> None:
@@ -307,9 +270,8 @@ def test_a_program_that_watches_its_input_ends_with_us() -> None:
         return group
 
     assert asyncio.run(run(0, lambda _: None)) == 7
-    group, deadline = asyncio.run(cancel()), time.monotonic() + 10.0
-    while any(is_in_group(pid, group) for pid in psutil.pids()):
-        assert time.monotonic() < deadline
+    group = asyncio.run(cancel())
+    until(lambda: not any(is_in_group(pid, group) for pid in psutil.pids()))
 
 
 def is_in_group(pid: int, group: int) -> bool:

@@ -19,18 +19,17 @@ from cluster.hosts import ring_plan as plan
 from cluster.hosts.host_rooms import HostRoom, PlanRefused, mac_gpu_bytes, make_room, measure_rooms
 from cluster.hosts.hosts import Cluster, Host, read_cluster
 from cluster.hosts.model_source import HubOutOfReach, ModelSource
-from cluster.hosts.probe import HostFacts
-from cluster.hosts.ring_plan import LAYOUT_NAME, RingLayout, choose_layout, find_short_hosts, plan_ring
+from cluster.hosts.ring_plan import LAYOUT_NAME, RingLayout, choose_layout, plan_ring
 from cluster.supervisor.service import read_service
 from config import Settings, load_settings
 from distributed.planning.capacities import RANK_BYTES, make_reserve
 from distributed.planning.checkpoint import TensorInfo
+from tests.cluster.hosts.pretended_hosts import GB, make_facts
 from tests.fakes.checkpoints import make_checkpoint
 from tests.fakes.fake_hub import FakeHub
 from tests.services.cluster_service import find_free_port
 
-ROOT = Path(__file__).resolve().parent.parent.parent.parent
-GB, MIB = 10**9, 1 << 20
+MIB = 1 << 20
 MakeSettings = Callable[..., Settings]
 
 
@@ -98,35 +97,6 @@ def make_default_source() -> ModelSource:
     return ModelSource("DeepSeek-Coder-V2-Lite-Instruct-8bit", config, tensors, None)
 
 
-def make_facts(host: Host, **told: Any) -> HostFacts:
-    """Make what a host says of itself; a Linux machine with 8 GB, 4 of them free, unless told."""
-    usual = {
-        "hostname": host.name,
-        "system": "Linux",
-        "release": "6.1",
-        "machine": "x86_64",
-        "num_cores": 2,
-        "python": "/usr/bin/python3",
-        "python_version": "3.11.2",
-        "can_make_environments": True,
-        "total_memory_bytes": 8 * GB,
-        "free_memory_bytes": 4 * GB,
-        "gpu_wired_limit_bytes": None,
-        "chip": "",
-        "worker_dir": "/w",
-        "disk_free_bytes": 100 * GB,
-        "interfaces": (),
-        "versions": {},
-        "rsync": "3.2.7",
-        "firewall": None,
-        "clock_offset_s": 0.0,
-        "free_ports": (),
-        "port_error": None,
-        "model_files": None,
-    }
-    return HostFacts(host=host, **{**usual, **told})
-
-
 def make_cluster(*num_ranks: int) -> Cluster:
     """Make a cluster: this machine, mac2, mac3."""
     hosts = [Host("localhost", None, "10.0.0.1", num_ranks[0])]
@@ -147,20 +117,25 @@ def rooms_of(*told: dict[str, Any], num_ranks: tuple[int, ...] = (1, 1)) -> tupl
     return measure_rooms(cluster, facts, {})
 
 
-def test_what_is_free_counts_less_what_each_rank_takes() -> None:
-    """Weights and KV have the free memory but for half a GiB a rank."""
-    first, second = rooms_of({}, {"free_memory_bytes": 3 * GB}, num_ranks=(1, 2))
-    assert (first.usable_bytes, second.usable_bytes) == (4 * GB - RANK_BYTES, 3 * GB - 2 * RANK_BYTES)
-    assert not first.has_gpu
-
-
-def test_a_mac_counts_with_what_its_gpu_may_use_whatever_is_free_now() -> None:
-    """As it tells, else 3/4 of the memory; a Mac in use shows about half as free."""
-    first, second = rooms_of(make_mac(64 * GB), make_mac(64 * GB, gpu_wired_limit_bytes=60 * GB))
-    assert (first.usable_bytes, second.usable_bytes) == (48 * GB - RANK_BYTES, 60 * GB - RANK_BYTES)
-    assert first.has_gpu
-    (third, _) = rooms_of(make_mac(64 * GB, free_memory_bytes=20 * GB), make_mac(GB))
-    assert third.usable_bytes == 48 * GB - RANK_BYTES
+@pytest.mark.parametrize(
+    ("told", "num_ranks", "gigabytes", "has_gpu"),
+    [
+        ({}, 1, 4, False),
+        ({"free_memory_bytes": 3 * GB}, 2, 3, False),
+        (make_mac(64 * GB), 1, 48, True),
+        (make_mac(64 * GB, free_memory_bytes=20 * GB), 1, 48, True),
+        (make_mac(64 * GB, gpu_wired_limit_bytes=60 * GB), 1, 60, True),
+        (make_mac(64 * GB, machine="x86_64", free_memory_bytes=20 * GB), 1, 20, False),
+    ],
+)
+def test_weights_and_kv_have_what_is_free_or_the_gpu_may_use_less_what_ranks_take(
+    told: dict[str, Any], num_ranks: int, gigabytes: int, has_gpu: bool
+) -> None:
+    """A Mac's GPU counts with what it tells, else with 3/4 of the memory, whatever is free now; an Intel Mac
+    has none of use.
+    """
+    room, _ = rooms_of(told, {}, num_ranks=(num_ranks, 1))
+    assert (room.usable_bytes, room.has_gpu) == (gigabytes * GB - num_ranks * RANK_BYTES, has_gpu)
 
 
 @pytest.mark.parametrize(("gib", "usable"), [(16, 16 * 2 / 3), (36, 24), (48, 36), (128, 96)])
@@ -169,36 +144,10 @@ def test_the_gpu_of_a_small_mac_may_use_two_thirds(gib: int, usable: float) -> N
     assert mac_gpu_bytes(gib << 30) == int(usable * (1 << 30))
 
 
-def plan_default_model(settings: Settings, gib: int, free_share: float) -> RingLayout:
-    """Plan the default model on two Macs of so much memory, with a part of it free."""
-    mac = make_mac(gib << 30, free_memory_bytes=int(free_share * (gib << 30)))
-    return choose_layout(settings, make_default_source(), rooms_of(mac, mac))
-
-
-@pytest.mark.parametrize("gib", [16, 32])
-def test_the_default_model_fits_two_macs_in_normal_use(tmp_path: Path, gib: int) -> None:
-    """All settings as they come, half of the memory free: planned, not refused."""
-    settings = load_settings({}, root=tmp_path, environ={})
-    layout = plan_default_model(settings, gib, 0.45)
-    assert sum(layout.counts) == 27
-    assert 16e9 < sum(share.weights_bytes for share in layout.ranks) < 17.5e9
-
-
-def test_what_a_mac_in_use_has_free_is_only_warned_of(tmp_path: Path) -> None:
-    """One sentence with both numbers, in the plan's text too; none where there is enough."""
-    settings = load_settings({}, root=tmp_path, environ={})
-    short = plan_default_model(settings, 16, 0.45)
-    warned = find_short_hosts(short)
-    assert list(warned) == ["localhost", "mac2"]
-    assert "7.7 GB are free now" in warned["mac2"]
-    assert f"mac2: {warned['mac2']}." in make_lines(short, is_asked=True)
-    assert not find_short_hosts(plan_default_model(settings, 32, 0.6))
-
-
 def test_doctor_and_start_warn_of_a_mac_in_use_and_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A note and no failure from one, the same words in the plan's step of the other."""
+    """A note and no failure from one, the same words in the plan's step of the other, and in the plan."""
     monkeypatch.setattr(doctor_plan, "read_source", lambda settings: make_default_source())
     monkeypatch.setattr(plan, "read_source", lambda settings: make_default_source())
     settings = load_settings({"STATE_DIR": str(tmp_path)}, root=tmp_path, environ={})
@@ -211,18 +160,17 @@ def test_doctor_and_start_warn_of_a_mac_in_use_and_go_on(
     steps = SimpleNamespace(done=lambda name, detail: shown.append(detail), say=None)
     asyncio.run(placing.plan_model(cluster, settings, told, steps))
     assert f"mac2: {found[-1].text}" in shown[0]
+    assert "7.5 GB are free now" in found[-1].text
+    layout = choose_layout(settings, make_default_source(), measure_rooms(cluster, told, {}))
+    assert f"mac2: {found[-1].text}." in make_lines(layout, is_asked=True)
 
 
 def test_more_than_the_gpus_may_use_is_refused_whatever_is_free(tmp_path: Path) -> None:
     """Two Macs of 8 GB cannot hold it with all of their memory; what helps is said."""
+    settings = load_settings({}, root=tmp_path, environ={})
+    rooms = rooms_of(make_mac(8 << 30), make_mac(8 << 30))
     with pytest.raises(PlanRefused, match=r"localhost has .*let the GPU use more \(sysctl iogpu"):
-        plan_default_model(load_settings({}, root=tmp_path, environ={}), 8, 1.0)
-
-
-def test_an_intel_mac_has_no_gpu_of_use() -> None:
-    """Its free memory counts, as on Linux."""
-    (room, _) = rooms_of(make_mac(64 * GB, machine="x86_64", free_memory_bytes=20 * GB), {})
-    assert (room.usable_bytes, room.has_gpu) == (20 * GB - RANK_BYTES, False)
+        choose_layout(settings, make_default_source(), rooms)
 
 
 def test_macs_count_by_the_bandwidth_of_their_chips() -> None:
@@ -320,7 +268,7 @@ def plan_with(settings: Settings, *free_bytes: int) -> RingLayout:
         make_facts(host, total_memory_bytes=64 * GB, free_memory_bytes=free)
         for host, free in zip(cluster.hosts, free_bytes, strict=True)
     ]
-    return asyncio.run(plan_ring(settings, cluster, facts))
+    return asyncio.run(plan_ring(settings, cluster, facts, {}))
 
 
 def test_the_last_layout_is_kept_while_it_is_good(

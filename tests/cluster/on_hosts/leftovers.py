@@ -39,11 +39,16 @@ def find_pids(namespace: str) -> set[int]:
 
 def _is_running(pid: int) -> bool:
     """False for one that has ended and only waits for its parent to notice."""
+    return _read_stat(pid)[0] not in ("", "Z")
+
+
+def _read_stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the state on; an empty one where there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
+        return [""]
+    return stat.rpartition(")")[2].split()
 
 
 def kill(pids: set[int]) -> None:
@@ -55,11 +60,7 @@ def kill(pids: set[int]) -> None:
 
 def read_start_time(pid: int) -> str:
     """Ticks since boot at which the process began; empty where there is none."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    return stat.rpartition(")")[2].split()[19]
+    return "".join(_read_stat(pid)[19:20])
 
 
 def read_command_line(pid: int) -> str:

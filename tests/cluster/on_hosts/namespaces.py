@@ -17,7 +17,6 @@ import secrets
 import select
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from tests.cluster.on_hosts.leftovers import (
     read_command_line,
     read_start_time,
 )
+from tests.services.waiting import until
 
 NAMES = ("mac1", "mac2", "mac3")
 CARRIER_LIMIT_S = 10.0
@@ -185,15 +185,12 @@ class NamespaceHost:
         daemon = self._daemon.pid if self._daemon else None
         return any(read_command_line(pid).startswith("sshd:") for pid in self.find_pids() if pid != daemon)
 
-    def end_processes(self, *, with_daemon: bool = True) -> None:
+    def end_processes(self) -> None:
         """Kill exactly the processes of the host; the one that keeps the host stays."""
         kept = {self._holder.pid} if self._holder else set()
-        if self._daemon is not None and not with_daemon:
-            kept.add(self._daemon.pid)
         while found := self.find_pids() - kept:
             kill(found)
-        if with_daemon:
-            self.stop_daemon()
+        self.stop_daemon()
 
 
 # Every 50 ms until something listens on port 22; `timeout` bounds it.
@@ -243,10 +240,8 @@ class Hosts:
     def heal(self, host: NamespaceHost) -> None:
         """Plug the cable in again; returns when the host sees it, which the kernel may take a second for."""
         _ip("-n", self._switch, "link", "set", self._port_of(host), "up")
-        deadline = time.monotonic() + CARRIER_LIMIT_S
-        while "state UP" not in _ip("-n", host.namespace, "link", "show", "eth0"):
-            assert time.monotonic() < deadline, f"{host.name} has no carrier"
-            time.sleep(0.02)
+        show = ("-n", host.namespace, "link", "show", "eth0")
+        until(lambda: "state UP" in _ip(*show), CARRIER_LIMIT_S, f"{host.name} has no carrier")
         # Whom it tried to reach without a cable counts as gone for a while.
         _ip("-n", host.namespace, "neighbour", "flush", "all")
 

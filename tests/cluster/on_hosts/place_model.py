@@ -42,7 +42,7 @@ async def run() -> dict[str, Any]:
 
     try:
         facts = await asyncio.gather(*(probe(host, settings) for host in cluster.hosts))
-        layout = await plan_ring(settings, cluster, facts)
+        layout = await plan_ring(settings, cluster, facts, {})
         workers = list_workers(cluster, settings)
         if "--with-code" in sys.argv:
             await asyncio.gather(*(sync_code(worker) for worker in workers))

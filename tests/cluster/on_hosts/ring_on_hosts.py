@@ -17,11 +17,11 @@ from typing import Any
 
 from cluster.hosts.model_files import folder_name
 from cluster.processes import ProcessIdentity
+from config import REPOSITORY_ROOT as ROOT
 from config import load_settings
 from tests.cluster.on_hosts.namespaces import Hosts, NamespaceHost
 from tests.cluster.on_hosts.prepared import WORKER_DIR, prepare_environment
 
-ROOT = Path(__file__).resolve().parent.parent.parent.parent
 PROGRAMS = ("api.py", "server.py", "launch.sh", "requirements.txt", "requirements-builtin.txt")
 ROOMS = ("cluster", "config", "distributed", "frontdoor", "prompts", "spool")
 API_PORT = 8100

@@ -6,16 +6,15 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.hosts.worker_setup import MARK
+from config import REPOSITORY_ROOT as ROOT
 from tests.cluster.on_hosts.namespaces import Hosts, NamespaceHost
 from tests.cluster.on_hosts.prepared import WORKER_DIR, prepare_environment
 
-ROOT = Path(__file__).resolve().parent.parent.parent.parent
 API_PORT = 8100
 WORKERS = "mac2,root@mac3"
 
@@ -94,10 +93,10 @@ def test_a_dead_host_another_version_and_a_taken_port_are_told_apart(hosts_again
     hosts = hosts_again
     prepare_environment(hosts.second, versions={"mlx": "0.1.0"})
     hosts.cut(hosts.third)
-    with hosts.first.popen(
-        [sys.executable, "-m", "http.server", str(API_PORT), "--bind", "127.0.0.1"]
-    ) as taker:
-        wait_for_port(hosts.first, API_PORT)
+    words = [sys.executable, "-u", "-m", "http.server", str(API_PORT), "--bind", "127.0.0.1"]
+    with hosts.first.popen(words) as taker:
+        assert taker.stdout is not None
+        assert "Serving HTTP" in taker.stdout.readline()
         answer = ask(hosts)
         taker.kill()
     prepare_environment(hosts.second)
@@ -164,20 +163,6 @@ def test_a_settings_mistake_is_told_before_anybody_is_asked(ready_hosts: Hosts) 
     ended = ready_hosts.first.run(make_arguments(ready_hosts, workers="mac2:many"), cwd=ROOT)
     assert ended.returncode == 2
     assert "WORKER_HOSTS" in ended.stderr and "mac2:many" in ended.stderr
-
-
-def wait_for_port(host: NamespaceHost, port: int) -> None:
-    """Until somebody listens there, 20 s at most."""
-    code = (
-        "import socket, sys, threading, time\n"
-        "end = time.monotonic() + 20\n"
-        "while time.monotonic() < end:\n"
-        "    with socket.socket() as trial:\n"
-        f"        if trial.connect_ex(('127.0.0.1', {port})) == 0: sys.exit(0)\n"
-        "    threading.Event().wait(0.05)\n"
-        "sys.exit(1)\n"
-    )
-    host.run([sys.executable, "-c", code], check=True)
 
 
 def forget_host_key(hosts: Hosts, host: NamespaceHost) -> None:

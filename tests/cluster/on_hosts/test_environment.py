@@ -7,20 +7,17 @@ import shutil
 import stat
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cluster.hosts.worker_setup import MARK
+from config import REPOSITORY_ROOT as ROOT
 from tests.cluster.on_hosts.namespaces import Hosts
 from tests.cluster.on_hosts.prepared import WORKER_DIR
+from tests.services.waiting import until
 
 pytestmark = pytest.mark.long
-LIMIT_S = 30.0
-ROOT = Path(__file__).resolve().parent.parent.parent.parent
 # Makes the environment on a host, as `start` does; prints what was told meanwhile and what came of it.
 PROGRAM = """
 import asyncio, json, sys
@@ -119,9 +116,9 @@ def test_an_installation_ends_with_whoever_wanted_it(hosts: Hosts) -> None:
     pip.write_text("[global]\nindex-url = http://10.77.0.2:8001/simple\ntimeout = 300\n", encoding="utf-8")
     words = [sys.executable, "-c", PROGRAM, "mac2", f"~/{WORKER_DIR}", sys.executable]
     with hosts.first.popen(words, cwd=ROOT) as program:
-        wait_until(lambda: runs_pip(hosts))
+        until(lambda: runs_pip(hosts))
         program.kill()
-    wait_until(lambda: not runs_pip(hosts))
+    until(lambda: not runs_pip(hosts))
     silent.kill()
     silent.communicate()
 
@@ -138,10 +135,3 @@ def socket_that_says_nothing(hosts: Hosts) -> subprocess.Popen[str]:
 def runs_pip(hosts: Hosts) -> bool:
     lines = hosts.second.find_leftovers(within=[WORKER_DIR]).processes
     return any("-m pip install" in line for line in lines)
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline, pause = time.monotonic() + LIMIT_S, threading.Event()
-    while not holds():
-        assert time.monotonic() < deadline
-        pause.wait(0.1)

@@ -20,7 +20,6 @@ from distributed.planning.layer_plan import split_layers
 from distributed.planning.stage_files import needed_files
 from tests.cluster.on_hosts.namespaces import Hosts, NamespaceHost
 from tests.cluster.on_hosts.prepared import WORKER_DIR, prepare_environment
-from tests.cluster.on_hosts.ring_on_hosts import make_ring
 from tests.fakes.checkpoints import make_checkpoint, write_weights
 
 GB = 10**9
@@ -207,21 +206,3 @@ def test_hosts_fetch_their_files_from_the_hub_themselves(hosts: Hosts, tmp_path:
         for file in wanted:
             assert (Path(placed["folders"][name]) / file).read_bytes() == (model / file).read_bytes()
     assert sent["config.json"] == 3 * (model / "config.json").stat().st_size
-
-
-@pytest.mark.long
-def test_a_ring_runs_on_hosts_of_different_memory(hosts: Hosts) -> None:
-    """With little memory on one host the service starts with an uneven split, and answers by it."""
-    for host in hosts:
-        host.limit_memory(8 * GB, 4 * GB)
-    hosts[1].limit_memory(8 * GB, (512 + 160) << 20)
-    ring = make_ring(hosts, KV_CACHE_RESERVED_MEMORY_MB="256")
-    try:
-        ring.check("start")
-        told = json.loads((ring.state / "run" / "ring.json").read_text())
-        counts = [rank["num_layers"] for rank in told["ranks"]]
-        assert sum(counts) == 30
-        assert 0 < counts[1] < min(counts[0], counts[2])
-        assert "tokens" in ring.check("test")
-    finally:
-        ring.run("stop")

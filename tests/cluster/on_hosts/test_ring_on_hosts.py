@@ -13,16 +13,15 @@ import pytest
 from tests.cluster.on_hosts.namespaces import Hosts
 from tests.cluster.on_hosts.prepared import WORKER_DIR
 from tests.cluster.on_hosts.ring_on_hosts import RingOnHosts, make_ring
-from tests.fakes.checkpoints import make_checkpoint
+from tests.fakes.checkpoints import shared_checkpoint
 
 NEVER_THERE = ("spool", "state", "var", ".env", "ring.secret", "tests", ".git", "cluster", "frontdoor")
 
 
 @pytest.fixture(scope="module")
-def ring(shared_hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RingOnHosts]:
+def ring(shared_hosts: Hosts) -> Iterator[RingOnHosts]:
     """A ring of a tiny model that is ready; each test leaves it so."""
-    model = make_checkpoint(tmp_path_factory.mktemp("models") / "tiny", "llama")
-    made = make_ring(shared_hosts, MODEL_REPO=str(model))
+    made = make_ring(shared_hosts, MODEL_REPO=str(shared_checkpoint("llama")))
     made.check("start")
     yield made
     made.run("stop")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import threading
 import time
 from collections.abc import Iterator
 
@@ -14,6 +13,7 @@ from cluster.processes import ProcessIdentity
 from tests.cluster.on_hosts.namespaces import Hosts
 from tests.cluster.on_hosts.prepared import WORKER_DIR
 from tests.cluster.on_hosts.ring_on_hosts import RingOnHosts, make_ring
+from tests.services.waiting import until
 
 pytestmark = pytest.mark.long
 # On an idle machine of two cores; others may take most of it from us.
@@ -46,15 +46,6 @@ def test_a_stopped_rank_on_another_host_is_killed_there(ring: RingOnHosts) -> No
     assert not stopped.is_alive()
 
 
-def test_a_host_whose_processes_all_die_is_used_again_at_once(ring: RingOnHosts) -> None:
-    """The ssh connections of its ranks die with them: the host is asked again, and is there."""
-    said = ring.read()
-    with ring.asking():
-        ring.hosts.third.end_processes(with_daemon=False)
-        ring.wait_for_epoch_after(said["epoch"])
-    assert ring.read()["processes"][0]["host"] == "localhost"
-
-
 def test_a_killed_supervisor_leaves_nothing_on_any_host(ring: RingOnHosts) -> None:
     """The end of its pipes ends ssh, and with it the ranks there; start works again."""
     said = ring.read()
@@ -69,10 +60,7 @@ def test_a_killed_supervisor_leaves_nothing_on_any_host(ring: RingOnHosts) -> No
 def test_a_first_host_without_power_leaves_no_ranks_on_the_others(ring: RingOnHosts) -> None:
     """No end of file comes from a machine that is off: ranks end for want of pings."""
     ring.hosts.reboot(ring.first, stays_down=True)
-    deadline, pause = time.monotonic() + END_LIMIT_S, threading.Event()
-    while count_ranks(ring, 1) + count_ranks(ring, 2):
-        assert time.monotonic() < deadline
-        pause.wait(0.1)
+    until(lambda: not count_ranks(ring, 1) + count_ranks(ring, 2), END_LIMIT_S)
     ring.hosts.boot(ring.first)
     ring.check("start")
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from cluster.supervisor.leftovers import end_leftovers
 from cluster.supervisor.lock import SupervisorLock
 from cluster.supervisor.service import Service
 from config.run_files import write_json
+from spool import Request, SamplingParams, Spool
 from tests.services.cluster_service import Bench, run_supervisor, supervisor_command
 
 
@@ -108,8 +110,7 @@ def test_the_trial_proves_that_every_rank_took_part(running: Bench) -> None:
 @pytest.mark.parametrize("trouble", ["refuse:1", "crash:0"])
 def test_a_ring_that_was_ready_is_tried_until_its_trouble_has_passed(running: Bench, trouble: str) -> None:
     """Refusals and failures in a row are shown with what happens next, and end with their cause."""
-    (running.root / "trouble").write_text(trouble, encoding="ascii")
-    running.read().processes["rank 0"].send(signal.SIGKILL)
+    running.put_in_trouble(trouble)
     stuck = running.wait_until(lambda service: service.state == "degraded" and service.is_stuck)
     shown = "\n".join(describe(stuck, running.terminal))
     assert f"reason: rank {trouble[-1]} exited with code" in shown
@@ -138,8 +139,7 @@ def test_a_start_waits_for_a_service_that_is_still_stopping(running: Bench) -> N
 
 def test_a_killed_supervisor_leaves_its_last_reason_and_the_next_one_goes_on_trying(running: Bench) -> None:
     """status says that it is gone, why the ring was down, and what to do; the next one tries on."""
-    (running.root / "trouble").write_text("refuse:1", encoding="ascii")
-    running.read().processes["rank 0"].send(signal.SIGKILL)
+    running.put_in_trouble("refuse:1")
     before = running.wait_until(lambda service: service.is_stuck)
     assert before.holder
     before.holder.send(signal.SIGKILL)
@@ -151,20 +151,16 @@ def test_a_killed_supervisor_leaves_its_last_reason_and_the_next_one_goes_on_try
     assert f"supervisor {before.holder.pid} died without a message" in shown
     assert "its last state was degraded: rank 1 exited with code 2: rank 1: LAYER_SPLIT does not fit" in shown
 
-    with run_supervisor(running) as supervisor:
+    with run_supervisor(running):
         running.wait_until(lambda service: service.state == "degraded" and service.is_stuck)
         (running.root / "trouble").unlink()
         running.wait_until(lambda service: service.state == "ready")
-        supervisor.send_signal(signal.SIGTERM)
-        assert supervisor.wait(10) == 0
     assert running.read().reason is None
 
 
 def test_a_service_in_trouble_stops_at_once(running: Bench) -> None:
     """Neither a pause between two tries nor a rank that says nothing keeps stop waiting."""
-    (running.root / "trouble").write_text("hang:1", encoding="ascii")
-    running.read().processes["rank 0"].send(signal.SIGKILL)
-    running.wait_until(lambda service: service.state == "degraded")
+    running.put_in_trouble("hang:1")
     began = time.monotonic()
     assert running.stop() == 0
     assert time.monotonic() - began < float(running.overrides["SHUTDOWN_TIMEOUT"])
@@ -205,72 +201,57 @@ def test_a_reused_pid_is_not_killed(bench: Bench) -> None:
         stranger.communicate(b"\n")
 
 
-def test_a_refusing_front_door_fails_the_start(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exit code 2 of the front door is not tried again, and its last line is the reason."""
-    monkeypatch.setenv("FAKE_API", "refuse")
-    with pytest.raises(StartFailed, match="exited with code 2: api: API_KEYS_FILE holds no key"):
-        bench.start()
-    assert bench.read().exit_code == 3
-
-
-def test_a_refusing_rank_fails_the_start_with_its_own_words(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("who", "trouble", "words", "epoch"),
+    [
+        ("FAKE_API", "refuse", "exited with code 2: api: API_KEYS_FILE holds no key", 1),
+        ("FAKE_RANK", "refuse:1", "rank 1 exited with code 2: rank 1: LAYER_SPLIT does not fit", 1),
+        ("FAKE_RANK", "crash:0", "rank 0 exited with code 1: rank 0: the weights are broken", 5),
+    ],
+)
+def test_what_refuses_or_fails_again_and_again_fails_the_start(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, who: str, trouble: str, words: str, epoch: int
 ) -> None:
-    """Exit code 2 is not tried again: the rank's last line is the reason, and nothing is left running."""
-    monkeypatch.setenv("FAKE_RANK", "refuse:1")
+    """A refusal is not tried again, a failure five times; the reason is the last line of the process, and
+    nothing is left running.
+    """
+    monkeypatch.setenv(who, trouble)
     log = bench.settings.log_dir / "rank-1.log"
     log.parent.mkdir(parents=True)
     log.write_text("rank 1: what an earlier start died of\n")
-    with pytest.raises(StartFailed, match="rank 1 exited with code 2: rank 1: LAYER_SPLIT does not fit"):
+    with pytest.raises(StartFailed, match=words):
         bench.start()
     said = bench.output.getvalue()
-    assert "rank 1: LAYER_SPLIT does not fit" in said
+    assert words.partition(": ")[2] in said
     assert "an earlier start" not in said
     service = bench.read()
     assert service.exit_code == 3
-    assert service.supervisor["epoch"] == 1
+    assert service.supervisor["epoch"] == epoch
     assert not any(identity.is_alive() for identity in service.processes.values())
 
 
-def test_repeated_failures_open_the_breaker_and_keep_the_reason(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After five epochs without progress the start fails with the last reason and shows the log's end."""
-    monkeypatch.setenv("FAKE_RANK", "crash:0")
-    with pytest.raises(StartFailed, match="rank 0 exited with code 1: rank 0: the weights are broken"):
-        bench.start()
-    assert bench.read().supervisor["epoch"] == 5
-    assert "rank 0: the weights are broken" in bench.output.getvalue()
-
-
-def test_an_open_breaker_keeps_the_front_door_until_a_restart(bench: Bench) -> None:
-    """A ring that is given up leaves the front door up and the reason in both status files; it is tried anew
-    when somebody asks.
+@pytest.mark.parametrize("is_ring", [True, False])
+def test_what_was_given_up_keeps_the_queue_until_a_restart(bench: Bench, is_ring: bool) -> None:
+    """A ring that is given up leaves the front door up, the reason in both status files, and what was
+    accepted; ring and front door are tried anew when somebody asks.
     """
-    (bench.root / "trouble").write_text("crash:0", encoding="ascii")
-    with run_supervisor(bench) as supervisor:
+    spool = Spool.open(bench.settings.spool_dir, durability="process")
+    request = Request(uuid.uuid4().hex, SamplingParams(4), "hello", None, None, "fake")
+    spool.submit(request)
+    cause = bench.root / ("trouble" if is_ring else "refuse-api")
+    cause.write_text("crash:0", encoding="ascii")
+    with run_supervisor(bench):
         service = bench.wait_until(lambda service: service.state == "failed")
         assert service.exit_code == 1
-        assert "the weights are broken" in str(service.reason)
-        assert service.ring["phase"] == "failed"
-        assert bench.get_health() == service.processes["api"].pid
         assert "./launch.sh restart" in str(service.waits_for)
-        (bench.root / "trouble").unlink()
+        assert spool.state(request.id) == "waiting"
+        if is_ring:
+            assert "the weights are broken" in str(service.reason)
+            assert service.ring["phase"] == "failed" and service.ring["reason"] == service.reason
+            assert bench.get_health() == service.processes["api"].pid
+        cause.unlink()
         assert bench.restart() == 0
-        supervisor.send_signal(signal.SIGTERM)
-        assert supervisor.wait(10) == 0
-
-
-def test_a_restart_brings_back_a_front_door_that_was_given_up(bench: Bench) -> None:
-    """One that never worked is tried anew when somebody asks."""
-    (bench.root / "refuse-api").touch()
-    with run_supervisor(bench) as supervisor:
-        failed = bench.wait_until(lambda service: service.state == "failed")
-        assert "./launch.sh restart" in str(failed.waits_for)
-        (bench.root / "refuse-api").unlink()
-        assert bench.restart() == 0
-        supervisor.send_signal(signal.SIGTERM)
-        assert supervisor.wait(10) == 0
+    assert spool.state(request.id) == "waiting"
 
 
 def interrupt_when(bench: Bench, holds: Callable[[Service], bool], num_signals: int = 1) -> threading.Thread:
@@ -321,8 +302,6 @@ def test_an_interrupted_second_start_leaves_the_service_alone(
             bench.start()
         pressed.join()
         assert supervisor.poll() is None
-        supervisor.send_signal(signal.SIGTERM)
-        assert supervisor.wait(10) == 0
 
 
 def test_an_interrupted_preparation_is_ended_and_said(bench: Bench) -> None:

@@ -4,10 +4,8 @@ import asyncio
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -36,10 +34,9 @@ from cluster.supervisor.restart_policy import MAX_DELAY_S, RestartPolicy
 from cluster.supervisor.running import make_environment
 from cluster.terminal import Terminal, format_duration, make_bar
 from cluster.threads import run_beside
+from config import REPOSITORY_ROOT as ROOT
 from config import SettingsError, load_settings
 from config.rotating_file import RotatingFile
-
-ROOT = Path(__file__).resolve().parent.parent.parent.parent
 
 
 @given(st.lists(st.booleans(), max_size=40))
@@ -306,74 +303,6 @@ def test_a_slow_answer_keeps_no_program_from_ending() -> None:
     assert asyncio.run(look_up()) == "1-2"
     assert time.monotonic() - began < 5.0
     never.set()
-
-
-def test_help_needs_no_packages(tmp_path: Path) -> None:
-    """In a fresh clone without a virtual environment help works at once and makes none."""
-    shutil.copytree(ROOT / "cluster", tmp_path / "cluster", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "launch.sh", tmp_path)
-    for words in (["--help"], [], ["help"], ["help", "start"], ["logs", "-h"]):
-        ended = subprocess.run(
-            ["bash", str(tmp_path / "launch.sh"), *words],
-            env={**os.environ, "PYTHONNOUSERSITE": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=30,
-        )
-        assert ended.returncode == 0, ended.stderr
-        assert "usage: ./launch.sh" in ended.stdout
-    assert not (tmp_path / ".venv").exists()
-
-
-def make_tool_folder(folder: Path) -> Path:
-    """A PATH with what launch.sh may use, and no Python."""
-    folder.mkdir()
-    for name in ("bash", "dirname", "cat", "cksum", "uname", "awk", "mkdir", "rm", "sleep"):
-        found = shutil.which(name)
-        assert found
-        (folder / name).symlink_to(found)
-    return folder
-
-
-def test_a_missing_python_is_named_with_the_command_that_mends_it(tmp_path: Path) -> None:
-    """No traceback and no cryptic shell error on a bare machine."""
-    shutil.copy(ROOT / "launch.sh", tmp_path)
-    ended = subprocess.run(
-        ["bash", str(tmp_path / "launch.sh"), "demo"],
-        env={"PATH": str(make_tool_folder(tmp_path / "bin"))},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-    )
-    assert ended.returncode == 2
-    assert "Python 3.11 or newer is needed" in ended.stderr
-    assert "apt-get install python3 python3-venv" in ended.stderr
-    assert "brew install python" in ended.stderr
-
-
-def test_a_missing_venv_module_is_named_with_the_command_that_mends_it(tmp_path: Path) -> None:
-    """Debian's python3 without python3-venv."""
-    shutil.copy(ROOT / "launch.sh", tmp_path)
-    tools = make_tool_folder(tmp_path / "bin")
-    python = tools / "python3"
-    python.write_text(
-        f'#!/bin/bash\ncase "$2" in *ensurepip*) exit 1;; esac\nexec {sys.executable} "$@"\n',
-        encoding="utf-8",
-    )
-    python.chmod(0o755)
-    ended = subprocess.run(
-        ["bash", str(tmp_path / "launch.sh"), "start"],
-        env={"PATH": str(tools)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-    )
-    assert ended.returncode == 2
-    assert "has no venv module" in ended.stderr
-    assert "python3-venv" in ended.stderr
 
 
 def test_the_report_of_check_all_holds_commit_counts_and_verdicts(tmp_path: Path) -> None:

@@ -32,19 +32,6 @@ NUM_TOKENS = 6
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    model = tmp_path / "tiny"
-    model.mkdir()
-    values = {"STATE_DIR": str(tmp_path / "state"), "MODEL_REPO": str(model), "SPOOL_DURABILITY": "process"}
-    return load_settings(values, root=tmp_path, environ={})
-
-
-@pytest.fixture
-def spool(settings: Settings) -> Spool:
-    return Spool.open(settings.spool_dir, durability="process")
-
-
-@pytest.fixture
 def engine(spool: Spool, settings: Settings) -> Iterator[FakeEngine]:
     with FakeEngine(spool, settings.run_dir) as engine:
         yield engine

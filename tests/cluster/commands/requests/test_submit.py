@@ -13,19 +13,9 @@ from cluster.errors import ClusterError
 from cluster.processes import identify
 from cluster.supervisor.service import Service
 from cluster.terminal import Terminal
-from config import Settings, load_settings
+from config import Settings
 from spool import Spool
 from tests.fakes.fake_engine import FakeEngine
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    values = {
-        "STATE_DIR": str(tmp_path / "state"),
-        "MODEL_REPO": str(tmp_path),
-        "SPOOL_DURABILITY": "process",
-    }
-    return load_settings(values, root=tmp_path, environ={})
 
 
 def write_lines(folder: Path, *lines: str) -> Path:
@@ -38,11 +28,12 @@ def read_output(output: io.StringIO) -> list[dict[str, object]]:
     return [json.loads(line) for line in output.getvalue().splitlines()]
 
 
-def test_every_line_gets_an_id_and_with_wait_an_answer(tmp_path: Path, settings: Settings) -> None:
+def test_every_line_gets_an_id_and_with_wait_an_answer(
+    tmp_path: Path, settings: Settings, spool: Spool
+) -> None:
     """Equal lines are two requests; empty lines are none; the answers carry the ids that were told."""
     path = write_lines(tmp_path, '{"prompt": "a", "max_tokens": 3}', "", '{"prompt": "a", "max_tokens": 3}')
     output = io.StringIO()
-    spool = Spool.open(settings.spool_dir, durability="process")
     with FakeEngine(spool, settings.run_dir):
         assert submit_file(settings, Terminal(output), path, waits=True) == 0
     told = read_output(output)
@@ -54,27 +45,25 @@ def test_every_line_gets_an_id_and_with_wait_an_answer(tmp_path: Path, settings:
 
 
 def test_requests_ask_for_the_model_of_the_running_service(
-    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, settings: Settings, spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may have been started with flags that this command does not have."""
     running = Service({}, {"model": "served"}, identify(os.getpid()))
     monkeypatch.setattr("cluster.commands.requests.submit.read_service", lambda _: running)
     output = io.StringIO()
     submit_file(settings, Terminal(output), write_lines(tmp_path, '{"prompt": "a"}'), waits=False)
-    spool = Spool.open(settings.spool_dir, durability="process")
     request = spool.read_request(str(read_output(output)[0]["id"]))
     assert request is not None
     assert request.model == "served"
 
 
 def test_without_a_service_the_requests_wait(
-    tmp_path: Path, settings: Settings, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, settings: Settings, spool: Spool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Accepted is accepted: the next start answers them, as the command says."""
     path = write_lines(tmp_path, '{"prompt": "a"}')
     output = io.StringIO()
     assert submit_file(settings, Terminal(output), path, waits=False) == 0
-    spool = Spool.open(settings.spool_dir, durability="process")
     assert spool.state(str(read_output(output)[0]["id"])) == "waiting"
     assert "./launch.sh start" in capsys.readouterr().err
 
