@@ -58,9 +58,6 @@ class RingPlan:
         """Every rank's layers, by rank."""
         return tuple(range(*part) for part in self.layers)
 
-    def layers_of(self, rank: int) -> range:
-        return range(*self.layers[rank])
-
 
 @dataclass(frozen=True)
 class RankInfo:

@@ -29,8 +29,7 @@ import os
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from concurrent.futures import Executor, Future
-from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -292,7 +291,7 @@ class EngineInProcess:
             end = RingEnd(info.rank, self.epoch, self.wire)
             watchdog = Watchdog(info.rank, has_supervisor=False)
             limit_seconds = self.settings.step_timeout
-            worker = Worker(end, self.stages[info.rank], watchdog, limit_seconds, partial(replace, info))
+            worker = Worker(end, self.stages[info.rank], watchdog, limit_seconds, info)
             ring.workers.append((end, worker))
 
     def _facts(self, status: RingStatus) -> ModelFacts:

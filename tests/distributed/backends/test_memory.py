@@ -23,7 +23,7 @@ from distributed.planning.model_shape import ModelShape
 from distributed.planning.step import Resize, StageStep
 from distributed.ring import watchdog as watchdog
 from distributed.ring.ring import LoopbackRing
-from distributed.ring.watchdog import Watchdog
+from distributed.ring.watchdog import RankStart, Watchdog
 from tests.fakes.checkpoints import make_checkpoint
 from tests.services.stages import load_whole
 
@@ -178,7 +178,9 @@ def test_a_rank_that_loads_on_a_gpu_limits_the_cache_and_counts_by_mlx(
         dequantize=False,
     )
     told = Watchdog(0, has_supervisor=False)
-    stage, _ = joining.load_own_stage(LoopbackRing(1), plan, MlxBackend(), told, None, 1)
+    settings: Any = SimpleNamespace(local_ranks=1)
+    launch = joining.Launch(RankStart(1, 0, ("127.0.0.1:0",), ""), settings, told)
+    stage, _ = joining.load_own_stage(launch, LoopbackRing(1), plan, MlxBackend())
     assert told.memory_bytes >= 5 * GIB
     assert gpu["cache_limit"] == GIB
     assert gpu["wired_limit"] == 10 * GIB
