@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
+from config.simulated import SimulatedModel
 from distributed.backends.backend import Backend, StageRunner
 from distributed.backends.choose import choose_backend
+from distributed.backends.simulated import MODULUS, marks_of, next_id
 from distributed.planning.step import StageStep
 from prompts.mlx_lm_import import import_mlx_lm
 
@@ -96,3 +99,12 @@ def sure_tokens(model: Any, ids: Sequence[int], num_tokens: int, min_gap: float 
     """Return mlx-lm's greedy tokens up to the first that another batch size may decide otherwise."""
     tokens, gaps = reference_tokens(model, ids, num_tokens)
     return tokens[: next((i for i, gap in enumerate(gaps) if gap < min_gap), num_tokens)]
+
+
+def expected_ids(model: SimulatedModel, token_ids: Sequence[int], num_tokens: int) -> list[int]:
+    """Return the greedy answer of a simulated model to a prompt, in whatever ring."""
+    ids = list(token_ids)
+    for _ in range(num_tokens):
+        total = int(marks_of(np.array(ids), np.arange(len(ids))).sum()) % MODULUS
+        ids.append(next_id(model, np.int64(model.layers * total % MODULUS)))
+    return ids[len(token_ids) :]

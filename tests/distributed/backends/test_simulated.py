@@ -19,12 +19,13 @@ from config import Settings, SettingsError, load_settings
 from config.run_files import read_json, write_json
 from config.simulated import SimulatedModel
 from distributed.backends.choose import choose_backend
-from distributed.backends.simulated import SimulatedRunner, expected_ids, sleep_until
+from distributed.backends.simulated import SimulatedRunner, sleep_until
 from distributed.backends.stage import Stage
 from distributed.models.simulated import first_made_up_id, make_simulated
 from distributed.planning.step import PrefixCopy, StageStep
 from prompts.tokenizer import PromptTokenizer
 from tests.services.ring_service import RingService
+from tests.services.stages import expected_ids
 
 QUICK = "simulated:layers=6,layer_us=0,row_us=0,token_us=0,hidden=2,vocab=1024"
 SHORT = "simulated:layers=6,layer_us=200,row_us=10,token_us=1,hidden=16"

@@ -13,7 +13,6 @@ import pytest
 
 from config import load_settings
 from config.simulated import SimulatedModel
-from distributed.backends.simulated import expected_ids
 from distributed.models.simulated import make_simulated
 from distributed.rank import open_spool
 from distributed.ring import ring
@@ -22,7 +21,7 @@ from distributed.ring.watchdog import EXIT_REFUSED, EXIT_RING_LOST, EXIT_SUPERVI
 from spool import EntryName, Request, Spool
 from tests.fakes.checkpoints import reference_model, shared_checkpoint
 from tests.services.ring_service import SECRET, RingService
-from tests.services.stages import sure_tokens
+from tests.services.stages import expected_ids, sure_tokens
 
 pytestmark = pytest.mark.slow
 
