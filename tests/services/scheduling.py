@@ -32,6 +32,13 @@ def make_sequence(name: str, num_prompt: int = 10, max_tokens: int = 4, first: i
     return Sequence(name, list(range(first, first + num_prompt)), num_prompt, max_tokens)
 
 
+def take(scheduler: Scheduler) -> Microbatch:
+    """Schedule a microbatch, which there must be."""
+    microbatch = scheduler.schedule()
+    assert microbatch is not None
+    return microbatch
+
+
 def give_back(scheduler: Scheduler, microbatch: Microbatch, token: int = 7) -> list[Sequence]:
     """Simulate a lap: every row that wants tokens gets `token`; finish the sequences that ended."""
     sampled = (

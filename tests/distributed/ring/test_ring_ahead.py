@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from cluster.ports import free_ring_ports
+from config import REPOSITORY_ROOT as ROOT
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parent.parent.parent.parent
 LIMIT_S = 60.0
 # Both ranks make the same two steps; rank 1 sends them, rank 0 receives the second one ahead.
 PROGRAM = """
