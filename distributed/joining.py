@@ -14,12 +14,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import mlx.core as mx
+
 from config import Settings
 from distributed.backends.backend import Backend
 from distributed.backends.cpu.threads import ProductThreads
 from distributed.backends.stage import Stage
+from distributed.ring.frame import Frame
 from distributed.ring.handshake import RankInfo, RingPlan
-from distributed.ring.ring import HiddenShape, LoopbackRing, MlxRing
+from distributed.ring.ring import HiddenShape, LoopbackRing, MlxRing, Ring
 from distributed.ring.watchdog import RankStart, Watchdog
 from distributed.utils import shard_and_load
 
@@ -47,6 +50,14 @@ def join_ring(launch: Launch) -> AnyRing:
     if len(start.hosts) == 1:
         return LoopbackRing(start.epoch)
     return MlxRing(start.rank, list(start.hosts), start.epoch, limit_seconds)
+
+
+def receive(ring: Ring, watchdog: Watchdog, limit_seconds: float | None) -> tuple[Frame, mx.array | None]:
+    """Wait for the next frame; None: as long as it takes, and the watchdog rests meanwhile."""
+    watchdog.expect(limit_seconds)
+    while not ring.is_readable():
+        ring.wait(limit_seconds)
+    return ring.recv()
 
 
 def load_own_stage(launch: Launch, ring: AnyRing, plan: RingPlan, backend: Backend) -> tuple[Stage, RankInfo]:

@@ -29,7 +29,7 @@ from distributed.engine.request_source import ModelFacts, RequestSource
 from distributed.engine.scheduler import Scheduler
 from distributed.engine.status import RingStatus
 from distributed.engine.token_writer import TokenWriter
-from distributed.joining import ROOT, AnyRing, Launch, join_ring, load_own_stage
+from distributed.joining import ROOT, AnyRing, Launch, join_ring, load_own_stage, receive
 from distributed.planning.capacities import HostCapacity
 from distributed.planning.checkpoint import BadCheckpoint, read_config
 from distributed.planning.layer_plan import plan_layers, split_layers, weights_hash
@@ -207,36 +207,29 @@ def _hello_lap(launch: Launch, ring: AnyRing, plan: RingPlan) -> None:
     if ring.size == 1:
         return
     ring.send(handshake.make_hello(plan, secret))
-    frame, _ = _receive(launch, ring, limit_seconds)
+    frame, _ = receive(ring, launch.watchdog, limit_seconds)
     handshake.check_signatures(frame, ring, secret)
 
 
 def _ready_lap(launch: Launch, ring: AnyRing, own: RankInfo) -> tuple[RankInfo, ...]:
     ring.send(handshake.make_ready(ring))
-    frame, _ = _receive(launch, ring, launch.settings.load_timeout)
+    frame, _ = receive(ring, launch.watchdog, launch.settings.load_timeout)
     assert frame.flags & FLAG_READY
     return handshake.read_ready(frame, own, ring.size)
-
-
-def _receive(launch: Launch, ring: AnyRing, limit_seconds: float) -> tuple[Frame, mx.array | None]:
-    launch.watchdog.expect(limit_seconds)
-    while not ring.is_readable():
-        ring.wait(limit_seconds)
-    return ring.recv()
 
 
 def _warm_up(launch: Launch, ring: AnyRing, stage: Stage, chunk: int) -> None:
     """Send a prompt round the whole ring, so that ready means real progress, then drop its KV everywhere."""
     limit_seconds = launch.settings.load_timeout
     for _ in range(broadcast_prompt(ring, WARM_UP_TOKEN_IDS, max_chunk_tokens=chunk)):
-        frame, hidden = _receive(launch, ring, limit_seconds)
+        frame, hidden = receive(ring, launch.watchdog, limit_seconds)
         step, ids = parse_step(frame)
         output = stage.run(step, mx.array(ids) if hidden is None else hidden)
         if step.wants_logits:
             mx.eval(stage.logits(step, output))
     stage.drop_tables()
     ring.send(Frame(Kind.CACHE, ring.epoch))
-    _receive(launch, ring, limit_seconds)
+    receive(ring, launch.watchdog, limit_seconds)
 
 
 def _model_facts(status: RingStatus, plan: RingPlan, stage: Stage, tokenizer: PromptTokenizer) -> ModelFacts:

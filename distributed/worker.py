@@ -14,7 +14,7 @@ from config import Settings
 from distributed.backends.choose import choose_backend
 from distributed.backends.cpu.threads import ProductThreads
 from distributed.backends.stage import Stage
-from distributed.joining import ROOT, Launch, join_ring, load_own_stage
+from distributed.joining import ROOT, Launch, join_ring, load_own_stage, receive
 from distributed.planning.layer_plan import weights_hash
 from distributed.planning.stage_files import SUMS_NAME, mark_weights
 from distributed.ring.frame import FLAG_READY, Frame, Kind, parse_step, with_hidden
@@ -40,7 +40,7 @@ class Worker:
 
     def run(self) -> None:
         """Answer frames in their order."""
-        while self.answer(*receive(self._ring, self._watchdog)):
+        while self.answer(*receive(self._ring, self._watchdog, None)):
             pass
         self._ring.flush()
 
@@ -69,14 +69,6 @@ class Worker:
         self._ring.send(with_hidden(timed), output)
 
 
-def receive(ring: Ring, watchdog: Watchdog) -> tuple[Frame, mx.array | None]:
-    """Wait as long as it takes for the next frame; the watchdog rests meanwhile."""
-    watchdog.expect(None)
-    while not ring.is_readable():
-        ring.wait(None)
-    return ring.recv()
-
-
 def serve_worker(
     start: RankStart, settings: Settings, watchdog: Watchdog, threads: ProductThreads | None = None
 ) -> None:
@@ -91,7 +83,7 @@ def serve_worker(
     """
     launch = Launch(start, settings, watchdog, threads)
     ring = join_ring(launch)
-    frame, _ = receive(ring, watchdog)
+    frame, _ = receive(ring, watchdog, None)
     plan, answer = answer_hello(frame, ring, start, hash_code(ROOT), weights_hash)
     folder = Path(plan.model_folder)
     check_weights(plan, start, mark_weights(folder, plan.ranges, ring.rank, folder / SUMS_NAME))

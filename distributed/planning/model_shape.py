@@ -29,15 +29,12 @@ _FLOATS = ("F32", "F16", "BF16")
 class ModelShape:
     """A model's sizes and costs; costs are in any unit, the same for layers and head."""
 
-    model_type: str
     num_layers: int
     layer_bytes: tuple[int, ...]
     embed_bytes: int
     head_bytes: int  # the final norm, and the head or, where tied, the embeddings again
     tied: bool
     kv_bytes_per_token: int  # of one layer
-    hidden_size: int
-    vocab_size: int
     layer_costs: tuple[float, ...]
     head_cost: float
 
@@ -127,15 +124,12 @@ def make_shape(
     embed_bytes = _sum_under(sizes, "model.embed_tokens.")
     head_bytes = (embed_bytes if tied else _sum_under(sizes, "lm_head.")) + _sum_under(sizes, "model.norm.")
     return ModelShape(
-        model_type=config["model_type"],
         num_layers=num_layers,
         layer_bytes=tuple(layer_bytes),
         embed_bytes=embed_bytes,
         head_bytes=head_bytes,
         tied=tied,
         kv_bytes_per_token=_kv_values(name, config) * (float_bytes or 2),
-        hidden_size=config["hidden_size"],
-        vocab_size=config["vocab_size"],
         layer_costs=tuple(layer_costs),
         head_cost=HEAD_COST_SHARE * head_bytes,
     )

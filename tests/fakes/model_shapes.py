@@ -13,15 +13,12 @@ def make_model_shape(
 ) -> ModelShape:
     """Make a shape whose costs are its bytes."""
     return ModelShape(
-        model_type="llama",
         num_layers=len(layer_bytes),
         layer_bytes=layer_bytes,
         embed_bytes=embed_bytes,
         head_bytes=head_bytes,
         tied=tied,
         kv_bytes_per_token=kv_bytes_per_token,
-        hidden_size=1,
-        vocab_size=1,
         layer_costs=tuple(float(size) for size in layer_bytes),
         head_cost=float(head_bytes),
     )

@@ -6,15 +6,16 @@ import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cluster.ports import free_ring_ports
 from prompts.tokenizer import tokenizer_hash
 from spool import Request, Result, SamplingParams, Spool, make_door_name
 
@@ -23,16 +24,7 @@ SECRET = "5ec2e7" * 8
 START_SECONDS = 180.0
 ANSWER_SECONDS = 180.0
 
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that were free a moment ago."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+free_ports = partial(free_ring_ports, "127.0.0.1")  # by their number
 
 
 def make_token_request(model: Path, token_ids: Sequence[int], **params: Any) -> Request:
