@@ -83,10 +83,11 @@ def load_own_stage(launch: Launch, ring: AnyRing, plan: RingPlan, backend: Backe
     ring.set_hidden_shape(HiddenShape(stage.model.hidden_size, stage.model.dtype))
     # All that was imported and loaded stays: to go through it would hold a step up for 0.07 s (CPython 3.11).
     gc.freeze()
-    return stage, _describe(launch, stage, backend.name, time.monotonic() - start)
+    return stage, describe(launch, stage, backend.name, time.monotonic() - start)
 
 
-def _describe(launch: Launch, stage: Stage, device: str, load_s: float) -> RankInfo:
+def describe(launch: Launch, stage: Stage, device: str, load_s: float) -> RankInfo:
+    """Return this rank's line of the READY lap."""
     start, layers = launch.start, stage.model.layers
     return RankInfo(
         rank=start.rank,

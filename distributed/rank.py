@@ -66,13 +66,7 @@ def serve_rank0(
     """
     signals = _Signals()
     launch = Launch(start, settings, watchdog, threads)
-    status = RingStatus(
-        settings.run_dir / "ring.json",
-        epoch=start.epoch,
-        ring_size=len(start.hosts),
-        model=settings.model_name,
-        settings=settings.public(),
-    )
+    status = make_status(launch)
     status.enter("connecting")
     ring = join_ring(launch)
     products = choose_products(settings)
@@ -109,7 +103,19 @@ def _load(
     _warm_up(launch, ring, stage, chunk)
     status.last_lap_unix = time.time()
     scheduler = make_scheduler(settings, status, chunk, stage.thread_gain)
-    return stage, scheduler, _model_facts(status, plan, stage, finish_tokenizers())
+    return stage, scheduler, make_facts(status, plan.weights_hash, stage, finish_tokenizers())
+
+
+def make_status(launch: Launch) -> RingStatus:
+    """Make the status that rank 0 writes to ring.json."""
+    start, settings = launch.start, launch.settings
+    return RingStatus(
+        settings.run_dir / "ring.json",
+        epoch=start.epoch,
+        ring_size=len(start.hosts),
+        model=settings.model_name,
+        settings=settings.public(),
+    )
 
 
 class _Signals:
@@ -157,7 +163,7 @@ def _make_plan(launch: Launch, ring: AnyRing, backend: Backend, products: str | 
     if start.layers is not None:
         layers = split_layers(int(read_config(folder)["num_hidden_layers"]), start.layers)
     else:
-        layers = _plan_here(settings, ring, backend, dequantize=dequantize)
+        layers = plan_here(settings, ring.size, backend, dequantize=dequantize)
     return RingPlan(
         epoch=ring.epoch,
         ring_size=ring.size,
@@ -185,7 +191,7 @@ def _mark_all(folder: Path, layers: tuple[range, ...], sums_file: Path) -> tuple
     return (WeightsMark(), *marks)
 
 
-def _plan_here(settings: Settings, ring: AnyRing, backend: Backend, *, dequantize: bool) -> tuple[range, ...]:
+def plan_here(settings: Settings, num_ranks: int, backend: Backend, *, dequantize: bool) -> tuple[range, ...]:
     """Plan for ranks that are all on this machine.
 
     Raises:
@@ -196,7 +202,7 @@ def _plan_here(settings: Settings, ring: AnyRing, backend: Backend, *, dequantiz
     if counts is not None:
         layers = split_layers(shape.num_layers, counts)
     else:
-        layers = plan_layers(shape, [HostCapacity(num_ranks=ring.size)])
+        layers = plan_layers(shape, [HostCapacity(num_ranks=num_ranks)])
     check_memory(settings, shape, layers, backend.limit_bytes())
     return layers
 
@@ -232,11 +238,12 @@ def _warm_up(launch: Launch, ring: AnyRing, stage: Stage, chunk: int) -> None:
     receive(ring, launch.watchdog, limit_seconds)
 
 
-def _model_facts(status: RingStatus, plan: RingPlan, stage: Stage, tokenizer: PromptTokenizer) -> ModelFacts:
+def make_facts(status: RingStatus, weights_hash: str, stage: Stage, tokenizer: PromptTokenizer) -> ModelFacts:
+    """Return what requests need to know of the model."""
     assert status.context is not None, "known since the scheduler was made"
     return ModelFacts(
         name=status.model,
-        weights_hash=plan.weights_hash,
+        weights_hash=weights_hash,
         tokenizer=tokenizer,
         detokenizer=tokenizer.detokenizer,
         end_token_ids=tokenizer.end_token_ids,

@@ -10,7 +10,7 @@ import pytest
 from distributed.backends.mlx import MlxRunner
 from tests.fakes.checkpoints import cast_weights, make_checkpoint, reference_model
 from tests.fakes.stand_in_gpu import StandInGpu
-from tests.services.local_ring import LocalRing, RingShape, answer, load_stages
+from tests.services.local_ring import LocalRing, answer, load_stages
 from tests.services.stages import sure_tokens
 
 PROMPT = [(7 * i + 3) % 250 for i in range(23)]
@@ -24,7 +24,7 @@ def greedy(folder: Path, counts: tuple[int, ...]) -> list[int]:
         assert stage.runner.is_async
         assert stage.runner.greedy is not None
         assert stage.model.dtype == mx.bfloat16
-    ring = LocalRing(stages, RingShape(chunk=16))
+    ring = LocalRing(stages, chunk=16)
     row = ring.ask(PROMPT, 12)
     ring.run()
     return answer(row)

@@ -13,7 +13,7 @@ from distributed.engine.scheduler import Scheduler
 from distributed.engine.sequence import Sequence, Status
 from distributed.planning.kv_sizes import most_tokens, next_tokens, padded_tokens, round_tokens
 from tests.fakes.checkpoints import shared_checkpoint
-from tests.services.local_ring import GREEDY, WARM, LocalRing, RingShape, answer, load_stages
+from tests.services.local_ring import GREEDY, WARM, LocalRing, answer, load_stages
 from tests.services.scheduling import WrittenKV, give_back, make_scheduler, make_sequence, take
 
 
@@ -202,14 +202,13 @@ def test_answers_are_as_if_alone(variant: str, products: str | None, split: tupl
     """Greedy and drawn rows that are preempted and resumed have every token of their solo run."""
     prompts = [[(7 * i + 31 * j + 3) % 250 for i in range(30 + 9 * j)] for j in range(4)]
     rules = [GREEDY, WARM, GREEDY, WARM]
-    shape = RingShape(num_tables=2, max_kv_tokens=640, chunk=32)
     stages = load_stages(shared_checkpoint(variant, num_hidden_layers=2), split, CpuBackend(products))
-    crowded = LocalRing(stages, shape)
+    crowded = LocalRing(stages, num_tables=2, max_kv_tokens=640, chunk=32)
     rows = [crowded.ask(prompt, 80, rule) for prompt, rule in zip(prompts, rules, strict=True)]
     crowded.run()
     assert crowded.scheduler.num_preemptions > 0
     for row, prompt, rule in zip(rows, prompts, rules, strict=True):
-        alone = LocalRing(stages, RingShape())
+        alone = LocalRing(stages)
         single = alone.ask(prompt, 80, rule)
         alone.run()
         assert answer(row) == answer(single)

@@ -16,6 +16,7 @@ from distributed.engine.slots import SlotLimits, SlotTables
 from distributed.planning.kv_sizes import most_tokens, padded_tokens, round_rows, round_tokens
 from distributed.planning.step import PrefixCopy
 from tests.services.scheduling import (
+    NoDrafts,
     WrittenKV,
     cancel,
     give_back,
@@ -91,7 +92,7 @@ def test_a_prompt_that_begins_as_another_waits_a_chunk_and_copies() -> None:
     assert [row.offset for row in log[1].rows] == [20, 20]
 
 
-class FixedDrafts:
+class FixedDrafts(NoDrafts):
     """Drafts the same tokens for every row, and records how many were accepted."""
 
     def __init__(self, draft: tuple[int, ...]) -> None:
@@ -106,12 +107,6 @@ class FixedDrafts:
 
     def learn(self, sequence: Sequence, num_drafts: int, num_right: int) -> None:
         self.learned.append((num_drafts, num_right))
-
-    def note_cost(self, num_tokens: int, busy_us: float) -> None:
-        pass
-
-    def forget(self, sequence: Sequence) -> None:
-        pass
 
 
 def test_drafts_count_as_far_as_the_draws_are_equal() -> None:
