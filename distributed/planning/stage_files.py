@@ -13,13 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from config.model_path import SMALL_PATTERNS
-from distributed.planning.checkpoint import (
-    TensorInfo,
-    is_tied,
-    read_config,
-    read_raw_header,
-    tensor_files,
-)
+from distributed.planning.checkpoint import TensorInfo, is_tied, read_config, read_raw_header, tensor_files
 from distributed.planning.model_config import SIMULATED_TYPE
 from distributed.planning.model_errors import BadCheckpoint, UnsupportedModel
 

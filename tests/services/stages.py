@@ -1,6 +1,7 @@
 """Run stages in one process by handing hidden states on, and mlx-lm's own model beside them."""
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +12,36 @@ from config.simulated import SimulatedModel
 from distributed.backends.backend import Backend, StageRunner
 from distributed.backends.choose import choose_backend
 from distributed.backends.simulated import MODULUS, marks_of, next_id
-from distributed.planning.step import StageStep
+from distributed.backends.stage import Stage
+from distributed.planning.step import PrefixCopy, StageStep
 from prompts.mlx_lm_import import import_mlx_lm
 
 KVCache = import_mlx_lm("models.cache").KVCache
 
 
 class StageChain:
-    """The stages of one model, in order, with one KV table each."""
+    """The stages of one model, in order, with KV of their own."""
 
     def __init__(self, stages: Sequence[StageRunner]) -> None:
-        self.stages = stages
-        self.tables = [stage.make_table() for stage in stages]
+        self.stages = [Stage(stage) for stage in stages]
 
-    def run(self, rows: Sequence[Sequence[int]], slots: Sequence[int], offsets: Sequence[int]) -> mx.array:
+    def run(
+        self,
+        rows: Sequence[Sequence[int]],
+        slots: Sequence[int],
+        offsets: Sequence[int],
+        copies: tuple[PrefixCopy, ...] = (),
+    ) -> mx.array:
         """Run one microbatch, rows padded on the right; return logits (B, T, V)."""
         counts = tuple(len(row) for row in rows)
         num_tokens = max(counts)
-        step = StageStep(0, tuple(slots), tuple(offsets), counts, num_tokens)
-        x = mx.array([list(row) + [0] * (num_tokens - len(row)) for row in rows], dtype=mx.int32)
-        for stage, table in zip(self.stages, self.tables, strict=True):
-            x = stage.forward(x, table.begin(step))
-            mx.eval(x, getattr(table, "arrays", ()))
+        step = StageStep(0, tuple(slots), tuple(offsets), counts, num_tokens, copies=copies)
+        x = mx.array([[*row, *[7] * (num_tokens - len(row))] for row in rows], dtype=mx.int32)
+        for stage in self.stages:
+            x = stage.run(step, x)
         B, T, _ = x.shape
-        at = [b for b in range(B) for _ in range(T)]
-        return self.stages[-1].logits(x, at, list(range(T)) * B).reshape(B, T, -1)
+        every = list(product(range(B), range(T)))
+        return self.stages[-1].logits(step, x, every).reshape(B, T, -1)
 
     def prefill(self, ids: Sequence[int], slot: int = 0, chunk: int = 1 << 30) -> mx.array:
         """Prefill one row in chunks; return its logits (T, V)."""

@@ -193,7 +193,7 @@ def test_deepseek_caches_the_latent_alone() -> None:
         chain.prefill(PROMPT)
         num_layers, capacity = 4, round_tokens(len(PROMPT))
         values = config["kv_lora_rank"] + config["qk_rope_head_dim"]
-        assert sum(table.num_bytes for table in chain.tables) == 4 * values * num_layers * capacity
+        assert sum(stage.kv_num_bytes for stage in chain.stages) == 4 * values * num_layers * capacity
 
 
 def test_deepseek_without_rope_scaling_rotates_plainly(tmp_path: Path) -> None:
