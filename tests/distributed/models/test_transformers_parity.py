@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from cluster.commands.packages import LONG_PACKAGES
+from config import REPOSITORY_ROOT
 from distributed.backends.cpu.backend import CpuBackend
 from tests.distributed.models.transformers_models import IDS, VARIANTS
 from tests.services.stages import load_chain
@@ -32,7 +33,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(
         [sys.executable, "-m", "tests.distributed.models.transformers_models", str(root)],
         env={**os.environ, "PYTHONPATH": str(LONG_PACKAGES)},
-        cwd=Path(__file__).parents[4],
+        cwd=REPOSITORY_ROOT,
         capture_output=True,
         text=True,
         check=False,
