@@ -15,9 +15,8 @@ from typing import Any
 
 from distributed.planning.checkpoint import BadCheckpoint, TensorInfo, is_tied, read_config, read_tensors
 from distributed.planning.model_listing import check_config_listed, check_files_listed
-from distributed.planning.stage_files import check_tensors
+from distributed.planning.stage_files import LAYER, check_tensors
 
-_LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"\.mlp\.(switch_mlp|experts\.\d+)\.")
 # Only the last token of a prompt passes the head, and its one large product runs closer to the machine's peak
 # than a layer does.
@@ -114,7 +113,7 @@ def make_shape(
     num_layers, active = int(config["num_hidden_layers"]), _active_share(config)
     layer_bytes, layer_costs = [0] * num_layers, [0.0] * num_layers
     for tensor, size in sizes.items():
-        match = _LAYER.match(tensor)
+        match = LAYER.match(tensor)
         if match and int(match[1]) < num_layers:
             layer_bytes[int(match[1])] += size
             layer_costs[int(match[1])] += size * (active if _EXPERT.search(tensor) else 1.0)

@@ -171,16 +171,21 @@ class RingService:
 
     def begin(self, token_ids: Sequence[int], max_tokens: int) -> str:
         """Submit a request and wait for its first tokens; return its id."""
-        spool, request = self.spool(), self.request(token_ids, max_tokens=max_tokens)
-        deadline = time.monotonic() + ANSWER_SECONDS
+        request = self.request(token_ids, max_tokens=max_tokens)
+        self.spool().submit(request)
+        self.read_until(request.id, 1)
+        return request.id
+
+    def read_until(self, request_id: str, num_tokens: int) -> None:
+        """Wait until the log of a request holds so many tokens."""
+        spool, deadline = self.spool(), time.monotonic() + ANSWER_SECONDS
+        reader = spool.open_log(request_id)
         with spool.listen(make_door_name()) as bell:
-            spool.submit(request)
-            reader = spool.open_log(request.id)
-            while not reader.read_new():
+            while reader.next_index < num_tokens:
                 assert time.monotonic() < deadline, self.log(0)
                 select.select([bell], [], [], 0.2)
                 bell.drain()
-        return request.id
+                reader.read_new()
 
     def wait_for(self, request_id: str) -> Result:
         """Wait for the result of what was begun."""

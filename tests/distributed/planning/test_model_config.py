@@ -18,7 +18,6 @@ from distributed.planning.families import FAMILIES
 from distributed.planning.model_config import normalise_config
 from prompts.mlx_lm_import import import_mlx_lm
 from tests.fakes.checkpoints import VARIANTS, edit_config, make_checkpoint
-from tests.services.stages import load_chain
 
 SIZES = {
     "vocab_size": 320,
@@ -377,40 +376,6 @@ def test_a_file_that_is_no_object_is_named(tmp_path: Path, content: bytes, reaso
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(BadCheckpoint, match=re.escape(str(tmp_path / "config.json")) + f" {reason}"):
         read_config(tmp_path)
-
-
-ROPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "theta": ({"rope_theta": 500000.0}, {"rope_type": "default", "rope_theta": 500000.0}),
-    "yarn": (
-        {
-            "rope_theta": 500000.0,
-            "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8},
-        },
-        {"rope_type": "yarn", "rope_theta": 500000.0, "factor": 4.0, "original_max_position_embeddings": 8},
-    ),
-    "llama3": (
-        {
-            "rope_theta": 500000.0,
-            "rope_scaling": {"type": "llama3", **LLAMA3, "original_max_position_embeddings": 8},
-        },
-        {"rope_type": "llama3", "rope_theta": 500000.0, **LLAMA3, "original_max_position_embeddings": 8},
-    ),
-}
-PROMPT = [(7 * i + 3) % 250 for i in range(40)]
-
-
-@pytest.mark.parametrize("kind", ROPES)
-@pytest.mark.parametrize("variant", ["llama", "qwen3_moe", "deepseek_v2"])
-def test_both_spellings_of_rotation_give_the_same_logits(tmp_path: Path, variant: str, kind: str) -> None:
-    """And other logits than without: neither spelling is ignored."""
-    folder = make_checkpoint(tmp_path, variant)
-    old, new = ROPES[kind]
-    results = []
-    for change in (old, {"rope_parameters": new}, {}):
-        edit_config(folder, "rope_theta", "rope_scaling", "rope_parameters", **change)
-        results.append(load_chain(folder, (2, 2)).prefill(PROMPT))
-    assert (results[0] == results[1]).all()
-    assert abs(results[0] - results[2]).max() > 0.05
 
 
 def test_every_variant_of_the_tests_is_normal(tmp_path: Path) -> None:

@@ -76,12 +76,14 @@ def receive_ahead(foretold: tuple[int, int] | None) -> object:
             process.communicate()
 
 
-@pytest.mark.parametrize("foretold", [(3, 1), None])
-def test_a_frame_received_ahead_is_the_frame(foretold: tuple[int, int] | None) -> None:
-    """With its size known, or only its block, it has the same step and hidden states."""
-    assert receive_ahead(foretold) == [1, [3, 1, 4], 1.5]
-
-
-def test_another_frame_than_was_foretold_ends_the_ring() -> None:
-    """Hidden states of a wrong size are never taken for the frame's."""
-    assert receive_ahead((2, 1)) == "rank 1 sent another frame than the expected one"
+@pytest.mark.parametrize(
+    ("foretold", "said"),
+    [
+        ((3, 1), [1, [3, 1, 4], 1.5]),
+        (None, [1, [3, 1, 4], 1.5]),
+        ((2, 1), "rank 1 sent another frame than the expected one"),
+    ],
+)
+def test_a_frame_received_ahead_is_the_frame(foretold: tuple[int, int] | None, said: object) -> None:
+    """With its size known, or only its block, it has its step and hidden states; a wrong size ends it."""
+    assert receive_ahead(foretold) == said
