@@ -19,6 +19,20 @@ from prompts.mlx_lm_import import import_mlx_lm
 KVCache = import_mlx_lm("models.cache").KVCache
 
 
+def make_step(
+    rows: dict[int, tuple[int, int]], table: int = 0, copies: tuple[PrefixCopy, ...] = ()
+) -> StageStep:
+    """Build a step from slot -> (offset, count); a count of 0 is a hole."""
+    return StageStep(
+        table=table,
+        slots=tuple(rows),
+        offsets=tuple(offset for offset, _ in rows.values()),
+        counts=tuple(count for _, count in rows.values()),
+        num_tokens=max(count for _, count in rows.values()),
+        copies=copies,
+    )
+
+
 class StageChain:
     """The stages of one model, in order, with KV of their own."""
 

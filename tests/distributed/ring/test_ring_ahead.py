@@ -85,5 +85,5 @@ def receive_ahead(foretold: tuple[int, int] | None) -> object:
     ],
 )
 def test_a_frame_received_ahead_is_the_frame(foretold: tuple[int, int] | None, said: object) -> None:
-    """With its size known, or only its block, it has its step and hidden states; a wrong size ends it."""
+    """With its size known, or only its block; another size than the expected one ends the ring."""
     assert receive_ahead(foretold) == said
