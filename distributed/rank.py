@@ -26,9 +26,10 @@ from distributed.engine.engine import Engine, EngineParts
 from distributed.engine.engine_config import chunk_tokens, make_engine_limits, make_scheduler
 from distributed.engine.live_settings import LiveSettings, apply_to_spool
 from distributed.engine.request_source import ModelFacts, RequestSource
+from distributed.engine.scheduler import Scheduler
 from distributed.engine.status import RingStatus
 from distributed.engine.token_writer import TokenWriter
-from distributed.joining import ROOT, AnyRing, describe, join_ring, load_own_stage
+from distributed.joining import ROOT, AnyRing, Launch, join_ring, load_own_stage, receive
 from distributed.planning.capacities import HostCapacity
 from distributed.planning.checkpoint import BadCheckpoint, read_config
 from distributed.planning.layer_plan import plan_layers, split_layers, weights_hash
@@ -64,35 +65,20 @@ def serve_rank0(
         RefusedStart: a rank differs.
     """
     signals = _Signals()
-    folder = settings.model_dir
-    status = RingStatus(
-        settings.run_dir / "ring.json",
-        epoch=start.epoch,
-        ring_size=len(start.hosts),
-        model=settings.model_name,
-        settings=settings.public(),
-    )
+    launch = Launch(start, settings, watchdog, threads)
+    status = make_status(launch)
     status.enter("connecting")
-    ring = join_ring(start, settings, watchdog)
+    ring = join_ring(launch)
     products = choose_products(settings)
-    backend = choose_backend(folder, products)
-    plan = _make_plan(settings, start, folder, ring, backend, products)
-    _hello_lap(ring, plan, start.secret, settings, watchdog)
-    status.enter("loading")
-    watchdog.enter("loading", settings.load_timeout)
-    finish_tokenizers = tokenizers.begin_loading(settings)
-    stage, load_s = load_own_stage(ring, plan, backend, watchdog, threads, settings.local_ranks)
-    own = describe(ring, plan, backend, stage, watchdog, start, load_s)
-    status.ranks = _ready_lap(ring, own, settings, watchdog)
-    chunk = chunk_tokens(settings, backend)
-    _warm_up(ring, stage, settings, status, chunk)
-    scheduler = make_scheduler(settings, status, chunk, stage.thread_gain)
+    backend = choose_backend(settings.model_dir, products)
+    plan = _make_plan(launch, ring, backend, products)
+    _hello_lap(launch, ring, plan)
+    stage, scheduler, facts = _load(launch, ring, plan, backend, status)
     recovered = owner.recover()
     if recovered:
         logger.info("%d unfinished requests of an earlier life go on", len(recovered))
     with owner.listen() as bell:
         layers = tuple((info.first_layer, info.num_layers) for info in status.ranks)
-        facts = _model_facts(status, plan, stage, finish_tokenizers())
         writer = TokenWriter(owner, layers, status.troubles)
         source = RequestSource(owner, bell, facts, writer, status.troubles)
         parts = EngineParts(ring, stage, scheduler, source, writer, status, watchdog)
@@ -101,6 +87,35 @@ def serve_rank0(
         logger.info("ready: %s on %d ranks, layers %s", settings.model_name, ring.size, list(plan.layers))
         logger.info("context: %s", facts.context.describe())
         engine.run(signals.has_arrived, signals.descriptor)
+
+
+def _load(
+    launch: Launch, ring: AnyRing, plan: RingPlan, backend: Backend, status: RingStatus
+) -> tuple[Stage, Scheduler, ModelFacts]:
+    """Load layers and tokenizer, wait for every other rank, and run a first prompt through all of them."""
+    settings = launch.settings
+    status.enter("loading")
+    launch.watchdog.enter("loading", settings.load_timeout)
+    finish_tokenizers = tokenizers.begin_loading(settings)
+    stage, own = load_own_stage(launch, ring, plan, backend)
+    status.ranks = _ready_lap(launch, ring, own)
+    chunk = chunk_tokens(settings, backend)
+    _warm_up(launch, ring, stage, chunk)
+    status.last_lap_unix = time.time()
+    scheduler = make_scheduler(settings, status, chunk, stage.thread_gain)
+    return stage, scheduler, make_facts(status, plan.weights_hash, stage, finish_tokenizers())
+
+
+def make_status(launch: Launch) -> RingStatus:
+    """Make the status that rank 0 writes to ring.json."""
+    start, settings = launch.start, launch.settings
+    return RingStatus(
+        settings.run_dir / "ring.json",
+        epoch=start.epoch,
+        ring_size=len(start.hosts),
+        model=settings.model_name,
+        settings=settings.public(),
+    )
 
 
 class _Signals:
@@ -139,22 +154,16 @@ def open_spool(settings: Settings) -> SpoolOwner:
     return owner
 
 
-def _make_plan(
-    settings: Settings,
-    start: RankStart,
-    folder: Path,
-    ring: AnyRing,
-    backend: Backend,
-    products: str | None,
-) -> RingPlan:
+def _make_plan(launch: Launch, ring: AnyRing, backend: Backend, products: str | None) -> RingPlan:
     """Take the supervisor's plan where it has one, as files lie on other hosts by it; else plan here."""
+    start, settings, folder = launch.start, launch.settings, launch.settings.model_dir
     dequantize = start.dequantize
     if dequantize is None:
         dequantize = backend.should_dequantize(read_shape(folder, dequantize=True, float_bytes=4))
     if start.layers is not None:
         layers = split_layers(int(read_config(folder)["num_hidden_layers"]), start.layers)
     else:
-        layers = _plan_here(settings, folder, ring, backend, dequantize=dequantize)
+        layers = plan_here(settings, ring.size, backend, dequantize=dequantize)
     return RingPlan(
         epoch=ring.epoch,
         ring_size=ring.size,
@@ -182,69 +191,59 @@ def _mark_all(folder: Path, layers: tuple[range, ...], sums_file: Path) -> tuple
     return (WeightsMark(), *marks)
 
 
-def _plan_here(
-    settings: Settings, folder: Path, ring: AnyRing, backend: Backend, *, dequantize: bool
-) -> tuple[range, ...]:
+def plan_here(settings: Settings, num_ranks: int, backend: Backend, *, dequantize: bool) -> tuple[range, ...]:
     """Plan for ranks that are all on this machine.
 
     Raises:
         DoesNotFit: with the numbers.
     """
-    shape = read_shape(folder, dequantize=dequantize, float_bytes=backend.float_bytes)
+    shape = read_shape(settings.model_dir, dequantize=dequantize, float_bytes=backend.float_bytes)
     counts = settings.layer_counts
     if counts is not None:
         layers = split_layers(shape.num_layers, counts)
     else:
-        layers = plan_layers(shape, [HostCapacity(num_ranks=ring.size)])
+        layers = plan_layers(shape, [HostCapacity(num_ranks=num_ranks)])
     check_memory(settings, shape, layers, backend.limit_bytes())
     return layers
 
 
-def _hello_lap(ring: AnyRing, plan: RingPlan, secret: str, settings: Settings, watchdog: Watchdog) -> None:
-    watchdog.expect(settings.connect_timeout)
+def _hello_lap(launch: Launch, ring: AnyRing, plan: RingPlan) -> None:
+    secret, limit_seconds = launch.start.secret, launch.settings.connect_timeout
+    launch.watchdog.expect(limit_seconds)
     if ring.size == 1:
         return
     ring.send(handshake.make_hello(plan, secret))
-    handshake.check_signatures(_next_frame(ring, watchdog, settings.connect_timeout), ring, secret)
+    frame, _ = receive(ring, launch.watchdog, limit_seconds)
+    handshake.check_signatures(frame, ring, secret)
 
 
-def _ready_lap(ring: AnyRing, own: RankInfo, settings: Settings, watchdog: Watchdog) -> tuple[RankInfo, ...]:
+def _ready_lap(launch: Launch, ring: AnyRing, own: RankInfo) -> tuple[RankInfo, ...]:
     ring.send(handshake.make_ready(ring))
-    frame = _next_frame(ring, watchdog, settings.load_timeout)
+    frame, _ = receive(ring, launch.watchdog, launch.settings.load_timeout)
     assert frame.flags & FLAG_READY
     return handshake.read_ready(frame, own, ring.size)
 
 
-def _next_frame(ring: AnyRing, watchdog: Watchdog, limit_seconds: float) -> Frame:
-    watchdog.expect(limit_seconds)
-    while not ring.is_readable():
-        ring.wait(limit_seconds)
-    return ring.recv()[0]
-
-
-def _warm_up(ring: AnyRing, stage: Stage, settings: Settings, status: RingStatus, chunk: int) -> None:
+def _warm_up(launch: Launch, ring: AnyRing, stage: Stage, chunk: int) -> None:
     """Send a prompt round the whole ring, so that ready means real progress, then drop its KV everywhere."""
+    limit_seconds = launch.settings.load_timeout
     for _ in range(broadcast_prompt(ring, WARM_UP_TOKEN_IDS, max_chunk_tokens=chunk)):
-        while not ring.is_readable():
-            ring.wait(settings.step_timeout)
-        frame, hidden = ring.recv()
+        frame, hidden = receive(ring, launch.watchdog, limit_seconds)
         step, ids = parse_step(frame)
         output = stage.run(step, mx.array(ids) if hidden is None else hidden)
         if step.wants_logits:
             mx.eval(stage.logits(step, output))
     stage.drop_tables()
     ring.send(Frame(Kind.CACHE, ring.epoch))
-    while not ring.is_readable():
-        ring.wait(settings.step_timeout)
-    ring.recv()
-    status.last_lap_unix = time.time()
+    receive(ring, launch.watchdog, limit_seconds)
 
 
-def _model_facts(status: RingStatus, plan: RingPlan, stage: Stage, tokenizer: PromptTokenizer) -> ModelFacts:
+def make_facts(status: RingStatus, weights_hash: str, stage: Stage, tokenizer: PromptTokenizer) -> ModelFacts:
+    """Return what requests need to know of the model."""
     assert status.context is not None, "known since the scheduler was made"
     return ModelFacts(
         name=status.model,
-        weights_hash=plan.weights_hash,
+        weights_hash=weights_hash,
         tokenizer=tokenizer,
         detokenizer=tokenizer.detokenizer,
         end_token_ids=tokenizer.end_token_ids,

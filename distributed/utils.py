@@ -61,9 +61,7 @@ def shard_and_load(
     )
 
 
-def broadcast_prompt(
-    ring: Ring, token_ids: Sequence[int], *, max_chunk_tokens: int, first_step: int = 1
-) -> int:
+def broadcast_prompt(ring: Ring, token_ids: Sequence[int], *, max_chunk_tokens: int) -> int:
     """Send a prompt round the ring in chunks, as rank 0; return how many frames will come back.
 
     What travels where: the token ids go to rank N-1 only, which has the embeddings; it and every rank below
@@ -73,16 +71,16 @@ def broadcast_prompt(
     The prompt takes slot 0 of table 0, whose KV is dropped first: this is for a ring that serves nothing yet.
     """
     chunks = [token_ids[at : at + max_chunk_tokens] for at in range(0, len(token_ids), max_chunk_tokens)]
-    for number, chunk in enumerate(chunks):
+    for number, chunk in enumerate(chunks, 1):
         step = StageStep(
             table=0,
             slots=(0,),
-            offsets=(number * max_chunk_tokens,),
+            offsets=((number - 1) * max_chunk_tokens,),
             counts=(len(chunk),),
             num_tokens=len(chunk),
-            wants_logits=number == len(chunks) - 1,
-            resizes=(Resize(0, 0, 0),) if number == 0 else (),
+            wants_logits=number == len(chunks),
+            resizes=(Resize(0, 0, 0),) if number == 1 else (),
         )
         ids = np.array([chunk], np.int32)
-        ring.send(make_step_frame(step, ids, epoch=ring.epoch, number=first_step + number))
+        ring.send(make_step_frame(step, ids, epoch=ring.epoch, number=number))
     return len(chunks)

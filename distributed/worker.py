@@ -6,8 +6,6 @@ of that either: ranks start sooner.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -16,7 +14,7 @@ from config import Settings
 from distributed.backends.choose import choose_backend
 from distributed.backends.cpu.threads import ProductThreads
 from distributed.backends.stage import Stage
-from distributed.joining import ROOT, describe, join_ring, load_own_stage
+from distributed.joining import ROOT, Launch, join_ring, load_own_stage, receive
 from distributed.planning.layer_plan import weights_hash
 from distributed.planning.stage_files import SUMS_NAME, mark_weights
 from distributed.ring.frame import FLAG_READY, Frame, Kind, parse_step, with_hidden
@@ -34,15 +32,15 @@ class Worker:
         stage: Stage,
         watchdog: Watchdog,
         step_timeout_seconds: float,
-        describe: Callable[[], RankInfo],
+        info: RankInfo,
     ) -> None:
-        """Args: describe: makes this rank's line of the READY lap."""
+        """Args: info: this rank's line of the READY lap."""
         self._ring, self._stage, self._watchdog = ring, stage, watchdog
-        self._step_timeout_seconds, self._describe = step_timeout_seconds, describe
+        self._step_timeout_seconds, self._info = step_timeout_seconds, info
 
     def run(self) -> None:
         """Answer frames in their order."""
-        while self.answer(*receive(self._ring, self._watchdog)):
+        while self.answer(*receive(self._ring, self._watchdog, None)):
             pass
         self._ring.flush()
 
@@ -52,7 +50,7 @@ class Worker:
         if frame.kind is Kind.STEP:
             self._step(frame, hidden)
         elif frame.kind is Kind.HELLO and frame.flags & FLAG_READY:
-            self._ring.send(answer_ready(frame, self._describe()))
+            self._ring.send(answer_ready(frame, self._info))
             self._watchdog.enter("ready", None)
         else:
             if frame.kind is Kind.CACHE:
@@ -71,14 +69,6 @@ class Worker:
         self._ring.send(with_hidden(timed), output)
 
 
-def receive(ring: Ring, watchdog: Watchdog) -> tuple[Frame, mx.array | None]:
-    """Wait as long as it takes for the next frame; the watchdog rests meanwhile."""
-    watchdog.expect(None)
-    while not ring.is_readable():
-        ring.wait(None)
-    return ring.recv()
-
-
 def serve_worker(
     start: RankStart, settings: Settings, watchdog: Watchdog, threads: ProductThreads | None = None
 ) -> None:
@@ -91,14 +81,14 @@ def serve_worker(
         RingLost: the ring broke.
         RefusedStart: HELLO does not fit.
     """
-    ring = join_ring(start, settings, watchdog)
-    frame, _ = receive(ring, watchdog)
+    launch = Launch(start, settings, watchdog, threads)
+    ring = join_ring(launch)
+    frame, _ = receive(ring, watchdog, None)
     plan, answer = answer_hello(frame, ring, start, hash_code(ROOT), weights_hash)
     folder = Path(plan.model_folder)
     check_weights(plan, start, mark_weights(folder, plan.ranges, ring.rank, folder / SUMS_NAME))
     ring.send(answer)
     watchdog.enter("loading", plan.load_timeout_seconds)
     backend = choose_backend(folder, plan.products, ring.rank)
-    stage, load_s = load_own_stage(ring, plan, backend, watchdog, threads, settings.local_ranks)
-    own = partial(describe, ring, plan, backend, stage, watchdog, start, load_s)
-    Worker(ring, stage, watchdog, plan.step_timeout_seconds, own).run()
+    stage, info = load_own_stage(launch, ring, plan, backend)
+    Worker(ring, stage, watchdog, plan.step_timeout_seconds, info).run()

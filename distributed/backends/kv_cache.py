@@ -12,13 +12,16 @@ unchanged: `offset`, `update_and_fetch`, `make_mask`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import mlx.core as mx
 
 from distributed.planning.kv_sizes import grown
 from distributed.planning.step import Clear, Resize, StageStep
+
+Layer = TypeVar("Layer", bound=Any)
 
 # Below this many rows, one slice assignment a row beats one scatter (mlx 0.32.4, CPU).
 _MIN_SCATTER_ROWS = 3
@@ -177,20 +180,18 @@ def _shaped(old: mx.array | None, shape: tuple[int, int], like: mx.array) -> mx.
     return new
 
 
-class KVTable:
-    """The KV of one stage's layers for the rows of one table."""
+class SlotTable(Generic[Layer]):
+    """The KV of one stage's layers for the rows of one table, whatever keeps a layer's."""
+
+    make_layer: Callable[[], Layer]
 
     def __init__(self, num_layers: int) -> None:
-        self.layers = [LayerCache() for _ in range(num_layers)]
+        self.layers = [self.make_layer() for _ in range(num_layers)]
         self.shape = (0, 0)  # rows, tokens
 
-    def begin(self, step: StageStep) -> list[LayerCache]:
-        """Set every layer's view to `step` and return the layers' caches."""
-        self.shape = grown(self.shape, max(step.slots) + 1, step.num_kv_tokens)
-        view = _make_view(step, self.shape)
-        for layer in self.layers:
-            layer.begin(view)
-        return self.layers
+    @property
+    def num_bytes(self) -> int:
+        return sum(layer.num_bytes for layer in self.layers)
 
     def resize(self, order: Resize) -> None:
         """Take another size; memory that is not needed any more is free when this returns."""
@@ -202,6 +203,20 @@ class KVTable:
         """Set some of a row's tokens to zero."""
         for layer in self.layers:
             layer.clear(order.slot, order.start, order.end)
+
+
+class KVTable(SlotTable[LayerCache]):
+    """The KV of layers that MLX runs."""
+
+    make_layer = LayerCache
+
+    def begin(self, step: StageStep) -> list[LayerCache]:
+        """Set every layer's view to `step` and return the layers' caches."""
+        self.shape = grown(self.shape, max(step.slots) + 1, step.num_kv_tokens)
+        view = _make_view(step, self.shape)
+        for layer in self.layers:
+            layer.begin(view)
+        return self.layers
 
     def copy_prefix(self, source: KVTable, from_slot: int, to_slot: int, num_tokens: int) -> None:
         """Copy the first tokens of a row of `source`, which may be this table, into a row of this one."""
@@ -216,10 +231,6 @@ class KVTable:
                 layer.make_room(self.shape, keys, values)
                 layer.write_prefix(to_slot, keys, values)
             mx.eval([(layer.keys, layer.values) for layer in layers])
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(layer.num_bytes for layer in self.layers)
 
     @property
     def arrays(self) -> list[mx.array]:

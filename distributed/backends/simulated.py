@@ -6,7 +6,7 @@ machines would.
 
 Its answers are wrong on purpose and right in one sense: a token is a function of all ids before it, computed
 through the hidden states and through every stage's KV, so a test sees at once when a slot, an offset, a
-prefix copy or a stage was mixed up. `expected_ids` says what they must be; it does not depend on the ring.
+prefix copy or a stage was mixed up.
 
     hidden[0] = id of the token          hidden[1] = sum over the layers so far of S(position), modulo M
     S(position) = sum over positions p up to here of (id(p) + 1) x (40503 p + 12289), modulo M: a stage's KV
@@ -38,20 +38,11 @@ MODULUS = 1_000_003  # its sums are exact in float32
 Int64Array = NDArray[np.int64]
 
 
-def expected_ids(model: SimulatedModel, token_ids: Sequence[int], num_tokens: int) -> list[int]:
-    """Return the greedy answer to a prompt, in whatever ring."""
-    ids = list(token_ids)
-    for _ in range(num_tokens):
-        total = int(_marks(np.array(ids), np.arange(len(ids))).sum()) % MODULUS
-        ids.append(_next_id(model, np.int64(model.layers * total % MODULUS)))
-    return ids[len(token_ids) :]
-
-
-def _marks(ids: Int64Array, positions: Int64Array) -> Int64Array:
+def marks_of(ids: Int64Array, positions: Int64Array) -> Int64Array:
     return (ids + 1) * (positions * 40503 + 12289) % MODULUS
 
 
-def _next_id(model: SimulatedModel, digest: Any) -> Any:
+def next_id(model: SimulatedModel, digest: Any) -> Any:
     # The square, as two digests whose difference stays the same would give the same ids for ever otherwise.
     first = first_made_up_id(model.vocab)
     return first + digest * digest % MODULUS % (model.vocab - first)
@@ -165,7 +156,7 @@ class SimulatedRunner(StageRunner):
         deadline_ns = time.monotonic_ns() + int(self._simulated.draw_us(len(rows)) * 1000)
         logits = np.zeros((len(rows), self._simulated.vocab), np.float32)
         digests = np.asarray(hidden)[list(rows), list(columns), 1].astype(np.int64)
-        logits[np.arange(len(rows)), _next_id(self._simulated, digests)] = 100.0
+        logits[np.arange(len(rows)), next_id(self._simulated, digests)] = 100.0
         output = mx.array(logits)
         mx.eval(output)
         sleep_until(deadline_ns)
@@ -177,7 +168,7 @@ def _write_kv(table: Int64Array, step: StageStep, ids: Int64Array) -> Int64Array
     slots, offsets = np.array(step.slots)[:, None], np.array(step.offsets)[:, None]
     positions = offsets + np.arange(step.num_tokens)  # (B, T)
     before = np.where(offsets > 0, table[slots, np.maximum(offsets - 1, 0)], 0)
-    sums = (before + np.cumsum(_marks(ids, positions), axis=1)) % MODULUS
+    sums = (before + np.cumsum(marks_of(ids, positions), axis=1)) % MODULUS
     is_real = np.arange(step.num_tokens) < np.array(step.counts)[:, None]
     rows, columns = np.nonzero(is_real)
     table[slots[rows, 0], positions[rows, columns]] = sums[rows, columns]

@@ -24,20 +24,18 @@ class Stage:
     """Runs microbatches in the order of their frames; a KV table exists from its first step on."""
 
     def __init__(self, runner: StageRunner, threads: ProductThreads | None = None) -> None:
-        """Args: threads: what to multiply with; None: as many as the libraries start by themselves."""
+        """Args: threads: of products, where the runner can change their number; None: one."""
         self.runner, self.model = runner, runner.model
-        self._threads, self._use_threads = threads, runner.use_threads
+        self._threads = threads or ProductThreads(1, 1)
+        self._use_threads = runner.use_threads or (lambda num_threads: None)
+        # How many times as many threads its products have while no other stage has work.
+        self.thread_gain = self._threads.gain if runner.use_threads is not None else 1.0
         self._tables: dict[int, Any] = {}
         self.kv_bytes_per_token = 0
 
     @property
     def kv_num_bytes(self) -> int:
         return sum(table.num_bytes for table in self._tables.values())
-
-    @property
-    def thread_gain(self) -> float:
-        """How many times as many threads its products have while no other stage has work."""
-        return self._threads.gain if self._threads is not None and self._use_threads is not None else 1.0
 
     def run(self, step: StageStep, inputs: mx.array, meanwhile: Callable[[], None] | None = None) -> mx.array:
         """Run the layers and wait for the result.
@@ -49,7 +47,7 @@ class Stage:
         Returns:
             Hidden states (B, T, D), after the final norm on the last stage.
         """
-        self._begin_products(is_alone=step.is_alone)
+        self._use_threads(self._threads.num_alone if step.is_alone else self._threads.num_shared)
         for resize in step.resizes:
             self._table(resize.table).resize(resize)
         if step.resizes:
@@ -91,17 +89,12 @@ class Stage:
             self._tables[number] = self.runner.make_table()
         return self._tables[number]
 
-    def _begin_products(self, *, is_alone: bool) -> None:
-        if self._threads is not None and self._use_threads is not None:
-            self._use_threads(self._threads.num_alone if is_alone else self._threads.num_shared)
-
     def rest(self) -> None:
         """Leave the other cores to the stage that works next: helping threads spin between products.
 
         To be called where a step that could have given logits was not asked for them.
         """
-        if self._threads is not None and self._use_threads is not None:
-            self._use_threads(1)
+        self._use_threads(1)
 
     def measure_kv(self) -> None:
         """Run one token, to learn what its KV takes and to compile what is compiled on first use."""

@@ -17,13 +17,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from distributed.models.stage_model import HEAD, Identity, StageModel
-from distributed.models.weights import (
-    Weights,
-    fill,
-    load_tensors,
-    materialize,
-    quantize_modules,
-)
+from distributed.models.weights import Weights, fill, load_tensors, materialize, quantize_modules
 from distributed.planning.checkpoint import BadCheckpoint, TensorInfo, is_tied, tensor_files
 from distributed.planning.stage_files import StageCut, check_tensors
 from prompts.mlx_lm_import import import_mlx_lm

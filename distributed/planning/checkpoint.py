@@ -110,23 +110,29 @@ def weight_files(folder: Path) -> list[str]:
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """Read the tensors of one safetensors file from its header."""
+    raw = read_raw_header(path)
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            prefix = file.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else MAX_HEADER_BYTES + 1
-            raw = file.read(length) if length <= MAX_HEADER_BYTES else b""
-        header = json.loads(raw)
+        header = json.loads(raw[8:])
         header.pop("__metadata__", None)
         end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
         tensors = {tensor_name(name): _tensor_info(path.name, entry) for name, entry in header.items()}
-    except FileNotFoundError as error:
-        raise missing_file(path) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadCheckpoint(f"{path} is not a safetensors file: {error}") from error
-    if size < 8 + length + end:
-        raise BadCheckpoint(f"{path} is cut short: {size} bytes of {8 + length + end}")
+    size = path.stat().st_size
+    if size < len(raw) + end:
+        raise BadCheckpoint(f"{path} is cut short: {size} bytes of {len(raw) + end}")
     return tensors
+
+
+def read_raw_header(path: Path) -> bytes:
+    """Read a safetensors file up to its data; less of a file that is none. Raises: BadCheckpoint."""
+    try:
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            return prefix + (file.read(length) if length <= MAX_HEADER_BYTES else b"")
+    except FileNotFoundError as error:
+        raise missing_file(path) from error
 
 
 def missing_file(path: Path) -> BadCheckpoint:

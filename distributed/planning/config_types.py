@@ -8,36 +8,18 @@ from typing import Any
 MAX_LAYERS = 10_000
 MAX_INTEGER = 2**31 - 1
 MAX_NUMBER = 1e30
-# key -> least value. null is allowed everywhere and means that the key is absent.
-_INTEGERS = {
-    "hidden_size": 1,
-    "vocab_size": 1,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 1,
-    "num_key_value_heads": 1,
-    "intermediate_size": 1,
-    "head_dim": 1,
-    "max_position_embeddings": 1,
-    "original_max_position_embeddings": 1,
-    "sliding_window": 0,
-    "max_window_layers": 0,
-    "kv_lora_rank": 1,
-    "q_lora_rank": 1,
-    "qk_nope_head_dim": 1,
-    "qk_rope_head_dim": 1,
-    "v_head_dim": 1,
-    "num_experts": 0,
-    "num_local_experts": 0,
-    "n_routed_experts": 0,
-    "n_shared_experts": 0,
-    "num_experts_per_tok": 1,
-    "moe_intermediate_size": 1,
-    "first_k_dense_replace": 0,
-    "moe_layer_freq": 1,
-    "n_group": 1,
-    "topk_group": 1,
-    "decoder_sparse_step": 1,
-}
+# Whole numbers from 1 or from 0. null is allowed everywhere and means that the key is absent.
+_FROM_1 = (
+    "hidden_size vocab_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size "
+    "head_dim max_position_embeddings original_max_position_embeddings kv_lora_rank q_lora_rank "
+    "qk_nope_head_dim qk_rope_head_dim v_head_dim num_experts_per_tok moe_intermediate_size moe_layer_freq "
+    "n_group topk_group decoder_sparse_step"
+)
+_FROM_0 = (
+    "sliding_window max_window_layers num_experts num_local_experts n_routed_experts n_shared_experts "
+    "first_k_dense_replace"
+)
+_INTEGERS = dict.fromkeys(_FROM_1.split(), 1) | dict.fromkeys(_FROM_0.split(), 0)
 _NUMBERS = ("rms_norm_eps", "rope_theta", "routed_scaling_factor", "partial_rotary_factor")
 _SWITCHES = (
     "tie_word_embeddings",

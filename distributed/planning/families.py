@@ -88,6 +88,13 @@ _DEEPSEEK = _keys(
     "qk_rope_head_dim v_head_dim n_routed_experts n_shared_experts num_experts_per_tok moe_intermediate_size "
     "first_k_dense_replace moe_layer_freq topk_method n_group topk_group routed_scaling_factor"
 )
+_DEFAULTS = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0}
+_QWEN_DEFAULTS = {
+    **_DEFAULTS,
+    "max_position_embeddings": 32768,
+    "num_key_value_heads": 32,
+    "max_window_layers": 28,
+}
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
@@ -96,8 +103,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             _DEEPSEEK,
             "never",
             {
-                "rms_norm_eps": 1e-6,
-                "rope_theta": 10000.0,
+                **_DEFAULTS,
                 "max_position_embeddings": 2048,
                 "routed_scaling_factor": 1.0,
                 "first_k_dense_replace": 0,
@@ -114,15 +120,15 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             "llama",
             _LLAMA,
             "never",
-            {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 2048},
+            {**_DEFAULTS, "max_position_embeddings": 2048},
         ),
         "ministral3": Family(
             "ministral3",
             _keys("num_key_value_heads head_dim"),
             "always",
             {
+                **_DEFAULTS,
                 "rms_norm_eps": 1e-5,
-                "rope_theta": 10000.0,
                 "max_position_embeddings": 262144,
                 "num_key_value_heads": 8,
             },
@@ -134,8 +140,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             _keys("num_key_value_heads head_dim"),
             "always",
             {
-                "rms_norm_eps": 1e-6,
-                "rope_theta": 10000.0,
+                **_DEFAULTS,
                 "max_position_embeddings": 131072,
                 "num_key_value_heads": 8,
                 "sliding_window": 4096,
@@ -146,27 +151,14 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             "qwen2",
             _keys("num_key_value_heads rope_traditional"),
             "switched",
-            {
-                "rms_norm_eps": 1e-6,
-                "rope_theta": 10000.0,
-                "max_position_embeddings": 32768,
-                "num_key_value_heads": 32,
-                "max_window_layers": 28,
-            },
+            _QWEN_DEFAULTS,
             {"attention_bias": (True,), "mlp_bias": (False,)},
         ),
         "qwen3": Family(
             "qwen3",
             _keys("num_key_value_heads head_dim"),
             "switched",
-            {
-                "rms_norm_eps": 1e-6,
-                "rope_theta": 10000.0,
-                "max_position_embeddings": 32768,
-                "num_key_value_heads": 32,
-                "head_dim": 128,
-                "max_window_layers": 28,
-            },
+            {**_QWEN_DEFAULTS, "head_dim": 128},
             _NO_BIASES,
         ),
         "qwen3_moe": Family(
@@ -174,9 +166,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             _QWEN_EXPERTS | _keys("num_key_value_heads head_dim"),
             "switched",
             {
-                "rms_norm_eps": 1e-6,
-                "rope_theta": 10000.0,
-                "max_position_embeddings": 32768,
+                **_QWEN_DEFAULTS,
                 "num_key_value_heads": 4,
                 "num_experts": 128,
                 "num_experts_per_tok": 8,

@@ -119,19 +119,10 @@ def first_line(error: BaseException) -> str:
 def _download(repo: str, revision: str | None, cache_dir: Path | None, name: str) -> bytes:
     """Fetch a small file into the cache without a progress bar; return its bytes."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
+    from huggingface_hub.utils import silent_tqdm
 
-    has_bars = not are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        return Path(hf_hub_download(repo, name, revision=revision, cache_dir=cache_dir)).read_bytes()
-    finally:
-        if has_bars:
-            enable_progress_bars()
+    path = hf_hub_download(repo, name, revision=revision, cache_dir=cache_dir, tqdm_class=silent_tqdm)
+    return Path(path).read_bytes()
 
 
 def _read_tensors(

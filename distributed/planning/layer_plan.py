@@ -15,12 +15,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from distributed.planning.capacities import NO_KV, HostCapacity, HostNeed, KVReserve
+from distributed.planning.capacities import MIB, NO_KV, HostCapacity, HostNeed, KVReserve
 from distributed.planning.checkpoint import INDEX_NAME, ModelError, hash_files, missing_file
 from distributed.planning.model_shape import ModelShape
 from distributed.planning.split_search import Splitter
-
-MIB = 1 << 20
 
 
 class DoesNotFit(ModelError):

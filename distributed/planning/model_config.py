@@ -115,7 +115,7 @@ def _find_family(raw: Mapping[str, Any]) -> Family | None:
             f"model_file = {raw['model_file']!r}: the model brings its own code, which is never run"
         )
     if model_type not in FAMILIES:
-        inner = _inner_type(raw)
+        inner = (raw.get("text_config") or {}).get("model_type")  # as multimodal models have one
         holds = f" (its text_config is of type {inner!r})" if inner else ""
         raise UnsupportedModel(
             f"model type {model_type!r}{holds} is not served; served are {', '.join(SERVED_TYPES)}"
@@ -126,11 +126,6 @@ def _find_family(raw: Mapping[str, Any]) -> Family | None:
         if raw.get(key) is None:
             raise BadValue(f"there is no {key}")
     return FAMILIES[model_type]
-
-
-def _inner_type(raw: Mapping[str, Any]) -> Any:
-    """Return the model type of a text_config, as multimodal models have one."""
-    return (raw.get("text_config") or {}).get("model_type")
 
 
 def _with_defaults(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:

@@ -15,9 +15,8 @@ from typing import Any
 
 from distributed.planning.checkpoint import BadCheckpoint, TensorInfo, is_tied, read_config, read_tensors
 from distributed.planning.model_listing import check_config_listed, check_files_listed
-from distributed.planning.stage_files import check_tensors
+from distributed.planning.stage_files import LAYER, check_tensors
 
-_LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"\.mlp\.(switch_mlp|experts\.\d+)\.")
 # Only the last token of a prompt passes the head, and its one large product runs closer to the machine's peak
 # than a layer does.
@@ -29,15 +28,12 @@ _FLOATS = ("F32", "F16", "BF16")
 class ModelShape:
     """A model's sizes and costs; costs are in any unit, the same for layers and head."""
 
-    model_type: str
     num_layers: int
     layer_bytes: tuple[int, ...]
     embed_bytes: int
     head_bytes: int  # the final norm, and the head or, where tied, the embeddings again
     tied: bool
     kv_bytes_per_token: int  # of one layer
-    hidden_size: int
-    vocab_size: int
     layer_costs: tuple[float, ...]
     head_cost: float
 
@@ -117,7 +113,7 @@ def make_shape(
     num_layers, active = int(config["num_hidden_layers"]), _active_share(config)
     layer_bytes, layer_costs = [0] * num_layers, [0.0] * num_layers
     for tensor, size in sizes.items():
-        match = _LAYER.match(tensor)
+        match = LAYER.match(tensor)
         if match and int(match[1]) < num_layers:
             layer_bytes[int(match[1])] += size
             layer_costs[int(match[1])] += size * (active if _EXPERT.search(tensor) else 1.0)
@@ -127,15 +123,12 @@ def make_shape(
     embed_bytes = _sum_under(sizes, "model.embed_tokens.")
     head_bytes = (embed_bytes if tied else _sum_under(sizes, "lm_head.")) + _sum_under(sizes, "model.norm.")
     return ModelShape(
-        model_type=config["model_type"],
         num_layers=num_layers,
         layer_bytes=tuple(layer_bytes),
         embed_bytes=embed_bytes,
         head_bytes=head_bytes,
         tied=tied,
         kv_bytes_per_token=_kv_values(name, config) * (float_bytes or 2),
-        hidden_size=config["hidden_size"],
-        vocab_size=config["vocab_size"],
         layer_costs=tuple(layer_costs),
         head_cost=HEAD_COST_SHARE * head_bytes,
     )

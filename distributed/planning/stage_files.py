@@ -7,21 +7,13 @@ Files that only stages on other hosts need may be missing.
 import hashlib
 import json
 import re
-import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from config.model_path import SMALL_PATTERNS
-from distributed.planning.checkpoint import (
-    MAX_HEADER_BYTES,
-    TensorInfo,
-    is_tied,
-    missing_file,
-    read_config,
-    tensor_files,
-)
+from distributed.planning.checkpoint import TensorInfo, is_tied, read_config, read_raw_header, tensor_files
 from distributed.planning.model_config import SIMULATED_TYPE
 from distributed.planning.model_errors import BadCheckpoint, UnsupportedModel
 
@@ -169,7 +161,7 @@ def mark_weights(folder: Path, layers: Sequence[range], rank: int, sums_file: Pa
     headers, contents = hashlib.sha256(), hashlib.sha256()
     sums = read_sums(folder, sums_file)
     for name in names:
-        header = _raw_header(folder / name)
+        header = read_raw_header(folder / name)
         headers.update(f"{name} {(folder / name).stat().st_size} {len(header)}\n".encode() + header)
         contents.update(f"{name} {sums.get(name)}\n".encode())
     is_known = all(name in sums for name in names)
@@ -201,13 +193,3 @@ def _is_unchanged(path: Path, size: int, mtime_ns: int) -> bool:
     except OSError:
         return False
     return (found.st_size, found.st_mtime_ns) == (size, mtime_ns)
-
-
-def _raw_header(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            prefix = file.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-            return prefix + file.read(min(length, MAX_HEADER_BYTES))
-    except FileNotFoundError as error:
-        raise missing_file(path) from error

@@ -18,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from distributed.planning.stage_files import WeightsMark
 from distributed.ring.frame import FLAG_READY, Frame, Kind, make_json_frame, parse_json
 from distributed.ring.ring import Ring
@@ -47,19 +49,10 @@ class RingPlan:
     load_timeout_seconds: float
     weights_marks: tuple[WeightsMark, ...] = ()  # by rank
 
-    @classmethod
-    def from_body(cls, body: dict[str, Any]) -> RingPlan:
-        layers = tuple((int(start), int(stop)) for start, stop in body["layers"])
-        marks = tuple(WeightsMark(**mark) for mark in body["weights_marks"])
-        return cls(**{**body, "layers": layers, "weights_marks": marks})
-
     @property
     def ranges(self) -> tuple[range, ...]:
         """Every rank's layers, by rank."""
         return tuple(range(*part) for part in self.layers)
-
-    def layers_of(self, rank: int) -> range:
-        return range(*self.layers[rank])
 
 
 @dataclass(frozen=True)
@@ -104,7 +97,7 @@ def name_rank(start: RankStart) -> str:
 
 def make_hello(plan: RingPlan, secret: str) -> Frame:
     """Build rank 0's frame of lap one."""
-    body = json.loads(json.dumps(asdict(plan)))
+    body = msgspec.to_builtins(plan)
     signed = {"plan": body, "mac": sign(secret, body), "signatures": {}}
     return make_json_frame(Kind.HELLO, signed, epoch=plan.epoch)
 
@@ -124,7 +117,7 @@ def answer_hello(
     body, secret, who = parse_json(frame), start.secret, name_rank(start)
     if not hmac.compare_digest(str(body.get("mac")), sign(secret, body.get("plan"))):
         raise RefusedStart(f"{who} has another ring secret than rank 0")
-    plan = RingPlan.from_body(body["plan"])
+    plan = msgspec.convert(body["plan"], RingPlan)
     plan = replace(plan, model_folder=start.model_folder or plan.model_folder)
     for name, theirs, ours in (
         ("ring size", plan.ring_size, ring.size),

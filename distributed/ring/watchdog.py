@@ -29,6 +29,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import psutil
 
 from config.live import SettingsLines
@@ -63,24 +64,7 @@ class RankStart:
         Raises:
             ValueError: it is not a start line.
         """
-        body = json.loads(line)
-        try:
-            hosts = tuple(str(host) for host in body["hosts"])
-            layers, dequantize = body.get("layers"), body.get("dequantize")
-            ping_limit_s = body.get("ping_limit_s")
-            return cls(
-                epoch=int(body["epoch"]),
-                rank=int(body["rank"]),
-                hosts=hosts,
-                secret=str(body["secret"]),
-                layers=None if layers is None else tuple(int(count) for count in layers),
-                dequantize=None if dequantize is None else bool(dequantize),
-                model_folder=body.get("model_folder"),
-                host_name=str(body.get("host_name", "")),
-                ping_limit_s=None if ping_limit_s is None else float(ping_limit_s),
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"not a start line: {error}") from error
+        return msgspec.json.decode(line, type=cls)
 
 
 def read_first_line(ping_limit_s: float | None = None) -> str:

@@ -166,14 +166,35 @@ def write_weights(folder: Path, weights: dict[str, mx.array], num_files: int = 1
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def read_weights(folder: Path) -> dict[str, mx.array]:
+    """Read all tensors of a folder."""
+    files = [mx.load(str(file)) for file in folder.glob("*.safetensors")]
+    return {name: array for weights in files for name, array in weights.items()}
+
+
+def cast_weights(folder: Path, dtype: mx.Dtype) -> Path:
+    """Store the floats of a folder of one file in another type."""
+    weights = {
+        name: array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array
+        for name, array in read_weights(folder).items()
+    }
+    mx.eval(weights)
+    write_weights(folder, weights)
+    return folder
+
+
+def edit_config(folder: Path, *removed: str, **changes: Any) -> None:
+    """Remove keys of a folder's config.json and change others."""
+    config = json.loads((folder / "config.json").read_text())
+    kept = {key: value for key, value in config.items() if key not in removed}
+    (folder / "config.json").write_text(json.dumps(kept | changes))
+
+
 def reference_model(folder: Path) -> Any:
     """Load mlx-lm's own model of the folder whole, in float32."""
     config = json.loads((folder / "config.json").read_text())
-    weights: dict[str, mx.array] = {}
-    for file in folder.glob("model*.safetensors"):
-        weights |= mx.load(str(file))
     model = _make_model(config)
-    weights = model.sanitize(weights)
+    weights = model.sanitize(read_weights(folder))
     if packing := config.get("quantization"):
         nn.quantize(
             model,
@@ -224,9 +245,7 @@ def _rescaled(array: mx.array) -> mx.array:
 def make_poisoned(folder: Path, variant: str, token_id: int, **overrides: Any) -> Path:
     """Make a model folder in which one token's embedding is NaN; not tied, or every draw would be."""
     make_checkpoint(folder, variant, num_files=1, tie_word_embeddings=False, **overrides)
-    (file,) = folder.glob("*.safetensors")
-    weights = mx.load(str(file))
-    name = "model.embed_tokens.weight"
+    weights, name = read_weights(folder), "model.embed_tokens.weight"
     weights[name] = mx.where(mx.arange(len(weights[name]))[:, None] == token_id, mx.nan, weights[name])
     mx.eval(weights)
     write_weights(folder, weights)

@@ -95,41 +95,38 @@ class _Handler(BaseHTTPRequestHandler):
     served: FakeHub
     protocol_version = "HTTP/1.1"
 
-    def do_GET(self) -> None:
-        self._answer(with_body=True)
-
-    def do_HEAD(self) -> None:
-        self._answer(with_body=False)
-
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
 
-    def _answer(self, *, with_body: bool) -> None:
+    def do_GET(self) -> None:
         path, hub = urlsplit(self.path).path, self.served
         if f"/{hub.repo}" not in path:
-            self._send(401, b"{}", {"X-Error-Code": "RepoNotFound"}, with_body=with_body)
+            self._send(401, b"{}", {"X-Error-Code": "RepoNotFound"})
         elif path.startswith(f"/api/models/{hub.repo}/tree/"):
-            self._send_json([_tree_entry(file) for file in self._files()], with_body=with_body)
+            self._send_json([_tree_entry(file) for file in self._files()])
         elif path.startswith(f"/api/models/{hub.repo}"):
             siblings = [{"rfilename": file.name} for file in self._files()]
             body = {"id": hub.repo, "sha": REVISION, "siblings": siblings, "tags": []}
-            self._send_json(body, with_body=with_body)
+            self._send_json(body)
         elif hub.is_gated:
-            self._send(403, b"{}", {"X-Error-Code": "GatedRepo"}, with_body=with_body)
+            self._send(403, b"{}", {"X-Error-Code": "GatedRepo"})
         elif hub.file_status is not None:
-            self._send(hub.file_status, b"{}", {}, with_body=with_body)
+            self._send(hub.file_status, b"{}", {})
         else:
-            self._send_file(hub.folder / path.rpartition("/")[2], with_body=with_body)
+            self._send_file(hub.folder / path.rpartition("/")[2])
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def _files(self) -> list[Path]:
         return sorted(path for path in self.served.folder.iterdir() if path.is_file())
 
-    def _send_json(self, body: Any, *, with_body: bool) -> None:
-        self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"}, with_body=with_body)
+    def _send_json(self, body: Any) -> None:
+        self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
 
-    def _send_file(self, path: Path, *, with_body: bool) -> None:
+    def _send_file(self, path: Path) -> None:
         if not path.is_file():
-            self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, with_body=with_body)
+            self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
             return
         content = path.read_bytes()
         headers = {
@@ -141,22 +138,20 @@ class _Handler(BaseHTTPRequestHandler):
         }
         wanted = self.headers.get("Range")
         if wanted is None:
-            self._send(200, content, headers, with_body=with_body, name=path.name)
+            self._send(200, content, headers, name=path.name)
             return
         first, _, last = wanted.removeprefix("bytes=").partition("-")
         stop = min(int(last) + 1, len(content)) if last else len(content)
         part = content[int(first) : stop]
         headers["Content-Range"] = f"bytes {first}-{stop - 1}/{len(content)}"
-        self._send(206, part, headers, with_body=with_body, name=path.name)
+        self._send(206, part, headers, name=path.name)
 
-    def _send(
-        self, status: int, content: bytes, headers: dict[str, str], *, with_body: bool, name: str = ""
-    ) -> None:
+    def _send(self, status: int, content: bytes, headers: dict[str, str], name: str = "") -> None:
         self.send_response(status)
         for key, value in {**headers, "Content-Length": str(len(content))}.items():
             self.send_header(key, value)
         self.end_headers()
-        if not with_body:
+        if self.command == "HEAD":
             return
         hub = self.served
         if hub.break_after_bytes is not None and name.endswith(LARGE_SUFFIX):

@@ -7,16 +7,7 @@ import time
 import uuid
 from pathlib import Path
 
-from spool import (
-    Claim,
-    FileSystem,
-    Request,
-    Result,
-    SamplingParams,
-    Spool,
-    SpoolOwner,
-    Usage,
-)
+from spool import Claim, FileSystem, Request, Result, SamplingParams, Spool, SpoolOwner, Usage
 from spool.fsio import DiskSpace
 
 

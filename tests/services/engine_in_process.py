@@ -29,8 +29,7 @@ import os
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from concurrent.futures import Executor, Future
-from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +42,16 @@ from distributed.backends.stage import Stage
 from distributed.engine.engine import Engine, EngineParts
 from distributed.engine.engine_config import chunk_tokens, make_engine_limits, make_scheduler
 from distributed.engine.live_settings import LiveSettings
-from distributed.engine.request_source import ModelFacts, RequestSource
+from distributed.engine.request_source import RequestSource
 from distributed.engine.row_sampling import RowSampling
 from distributed.engine.sampling import sample
 from distributed.engine.sequence import Drawn
 from distributed.engine.status import RingStatus
 from distributed.engine.token_writer import TokenWriter
-from distributed.planning.capacities import HostCapacity
-from distributed.planning.checkpoint import read_config
-from distributed.planning.layer_plan import plan_layers, split_layers, weights_hash
-from distributed.planning.model_shape import read_shape
-from distributed.rank import open_spool
-from distributed.ring.handshake import RankInfo
-from distributed.ring.watchdog import Watchdog
+from distributed.joining import Launch, describe
+from distributed.planning.layer_plan import weights_hash
+from distributed.rank import make_facts, make_status, open_spool, plan_here
+from distributed.ring.watchdog import RankStart, Watchdog
 from distributed.utils import shard_and_load
 from distributed.worker import Worker
 from prompts.tokenizer import load_tokenizer
@@ -144,19 +140,26 @@ class EngineInProcess:
         self.wire = Wire(self.num_ranks)
         ring = RingOfStages(self.epoch, self.wire, self.clock)
         self.stages = self._load_stages()
-        status = self._make_status()
+        starts = [RankStart(self.epoch, rank, ("here:0",) * ring.size, "") for rank in range(ring.size)]
+        launches = [
+            Launch(start, self.settings, Watchdog(start.rank, has_supervisor=False)) for start in starts
+        ]
+        status = make_status(launches[0])
+        status.ranks = tuple(
+            describe(launch, stage, "cpu", 0.0) for launch, stage in zip(launches, self.stages, strict=True)
+        )
         chunk = chunk_tokens(self.settings, choose_backend(self.model))
         self.scheduler = make_scheduler(self.settings, status, chunk, 1.0)
-        self._connect(ring, status)
+        self._connect(ring, launches, status)
         self.owner: SpoolOwner = open_spool(self.settings)
         self.owner.recover()
         self.bell = self.owner.listen()
         layers = tuple((info.first_layer, info.num_layers) for info in status.ranks)
         self.writer = TokenWriter(self.owner, layers, status.troubles, AtOnce())
-        source = RequestSource(
-            self.owner, self.bell, self._facts(status), self.writer, status.troubles, self.clock
-        )
-        watchdog = Watchdog(0, has_supervisor=False)
+        tokenizer = load_tokenizer(self.settings)
+        facts = make_facts(status, weights_hash(self.model), self.stages[0], tokenizer)
+        source = RequestSource(self.owner, self.bell, facts, self.writer, status.troubles, self.clock)
+        watchdog = launches[0].watchdog
         parts = EngineParts(ring, self.stages[0], self.scheduler, source, self.writer, status, watchdog)
         self.engine = Engine(parts, make_engine_limits(self.settings), self.clock)
         self._live = LiveSettings(self.settings, self.owner, self.engine)
@@ -247,63 +250,18 @@ class EngineInProcess:
 
     def _load_stages(self) -> list[Stage]:
         products = None if self._dtype else choose_products(self.settings)
-        counts = self.settings.layer_counts
-        self._layers = (
-            plan_layers(read_shape(self.model), [HostCapacity(num_ranks=self.num_ranks)])
-            if counts is None
-            else split_layers(int(read_config(self.model)["num_hidden_layers"]), counts)
-        )
+        backend = choose_backend(self.model, products)
+        layers = plan_here(self.settings, self.num_ranks, backend, dequantize=True)
         stages = [
-            Stage(_load(self.model, rank, self._layers, products, self._dtype))
-            for rank in range(self.num_ranks)
+            Stage(_load(self.model, rank, layers, products, self._dtype)) for rank in range(len(layers))
         ]
         for stage in stages:
             stage.measure_kv()
         return stages
 
-    def _make_status(self) -> RingStatus:
-        status = RingStatus(
-            self.settings.run_dir / "ring.json",
-            epoch=self.epoch,
-            ring_size=self.num_ranks,
-            model=self.settings.model_name,
-            settings=self.settings.public(),
-        )
-        status.ranks = tuple(
-            RankInfo(
-                rank=rank,
-                host="here",
-                pid=os.getpid(),
-                first_layer=layers.start,
-                num_layers=len(layers),
-                weights_bytes=stage.model.weights_bytes,
-                kv_bytes_per_token=stage.kv_bytes_per_token,
-                memory_bytes=0,
-                load_s=0.0,
-                device="cpu",
-            )
-            for rank, (layers, stage) in enumerate(zip(self._layers, self.stages, strict=True))
-        )
-        return status
-
-    def _connect(self, ring: RingOfStages, status: RingStatus) -> None:
+    def _connect(self, ring: RingOfStages, launches: list[Launch], status: RingStatus) -> None:
         """Make the workers of all ranks but rank 0, the first stage's first."""
-        for info in reversed(status.ranks[1:]):
+        limit_seconds = self.settings.step_timeout
+        for launch, stage, info in list(zip(launches, self.stages, status.ranks, strict=True))[:0:-1]:
             end = RingEnd(info.rank, self.epoch, self.wire)
-            watchdog = Watchdog(info.rank, has_supervisor=False)
-            limit_seconds = self.settings.step_timeout
-            worker = Worker(end, self.stages[info.rank], watchdog, limit_seconds, partial(replace, info))
-            ring.workers.append((end, worker))
-
-    def _facts(self, status: RingStatus) -> ModelFacts:
-        assert status.context is not None
-        tokenizer = load_tokenizer(self.settings)
-        return ModelFacts(
-            name=status.model,
-            weights_hash=weights_hash(self.model),
-            tokenizer=tokenizer,
-            detokenizer=tokenizer.detokenizer,
-            end_token_ids=tokenizer.end_token_ids,
-            vocab_size=self.stages[0].model.vocab_size,
-            context=status.context,
-        )
+            ring.workers.append((end, Worker(end, stage, launch.watchdog, limit_seconds, info)))

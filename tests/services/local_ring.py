@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +11,16 @@ import mlx.core as mx
 
 from distributed.backends.backend import Backend
 from distributed.backends.stage import Stage
-from distributed.engine.drafting import Drafter
 from distributed.engine.engine import to_frame
 from distributed.engine.row_sampling import RowSampling
 from distributed.engine.sampling import sample
-from distributed.engine.scheduler import Scheduler, SchedulerLimits
 from distributed.engine.sequence import Drawn, Microbatch, Sequence
-from distributed.engine.slots import SlotLimits
 from distributed.ring.frame import parse_step
+from tests.services.scheduling import make_scheduler
 from tests.services.stages import load_runners
 
 GREEDY = RowSampling(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, seed=0, choice=0, index=0)
 WARM = replace(GREEDY, temperature=0.7, seed=5)
-
-
-@dataclass(frozen=True)
-class RingShape:
-    """The numbers of tables, rows and tokens of KV."""
-
-    num_tables: int = 1
-    max_rows: int = 8
-    max_kv_tokens: int = 100_000
-    max_kept_tokens: int = 0
-    chunk: int = 64
 
 
 def load_stages(
@@ -49,14 +36,17 @@ def load_stages(
 class LocalRing:
     """Steps microbatches through all stages in the order in which they were made."""
 
-    def __init__(self, stages: Items[Stage], shape: RingShape, drafter: Drafter | None = None) -> None:
-        """Args: stages: of one model, in order; they forget their KV."""
+    def __init__(self, stages: Items[Stage], *, num_tables: int = 1, kept: int = 0, **shape: Any) -> None:
+        """
+        Args:
+            stages: of one model, in order; they forget their KV.
+            shape: of the scheduler, and its drafter.
+        """
         self.stages = stages
         for stage in stages:
             stage.drop_tables()
-        slots = SlotLimits(shape.num_tables, shape.max_rows, shape.max_kv_tokens, shape.max_kept_tokens)
-        limits = SchedulerLimits(shape.num_tables + 1, shape.chunk, slots)
-        self.scheduler = Scheduler(limits, drafter)
+        self.scheduler = make_scheduler(num_tables=num_tables, kept=kept, **shape)
+        self.scheduler.limits = replace(self.scheduler.limits, max_in_flight=num_tables + 1)
         self.failed: list[Sequence] = []
         self.rules: dict[Sequence, RowSampling] = {}
 

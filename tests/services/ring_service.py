@@ -6,15 +6,16 @@ import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cluster.ports import free_ring_ports
 from prompts.tokenizer import tokenizer_hash
 from spool import Request, Result, SamplingParams, Spool, make_door_name
 
@@ -23,16 +24,7 @@ SECRET = "5ec2e7" * 8
 START_SECONDS = 180.0
 ANSWER_SECONDS = 180.0
 
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that were free a moment ago."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+free_ports = partial(free_ring_ports, "127.0.0.1")  # by their number
 
 
 def make_token_request(model: Path, token_ids: Sequence[int], **params: Any) -> Request:
@@ -179,16 +171,21 @@ class RingService:
 
     def begin(self, token_ids: Sequence[int], max_tokens: int) -> str:
         """Submit a request and wait for its first tokens; return its id."""
-        spool, request = self.spool(), self.request(token_ids, max_tokens=max_tokens)
-        deadline = time.monotonic() + ANSWER_SECONDS
+        request = self.request(token_ids, max_tokens=max_tokens)
+        self.spool().submit(request)
+        self.read_until(request.id, 1)
+        return request.id
+
+    def read_until(self, request_id: str, num_tokens: int) -> None:
+        """Wait until the log of a request holds so many tokens."""
+        spool, deadline = self.spool(), time.monotonic() + ANSWER_SECONDS
+        reader = spool.open_log(request_id)
         with spool.listen(make_door_name()) as bell:
-            spool.submit(request)
-            reader = spool.open_log(request.id)
-            while not reader.read_new():
+            while reader.next_index < num_tokens:
                 assert time.monotonic() < deadline, self.log(0)
                 select.select([bell], [], [], 0.2)
                 bell.drain()
-        return request.id
+                reader.read_new()
 
     def wait_for(self, request_id: str) -> Result:
         """Wait for the result of what was begun."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
+
 from distributed.engine.drafting import Drafter
 from distributed.engine.scheduler import Scheduler, SchedulerLimits
 from distributed.engine.sequence import Microbatch, Sequence, Status
@@ -30,6 +32,13 @@ def make_scheduler(
 
 def make_sequence(name: str, num_prompt: int = 10, max_tokens: int = 4, first: int = 100) -> Sequence:
     return Sequence(name, list(range(first, first + num_prompt)), num_prompt, max_tokens)
+
+
+def take(scheduler: Scheduler) -> Microbatch:
+    """Schedule a microbatch, which there must be."""
+    microbatch = scheduler.schedule()
+    assert microbatch is not None
+    return microbatch
 
 
 def give_back(scheduler: Scheduler, microbatch: Microbatch, token: int = 7) -> list[Sequence]:
@@ -61,6 +70,22 @@ def cancel(scheduler: Scheduler, sequences: list[Sequence], indexes: set[int]) -
     for index, sequence in enumerate(sequences):
         if index in indexes and sequence.status is not Status.FINISHED:
             scheduler.finish(sequence)
+
+
+class NoDrafts:
+    """A drafter without drafts, for others to begin from."""
+
+    def propose(self, sequences: Items[Sequence]) -> list[tuple[int, ...]]:
+        return [() for _ in sequences]
+
+    def learn(self, sequence: Sequence, num_drafts: int, num_right: int) -> None:
+        pass
+
+    def note_cost(self, num_tokens: int, busy_us: float) -> None:
+        pass
+
+    def forget(self, sequence: Sequence) -> None:
+        pass
 
 
 class WrittenKV:

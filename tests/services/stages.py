@@ -1,38 +1,61 @@
 """Run stages in one process by handing hidden states on, and mlx-lm's own model beside them."""
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
+from config.simulated import SimulatedModel
 from distributed.backends.backend import Backend, StageRunner
 from distributed.backends.choose import choose_backend
-from distributed.planning.step import StageStep
+from distributed.backends.simulated import MODULUS, marks_of, next_id
+from distributed.backends.stage import Stage
+from distributed.planning.step import PrefixCopy, StageStep
 from prompts.mlx_lm_import import import_mlx_lm
 
 KVCache = import_mlx_lm("models.cache").KVCache
 
 
+def make_step(
+    rows: dict[int, tuple[int, int]], table: int = 0, copies: tuple[PrefixCopy, ...] = ()
+) -> StageStep:
+    """Build a step from slot -> (offset, count); a count of 0 is a hole."""
+    return StageStep(
+        table=table,
+        slots=tuple(rows),
+        offsets=tuple(offset for offset, _ in rows.values()),
+        counts=tuple(count for _, count in rows.values()),
+        num_tokens=max(count for _, count in rows.values()),
+        copies=copies,
+    )
+
+
 class StageChain:
-    """The stages of one model, in order, with one KV table each."""
+    """The stages of one model, in order, with KV of their own."""
 
     def __init__(self, stages: Sequence[StageRunner]) -> None:
-        self.stages = stages
-        self.tables = [stage.make_table() for stage in stages]
+        self.stages = [Stage(stage) for stage in stages]
 
-    def run(self, rows: Sequence[Sequence[int]], slots: Sequence[int], offsets: Sequence[int]) -> mx.array:
+    def run(
+        self,
+        rows: Sequence[Sequence[int]],
+        slots: Sequence[int],
+        offsets: Sequence[int],
+        copies: tuple[PrefixCopy, ...] = (),
+    ) -> mx.array:
         """Run one microbatch, rows padded on the right; return logits (B, T, V)."""
         counts = tuple(len(row) for row in rows)
         num_tokens = max(counts)
-        step = StageStep(0, tuple(slots), tuple(offsets), counts, num_tokens)
-        x = mx.array([list(row) + [0] * (num_tokens - len(row)) for row in rows], dtype=mx.int32)
-        for stage, table in zip(self.stages, self.tables, strict=True):
-            x = stage.forward(x, table.begin(step))
-            mx.eval(x, getattr(table, "arrays", ()))
+        step = StageStep(0, tuple(slots), tuple(offsets), counts, num_tokens, copies=copies)
+        x = mx.array([[*row, *[7] * (num_tokens - len(row))] for row in rows], dtype=mx.int32)
+        for stage in self.stages:
+            x = stage.run(step, x)
         B, T, _ = x.shape
-        at = [b for b in range(B) for _ in range(T)]
-        return self.stages[-1].logits(x, at, list(range(T)) * B).reshape(B, T, -1)
+        every = list(product(range(B), range(T)))
+        return self.stages[-1].logits(step, x, every).reshape(B, T, -1)
 
     def prefill(self, ids: Sequence[int], slot: int = 0, chunk: int = 1 << 30) -> mx.array:
         """Prefill one row in chunks; return its logits (T, V)."""
@@ -96,3 +119,12 @@ def sure_tokens(model: Any, ids: Sequence[int], num_tokens: int, min_gap: float 
     """Return mlx-lm's greedy tokens up to the first that another batch size may decide otherwise."""
     tokens, gaps = reference_tokens(model, ids, num_tokens)
     return tokens[: next((i for i, gap in enumerate(gaps) if gap < min_gap), num_tokens)]
+
+
+def expected_ids(model: SimulatedModel, token_ids: Sequence[int], num_tokens: int) -> list[int]:
+    """Return the greedy answer of a simulated model to a prompt, in whatever ring."""
+    ids = list(token_ids)
+    for _ in range(num_tokens):
+        total = int(marks_of(np.array(ids), np.arange(len(ids))).sum()) % MODULUS
+        ids.append(next_id(model, np.int64(model.layers * total % MODULUS)))
+    return ids[len(token_ids) :]

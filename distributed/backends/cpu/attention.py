@@ -36,20 +36,6 @@ def attend_chunks(queries: Float32Array, kv: LayerKV, view: View) -> Float32Arra
     return out.reshape(step.num_rows * step.num_tokens, -1)
 
 
-def attend_new(queries: Float32Array, kv: LayerKV, view: View) -> Float32Array:
-    """Return the same of one new token a row, (B, H * D), for queries (B, H, D)."""
-    queries = queries.reshape(len(queries), kv.keys.shape[1], -1, queries.shape[-1])
-    keys = kv.keys[view.rows, :, : view.num_kv_tokens]
-    values = kv.values[view.rows, :, : view.num_kv_tokens]
-    scores = np.matmul(queries, keys.swapaxes(-1, -2))
-    if view.mask is not None:
-        scores += view.mask
-    totals = exponentiate(scores)
-    out: Float32Array = np.matmul(scores, values)
-    out /= totals
-    return out.reshape(len(out), -1)
-
-
 def _attend_chunk(queries: Float32Array, keys: Float32Array, values: Float32Array) -> Float32Array:
     """One key head of one row: queries (T, R, D), keys and values (S, D), the last T being the new ones."""
     num_tokens, num_heads, width = queries.shape

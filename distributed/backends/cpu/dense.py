@@ -23,15 +23,7 @@ from distributed.backends.cpu.kernels import Kernels, PackedPanels
 from distributed.backends.cpu.kv_table import CpuKVTable, LayerKV, View
 from distributed.backends.cpu.layer_kernels import LayerKernels
 from distributed.backends.cpu.operations import Operations
-from distributed.backends.cpu.products import (
-    Blas,
-    Linear,
-    Linears,
-    NoBlas,
-    choose_kernels,
-    on_blas,
-    view,
-)
+from distributed.backends.cpu.products import Blas, Linear, Linears, NoBlas, choose_kernels, on_blas, view
 from distributed.backends.cpu.rotary import Rotary, Rotation, UnknownRotation
 from distributed.models.stage_model import HEAD, StageModel
 
@@ -150,12 +142,7 @@ class DenseLayer:
         self._o, self._down = plan.linear(attention["o_proj"]), plan.linear(feed["down_proj"])
 
     def forward(
-        self,
-        hidden: Float32Array,
-        kv: LayerKV,
-        view: View,
-        rotation: Rotation,
-        head_dim: int,
+        self, hidden: Float32Array, kv: LayerKV, view: View, rotation: Rotation, head_dim: int
     ) -> None:
         """Add attention and feed-forward to hidden (B * T, D)."""
         run = self._operations

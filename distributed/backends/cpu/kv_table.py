@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distributed.backends.cpu.compiling import Float32Array
+from distributed.backends.kv_cache import SlotTable
 from distributed.planning.kv_sizes import grown
-from distributed.planning.step import Clear, Resize, StageStep
+from distributed.planning.step import StageStep
 
 
 @dataclass(frozen=True)
@@ -139,31 +140,16 @@ def _make_untouched(shape: tuple[int, ...]) -> Float32Array:
     return np.frombuffer(memory, np.float32).reshape(shape)
 
 
-class CpuKVTable:
-    """The KV of one stage's layers for the rows of one table; serves `distributed.backends.stage` as KVTable
-    does.
-    """
+class CpuKVTable(SlotTable[LayerKV]):
+    """The KV of layers that NumPy runs."""
 
-    def __init__(self, num_layers: int) -> None:
-        self.layers = [LayerKV() for _ in range(num_layers)]
-        self.shape = (0, 0)  # rows, tokens
-        self.arrays: list[object] = []  # nothing is lazy here
+    make_layer = LayerKV
+    arrays: tuple[object, ...] = ()  # nothing is lazy here
 
     def begin(self, step: StageStep) -> tuple[View, list[LayerKV]]:
         """Return what `DenseLayers.forward` takes beside its input."""
         self.shape = grown(self.shape, max(step.slots) + 1, step.num_kv_tokens)
         return make_view(step, self.shape), self.layers
-
-    def resize(self, order: Resize) -> None:
-        """Take another size; memory that is not needed any more is free when this returns."""
-        self.shape = (order.num_rows, order.num_tokens)
-        for layer in self.layers:
-            layer.resize(self.shape, order.slots)
-
-    def clear(self, order: Clear) -> None:
-        """Set some of a row's tokens to zero."""
-        for layer in self.layers:
-            layer.clear(order.slot, order.start, order.end)
 
     def copy_prefix(self, source: CpuKVTable, from_slot: int, to_slot: int, num_tokens: int) -> None:
         """Copy the first tokens of a row of `source`, which may be this table, into a row of this one."""
@@ -171,7 +157,3 @@ class CpuKVTable:
         for layer, other in zip(self.layers, source.layers, strict=True):
             layer.make_room(self.shape, (other.keys.shape[1], other.keys.shape[3]))
             layer.copy_prefix(other, from_slot, to_slot, num_tokens)
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(layer.num_bytes for layer in self.layers)

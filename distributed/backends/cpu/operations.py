@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from distributed.backends.cpu.attention import attend_new
+from distributed.backends.cpu.attention import exponentiate
 from distributed.backends.cpu.compiling import Float32Array
 from distributed.backends.cpu.kv_table import LayerKV, View
 from distributed.backends.cpu.rotary import Rotation, rotate
@@ -50,4 +50,13 @@ class Operations:
 
     def attend_new(self, queries: Float32Array, kv: LayerKV, view: View) -> Float32Array:
         """Return the attention (B, H * D) of one new token a row, queries (B, H, D)."""
-        return attend_new(queries, kv, view)
+        queries = queries.reshape(len(queries), kv.keys.shape[1], -1, queries.shape[-1])
+        keys = kv.keys[view.rows, :, : view.num_kv_tokens]
+        values = kv.values[view.rows, :, : view.num_kv_tokens]
+        scores = np.matmul(queries, keys.swapaxes(-1, -2))
+        if view.mask is not None:
+            scores += view.mask
+        totals = exponentiate(scores)
+        out: Float32Array = np.matmul(scores, values)
+        out /= totals
+        return out.reshape(len(out), -1)

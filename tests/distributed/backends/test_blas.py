@@ -2,13 +2,12 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from config import REPOSITORY_ROOT as ROOT
 from distributed.backends.cpu import blas
 
-ROOT = Path(__file__).resolve().parent.parent.parent.parent
 on_linux = pytest.mark.skipif(sys.platform == "darwin", reason="nothing is loaded on macOS")
 
 

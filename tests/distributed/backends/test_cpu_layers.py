@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import random
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,29 +32,16 @@ from distributed.backends.cpu.products import (
 from distributed.backends.cpu.threads import ProductThreads
 from distributed.backends.stage import Stage
 from distributed.planning.step import PrefixCopy, Resize, StageStep
-from tests.fakes.checkpoints import VOCAB_SIZE, make_checkpoint
-from tests.services.stages import load_runners, load_whole
+from tests.fakes.checkpoints import VOCAB_SIZE, make_checkpoint, shared_checkpoint
+from tests.services.stages import load_runners, load_whole, make_step
 
 NUM_LAYERS = 4
 TOLERANCE = 2e-4
 DENSE = ("llama", "ministral3", "qwen2", "qwen3")
 MIXTURES = ("qwen3_moe", "deepseek_v2", "deepseek_v2-groups")
-MakeFolder = Callable[[str], Path]
 
 
 needs_kernels = pytest.mark.skipif(choose_kernels("auto") is None, reason="no kernels on this machine")
-
-
-@pytest.fixture(scope="module")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> MakeFolder:
-    folders: dict[str, Path] = {}
-
-    def make(variant: str) -> Path:
-        if variant not in folders:
-            folders[variant] = make_checkpoint(tmp_path_factory.mktemp("models") / variant, variant)
-        return folders[variant]
-
-    return make
 
 
 def load(folder: Path, products: str | None, **options: Any) -> StageRunner:
@@ -92,24 +78,10 @@ def make_ids(step: StageStep, rng: random.Random) -> list[list[int]]:
     return [[rng.randrange(VOCAB_SIZE) for _ in range(step.num_tokens)] for _ in step.slots]
 
 
-def make_step(
-    rows: dict[int, tuple[int, int]], table: int = 0, copies: tuple[PrefixCopy, ...] = ()
-) -> StageStep:
-    """Build a step from slot -> (offset, count); a count of 0 is a hole."""
-    return StageStep(
-        table=table,
-        slots=tuple(rows),
-        offsets=tuple(offset for offset, _ in rows.values()),
-        counts=tuple(count for _, count in rows.values()),
-        num_tokens=max(count for _, count in rows.values()),
-        copies=copies,
-    )
-
-
 @pytest.mark.parametrize("variant", DENSE)
-def test_numpy_is_really_used(folder_of: MakeFolder, variant: str) -> None:
+def test_numpy_is_really_used(variant: str) -> None:
     """Every type on the list is run by NumPy, and by MLX unless it is asked for."""
-    folder = folder_of(variant)
+    folder = shared_checkpoint(variant)
     assert isinstance(load(folder, "auto"), DenseLayers)
     assert not isinstance(load(folder, None), DenseLayers)
 
@@ -122,10 +94,10 @@ def test_numpy_is_really_used(folder_of: MakeFolder, variant: str) -> None:
         *itertools.product(MIXTURES, ["auto"]),
     ],
 )
-def test_chunks_decode_holes_and_gathered_rows(folder_of: MakeFolder, variant: str, products: str) -> None:
+def test_chunks_decode_holes_and_gathered_rows(variant: str, products: str) -> None:
     """Prompts in chunks, ragged rows together, decode with holes and out of order slots: all equal."""
     rng = random.Random(1)
-    twins = Twins(folder_of(variant), (0, 1, NUM_LAYERS), products)
+    twins = Twins(shared_checkpoint(variant), (0, 1, NUM_LAYERS), products)
     for rows in (
         {0: (0, 7)},
         {0: (7, 70)},
@@ -144,10 +116,10 @@ def test_chunks_decode_holes_and_gathered_rows(folder_of: MakeFolder, variant: s
 
 
 @pytest.mark.parametrize("variant", ["llama", "qwen3"])
-def test_shared_beginnings_are_copied(folder_of: MakeFolder, variant: str) -> None:
+def test_shared_beginnings_are_copied(variant: str) -> None:
     """A row that copies another row's first tokens, of its own table or another, goes on from there."""
     rng = random.Random(2)
-    twins = Twins(folder_of(variant))
+    twins = Twins(shared_checkpoint(variant))
     first = make_step({0: (0, 80)})
     twins.step(first, make_ids(first, rng))
     for step in (
@@ -159,10 +131,10 @@ def test_shared_beginnings_are_copied(folder_of: MakeFolder, variant: str) -> No
         twins.step(step, make_ids(step, rng))
 
 
-def test_a_reset_table_starts_anew(folder_of: MakeFolder) -> None:
+def test_a_reset_table_starts_anew() -> None:
     """After a reset nothing of the old rows is seen, and their memory is gone."""
     rng = random.Random(3)
-    twins = Twins(folder_of("llama"))
+    twins = Twins(shared_checkpoint("llama"))
     big = make_step({0: (0, 300)})
     twins.step(big, make_ids(big, rng))
     held = twins.rings[1][0].kv_num_bytes
@@ -171,11 +143,11 @@ def test_a_reset_table_starts_anew(folder_of: MakeFolder) -> None:
     assert twins.rings[1][0].kv_num_bytes < held / 4
 
 
-def test_both_kinds_of_table_take_the_same_memory(folder_of: MakeFolder) -> None:
+def test_both_kinds_of_table_take_the_same_memory() -> None:
     """Rank 0's budget counts tokens by one rule, whatever runs the layers."""
     sizes = []
     for products in (None, "auto"):
-        runner = load(folder_of("qwen2"), products)
+        runner = load(shared_checkpoint("qwen2"), products)
         stage = Stage(runner)
         stage.measure_kv()
         sizes.append(stage.kv_bytes_per_token)
@@ -183,11 +155,11 @@ def test_both_kinds_of_table_take_the_same_memory(folder_of: MakeFolder) -> None
 
 
 @pytest.mark.parametrize("variant", MIXTURES)
-def test_of_a_mixture_the_experts_alone_leave_mlx(folder_of: MakeFolder, variant: str) -> None:
+def test_of_a_mixture_the_experts_alone_leave_mlx(variant: str) -> None:
     """Every one of them, and nothing without being asked."""
     sizes = set()
     for products, kind in (("auto", Experts), (None, switch_layers.SwitchGLU)):
-        runner = load(folder_of(variant), products)
+        runner = load(shared_checkpoint(variant), products)
         assert not isinstance(runner, DenseLayers)
         assert runner.is_async == (products is None)
         kinds = [type(layer.mlp.switch_mlp) for layer in runner.model.inner.layers if "gate" in layer.mlp]
@@ -197,23 +169,21 @@ def test_of_a_mixture_the_experts_alone_leave_mlx(folder_of: MakeFolder, variant
 
 
 @pytest.mark.parametrize("variant", ["qwen3_moe-8bit", "deepseek_v2-8bit"])
-def test_quantized_experts_stay_with_mlx_unless_they_are_unpacked(
-    folder_of: MakeFolder, variant: str
-) -> None:
+def test_quantized_experts_stay_with_mlx_unless_they_are_unpacked(variant: str) -> None:
     """An 8-bit mixture is run by MLX; dequantized it is one like any other."""
     for dequantize in (False, True):
-        runner = load(folder_of(variant), "auto", dequantize=dequantize)
+        runner = load(shared_checkpoint(variant), "auto", dequantize=dequantize)
         kind = Experts if dequantize else switch_layers.SwitchGLU
         assert isinstance(runner.model.inner.layers[-1].mlp.switch_mlp, kind)
 
 
-def test_packed_and_half_precision_weights_stay_with_mlx(folder_of: MakeFolder) -> None:
+def test_packed_and_half_precision_weights_stay_with_mlx() -> None:
     """Only plain float32 products are taken over."""
-    folder = folder_of("llama-4bit-tied")
+    folder = shared_checkpoint("llama-4bit-tied")
     assert not isinstance(load(folder, "auto"), DenseLayers)
     unpacked = load(folder, "auto", dequantize=True)
     assert isinstance(unpacked, DenseLayers)
-    half = load(folder_of("llama"), "auto", dtype="bfloat16")
+    half = load(shared_checkpoint("llama"), "auto", dtype="bfloat16")
     assert not isinstance(half, DenseLayers)
 
 
@@ -279,9 +249,9 @@ def test_without_a_compiler_the_blas_multiplies(monkeypatch: pytest.MonkeyPatch)
     assert choose_kernels("auto") is None
 
 
-def test_helping_threads_sleep_between_steps(folder_of: MakeFolder) -> None:
+def test_helping_threads_sleep_between_steps() -> None:
     """A step that is alone takes more threads, and gives the cores back with its last product."""
-    runner = load(folder_of("llama"), "auto")
+    runner = load(shared_checkpoint("llama"), "auto")
     if runner.use_threads is None:
         pytest.skip("nothing packs weights here")
     asked: list[int] = []

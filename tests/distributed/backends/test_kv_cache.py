@@ -10,21 +10,9 @@ import pytest
 from distributed.backends.kv_cache import KVTable
 from distributed.planning.kv_sizes import padded_tokens
 from distributed.planning.step import Resize, StageStep
+from tests.services.stages import make_step
 
 H, D = 2, 4
-
-
-def make_step(rows: dict[int, tuple[int, int]], num_tokens: int, *, holes: tuple[int, ...] = ()) -> StageStep:
-    """Build a step from slot -> (offset, count)."""
-    every = {**rows, **dict.fromkeys(holes, (0, 0))}
-    slots = tuple(sorted(every))
-    return StageStep(
-        table=0,
-        slots=slots,
-        offsets=tuple(every[slot][0] for slot in slots),
-        counts=tuple(every[slot][1] for slot in slots),
-        num_tokens=num_tokens,
-    )
 
 
 class Mirror:
@@ -57,50 +45,50 @@ class Mirror:
 def test_rows_join_decode_and_leave_without_touching_each_other() -> None:
     """Prefill, decode, holes, gathered rows, growth, reuse of a slot: every row reads back its own tokens."""
     mirror = Mirror()
-    mirror.write(make_step({0: (0, 5)}, 5))
-    mirror.write(make_step({1: (0, 70)}, 70))
-    mirror.write(make_step({2: (0, 3), 3: (0, 2)}, 3))
-    mirror.write(make_step({0: (5, 1), 1: (70, 1), 2: (3, 1), 3: (2, 1)}, 1))
-    mirror.write(make_step({0: (6, 1), 2: (4, 1), 3: (3, 1)}, 1, holes=(1,)))
-    mirror.write(make_step({0: (7, 1), 3: (4, 1)}, 1))
-    mirror.write(make_step({1: (0, 4)}, 4))
-    mirror.write(make_step({9: (0, 600)}, 600))
-    mirror.write(make_step({0: (8, 1), 1: (4, 1), 2: (5, 1), 3: (5, 1)}, 1))
+    mirror.write(make_step({0: (0, 5)}))
+    mirror.write(make_step({1: (0, 70)}))
+    mirror.write(make_step({2: (0, 3), 3: (0, 2)}))
+    mirror.write(make_step({0: (5, 1), 1: (70, 1), 2: (3, 1), 3: (2, 1)}))
+    mirror.write(make_step({0: (6, 1), 1: (0, 0), 2: (4, 1), 3: (3, 1)}))
+    mirror.write(make_step({0: (7, 1), 3: (4, 1)}))
+    mirror.write(make_step({1: (0, 4)}))
+    mirror.write(make_step({9: (0, 600)}))
+    mirror.write(make_step({0: (8, 1), 1: (4, 1), 2: (5, 1), 3: (5, 1)}))
     assert mirror.rows[1][:4] != mirror.rows[9][:4]
 
 
 def test_a_prefix_is_copied_between_rows_and_tables() -> None:
     """The copy has its source's first tokens, the source stays; the table need not have the row yet."""
     mirror, other = Mirror(), Mirror()
-    mirror.write(make_step({0: (0, 20)}, 20))
+    mirror.write(make_step({0: (0, 20)}))
     mirror.table.copy_prefix(mirror.table, 0, 5, 12)
     mirror.rows[5] = mirror.rows[0][:12]
-    mirror.write(make_step({5: (12, 3)}, 3))
-    mirror.write(make_step({0: (20, 1), 5: (15, 1)}, 1))
+    mirror.write(make_step({5: (12, 3)}))
+    mirror.write(make_step({0: (20, 1), 5: (15, 1)}))
     other.table.copy_prefix(mirror.table, 5, 1, 10)
     other.rows[1] = mirror.rows[5][:10]
-    other.write(make_step({1: (10, 70)}, 70))
+    other.write(make_step({1: (10, 70)}))
 
 
 def test_a_hole_is_never_written() -> None:
     """Kept tokens of a finished sequence survive steps of their neighbours."""
     mirror = Mirror()
     for slot in range(4):
-        mirror.write(make_step({slot: (0, 8)}, 8))
+        mirror.write(make_step({slot: (0, 8)}))
     kept = list(mirror.rows[1])
     for offset in range(8, 12):
-        mirror.write(make_step({0: (offset, 1), 2: (offset, 1), 3: (offset, 1)}, 1, holes=(1,)))
-    mirror.write(make_step({1: (8, 1)}, 1))
+        mirror.write(make_step({0: (offset, 1), 1: (0, 0), 2: (offset, 1), 3: (offset, 1)}))
+    mirror.write(make_step({1: (8, 1)}))
     assert mirror.rows[1][:8] == kept
 
 
 @pytest.mark.parametrize(
     ("step", "wanted"),
     [
-        (make_step({0: (7, 1)}, 1), None),
-        (make_step({0: (7, 4)}, 4), "causal"),
-        (make_step({0: (0, 4), 1: (0, 3)}, 4), "causal"),
-        (make_step({0: (7, 1), 1: (7, 1)}, 1), None),
+        (make_step({0: (7, 1)}), None),
+        (make_step({0: (7, 4)}), "causal"),
+        (make_step({0: (0, 4), 1: (0, 3)}), "causal"),
+        (make_step({0: (7, 1), 1: (7, 1)}), None),
     ],
 )
 def test_level_rows_need_no_mask_array(step: StageStep, wanted: str | None) -> None:
@@ -110,7 +98,7 @@ def test_level_rows_need_no_mask_array(step: StageStep, wanted: str | None) -> N
 
 def test_uneven_rows_see_their_own_past_only() -> None:
     """The mask of a row ends at its own last token."""
-    step = make_step({0: (2, 1), 1: (4, 1)}, 1)
+    step = make_step({0: (2, 1), 1: (4, 1)})
     mask = KVTable(1).begin(step)[0].make_mask(1)
     assert mask[:, 0, 0].tolist() == [[True, True, True, False, False], [True] * 5]
 
@@ -118,7 +106,7 @@ def test_uneven_rows_see_their_own_past_only() -> None:
 def test_memory_is_what_the_budget_counts() -> None:
     """Rank 0's padded size is the stages' real size."""
     mirror = Mirror()
-    mirror.write(make_step({4: (0, 130)}, 130))
+    mirror.write(make_step({4: (0, 130)}))
     bytes_per_token = 2 * H * D * 4
     assert mirror.table.num_bytes == padded_tokens(5, 130) * bytes_per_token
     mirror.table.resize(Resize(0, 0, 0))
@@ -138,7 +126,7 @@ def test_one_layer_at_a_time_is_in_memory_twice() -> None:
     """While a table grows, shrinks to some of its rows, or a long prefix is copied."""
     num_layers, table = 8, KVTable(8)
     keys = mx.ones((4, H, 1000, D))
-    for layer in table.begin(make_step(dict.fromkeys(range(4), (0, 1000)), 1000)):
+    for layer in table.begin(make_step(dict.fromkeys(range(4), (0, 1000)))):
         layer.update_and_fetch(keys, -keys)
     mx.eval(table.arrays)
     token = 2 * H * D * 4  # bytes of one layer

@@ -23,8 +23,9 @@ from distributed.planning.model_shape import ModelShape
 from distributed.planning.step import Resize, StageStep
 from distributed.ring import watchdog as watchdog
 from distributed.ring.ring import LoopbackRing
-from distributed.ring.watchdog import Watchdog
+from distributed.ring.watchdog import RankStart, Watchdog
 from tests.fakes.checkpoints import make_checkpoint
+from tests.fakes.model_shapes import make_model_shape
 from tests.services.stages import load_whole
 
 GIB = 1 << 30
@@ -49,19 +50,7 @@ def set_free(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
 
 def make_shape(weights_bytes: int) -> ModelShape:
     """A model of so many bytes, in 4 layers."""
-    return ModelShape(
-        model_type="llama",
-        num_layers=4,
-        layer_bytes=(weights_bytes // 4,) * 4,
-        embed_bytes=0,
-        head_bytes=0,
-        tied=False,
-        kv_bytes_per_token=4096,
-        hidden_size=8,
-        vocab_size=8,
-        layer_costs=(1.0,) * 4,
-        head_cost=1.0,
-    )
+    return make_model_shape((weights_bytes // 4,) * 4, kv_bytes_per_token=4096)
 
 
 def check(tmp_path: Path, weights_bytes: int, num_ranks: int = 1, gpu_limit: int | None = 10 * GIB) -> None:
@@ -178,7 +167,9 @@ def test_a_rank_that_loads_on_a_gpu_limits_the_cache_and_counts_by_mlx(
         dequantize=False,
     )
     told = Watchdog(0, has_supervisor=False)
-    stage, _ = joining.load_own_stage(LoopbackRing(1), plan, MlxBackend(), told, None, 1)
+    settings: Any = SimpleNamespace(local_ranks=1)
+    launch = joining.Launch(RankStart(1, 0, ("127.0.0.1:0",), ""), settings, told)
+    stage, _ = joining.load_own_stage(launch, LoopbackRing(1), plan, MlxBackend())
     assert told.memory_bytes >= 5 * GIB
     assert gpu["cache_limit"] == GIB
     assert gpu["wired_limit"] == 10 * GIB

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import mlx.core as mx
@@ -19,52 +19,39 @@ from config import Settings, SettingsError, load_settings
 from config.run_files import read_json, write_json
 from config.simulated import SimulatedModel
 from distributed.backends.choose import choose_backend
-from distributed.backends.simulated import SimulatedRunner, expected_ids, sleep_until
+from distributed.backends.simulated import SimulatedRunner, sleep_until
 from distributed.backends.stage import Stage
 from distributed.models.simulated import first_made_up_id, make_simulated
-from distributed.planning.step import PrefixCopy, StageStep
+from distributed.planning.step import PrefixCopy
 from prompts.tokenizer import PromptTokenizer
 from tests.services.ring_service import RingService
+from tests.services.stages import StageChain, expected_ids
 
 QUICK = "simulated:layers=6,layer_us=0,row_us=0,token_us=0,hidden=2,vocab=1024"
 SHORT = "simulated:layers=6,layer_us=200,row_us=10,token_us=1,hidden=16"
 
 
-class Chain:
-    """The stages of one model in one process, from the first to the last."""
-
-    def __init__(self, model: SimulatedModel, counts: list[int]) -> None:
-        """
-        Args:
-            counts: layers of each stage, rank 0 first.
-        """
-        ends = [model.layers - sum(counts[:rank]) for rank in range(len(counts))]
-        self._stages = [
-            Stage(
-                SimulatedRunner(
-                    model,
-                    rank,
-                    range(ends[rank] - counts[rank], ends[rank]),
-                    is_first=rank == len(counts) - 1,
-                    is_last=rank == 0,
-                )
-            )
-            for rank in reversed(range(len(counts)))
+def make_chain(model: SimulatedModel, counts: list[int]) -> StageChain:
+    """Make stages of `counts` layers, first layers first."""
+    ends = list(accumulate(counts))
+    return StageChain(
+        [
+            SimulatedRunner(model, 0, range(end - count, end), is_first=end == count, is_last=end == ends[-1])
+            for end, count in zip(ends, counts, strict=True)
         ]
+    )
 
-    def run(
-        self, rows: list[list[int]], slots: list[int], offsets: list[int], copies: tuple[PrefixCopy, ...] = ()
-    ) -> list[int]:
-        """Run one microbatch; the greedy token of each row that has any."""
-        width = max(map(len, rows))
-        step = StageStep(
-            0, tuple(slots), tuple(offsets), tuple(map(len, rows)), num_tokens=width, copies=copies
-        )
-        x = mx.array([row + [7] * (width - len(row)) for row in rows], dtype=mx.int32)
-        for stage in self._stages:
-            x = stage.run(step, x)
-        found: list[int] = mx.argmax(self._stages[-1].logits(step, x), axis=-1).tolist()
-        return found
+
+def draw(
+    chain: StageChain,
+    rows: list[list[int]],
+    slots: list[int],
+    offsets: list[int],
+    copies: tuple[PrefixCopy, ...] = (),
+) -> list[int]:
+    """Run one microbatch; the greedy token of each row that has any."""
+    ids = mx.argmax(chain.run(rows, slots, offsets, copies), axis=-1).tolist()
+    return [row_ids[len(row) - 1] for row, row_ids in zip(rows, ids, strict=True) if row]
 
 
 @settings(deadline=None, max_examples=30)
@@ -79,11 +66,11 @@ def test_an_answer_depends_on_all_ids_and_on_no_split(
 ) -> None:
     """However layers and prompt are cut, wherever the row lies, the tokens are the same."""
     model = SimulatedModel.from_name(QUICK)
-    chain, cut = Chain(model, counts), min(cut, len(ids) - 1)
-    chain.run([ids[:cut]], [slot], [0])
-    answer = chain.run([ids[cut:]], [slot], [cut])
+    chain, cut = make_chain(model, counts), min(cut, len(ids) - 1)
+    draw(chain, [ids[:cut]], [slot], [0])
+    answer = draw(chain, [ids[cut:]], [slot], [cut])
     for step in range(3):
-        answer += chain.run([answer[-1:]], [slot], [len(ids) + step])
+        answer += draw(chain, [answer[-1:]], [slot], [len(ids) + step])
     assert answer == expected_ids(model, ids, 4)
     assert min(answer) >= first_made_up_id(model.vocab)
     other = [*ids[:-2], ids[-1], ids[-2]] if ids[-1] != ids[-2] else [*ids[:-1], ids[-1] ^ 1]
@@ -93,22 +80,22 @@ def test_an_answer_depends_on_all_ids_and_on_no_split(
 def test_rows_holes_padding_and_copies_keep_to_themselves() -> None:
     """Several rows give each its own answer; a copied prefix counts as if it were stepped."""
     model = SimulatedModel.from_name(QUICK)
-    chain, one, two = Chain(model, [3, 3]), [5, 6, 7, 8, 9], [100, 101, 102]
-    first, third = chain.run([one, [], two], [0, 1, 2], [0, 0, 0])
+    chain, one, two = make_chain(model, [3, 3]), [5, 6, 7, 8, 9], [100, 101, 102]
+    first, third = draw(chain, [one, [], two], [0, 1, 2], [0, 0, 0])
     assert [first] == expected_ids(model, one, 1)
     assert [third] == expected_ids(model, two, 1)
     begun = [*one[:4], 77, 78]
-    (copied,) = chain.run([begun[4:]], [1], [4], (PrefixCopy(0, 0, 1, 4),))
+    (copied,) = draw(chain, [begun[4:]], [1], [4], (PrefixCopy(0, 0, 1, 4),))
     assert [copied] == expected_ids(model, begun, 1)
-    assert chain.run([[first]], [0], [5]) == expected_ids(model, one, 2)[1:]
+    assert draw(chain, [[first]], [0], [5]) == expected_ids(model, one, 2)[1:]
 
 
 def test_a_stage_takes_its_time_and_no_core() -> None:
     """At least what its description says, asleep."""
     model = SimulatedModel.from_name("simulated:layers=4,layer_us=50000,row_us=0,token_us=0")
-    chain = Chain(model, [4])
+    chain = make_chain(model, [4])
     start_s, cpu_s = time.monotonic(), time.process_time()
-    chain.run([[1, 2, 3]], [0], [0])
+    draw(chain, [[1, 2, 3]], [0], [0])
     assert time.monotonic() - start_s >= 0.2
     assert time.process_time() - cpu_s < 0.1
     sleep_until(time.monotonic_ns() - 1)  # the past is no wait

@@ -8,25 +8,12 @@ import mlx.core as mx
 import pytest
 
 from distributed.backends.mlx import MlxRunner
-from tests.fakes.checkpoints import make_checkpoint, reference_model, write_weights
+from tests.fakes.checkpoints import cast_weights, make_checkpoint, reference_model
 from tests.fakes.stand_in_gpu import StandInGpu
-from tests.services.local_ring import LocalRing, RingShape, answer, load_stages
+from tests.services.local_ring import LocalRing, answer, load_stages
 from tests.services.stages import sure_tokens
 
 PROMPT = [(7 * i + 3) % 250 for i in range(23)]
-
-
-def make_half(folder: Path, variant: str) -> Path:
-    """Make a folder whose floats are stored as bfloat16."""
-    make_checkpoint(folder, variant, num_files=1)
-    (file,) = folder.glob("*.safetensors")
-    weights = {
-        name: array.astype(mx.bfloat16) if mx.issubdtype(array.dtype, mx.floating) else array
-        for name, array in mx.load(str(file)).items()
-    }
-    mx.eval(weights)
-    write_weights(folder, weights)
-    return folder
 
 
 def greedy(folder: Path, counts: tuple[int, ...]) -> list[int]:
@@ -37,7 +24,7 @@ def greedy(folder: Path, counts: tuple[int, ...]) -> list[int]:
         assert stage.runner.is_async
         assert stage.runner.greedy is not None
         assert stage.model.dtype == mx.bfloat16
-    ring = LocalRing(stages, RingShape(chunk=16))
+    ring = LocalRing(stages, chunk=16)
     row = ring.ask(PROMPT, 12)
     ring.run()
     return answer(row)
@@ -46,7 +33,7 @@ def greedy(folder: Path, counts: tuple[int, ...]) -> list[int]:
 @pytest.mark.parametrize("variant", ["llama", "llama-4bit-tied", "deepseek_v2-8bit"])
 def test_two_stages_give_the_tokens_of_the_model_in_one_piece(tmp_path: Path, variant: str) -> None:
     """Weights stay as they are stored, packed ones too, and the greedy draw happens where logits are."""
-    folder = make_half(tmp_path, variant)
+    folder = cast_weights(make_checkpoint(tmp_path, variant, num_files=1), mx.bfloat16)
     tokens = greedy(folder, (1, 3))
     assert tokens == greedy(folder, (4,))
     if variant.startswith("deepseek"):

@@ -123,9 +123,7 @@ def test_a_number_beyond_the_models_length_is_said() -> None:
 
 def test_rank_0_counts_by_the_rank_where_a_token_takes_most(tmp_path: Path) -> None:
     """1 KiB a token, and its one layer twice while a table grows: 2 MiB hold 1,024, 512 for each of two."""
-    folder = make_checkpoint(tmp_path / "model", "llama")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 2048}))
+    folder = make_checkpoint(tmp_path / "model", "llama", max_position_embeddings=2048)
     info = RankInfo(
         rank=0, host="a", pid=1, first_layer=2, num_layers=1, weights_bytes=1, kv_bytes_per_token=512,
         memory_bytes=1, load_s=0.0, device="cpu",

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from distributed.engine.engine import Engine, EngineLimits, EngineParts
-from distributed.engine.scheduler import Scheduler
 from distributed.ring.frame import Frame
 from distributed.ring.ring import MAX_UNREAD_BYTES
 from tests.services.scheduling import give_back, make_scheduler, make_sequence
@@ -15,15 +14,19 @@ from tests.services.scheduling import give_back, make_scheduler, make_sequence
 class Bench:
     """An engine with only its sending side; frames stay in `sent` until `take_back`."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, num_tables: int, chunk: int) -> None:
         self.sent: list[Frame] = []
-        self.scheduler = scheduler
+        self.scheduler = scheduler = make_scheduler(num_tables=num_tables, chunk=chunk, max_kv_tokens=10**6)
         ring: Any = SimpleNamespace(epoch=1, send=self.sent.append)
         status: Any = SimpleNamespace(trace=SimpleNamespace(sent=lambda number: None))
         nothing: Any = None
         limits = EngineLimits(1.0, 1.0, 1.0, 1.0, 0)
         parts = EngineParts(ring, nothing, scheduler, nothing, nothing, status, nothing)
         self.engine = Engine(parts, limits)
+
+    def add(self, num_sequences: int, num_prompt: int, max_tokens: int = 5) -> None:
+        for number in range(num_sequences):
+            self.scheduler.add(make_sequence(str(number), num_prompt, max_tokens, first=20_000 * number))
 
     def launch(self) -> list[int]:
         """Launch all that may leave; return the sizes of the frames in flight."""
@@ -41,9 +44,8 @@ class Bench:
 
 def test_small_frames_are_in_flight_together_however_large_a_chunk_may_be() -> None:
     """One decode group of each table is in flight beside the largest possible chunk."""
-    bench = Bench(make_scheduler(num_tables=3, chunk=7800, max_kv_tokens=10**6))
-    for number in range(6):
-        bench.scheduler.add(make_sequence(str(number), max_tokens=50, first=1000 * number))
+    bench = Bench(num_tables=3, chunk=7800)
+    bench.add(6, 10, max_tokens=50)
     for _ in range(12):
         bench.launch()
         bench.take_back()
@@ -52,9 +54,8 @@ def test_small_frames_are_in_flight_together_however_large_a_chunk_may_be() -> N
 
 def test_a_large_frame_waits_for_its_turn_and_nothing_passes_it() -> None:
     """Two chunks of 31 KB are never in flight together; the second leaves when the first is back."""
-    bench = Bench(make_scheduler(num_tables=2, chunk=7800, max_kv_tokens=10**6))
-    for number in range(2):
-        bench.scheduler.add(make_sequence(str(number), 7800, 5, first=10_000 * number))
+    bench = Bench(num_tables=2, chunk=7800)
+    bench.add(2, 7800)
     assert len(bench.launch()) == 1
     assert len(bench.scheduler.in_flight) == 2
     assert len(bench.launch()) == 1
@@ -67,18 +68,16 @@ def test_a_large_frame_waits_for_its_turn_and_nothing_passes_it() -> None:
 
 def test_a_frame_that_is_larger_than_the_credit_goes_alone() -> None:
     """It could never be sent otherwise."""
-    bench = Bench(make_scheduler(num_tables=2, chunk=10_000, max_kv_tokens=10**6))
-    for number in range(2):
-        bench.scheduler.add(make_sequence(str(number), 10_000, 5, first=20_000 * number))
+    bench = Bench(num_tables=2, chunk=10_000)
+    bench.add(2, 10_000)
     (size,) = bench.launch()
     assert size > MAX_UNREAD_BYTES
 
 
 def test_a_frame_that_waits_leaves_at_the_end_too() -> None:
     """The drain waits for all microbatches in flight, so the frame must be sent."""
-    bench = Bench(make_scheduler(num_tables=2, chunk=7800, max_kv_tokens=10**6))
-    for number in range(2):
-        bench.scheduler.add(make_sequence(str(number), 7800, 5, first=10_000 * number))
+    bench = Bench(num_tables=2, chunk=7800)
+    bench.add(2, 7800)
     bench.launch()
     bench.engine._is_ending = True
     bench.take_back()

@@ -5,19 +5,20 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from collections.abc import Sequence as Items
-from functools import cache
+from functools import cache, partial
 
 import pytest
 
 from distributed.backends.cpu.backend import CpuBackend
 from distributed.backends.mlx import MlxBackend
 from distributed.backends.stage import Stage
-from distributed.engine.drafting import Drafter, PromptLookup
+from distributed.engine.drafting import PromptLookup
 from distributed.engine.row_sampling import RowSampling
 from distributed.engine.sequence import Sequence, Status
 from tests.fakes.checkpoints import make_poisoned
 from tests.services.engine_in_process import sample_given
-from tests.services.local_ring import GREEDY, WARM, LocalRing, RingShape, answer, load_stages
+from tests.services.local_ring import GREEDY, WARM, LocalRing, answer, load_stages
+from tests.services.scheduling import NoDrafts
 
 POISON = 200
 BAD = [3, 14, 15, POISON, 9, 2, 6]
@@ -49,12 +50,7 @@ def stages_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[St
 @pytest.fixture(params=WAYS, ids=str)
 def make_ring(request: pytest.FixtureRequest, stages_of: Callable[..., list[Stage]]) -> MakeRing:
     """Make rings of one model, one way to run its layers and one split."""
-    stages = stages_of(*request.param)
-
-    def make(shape: RingShape | None = None, drafter: Drafter | None = None) -> LocalRing:
-        return LocalRing(stages, shape or RingShape(), drafter)
-
-    return make
+    return partial(LocalRing, stages_of(*request.param))
 
 
 def alone(make_ring: MakeRing, prompt: Items[int], max_tokens: int, rule: RowSampling = GREEDY) -> list[int]:
@@ -97,7 +93,7 @@ def test_its_neighbours_in_the_same_microbatch_are_not_spoiled(
 def test_a_prefix_copied_from_it_before_it_failed_is_prefilled_again(make_ring: MakeRing) -> None:
     """Its later tokens spoil its earlier ones by 0 x NaN, and so a copy of those."""
     opening = LONG[:20]
-    ring = make_ring(RingShape(chunk=32, max_kept_tokens=1000))
+    ring = make_ring(chunk=32, kept=1000)
     bad = ring.ask([*opening, POISON, *LONG], 8)
     ring.scheduler.schedule()
     sharing = ring.ask([*opening, 1, 2, 3], 8)
@@ -111,7 +107,7 @@ def test_a_prefix_copied_from_it_before_it_failed_is_prefilled_again(make_ring: 
 
 def test_a_request_that_was_cancelled_before_its_first_token_leaves_nothing(make_ring: MakeRing) -> None:
     """No draw has proven its KV finite: it is neither kept nor left in the slot."""
-    ring = make_ring(RingShape(chunk=8, max_kept_tokens=1000))
+    ring = make_ring(chunk=8, kept=1000)
     bad = ring.ask([POISON, *LONG], 8)
     ring.run(num_steps=1)
     assert bad.num_cached_tokens == 8
@@ -124,20 +120,11 @@ def test_a_request_that_was_cancelled_before_its_first_token_leaves_nothing(make
     assert answer(long) == alone(make_ring, LONG, 8)
 
 
-class Misled:
+class Misled(NoDrafts):
     """Drafts the poisoned token and one more."""
 
     def propose(self, sequences: Items[Sequence]) -> list[tuple[int, ...]]:
         return [(POISON, 1)[: each.max_total_tokens - len(each.token_ids) - 1] for each in sequences]
-
-    def learn(self, sequence: Sequence, num_drafts: int, num_right: int) -> None:
-        pass
-
-    def note_cost(self, num_tokens: int, busy_us: float) -> None:
-        pass
-
-    def forget(self, sequence: Sequence) -> None:
-        pass
 
 
 def test_a_draft_with_non_finite_logits_costs_a_step_and_no_answer(make_ring: MakeRing) -> None:
@@ -200,9 +187,14 @@ def test_in_any_mix_each_request_ends_as_it_does_alone(
         sequence = single.ask(*each)
         single.run()
         expected.append((bool(single.failed), answer(sequence)))
-    kept, chunk = source.choice((0, 300, 2000)), source.choice((8, 16, 64))
-    shape = RingShape(source.randint(1, 2), source.randint(2, 5), 1024, kept, chunk)
-    ring = make_ring(shape, source.choice((None, Wild(source), PromptLookup())))
+    ring = make_ring(
+        kept=source.choice((0, 300, 2000)),
+        chunk=source.choice((8, 16, 64)),
+        num_tables=source.randint(1, 2),
+        max_rows=source.randint(2, 5),
+        max_kv_tokens=1024,
+        drafter=source.choice((None, Wild(source), PromptLookup())),
+    )
     sequences: list[Sequence] = []
     gone = set()
     while len(sequences) < len(plan) or ring.scheduler.has_work:

@@ -13,8 +13,8 @@ from distributed.engine.scheduler import Scheduler
 from distributed.engine.sequence import Sequence, Status
 from distributed.planning.kv_sizes import most_tokens, next_tokens, padded_tokens, round_tokens
 from tests.fakes.checkpoints import shared_checkpoint
-from tests.services.local_ring import GREEDY, WARM, LocalRing, RingShape, answer, load_stages
-from tests.services.scheduling import WrittenKV, give_back, make_scheduler, make_sequence
+from tests.services.local_ring import GREEDY, WARM, LocalRing, answer, load_stages
+from tests.services.scheduling import WrittenKV, give_back, make_scheduler, make_sequence, take
 
 
 def launch(scheduler: Scheduler, kv: WrittenKV) -> None:
@@ -150,12 +150,12 @@ def test_a_row_that_comes_back_after_it_was_put_back_and_admitted_again_is_not_t
     old, young = (make_sequence(name, 10, 500, first=100 * n) for n, name in enumerate("ab"))
     for sequence in (old, young):
         scheduler.add(sequence)
-    first = scheduler.schedule()
-    assert first is not None and first.sequences == [old, young]
+    first = take(scheduler)
+    assert first.sequences == [old, young]
     scheduler._put_back(young)
     scheduler.limits = scheduler.limits.__class__(**{**vars(scheduler.limits), "max_in_flight": 3})
-    again = scheduler.schedule()
-    assert again is not None and again.sequences == [young] and again.rows[0].offset == 0
+    again = take(scheduler)
+    assert again.sequences == [young] and again.rows[0].offset == 0
     assert not first.rows[1].wants_tokens and again.rows[0].wants_tokens
     scheduler.postprocess(first, {old: [7], young: [9]})
     assert (young.num_answer_tokens, young.num_cached_tokens, old.num_answer_tokens) == (0, 0, 1)
@@ -191,8 +191,7 @@ def test_a_burst_of_requests_grows_a_table_once() -> None:
     scheduler = make_scheduler(num_tables=2, max_rows=16)
     for number in range(20):
         scheduler.add(make_sequence(str(number), 3, 20, first=1000 * number))
-    first = scheduler.schedule()
-    assert first is not None
+    first = take(scheduler)
     assert sorted((order.table, order.num_rows) for order in first.resizes) == [(0, 16), (1, 16)]
 
 
@@ -203,14 +202,13 @@ def test_answers_are_as_if_alone(variant: str, products: str | None, split: tupl
     """Greedy and drawn rows that are preempted and resumed have every token of their solo run."""
     prompts = [[(7 * i + 31 * j + 3) % 250 for i in range(30 + 9 * j)] for j in range(4)]
     rules = [GREEDY, WARM, GREEDY, WARM]
-    shape = RingShape(num_tables=2, max_kv_tokens=640, chunk=32)
     stages = load_stages(shared_checkpoint(variant, num_hidden_layers=2), split, CpuBackend(products))
-    crowded = LocalRing(stages, shape)
+    crowded = LocalRing(stages, num_tables=2, max_kv_tokens=640, chunk=32)
     rows = [crowded.ask(prompt, 80, rule) for prompt, rule in zip(prompts, rules, strict=True)]
     crowded.run()
     assert crowded.scheduler.num_preemptions > 0
     for row, prompt, rule in zip(rows, prompts, rules, strict=True):
-        alone = LocalRing(stages, RingShape())
+        alone = LocalRing(stages)
         single = alone.ask(prompt, 80, rule)
         alone.run()
         assert answer(row) == answer(single)

@@ -15,7 +15,16 @@ from distributed.engine.sequence import Advance, Sequence, Status
 from distributed.engine.slots import SlotLimits, SlotTables
 from distributed.planning.kv_sizes import most_tokens, padded_tokens, round_rows, round_tokens
 from distributed.planning.step import PrefixCopy
-from tests.services.scheduling import WrittenKV, cancel, give_back, make_scheduler, make_sequence, run_all
+from tests.services.scheduling import (
+    NoDrafts,
+    WrittenKV,
+    cancel,
+    give_back,
+    make_scheduler,
+    make_sequence,
+    run_all,
+    take,
+)
 
 
 def test_a_prompt_goes_in_chunks_and_then_decodes_token_by_token() -> None:
@@ -37,8 +46,7 @@ def test_chunks_of_one_prompt_follow_each_other_without_waiting_for_the_lap() ->
     """With two microbatches allowed, the second chunk leaves before the first is back."""
     scheduler = make_scheduler()
     scheduler.add(make_sequence("a", num_prompt=200))
-    first, second = scheduler.schedule(), scheduler.schedule()
-    assert first is not None and second is not None
+    _, second = take(scheduler), take(scheduler)
     assert (second.rows[0].offset, len(scheduler.in_flight)) == (64, 2)
     assert scheduler.schedule() is None
 
@@ -57,8 +65,7 @@ def test_short_prompts_share_a_chunk() -> None:
     scheduler = make_scheduler(num_tables=1, chunk=64)
     for number, name in enumerate("abcdef"):
         scheduler.add(make_sequence(name, num_prompt=12, first=100 * number))
-    microbatch = scheduler.schedule()
-    assert microbatch is not None
+    microbatch = take(scheduler)
     assert len(microbatch.rows) == 5  # 5 x 12 = 60 tokens
 
 
@@ -85,7 +92,7 @@ def test_a_prompt_that_begins_as_another_waits_a_chunk_and_copies() -> None:
     assert [row.offset for row in log[1].rows] == [20, 20]
 
 
-class FixedDrafts:
+class FixedDrafts(NoDrafts):
     """Drafts the same tokens for every row, and records how many were accepted."""
 
     def __init__(self, draft: tuple[int, ...]) -> None:
@@ -101,12 +108,6 @@ class FixedDrafts:
     def learn(self, sequence: Sequence, num_drafts: int, num_right: int) -> None:
         self.learned.append((num_drafts, num_right))
 
-    def note_cost(self, num_tokens: int, busy_us: float) -> None:
-        pass
-
-    def forget(self, sequence: Sequence) -> None:
-        pass
-
 
 def test_drafts_count_as_far_as_the_draws_are_equal() -> None:
     """Two of three drafts are accepted: three tokens in one step; the rest is overwritten."""
@@ -114,17 +115,14 @@ def test_drafts_count_as_far_as_the_draws_are_equal() -> None:
     scheduler = make_scheduler(num_tables=1, drafter=drafter)
     sequence = make_sequence("a", num_prompt=10, max_tokens=8)
     scheduler.add(sequence)
-    prompt = scheduler.schedule()
-    assert prompt is not None
+    prompt = take(scheduler)
     scheduler.postprocess(prompt, {sequence: [50]})
-    step = scheduler.schedule()
-    assert step is not None
+    step = take(scheduler)
     assert (step.rows[0].token_ids, step.rows[0].num_drafts) == ((50, 1, 2, 9), 3)
     advanced = scheduler.postprocess(step, {sequence: [1, 2, 3, 4]})
     assert advanced == [Advance(sequence, (1, 2, 3))]
     assert drafter.learned == [(3, 2)]
-    again = scheduler.schedule()
-    assert again is not None
+    again = take(scheduler)
     assert (again.rows[0].offset, again.rows[0].token_ids[0]) == (13, 3)
     assert sequence.num_cached_tokens == 13
 
@@ -137,11 +135,9 @@ def test_an_answer_ends_within_accepted_drafts() -> None:
     short = Sequence("b", [200, 201], 2, 3)
     for sequence in (ending, short):
         scheduler.add(sequence)
-    prompts = scheduler.schedule()
-    assert prompts is not None
+    prompts = take(scheduler)
     scheduler.postprocess(prompts, {ending: [50], short: [50]})
-    step = scheduler.schedule()
-    assert step is not None
+    step = take(scheduler)
     drawn = {row.sequence: [1, 2, 3, 4][: row.num_drafts + 1] for row in step.rows if row.sequence}
     advanced = {advance.sequence: advance.token_ids for advance in scheduler.postprocess(step, drawn)}
     assert advanced == {ending: (1, 2), short: (1, 2)}
@@ -200,8 +196,7 @@ def test_a_follow_up_takes_the_slot_whose_tokens_it_begins_with() -> None:
     run_all(scheduler)
     follow_up = Sequence("b", [*first.token_ids, 1, 2, 3], len(first.token_ids) + 3, 2)
     scheduler.add(follow_up)
-    microbatch = scheduler.schedule()
-    assert microbatch is not None
+    microbatch = take(scheduler)
     assert follow_up.num_reused_tokens == len(first.token_ids) - 1  # the last token's KV was never computed
     assert microbatch.rows[0].offset == follow_up.num_reused_tokens
     run_all(scheduler)
@@ -216,13 +211,11 @@ def test_prompts_that_begin_alike_step_the_shared_part_once() -> None:
     scheduler = make_scheduler(num_tables=2, chunk=64)
     opening = list(range(40))
     scheduler.add(Sequence("a", [*opening, 100, 101], 42, 4))
-    first = scheduler.schedule()
-    assert first is not None
+    first = take(scheduler)
     assert first.copies == ()
     scheduler.add(Sequence("b", [*opening, 200, 201, 202], 43, 4))
     scheduler.add(Sequence("c", [*opening, 300, 301], 42, 4, owner="other"))
-    second = scheduler.schedule()
-    assert second is not None
+    second = take(scheduler)
     assert second.copies == (PrefixCopy(from_table=0, from_slot=0, to_slot=0, num_tokens=40),)
     assert [(row.offset, len(row.token_ids)) for row in second.rows] == [(40, 3)]
     log = run_all(scheduler)
@@ -426,8 +419,7 @@ def test_a_slow_chunk_is_smaller_while_somebody_waits_for_it() -> None:
     scheduler, sizes = Scheduler(limits), []
     scheduler.add(make_sequence("long", num_prompt=600, max_tokens=60))
     for turn in range(40):
-        microbatch = scheduler.schedule()
-        assert microbatch is not None
+        microbatch = take(scheduler)
         if microbatch.is_prefill:
             sizes.append(microbatch.num_tokens)
         give_back(scheduler, microbatch)

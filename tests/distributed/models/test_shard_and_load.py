@@ -9,11 +9,10 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from distributed.planning.layer_plan import DoesNotFit
+from config import REPOSITORY_ROOT as ROOT
 from distributed.utils import shard_and_load
-from tests.fakes.checkpoints import make_checkpoint, write_weights
+from tests.fakes.checkpoints import cast_weights, make_checkpoint
 
-ROOT = Path(__file__).resolve().parent.parent.parent.parent
 # A module that is packed is in memory twice for a moment, and the kernels' compiler takes some.
 MAX_MORE_BYTES = 15_000_000
 BIG = {
@@ -65,12 +64,7 @@ def make_stored(folder: Path, stored: str, **sizes: Any) -> Path:
     if stored == "8-bit":
         return make_checkpoint(folder, "deepseek_v2-8bit", num_files=4, **sizes)
     make_checkpoint(folder, "llama", num_files=1, **sizes)
-    if stored == "bfloat16":
-        (file,) = folder.glob("*.safetensors")
-        weights = {name: array.astype(mx.bfloat16) for name, array in mx.load(str(file)).items()}
-        mx.eval(weights)
-        write_weights(folder, weights)
-    return folder
+    return cast_weights(folder, mx.bfloat16) if stored == "bfloat16" else folder
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +82,10 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> list[list[int]]:
     for job in jobs:
         del job["stored"]
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, json.dumps(jobs)], cwd=ROOT, stdout=subprocess.PIPE, check=True
+        [sys.executable, "-c", MEASURE, json.dumps(jobs)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        check=True,
     )
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -114,15 +111,3 @@ def test_rank_0_has_the_last_layers_and_the_head(tmp_path: Path) -> None:
         (False, False),
         (True, False),
     ]
-
-
-def test_a_given_plan_is_followed(tmp_path: Path) -> None:
-    """The layers of every rank come from rank 0 of a running ring."""
-    folder = make_checkpoint(tmp_path, "llama")
-    assert shard_and_load(folder, 1, 2, layers=[range(1, 4), range(1)]).model.layers == range(1)
-
-
-def test_a_ring_with_more_ranks_than_layers_is_refused(tmp_path: Path) -> None:
-    """Four layers cannot be cut into five stages."""
-    with pytest.raises(DoesNotFit, match="5 ranks"):
-        shard_and_load(make_checkpoint(tmp_path, "llama"), 4, 5)

@@ -26,33 +26,10 @@ from distributed.planning.layer_plan import (
 )
 from distributed.planning.model_shape import ModelShape, read_shape
 from tests.fakes.checkpoints import make_checkpoint
+from tests.fakes.model_shapes import make_model_shape
 from tests.services.stages import load_runners
 
 MIB = 1 << 20
-
-
-def make_shape(
-    layer_bytes: tuple[int, ...],
-    *,
-    embed_bytes: int = 0,
-    head_bytes: int = 0,
-    tied: bool = False,
-    kv_bytes_per_token: int = 1,
-) -> ModelShape:
-    """Make a shape whose costs are its bytes."""
-    return ModelShape(
-        model_type="llama",
-        num_layers=len(layer_bytes),
-        layer_bytes=layer_bytes,
-        embed_bytes=embed_bytes,
-        head_bytes=head_bytes,
-        tied=tied,
-        kv_bytes_per_token=kv_bytes_per_token,
-        hidden_size=1,
-        vocab_size=1,
-        layer_costs=tuple(float(size) for size in layer_bytes),
-        head_cost=float(head_bytes),
-    )
 
 
 def times_of(shape: ModelShape, plan: Sequence[range], hosts: Sequence[HostCapacity]) -> list[float]:
@@ -96,7 +73,7 @@ def try_plan(
 def shapes(max_layers: int) -> st.SearchStrategy[ModelShape]:
     """Draw shapes of uneven layers."""
     return st.builds(
-        make_shape,
+        make_model_shape,
         st.lists(st.integers(1, 9), min_size=1, max_size=max_layers).map(tuple),
         embed_bytes=st.integers(0, 20),
         head_bytes=st.integers(20, 30),
@@ -192,36 +169,31 @@ def test_a_smaller_model_or_reserve_never_hurts(
     assert max(times_of(shape, after, hosts)) <= max(times_of(shape, before, hosts))
 
 
-def test_equal_ranks_share_equal_layers_evenly() -> None:
-    """Thirty layers over three ranks are ten each; what is left over goes where it is cheapest."""
-    assert plan_layers(make_shape((1,) * 30), alone(None, None, None)) == (
-        range(20, 30),
-        range(10, 20),
-        range(10),
-    )
-
-
-def test_a_faster_rank_gets_more_layers() -> None:
-    """A rank of three times the speed gets three times the layers."""
-    hosts = alone(None, None, speeds=(1.0, 3.0))
-    assert plan_layers(make_shape((1,) * 32), hosts) == (range(24, 32), range(24))
-
-
-def test_the_head_counts_against_rank_0() -> None:
-    """A head as costly as four layers takes four layers from rank 0."""
-    shape = make_shape((10,) * 20, head_bytes=40)
-    assert plan_layers(shape, alone(None, None)) == (range(12, 20), range(12))
-
-
-def test_memory_moves_layers_to_where_there_is_room() -> None:
-    """The embeddings count against the last rank, the head against rank 0."""
-    shape = make_shape((10,) * 8, embed_bytes=25, head_bytes=5)
-    assert plan_layers(shape, alone(None, 46)) == (range(2, 8), range(2))
+@pytest.mark.parametrize(
+    ("shape", "hosts", "counts"),
+    [
+        pytest.param(make_model_shape((1,) * 30), alone(None, None, None), [10, 10, 10], id="equal"),
+        pytest.param(
+            make_model_shape((1,) * 32), alone(None, None, speeds=(1.0, 3.0)), [8, 24], id="a faster rank"
+        ),
+        pytest.param(
+            make_model_shape((10,) * 20, head_bytes=40), alone(None, None), [8, 12], id="a dear head"
+        ),
+        pytest.param(
+            make_model_shape((10,) * 8, embed_bytes=25, head_bytes=5), alone(None, 46), [6, 2], id="memory"
+        ),
+    ],
+)
+def test_layers_follow_speed_head_and_memory(
+    shape: ModelShape, hosts: list[HostCapacity], counts: list[int]
+) -> None:
+    """A head costs rank 0 layers; embeddings count against the last rank's memory."""
+    assert plan_layers(shape, hosts) == split_layers(shape.num_layers, counts)
 
 
 def test_uneven_hosts_get_uneven_shares() -> None:
     """Of 80 GB of layers, 48 GB go where 48 are free, 32 where 32 are; KV of the larger part is larger."""
-    shape = make_shape((1_000_000_000,) * 80, kv_bytes_per_token=1000)
+    shape = make_model_shape((1_000_000_000,) * 80, kv_bytes_per_token=1000)
     assert [len(part) for part in plan_layers(shape, alone(48 * 10**9, 32 * 10**9))] == [48, 32]
     kv = KVReserve(2_000_000_000)
     with pytest.raises(DoesNotFit):
@@ -235,7 +207,7 @@ def test_uneven_hosts_get_uneven_shares() -> None:
 
 def test_ranks_of_a_host_share_its_memory_in_any_proportion() -> None:
     """Two ranks, one with the head, fit into what their sum is, though not into halves of it."""
-    shape = make_shape((10,) * 4, head_bytes=40)
+    shape = make_model_shape((10,) * 4, head_bytes=40)
     assert plan_layers(shape, [HostCapacity(num_ranks=2, memory_bytes=80)]) == (range(3, 4), range(3))
     with pytest.raises(DoesNotFit):
         plan_layers(shape, [HostCapacity(num_ranks=2, memory_bytes=79)])
@@ -244,12 +216,12 @@ def test_ranks_of_a_host_share_its_memory_in_any_proportion() -> None:
 def test_a_reserve_for_more_tokens_than_can_ever_run_is_not_counted() -> None:
     """KV is at most what all rows of all tables can hold."""
     kv = KVReserve(10 * MIB, max_tokens=100)
-    assert kv.layer_bytes(make_shape((1, 1), kv_bytes_per_token=16), 2) == 1600
+    assert kv.layer_bytes(make_model_shape((1, 1), kv_bytes_per_token=16), 2) == 1600
 
 
 def test_tied_embeddings_count_once_on_a_ring_of_one() -> None:
     """One process holds one copy; two ends of a ring hold two."""
-    shape = make_shape((10, 10), embed_bytes=30, head_bytes=31, tied=True)
+    shape = make_model_shape((10, 10), embed_bytes=30, head_bytes=31, tied=True)
     assert plan_layers(shape, alone(51)) == (range(2),)
     with pytest.raises(DoesNotFit, match="mac1"):
         plan_layers(shape, alone(50))
@@ -257,7 +229,7 @@ def test_tied_embeddings_count_once_on_a_ring_of_one() -> None:
 
 def test_a_model_too_large_is_refused_with_the_numbers() -> None:
     """The message names the memory and need of every host in the nearest split, and the sums."""
-    shape = make_shape((4_000_000_000,) * 4, embed_bytes=1_000_000_000, head_bytes=1_000_000_000)
+    shape = make_model_shape((4_000_000_000,) * 4, embed_bytes=1_000_000_000, head_bytes=1_000_000_000)
     with pytest.raises(
         DoesNotFit,
         match=r"mac1 has 8\.00 GB and needs 9\.00 GB .*; mac2 has 9\.00 GB and needs 9\.00 GB .*; "
@@ -268,7 +240,7 @@ def test_a_model_too_large_is_refused_with_the_numbers() -> None:
 
 def test_a_split_by_hand_is_refused_where_a_host_cannot_hold_it() -> None:
     """LAYER_SPLIT wins over the plan, not over the memory."""
-    shape = make_shape((10,) * 8)
+    shape = make_model_shape((10,) * 8)
     check_fits(shape, alone(40, 40), split_layers(8, (4, 4)))
     with pytest.raises(DoesNotFit, match=r"mac1 has .* and needs"):
         check_fits(shape, alone(40, 40), split_layers(8, (5, 3)))
@@ -276,7 +248,7 @@ def test_a_split_by_hand_is_refused_where_a_host_cannot_hold_it() -> None:
 
 def test_the_reserve_that_would_fit_is_found() -> None:
     """The largest one, in MiB; none where the weights alone are too large."""
-    shape = make_shape((10 * MIB,) * 4, kv_bytes_per_token=1024)
+    shape = make_model_shape((10 * MIB,) * 4, kv_bytes_per_token=1024)
     kv = KVReserve(100 * MIB)
     assert find_fitting_reserve(shape, alone(50 * MIB), kv) == 10
     assert find_fitting_reserve(shape, alone(39 * MIB), kv) == 0
@@ -286,7 +258,7 @@ def test_the_reserve_that_would_fit_is_found() -> None:
 def test_more_ranks_than_layers_are_refused() -> None:
     """A rank without a layer would only add a hop."""
     with pytest.raises(DoesNotFit, match="5 ranks"):
-        plan_layers(make_shape((1,) * 4), [HostCapacity(num_ranks=5)])
+        plan_layers(make_model_shape((1,) * 4), [HostCapacity(num_ranks=5)])
 
 
 def test_layer_split_is_read_from_rank_0_on() -> None:
@@ -324,21 +296,6 @@ def test_only_active_experts_cost(tmp_path: Path) -> None:
     expert_bytes = 8 * 3 * 64 * 64 * 4
     assert shape.layer_bytes[1] - shape.layer_costs[1] == pytest.approx(expert_bytes * 5 / 8)
     assert shape.layer_costs[0] == shape.layer_bytes[0]
-
-
-def test_kv_bytes_are_the_latents_for_deepseek(tmp_path: Path) -> None:
-    """Of a layer and a token: latent and rope head, or keys and values of the KV heads."""
-    assert read_shape(make_checkpoint(tmp_path / "a", "deepseek_v2")).kv_bytes_per_token == 2 * (64 + 16)
-    llama = read_shape(make_checkpoint(tmp_path / "b", "llama"), float_bytes=4)
-    assert llama.kv_bytes_per_token == 4 * 2 * 2 * 16
-
-
-def test_an_index_that_names_an_absent_file_is_refused(tmp_path: Path) -> None:
-    """A download that stopped between files ends with the file's name."""
-    folder = make_checkpoint(tmp_path, "llama", num_files=2)
-    (folder / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(BadCheckpoint, match="model-00002-of-00002"):
-        read_shape(folder)
 
 
 def test_an_index_may_not_point_out_of_its_folder(tmp_path: Path) -> None:

@@ -17,8 +17,7 @@ from distributed.planning.checkpoint import BadCheckpoint, UnsupportedModel, rea
 from distributed.planning.families import FAMILIES
 from distributed.planning.model_config import normalise_config
 from prompts.mlx_lm_import import import_mlx_lm
-from tests.fakes.checkpoints import VARIANTS, make_checkpoint
-from tests.services.stages import load_chain
+from tests.fakes.checkpoints import VARIANTS, edit_config, make_checkpoint
 
 SIZES = {
     "vocab_size": 320,
@@ -379,43 +378,6 @@ def test_a_file_that_is_no_object_is_named(tmp_path: Path, content: bytes, reaso
         read_config(tmp_path)
 
 
-ROPES = {
-    "theta": ({"rope_theta": 500000.0}, {"rope_type": "default", "rope_theta": 500000.0}),
-    "yarn": (
-        {
-            "rope_theta": 500000.0,
-            "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8},
-        },
-        {"rope_type": "yarn", "rope_theta": 500000.0, "factor": 4.0, "original_max_position_embeddings": 8},
-    ),
-    "llama3": (
-        {
-            "rope_theta": 500000.0,
-            "rope_scaling": {"type": "llama3", **LLAMA3, "original_max_position_embeddings": 8},
-        },
-        {"rope_type": "llama3", "rope_theta": 500000.0, **LLAMA3, "original_max_position_embeddings": 8},
-    ),
-}
-PROMPT = [(7 * i + 3) % 250 for i in range(40)]
-
-
-@pytest.mark.parametrize("kind", ROPES)
-@pytest.mark.parametrize("variant", ["llama", "qwen3_moe", "deepseek_v2"])
-def test_both_spellings_of_rotation_give_the_same_logits(tmp_path: Path, variant: str, kind: str) -> None:
-    """And other logits than without: neither spelling is ignored."""
-    folder = make_checkpoint(tmp_path, variant)
-    config = json.loads((folder / "config.json").read_text())
-    for key in ("rope_theta", "rope_scaling"):
-        config.pop(key, None)
-    old, new = ROPES[kind]
-    results = []
-    for change in (old, {"rope_parameters": new}, {}):
-        (folder / "config.json").write_text(json.dumps(config | change))
-        results.append(load_chain(folder, (2, 2)).prefill(PROMPT))
-    assert (results[0] == results[1]).all()
-    assert abs(results[0] - results[2]).max() > 0.05
-
-
 def test_every_variant_of_the_tests_is_normal(tmp_path: Path) -> None:
     """A config in the normal form stays as it is."""
     for variant in VARIANTS:
@@ -494,11 +456,7 @@ def inverse_frequencies(rope: dict[str, Any], num_values: int) -> Any:
 def test_a_stage_rotates_by_the_angles_of_the_config(tmp_path: Path, variant: str, kind: str) -> None:
     """Every kind of scaling that is served, in every type, against the formulas in NumPy."""
     folder, (rope, factor) = make_checkpoint(tmp_path, variant), INVERSE_FREQUENCIES[kind]
-    config = json.loads((folder / "config.json").read_text())
-    for key in ("rope_theta", "rope_scaling"):
-        config.pop(key, None)
-    config["rope_parameters"] = {**rope, "rope_theta": THETA}
-    (folder / "config.json").write_text(json.dumps(config))
+    edit_config(folder, "rope_theta", "rope_scaling", rope_parameters={**rope, "rope_theta": THETA})
     module = open_stage(folder, range(1), is_first=True, is_last=False).inner.layers[0].self_attn.rope
     read = read_config(folder)
     num_values = read["qk_rope_head_dim"] if variant == "deepseek_v2" else read["head_dim"]

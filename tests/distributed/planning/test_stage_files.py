@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from cluster.hosts.copy_progress import CopyProgress
@@ -140,7 +141,7 @@ def test_a_rank_with_other_weights_refuses_the_start() -> None:
         load_timeout_seconds=1.0,
         weights_marks=(WeightsMark(), mark),
     )
-    assert RingPlan.from_body(json.loads(json.dumps(asdict(plan)))) == plan
+    assert msgspec.convert(json.loads(json.dumps(asdict(plan))), RingPlan) == plan
     start = RankStart(1, 1, ("127.0.0.1:1", "127.0.0.1:2"), "secret", host_name="mac2")
     check_weights(plan, start, WeightsMark("a" * 64))
     with pytest.raises(RefusedStart, match=r"rank 1 on mac2 .*/w/models/m.*contents.*launch.sh start"):

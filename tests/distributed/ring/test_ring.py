@@ -13,16 +13,15 @@ import pytest
 
 from config import load_settings
 from config.simulated import SimulatedModel
-from distributed.backends.simulated import expected_ids
 from distributed.models.simulated import make_simulated
 from distributed.rank import open_spool
 from distributed.ring import ring
 from distributed.ring.frame import Frame, Kind
 from distributed.ring.watchdog import EXIT_REFUSED, EXIT_RING_LOST, EXIT_SUPERVISOR_GONE
-from spool import EntryName, Request, Spool
+from spool import EntryName
 from tests.fakes.checkpoints import reference_model, shared_checkpoint
 from tests.services.ring_service import SECRET, RingService
-from tests.services.stages import sure_tokens
+from tests.services.stages import expected_ids, sure_tokens
 
 pytestmark = pytest.mark.slow
 
@@ -107,15 +106,6 @@ def test_a_ring_answers_as_one_process_does(expected: list[list[int]], tmp_path:
         assert sum(rank["num_layers"] for rank in result.performance["ranks"]) == 4
 
 
-def read_until(spool: Spool, request: Request, num_tokens: int) -> None:
-    """Wait until the request's log holds so many tokens."""
-    reader = spool.open_log(request.id)
-    with spool.listen("door-test") as bell:
-        while reader.next_index < num_tokens:
-            bell.drain()
-            reader.read_new()
-
-
 def test_an_answer_goes_on_whatever_ended_the_ring(slow: Path, tmp_path: Path) -> None:
     """SIGTERM with no time to drain, kill -9 of a rank; and ranks without a supervisor end.
 
@@ -126,7 +116,7 @@ def test_an_answer_goes_on_whatever_ended_the_ring(slow: Path, tmp_path: Path) -
     with ring:
         spool = ring.spool()
         spool.submit(request)
-        read_until(spool, request, 10)
+        ring.read_until(request.id, 10)
         assert ring.stop() == [0, 0]
         (name,) = map(EntryName.parse, os.listdir(spool.folder.incoming))
         assert name is not None
@@ -135,15 +125,14 @@ def test_an_answer_goes_on_whatever_ended_the_ring(slow: Path, tmp_path: Path) -
         ring.kill()
 
         ring.start()
-        read_until(spool, request, num_kept + 10)
+        ring.read_until(request.id, num_kept + 10)
         os.kill(ring.ranks[1].pid, signal.SIGKILL)
         assert ring.ranks[0].wait(20) == EXIT_RING_LOST
         assert spool.read_result(request.id) is None
         ring.kill()
 
         ring.start()
-        with spool.listen("door-test") as bell:
-            result = ring.wait(spool, bell, request.id)
+        result = ring.wait_for(request.id)
         for rank in ring.ranks:
             assert rank.stdin is not None
             rank.stdin.close()

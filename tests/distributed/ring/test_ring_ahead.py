@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from cluster.ports import free_ring_ports
+from config import REPOSITORY_ROOT as ROOT
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parent.parent.parent.parent
 LIMIT_S = 60.0
 # Both ranks make the same two steps; rank 1 sends them, rank 0 receives the second one ahead.
 PROGRAM = """
@@ -77,12 +76,14 @@ def receive_ahead(foretold: tuple[int, int] | None) -> object:
             process.communicate()
 
 
-@pytest.mark.parametrize("foretold", [(3, 1), None])
-def test_a_frame_received_ahead_is_the_frame(foretold: tuple[int, int] | None) -> None:
-    """With its size known, or only its block, it has the same step and hidden states."""
-    assert receive_ahead(foretold) == [1, [3, 1, 4], 1.5]
-
-
-def test_another_frame_than_was_foretold_ends_the_ring() -> None:
-    """Hidden states of a wrong size are never taken for the frame's."""
-    assert receive_ahead((2, 1)) == "rank 1 sent another frame than the expected one"
+@pytest.mark.parametrize(
+    ("foretold", "said"),
+    [
+        ((3, 1), [1, [3, 1, 4], 1.5]),
+        (None, [1, [3, 1, 4], 1.5]),
+        ((2, 1), "rank 1 sent another frame than the expected one"),
+    ],
+)
+def test_a_frame_received_ahead_is_the_frame(foretold: tuple[int, int] | None, said: object) -> None:
+    """With its size known, or only its block; another size than the expected one ends the ring."""
+    assert receive_ahead(foretold) == said

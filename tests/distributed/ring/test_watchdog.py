@@ -5,12 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
+from config import REPOSITORY_ROOT as ROOT
+
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parent.parent.parent.parent
 PING = '{"event": "ping"}\n'
 GONE = 5
 # A rank that waits for its start line, and one that has read it; no MLX in either.
