@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO
 
 from config.disk_trouble import describe_os_error, is_passing
-from config.errors import Problem, SettingsError
+from config.errors import SettingsError
 from config.rotating_file import RotatingFile
 
 if TYPE_CHECKING:
@@ -155,9 +155,8 @@ def _file_handler(settings: Settings) -> RotatingFileHandler:
     except OSError as error:
         if is_passing(error):  # the handler reports it, and retries at each line
             return RotatingFileHandler(file)
-        origin = str(settings.origin("LOG_FILE"))
         sentence = f"LOG_FILE = {settings.log_file} cannot be written: {error.strerror}"
-        raise SettingsError([Problem(origin, sentence, "LOG_FILE")]) from error
+        raise SettingsError([settings.problem("LOG_FILE", sentence)]) from error
     return RotatingFileHandler(file)
 
 
