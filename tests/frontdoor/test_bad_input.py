@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from prompts.tokenizer import PromptTokenizer
+from tests.frontdoor.raw_http import post_bytes, read_to_end
 from tests.services.frontdoor_service import Service, connect, make_model_folder, running_service
 
 USER = [{"role": "user", "content": "hi"}]
@@ -119,23 +120,33 @@ def test_a_route_refuses_what_it_does_not_build(
 
 
 @pytest.mark.parametrize(
-    "messages",
+    "message",
     [
-        [],
-        [{"role": "wizard", "content": "hi"}],
-        [{"role": "user"}],
-        [{"role": "user", "content": None}],
-        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
-        [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}],
-        [{"role": "user", "content": "hi", "colour": "red"}],
-        "hi",
+        {"role": "wizard", "content": "hi"},
+        {"role": "user"},
+        {"role": "user", "content": None},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+        {"role": "user", "content": "hi", "colour": "red"},
+        {"role": "system", "content": None},
+        {"role": "assistant", "content": 5},
+        {"role": "assistant", "tool_calls": "look"},
+        {"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": 5}}]},
+        {"role": "assistant", "function_call": "look"},
     ],
 )
-def test_messages_of_another_shape_are_refused(service: Service, messages: object) -> None:
+def test_messages_of_another_shape_are_refused(service: Service, message: object) -> None:
     """The error's param leads to the message that is wrong."""
     for path in ("/v1/chat/completions", "/generate"):
-        error = refused(service, path, {"messages": messages})
-        assert error["param"].startswith("messages")
+        error = refused(service, path, {"messages": [*USER, message]})
+        assert error["param"].startswith("messages[1].")
+
+
+@pytest.mark.parametrize("messages", [[], "hi"])
+def test_messages_that_are_none_are_refused(service: Service, messages: object) -> None:
+    """There is no message to name."""
+    for path in ("/v1/chat/completions", "/generate"):
+        assert refused(service, path, {"messages": messages})["param"] == "messages"
 
 
 @pytest.mark.parametrize(
@@ -201,10 +212,7 @@ def test_json_may_be_declared_in_any_usual_way(service: Service) -> None:
 def test_a_body_that_says_it_is_too_large_is_refused_unread(service: Service) -> None:
     """413 comes before the body: not one byte of five megabytes has to be sent."""
     with connect(service.url) as connection:
-        connection.sendall(
-            b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            b"Content-Length: 5000000\r\n\r\n"
-        )
+        connection.sendall(post_bytes("/generate", b"x" * 5_000_000)[:-5_000_000])
         answer = connection.recv(65536)
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert_spool_is_empty(service)
@@ -304,13 +312,8 @@ def test_a_body_that_dribbles_in_is_given_up(service: Service, monkeypatch: pyte
     """A client that announces a body and does not send it gets a 408 and loses its connection."""
     monkeypatch.setattr("frontdoor.http.bodies.BODY_TIMEOUT_SECONDS", 0.1)
     with connect(service.url) as connection:
-        connection.sendall(
-            b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            b'Content-Length: 100\r\n\r\n{"prompt": '
-        )
-        answer = b""
-        while data := connection.recv(65536):
-            answer += data
+        connection.sendall(post_bytes("/generate", b'{"prompt": "hi"}')[:-5])
+        answer = read_to_end(connection)
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"body_too_slow" in answer
 

@@ -15,7 +15,7 @@ from frontdoor.http.dialects import api_not_served, error_body
 from frontdoor.http.errors import GenerationTimeout, RingDown, error_response, headers_of
 from frontdoor.schemas import ChatBody
 from spool import IdempotencyConflict
-from tests.services.frontdoor_service import Service, connect, make_settings, running_service, serving_app
+from tests.services.frontdoor_service import Service, make_settings, serving_app
 
 ANTHROPIC = ("/v1/messages", "/v1/messages/count_tokens", "/v1/messages/batches/x")
 OPENAI = ("/v1/responses", "/v1/responses/resp_1", "/v1/embeddings", "/nothing", "/apis", "/v1/messagesx")
@@ -163,17 +163,3 @@ def test_a_route_of_another_dialect_refuses_in_its_shape(tmp_path: Path, path: s
             connection.close()
             assert answer.status == status
             assert "secret" not in (check_anthropic(found, kind) if path in ANTHROPIC else found["error"])
-
-
-def test_at_the_connection_limit_the_shape_is_the_paths(tmp_path: Path) -> None:
-    """503 as well, though no route is asked."""
-    with running_service(tmp_path, {"FILE_DESCRIPTOR_SOFT_LIMIT": "64"}) as service:
-        many = [connect(service.url) for _ in range(64)]
-        try:
-            for path in ANTHROPIC:
-                answer = service.http.post(path, json={})
-                assert answer.status_code == 503
-                assert check_anthropic(answer.json(), "overloaded_error")
-        finally:
-            for connection in many:
-                connection.close()

@@ -1,6 +1,6 @@
 """Keys, host names, origins and request ids: the same on every route, taken from the route table."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -21,16 +21,9 @@ from tests.services.frontdoor_service import (
 )
 
 KEY = "secret-key"
+KEYS = f"# one a line\n\nother-key\n  {KEY}  \n"
+SETTINGS = {"CORS_ORIGINS": "https://friend.example"}
 OWN_PAGE = {"Authorization": f"Bearer {KEY}"}
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("service")
-    (folder / "keys").write_text(f"# one a line\n\nother-key\n  {KEY}  \n")
-    ours = {"API_KEYS_FILE": str(folder / "keys"), "CORS_ORIGINS": "https://friend.example"}
-    with running_service(folder, ours) as running:
-        yield running
 
 
 def routes(service: Service) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ import pytest
 from config.run_files import write_json
 from tests.services.frontdoor_service import (
     Service,
+    events,
     make_client,
     post_by_hand,
     running_service,
@@ -52,11 +53,14 @@ def test_the_log_names_a_request_by_both_of_its_ids(
 
 
 def test_a_failed_request_tells_its_error(service: Service) -> None:
-    """The state is done, and the error is that of the result."""
+    """The state is done, and the error is that of the result; a stream has its tokens first."""
     answer = service.http.post("/generate", json={"prompt": "[fail]", "background": True})
     url = answer.json()["status_url"]
     until(lambda: service.http.get(url).json()["state"] == "done")
     assert service.http.get(url).json()["error"]["code"] == "poison"
+    found = events(service.http.get(f"{url}/stream").text)
+    assert [name for name, _, _ in found] == ["token", "error"]
+    assert found[-1][2]["error"]["code"] == "poison"
 
 
 def test_a_request_can_be_cancelled(service: Service) -> None:
@@ -73,8 +77,8 @@ def test_a_request_can_be_cancelled(service: Service) -> None:
 @pytest.mark.parametrize("request_id", [ABSENT, "../../etc/passwd", "..%2f..", "x", "A" * 32, "0" * 33])
 def test_an_unknown_id_is_a_404(service: Service, request_id: str) -> None:
     """Ids that are unknown or no ids at all are the same to a client."""
-    for method in ("GET", "DELETE"):
-        answer = service.http.request(method, f"/requests/{request_id}")
+    for method, more in (("GET", ""), ("GET", "/stream"), ("DELETE", "")):
+        answer = service.http.request(method, f"/requests/{request_id}{more}")
         assert answer.status_code == 404
         assert answer.json()["error"]["code"] == "not_found"
 

@@ -126,31 +126,6 @@ def test_what_is_there_already_counts_as_news(owner: SpoolOwner) -> None:
     asyncio.run(follow())
 
 
-def test_a_log_that_begins_anew_is_told(owner: SpoolOwner) -> None:
-    """Tokens that were shown and are gone: a reset, then the tokens of the new log."""
-
-    async def follow() -> None:
-        subscriptions = Subscriptions(owner.spool, poll_interval_seconds=LONG_POLL_SECONDS)
-        subscriptions.start()
-        submit(owner.spool)
-        with subscriptions.watch(ID, with_tokens=True) as watch:
-            with owner.append_log(ID) as log:
-                log.append([TokenRecord(0, 1, "a")])
-            owner.ring_doors()
-            assert await watch.news(5)
-            assert len(watch.take_records()) == 1
-            with owner.append_log("b" * 32) as log:
-                log.append([TokenRecord(0, 7, "z")])
-            (owner.spool.folder.stream / ("b" * 32)).rename(owner.spool.folder.stream / ID)
-            owner.ring_doors()
-            assert await watch.news(5)
-            assert watch.take_reset()
-            assert [record.text for record in watch.take_records()] == ["z"]
-        subscriptions.stop()
-
-    asyncio.run(follow())
-
-
 def test_an_idle_listener_has_no_timer(owner: SpoolOwner) -> None:
     """Without watches, nothing is scheduled and no file is read."""
 
