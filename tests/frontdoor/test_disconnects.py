@@ -116,6 +116,18 @@ def test_attaching_within_the_grace_time_keeps_the_request(service: Service) -> 
             assert events(seen + "".join(chunks))[-1][2]["finish_reason"] == "length"
 
 
+def test_fetching_within_the_grace_time_keeps_the_request(service: Service) -> None:
+    """A look takes the cancellation back."""
+    kept, given_up = leave_stream(service), leave_stream(service)
+
+    def is_other_cancelled() -> bool:
+        service.http.get(f"/requests/{kept}")
+        return service.spool.state(given_up) == "done"
+
+    until(is_other_cancelled)
+    assert service.spool.state(kept) == "active"
+
+
 def test_who_attached_and_leaves_starts_the_grace_time_anew(service: Service) -> None:
     """After the last client has left, the request is cancelled."""
     request_id = leave_stream(service)

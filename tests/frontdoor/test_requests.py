@@ -95,26 +95,6 @@ def test_a_client_that_leaves_cancels_its_request(service: Service) -> None:
         assert result.finish_reason == "cancelled"
 
 
-def test_a_client_that_comes_back_in_time_keeps_its_request(tmp_path: Path) -> None:
-    """Fetching the request within the grace time takes the cancellation back."""
-    with running_service(tmp_path, {"DISCONNECT_GRACE_SECONDS": "0.2"}) as service:
-        connection = post_by_hand(service, '{"prompt": "[hold]", "stream": true}')
-        until(lambda: len(service.engine.claimed) == 1)
-        request_id = service.engine.claimed[-1].id
-        other = post_by_hand(service, '{"prompt": "[hold]", "stream": true}')
-        until(lambda: len(service.engine.claimed) == 2)
-        other_id = service.engine.claimed[-1].id
-        connection.close()
-        other.close()
-
-        def other_is_cancelled() -> bool:
-            service.http.get(f"/requests/{request_id}")
-            return service.spool.state(other_id) == "done"
-
-        until(other_is_cancelled)
-        assert service.spool.state(request_id) == "active"
-
-
 def test_a_time_out_is_a_504_and_the_request_goes_on(tmp_path: Path) -> None:
     """The error has the id and advises against a retry; the answer can be fetched later."""
     with running_service(tmp_path, {"REQUEST_TIMEOUT": "0.2"}) as service:
