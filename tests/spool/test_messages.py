@@ -164,14 +164,6 @@ def test_whole_file_with_a_hostile_body_is_refused(inner: bytes) -> None:
         Request.from_json(_sealed(inner))
 
 
-def test_field_added_by_a_later_release_may_be_absent() -> None:
-    """A missing field that has a default takes it."""
-    body = json.loads(_body())
-    del body["owner"], body["params"]["stop"]
-    request = Request.from_json(_sealed(json.dumps(body).encode()))
-    assert request == replace(REQUEST, params=replace(REQUEST.params, stop=()))
-
-
 def test_field_that_an_earlier_release_wrote_is_skipped() -> None:
     """A request that waited through an upgrade is served."""
     assert Request.from_json(_sealed(_body(deadline_unix=None, forced_token_ids=None))) == REQUEST

@@ -259,6 +259,9 @@ def test_fields_added_later_are_kept_and_may_be_absent() -> None:
         older = seal(kind, {name: value for name, value in body.items() if name not in names})
         read = Request.from_json(older) if kind == "request" else Result.from_json(older)
         assert [getattr(read, name) for name in names] in ([False, "", None], ["", None])
+    body = unseal("request", request.to_json())
+    del body["params"]["stop"]
+    assert Request.from_json(seal("request", body)) == request
 
 
 def test_names_sort_by_priority_then_time() -> None:
