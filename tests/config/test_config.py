@@ -140,36 +140,25 @@ def test_numbers_must_be_finite_and_within_bounds(tmp_path: Path, key: str, numb
     assert f"{key} = {number!r} is not allowed" in refuse(tmp_path, {key: number})
 
 
+WRONG_VALUES = {
+    "API_PORT": ("0", "65536", "80.5"),
+    "API_HOST": ("", "http://localhost", "127.0.0.1:8100", "300.1.1.1"),
+    "RING_ADDRESS": ("0.0.0.0", "::1"),
+    "MICROBATCHES": ("0", "65", "some"),
+    "BLAS_THREADS": ("0",),
+    "CPU_BLAS": ("fast",),
+    "LOG_FORMAT": ("xml",),
+    "STATE_DIR": ("",),
+    "MODEL_REPO": ("", "builtin:gpt-5", "three/part/name", "a" * 5000),
+    "CORS_ORIGINS": ("example.org", "*,https://example.org"),
+    "ALLOWED_HOSTS": ("http://a.org", "a.org:8100", "*a.org", "a.*", "*.", ".", "a b", "::1"),
+    "LAYER_SPLIT": ("15,", "0,30", "half"),
+    "LOG_FILE": ("a\0b",),
+}
+
+
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("API_PORT", "0"),
-        ("API_PORT", "65536"),
-        ("API_PORT", "80.5"),
-        ("API_HOST", ""),
-        ("API_HOST", "http://localhost"),
-        ("API_HOST", "127.0.0.1:8100"),
-        ("API_HOST", "300.1.1.1"),
-        ("RING_ADDRESS", "0.0.0.0"),
-        ("RING_ADDRESS", "::1"),
-        ("MICROBATCHES", "0"),
-        ("MICROBATCHES", "65"),
-        ("MICROBATCHES", "some"),
-        ("BLAS_THREADS", "0"),
-        ("CPU_BLAS", "fast"),
-        ("LOG_FORMAT", "xml"),
-        ("STATE_DIR", ""),
-        ("MODEL_REPO", ""),
-        ("MODEL_REPO", "builtin:gpt-5"),
-        ("MODEL_REPO", "three/part/name"),
-        ("MODEL_REPO", "a" * 5000),
-        ("CORS_ORIGINS", "example.org"),
-        ("CORS_ORIGINS", "*,https://example.org"),
-        ("LAYER_SPLIT", "15,"),
-        ("LAYER_SPLIT", "0,30"),
-        ("LAYER_SPLIT", "half"),
-        ("LOG_FILE", "a\0b"),
-    ],
+    ("key", "value"), [(key, value) for key, values in WRONG_VALUES.items() for value in values]
 )
 def test_values_outside_of_what_is_allowed_are_refused(tmp_path: Path, key: str, value: str) -> None:
     """Each refusal says what would have been allowed."""
@@ -343,12 +332,6 @@ def test_derived_lists_are_parsed(tmp_path: Path) -> None:
     assert load(tmp_path).allowed_host_list == ()
     assert load(tmp_path, ALLOWED_HOSTS="*").allowed_host_list == ("*",)
     assert load(tmp_path).layer_counts is None
-
-
-@pytest.mark.parametrize("value", ["http://a.org", "a.org:8100", "*a.org", "a.*", "*.", ".", "a b", "::1"])
-def test_allowed_hosts_are_names(tmp_path: Path, value: str) -> None:
-    """What could never match a Host header is refused."""
-    assert "ALLOWED_HOSTS" in refuse(tmp_path, ALLOWED_HOSTS=value)
 
 
 def test_public_settings_are_json_and_hold_no_secrets(tmp_path: Path) -> None:

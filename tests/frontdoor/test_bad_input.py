@@ -37,44 +37,30 @@ def assert_spool_is_empty(service: Service) -> None:
     assert len(left) <= 1
 
 
+WRONG_FIELDS: dict[str, list[Any]] = {
+    "max_tokens": [-1, 0, 10**19, True, "5", 1.5],
+    "temperature": [float("nan"), float("inf"), -0.1, 2.1],
+    "top_p": [-0.01, 1.01],
+    "top_k": [-2, 1.5],
+    "min_p": [2],
+    "seed": [-(2**63) - 1, 2**63, True],
+    "stop": [[5], ["a"] * 17, ["a"] * 10**5, ["a" * 257], {"a": 1}],
+    "frequency_penalty": [0.1],
+    "presence_penalty": [-1],
+    "repetition_penalty": [1.1],
+    "logit_bias": [{"5": 1}],
+    "response_format": [{"type": "json_object"}],
+    "logprobs": [True],
+    "stream": ["yes"],
+    "ignore_eos": [1],
+    "repeat_penalty": [1.1],
+    "skip_special_tokens": [False],
+    "unheard_of": [None],
+}
+
+
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("max_tokens", -1),
-        ("max_tokens", 0),
-        ("max_tokens", 10**19),
-        ("max_tokens", True),
-        ("max_tokens", "5"),
-        ("max_tokens", 1.5),
-        ("temperature", float("nan")),
-        ("temperature", float("inf")),
-        ("temperature", -0.1),
-        ("temperature", 2.1),
-        ("top_p", -0.01),
-        ("top_p", 1.01),
-        ("top_k", -2),
-        ("top_k", 1.5),
-        ("min_p", 2),
-        ("seed", -(2**63) - 1),
-        ("seed", 2**63),
-        ("seed", True),
-        ("stop", [5]),
-        ("stop", ["a"] * 17),
-        ("stop", ["a"] * 10**5),
-        ("stop", ["a" * 257]),
-        ("stop", {"a": 1}),
-        ("frequency_penalty", 0.1),
-        ("presence_penalty", -1),
-        ("repetition_penalty", 1.1),
-        ("logit_bias", {"5": 1}),
-        ("response_format", {"type": "json_object"}),
-        ("logprobs", True),
-        ("stream", "yes"),
-        ("ignore_eos", 1),
-        ("repeat_penalty", 1.1),
-        ("skip_special_tokens", False),
-        ("unheard_of", None),
-    ],
+    ("field", "value"), [(field, value) for field, values in WRONG_FIELDS.items() for value in values]
 )
 def test_a_field_that_cannot_be_honoured_is_refused_by_name(
     service: Service, field: str, value: object
@@ -86,29 +72,25 @@ def test_a_field_that_cannot_be_honoured_is_refused_by_name(
         assert error["param"] == field
 
 
-@pytest.mark.parametrize(
-    ("path", "field", "value"),
-    [
-        ("/generate", "conversation_id", "x"),
-        ("/generate", "priority", 10),
-        ("/generate", "n", 2),
-        ("/v1/chat/completions", "n", 2),
-        ("/v1/chat/completions", "tools", [{"type": "function"}]),
-        ("/v1/chat/completions", "tool_choice", "required"),
-        ("/v1/chat/completions", "top_logprobs", 5),
-        ("/v1/chat/completions", "modalities", ["audio"]),
-        ("/v1/chat/completions", "background", True),
-        ("/v1/completions", "echo", True),
-        ("/v1/completions", "suffix", "x"),
-        ("/v1/completions", "best_of", 2),
-        ("/v1/completions", "logprobs", 0),
-        ("/v1/completions", "prompt", ["a", "b"]),
-        ("/v1/completions", "prompt", []),
-        ("/v1/completions", "prompt", [1, 10**6]),
-        ("/v1/completions", "prompt", [-1]),
-        ("/v1/completions", "prompt", [[1], [2]]),
-        ("/v1/completions", "prompt", 5),
+NOT_BUILT: dict[str, list[tuple[str, Any]]] = {
+    "/generate": [("conversation_id", "x"), ("priority", 10), ("n", 2)],
+    "/v1/chat/completions": [
+        ("n", 2),
+        ("tools", [{"type": "function"}]),
+        ("tool_choice", "required"),
+        ("top_logprobs", 5),
+        ("modalities", ["audio"]),
+        ("background", True),
     ],
+    "/v1/completions": [
+        *[("echo", True), ("suffix", "x"), ("best_of", 2), ("logprobs", 0)],
+        *[("prompt", prompt) for prompt in (["a", "b"], [], [1, 10**6], [-1], [[1], [2]], 5)],
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "value"), [(path, *wrong) for path in NOT_BUILT for wrong in NOT_BUILT[path]]
 )
 def test_a_route_refuses_what_it_does_not_build(
     service: Service, path: str, field: str, value: object
