@@ -99,12 +99,8 @@ def _absolute(path: Path | None, info: ValidationInfo) -> Path | None:
     if path is None:
         return None
     root: Path = info.data["root"]
-    return root / _expand_home(path)
-
-
-def _expand_home(path: Path) -> Path:
     try:
-        return path.expanduser()
+        return root / path.expanduser()
     except RuntimeError as error:
         raise ValueError("this home folder is unknown") from error
 
@@ -158,16 +154,13 @@ def _allowed_hosts(value: str) -> str:
 
 
 def _cors_origins(value: str) -> str:
-    origins = split_list(value)
-    for origin in origins:
+    for origin in split_list(value):
         if origin != "*" and re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#,@]+", origin) is None:
             raise ValueError(f"{origin!r} is not an origin")
-    if "*" in origins and len(origins) > 1:
-        raise ValueError("* stands alone")
-    return ",".join(origins)
+    return _names_or_star(value)
 
 
-def _model_aliases(value: str) -> str:
+def _names_or_star(value: str) -> str:
     names = split_list(value)
     if "*" in names and len(names) > 1:
         raise ValueError("* stands alone")
@@ -217,7 +210,7 @@ ListeningHost = Annotated[str, AfterValidator(_listening_host)]
 RingAddress = Annotated[str, AfterValidator(_ring_address)]
 AllowedHosts = Annotated[str, AfterValidator(_allowed_hosts)]
 CorsOrigins = Annotated[str, AfterValidator(_cors_origins)]
-ModelAliases = Annotated[str, AfterValidator(_model_aliases)]
+ModelAliases = Annotated[str, AfterValidator(_names_or_star)]
 LayerSplit = Annotated[str, BeforeValidator(_lower), AfterValidator(_layer_split)]
 WorkerHosts = Annotated[str, AfterValidator(_worker_hosts)]
 WorkerDir = Annotated[str, AfterValidator(_worker_dir)]
