@@ -10,7 +10,7 @@ import pytest
 
 from spool import SamplingParams
 from tests.fakes.fake_engine import answer_pieces
-from tests.services.frontdoor_service import NUM_TEMPLATE_TOKENS, Service, events, running_service, until
+from tests.services.frontdoor_service import NUM_TEMPLATE_TOKENS, Service, events, running_service
 
 
 def generate(service: Service, **body: Any) -> dict[str, Any]:
@@ -166,19 +166,6 @@ def test_a_failure_is_an_error_status_or_an_error_event(service: Service) -> Non
     assert streamed.status_code == 200
     assert [name for name, _, _ in events(streamed.text)] == ["token", "error"]
     assert events(streamed.text)[-1][2] == answer.json()
-
-
-def test_a_background_request_is_accepted_and_can_be_fetched(service: Service) -> None:
-    """202 with id, status_url and place; the result is there when it is done."""
-    answer = service.http.post("/generate", json={"prompt": "hi", "background": True})
-    assert answer.status_code == 202
-    assert answer.json().keys() == {"id", "status_url", "position", "estimated_wait_s"}
-    url = answer.json()["status_url"]
-    assert answer.headers["location"] == url
-    until(lambda: service.http.get(url).json()["state"] == "done")
-    fetched = service.http.get(url).json()
-    assert fetched["text"] == "Grüße, wörld! 🎉 n0 n1 "
-    assert fetched["id"] == answer.json()["id"]
 
 
 def test_many_answers_at_once_are_not_mixed_up(service: Service) -> None:

@@ -25,13 +25,20 @@ def start_held(service: Service) -> str:
     return str(answer.json()["id"])
 
 
-def test_a_request_can_be_followed_by_its_id(service: Service) -> None:
-    """First its state, then the whole answer; the OpenAI form of the id is understood as well."""
-    request_id = start_held(service)
-    until(lambda: service.http.get(f"/requests/{request_id}").json()["state"] == "active")
+def test_a_background_request_can_be_followed(service: Service) -> None:
+    """202 with id, status_url and place. First its state, then the whole answer, also by OpenAI's form of the
+    id.
+    """
+    accepted = service.http.post("/generate", json={"prompt": "[hold]", "background": True})
+    assert accepted.status_code == 202
+    assert accepted.json().keys() == {"id", "status_url", "position", "estimated_wait_s"}
+    url, request_id = accepted.headers["location"], accepted.json()["id"]
+    assert url == accepted.json()["status_url"]
+    until(lambda: service.http.get(url).json()["state"] == "active")
     service.engine.release()
     until(lambda: service.http.get(f"/requests/chatcmpl-{request_id}").json()["state"] == "done")
-    found = service.http.get(f"/requests/{request_id}").json()
+    found = service.http.get(url).json()
+    assert (found["id"], found["text"]) == (request_id, "Grüße, wörld! 🎉 n0 n1 ")
     assert found["finish_reason"] == "length"
     assert found["usage"]["completion_tokens"] == 6
 

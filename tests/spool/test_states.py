@@ -1,6 +1,6 @@
-"""Each accepted request ends exactly once: a death at each call in turn, and several real processes.
+"""Several real processes on one spool: each accepted request ends exactly once, whoever is killed.
 
-Any order of steps, deaths and power cuts is test_power's.
+Any order of steps, deaths and power cuts is test_power's; a kill at each system call is in tests/faults.
 """
 
 from __future__ import annotations
@@ -15,49 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from spool import LogHeader, Spool, TokenRecord
-from tests.fakes.simulated_fs import Crash, Disk, SimulatedFileSystem
-from tests.fakes.spool_fakes import answer, open_owner, submit
+from spool import Spool
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEADLINE_SECONDS = 60.0
 NUM_KILLS = 4
-
-
-def _live(fs: SimulatedFileSystem, accepted: list[str]) -> None:
-    """One life with two requests; dies wherever the file system says."""
-    spool = Spool.open(Path("/spool"), fs=fs)
-    owner = open_owner(spool)
-    for _ in range(2):
-        request = submit(spool)
-        accepted.append(request.id)
-    spool.cancel(accepted[-1])
-    for claim in owner.claim(9):
-        with owner.append_log(claim.request.id, LogHeader("m")) as log:
-            log.append([TokenRecord(log.next_index, claim.attempt, "t")])
-        owner.complete(claim, answer(claim.request))
-    owner.sweep(time.time(), 3600.0)
-
-
-def test_death_at_any_call_loses_and_doubles_nothing() -> None:
-    """Die after each single call in turn; the next life answers everything accepted, once."""
-    num_calls, is_dead = 0, True
-    while is_dead:
-        disk, accepted = Disk(), list[str]()
-        fs = disk.start_process()
-        fs.num_calls_left = num_calls
-        try:
-            _live(fs, accepted)
-            is_dead = False
-        except Crash:
-            num_calls += 1
-        fs.die()
-        heir = disk.start_process()
-        _live(heir, accepted)
-        spool = Spool.open(Path("/spool"), fs=heir)
-        assert all(spool.read_result(id) is not None for id in accepted)
-        assert heir.names(spool.folder.incoming) == heir.names(spool.folder.active) == []
-    assert num_calls > 50
 
 
 SUBMITTER = """
