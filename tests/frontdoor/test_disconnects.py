@@ -31,6 +31,22 @@ def make_disconnects(spool: Spool) -> Disconnects:
     return Disconnects(spool, grace_seconds=3600)
 
 
+def test_attached_clients_keep_a_request_and_the_last_starts_the_grace_time(spool: Spool) -> None:
+    """Only after its own client has left: following another client's request never cancels it."""
+    disconnects, others, mine = make_disconnects(spool), submit(spool).id, submit(spool).id
+    with disconnects.following(others):
+        pass
+    with disconnects.following(mine):
+        with disconnects.following(mine):
+            disconnects.client_left(mine, may_return=False)
+        assert spool.names(spool.folder.cancel) == []
+    assert spool.ending_later() == {mine}
+    with disconnects.following(mine):
+        assert spool.ending_later() == set()
+        disconnects.client_returned(mine)
+    assert spool.ending_later() == set()
+
+
 def test_who_is_attached_keeps_what_another_front_door_would_end(spool: Spool) -> None:
     """Each looks now and then; the one whose client goes last sets the grace time again."""
     here, there, request_id = make_disconnects(spool), make_disconnects(spool), submit(spool).id
