@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Set
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config.api_keys import read_api_keys
@@ -75,11 +76,10 @@ RELATIONS = (
 def relation_problems(settings: Settings, unusable: Set[str] = frozenset()) -> list[Problem]:
     """Return a problem for each relation that fails, without those about a key in `unusable`."""
     return [
-        Problem(
-            str(settings.origin(relation.first)),
+        settings.problem(
+            relation.first,
             f"{_written(settings, relation.first)} {relation.must} {_written(settings, relation.second)} "
             f"(from {settings.origin(relation.second)})",
-            relation.first,
         )
         for relation in RELATIONS
         if unusable.isdisjoint((relation.first, relation.second)) and not relation.holds(settings)
@@ -91,61 +91,57 @@ def start_problems(settings: Settings) -> list[Problem]:
     problems = _host_problems(settings)
     for key in ("API_KEYS_FILE", "RING_SECRET_FILE"):
         path = settings.value(key)
-        if path is not None and not (path.is_file() and os.access(path, os.R_OK)):
-            problems.append(
-                Problem(str(settings.origin(key)), f"{key} names a file that cannot be read", key)
-            )
-    return problems + _access_problems(settings)
+        if path is None:
+            continue
+        if not (path.is_file() and os.access(path, os.R_OK)):
+            problems.append(settings.problem(key, f"{key} names a file that cannot be read"))
+        elif key == "API_KEYS_FILE" and not _has_keys(path):
+            sentence = f"{key} names a file that holds no key; write one key a line"
+            problems.append(settings.problem(key, sentence))
+    try:
+        _check_access(settings)
+    except BindingRefused as error:
+        problems.append(settings.problem("API_HOST", str(error)))
+    return problems
 
 
 def start_warnings(settings: Settings) -> list[str]:
     """Return the warnings that a start should show."""
     try:
-        warning = check_binding(resolve(settings.api_host), has_keys=settings.api_keys_file is not None)
+        warning = _check_access(settings)
     except BindingRefused:
         warning = None
     found = [] if warning is None else [f"API_HOST = {settings.api_host}: {warning}"]
     return [*settings.warnings, *found]
 
 
-def _access_problems(settings: Settings) -> list[Problem]:
-    """Return problems of access: unprotected addresses, and a file without keys."""
-    problems = []
+def _check_access(settings: Settings) -> str | None:
+    return check_binding(resolve(settings.api_host), has_keys=settings.api_keys_file is not None)
+
+
+def _has_keys(path: Path) -> bool:
     try:
-        check_binding(resolve(settings.api_host), has_keys=settings.api_keys_file is not None)
-    except BindingRefused as error:
-        problems.append(Problem(str(settings.origin("API_HOST")), str(error), "API_HOST"))
-    path = settings.api_keys_file
-    if path is None or not path.is_file() or not os.access(path, os.R_OK):
-        return problems
-    try:
-        has_keys = bool(read_api_keys(path))
+        return bool(read_api_keys(path))
     except (OSError, UnicodeDecodeError):
-        has_keys = False
-    if not has_keys:
-        sentence = "API_KEYS_FILE names a file that holds no key; write one key a line"
-        problems.append(Problem(str(settings.origin("API_KEYS_FILE")), sentence, "API_KEYS_FILE"))
-    return problems
+        return False
 
 
 def _host_problems(settings: Settings) -> list[Problem]:
     """Return problems of the ring's hosts that show without a connection to them."""
     key = "RING_HOSTFILE" if settings.ring_hostfile else "WORKER_HOSTS"
-    origin = str(settings.origin(key))
     if settings.ring_hostfile and settings.worker_hosts:
-        return [Problem(origin, "RING_HOSTFILE and WORKER_HOSTS both name the hosts: keep one of them", key)]
+        return [settings.problem(key, "RING_HOSTFILE and WORKER_HOSTS both name the hosts: keep one of them")]
     try:
         hosts = list_hosts(settings.worker_hosts, settings.ring_hostfile, settings.local_ranks)
     except ValueError as error:
-        return [Problem(origin, f"{key}: {error}", key)]
+        return [settings.problem(key, f"{key}: {error}")]
     size, counts = sum(host.num_ranks for host in hosts), settings.layer_counts
     if counts is None or len(counts) == size:
         return []
     ranks = ", ".join(f"{host.name} {host.num_ranks}" for host in hosts)
-    sentence = (
-        f"{_written(settings, 'LAYER_SPLIT')} has {len(counts)} counts, the ring {size} ranks ({ranks})"
-    )
-    return [Problem(str(settings.origin("LAYER_SPLIT")), sentence, "LAYER_SPLIT")]
+    split = _written(settings, "LAYER_SPLIT")
+    sentence = f"{split} has {len(counts)} counts, the ring {size} ranks ({ranks})"
+    return [settings.problem("LAYER_SPLIT", sentence)]
 
 
 def _written(settings: Settings, key: str) -> str:

@@ -1,19 +1,17 @@
 """The metadata of a setting, and the types of values that settings take.
 
-Every field of `Settings` has one `About` and pydantic's bounds. README, examples, `config show` and error
-messages are made from these two. Knows no key by name.
+`setting` makes every field of `Settings`, with one `About` and pydantic's bounds. README, examples, `config
+show` and error messages are made from these two. Knows no key by name.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-import annotated_types
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic.fields import FieldInfo
 
@@ -27,11 +25,13 @@ class About:
     """The description of a setting for people.
 
     `is_live`: a running service takes a new value; otherwise it needs a restart. `is_secret`: never shown.
-    `allowed`: only where the type and its bounds do not describe the allowed values.
+    `bounds`: the least and the largest number. `allowed`: only where the type and the bounds do not describe
+    the allowed values.
     """
 
     group: str
     description: str
+    bounds: tuple[float | None, float | None] = (None, None)
     unit: str = ""
     is_live: bool = False
     is_secret: bool = False
@@ -39,18 +39,27 @@ class About:
 
 
 def between(low: float, high: float) -> Any:
-    """Bound a number, both ends included."""
+    """Bound a number in a union, both ends included."""
     return Field(ge=low, le=high)
 
 
-def about(field: FieldInfo) -> About:
-    """Return the metadata of a setting's field."""
-    return next(item for item in field.metadata if isinstance(item, About))
+def setting(group: str, default: object, description: str, **more: Any) -> Any:
+    """Make the field of a setting; `more` has the other members of its `About`."""
+    about: Any = About(group, description, **more)
+    low, high = about.bounds
+    return Field(default, ge=low, le=high, json_schema_extra={"about": about})
 
 
 def is_setting(field: FieldInfo) -> bool:
     """Whether a field of the class is a setting."""
-    return any(isinstance(item, About) for item in field.metadata)
+    return field.json_schema_extra is not None
+
+
+def about(field: FieldInfo) -> About:
+    """Return the metadata of a setting's field."""
+    extra: Any = field.json_schema_extra
+    found: About = extra["about"]
+    return found
 
 
 def allowed_values(field: FieldInfo) -> str:
@@ -64,7 +73,7 @@ def allowed_values(field: FieldInfo) -> str:
     if field.annotation in _PATH_TYPES:
         return "a path" if field.annotation is Path else "a path, or empty for none"
     kind = "a whole number" if field.annotation is int else "a number"
-    low, high = _bounds(field)
+    low, high = map(format_value, about(field).bounds)
     return f"{kind} from {low} to {high}"
 
 
@@ -86,22 +95,12 @@ def json_value(value: object) -> str | int | float | None:
     return str(value)
 
 
-def _bounds(field: FieldInfo) -> tuple[str, str]:
-    low = next(item.ge for item in field.metadata if isinstance(item, annotated_types.Ge))
-    high = next(item.le for item in field.metadata if isinstance(item, annotated_types.Le))
-    return format_value(low), format_value(high)
-
-
 def _absolute(path: Path | None, info: ValidationInfo) -> Path | None:
     if path is None:
         return None
     root: Path = info.data["root"]
-    return root / _expand_home(path)
-
-
-def _expand_home(path: Path) -> Path:
     try:
-        return path.expanduser()
+        return root / path.expanduser()
     except RuntimeError as error:
         raise ValueError("this home folder is unknown") from error
 
@@ -155,16 +154,13 @@ def _allowed_hosts(value: str) -> str:
 
 
 def _cors_origins(value: str) -> str:
-    origins = split_list(value)
-    for origin in origins:
+    for origin in split_list(value):
         if origin != "*" and re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#,@]+", origin) is None:
             raise ValueError(f"{origin!r} is not an origin")
-    if "*" in origins and len(origins) > 1:
-        raise ValueError("* stands alone")
-    return ",".join(origins)
+    return _names_or_star(value)
 
 
-def _model_aliases(value: str) -> str:
+def _names_or_star(value: str) -> str:
     names = split_list(value)
     if "*" in names and len(names) > 1:
         raise ValueError("* stands alone")
@@ -208,19 +204,13 @@ def parse_layer_counts(value: str) -> tuple[int, ...]:
     return tuple(int(word) for word in words)
 
 
-def json_settings(values: Mapping[str, Any]) -> dict[str, str | int | float | None]:
-    """Convert effective values to JSON values, by key."""
-    return {key: json_value(value) for key, value in values.items()}
-
-
-Port = Annotated[int, Field(ge=1, le=65535)]
 AnyPath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_absolute)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_empty_is_none), AfterValidator(_absolute)]
 ListeningHost = Annotated[str, AfterValidator(_listening_host)]
 RingAddress = Annotated[str, AfterValidator(_ring_address)]
 AllowedHosts = Annotated[str, AfterValidator(_allowed_hosts)]
 CorsOrigins = Annotated[str, AfterValidator(_cors_origins)]
-ModelAliases = Annotated[str, AfterValidator(_model_aliases)]
+ModelAliases = Annotated[str, AfterValidator(_names_or_star)]
 LayerSplit = Annotated[str, BeforeValidator(_lower), AfterValidator(_layer_split)]
 WorkerHosts = Annotated[str, AfterValidator(_worker_hosts)]
 WorkerDir = Annotated[str, AfterValidator(_worker_dir)]

@@ -18,9 +18,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from config.errors import SettingsError
-from config.fields import format_value, is_setting, json_value
+from config.fields import format_value, json_value
 from config.layers import collect, validation_problems
-from config.manager import REPOSITORY_ROOT, load_settings
+from config.manager import REPOSITORY_ROOT, load_settings, make_settings
 from config.settings import Settings
 from config.sources import DOTENV_NAME, ENVIRONMENT, JSON_NAME, read_mapping
 
@@ -87,14 +87,12 @@ def load_inherited_settings(environ: Mapping[str, str] | None = None) -> Setting
     environ = os.environ if environ is None else environ
     if environ.get(SETTINGS_FROM) != FROM_ENVIRONMENT:
         return load_settings(environ=environ)
-    fields = {name.upper(): field for name, field in Settings.model_fields.items() if is_setting(field)}
-    known = {key: value for key, value in environ.items() if key in fields}
+    known = {key: environ[key] for key in Settings.all_keys() if key in environ}
     entries = read_mapping(known, ENVIRONMENT).entries
-    values: dict[str, Any] = {key.lower(): entry.value for key, entry in entries.items()}
     try:
-        return Settings(root=REPOSITORY_ROOT, **values)
+        return make_settings(REPOSITORY_ROOT, entries)
     except ValidationError as error:
-        raise SettingsError(validation_problems(error, entries, fields)) from error
+        raise SettingsError(validation_problems(error, entries)) from error
 
 
 def load_for_looking(overrides: Mapping[str, str], root: Path | None = None) -> Settings:
@@ -108,15 +106,10 @@ def load_for_looking(overrides: Mapping[str, str], root: Path | None = None) -> 
     try:
         return load_settings(overrides, root=root)
     except SettingsError as error:
-        fields = {name.upper(): field for name, field in Settings.model_fields.items() if is_setting(field)}
         folder = (root or REPOSITORY_ROOT).resolve()
-        entries, _, _ = collect(folder, overrides, os.environ, fields)
-        wrong = {problem.key for problem in error.problems}
-        values: dict[str, Any] = {
-            key.lower(): entry.value for key, entry in entries.items() if key not in wrong
-        }
+        entries, _, _ = collect(folder, overrides, os.environ)
         try:
-            return Settings(root=folder, **values)
+            return make_settings(folder, entries, error.problems)
         except ValidationError:
             raise error from None
 

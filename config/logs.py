@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO
 
 from config.disk_trouble import describe_os_error, is_passing
-from config.errors import Problem, SettingsError
+from config.errors import SettingsError
 from config.rotating_file import RotatingFile
 
 if TYPE_CHECKING:
@@ -28,15 +28,15 @@ CHATTY_LOGGERS = ("httpx", "httpx2", "httpcore", "huggingface_hub", "filelock", 
 class TextFormatter(logging.Formatter):
     """Formats a record as one line, and a traceback after it."""
 
-    def __init__(self, process: str) -> None:
-        super().__init__()
-        self._process = process
+    default_msec_format = "%s.%03d"
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Write a record."""
-        time = datetime.fromtimestamp(record.created).isoformat(sep=" ", timespec="milliseconds")
-        line = f"{time} {record.levelname} {self._process}: {_one_line(record.getMessage())}"
-        return line if record.exc_info is None else f"{line}\n{self.formatException(record.exc_info)}"
+    def __init__(self, process: str) -> None:
+        super().__init__(f"%(asctime)s %(levelname)s {process}: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+        """Write a record's line; a line break in its message cannot forge a second one."""
+        record.message = record.message.replace("\r", "\\r").replace("\n", "\\n")
+        return super().formatMessage(record)
 
 
 class JsonFormatter(logging.Formatter):
@@ -155,11 +155,6 @@ def _file_handler(settings: Settings) -> RotatingFileHandler:
     except OSError as error:
         if is_passing(error):  # the handler reports it, and retries at each line
             return RotatingFileHandler(file)
-        origin = str(settings.origin("LOG_FILE"))
         sentence = f"LOG_FILE = {settings.log_file} cannot be written: {error.strerror}"
-        raise SettingsError([Problem(origin, sentence, "LOG_FILE")]) from error
+        raise SettingsError([settings.problem("LOG_FILE", sentence)]) from error
     return RotatingFileHandler(file)
-
-
-def _one_line(message: str) -> str:
-    return message.replace("\r", "\\r").replace("\n", "\\n")

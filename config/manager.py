@@ -15,7 +15,6 @@ from pydantic import ValidationError
 
 from config.checks import relation_problems
 from config.errors import Problem, SettingsError
-from config.fields import is_setting
 from config.layers import collect, validation_problems
 from config.settings import Settings
 from config.sources import Entry
@@ -38,16 +37,14 @@ def load_settings(
     Raises: SettingsError with every problem at once, for the process's entry point to print.
     """
     folder = (root or REPOSITORY_ROOT).resolve()
-    fields = {name.upper(): field for name, field in Settings.model_fields.items() if is_setting(field)}
-    environ = os.environ if environ is None else environ
-    entries, problems, warnings = collect(folder, overrides or {}, environ, fields)
+    entries, problems, warnings = collect(folder, overrides or {}, os.environ if environ is None else environ)
     # An unreadable file would make relations between its values look wrong.
     is_whole = all(problem.key for problem in problems)
     try:
-        settings = _make(folder, _without(entries, problems))
+        settings = make_settings(folder, entries, problems)
     except ValidationError as error:
-        problems += validation_problems(error, entries, fields)
-        settings = _make(folder, _without(entries, problems))
+        problems += validation_problems(error, entries)
+        settings = make_settings(folder, entries, problems)
     if is_whole:
         problems += relation_problems(settings, {problem.key for problem in problems})
     if problems:
@@ -56,13 +53,11 @@ def load_settings(
     return settings
 
 
-def _without(entries: Mapping[str, Entry], problems: Sequence[Problem]) -> dict[str, Entry]:
+def make_settings(root: Path, entries: Mapping[str, Entry], problems: Sequence[Problem] = ()) -> Settings:
+    """Make settings of the entries without a problem. Raises: pydantic.ValidationError."""
     wrong = {problem.key for problem in problems}
-    return {key: entry for key, entry in entries.items() if key not in wrong}
-
-
-def _make(root: Path, entries: Mapping[str, Entry]) -> Settings:
-    values: dict[str, Any] = {key.lower(): entry.value for key, entry in entries.items()}
+    good = {key: entry for key, entry in entries.items() if key not in wrong}
+    values: dict[str, Any] = {key.lower(): entry.value for key, entry in good.items()}
     settings = Settings(root=root, **values)
-    settings._origins = {key: entry.origin for key, entry in entries.items()}
+    settings._origins = {key: entry.origin for key, entry in good.items()}
     return settings

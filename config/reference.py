@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from config.fields import About, allowed_values, format_value, json_settings
+from config.fields import About, allowed_values, format_value, json_value
 from config.manager import REPOSITORY_ROOT
 from config.settings import Settings
 
@@ -76,7 +76,7 @@ def make_dotenv_example() -> str:
 
 def make_json_example() -> str:
     """Return the text of `config.example.json`."""
-    defaults = json_settings({key: _default(key) for key in Settings.all_keys()})
+    defaults = {key: json_value(_default(key)) for key in Settings.all_keys()}
     return json.dumps(defaults, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -114,12 +114,12 @@ def _groups() -> list[tuple[str, list[str]]]:
 
 
 def _default(key: str) -> object:
-    return Settings.model_fields[key.lower()].default
+    return Settings.fields()[key].default
 
 
 def _allowed(key: str) -> str:
     unit = Settings.about(key).unit
-    allowed = allowed_values(Settings.model_fields[key.lower()])
+    allowed = allowed_values(Settings.fields()[key])
     return f"{allowed} {unit}" if unit else allowed
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config.disk_trouble import describe_refused
-from config.errors import Problem, SettingsError
+from config.errors import SettingsError
 
 if TYPE_CHECKING:
     from config.settings import Settings
@@ -64,4 +64,4 @@ def _make_secret(path: Path) -> None:
 
 
 def _refusal(settings: Settings, sentence: str) -> SettingsError:
-    return SettingsError([Problem(str(settings.origin("RING_SECRET_FILE")), sentence, "RING_SECRET_FILE")])
+    return SettingsError([settings.problem("RING_SECRET_FILE", sentence)])

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import PrivateAttr
+from pydantic.fields import FieldInfo
 
 from config import model_path
+from config.errors import Problem
 from config.fields import (
     About,
     about,
     format_value,
     is_setting,
-    json_settings,
+    json_value,
     parse_layer_counts,
     split_list,
 )
@@ -95,9 +97,14 @@ class Settings(
         return split_list(self.allowed_hosts)
 
     @classmethod
+    def fields(cls) -> dict[str, FieldInfo]:
+        """The field of every key, in the order of the class."""
+        return {name.upper(): field for name, field in cls.model_fields.items() if is_setting(field)}
+
+    @classmethod
     def all_keys(cls) -> tuple[str, ...]:
         """Every key, in the order of the class."""
-        return tuple(name.upper() for name, field in cls.model_fields.items() if is_setting(field))
+        return tuple(cls.fields())
 
     @classmethod
     def about(cls, key: str) -> About:
@@ -117,6 +124,10 @@ class Settings(
         """The source of a key's effective value."""
         return self._origins.get(key, DEFAULT)
 
+    def problem(self, key: str, sentence: str) -> Problem:
+        """A problem of a key's effective value."""
+        return Problem(str(self.origin(key)), sentence, key)
+
     @property
     def warnings(self) -> tuple[str, ...]:
         """Warnings about retired keys and values."""
@@ -124,6 +135,4 @@ class Settings(
 
     def public(self) -> dict[str, str | int | float | None]:
         """Return the effective settings by key, without secrets, for JSON."""
-        return json_settings(
-            {key: self.value(key) for key in self.all_keys() if not self.about(key).is_secret}
-        )
+        return {key: json_value(self.value(key)) for key in self.all_keys() if not self.about(key).is_secret}

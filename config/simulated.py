@@ -23,6 +23,7 @@ from typing import Any
 SIMULATED_PREFIX = "simulated:"
 # Enough for the letters, the tokenizer's common words, and some made-up words.
 MIN_VOCAB = 1024
+_LOWEST = {"layers": 1, "hidden": 2, "vocab": MIN_VOCAB, "speeds": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -73,20 +74,12 @@ class SimulatedModel:
 
 
 def _read_value(key: str, text: str, default: Any) -> Any:
+    lowest = _LOWEST.get(key, 0)
     try:
-        if key == "speeds":
-            return _checked(key, tuple(float(part) for part in text.split(":")), lowest=1e-3)
-        return _checked(key, type(default)(text), lowest=_lowest(key))
+        is_list = key == "speeds"
+        numbers = tuple(map(float, text.split(":"))) if is_list else (type(default)(text),)
+        if not all(lowest <= number <= 1e9 for number in numbers):
+            raise ValueError(f"{key} must be at least {lowest:g}")
     except ValueError as error:
         raise ValueError(f"{key}={text} of a simulated model: {error}") from None
-
-
-def _lowest(key: str) -> float:
-    return {"layers": 1, "hidden": 2, "vocab": MIN_VOCAB}.get(key, 0)
-
-
-def _checked(key: str, value: Any, lowest: float) -> Any:
-    for number in value if isinstance(value, tuple) else (value,):
-        if not lowest <= number <= 1e9:
-            raise ValueError(f"{key} must be at least {lowest:g}")
-    return value
+    return numbers if is_list else numbers[0]

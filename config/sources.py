@@ -56,9 +56,8 @@ class Layer:
         """Add a value; a second value of the same key is a problem."""
         if key in self.entries:
             first = self.entries[key].origin
-            self.refuse(
-                origin, f"{key} appears for the second time, first at {first}; remove one of them", key
-            )
+            sentence = f"{key} appears for the second time, first at {first}; remove one of them"
+            self.refuse(origin, sentence, key)
         else:
             self.entries[key] = Entry(value.strip() if value is not None else None, origin)
 
@@ -78,20 +77,15 @@ def read_dotenv(path: Path) -> Layer:
     text = _read_text(path, layer)
     for binding in parse_stream(io.StringIO(text)):
         origin = Origin(path.name, _first_line(binding))
-        if binding.error or (binding.key is not None and binding.value is None):
+        key, value = binding.key, binding.value
+        if binding.error or (key is not None and value is None):
             layer.refuse(origin, "this line is not KEY=value")
-        elif binding.key is not None and binding.value is not None:
-            _add_dotenv(layer, binding.key, binding.value, origin)
+        elif key is not None and "${" in (value or ""):
+            sentence = f"{key} refers to a variable, which is not expanded; write its value instead"
+            layer.refuse(origin, sentence, key)
+        elif key is not None:
+            layer.add(key, value, origin)
     return layer
-
-
-def _add_dotenv(layer: Layer, key: str, value: str, origin: Origin) -> None:
-    if "${" in value:
-        layer.refuse(
-            origin, f"{key} refers to a variable, which is not expanded; write its value instead", key
-        )
-    else:
-        layer.add(key, value, origin)
 
 
 def _first_line(binding: Binding) -> int:
@@ -109,20 +103,16 @@ def read_json_settings(path: Path) -> Layer:
     try:
         found = list(_scan_object(text))
     except json.JSONDecodeError as error:
-        layer.refuse(
-            Origin(path.name, error.lineno), f"this is not valid JSON: {error.msg} (column {error.colno})"
-        )
+        sentence = f"this is not valid JSON: {error.msg} (column {error.colno})"
+        layer.refuse(Origin(path.name, error.lineno), sentence)
         return layer
     for key, value, line in found:
-        _add_json(layer, key, value, Origin(path.name, line))
+        origin = Origin(path.name, line)
+        if value is None or isinstance(value, str):
+            layer.add(key, value, origin)
+        else:
+            layer.refuse(origin, f"{key} must be text, a number or null", key)
     return layer
-
-
-def _add_json(layer: Layer, key: str, value: object, origin: Origin) -> None:
-    if value is None or isinstance(value, str):
-        layer.add(key, value, origin)
-    else:
-        layer.refuse(origin, f"{key} must be text, a number or null", key)
 
 
 def _scan_object(text: str) -> Iterator[tuple[str, object, int]]:

@@ -10,6 +10,7 @@ so a visible bell always listens. Knows nothing of requests.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -67,8 +68,9 @@ class Doorbell:
         if self._socket.fileno() < 0:
             return
         self._socket.close()
-        if _inode(self._path, self._fs) == self._inode:
-            self._fs.unlink(self._path)
+        with contextlib.suppress(OSError):
+            if self._fs.stat(self._path).st_ino == self._inode:
+                self._fs.unlink(self._path)
 
     def __enter__(self) -> Doorbell:
         return self
@@ -107,13 +109,6 @@ def ring_all(folder: Path, prefix: str, fs: FileSystem | None = None) -> int:
 
 def _is_heard(outcome: OSError | None) -> bool:
     return outcome is None or outcome.errno in _FULL_QUEUE_ERRORS
-
-
-def _inode(path: Path, fs: FileSystem) -> int | None:
-    try:
-        return fs.stat(path).st_ino
-    except OSError:
-        return None
 
 
 def _is_short(folder: Path) -> bool:

@@ -203,6 +203,7 @@ def test_a_log_on_a_full_disk_is_said_once_and_raises_nothing(capsys: pytest.Cap
 
 
 @has_full_device
+@pytest.mark.usefixtures("root_logger")
 def test_a_log_file_on_a_full_disk_is_no_reason_not_to_start(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,17 +214,9 @@ def test_a_log_file_on_a_full_disk_is_no_reason_not_to_start(
 
     settings = load_settings({"LOG_FILE": "/dev/full"}, root=Path("/nonexistent"), environ={})
     monkeypatch.setattr(RotatingFile, "open", refuse_open)
-    root = logging.getLogger()
-    before, level = list(root.handlers), root.level
-    root.handlers[:] = []
-    try:
-        configure_logging(settings, process="rank 0")
-        logging.warning("a line")
-        logging.warning("another")
-    finally:
-        root.handlers[:] = before
-        root.setLevel(level)
-        logging.captureWarnings(False)
+    configure_logging(settings, process="rank 0")
+    logging.warning("a line")
+    logging.warning("another")
     said = capsys.readouterr().err.splitlines()
     assert [line.partition("rank 0: ")[2] for line in said if "rank 0: " in line] == ["a line", "another"]
     assert len([line for line in said if "/dev/full cannot be written: Read-only file system" in line]) == 1

@@ -149,25 +149,13 @@ def test_live_settings_are_read_only_where_they_are_followed() -> None:
     """A part that keeps a live value of its own is named here, with the part that updates it."""
     names = {key.lower() for key in LIVE_KEYS} | {"model_alias_list"}
     found = set()
-    for folder in (
-        "api.py",
-        "server.py",
-        "spool",
-        "prompts",
-        "frontdoor",
-        "distributed",
-        "cluster",
-        "config",
-    ):
-        place = REPOSITORY_ROOT / folder
+    for name in ("api.py", "server.py", "spool", "prompts", "frontdoor", "distributed", "cluster", "config"):
+        place = REPOSITORY_ROOT / name
         for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
             tree = ast.parse(path.read_text("utf-8"))
-            reads = (
-                node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr in names
-            )
-            if any(
-                ast.unparse(node.value).split(".")[-1] in ("settings", "changed", "_settings")
-                for node in reads
-            ):
-                found.add(path.relative_to(REPOSITORY_ROOT).as_posix())
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Attribute) and node.attr in names:
+                    owner = ast.unparse(node.value).split(".")[-1]
+                    if owner in ("settings", "changed", "_settings"):
+                        found.add(path.relative_to(REPOSITORY_ROOT).as_posix())
     assert found == FOLLOWED.keys()

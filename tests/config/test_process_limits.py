@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import resource
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,22 +24,6 @@ from config.run_files import read_json, write_json
 
 def load(root: Path, **overrides: str) -> Settings:
     return load_settings(overrides, root=root, environ={})
-
-
-@pytest.fixture
-def root_logger() -> Iterator[logging.Logger]:
-    """The root logger, given back as it was."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    for handler in handlers:
-        root.removeHandler(handler)
-    yield root
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
-        handler.close()
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.captureWarnings(False)
 
 
 @pytest.mark.usefixtures("root_logger")
@@ -276,10 +258,3 @@ def test_a_model_folder_lacks_what_its_index_lists(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     (tmp_path / "model-2.safetensors").write_bytes(b"")
     assert is_complete(tmp_path)
-
-
-def test_settings_load_without_mlx_and_without_the_hub_library() -> None:
-    """Every process reads settings first, so reading them stays cheap."""
-    program = "import sys, config; assert not {'mlx', 'huggingface_hub', 'transformers'} & set(sys.modules)"
-    environ = {"PATH": os.environ["PATH"]}
-    subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY_ROOT, env=environ, check=True, timeout=30)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 from dotenv import dotenv_values
 
-from config import REPOSITORY_ROOT, Settings, load_settings
+from config import Settings, load_settings
 from config.fields import allowed_values
 from config.reference import files, make_dotenv_example, make_json_example
 from config.show import main
 
 KEYS = Settings.all_keys()
+
+
+def read_object(path: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads(path.read_text("utf-8"))
+    return found
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.name))
@@ -31,31 +37,21 @@ def test_every_setting_has_a_description() -> None:
         assert allowed_values(Settings.model_fields[key.lower()])
 
 
-def test_the_dotenv_example_holds_every_key_with_its_default(tmp_path: Path) -> None:
-    """Copied unchanged, the example changes nothing."""
-    (tmp_path / ".env").write_text(make_dotenv_example(), encoding="utf-8")
-    assert tuple(dotenv_values(tmp_path / ".env")) == KEYS
-    _assert_all_defaults(tmp_path, ".env:")
-
-
-def test_the_json_example_holds_every_key_with_its_default(tmp_path: Path) -> None:
-    """Copied unchanged, the example changes nothing."""
-    (tmp_path / "config.json").write_text(make_json_example(), encoding="utf-8")
-    assert tuple(json.loads(make_json_example())) == KEYS
-    _assert_all_defaults(tmp_path, "config.json:")
-
-
-def _assert_all_defaults(root: Path, source: str) -> None:
-    settings = load_settings(root=root, environ={})
-    defaults = Settings(root=root)
+@pytest.mark.parametrize(
+    ("name", "text", "read"),
+    [(".env", make_dotenv_example(), dotenv_values), ("config.json", make_json_example(), read_object)],
+)
+def test_an_example_holds_every_key_with_its_default(
+    tmp_path: Path, name: str, text: str, read: Callable[[Path], Mapping[str, object]]
+) -> None:
+    """Copied unchanged, it changes nothing. `.env.example` names the address of the first release."""
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert tuple(read(tmp_path / name)) == KEYS
+    settings, defaults = load_settings(root=tmp_path, environ={}), Settings(root=tmp_path)
     for key in KEYS:
         assert settings.value(key) == defaults.value(key)
-        assert str(settings.origin(key)).startswith(source)
-
-
-def test_the_dotenv_example_shows_the_address_of_the_first_release() -> None:
-    """The first release listened on 192.168.5.1."""
-    assert "192.168.5.1" in (REPOSITORY_ROOT / ".env.example").read_text(encoding="utf-8")
+        assert str(settings.origin(key)).startswith(f"{name}:")
+    assert name != ".env" or "192.168.5.1" in text
 
 
 def test_show_prints_every_value_with_its_place_and_masks_secrets(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from prompts.tokenizer import PromptTokenizer
+from tests.frontdoor.raw_http import post_bytes, read_to_end
 from tests.services.frontdoor_service import Service, connect, make_model_folder, running_service
 
 USER = [{"role": "user", "content": "hi"}]
@@ -36,49 +37,32 @@ def assert_spool_is_empty(service: Service) -> None:
     assert len(left) <= 1
 
 
+WRONG_FIELDS: dict[str, list[Any]] = {
+    "max_tokens": [-1, 0, 10**19, True, "5", 1.5],
+    "temperature": [float("nan"), float("inf"), -0.1, 2.1],
+    "top_p": [-0.01, 1.01],
+    "top_k": [-2, 1.5],
+    "min_p": [2],
+    "seed": [-(2**63) - 1, 2**63, True],
+    "stop": [[5], ["a"] * 17, ["a"] * 10**5, ["a" * 257], {"a": 1}],
+    "frequency_penalty": [2.1],
+    "presence_penalty": [-3],
+    "repetition_penalty": [-0.1],
+    "logit_bias": [{"5": 101}, {"word": 1}, {"999999": 1}],
+    "n": [0, 9],
+    "response_format": [{"type": "json_object"}],
+    "logprobs": [3],
+    "top_logprobs": [5],
+    "stream": ["yes"],
+    "ignore_eos": [1],
+    "repeat_penalty": [1.1],
+    "skip_special_tokens": [False],
+    "unheard_of": [None],
+}
+
+
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("max_tokens", -1),
-        ("max_tokens", 0),
-        ("max_tokens", 10**19),
-        ("max_tokens", True),
-        ("max_tokens", "5"),
-        ("max_tokens", 1.5),
-        ("temperature", float("nan")),
-        ("temperature", float("inf")),
-        ("temperature", -0.1),
-        ("temperature", 2.1),
-        ("top_p", -0.01),
-        ("top_p", 1.01),
-        ("top_k", -2),
-        ("top_k", 1.5),
-        ("min_p", 2),
-        ("seed", -(2**63) - 1),
-        ("seed", 2**63),
-        ("seed", True),
-        ("stop", [5]),
-        ("stop", ["a"] * 17),
-        ("stop", ["a"] * 10**5),
-        ("stop", ["a" * 257]),
-        ("stop", {"a": 1}),
-        ("frequency_penalty", 2.1),
-        ("presence_penalty", -3),
-        ("repetition_penalty", -0.1),
-        ("logit_bias", {"5": 101}),
-        ("logit_bias", {"word": 1}),
-        ("logit_bias", {"999999": 1}),
-        ("n", 9),
-        ("n", 0),
-        ("top_logprobs", 5),
-        ("response_format", {"type": "json_object"}),
-        ("logprobs", 3),
-        ("stream", "yes"),
-        ("ignore_eos", 1),
-        ("repeat_penalty", 1.1),
-        ("skip_special_tokens", False),
-        ("unheard_of", None),
-    ],
+    ("field", "value"), [(field, value) for field, values in WRONG_FIELDS.items() for value in values]
 )
 def test_a_field_that_cannot_be_honoured_is_refused_by_name(
     service: Service, field: str, value: object
@@ -90,29 +74,24 @@ def test_a_field_that_cannot_be_honoured_is_refused_by_name(
         assert error["param"] == field
 
 
-@pytest.mark.parametrize(
-    ("path", "field", "value"),
-    [
-        ("/generate", "conversation_id", "x"),
-        ("/generate", "priority", 10),
-        ("/v1/chat/completions", "tools", [{"type": "function"}]),
-        ("/v1/chat/completions", "tool_choice", "required"),
-        ("/v1/chat/completions", "modalities", ["audio"]),
-        ("/v1/chat/completions", "background", True),
-        ("/v1/completions", "echo", 1),
-        ("/v1/completions", "suffix", "x"),
-        ("/v1/completions", "best_of", 2),
-        ("/v1/completions", "max_tokens", 0),
-        ("/v1/completions", "logprobs", 6),
-        ("/v1/completions", "prompt", ["a", 5]),
-        ("/v1/completions", "prompt", ["a"] * 129),
-        ("/v1/completions", "prompt", []),
-        ("/v1/completions", "prompt", [1, 10**6]),
-        ("/v1/completions", "prompt", [-1]),
-        ("/v1/completions", "prompt", [[1], [10**6]]),
-        ("/v1/completions", "prompt", [[]]),
-        ("/v1/completions", "prompt", 5),
+WRONG_PROMPTS: list[Any] = [["a", 5], ["a"] * 129, [], [1, 10**6], [-1], [[1], [10**6]], [[]], 5]
+NOT_BUILT: dict[str, list[tuple[str, Any]]] = {
+    "/generate": [("conversation_id", "x"), ("priority", 10)],
+    "/v1/chat/completions": [
+        ("tools", [{"type": "function"}]),
+        ("tool_choice", "required"),
+        ("modalities", ["audio"]),
+        ("background", True),
     ],
+    "/v1/completions": [
+        *[("echo", 1), ("suffix", "x"), ("best_of", 2), ("max_tokens", 0), ("logprobs", 6)],
+        *[("prompt", prompt) for prompt in WRONG_PROMPTS],
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "value"), [(path, *wrong) for path in NOT_BUILT for wrong in NOT_BUILT[path]]
 )
 def test_a_route_refuses_what_it_does_not_build(
     service: Service, path: str, field: str, value: object
@@ -124,23 +103,33 @@ def test_a_route_refuses_what_it_does_not_build(
 
 
 @pytest.mark.parametrize(
-    "messages",
+    "message",
     [
-        [],
-        [{"role": "wizard", "content": "hi"}],
-        [{"role": "user"}],
-        [{"role": "user", "content": None}],
-        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
-        [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}],
-        [{"role": "user", "content": "hi", "colour": "red"}],
-        "hi",
+        {"role": "wizard", "content": "hi"},
+        {"role": "user"},
+        {"role": "user", "content": None},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+        {"role": "user", "content": "hi", "colour": "red"},
+        {"role": "system", "content": None},
+        {"role": "assistant", "content": 5},
+        {"role": "assistant", "tool_calls": "look"},
+        {"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": 5}}]},
+        {"role": "assistant", "function_call": "look"},
     ],
 )
-def test_messages_of_another_shape_are_refused(service: Service, messages: object) -> None:
+def test_messages_of_another_shape_are_refused(service: Service, message: object) -> None:
     """The error's param leads to the message that is wrong."""
     for path in ("/v1/chat/completions", "/generate"):
-        error = refused(service, path, {"messages": messages})
-        assert error["param"].startswith("messages")
+        error = refused(service, path, {"messages": [*USER, message]})
+        assert error["param"].startswith("messages[1].")
+
+
+@pytest.mark.parametrize("messages", [[], "hi"])
+def test_messages_that_are_none_are_refused(service: Service, messages: object) -> None:
+    """There is no message to name."""
+    for path in ("/v1/chat/completions", "/generate"):
+        assert refused(service, path, {"messages": messages})["param"] == "messages"
 
 
 @pytest.mark.parametrize(
@@ -206,10 +195,7 @@ def test_json_may_be_declared_in_any_usual_way(service: Service) -> None:
 def test_a_body_that_says_it_is_too_large_is_refused_unread(service: Service) -> None:
     """413 comes before the body: not one byte of five megabytes has to be sent."""
     with connect(service.url) as connection:
-        connection.sendall(
-            b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            b"Content-Length: 5000000\r\n\r\n"
-        )
+        connection.sendall(post_bytes("/generate", b"x" * 5_000_000)[:-5_000_000])
         answer = connection.recv(65536)
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert_spool_is_empty(service)
@@ -309,13 +295,8 @@ def test_a_body_that_dribbles_in_is_given_up(service: Service, monkeypatch: pyte
     """A client that announces a body and does not send it gets a 408 and loses its connection."""
     monkeypatch.setattr("frontdoor.http.bodies.BODY_TIMEOUT_SECONDS", 0.1)
     with connect(service.url) as connection:
-        connection.sendall(
-            b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            b'Content-Length: 100\r\n\r\n{"prompt": '
-        )
-        answer = b""
-        while data := connection.recv(65536):
-            answer += data
+        connection.sendall(post_bytes("/generate", b'{"prompt": "hi"}')[:-5])
+        answer = read_to_end(connection)
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"body_too_slow" in answer
 

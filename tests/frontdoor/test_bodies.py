@@ -86,8 +86,9 @@ def test_no_seed_is_a_drawn_one(service: Service, seed: int | None) -> None:
 def test_a_whole_float_counts_as_one_choice(client: openai.OpenAI) -> None:
     """n 1.0 is n 1; true is not."""
     client.completions.create(model="tiny", prompt="hi", extra_body={"n": 1.0})
-    with pytest.raises(openai.BadRequestError):
+    with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model="tiny", prompt="hi", extra_body={"n": True})
+    assert caught.value.param == "n"
 
 
 @pytest.mark.parametrize(
@@ -225,26 +226,6 @@ def test_a_template_that_takes_not_all_tool_calls_gets_text(tmp_path: Path) -> N
         ]
         assert text_of(service, turns).count(";") == 2
         assert "<tool_call>" in text_of(service, turns)
-
-
-@pytest.mark.parametrize(
-    "message",
-    [
-        {"role": "user"},
-        {"role": "system", "content": None},
-        {"role": "assistant", "content": 5},
-        {"role": "assistant", "tool_calls": "look"},
-        {"role": "assistant", "tool_calls": [{"id": "1"}]},
-        {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": 5}}]},
-        {"role": "assistant", "function_call": "look"},
-        {"role": "assistant", "content": "x", "colour": "red"},
-    ],
-)
-def test_a_turn_that_is_none_is_refused(service: Service, message: dict[str, Any]) -> None:
-    """A user's turn without text, calls without a name, unknown fields."""
-    answer = service.http.post("/v1/chat/completions", json={"messages": [USER, message]})
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"].startswith("messages[1].")
 
 
 HINTS: dict[str, Any] = {

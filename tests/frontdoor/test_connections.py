@@ -1,26 +1,18 @@
 """What uvicorn's connections answer before any route is asked."""
 
 import json
-import socket
 from contextlib import closing, suppress
 from typing import Any
 
 import pytest
 
 from frontdoor.http import connections
+from tests.frontdoor.raw_http import post_bytes, read_to_end
 from tests.services.frontdoor_service import Service, connect, until
 
 GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 SETTINGS = {"FILE_DESCRIPTOR_SOFT_LIMIT": "64"}
 MAX_CONNECTIONS = 64  # the least that server_config allows
-
-
-def read_to_end(connection: socket.socket) -> bytes:
-    """Read until the server has closed."""
-    data = b""
-    while piece := connection.recv(65536):
-        data += piece
-    return data
 
 
 def error_of(answer: bytes, status: int) -> dict[str, Any]:
@@ -61,12 +53,8 @@ def test_a_request_that_takes_long_is_no_slow_header(
 ) -> None:
     """The time limit is for the headers alone: an answer may take as long as it takes."""
     monkeypatch.setattr(connections, "HEADER_TIMEOUT_SECONDS", 0.05)
-    body = b'{"prompt": "[hold]"}'
     with closing(connect(service.url)) as connection, closing(connect(service.url)) as other:
-        connection.sendall(
-            b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
-        )
+        connection.sendall(post_bytes("/generate", b'{"prompt": "[hold]"}'))
         assert read_to_end(other) == b""  # a time-out has passed
         service.engine.release()
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
@@ -93,12 +81,8 @@ def test_headers_at_the_limit_are_answered_with_431(service: Service) -> None:
 
 def test_a_large_body_in_one_piece_with_its_headers_is_no_large_header(service: Service) -> None:
     """Only bytes before the end of the headers count."""
-    body = b'{"prompt": "' + b"x" * 100_000 + b'"}'
     with closing(connect(service.url)) as connection:
-        connection.sendall(
-            b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
-        )
+        connection.sendall(post_bytes("/generate", b'{"prompt": "' + b"x" * 100_000 + b'"}'))
         assert b"MAX_PROMPT_LEN_BYTES" in connection.recv(65536)
 
 
@@ -110,7 +94,9 @@ def test_what_is_no_http_is_a_400(service: Service) -> None:
 
 
 def test_at_the_connection_limit_a_503_has_our_shape(service: Service) -> None:
-    """With Retry-After; those far beyond it are answered at once and closed, so descriptors stay free."""
+    """Or that of the path's own API, with Retry-After. Those far beyond it are answered at once and closed,
+    so descriptors stay free.
+    """
     many = [connect(service.url) for _ in range(MAX_CONNECTIONS)]
     try:
         with closing(connect(service.url)) as connection:
@@ -118,6 +104,9 @@ def test_at_the_connection_limit_a_503_has_our_shape(service: Service) -> None:
             answer = read_to_end(connection)
             assert error_of(answer, 503)["code"] == "overloaded"
             assert b"retry-after: " in answer.lower()
+        anthropic = service.http.post("/v1/messages", json={})
+        assert (anthropic.status_code, anthropic.json()["type"]) == (503, "error")
+        assert anthropic.json()["error"]["type"] == "overloaded_error"
         many += [connect(service.url) for _ in range(connections.NUM_TURNED_AWAY)]
         with closing(connect(service.url)) as unread:
             assert error_of(read_to_end(unread), 503)["code"] == "overloaded"

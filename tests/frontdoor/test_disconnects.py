@@ -31,15 +31,6 @@ def make_disconnects(spool: Spool) -> Disconnects:
     return Disconnects(spool, grace_seconds=3600)
 
 
-def test_a_leaver_who_comes_back_is_not_cancelled(spool: Spool) -> None:
-    """Only the request whose client stayed away is, when the grace time is over."""
-    disconnects, back, gone = make_disconnects(spool), submit(spool).id, submit(spool).id
-    disconnects.client_left(back)
-    disconnects.client_left(gone)
-    disconnects.client_returned(back)
-    assert spool.ending_later() == {gone}
-
-
 def test_attached_clients_keep_a_request_and_the_last_starts_the_grace_time(spool: Spool) -> None:
     """Only after its own client has left: following another client's request never cancels it."""
     disconnects, others, mine = make_disconnects(spool), submit(spool).id, submit(spool).id
@@ -114,6 +105,18 @@ def test_attaching_within_the_grace_time_keeps_the_request(service: Service) -> 
         service.engine.release()
         for _, chunks, seen in answers:
             assert events(seen + "".join(chunks))[-1][2]["finish_reason"] == "length"
+
+
+def test_fetching_within_the_grace_time_keeps_the_request(service: Service) -> None:
+    """A look takes the cancellation back."""
+    kept, given_up = leave_stream(service), leave_stream(service)
+
+    def is_other_cancelled() -> bool:
+        service.http.get(f"/requests/{kept}")
+        return service.spool.state(given_up) == "done"
+
+    until(is_other_cancelled)
+    assert service.spool.state(kept) == "active"
 
 
 def test_who_attached_and_leaves_starts_the_grace_time_anew(service: Service) -> None:

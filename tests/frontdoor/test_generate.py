@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
 from spool import SamplingParams
@@ -126,19 +125,6 @@ def test_a_setting_allows_control_tokens_in_messages(tmp_path: Path) -> None:
     assert list(request.token_ids or ()).count(256) == 2 + FORGED.count("<|start|>")
 
 
-def test_the_default_length_is_cut_to_what_fits(service: Service) -> None:
-    """A long prompt that names no length gets as much answer as there is room for."""
-    answer = generate(service, prompt="x" * 253, raw=True)
-    assert answer["usage"]["completion_tokens"] == 3
-
-
-def test_a_stop_string_ends_the_answer(service: Service) -> None:
-    """The stop string itself is not part of the text."""
-    answer = generate(service, prompt="hi", stop="! 🎉", max_tokens=20)
-    assert answer["text"] == "Grüße, wörld"
-    assert answer["finish_reason"] == "stop"
-
-
 def test_a_stream_has_one_event_a_token_and_ends_with_the_answer(service: Service) -> None:
     """Token events carry their index as id; their texts together are the text of the done event."""
     with service.http.stream("POST", "/generate", json={"prompt": "hi", "stream": True}) as answer:
@@ -180,26 +166,6 @@ def test_a_failure_is_an_error_status_or_an_error_event(service: Service) -> Non
     assert streamed.status_code == 200
     assert [name for name, _, _ in events(streamed.text)] == ["token", "error"]
     assert events(streamed.text)[-1][2] == answer.json()
-
-
-def test_a_background_request_is_accepted_and_can_be_fetched(service: Service) -> None:
-    """202 with id, status_url and place; the result is there when it is done."""
-    answer = service.http.post("/generate", json={"prompt": "hi", "background": True})
-    assert answer.status_code == 202
-    assert answer.json().keys() == {"id", "status_url", "position", "estimated_wait_s"}
-    url = answer.json()["status_url"]
-    assert answer.headers["location"] == url
-    fetched = fetch_when_done(service.http, url)
-    assert fetched["text"] == "Grüße, wörld! 🎉 n0 n1 "
-    assert fetched["id"] == answer.json()["id"]
-
-
-def fetch_when_done(http: httpx2.Client, url: str) -> dict[str, Any]:
-    for _ in range(1000):
-        found: dict[str, Any] = http.get(url).json()
-        if found["state"] == "done":
-            return found
-    raise AssertionError("never done")
 
 
 def test_many_answers_at_once_are_not_mixed_up(service: Service) -> None:

@@ -51,6 +51,8 @@ def test_readiness_means_progress(status: dict[str, Any], state: str) -> None:
 
 
 WHY = "rank 1 was killed by SIGKILL"
+SILENT, SILENCE = ring(updated_unix=NOW - 60), "rank 0 has not reported for 60 s"
+DEGRADED = {"state": "degraded", "reason": WHY}
 
 
 @pytest.mark.parametrize(
@@ -59,31 +61,16 @@ WHY = "rank 1 was killed by SIGKILL"
         # Rank 0 says nothing, or nothing new: the supervisor knows why.
         ({}, {"state": "starting", "reason": WHY}, "down", WHY),
         ({}, {"state": "starting", "reason": None}, "down", "rank 0 has not reported yet"),
-        (ring(updated_unix=NOW - 60), {"state": "degraded", "reason": WHY}, "down", WHY),
-        (
-            ring(updated_unix=NOW - 60),
-            {"state": "degraded"},
-            "down",
-            "rank 0 has not reported for 60 s",
-        ),
-        (
-            ring(updated_unix=NOW - 60),
-            {"state": "ready"},
-            "down",
-            "rank 0 has not reported for 60 s",
-        ),
-        (ring(phase="loading", updated_unix=NOW - 60), {"state": "degraded", "reason": WHY}, "down", WHY),
+        (SILENT, DEGRADED, "down", WHY),
+        (SILENT, {"state": "degraded"}, "down", SILENCE),
+        (SILENT, {"state": "ready"}, "down", SILENCE),
+        ({**SILENT, "phase": "loading"}, DEGRADED, "down", WHY),
         # Rank 0 has a reason of its own, or none.
-        (
-            ring(phase="failed", reason="no memory"),
-            {"state": "degraded", "reason": WHY},
-            "failed",
-            "no memory",
-        ),
-        (ring(phase="loading"), {"state": "degraded", "reason": WHY}, "loading", WHY),
+        (ring(phase="failed", reason="no memory"), DEGRADED, "failed", "no memory"),
+        (ring(phase="loading"), DEGRADED, "loading", WHY),
         (ring(phase="loading"), {"state": "starting"}, "loading", "the ring is loading"),
         # An earlier ring's last word is not the present one's.
-        (ring(epoch=3), {"state": "degraded", "epoch": 4, "reason": WHY}, "down", WHY),
+        (ring(epoch=3), {**DEGRADED, "epoch": 4}, "down", WHY),
         (ring(epoch=3), {"state": "starting", "epoch": 4}, "down", "a new ring is starting"),
         (ring(epoch=4), {"state": "ready", "epoch": 4}, "ready", None),
         # Given up is given up, whatever rank 0 said last.
@@ -108,7 +95,7 @@ def test_readyz_health_and_metrics_are_red_with_the_supervisors_reason(
     service.engine.say("ready", updated_unix=time.time() - 60)
     if not has_status:
         (run_dir / "ring.json").unlink()
-    write_json(run_dir / "supervisor.json", {"state": "degraded", "reason": WHY, "pid": os.getpid()})
+    write_json(run_dir / "supervisor.json", {**DEGRADED, "pid": os.getpid()})
     for path in ("/readyz", "/health"):
         answer = service.http.get(path)
         assert (answer.status_code, answer.json()["status"]) == (503, "down")

@@ -176,7 +176,9 @@ def test_the_openai_client_reads_past_comments(service: Service, monkeypatch: py
         raw = service.http.post("/generate", json={"prompt": "hi", "background": True})
         assert raw.status_code == 202
         service.engine.open_up(8)
-        assert "".join(chunk.choices[0].text for chunk in stream) == TEXT
+        chunks = list(stream)
+    assert "".join(chunk.choices[0].text for chunk in chunks) == TEXT
+    assert chunks[-1].choices[0].finish_reason == "length"
 
 
 @pytest.mark.parametrize(

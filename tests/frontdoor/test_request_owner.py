@@ -1,25 +1,16 @@
 """With API keys, only the key of a request finds it."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from msgspec.structs import replace
 
 from frontdoor.request_lookup import FoundRequest, may_see
 from spool import Result
-from tests.services.frontdoor_service import Service, running_service, until
+from tests.services.frontdoor_service import Service, until
 
+KEYS = "mine\ntheirs\n"
 MINE = {"Authorization": "Bearer mine"}
 THEIRS = {"Authorization": "Bearer theirs"}
 ID = "a" * 32
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    (tmp_path / "keys").write_text("mine\ntheirs\n")
-    with running_service(tmp_path, {"API_KEYS_FILE": str(tmp_path / "keys")}, max_open=0) as running:
-        yield running
 
 
 def statuses(service: Service, request_id: str, headers: dict[str, str]) -> list[int]:
@@ -31,6 +22,7 @@ def statuses(service: Service, request_id: str, headers: dict[str, str]) -> list
 
 def test_another_keys_request_does_not_exist(service: Service) -> None:
     """Waiting, running and finished: the same 404 as for an id that never was, and no cancel."""
+    service.start_over(max_open=0)
     body = {"prompt": "[hold]", "background": True}
     request_id = service.http.post("/generate", json=body, headers=MINE).json()["id"]
     url = f"/requests/{request_id}"
@@ -80,6 +72,7 @@ def test_who_may_see_what(found: FoundRequest, owner: str, is_seen: bool) -> Non
 
 def test_a_damaged_request_file_has_no_owner_until_it_has_ended(service: Service) -> None:
     """Its owner cannot be read: 404 with keys, no crash."""
+    service.start_over(max_open=0)
     body = {"prompt": "hi", "background": True}
     request_id = service.http.post("/generate", json=body, headers=MINE).json()["id"]
     (path,) = service.spool.folder.incoming.iterdir()

@@ -8,6 +8,7 @@ import pytest
 from config.run_files import write_json
 from tests.services.frontdoor_service import (
     Service,
+    events,
     make_client,
     post_by_hand,
     running_service,
@@ -24,13 +25,20 @@ def start_held(service: Service) -> str:
     return str(answer.json()["id"])
 
 
-def test_a_request_can_be_followed_by_its_id(service: Service) -> None:
-    """First its state, then the whole answer; the OpenAI form of the id is understood as well."""
-    request_id = start_held(service)
-    until(lambda: service.http.get(f"/requests/{request_id}").json()["state"] == "active")
+def test_a_background_request_can_be_followed(service: Service) -> None:
+    """202 with id, status_url and place. First its state, then the whole answer, also by OpenAI's form of the
+    id.
+    """
+    accepted = service.http.post("/generate", json={"prompt": "[hold]", "background": True})
+    assert accepted.status_code == 202
+    assert accepted.json().keys() == {"id", "status_url", "position", "estimated_wait_s"}
+    url, request_id = accepted.headers["location"], accepted.json()["id"]
+    assert url == accepted.json()["status_url"]
+    until(lambda: service.http.get(url).json()["state"] == "active")
     service.engine.release()
     until(lambda: service.http.get(f"/requests/chatcmpl-{request_id}").json()["state"] == "done")
-    found = service.http.get(f"/requests/{request_id}").json()
+    found = service.http.get(url).json()
+    assert (found["id"], found["text"]) == (request_id, "Grüße, wörld! 🎉 n0 n1 ")
     assert found["finish_reason"] == "length"
     assert found["usage"]["completion_tokens"] == 6
 
@@ -52,11 +60,14 @@ def test_the_log_names_a_request_by_both_of_its_ids(
 
 
 def test_a_failed_request_tells_its_error(service: Service) -> None:
-    """The state is done, and the error is that of the result."""
+    """The state is done, and the error is that of the result; a stream has its tokens first."""
     answer = service.http.post("/generate", json={"prompt": "[fail]", "background": True})
     url = answer.json()["status_url"]
     until(lambda: service.http.get(url).json()["state"] == "done")
     assert service.http.get(url).json()["error"]["code"] == "poison"
+    found = events(service.http.get(f"{url}/stream").text)
+    assert [name for name, _, _ in found] == ["token", "error"]
+    assert found[-1][2]["error"]["code"] == "poison"
 
 
 def test_a_request_can_be_cancelled(service: Service) -> None:
@@ -73,8 +84,8 @@ def test_a_request_can_be_cancelled(service: Service) -> None:
 @pytest.mark.parametrize("request_id", [ABSENT, "../../etc/passwd", "..%2f..", "x", "A" * 32, "0" * 33])
 def test_an_unknown_id_is_a_404(service: Service, request_id: str) -> None:
     """Ids that are unknown or no ids at all are the same to a client."""
-    for method in ("GET", "DELETE"):
-        answer = service.http.request(method, f"/requests/{request_id}")
+    for method, more in (("GET", ""), ("GET", "/stream"), ("DELETE", "")):
+        answer = service.http.request(method, f"/requests/{request_id}{more}")
         assert answer.status_code == 404
         assert answer.json()["error"]["code"] == "not_found"
 
@@ -89,26 +100,6 @@ def test_a_client_that_leaves_cancels_its_request(service: Service) -> None:
         result = service.spool.read_result(service.engine.claimed[-1].id)
         assert result is not None
         assert result.finish_reason == "cancelled"
-
-
-def test_a_client_that_comes_back_in_time_keeps_its_request(tmp_path: Path) -> None:
-    """Fetching the request within the grace time takes the cancellation back."""
-    with running_service(tmp_path, {"DISCONNECT_GRACE_SECONDS": "0.2"}) as service:
-        connection = post_by_hand(service, '{"prompt": "[hold]", "stream": true}')
-        until(lambda: len(service.engine.claimed) == 1)
-        request_id = service.engine.claimed[-1].id
-        other = post_by_hand(service, '{"prompt": "[hold]", "stream": true}')
-        until(lambda: len(service.engine.claimed) == 2)
-        other_id = service.engine.claimed[-1].id
-        connection.close()
-        other.close()
-
-        def other_is_cancelled() -> bool:
-            service.http.get(f"/requests/{request_id}")
-            return service.spool.state(other_id) == "done"
-
-        until(other_is_cancelled)
-        assert service.spool.state(request_id) == "active"
 
 
 def test_a_time_out_is_a_504_and_the_request_goes_on(tmp_path: Path) -> None:

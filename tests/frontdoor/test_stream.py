@@ -48,21 +48,18 @@ def test_a_finished_request_is_told_again(service: Service) -> None:
         ("?from=6", {}, 6),
         ("", {"Last-Event-ID": "2"}, 3),
         ("?from=0", {"Last-Event-ID": "5"}, 6),
+        ("?from=7", {}, 0),
     ],
 )
 def test_it_goes_on_from_any_token(service: Service, query: str, headers: dict[str, str], first: int) -> None:
-    """?from=N is the first index wanted, Last-Event-ID the last one seen, which wins."""
+    """?from=N is the first index wanted, Last-Event-ID the last one seen, which wins. Who has tokens that the
+    log lost gets a reset and all tokens.
+    """
     request_id = str(service.http.post("/generate", json={"prompt": "hi"}).json()["id"])
     found = follow(service, request_id, query, **headers)
     assert indices(found) == list(range(first, 6))
-    assert [name for name, _, _ in found if name != "token"] == ["done"]
-
-
-def test_a_start_beyond_the_log_is_a_reset(service: Service) -> None:
-    """The client has tokens that the log lost: it gets a reset and all tokens."""
-    request_id = str(service.http.post("/generate", json={"prompt": "hi"}).json()["id"])
-    found = follow(service, request_id, "?from=7")
-    assert [name for name, _, _ in found] == ["reset"] + ["token"] * 6 + ["done"]
+    others = [name for name, _, _ in found if name != "token"]
+    assert others == (["reset", "done"] if query == "?from=7" else ["done"])
 
 
 @pytest.mark.parametrize("query", ["?from=-1", "?from=x", "?from=", "?from=1e3", "?from=" + "9" * 10])
@@ -75,22 +72,6 @@ def test_a_start_that_is_no_index_is_a_400(service: Service, query: str) -> None
     answer = service.http.get(f"/requests/{request_id}/stream", headers={"Last-Event-ID": "abc"})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "Last-Event-ID"
-
-
-def test_a_failed_request_ends_in_its_error(service: Service) -> None:
-    """The tokens that there were, then the error event."""
-    request_id = ask(service, "[fail]")
-    found = follow(service, request_id)
-    assert [name for name, _, _ in found] == ["token", "error"]
-    assert found[-1][2]["error"]["code"] == "poison"
-
-
-def test_an_unknown_request_is_a_404(service: Service) -> None:
-    """Before anything is streamed."""
-    for request_id in ("0" * 32, "..%2f..", "x"):
-        answer = service.http.get(f"/requests/{request_id}/stream")
-        assert answer.status_code == 404
-        assert answer.json()["error"]["code"] == "not_found"
 
 
 def test_waiting_and_running_requests_are_followed_at_any_front_door(service: Service) -> None:

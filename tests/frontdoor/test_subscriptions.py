@@ -4,29 +4,30 @@ import asyncio
 import errno
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from frontdoor.subscriptions import Subscriptions, WatchGroup
 from spool import Request, Result, SamplingParams, Spool, SpoolOwner, TokenRecord, Usage
-from tests.fakes.spool_fakes import FailingFileSystem
+from tests.fakes.spool_fakes import FailingFileSystem, open_owner
 from tests.services.frontdoor_service import make_client, running_service, serving, until
 
 ID = "a" * 32
 LONG_POLL_SECONDS = 30.0
 
 
-@pytest.fixture
-def owner(tmp_path: Path) -> Iterator[SpoolOwner]:
-    spool = Spool.open(tmp_path / "spool", durability="process")
-    with SpoolOwner(spool) as owner:
-        owner.recover()
-        yield owner
-
-
-def submit(spool: Spool) -> None:
-    spool.submit(Request(ID, SamplingParams(max_tokens=2), "hi", None, None, "tiny"))
+@contextmanager
+def subscribed(
+    owner: SpoolOwner, poll_interval_seconds: float = LONG_POLL_SECONDS
+) -> Iterator[Subscriptions]:
+    """Listen for one request, which waits."""
+    subscriptions = Subscriptions(owner.spool, poll_interval_seconds=poll_interval_seconds)
+    subscriptions.start()
+    owner.spool.submit(Request(ID, SamplingParams(max_tokens=2), "hi", None, None, "tiny"))
+    yield subscriptions
+    subscriptions.stop()
 
 
 def finish(owner: SpoolOwner) -> None:
@@ -39,10 +40,8 @@ def test_news_arrive_by_the_bell_alone(owner: SpoolOwner) -> None:
     """With a rescan only every half minute, a ring brings tokens and result at once."""
 
     async def follow() -> None:
-        subscriptions = Subscriptions(owner.spool, poll_interval_seconds=LONG_POLL_SECONDS)
-        subscriptions.start()
-        submit(owner.spool)
         with (
+            subscribed(owner) as subscriptions,
             subscriptions.watch(ID, group := WatchGroup(), with_tokens=True) as watch,
             owner.append_log(ID) as log,
         ):
@@ -56,7 +55,6 @@ def test_news_arrive_by_the_bell_alone(owner: SpoolOwner) -> None:
             assert await group.news(5)
             assert [record.text for record in watch.take_records()] == ["b"]
             assert watch.result is not None
-        subscriptions.stop()
 
     asyncio.run(follow())
 
@@ -69,10 +67,8 @@ def test_an_answer_that_cannot_be_read_now_is_read_later(
     fs = FailingFileSystem(call, errno.EMFILE)
 
     async def follow(owner: SpoolOwner) -> None:
-        subscriptions = Subscriptions(owner.spool, poll_interval_seconds=LONG_POLL_SECONDS)
-        subscriptions.start()
-        submit(owner.spool)
         with (
+            subscribed(owner) as subscriptions,
             subscriptions.watch(ID, group := WatchGroup(), with_tokens=True) as watch,
             owner.append_log(ID) as log,
         ):
@@ -87,10 +83,8 @@ def test_an_answer_that_cannot_be_read_now_is_read_later(
             assert await group.news(5)
             assert [record.text for record in watch.take_records()] == ["a", "b"]
             assert watch.result is not None
-        subscriptions.stop()
 
-    with SpoolOwner(Spool.open(tmp_path / "spool", durability="process", fs=fs)) as owner:
-        owner.recover()
+    with open_owner(Spool.open(tmp_path / "spool", durability="process", fs=fs)) as owner:
         asyncio.run(follow(owner))
     assert caplog.text.count("cannot read the answer") == 1
 
@@ -99,15 +93,14 @@ def test_a_lost_ring_costs_one_poll_interval(owner: SpoolOwner) -> None:
     """Nobody rings; the rescan finds the result."""
 
     async def follow() -> float:
-        subscriptions = Subscriptions(owner.spool, poll_interval_seconds=0.05)
-        subscriptions.start()
-        submit(owner.spool)
-        with subscriptions.watch(ID, group := WatchGroup(), with_tokens=False) as watch:
+        with (
+            subscribed(owner, 0.05) as subscriptions,
+            subscriptions.watch(ID, group := WatchGroup(), with_tokens=False) as watch,
+        ):
             finish(owner)
             started = time.monotonic()
             assert await group.news(5)
             assert watch.result is not None
-        subscriptions.stop()
         return time.monotonic() - started
 
     assert asyncio.run(follow()) < 1
@@ -117,42 +110,14 @@ def test_what_is_there_already_counts_as_news(owner: SpoolOwner) -> None:
     """A watch that begins after the end sees everything without any ring or rescan."""
 
     async def follow() -> None:
-        subscriptions = Subscriptions(owner.spool, poll_interval_seconds=LONG_POLL_SECONDS)
-        subscriptions.start()
-        submit(owner.spool)
-        with owner.append_log(ID) as log:
-            log.append([TokenRecord(0, 1, "a"), TokenRecord(1, 2, "b")])
-        finish(owner)
-        with subscriptions.watch(ID, group := WatchGroup(), with_tokens=True) as watch:
-            assert await group.news(0.01)
-            assert len(watch.take_records()) == 2
-            assert watch.result is not None
-        subscriptions.stop()
-
-    asyncio.run(follow())
-
-
-def test_a_log_that_begins_anew_is_told(owner: SpoolOwner) -> None:
-    """Tokens that were shown and are gone: a reset, then the tokens of the new log."""
-
-    async def follow() -> None:
-        subscriptions = Subscriptions(owner.spool, poll_interval_seconds=LONG_POLL_SECONDS)
-        subscriptions.start()
-        submit(owner.spool)
-        with subscriptions.watch(ID, group := WatchGroup(), with_tokens=True) as watch:
+        with subscribed(owner) as subscriptions:
             with owner.append_log(ID) as log:
-                log.append([TokenRecord(0, 1, "a")])
-            owner.ring_doors()
-            assert await group.news(5)
-            assert len(watch.take_records()) == 1
-            with owner.append_log("b" * 32) as log:
-                log.append([TokenRecord(0, 7, "z")])
-            (owner.spool.folder.stream / ("b" * 32)).rename(owner.spool.folder.stream / ID)
-            owner.ring_doors()
-            assert await group.news(5)
-            assert watch.take_reset()
-            assert [record.text for record in watch.take_records()] == ["z"]
-        subscriptions.stop()
+                log.append([TokenRecord(0, 1, "a"), TokenRecord(1, 2, "b")])
+            finish(owner)
+            with subscriptions.watch(ID, group := WatchGroup(), with_tokens=True) as watch:
+                assert await group.news(0.01)
+                assert len(watch.take_records()) == 2
+                assert watch.result is not None
 
     asyncio.run(follow())
 
@@ -161,14 +126,11 @@ def test_an_idle_listener_has_no_timer(owner: SpoolOwner) -> None:
     """Without watches, nothing is scheduled and no file is read."""
 
     async def follow() -> list[bool]:
-        subscriptions = Subscriptions(owner.spool, poll_interval_seconds=0.01)
-        subscriptions.start()
-        states = [subscriptions.is_rescanning]
-        with subscriptions.watch(ID, WatchGroup(), with_tokens=False):
-            states.append(subscriptions.is_rescanning)
-        states.append(subscriptions.is_rescanning)
-        subscriptions.stop()
-        return states
+        with subscribed(owner, 0.01) as subscriptions:
+            states = [subscriptions.is_rescanning]
+            with subscriptions.watch(ID, WatchGroup(), with_tokens=False):
+                states.append(subscriptions.is_rescanning)
+            return [*states, subscriptions.is_rescanning]
 
     assert asyncio.run(follow()) == [False, True, False]
 

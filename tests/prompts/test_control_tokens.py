@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 from prompts.chat_template import ChatTemplate, MessagesRefused, RenderedChat
 from prompts.control_tokens import ControlTokens
@@ -303,39 +303,6 @@ def test_a_vocabulary_that_holds_whole_control_tokens() -> None:
         assert chats.encode(chats.render("a <unk> a")).count(1) == 1
 
 
-def write_folder(folder: Path, template: str = CHATML) -> Path:
-    folder.mkdir(exist_ok=True)
-    tokenizer = Tokenizer.from_str(KINDS["llama3"].to_str())
-    special = [("<|bos|>", tokenizer.token_to_id("<|bos|>"))]
-    tokenizer.post_processor = processors.TemplateProcessing(single="<|bos|> $A", special_tokens=special)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "chat_template.jinja").write_text(template)
-    return folder
-
-
-MESSAGES = [{"role": "user", "content": INJECTION}]
-
-
-def test_the_setting_allows_them_as_control_tokens(tmp_path: Path) -> None:
-    """Off by default."""
-    folder = write_folder(tmp_path / "model")
-    off, on = PromptTokenizer(folder), PromptTokenizer(folder, has_control_in_text=True)
-    start = off.encode_rendered("<|im_start|>")[0]
-    for tokenizer, num in ((off, 2), (on, 4)):
-        plain = tokenizer.render([{"role": "user", "content": "hello"}])
-        assert tokenizer.encode_rendered(plain.text).count(start) == 2
-        chat = tokenizer.render(MESSAGES)
-        assert tokenizer.encode_rendered(chat.text, literals=chat.literals).count(start) == num
-    assert on.render(MESSAGES).text == off.render(MESSAGES).text
-
-
-def test_raw_prompts_may_spell_control_tokens(tmp_path: Path) -> None:
-    """Without a template, the client writes the whole prompt."""
-    tokenizer = PromptTokenizer(write_folder(tmp_path / "model"))
-    start = tokenizer.encode_rendered("<|im_start|>")[0]
-    assert tokenizer.encode_raw(INJECTION).count(start) == 2
-
-
 def test_words_and_blanks_that_are_added_tokens_are_no_control_tokens() -> None:
     """Though the template writes them: only special ones, tags of its own and what has bars are."""
     tokenizer = with_chatml(TOKENIZERS["plain"])
@@ -348,9 +315,10 @@ def test_words_and_blanks_that_are_added_tokens_are_no_control_tokens() -> None:
 
 def test_an_end_token_of_the_configuration_is_a_control_token(tmp_path: Path) -> None:
     """Even one that tokenizer.json does not call special."""
-    folder = write_folder(tmp_path / "model", "{{ messages[0].content }}")
-    tool = KINDS["llama3"].token_to_id("<tool>")
+    KINDS["llama3"].save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
     messages = [{"role": "user", "content": "<tool>"}]
-    assert PromptTokenizer(folder).render(messages).literals == ()
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": tool}))
-    assert PromptTokenizer(folder).render(messages).literals == (0,)
+    assert PromptTokenizer(tmp_path).render(messages).literals == ()
+    end = {"eos_token_id": KINDS["llama3"].token_to_id("<tool>")}
+    (tmp_path / "generation_config.json").write_text(json.dumps(end))
+    assert PromptTokenizer(tmp_path).render(messages).literals == (0,)

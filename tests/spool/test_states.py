@@ -1,6 +1,6 @@
-"""Each accepted request ends exactly once: a death at each call in turn, and several real processes.
+"""Several real processes on one spool: each accepted request ends exactly once, whoever is killed.
 
-Any order of steps, deaths and power cuts is test_spool_power's.
+Any order of steps, deaths and power cuts is test_power's; a kill at each system call is in tests/faults.
 """
 
 from __future__ import annotations
@@ -12,97 +12,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from spool import (
-    FileSystem,
-    LogHeader,
-    Result,
-    Spool,
-    SpoolOwner,
-    TokenRecord,
-    Usage,
-)
-from tests.fakes.spool_fakes import make_request
+from spool import Spool
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEADLINE_SECONDS = 60.0
 NUM_KILLS = 4
-
-
-class Crash(BaseException):
-    """The process dies here."""
-
-
-def make_result(id: str, tokens: list[int]) -> Result:
-    return Result(id, "m", "", tuple(tokens), "stop", Usage(), {}, None, 0.0)
-
-
-class MortalFileSystem(FileSystem):
-    """The real one until the given call: that one and all after it never happen."""
-
-    def __init__(self, last_call: int) -> None:
-        self.num_calls = 0
-        self.last_call = last_call
-
-    def __getattribute__(self, name: str) -> Any:
-        found = super().__getattribute__(name)
-        if name.startswith("_") or not callable(found):
-            return found
-
-        def call(*arguments: Any, **options: Any) -> Any:
-            self.num_calls += 1
-            if self.num_calls > self.last_call:
-                raise Crash
-            return found(*arguments, **options)
-
-        return call
-
-
-def _live(root: Path, fs: MortalFileSystem, accepted: list[str]) -> None:
-    """One life with two requests; dies wherever the file system says."""
-    spool = Spool.open(root, fs=fs)
-    owner = SpoolOwner(spool)
-    try:
-        owner.acquire()
-        owner.recover()
-        for _ in range(2):
-            request = make_request()
-            spool.submit(request)
-            accepted.append(request.id)
-        spool.cancel(accepted[-1])
-        for claim in owner.claim(9):
-            log = owner.append_log(claim.request.id, LogHeader("m"))
-            log.append([TokenRecord(log.next_index, claim.attempt, "t")])
-            log.close()
-            owner.complete(claim, make_result(claim.request.id, [claim.attempt]))
-        owner.sweep(time.time(), 3600.0)
-    finally:
-        if owner._lock._fd is not None:
-            os.close(owner._lock._fd)
-
-
-def test_death_at_any_system_call_loses_and_doubles_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Die after each single call in turn; the next life answers everything accepted, once."""
-    monkeypatch.setattr("spool.fsio._sync", lambda _: None)  # the calls count, the disk's time does not
-    num_calls, is_dead = 0, True
-    while is_dead:
-        root, accepted = tmp_path / str(num_calls), list[str]()
-        try:
-            _live(root, MortalFileSystem(num_calls), accepted)
-            is_dead = False
-        except Crash:
-            num_calls += 1
-        _live(root, MortalFileSystem(10**9), accepted)
-        spool = Spool.open(root)
-        assert all(spool.read_result(id) is not None for id in accepted)
-        assert not os.listdir(spool.folder.incoming)
-        assert not os.listdir(spool.folder.active)
-    assert num_calls > 50
 
 
 SUBMITTER = """

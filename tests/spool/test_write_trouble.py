@@ -15,7 +15,6 @@ from spool import (
     Depth,
     DiskLimits,
     FileSystem,
-    IdempotencyConflict,
     Spool,
     SpoolFull,
     SpoolOwner,
@@ -391,16 +390,3 @@ def test_a_full_disk_is_reported_before_the_first_request(tmp_path: Path) -> Non
     with pytest.raises(SpoolUnavailable):
         spool.submit(make_request(text="x" * (64 * 2**20)))
     spool.check_room()
-
-
-def test_the_first_request_of_a_key_is_found_whatever_room_there_is(tmp_path: Path) -> None:
-    """Waiting or done, with a full queue and a full disk; another body is a conflict, another key unknown."""
-    fs = FailingFileSystem("", 0)
-    spool = Spool.open(tmp_path / "spool", durability="process", max_depth=1, fs=fs)
-    first = spool.submit(make_request(), "key", body_hash="a")
-    fs.num_free_bytes = 0
-    assert spool.find_first("", "key", body_hash="a") == first
-    assert spool.find_first("", "other", body_hash="a") is None
-    assert spool.find_first("someone", "key", body_hash="a") is None
-    with pytest.raises(IdempotencyConflict):
-        spool.find_first("", "key", body_hash="b")
