@@ -15,8 +15,11 @@ class Tool:
 
     @property
     def schema(self) -> dict[str, Any]:
-        """The JSON schema of its arguments, which are always an object."""
-        return {"type": "object", **(self.parameters or {})}
+        """The JSON schema of its arguments, which are always an object, with llguidance's options.
+
+        Without `is_strict` what llguidance does not support is ignored.
+        """
+        return {"type": "object", **(self.parameters or {}), "x-guidance": {"lenient": not self.is_strict}}
 
     def for_template(self) -> dict[str, Any]:
         """Return the tool in OpenAI's form, which chat templates expect."""

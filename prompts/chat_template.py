@@ -35,6 +35,10 @@ class MessagesRefused(Exception):
     """The chat template refuses these messages, or the model has no chat template."""
 
 
+class VariablesRefused(MessagesRefused):
+    """The chat template does not read these variables."""
+
+
 @dataclass(frozen=True)
 class RenderedChat:
     """A chat as the template wrote it; literals are offsets in the text, as in `spool.Request`.

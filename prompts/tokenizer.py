@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from config import Settings
 from prompts.answer_parts import Tool
-from prompts.chat_template import ChatTemplate, MessagesRefused, RenderedChat
+from prompts.chat_template import ChatTemplate, MessagesRefused, RenderedChat, VariablesRefused
 from prompts.control_tokens import ControlTokens, Messages
 from prompts.detokenizer import Detokenizer
 from prompts.fill_in import find_fill_in_ids
@@ -39,6 +39,7 @@ __all__ = [
     "PromptTokenizer",
     "RenderedChat",
     "TokenizerUnusable",
+    "VariablesRefused",
     "load_tokenizer",
     "tokenizer_hash",
 ]
@@ -179,7 +180,7 @@ class PromptTokenizer:
         unknown = sorted(variables.keys() - options)
         if unknown:
             known = ", ".join(sorted(options)) or "none"
-            raise MessagesRefused(
+            raise VariablesRefused(
                 f"the chat template does not read {', '.join(unknown)}; variables that it reads: {known}"
             )
 

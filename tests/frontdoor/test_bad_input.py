@@ -11,6 +11,7 @@ import pytest
 from prompts.tokenizer import PromptTokenizer
 from tests.services.frontdoor_service import Service, connect, make_model_folder, running_service
 
+TOOL = {"type": "function", "function": {"name": "look"}}
 USER = [{"role": "user", "content": "hi"}]
 JSON = {"Content-Type": "application/json"}
 
@@ -71,7 +72,15 @@ def assert_spool_is_empty(service: Service) -> None:
         ("n", 9),
         ("n", 0),
         ("top_logprobs", 5),
-        ("response_format", {"type": "json_object"}),
+        ("response_format", {"type": "wizard"}),
+        ("response_format", {"type": "json_schema"}),
+        ("response_format", {"type": "json_schema", "json_schema": {"schema": 5}}),
+        ("structured_outputs", {"regex": "(a"}),
+        ("structured_outputs", {"regex": "a", "choice": ["b"]}),
+        ("structured_outputs", {"choice": []}),
+        ("structured_outputs", {"colour": "red"}),
+        ("guided_grammar", "start: nothing"),
+        ("guided_json", "{"),
         ("logprobs", 3),
         ("stream", "yes"),
         ("ignore_eos", 1),
@@ -96,7 +105,13 @@ def test_a_field_that_cannot_be_honoured_is_refused_by_name(
         ("/generate", "conversation_id", "x"),
         ("/generate", "priority", 10),
         ("/v1/chat/completions", "tools", [{"type": "function"}]),
+        ("/v1/chat/completions", "tools", [TOOL, TOOL]),
+        ("/v1/chat/completions", "tools", [{**TOOL, "function": {"name": "a", "parameters": 5}}]),
+        ("/v1/chat/completions", "tools", [{"type": "custom", "custom": {"name": "a"}}]),
         ("/v1/chat/completions", "tool_choice", "required"),
+        ("/v1/chat/completions", "tool_choice", "perhaps"),
+        ("/v1/chat/completions", "tool_choice", TOOL),
+        ("/v1/chat/completions", "chat_template_kwargs", {"unheard_of": 1}),
         ("/v1/chat/completions", "modalities", ["audio"]),
         ("/v1/chat/completions", "background", True),
         ("/v1/completions", "echo", 1),
