@@ -83,7 +83,7 @@ class Accepted:
 
     `is_asker`: this client asked for it, so its disconnect cancels the request. `is_first`: this HTTP request
     put it into the spool. `may_return`: its client gets a grace time (`Caller`). `is_thinking`: its answer
-    begins inside reasoning.
+    begins inside reasoning. `prompt`: its text, where this HTTP request has it.
     """
 
     id: str
@@ -94,6 +94,7 @@ class Accepted:
     is_first: bool = True
     may_return: bool = True
     is_thinking: bool = False
+    prompt: str | None = None
 
 
 async def accept(
@@ -145,6 +146,7 @@ async def accept(
             len(request.token_ids or ()),
             may_return=caller.may_return,
             is_thinking=prompts[number // num_choices].is_thinking,
+            prompt=request.text,
         )
         for number, request in enumerate(requests)
     ]
@@ -238,7 +240,7 @@ async def _make_requests(
     prompts: list[Prompt] = []
     requests: list[Request] = []
     for draft in drafts:
-        prompt = await encode_prompt(front, draft)
+        prompt = await encode_prompt(front, draft, caller.owner)
         params = replace(
             _sampling_params(draft, seed=seed, room=_room(front.context, draft, len(prompt.token_ids))),
             grammar=await _grammar(front, draft, content, is_thinking=prompt.is_thinking),
@@ -284,8 +286,11 @@ async def _grammar(front: FrontDoor, draft: Draft, content: str | None, *, is_th
     return grammar
 
 
-async def encode_prompt(front: FrontDoor, draft: Draft) -> Prompt:
+async def encode_prompt(front: FrontDoor, draft: Draft, owner: str | None = None) -> Prompt:
     """Return a draft's prompt as token ids.
+
+    Args:
+        owner: whose earlier answers the chat may go on from; None: of nobody.
 
     Raises:
         ServiceError: the prompt is empty, too long, or refused by the chat template.
@@ -296,9 +301,9 @@ async def encode_prompt(front: FrontDoor, draft: Draft) -> Prompt:
         return Prompt(None, prompt)
     num_bytes = _check_text_length(draft, prompt)
     if num_bytes > LONG_TEXT_BYTES:
-        encoded = await _in_worker(front, _encode, front, draft)
+        encoded = await _in_worker(front, _encode, front, draft, owner)
     else:
-        encoded = _encode(front, draft)
+        encoded = _encode(front, draft, owner)
     if not encoded.token_ids:
         raise InvalidRequest("the prompt is empty", param=draft.prompt_field)
     return encoded
@@ -309,7 +314,7 @@ async def _in_worker(front: FrontDoor, call: Callable[..., Answer], *arguments: 
     return await asyncio.get_running_loop().run_in_executor(front.workers, call, *arguments)
 
 
-def _encode(front: FrontDoor, draft: Draft) -> Prompt:
+def _encode(front: FrontDoor, draft: Draft, owner: str | None) -> Prompt:
     tokenizer = front.tokenizer
     if isinstance(draft.prompt, str):
         if draft.is_raw or not tokenizer.has_chat_template:
@@ -318,10 +323,14 @@ def _encode(front: FrontDoor, draft: Draft) -> Prompt:
         turns: list[dict[str, Any]] = [{"role": "user", "content": draft.prompt}]
     else:
         turns = [message.for_template() for message in draft.prompt if isinstance(message, Message)]
+    render = partial(tokenizer.render, effort=draft.effort, tools=draft.tools, variables=draft.variables)
     try:
-        chat = tokenizer.render(turns, draft.effort, tools=draft.tools, variables=draft.variables)
+        chat, token_ids = render(turns), None
         _check_not_absurd(front, draft, chat.text)
-        token_ids = tokenizer.encode_rendered(chat.text, literals=chat.literals)
+        if owner is not None:
+            token_ids = front.kept_turns.continue_from(turns, chat, render, draft.tools, owner)
+        if token_ids is None:
+            token_ids = tokenizer.encode_rendered(chat.text, literals=chat.literals)
         return Prompt(chat.text, token_ids, chat.literals, chat.is_thinking)
     except EffortRefused as error:
         raise InvalidRequest(str(error), param="reasoning_effort") from error

@@ -44,6 +44,11 @@ def read_body(front: FrontDoor, body: ChatBody) -> Asked:
 
     def make_writer(index: int, accepted: Accepted) -> ChatWriter:
         reader = tokenizer.formats.reader(use.tools, is_thinking=accepted.is_thinking)
-        return ChatWriter(index, accepted.id, reader, tokenizer.detokenizer)
+
+        def keep(text: str) -> None:
+            if accepted.prompt is not None:
+                front.kept_turns.note(accepted.id, accepted.prompt, text)
+
+        return ChatWriter(index, accepted.id, reader, tokenizer.detokenizer, keep)
 
     return Asked([draft], body.n or 1, make_writer)
