@@ -148,7 +148,14 @@ class EngineSettings(RootedSettings):
         ),
     ] = "prompt-lookup"
     kv_cache_max_size: Annotated[
-        int, between(0, 100_000_000), About("Engine", "Most tokens in the prefix cache.", "tokens")
+        int,
+        between(0, 100_000_000),
+        About(
+            "Engine",
+            "Most tokens in the prefix cache; with MAX_SEQUENCE_LENGTH=auto at least two whole contexts. "
+            "0: none.",
+            "tokens",
+        ),
     ] = 8192
     kv_cache_reserved_memory_mb: Annotated[
         int,
