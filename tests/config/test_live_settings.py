@@ -62,7 +62,7 @@ FOLLOWED = {
     "frontdoor/app.py": "at the start; apply_to_parts follows",
     "frontdoor/routes/generate.py": "front.settings",
     "frontdoor/routes/openai_text.py": "front.settings",
-    "frontdoor/routes/tokenize.py": "reads it at each request",
+    "frontdoor/routes/tokenize.py": "front.settings",
     "frontdoor/routes/models.py": "front.settings",
     "frontdoor/supervised.py": "apply_to_parts, the front door's followers",
     "distributed/engine/engine_config.py": "at the start and by LiveSettings",
