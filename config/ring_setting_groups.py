@@ -110,7 +110,11 @@ class EngineSettings(RootedSettings):
         "measured costs predict a gain. The text stays the same.",
     )
     kv_cache_max_size: int = _engine(
-        8192, "Most tokens in the prefix cache.", bounds=(0, 100_000_000), unit="tokens"
+        8192,
+        "Most tokens in the prefix cache; with MAX_SEQUENCE_LENGTH=auto at least two whole contexts. "
+        "0: none.",
+        bounds=(0, 100_000_000),
+        unit="tokens",
     )
     kv_cache_reserved_memory_mb: int = _engine(
         2048,

@@ -8,6 +8,7 @@ the first one's. All routes share one draft type and convert their bodies to it.
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import logging
 import secrets
@@ -20,22 +21,33 @@ from typing import Any, TypeVar
 from msgspec.structs import replace
 
 from config.context_length import ContextLength
+from frontdoor.constraints import check_grammar, content_grammar
 from frontdoor.http.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, NotFound, RingDown
 from frontdoor.request_lookup import find
 from frontdoor.schemas import Message, SamplingFields
 from frontdoor.state import Caller, FrontDoor
-from prompts.tokenizer import EffortRefused, MessagesRefused
+from frontdoor.tools import ToolUse
+from prompts.formats import Tool
+from prompts.tokenizer import EffortRefused, MessagesRefused, VariablesRefused
 from spool import Request, SamplingParams, SpoolFull, SpoolUnavailable
 from spool.sampling_params import make_params
 
 LONG_TEXT_BYTES = 8192  # a thread tokenizes longer texts, so that other clients need not wait
 MAX_REQUESTS = 128  # of one body
 RANDOM_SEED_BITS = 53  # survives JSON readers that keep numbers as doubles
-Prompt = tuple[str | None, Sequence[int], tuple[int, ...] | None]  # text, token ids, literals of a Request
-
 Answer = TypeVar("Answer")
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """An encoded prompt; text and literals as in `spool.Request`. `is_thinking`: as in `RenderedChat`."""
+
+    text: str | None
+    token_ids: Sequence[int]
+    literals: tuple[int, ...] | None = None
+    is_thinking: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,8 @@ class Draft:
     """A request before it is counted and accepted; `prompt` is text, messages, or token ids.
 
     `default_max_tokens`: the answer's limit where the body names none; None: the rest of the context.
-    `max_text_bytes`: the longest text, for routes with a limit in bytes.
+    `max_text_bytes`: the longest text, for routes with a limit in bytes. `tool_use`: set where the route
+    splits the answer into calls, reasoning and text. `variables`: for the chat template.
     """
 
     prompt: str | tuple[int, ...] | Sequence[Message]
@@ -56,6 +69,12 @@ class Draft:
     effort: str | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    tool_use: ToolUse | None = None
+    variables: dict[str, Any] | None = None
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        return self.tool_use.tools if self.tool_use is not None else ()
 
 
 @dataclass(frozen=True)
@@ -63,7 +82,8 @@ class Accepted:
     """A request in the spool, for the HTTP request that waits for it.
 
     `is_asker`: this client asked for it, so its disconnect cancels the request. `is_first`: this HTTP request
-    put it into the spool. `may_return`: its client gets a grace time (`Caller`).
+    put it into the spool. `may_return`: its client gets a grace time (`Caller`). `is_thinking`: its answer
+    begins inside reasoning. `prompt`: its text, where this HTTP request has it.
     """
 
     id: str
@@ -73,6 +93,8 @@ class Accepted:
     is_asker: bool = True
     is_first: bool = True
     may_return: bool = True
+    is_thinking: bool = False
+    prompt: str | None = None
 
 
 async def accept(
@@ -101,18 +123,18 @@ async def accept(
         find_first = partial(front.spool.find_first, caller.owner, key, body_hash=body_hash)
         first_id = await _call_spool(front, find_first)
         if first_id is not None:
-            return _earlier(front, first_id, caller, num_requests)
+            return await _earlier(front, first_id, drafts, caller, num_choices)
         submit_first = partial(submit_first, idempotency_key=key, body_hash=body_hash)
     check_model(front, body.model)
     front.hints.note(body)
     failure = front.ring_status.failure()
     if failure is not None:
         raise RingDown(f"the ring is down: {failure}")
-    requests = await _make_requests(front, drafts, caller, num_choices)
+    prompts, requests = await _make_requests(front, drafts, caller, num_choices)
     first_id = await _submit(front, requests, submit_first)
     front.queue_estimate.update()
     if first_id != requests[0].id:
-        return _earlier(front, first_id, caller, num_requests)
+        return await _earlier(front, first_id, drafts, caller, num_choices)
     for request in requests:
         log.info("request %s accepted", request.label)
         log.debug("request %s: %d prompt tokens", request.id, len(request.token_ids or ()))
@@ -123,8 +145,10 @@ async def accept(
             request.created_unix,
             len(request.token_ids or ()),
             may_return=caller.may_return,
+            is_thinking=prompts[number // num_choices].is_thinking,
+            prompt=request.text,
         )
-        for request in requests
+        for number, request in enumerate(requests)
     ]
 
 
@@ -171,20 +195,26 @@ def hash_body(body: SamplingFields) -> str:
     return hashlib.sha256(f"{type(body).__name__} {asked}".encode()).hexdigest()
 
 
-def _earlier(front: FrontDoor, first_id: str, caller: Caller, num_requests: int) -> list[Accepted]:
+async def _earlier(
+    front: FrontDoor, first_id: str, drafts: Sequence[Draft], caller: Caller, num_choices: int
+) -> list[Accepted]:
     """Attach to the requests that came first under this Idempotency-Key."""
     log.info("request %s is retried under its Idempotency-Key (X-Request-Id %s)", first_id, caller.http_id)
     accepted = []
-    for number in range(num_requests):
+    for number in range(len(drafts) * num_choices):
         found = find(front.spool, _id_of(first_id, number))
         if found is None:
             raise NotFound(
                 "the result of this Idempotency-Key's request was just removed (RESULT_RETENTION_HOURS, "
                 "RESULT_RETENTION_MB): retry to run it again"
             )
-        accepted.append(
-            Accepted(found.id, found.seed, found.created_unix, found.num_prompt_tokens, is_first=False)
-        )
+        earlier = Accepted(found.id, found.seed, found.created_unix, found.num_prompt_tokens, is_first=False)
+        draft = drafts[number // num_choices]
+        if draft.tool_use is not None and front.tokenizer.formats.reasoning is not None:
+            earlier = dataclasses.replace(
+                earlier, is_thinking=(await encode_prompt(front, draft)).is_thinking
+            )
+        accepted.append(earlier)
     return accepted
 
 
@@ -203,18 +233,25 @@ def check_model(front: FrontDoor, name: str | None) -> None:
 
 async def _make_requests(
     front: FrontDoor, drafts: Sequence[Draft], caller: Caller, num_choices: int
-) -> list[Request]:
-    seed = secrets.randbits(RANDOM_SEED_BITS)
+) -> tuple[list[Prompt], list[Request]]:
+    """Return the prompts of the drafts, and all requests."""
+    seed, constraints = secrets.randbits(RANDOM_SEED_BITS), drafts[0].sampling.constraints
+    content = await _in_worker(front, content_grammar, constraints) if constraints else None
+    prompts: list[Prompt] = []
     requests: list[Request] = []
     for draft in drafts:
-        text, token_ids, literals = await encode_prompt(front, draft)
-        params = _sampling_params(draft, seed=seed, room=_room(front.context, draft, len(token_ids)))
+        prompt = await encode_prompt(front, draft, caller.owner)
+        params = replace(
+            _sampling_params(draft, seed=seed, room=_room(front.context, draft, len(prompt.token_ids))),
+            grammar=await _grammar(front, draft, content, is_thinking=prompt.is_thinking),
+            shows_special=draft.tool_use is not None and front.tokenizer.formats.shows_special(draft.tools),
+        )
         _check_token_range(params.logit_bias, front.tokenizer.vocab_size, "logit_bias")
         first = Request(
             id=_id_of(caller.request_id, len(requests)),
             params=params,
-            text=text,
-            token_ids=tuple(token_ids),
+            text=prompt.text,
+            token_ids=tuple(prompt.token_ids),
             tokenizer_hash=front.tokenizer.hash,
             model=front.model_name,
             owner=caller.owner,
@@ -222,17 +259,38 @@ async def _make_requests(
             created_unix=time.time(),
             received_unix=caller.received_unix,
             client_id=caller.http_id,
-            literals=literals,
+            literals=prompt.literals,
         )
+        prompts.append(prompt)
         requests.append(first)
         for choice in range(1, num_choices):
             request_id = _id_of(caller.request_id, len(requests))
             requests.append(replace(first, id=request_id, params=replace(params, choice=choice)))
-    return requests
+    return prompts, requests
 
 
-async def encode_prompt(front: FrontDoor, draft: Draft) -> Prompt:
-    """Return a draft's text, token ids and literals.
+async def _grammar(front: FrontDoor, draft: Draft, content: str | None, *, is_thinking: bool) -> str | None:
+    """Return the grammar of an answer: of its text, and of tool calls where they are constrained."""
+    use = draft.tool_use
+    if use is None and not is_thinking:
+        return content
+    grammar = front.tokenizer.formats.grammar(
+        draft.tools,
+        choice=use.choice if use is not None and use.tools else "none",
+        parallel=use is not None and use.is_parallel,
+        content=content,
+        is_thinking=is_thinking,
+    )
+    if grammar is not None and draft.tools:
+        await _in_worker(front, check_grammar, grammar, "tools")
+    return grammar
+
+
+async def encode_prompt(front: FrontDoor, draft: Draft, owner: str | None = None) -> Prompt:
+    """Return a draft's prompt as token ids.
+
+    Args:
+        owner: whose earlier answers the chat may go on from; None: of nobody.
 
     Raises:
         ServiceError: the prompt is empty, too long, or refused by the chat template.
@@ -240,39 +298,51 @@ async def encode_prompt(front: FrontDoor, draft: Draft) -> Prompt:
     prompt = draft.prompt
     if isinstance(prompt, tuple):
         _check_token_ids(prompt, front.tokenizer.vocab_size, draft.prompt_field)
-        return None, prompt, None
+        return Prompt(None, prompt)
     num_bytes = _check_text_length(draft, prompt)
     if num_bytes > LONG_TEXT_BYTES:
-        loop = asyncio.get_running_loop()
-        encoded = await loop.run_in_executor(front.workers, _encode, front, draft)
+        encoded = await _in_worker(front, _encode, front, draft, owner)
     else:
-        encoded = _encode(front, draft)
-    if not encoded[1]:
+        encoded = _encode(front, draft, owner)
+    if not encoded.token_ids:
         raise InvalidRequest("the prompt is empty", param=draft.prompt_field)
     return encoded
 
 
-def _encode(front: FrontDoor, draft: Draft) -> Prompt:
+async def _in_worker(front: FrontDoor, call: Callable[..., Answer], *arguments: Any) -> Answer:
+    """Run a call that may take long beside the event loop."""
+    return await asyncio.get_running_loop().run_in_executor(front.workers, call, *arguments)
+
+
+def _encode(front: FrontDoor, draft: Draft, owner: str | None) -> Prompt:
     tokenizer = front.tokenizer
     if isinstance(draft.prompt, str):
         if draft.is_raw or not tokenizer.has_chat_template:
             _check_not_absurd(front, draft, draft.prompt)
-            return draft.prompt, tokenizer.encode_raw(draft.prompt), None
+            return Prompt(draft.prompt, tokenizer.encode_raw(draft.prompt))
         turns: list[dict[str, Any]] = [{"role": "user", "content": draft.prompt}]
     else:
         turns = [message.for_template() for message in draft.prompt if isinstance(message, Message)]
+    render = partial(tokenizer.render, effort=draft.effort, tools=draft.tools, variables=draft.variables)
     try:
-        chat = tokenizer.render(turns, draft.effort)
+        chat, token_ids = render(turns), None
         _check_not_absurd(front, draft, chat.text)
-        return chat.text, tokenizer.encode_rendered(chat.text, literals=chat.literals), chat.literals
+        if owner is not None:
+            token_ids = front.kept_turns.continue_from(turns, chat, render, draft.tools, owner)
+        if token_ids is None:
+            token_ids = tokenizer.encode_rendered(chat.text, literals=chat.literals)
+        return Prompt(chat.text, token_ids, chat.literals, chat.is_thinking)
     except EffortRefused as error:
         raise InvalidRequest(str(error), param="reasoning_effort") from error
+    except VariablesRefused as error:
+        raise InvalidRequest(str(error), param="chat_template_kwargs") from error
     except MessagesRefused as error:
         raise InvalidRequest(str(error), param=draft.prompt_field) from error
 
 
 def _check_text_length(draft: Draft, prompt: str | Sequence[Message]) -> int:
     texts = [prompt] if isinstance(prompt, str) else [text for message in prompt for text in message.texts()]
+    texts += [str(tool.parameters) for tool in draft.tools]
     num_bytes, max_bytes = sum(len(text.encode()) for text in texts), draft.max_text_bytes
     if max_bytes is not None and num_bytes > max_bytes:
         raise InvalidRequest(
@@ -331,7 +401,7 @@ async def _call_spool(front: FrontDoor, call: Callable[[], Answer]) -> Answer:
         if front.settings.spool_durability == "process":
             return call()
         # fsync may take long
-        return await asyncio.get_running_loop().run_in_executor(front.workers, call)
+        return await _in_worker(front, call)
     except (SpoolFull, SpoolUnavailable) as error:
         error.retry_seconds = front.queue_estimate.retry_after_seconds()
         raise

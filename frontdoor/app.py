@@ -26,6 +26,7 @@ from frontdoor.http.edge import Edge
 from frontdoor.http.errors import install_error_handler
 from frontdoor.http.hosts import HostNames
 from frontdoor.http.paths import names_behind_v1
+from frontdoor.kept_turns import KeptTurns
 from frontdoor.latencies import Latencies
 from frontdoor.queue_estimate import QueueEstimate
 from frontdoor.ring_status import RingStatus
@@ -107,17 +108,18 @@ def make_front_door(settings: Settings) -> FrontDoor:
         max_depth=settings.max_queue_depth,
         max_bytes=settings.max_queue_mb * 2**20,
     )
-    ring_status = RingStatus(settings.run_dir)
+    ring_status, tokenizer = RingStatus(settings.run_dir), load_tokenizer(settings)
     return FrontDoor(
         settings=settings,
         model_name=settings.model_name,
         spool=spool,
-        tokenizer=load_tokenizer(settings),
+        tokenizer=tokenizer,
         subscriptions=Subscriptions(spool, poll_interval_seconds=settings.poll_interval),
         disconnects=Disconnects(spool, grace_seconds=settings.disconnect_grace_seconds),
         ring_status=ring_status,
         queue_estimate=QueueEstimate(spool, ring_status),
         latencies=Latencies(),
+        kept_turns=KeptTurns(spool, tokenizer),
         workers=ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="front-door"),
         started_unix=time.time(),
         model_tokens=read_model_tokens(settings.model_dir),

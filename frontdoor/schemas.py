@@ -25,9 +25,19 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from frontdoor.tool_history import read_tool_calls
+from frontdoor.tools import CHOICES, read_tool_choice, read_tools
+from prompts.formats import Tool
 from spool.sampling_params import ANSWER_FIELDS, NUMBER_FIELDS, NumberField, read_logit_bias, read_stop
 
 _MAX_INT = 2**63 - 1
+_CONSTRAINTS = (
+    "response_format",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+)
 _TEXT_OR_TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 _TEXT_OR_PARTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}
 _TEXT_OR_IDS = {
@@ -132,22 +142,29 @@ def _is_ids(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and bool(value) and all(type(token_id) is int for token_id in value)
 
 
-StopStrings = Annotated[
-    tuple[str, ...] | None,
-    BeforeValidator(_worded(read_stop), json_schema_input_type=Any),
-    WithJsonSchema(_TEXT_OR_TEXTS),
-]
+def _raw(read: Callable[[object], Any], schema: dict[str, Any]) -> tuple[Any, ...]:
+    """Annotate a field that a function reads; `schema` describes it for the API page."""
+    return BeforeValidator(_worded(read), json_schema_input_type=Any), WithJsonSchema(schema)
+
+
+_FUNCTION = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+_TOOL = {
+    "type": "object",
+    "properties": {"type": {"const": "function"}, "function": _FUNCTION},
+    "required": ["type", "function"],
+}
+_TOOLS = {"anyOf": [{"type": "array", "items": _TOOL}, {"type": "null"}]}
+_TOOL_CHOICE = {"anyOf": [{"enum": [*CHOICES, None]}, _TOOL]}
+StopStrings = Annotated[tuple[str, ...] | None, *_raw(read_stop, _TEXT_OR_TEXTS)]
 LogitBias = Annotated[
     dict[int, float] | None,
-    BeforeValidator(_worded(read_logit_bias), json_schema_input_type=Any),
-    WithJsonSchema({"type": "object", "additionalProperties": {"type": "number"}}),
+    *_raw(read_logit_bias, {"type": "object", "additionalProperties": {"type": "number"}}),
 ]
 CompletionPrompts = Annotated[Any, AfterValidator(_completion_prompts), WithJsonSchema(_TEXT_OR_IDS)]
 MaxTokens = Annotated[int | None, Number("max_tokens")]
 ToolCalls = Annotated[
     tuple[dict[str, Any], ...] | None,
-    BeforeValidator(_worded(read_tool_calls), json_schema_input_type=Any),
-    WithJsonSchema({"type": "array", "items": {"type": "object"}}),
+    *_raw(read_tool_calls, {"type": "array", "items": {"type": "object"}}),
 ]
 
 
@@ -277,9 +294,20 @@ class SamplingFields(Hints):
     presence_penalty: Annotated[float | None, Number("presence_penalty")] = None
     repetition_penalty: Annotated[float | None, Number("repetition_penalty")] = None
     logit_bias: LogitBias = None
-    response_format: Annotated[Any, Only({"type": "text"})] = None
 
     n: Annotated[int | None, Number("n")] = None
+    response_format: Any = None
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+
+    @property
+    def constraints(self) -> dict[str, Any]:
+        """The fields that constrain the answer's text, as the client sent them."""
+        given = {name: getattr(self, name) for name in _CONSTRAINTS}
+        return {name: value for name, value in given.items() if value is not None}
 
     @property
     def most_tokens(self) -> int | None:
@@ -349,15 +377,15 @@ class ChatBody(OpenAIFields, ChatLogprobs):
 
     messages: Messages
 
-    tools: Annotated[Any, Only([])] = None
-    tool_choice: Annotated[Any, Only("none", "auto")] = None
-    parallel_tool_calls: Annotated[Any, Only(False, True)] = None
+    tools: Annotated[tuple[Tool, ...] | None, *_raw(read_tools, _TOOLS)] = None
+    tool_choice: Annotated[str | tuple[str] | None, *_raw(read_tool_choice, _TOOL_CHOICE)] = None
+    parallel_tool_calls: bool | None = None
     functions: Annotated[Any, Only([])] = None
     function_call: Annotated[Any, Only("none", "auto")] = None
     modalities: Annotated[Any, Only(["text"])] = None
     audio: Annotated[Any, Only()] = None
     prediction: Annotated[Any, Only()] = None
-    chat_template_kwargs: Annotated[Any, Only({})] = None
+    chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
     web_search_options: Annotated[Any, Only()] = None
 
@@ -383,6 +411,8 @@ class TokenizeBody(NoEffectFields):
     prompt: str | None = None
     messages: Messages | None = None
     add_special_tokens: bool | None = None
+    tools: Annotated[tuple[Tool, ...] | None, *_raw(read_tools, _TOOLS)] = None
+    chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: Annotated[Any, Only(True)] = None
     return_token_strs: bool | None = None
 

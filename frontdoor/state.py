@@ -16,6 +16,7 @@ from frontdoor.disconnects import Disconnects
 from frontdoor.hints import HintLog
 from frontdoor.http.errors import InvalidRequest
 from frontdoor.http.scope import header, notes
+from frontdoor.kept_turns import KeptTurns
 from frontdoor.latencies import Latencies
 from frontdoor.queue_estimate import QueueEstimate
 from frontdoor.ring_status import RingStatus
@@ -42,6 +43,7 @@ class FrontDoor:
     ring_status: RingStatus
     queue_estimate: QueueEstimate
     latencies: Latencies
+    kept_turns: KeptTurns
     workers: ThreadPoolExecutor
     started_unix: float
     model_tokens: int | None = None
@@ -62,6 +64,7 @@ class FrontDoor:
     def start(self) -> None:
         """Begin to listen; needs the running event loop."""
         self.subscriptions.start(self.disconnects.keep_followed)
+        self.workers.submit(self.kept_turns.scan)
 
     def stop(self) -> None:
         """Stop listening; accepted requests go on in the spool."""

@@ -28,23 +28,34 @@ _TEMPLATE_ERRORS = (
     ValueError,
 )
 
+_OWN_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+
 
 class MessagesRefused(Exception):
     """The chat template refuses these messages, or the model has no chat template."""
 
 
+class VariablesRefused(MessagesRefused):
+    """The chat template does not read these variables."""
+
+
 @dataclass(frozen=True)
 class RenderedChat:
-    """A chat as the template wrote it; literals are offsets in the text, as in `spool.Request`."""
+    """A chat as the template wrote it; literals are offsets in the text, as in `spool.Request`.
+
+    `is_thinking`: the text ends inside an open tag of reasoning.
+    """
 
     text: str
     literals: tuple[int, ...] = ()
+    is_thinking: bool = False
 
 
 class ChatTemplate:
     """A compiled template; safe to use from several threads.
 
-    `variables`: the names that it reads. `literals`: all texts of its own, joined with zero bytes.
+    `variables`: the names that it reads. `options`: those of them that a client may set. `literals`: all its
+    own texts, joined with zero bytes.
     """
 
     def __init__(self, source: str) -> None:
@@ -54,21 +65,30 @@ class ChatTemplate:
         constants = [node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str)]
         written = [node.data for node in tree.find_all(jinja2.nodes.TemplateData)]
         self.variables = frozenset(jinja2.meta.find_undeclared_variables(tree))
+        self.options = self.variables - _OWN_VARIABLES - environment.globals.keys()
         self.constants = frozenset(constants)
         self.literals = "\0".join([*written, *constants])
         self._compiled = environment.from_string(source)
         # At every rendering, jinja searches two layers of constant names; one dict is faster.
         self._compiled.globals = dict(self._compiled.globals)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
         """Write a chat, with the opening of the assistant's turn.
+
+        Args:
+            tools: in OpenAI's form; None: the chat has none.
 
         Raises:
             MessagesRefused: the template refuses these messages.
         """
         try:
             return self._compiled.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=True, **variables
+                messages=messages, tools=tools, documents=None, add_generation_prompt=True, **variables
             )
         except _TEMPLATE_ERRORS as error:
             raise MessagesRefused(f"the chat template refuses these messages: {error}") from error

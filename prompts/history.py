@@ -9,16 +9,28 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from prompts.tool_prompt import with_system_text, with_user_text
+
 Turn = dict[str, Any]
 
 
-def ways_to_write(turns: Sequence[Mapping[str, Any]], *, knows_tools: bool) -> Iterator[Sequence[Turn]]:
+def ways_to_write(
+    turns: Sequence[Mapping[str, Any]], *, knows_tools: bool, described: str = ""
+) -> Iterator[Sequence[Turn]]:
     """Yield the forms of a chat, the best first; the next is for a template that refuses the previous one.
 
     A turn with only tool calls has None for its content: some templates expect that, others fail. Some accept
     only certain tool calls (one at a time, ids of nine characters).
+
+    Args:
+        described: the tools as text, for a template that knows none: then all calls become text as well.
     """
     given = [dict(turn) for turn in turns]
+    if described:
+        plain = without_tools(given) if has_tools(given) else given
+        yield with_system_text(plain, described)
+        yield with_user_text(plain, described)
+        return
     if knows_tools or not has_tools(given):
         yield given
     if knows_tools and any(turn["content"] is None for turn in given):

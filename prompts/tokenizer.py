@@ -9,7 +9,7 @@ of tokenizer.json, one zero byte, and the chat template in UTF-8 (empty, if ther
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from itertools import takewhile
 from operator import itemgetter
 from pathlib import Path
@@ -19,13 +19,19 @@ import jinja2
 from tokenizers import Tokenizer
 
 from config import Settings
-from prompts.chat_template import ChatTemplate, MessagesRefused, RenderedChat
-from prompts.control_tokens import ControlTokens
+from prompts.answer_parts import Tool
+from prompts.chat_template import ChatTemplate, MessagesRefused, RenderedChat, VariablesRefused
+from prompts.control_tokens import ControlTokens, Messages
 from prompts.detokenizer import Detokenizer
 from prompts.fill_in import find_fill_in_ids
+from prompts.formats import Formats
+from prompts.grammars import is_special
 from prompts.history import ways_to_write
+from prompts.reasoning import find_reasoning
 from prompts.special_tokens import end_token_ids, merge_configs, named_tokens, special_texts
 from prompts.thinking import EffortRefused, effort_variables
+from prompts.tool_formats import GENERIC, find_tool_format
+from prompts.tool_prompt import describe_tools
 
 __all__ = [
     "EffortRefused",
@@ -33,6 +39,7 @@ __all__ = [
     "PromptTokenizer",
     "RenderedChat",
     "TokenizerUnusable",
+    "VariablesRefused",
     "load_tokenizer",
     "tokenizer_hash",
 ]
@@ -68,6 +75,7 @@ class PromptTokenizer:
         self._knows_tools = "tool_calls" in (template or "")
         described = json.loads(data)
         self._special = named_tokens(config)
+        self.formats = self._find_formats(config)
         self.end_token_ids = end_token_ids(
             _end_sources(folder), self._special.get("eos_token"), self._tokenizer.token_to_id
         )
@@ -97,23 +105,40 @@ class PromptTokenizer:
         """Return a lower bound of a text's tokens without tokenizing it: to refuse far too long texts."""
         return -(-len(text.encode()) // self._max_token_bytes)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], effort: str | None = None) -> RenderedChat:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        effort: str | None = None,
+        *,
+        tools: Sequence[Tool] = (),
+        variables: Mapping[str, Any] | None = None,
+    ) -> RenderedChat:
         """Apply the chat template, with the opening of the assistant's turn.
 
-        Tool calls and their results become text (prompts/history.py) where the template refuses them.
+        Tool calls and their results become text (prompts/history.py) where the template refuses them, and
+        tools become text (prompts/tool_prompt.py) where it knows none.
 
         Args:
             effort: none, minimal, low, medium or high; None: the template's default.
+            variables: values for variables of the template; they win over the effort's.
 
         Raises:
             MessagesRefused: the template refuses these messages, or the model has no template.
             EffortRefused: the template does not support this effort.
         """
-        write = partial(self._write, effort=effort)
-        text = write(messages)
-        if self._has_control_in_text:
-            return RenderedChat(text)
-        return self._control.read(text, messages, write)
+        self._check_variables(variables or {})
+        # What the client wrote besides messages goes the way of one, so that control tokens in it are found.
+        extras = {"role": "extras", "tools": [tool.for_template() for tool in tools], "set": variables or {}}
+        given = [*messages, extras]
+
+        def write(turns: Messages) -> str:
+            *others, last = turns
+            return self._write(others, effort, tools=last["tools"], variables=last["set"])
+
+        text = write(given)
+        chat = RenderedChat(text) if self._has_control_in_text else self._control.read(text, given, write)
+        reasoning = self.formats.reasoning
+        return replace(chat, is_thinking=reasoning is not None and reasoning.is_open(chat.text))
 
     def encode_rendered(self, text: str, *, literals: Sequence[int] = ()) -> list[int]:
         """Encode a rendered chat, which already has its special tokens.
@@ -150,28 +175,71 @@ class PromptTokenizer:
         encodings = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         return list(encodings[0].ids)
 
-    def _write(self, messages: Sequence[Mapping[str, Any]], effort: str | None = None) -> str:
+    def _check_variables(self, variables: Mapping[str, Any]) -> None:
+        options = self._template.options - self._special.keys() if self._template else frozenset()
+        unknown = sorted(variables.keys() - options)
+        if unknown:
+            known = ", ".join(sorted(options)) or "none"
+            raise VariablesRefused(
+                f"the chat template does not read {', '.join(unknown)}; variables that it reads: {known}"
+            )
+
+    def _write(
+        self,
+        messages: Messages,
+        effort: str | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         if self._template is None:
             raise MessagesRefused("this model has no chat template: send a prompt instead")
+        given = {**self._special, **(variables or {})}
         if effort is None:
-            return self._render_history(self._template, messages, self._special)
-        variables = effort_variables(self._template, effort)
+            return self._render_history(self._template, messages, given, tools)
+        efforts = effort_variables(self._template, effort)
         try:
-            return self._render_history(self._template, messages, self._special | variables)
+            return self._render_history(self._template, messages, efforts | given, tools)
         except MessagesRefused as error:
-            self._write(messages)  # the template may refuse them with any effort
+            self._write(messages, tools=tools, variables=variables)  # may be refused with any effort
             raise EffortRefused(str(error)) from error
 
     def _render_history(
-        self, template: ChatTemplate, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
+        self,
+        template: ChatTemplate,
+        messages: Messages,
+        variables: Mapping[str, Any],
+        tools: Sequence[Mapping[str, Any]],
     ) -> str:
         refusal = MessagesRefused("there are no messages")
-        for turns in ways_to_write(messages, knows_tools=self._knows_tools):
+        described = describe_tools(tools) if tools and not self.formats.has_template_tools else ""
+        listed = tools if self.formats.has_template_tools and tools else None
+        incomplete: str | None = None
+        for turns in ways_to_write(messages, knows_tools=self._knows_tools, described=described):
             try:
-                return template.render(turns, variables)
+                text = template.render(turns, variables, listed)
             except MessagesRefused as error:
                 refusal = error
-        raise refusal
+                continue
+            if described in text:
+                return text
+            incomplete = incomplete or text  # a template may leave out the system turn
+        if incomplete is None:
+            raise refusal
+        return incomplete
+
+    def _find_formats(self, config: Mapping[str, Any]) -> Formats:
+        added = self._tokenizer.get_added_tokens_decoder()
+        special_ids = {token.content: number for number, token in added.items() if is_special(token)}
+        literals = "" if self._template is None else self._template.literals
+        takes_tools = self._template is not None and "tools" in self._template.variables
+        return Formats(
+            find_tool_format(literals) if takes_tools else GENERIC,
+            find_reasoning(literals),
+            special_ids,
+            special_texts(config),
+            has_template_tools=takes_tools,
+        )
 
     def _has_template_space(self) -> bool:
         """Whether the template writes a space between the opening of an answer and the answer."""

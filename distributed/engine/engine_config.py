@@ -61,12 +61,15 @@ def make_scheduler(settings: Settings, status: RingStatus, chunk: int, thread_ga
     status.context = limit_context(
         settings, read_model_tokens(settings.model_dir), most_tokens(num_rows, max_kv_tokens)
     )
+    max_kept = settings.kv_cache_max_size
+    if settings.max_sequence_length == "auto" and max_kept:  # for agents, whose prompts grow turn by turn
+        max_kept = max(max_kept, num_rows * status.context.max_tokens)
     has_experts = count_experts(read_config(settings.model_dir)) > 0
     slots = SlotLimits(
         num_tables=num_tables,
         max_rows=settings.max_rows_per_microbatch,
         max_kv_tokens=max_kv_tokens,
-        max_kept_tokens=settings.kv_cache_max_size,
+        max_kept_tokens=max_kept,
     )
     limits = SchedulerLimits(
         max_in_flight=num_tables + 1,

@@ -1,22 +1,20 @@
 """POST /v1/chat/completions, as the openai clients expect it.
 
-Adapts the body to a draft and says how a choice looks; knows nothing of how an answer comes about.
+Adapts the body to a draft; frontdoor/chat_writer.py writes the choices. Knows nothing of how an answer comes
+about.
 """
-
-from collections.abc import Sequence
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
-from frontdoor.accepting import Draft
+from frontdoor.accepting import Accepted, Draft
+from frontdoor.chat_writer import ChatWriter
 from frontdoor.http.bodies import BodyRoute, json_body
-from frontdoor.logprobs import chat_logprobs
-from frontdoor.routes.openai_text import Asked, Choice, TextApi, answer_text
+from frontdoor.routes.openai_text import Asked, TextApi, answer_text
 from frontdoor.schemas import ChatBody
 from frontdoor.state import FrontDoor
-from prompts.detokenizer import Detokenizer
-from spool import Result, TokenLogprob, TokenRecord
+from frontdoor.tools import make_tool_use
 
 router = APIRouter(route_class=BodyRoute)
 
@@ -32,41 +30,25 @@ async def chat_completions(http: HttpRequest) -> Response:
 
 def read_body(front: FrontDoor, body: ChatBody) -> Asked:
     """Turn the body into a draft."""
+    use = make_tool_use(body.tools, body.tool_choice, is_parallel=body.parallel_tool_calls)
     draft = Draft(
         prompt=body.messages,
         prompt_field="messages",
         sampling=body,
         effort=body.reasoning_effort,
         logprobs=body.num_alternatives,
+        tool_use=use,
+        variables=body.chat_template_kwargs,
     )
-    return Asked([draft], body.n or 1, lambda index: ChatWriter(index, front.tokenizer.detokenizer))
+    tokenizer = front.tokenizer
 
+    def make_writer(index: int, accepted: Accepted) -> ChatWriter:
+        reader = tokenizer.formats.reader(use.tools, is_thinking=accepted.is_thinking)
 
-class ChatWriter:
-    """Writes a choice of a chat: a message, or deltas."""
+        def keep(text: str) -> None:
+            if accepted.prompt is not None:
+                front.kept_turns.note(accepted.id, accepted.prompt, text)
 
-    def __init__(self, index: int, texts: Detokenizer) -> None:
-        self._index, self._texts = index, texts
+        return ChatWriter(index, accepted.id, reader, tokenizer.detokenizer, keep)
 
-    def opening(self) -> list[Choice]:
-        return [self._choice({"delta": {"role": "assistant", "content": ""}})]
-
-    def tokens(self, records: tuple[TokenRecord, ...]) -> list[Choice]:
-        text = "".join(record.text for record in records)
-        logprobs = self._logprobs([record.logprobs for record in records if record.logprobs is not None])
-        return [self._choice({"delta": {"content": text}}, logprobs)] if text or logprobs else []
-
-    def done(self, result: Result) -> list[Choice]:
-        return [self._choice({"delta": {}}, finish_reason=result.finish_reason)]
-
-    def whole(self, result: Result) -> Choice:
-        message = {"role": "assistant", "content": result.text, "refusal": None}
-        return self._choice({"message": message}, self._logprobs(result.logprobs), result.finish_reason)
-
-    def _logprobs(self, tokens: Sequence[TokenLogprob] | None) -> Choice | None:
-        return chat_logprobs(self._texts, tokens) if tokens else None
-
-    def _choice(
-        self, part: Choice, logprobs: Choice | None = None, finish_reason: str | None = None
-    ) -> Choice:
-        return {"index": self._index, **part, "logprobs": logprobs, "finish_reason": finish_reason}
+    return Asked([draft], body.n or 1, make_writer)

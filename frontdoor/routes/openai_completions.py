@@ -61,7 +61,7 @@ def read_body(front: FrontDoor, body: CompletionBody) -> Asked:
     return Asked(
         drafts,
         num_choices,
-        lambda index: CompletionWriter(
+        lambda index, _: CompletionWriter(
             index, texts, shown[index // num_choices], has_answer=body.most_tokens != 0
         ),
     )

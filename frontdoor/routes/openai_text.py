@@ -13,7 +13,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
 from config.errors import ServiceError
-from frontdoor.accepting import Draft, accept
+from frontdoor.accepting import Accepted, Draft, accept
 from frontdoor.answering import stream_answer, wait_for_results
 from frontdoor.http.bodies import read_json
 from frontdoor.http.errors import Cancelled, InvalidRequest, body_of
@@ -58,7 +58,7 @@ class Asked:
 
     drafts: Sequence[Draft]
     num_choices: int
-    make_writer: Callable[[int], ChoiceWriter]
+    make_writer: Callable[[int, Accepted], ChoiceWriter]
 
 
 async def answer_text(
@@ -78,7 +78,7 @@ async def answer_text(
         raise InvalidRequest("'stream_options' is for streams: set 'stream' to true", param="stream_options")
     asked = read(front, body)
     accepted = await accept(front, asked.drafts, caller=caller(http), num_choices=asked.num_choices)
-    writers = [asked.make_writer(index) for index in range(len(accepted))]
+    writers = [asked.make_writer(index, each) for index, each in enumerate(accepted)]
     head = {
         "id": f"{api.prefix}-{accepted[0].id}",
         "object": api.chunk_kind if body.stream else api.kind,

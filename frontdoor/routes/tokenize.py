@@ -15,6 +15,7 @@ from frontdoor.http.bodies import BodyRoute, json_body, read_json
 from frontdoor.http.errors import InvalidRequest
 from frontdoor.schemas import DetokenizeBody, SamplingFields, TokenizeBody
 from frontdoor.state import front_door
+from frontdoor.tools import ToolUse
 
 router = APIRouter(route_class=BodyRoute)
 
@@ -30,8 +31,13 @@ async def tokenize(http: HttpRequest) -> JSONResponse:
     if body.prompt is not None and body.add_special_tokens is False:
         token_ids = front.tokenizer.encode_rendered(body.prompt)
     else:
-        draft = Draft(body.prompt if body.prompt is not None else body.messages or (), SamplingFields())
-        token_ids = list((await encode_prompt(front, draft))[1])
+        draft = Draft(
+            body.prompt if body.prompt is not None else body.messages or (),
+            SamplingFields(),
+            tool_use=ToolUse(body.tools or ()),
+            variables=body.chat_template_kwargs,
+        )
+        token_ids = list((await encode_prompt(front, draft)).token_ids)
     answered: dict[str, Any] = {
         "count": len(token_ids),
         "max_model_len": front.context.max_tokens,

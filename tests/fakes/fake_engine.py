@@ -2,7 +2,8 @@
 
 The answer depends on the request alone: `answer_pieces` says what it will be, `logprobs_of` its logprobs.
 Words in the prompt steer it: [hold] waits for `release()` before the second token, [fail] ends in an error,
-[paced] leaves 5 ms between tokens, [too long] is refused. With `max_open` 0 everything waits.
+[paced] leaves 5 ms between tokens, [too long] is refused. With `max_open` 0 everything waits. `texts` has
+answers of a test's own, by a word that the prompt contains, cut into tokens of three characters.
 """
 
 import selectors
@@ -100,6 +101,7 @@ class FakeEngine:
         self._has_new_room = False
         self._thread = threading.Thread(target=self._run, name="fake engine", daemon=True)
         self.claimed: list[Request] = []
+        self.texts: dict[str, str] = {}
         self.accepted_unix: dict[str, float] = {}
         self.claimed_unix: dict[str, float] = {}
         self.token_unix: dict[str, list[float]] = {}
@@ -131,6 +133,7 @@ class FakeEngine:
         assert not self._answers
         self._released.clear()
         self.claimed.clear()
+        self.texts.clear()
         self.max_open = max_open
         self.say("ready")
 
@@ -187,7 +190,7 @@ class FakeEngine:
             self.accepted_unix[claim.request.id] = claim.name.time_ns / 1e9
             self.claimed_unix[claim.request.id] = time.time()
             self.claimed.append(claim.request)
-            pieces, reason = answer_pieces(claim.request)
+            pieces, reason = self._pieces(claim.request)
             log = self._owner.append_log(claim.request.id, LogHeader("tiny"))
             self._answers.append(Open(claim, log, pieces, reason))
         cancelled = self._owner.cancelled()
@@ -200,6 +203,13 @@ class FakeEngine:
         for answer in [a for a in self._answers if a.claim.request.id in cancelled]:
             answer.reason, answer.pieces = "cancelled", answer.pieces[: answer.log.next_index]
             self._end(answer)
+
+    def _pieces(self, request: Request) -> tuple[list[str], str]:
+        for word, text in self.texts.items():
+            if word in (request.text or ""):
+                pieces = [text[at : at + 3] for at in range(0, len(text), 3)][: request.params.max_tokens]
+                return pieces, "stop" if "".join(pieces) == text else "length"
+        return answer_pieces(request)
 
     def _step(self) -> None:
         for answer in list(self._answers):

@@ -12,6 +12,7 @@ from prompts.tokenizer import PromptTokenizer
 from tests.frontdoor.raw_http import post_bytes, read_to_end
 from tests.services.frontdoor_service import Service, connect, make_model_folder, running_service
 
+TOOL = {"type": "function", "function": {"name": "look"}}
 USER = [{"role": "user", "content": "hi"}]
 JSON = {"Content-Type": "application/json"}
 
@@ -50,7 +51,18 @@ WRONG_FIELDS: dict[str, list[Any]] = {
     "repetition_penalty": [-0.1],
     "logit_bias": [{"5": 101}, {"word": 1}, {"999999": 1}],
     "n": [0, 9],
-    "response_format": [{"type": "json_object"}],
+    "response_format": [
+        *[{"type": "wizard"}, {"type": "json_schema"}],
+        {"type": "json_schema", "json_schema": {"schema": 5}},
+    ],
+    "structured_outputs": [
+        {"regex": "(a"},
+        {"regex": "a", "choice": ["b"]},
+        {"choice": []},
+        {"colour": "red"},
+    ],
+    "guided_grammar": ["start: nothing"],
+    "guided_json": ["{"],
     "logprobs": [3],
     "top_logprobs": [5],
     "stream": ["yes"],
@@ -78,8 +90,11 @@ WRONG_PROMPTS: list[Any] = [["a", 5], ["a"] * 129, [], [1, 10**6], [-1], [[1], [
 NOT_BUILT: dict[str, list[tuple[str, Any]]] = {
     "/generate": [("conversation_id", "x"), ("priority", 10)],
     "/v1/chat/completions": [
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"),
+        *[("tools", [{"type": "function"}]), ("tools", [TOOL, TOOL])],
+        ("tools", [{**TOOL, "function": {"name": "a", "parameters": 5}}]),
+        ("tools", [{"type": "custom", "custom": {"name": "a"}}]),
+        *[("tool_choice", "required"), ("tool_choice", "perhaps"), ("tool_choice", TOOL)],
+        ("chat_template_kwargs", {"unheard_of": 1}),
         ("modalities", ["audio"]),
         ("background", True),
     ],

@@ -128,14 +128,21 @@ def test_rank_0_counts_by_the_rank_where_a_token_takes_most(tmp_path: Path) -> N
         rank=0, host="a", pid=1, first_layer=2, num_layers=1, weights_bytes=1, kv_bytes_per_token=512,
         memory_bytes=1, load_s=0.0, device="cpu",
     )  # fmt: skip
-    for length, wanted in (("auto", (512, "memory")), ("900", (900, "setting")), ("4096", (1024, "memory"))):
+    for length, kept, wanted, wanted_kept in (
+        ("auto", "100", (512, "memory"), 1024),
+        ("auto", "0", (512, "memory"), 0),
+        ("900", "100", (900, "setting"), 100),
+        ("4096", "8192", (1024, "memory"), 8192),
+    ):
         overrides = {"MAX_SEQUENCE_LENGTH": length, "KV_CACHE_RESERVED_MEMORY_MB": "2"}
+        overrides["KV_CACHE_MAX_SIZE"] = kept
         settings = load_settings({**overrides, "MODEL_REPO": str(folder)}, root=tmp_path, environ={})
         status = RingStatus(
             tmp_path / "ring.json", epoch=1, ring_size=2, model="m", settings=settings.public()
         )
         status.ranks = (info, replace(info, rank=1, kv_bytes_per_token=1024))
-        make_scheduler(settings, status, 512, 1.0)
+        scheduler = make_scheduler(settings, status, 512, 1.0)
+        assert scheduler.limits.slots.max_kept_tokens == wanted_kept, "auto keeps two whole contexts"
         status.publish()
         context = ContextLength.from_json(json.loads((tmp_path / "ring.json").read_text())["context"])
         assert context == ContextLength(*wanted, model_tokens=2048)  # type: ignore[arg-type]

@@ -1,0 +1,177 @@
+"""From `response_format` and `structured_outputs` to the grammar of an answer, checked by llguidance.
+
+A schema without `strict` is kept as far as llguidance can: what it does not support is ignored
+(docs/structured-output.md lists it). A strict one is refused then, with the place. Knows no tools and no
+tokenizer.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from frontdoor.http.errors import InvalidRequest
+from prompts.grammars import json_object_grammar, json_schema_grammar, lark_grammar, regex_grammar
+
+MAX_GRAMMAR_BYTES = 2**20
+MAX_PLACE_CHECKS = 200
+_NESTED = ("items", "additionalProperties")
+_LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
+_NAMED = ("properties", "patternProperties", "$defs", "definitions")
+
+
+def content_grammar(fields: Mapping[str, Any]) -> str | None:
+    """Return the grammar that a body's fields ask for, or None. May take long.
+
+    Args:
+        fields: `response_format`, `structured_outputs`, and vLLM's older `guided_…`, as the client sent them.
+
+    Raises:
+        InvalidRequest: a constraint is refused, or there are two.
+    """
+    found: list[tuple[str, str]] = []
+    for name, value in fields.items():
+        try:
+            if name == "response_format":
+                grammar = read_response_format(value)
+            elif name == "structured_outputs":
+                grammar = read_structured_outputs(value)
+            else:
+                grammar = read_structured_outputs({name.removeprefix("guided_"): value})
+        except ValueError as error:
+            raise InvalidRequest(f"'{name}': {error}", param=name) from error
+        if grammar is not None:
+            found.append((name, grammar))
+    if len(found) > 1:
+        raise InvalidRequest(f"'{found[0][0]}' and '{found[1][0]}' exclude each other", param=found[1][0])
+    return found[0][1] if found else None
+
+
+def read_response_format(value: object) -> str | None:
+    """Return the grammar of OpenAI's `response_format`, or None for any text.
+
+    Raises:
+        ValueError: another form, or a schema that is refused; the message says where.
+    """
+    kind = value.get("type") if isinstance(value, Mapping) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return json_object_grammar()
+    described = value.get("json_schema") if isinstance(value, Mapping) and kind == "json_schema" else None
+    if not isinstance(described, Mapping):
+        raise ValueError('must have the type "text", "json_object" or "json_schema" (with "json_schema")')
+    schema = described.get("schema", {})
+    if not isinstance(schema, bool | Mapping):
+        raise ValueError("json_schema.schema must be a JSON schema")
+    return schema_grammar(schema, is_strict=described.get("strict") is True, place="json_schema.schema")
+
+
+def read_structured_outputs(value: object) -> str | None:
+    """Return the grammar of vLLM's `structured_outputs`: one of json, json_object, regex, choice, grammar.
+
+    Raises:
+        ValueError: another form, or a grammar that is refused.
+    """
+    asked = (
+        {name: given for name, given in value.items() if given is not None}
+        if isinstance(value, Mapping)
+        else {}
+    )
+    if len(asked) != 1:
+        raise ValueError("must have exactly one of json, json_object, regex, choice, grammar")
+    ((name, given),) = asked.items()
+    if name == "json":
+        schema = _parse(given) if isinstance(given, str) else given
+        if isinstance(schema, bool | Mapping):
+            return schema_grammar(schema, is_strict=True, place="json")
+    elif name == "json_object" and given is True:
+        return json_object_grammar()
+    elif (
+        name == "choice"
+        and isinstance(given, list)
+        and given
+        and all(isinstance(text, str) for text in given)
+    ):
+        return _checked(lark_grammar("start: " + " | ".join(json.dumps(text) for text in given)), "choice")
+    elif name == "regex" and isinstance(given, str):
+        return _checked(regex_grammar(given), "regex")
+    elif name == "grammar" and isinstance(given, str):
+        return _checked(lark_grammar(given), "grammar")
+    raise ValueError(f"{name[:20]} is no such constraint, or has a wrong type")
+
+
+def schema_grammar(schema: Mapping[str, Any] | bool, *, is_strict: bool, place: str) -> str:
+    """Return the grammar of a JSON schema.
+
+    Raises:
+        ValueError: llguidance refuses it; the message names the place below `place`.
+    """
+    whole = {} if schema is True else {"not": {}} if schema is False else dict(schema)
+    options = {"x-guidance": {"lenient": True}} if not is_strict else {}
+    grammar = json_schema_grammar({**whole, **options})
+    refusal = find_refusal(grammar)
+    if refusal is not None:
+        raise ValueError(f"{place}{_find_place(whole, options)}: {refusal}")
+    return grammar
+
+
+def check_grammar(grammar: str, param: str) -> None:
+    """Raise InvalidRequest where llguidance refuses a grammar."""
+    refusal = find_refusal(grammar)
+    if refusal is not None:
+        raise InvalidRequest(f"'{param}': {refusal}", param=param)
+
+
+def find_refusal(grammar: str) -> str | None:
+    """Return why llguidance refuses a grammar, in one line; None: it takes it."""
+    from llguidance import LLMatcher  # only requests with a grammar need it
+
+    if len(grammar) > MAX_GRAMMAR_BYTES:
+        return f"the grammar is larger than {MAX_GRAMMAR_BYTES} bytes"
+    is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar)
+    return " ".join(messages[0].split())[:300] if is_error else None
+
+
+def _checked(grammar: str, place: str) -> str:
+    refusal = find_refusal(grammar)
+    if refusal is not None:
+        raise ValueError(f"{place}: {refusal}")
+    return grammar
+
+
+def _parse(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError("json must be a JSON schema") from None
+
+
+def _find_place(schema: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    """Return the path of the innermost part that is refused by itself; empty: the schema as a whole."""
+    shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+    place, parts = "", _parts(schema)
+    for _ in range(MAX_PLACE_CHECKS):
+        step, part = next(parts, (None, schema))
+        if step is None:
+            break
+        if find_refusal(json_schema_grammar({**shared, **part, **options})) is not None:
+            place, parts = f"{place}.{step}", _parts(part)
+    return place
+
+
+def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the schemas directly inside a schema, each with its path."""
+    for name in _NESTED:
+        yield from _schemas({name: schema.get(name)})
+    for name in _LISTED:
+        listed = schema.get(name)
+        if isinstance(listed, list):
+            yield from _schemas({f"{name}[{number}]": part for number, part in enumerate(listed)})
+    for name in _NAMED:
+        named = schema.get(name)
+        if isinstance(named, Mapping):
+            yield from _schemas({f"{name}.{key}": part for key, part in named.items()})
+
+
+def _schemas(parts: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    return ((path, part) for path, part in parts.items() if isinstance(part, Mapping))

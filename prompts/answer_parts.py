@@ -1,0 +1,61 @@
+"""The tools that a client offers, and the parts of an answer that calls them. Data only."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that the client offers. `parameters`: the JSON schema of its arguments; None: any object."""
+
+    name: str
+    description: str = ""
+    parameters: dict[str, Any] | None = None
+    is_strict: bool = False
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The JSON schema of its arguments, which are always an object, with llguidance's options.
+
+        Without `is_strict` what llguidance does not support is ignored.
+        """
+        return {"type": "object", **(self.parameters or {}), "x-guidance": {"lenient": not self.is_strict}}
+
+    def for_template(self) -> dict[str, Any]:
+        """Return the tool in OpenAI's form, which chat templates expect."""
+        parameters = self.parameters or {"type": "object", "properties": {}}
+        function = {"name": self.name, "description": self.description, "parameters": parameters}
+        return {"type": "function", "function": function}
+
+
+@dataclass(frozen=True)
+class Content:
+    """Text for the user."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Reasoning:
+    """Text that the model wrote before its answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class CallStart:
+    """A tool call begins. Its name may be none of the tools': the client decides."""
+
+    index: int
+    name: str
+
+
+@dataclass(frozen=True)
+class CallArguments:
+    """A piece of a call's arguments; all pieces of one index are one JSON object."""
+
+    index: int
+    text: str
+
+
+AnswerPart = Content | Reasoning | CallStart | CallArguments

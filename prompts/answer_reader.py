@@ -1,0 +1,253 @@
+"""Splits an answer, while it comes, into reasoning, content and tool calls.
+
+Text that may begin a tag is held back until that is clear. Where a call's name and the opening brace of its
+arguments are next to each other, the arguments are passed on as they come: braces and strings show where they
+end. Any other call is held until its closing tag and read whole; what is no call comes out as Content, with
+its tags. White space beside a call, and around the tags of reasoning, is dropped.
+
+What was passed on cannot be taken back: arguments that break off, or turn out to be no JSON, stay as they
+came, and the client reads them. The sum of the parts does not depend on how the text was cut into pieces.
+Knows no tokens.
+"""
+
+import re
+from collections.abc import Sequence
+
+from prompts.answer_parts import AnswerPart, CallArguments, CallStart, Content, Reasoning, Tool
+from prompts.reasoning import ReasoningTags
+from prompts.tool_formats import Call, ToolFormat
+
+_STRUCTURE = re.compile(r'["\\{}\[\]]')
+
+
+class AnswerReader:
+    """Reads one answer. `num_calls`: the tool calls that have begun."""
+
+    def __init__(
+        self,
+        tool_format: ToolFormat | None,
+        tools: Sequence[Tool] = (),
+        reasoning: ReasoningTags | None = None,
+        *,
+        is_thinking: bool = False,
+    ) -> None:
+        """
+        Args:
+            tool_format: None: the answer has no tool calls.
+            reasoning: None: the answer has no reasoning.
+            is_thinking: whether the prompt ends inside an open tag of reasoning.
+        """
+        self.num_calls = 0
+        self._format, self._tools, self._tags = tool_format, tools, reasoning
+        self._text = ""  # not yet read
+        self._raw = ""  # the opening of the present call, with the white space before it
+        self._is_after_call = False
+        self._braces = _Braces()
+        self._parts: list[AnswerPart] = []
+        if reasoning is None:
+            self._read = self._read_content
+        else:
+            self._read = self._read_reasoning_start if is_thinking else self._read_beginning
+
+    def add(self, text: str) -> list[AnswerPart]:
+        """Add a piece of the answer; return the parts that are now final."""
+        self._text += text
+        return self._run(is_last=False)
+
+    def finish(self) -> list[AnswerPart]:
+        """Return the parts held back, at the end of the answer."""
+        return self._run(is_last=True)
+
+    def _run(self, *, is_last: bool) -> list[AnswerPart]:
+        while self._read(is_last):
+            pass
+        parts, self._parts = self._parts, []
+        return parts
+
+    # Each of these reads from the text what it can, and returns whether the next one can go on.
+
+    def _read_beginning(self, is_last: bool) -> bool:
+        assert self._tags is not None
+        begun = self._text.lstrip()
+        if begun.startswith(self._tags.opening):
+            self._text = begun[len(self._tags.opening) :]
+            self._read = self._read_reasoning_start
+            return True
+        if self._tags.opening.startswith(begun) and not is_last:
+            return False
+        self._read = self._read_content
+        return True
+
+    def _read_reasoning_start(self, is_last: bool) -> bool:
+        self._text = self._text.lstrip()
+        if self._text:
+            self._read = self._read_reasoning
+        return bool(self._text)
+
+    def _read_reasoning(self, is_last: bool) -> bool:
+        assert self._tags is not None
+        thought, closing, rest = self._text.partition(self._tags.closing)
+        if closing:
+            self._emit(Reasoning, thought.rstrip())
+            self._text, self._read = rest, self._read_reasoning_end
+            return True
+        kept = 0 if is_last else _held_back(self._text, (self._tags.closing,))
+        self._emit(Reasoning, self._take(len(self._text) - kept))
+        return False
+
+    def _read_reasoning_end(self, is_last: bool) -> bool:
+        self._text = self._text.lstrip()
+        if self._text:
+            self._read = self._read_content
+        return bool(self._text)
+
+    def _read_content(self, is_last: bool) -> bool:
+        if self._is_after_call:
+            self._text = self._text.lstrip()
+        if self._format is None:
+            self._emit(Content, self._take(len(self._text)))
+            return False
+        at = self._text.find(self._format.opening)
+        if at >= 0:
+            said = self._take(at)
+            spoken = said.rstrip()
+            self._emit(Content, spoken)
+            self._raw = said[len(spoken) :] + self._take(len(self._format.opening))
+            self._read = self._read_call
+            return True
+        kept = 0 if is_last else _held_back(self._text, (self._format.opening,))
+        self._emit(Content, self._take(len(self._text) - kept))
+        return False
+
+    def _read_call(self, is_last: bool) -> bool:
+        assert self._format is not None
+        if self._format.is_refuted(self._text):
+            self._release(0)
+            return True
+        header = self._format.header.match(self._text) if self._format.header else None
+        if header is not None:
+            self._start(header[1])
+            self._text = self._text[header.end() :]
+            self._braces = _Braces()
+            self._read = self._read_arguments
+            return True
+        closing = self._format.closing
+        end = self._text.find(closing) if closing else -1
+        if end < 0 and not is_last:
+            return False
+        body = self._text[:end] if end >= 0 else self._text
+        after = self._text[end + len(closing) :] if end >= 0 else ""
+        calls = self._format.parse(body, self._tools)
+        if calls:
+            self._text = after
+            self._read = self._read_content
+            for call in calls:
+                self._add_call(call)
+            return True
+        # The tag may have been a word of the content, before a real call.
+        again = self._text.find(self._format.opening)
+        self._release(again if 0 <= again < len(body) else len(self._text) - len(after))
+        return bool(self._text)
+
+    def _read_arguments(self, is_last: bool) -> bool:
+        end = self._braces.find_end(self._text)
+        self._emit_arguments(self._take(len(self._text) if end is None else end))
+        if end is None:
+            return False
+        assert self._format is not None
+        self._read = self._read_tail if self._format.closing else self._read_content
+        self._is_after_call = True
+        return True
+
+    def _read_tail(self, is_last: bool) -> bool:
+        """Read up to the closing tag; if it is missing, what is more than a brace is Content."""
+        assert self._format is not None
+        end, again = self._text.find(self._format.closing), self._text.find(self._format.opening)
+        if end >= 0 and not 0 <= again < end:
+            self._text = self._text[end + len(self._format.closing) :]
+        elif again < 0 and not is_last:
+            return False
+        else:
+            rest = self._take(again if again >= 0 else len(self._text)).strip()
+            self._emit(Content, "" if rest == "}" else rest)
+        self._is_after_call = True
+        self._read = self._read_content
+        return True
+
+    def _release(self, length: int) -> None:
+        """Pass on the opening, and this much of the text after it, as Content."""
+        self._emit(Content, self._raw + self._take(length))
+        self._raw = ""
+        self._read = self._read_content
+
+    def _start(self, name: str) -> None:
+        self._parts.append(CallStart(self.num_calls, name))
+        self.num_calls += 1
+        self._raw = ""
+
+    def _add_call(self, call: Call) -> None:
+        self._start(call.name)
+        self._emit_arguments(call.arguments)
+        self._is_after_call = True
+
+    def _emit_arguments(self, text: str) -> None:
+        if text:
+            self._parts.append(CallArguments(self.num_calls - 1, text))
+
+    def _emit(self, kind: type[Content] | type[Reasoning], text: str) -> None:
+        if text:
+            self._is_after_call = False
+            self._parts.append(kind(text))
+
+    def _take(self, length: int) -> str:
+        taken, self._text = self._text[:length], self._text[length:]
+        return taken
+
+
+class _Braces:
+    """Finds the end of a JSON object that comes in pieces, by its braces outside of strings."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._is_in_string = False
+        self._is_escaped = False
+
+    def find_end(self, piece: str) -> int | None:
+        """Return the offset behind the object's last brace; None: it is not in this piece."""
+        at = 0
+        while at < len(piece):
+            if self._is_escaped:
+                self._is_escaped = False
+                at += 1
+                continue
+            found = _STRUCTURE.search(piece, at)
+            if found is None:
+                return None
+            at = found.end()
+            if self._is_ended_by(found[0]):
+                return at
+        return None
+
+    def _is_ended_by(self, char: str) -> bool:
+        if self._is_in_string:
+            self._is_escaped = char == "\\"
+            self._is_in_string = char != '"'
+            return False
+        if char == '"':
+            self._is_in_string = True
+        elif char in "{[":
+            self._depth += 1
+        elif char in "}]":
+            self._depth -= 1
+        return self._depth == 0 and char in "}]"
+
+
+def _held_back(text: str, tags: Sequence[str]) -> int:
+    """Return the length of the ending that may become white space and a tag."""
+    begun = max(
+        length
+        for tag in tags
+        for length in range(min(len(tag) - 1, len(text)) + 1)
+        if text.endswith(tag[:length])
+    )
+    return len(text) - len(text[: len(text) - begun].rstrip())
