@@ -95,6 +95,28 @@ class ModelSettings(RootedSettings):
             "How to read a control token in a chat's message: as a control token (on), or as text (off).",
         ),
     ] = "off"
+    tool_format: Annotated[
+        Literal[
+            "auto",
+            "generic",
+            "hermes",
+            "qwen3_coder",
+            "glm",
+            "minimax_m2",
+            "kimi_k2",
+            "deepseek_v3",
+            "deepseek_v31",
+            "mistral",
+            "mistral_v3",
+            "llama3",
+            "harmony",
+        ],
+        About(
+            "Model",
+            "How the model writes tool calls (docs/tools.md). auto: as its chat template does, else generic, "
+            "a form that the prompt describes.",
+        ),
+    ] = "auto"
 
     @field_validator("model_repo")
     @classmethod

@@ -10,32 +10,14 @@ from hypothesis import strategies as st
 from prompts.answer_parts import AnswerPart, CallArguments, CallStart, Content, Reasoning, Tool
 from prompts.answer_reader import AnswerReader
 from prompts.reasoning import ReasoningTags
-from prompts.tool_formats import GENERIC
+from prompts.tool_families import GENERIC
+from tests.prompts.answers import read
 
 TOOLS = (Tool("weather", "", {"properties": {"city": {"type": "string"}}}), Tool("time"))
 THINK = ReasoningTags("<think>", "</think>")
 PARIS = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 TIME = '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>'
 PARIS_PARTS = [CallStart(0, "weather"), CallArguments(0, '{"city": "Paris"}')]
-
-
-def read(reader: AnswerReader, pieces: Sequence[str]) -> list[AnswerPart]:
-    """All parts of an answer, adjacent ones of one kind joined."""
-    joined: list[AnswerPart] = []
-    parts = [part for piece in pieces for part in reader.add(piece)]
-    for part in [*parts, *reader.finish()]:
-        last = joined[-1] if joined else None
-        match last, part:
-            case (Content(before), Content(text)):
-                joined[-1] = Content(before + text)
-            case (Reasoning(before), Reasoning(text)):
-                joined[-1] = Reasoning(before + text)
-            case (CallArguments(index, before), CallArguments(other, text)) if index == other:
-                joined[-1] = CallArguments(index, before + text)
-            case _:
-                joined.append(part)
-    assert all(isinstance(part, CallStart) or part.text for part in parts)
-    return joined
 
 
 def whole(text: str) -> list[AnswerPart]:

@@ -12,7 +12,7 @@ from prompts.answer_parts import Tool
 from prompts.formats import Formats
 from prompts.grammars import json_object_grammar, json_schema_grammar, lark_grammar, regex_grammar
 from prompts.reasoning import ReasoningTags
-from prompts.tool_formats import GENERIC
+from prompts.tool_families import GENERIC
 from tests.services.frontdoor_service import make_model_folder
 
 CITY = {

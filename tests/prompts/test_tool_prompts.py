@@ -11,7 +11,11 @@ from tests.services.frontdoor_service import make_model_folder
 PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + PLAIN
 SILENT = "{% for m in messages if m.role != 'system' %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
-KNOWS = "{% if tools %}[tools]{{ tools | tojson }}{% endif %}" + PLAIN + "{# tool_calls #}"
+KNOWS = (
+    "{% if tools %}[tools]{{ tools | tojson }}{% endif %}"
+    + PLAIN
+    + "{% if tool_calls %}<tool_call>{% endif %}"
+)
 TOOLS = (Tool("weather", "Say it <|end|>", {"type": "object", "properties": {"city": {"type": "string"}}}),)
 ASKED = {"role": "user", "content": "hi"}
 SYSTEM = {"role": "system", "content": "be brief"}
