@@ -139,7 +139,7 @@ class AnswerReader:
             self._release(0)
             return True
         header = self._format.header.match(self._text) if self._format.header else None
-        if header is not None:
+        if header is not None and self._format.may_call(header[1], self._tools):
             self._start(header[1])
             self._text = self._text[header.end() :]
             self._braces = _Braces()
@@ -150,6 +150,8 @@ class AnswerReader:
         if not found and not is_last:
             return False
         calls = self._format.parse(body, self._tools) if found or self._format.is_whole(body) else []
+        if not all(self._format.may_call(call.name, self._tools) for call in calls):
+            calls = []
         for call in calls:
             self._start(call.name)
             self._emit_arguments(call.arguments)

@@ -82,6 +82,10 @@ class ToolFormat:
             return not self.begins.startswith(begun)
         return self.begins == "{" and not _may_be_json_call(body)
 
+    def may_call(self, name: str, tools: Sequence[Tool]) -> bool:
+        """Whether a call may have this name: without an opening tag, JSON with another name is content."""
+        return not self.is_bare or any(tool.name == name for tool in tools)
+
     def is_whole(self, body: str) -> bool:
         """Whether a body without its closing tag may be a whole call: arguments in tags may be too few."""
         return self.argument is None or (bool(self.tail) and body.rstrip().endswith(self.tail))
@@ -119,7 +123,7 @@ def parse_json_calls(body: str, tools: Sequence[Tool]) -> list[Call]:
 
 def _json_call(found: Any) -> Call:
     """Read one call. Raises one of `NO_CALL`."""
-    arguments = found.get("arguments", found.get("parameters", {}))
+    arguments = found.get("arguments", found.get("parameters")) or {}
     if isinstance(arguments, str):  # JSON in a string
         arguments = json.loads(arguments)
     return make_call(found["name"], arguments)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -9,11 +10,13 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 from tokenizers import Tokenizer
 
+from distributed.models.builtin import make_builtin
 from prompts.answer_parts import Tool
 from prompts.answer_reader import AnswerReader
 from prompts.formats import Formats
 from prompts.grammars import is_special, json_schema_grammar
 from prompts.reasoning import ReasoningTags
+from prompts.tokenizer import PromptTokenizer
 from prompts.tool_families import FORMATS, named_format
 from prompts.tool_formats import ToolFormat
 from tests.prompts.answers import content_of, read, read_calls
@@ -260,3 +263,16 @@ def test_a_call_that_breaks_off_is_content(name: str) -> None:
     end = call.index("weather") + 3
     text = call[:end] if form.is_bare else f"Hi. {call[:end]}"
     assert content_of(form, TOOLS, text) == text
+
+
+@pytest.mark.slow
+def test_the_grammars_are_valid_for_the_built_in_model(tmp_path: Path) -> None:
+    """A tokenizer of a model that is served, whose template knows no tools."""
+    make_builtin("smollm2-135m", tmp_path / "model", is_packed=True)
+    loaded = PromptTokenizer(tmp_path / "model")
+    assert loaded.formats.tool_format.name == "generic"
+    tokenizer = Tokenizer.from_file(str(tmp_path / "model" / "tokenizer.json"))
+    for form in FORMATS:
+        guide = Guide(form, tokenizer, THINK)
+        assert guide.accepts(f"<think>hm</think>{CALLS[form.name]}")
+        assert guide.accepts(f"<think>hm</think>{CALLS[form.name]}", "auto")

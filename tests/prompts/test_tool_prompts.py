@@ -1,8 +1,10 @@
 """How tools reach the prompt: by the template, or as text of the system or the first user turn."""
 
+import json
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from prompts.answer_parts import Tool
 from prompts.tokenizer import MessagesRefused, PromptTokenizer
@@ -107,3 +109,22 @@ def test_a_prompt_that_opens_the_tag_of_reasoning_says_so(tmp_path: Path) -> Non
     assert not tokenizer.render([{"role": "user", "content": "<think>"}]).is_thinking
     assert tokenizer.formats.reasoning is not None
     assert load(tmp_path / "plain", PLAIN).formats.reasoning is None
+
+
+def test_special_tokens_can_be_text(tmp_path: Path) -> None:
+    """For answers whose format needs them; what ends an answer never is."""
+    folder = make_model_folder(tmp_path, template="{{ tools }}[TOOL_CALLS][ARGS]")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens(["[TOOL_CALLS]"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["additional_special_tokens"] = ["[TOOL_CALLS]"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    loaded = PromptTokenizer(folder)
+    tag, end = (tokenizer.token_to_id(text) for text in ("[TOOL_CALLS]", "<|end|>"))
+    assert loaded.formats.shows_special(TOOLS)
+    assert not loaded.formats.shows_special(())
+    assert loaded.detokenizer.added_bytes(tag, None) is None
+    assert loaded.special_detokenizer.added_bytes(tag, 3) == b"[TOOL_CALLS]"
+    assert loaded.special_detokenizer.added_bytes(end, 3) is None
+    assert not load(tmp_path / "plain", PLAIN).formats.shows_special(TOOLS)
