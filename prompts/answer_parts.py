@@ -16,13 +16,13 @@ class Tool:
     @property
     def schema(self) -> dict[str, Any]:
         """The JSON schema of its arguments, which are always an object."""
-        return {"type": "object", **(self.parameters or {})}
+        return {**(self.parameters or {}), "type": "object"}
 
     def for_template(self) -> dict[str, Any]:
         """Return the tool in OpenAI's form, which chat templates expect."""
+        described = {"description": self.description} if self.description else {}
         parameters = self.parameters or {"type": "object", "properties": {}}
-        function = {"name": self.name, "description": self.description, "parameters": parameters}
-        return {"type": "function", "function": function}
+        return {"type": "function", "function": {"name": self.name, **described, "parameters": parameters}}
 
 
 @dataclass(frozen=True)

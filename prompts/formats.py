@@ -44,18 +44,17 @@ class Formats:
         """
         self.tool_format, self.reasoning = tool_format, reasoning
         self.has_template_tools = has_template_tools
-        self._silent = silent
         tags = () if reasoning is None else (reasoning.opening, reasoning.closing)
         texts = "\n".join((*tool_format.texts, *tags))
+        always = "\n".join((*tool_format.texts, *tags) if tool_format.answer else tags)
+        self._shows_special = any(text in always for text in silent)
+        self._shows_special_with_tools = any(text in texts for text in silent)
         own_ids = {text: token_id for text, token_id in special_ids.items() if text in texts}
         self._grammar = CallGrammar(tool_format, reasoning, own_ids)
 
     def shows_special(self, tools: Sequence[Tool]) -> bool:
         """Whether answers can only be read if their special tokens are part of the text."""
-        texts = list(self.tool_format.texts) if tools or self.tool_format.answer else []
-        if self.reasoning is not None:
-            texts += [self.reasoning.opening, self.reasoning.closing]
-        return any(special in text for text in texts for special in self._silent)
+        return self._shows_special_with_tools if tools else self._shows_special
 
     def reader(self, tools: Sequence[Tool], *, is_thinking: bool) -> AnswerReader:
         """Make the reader of one answer."""

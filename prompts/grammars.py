@@ -18,7 +18,7 @@ from prompts.reasoning import ReasoningTags
 from prompts.tool_formats import NAME, NUMBER, ToolFormat
 
 _HEAD = "%llguidance {}\n"
-_SHARED = ("$defs", "definitions")  # where parts of a schema refer to
+_SHARED = ("$defs", "definitions", "x-guidance")  # what the parts of a schema need of the whole
 _LEXEMES = r"""TEXT: /(.|\n)*/
 BLANK: /\s*/
 KEY: /[^<>"\n]+/
@@ -150,11 +150,11 @@ class CallGrammar:
             before = before.removeprefix(self._trigger)
         after = self.literal(form.named(form.after, tool.name))
         if form.argument is None:
-            return f"call_{place}: {self.literal(before)} %json {_json(_with_options(tool.schema))} {after}\n"
-        names, rules = self._arguments(place, tool.schema)
+            return f"call_{place}: {self.literal(before)} %json {_json(_tool_schema(tool))} {after}\n"
+        names, rules = self._arguments(place, tool)
         return f"call_{place}: {self.literal(before)} {names} {after}\n{rules}"
 
-    def _arguments(self, place: int, schema: Mapping[str, Any]) -> tuple[str, str]:
+    def _arguments(self, place: int, tool: Tool) -> tuple[str, str]:
         """Return the arguments with tags of their own, in the schema's order, and the rules for them.
 
         Values of strings are free text up to the closing tag, unless the schema lists them; other values are
@@ -163,6 +163,7 @@ class CallGrammar:
         """
         assert self.tool_format.argument is not None
         before, after = self.tool_format.argument
+        schema = _tool_schema(tool)
         properties = schema.get("properties")
         if not isinstance(properties, dict) or not properties:
             start, end = before.split(NAME)
@@ -186,7 +187,7 @@ class CallGrammar:
         if kinds is None or "string" in kinds:
             return self._until(rule, after)
         shared = {key: whole[key] for key in _SHARED if key in whole}
-        return f"{rule}: %json {_json(_with_options({**shared, **part}))} {self.literal(after)}\n"
+        return f"{rule}: %json {_json({**shared, **part})} {self.literal(after)}\n"
 
 
 def _named(grammar: str, name: str) -> list[dict[str, Any]]:
@@ -198,10 +199,11 @@ def _named(grammar: str, name: str) -> list[dict[str, Any]]:
 
 
 def _bare_call(tool: Tool) -> dict[str, Any]:
-    shared = {key: tool.schema[key] for key in _SHARED if key in tool.schema}
-    properties = {"name": {"const": tool.name}, "parameters": tool.schema}
+    schema = _tool_schema(tool)
+    shared = {key: schema.pop(key) for key in _SHARED if key in schema}
+    properties = {"name": {"const": tool.name}, "parameters": schema}
     closed = {"required": list(properties), "additionalProperties": False}
-    return _with_options({**shared, "type": "object", "properties": properties, **closed})
+    return {**shared, "type": "object", "properties": properties, **closed}
 
 
 def _resolved(part: Any, whole: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -218,9 +220,15 @@ def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _with_options(schema: Mapping[str, Any]) -> dict[str, Any]:
+def _tool_schema(tool: Tool) -> dict[str, Any]:
+    """Return the schema of a tool's arguments; only a strict tool's must be enforced to its last word."""
+    return _with_options(tool.schema) if tool.is_strict else _with_options(tool.schema, lenient=True)
+
+
+def _with_options(schema: Mapping[str, Any], **options: bool) -> dict[str, Any]:
     given = schema.get("x-guidance")
-    return {**schema, "x-guidance": {"coerce_one_of": True, **(given if isinstance(given, dict) else {})}}
+    options = {"coerce_one_of": True, **options, **(given if isinstance(given, dict) else {})}
+    return {**schema, "x-guidance": options}
 
 
 def _slashed(text: str) -> str:

@@ -78,6 +78,17 @@ def test_several_calls_are_allowed_where_they_are_wanted(accepts: Accepts) -> No
     assert not accepts(several, f"{PARIS} and {TIME}")
 
 
+def test_only_strict_tools_must_be_enforced_to_the_last_word(accepts: Accepts) -> None:
+    """Keywords that llguidance does not know are ignored elsewhere; arguments are always an object."""
+    schema = {"properties": {"city": {"type": "string", "not": {"const": "Rome"}}}, "required": ["city"]}
+    assert accepts(grammar("required", tools=(Tool("weather", "", schema),)), PARIS)
+    refused = grammar("required", tools=(Tool("weather", "", schema, is_strict=True),))
+    assert refused is not None
+    assert LLMatcher.validate_grammar(refused)
+    text = PARIS.replace('{"city": "Paris"}', '"Paris"')
+    assert not accepts(grammar("required", tools=(Tool("weather", "", {"type": "string"}),)), text)
+
+
 def test_a_name_allows_this_tool_only(accepts: Accepts) -> None:
     """tool_choice with a function's name."""
     assert accepts(grammar("time"), TIME)

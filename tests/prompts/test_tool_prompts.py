@@ -71,6 +71,26 @@ def test_a_template_without_tools_gets_them_as_text(
     assert load(tmp_path, template).render(messages, tools=TOOLS).text == text
 
 
+DEEPSEEK_CODER = """{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}\
+{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ 'User: ' + message['content'] + '
+
+' }}{% elif message['role'] == 'assistant' %}{{ 'Assistant: ' + message['content'] + eos_token }}\
+{% elif message['role'] == 'system' %}{{ message['content'] + '
+
+' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"""  # noqa: E501
+
+
+def test_the_prompt_of_the_default_model(tmp_path: Path) -> None:
+    """DeepSeek-Coder-V2's template, with tools, a call and its result."""
+    tokenizer = load(tmp_path, DEEPSEEK_CODER)
+    assert tokenizer.formats.tool_format.name == "generic"
+    chat = tokenizer.render([SYSTEM, ASKED, CALLED, RESULT], tools=TOOLS)
+    assert chat.text == (
+        f"<|start|>be brief\n\n{DESCRIBED}\n\nUser: hi\n\nAssistant: {CALL_TEXT}<|end|>"
+        f"User: {RESULT_TEXT}\n\nAssistant:"
+    )
+
+
 def test_a_template_with_tools_lists_them_itself(tmp_path: Path) -> None:
     """In OpenAI's form; without tools it gets none."""
     tokenizer = load(tmp_path, KNOWS)
