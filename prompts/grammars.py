@@ -164,24 +164,22 @@ class CallGrammar:
         assert self.tool_format.argument is not None
         before, after = self.tool_format.argument
         schema = _tool_schema(tool)
-        properties = schema.get("properties")
-        if not isinstance(properties, dict) or not properties:
+        if not tool.arguments:
             start, end = before.split(NAME)
             any_argument = f"any_{place}: {self.literal(start)} KEY {self.literal(end)} value_{place}\n"
             return f"any_{place}*", any_argument + self._until(f"value_{place}", after)
         names, rules = [], []
         required = schema.get("required") or ()
-        for number, (key, part) in enumerate(properties.items()):
+        for number, (key, part) in enumerate(tool.arguments.items()):
             rule = f"argument_{place}_{number}"
             names.append(rule if key in required else f"{rule}?")
             rules.append(f"{rule}: {self.literal(before.replace(NAME, key))} value_{place}_{number}\n")
             rules.append(self._value(f"value_{place}_{number}", part, schema, after))
         return " ".join(names), "".join(rules)
 
-    def _value(self, rule: str, part: Any, whole: Mapping[str, Any], after: str) -> str:
-        meant = _resolved(part, whole)
-        kinds = meant.get("type")
-        listed = [meant["const"]] if "const" in meant else meant.get("enum")
+    def _value(self, rule: str, part: dict[str, Any], whole: Mapping[str, Any], after: str) -> str:
+        kinds = part.get("type")
+        listed = [part["const"]] if "const" in part else part.get("enum")
         if listed and all(isinstance(value, str) for value in listed):
             return f"{rule}: ({' | '.join(map(_json, listed))}) {self.literal(after)}\n"
         if kinds is None or "string" in kinds:
@@ -204,16 +202,6 @@ def _bare_call(tool: Tool) -> dict[str, Any]:
     properties = {"name": {"const": tool.name}, "parameters": schema}
     closed = {"required": list(properties), "additionalProperties": False}
     return {**shared, "type": "object", "properties": properties, **closed}
-
-
-def _resolved(part: Any, whole: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a part of a schema, or the definition in the whole schema that it refers to."""
-    found = part
-    if isinstance(part, dict) and str(part.get("$ref", "")).startswith("#/"):
-        found = whole
-        for step in str(part["$ref"])[2:].split("/"):
-            found = found.get(step) if isinstance(found, dict) else None
-    return found if isinstance(found, dict) else {}
 
 
 def _json(value: object) -> str:

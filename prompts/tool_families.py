@@ -18,21 +18,27 @@ from prompts.tool_formats import (
 )
 
 
-def _parse_by(module: Callable[[], Any]) -> Parse:
-    """Return a parser that is one of mlx-lm's."""
+def _for_parser(tool: Tool) -> dict[str, Any]:
+    return {"function": {"name": tool.name, "parameters": {"properties": tool.arguments}}}
+
+
+def _parse_by(module: Callable[[], Any], sign: str) -> Parse:
+    """Return a parser that is one of mlx-lm's.
+
+    Args:
+        sign: a text without it is a call only with the name of a tool (mlx_lm 0.32.2 tool_parsers/glm47.py
+            finds a name in any text).
+    """
 
     def parse(body: str, tools: Sequence[Tool]) -> list[Call]:
         try:
-            found = module().parse_tool_call(body, [tool.for_template() for tool in tools])
-            calls = [
-                make_call(call["name"], call["arguments"])
-                for call in (found if isinstance(found, list) else [found])
-            ]
+            found = module().parse_tool_call(body, list(map(_for_parser, tools)))
+            read = found if isinstance(found, list) else [found]
+            calls = [make_call(call["name"], call["arguments"]) for call in read]
         except (*NO_CALL, SyntaxError):
             return []
         names = {tool.name for tool in tools}
-        # mlx_lm 0.32.2 tool_parsers/glm47.py gives a text that it cannot read this name
-        return [] if any(call.name == "unknown" and call.name not in names for call in calls) else calls
+        return calls if sign in body or all(call.name in names for call in calls) else []
 
     return parse
 
@@ -69,7 +75,7 @@ FORMATS = (
         before=f"<tool_call>\n<function={NAME}>\n",
         after="</function>\n</tool_call>",
         begins="<function=",
-        parse=_parse_by(lambda: import_mlx_lm("tool_parsers.qwen3_coder")),
+        parse=_parse_by(lambda: import_mlx_lm("tool_parsers.qwen3_coder"), "<function="),
         argument=(f"<parameter={NAME}>\n", "\n</parameter>\n"),
     ),
     ToolFormat(
@@ -78,7 +84,7 @@ FORMATS = (
         "</tool_call>",
         before=f"<tool_call>{NAME}\n",
         after="</tool_call>",
-        parse=_parse_by(lambda: import_mlx_lm("tool_parsers.glm47")),
+        parse=_parse_by(lambda: import_mlx_lm("tool_parsers.glm47"), "<arg_key>"),
         argument=(f"<arg_key>{NAME}</arg_key>\n<arg_value>", "</arg_value>\n"),
     ),
     ToolFormat(
@@ -88,7 +94,7 @@ FORMATS = (
         before=f'<minimax:tool_call>\n<invoke name="{NAME}">\n',
         after="</invoke>\n</minimax:tool_call>",
         begins="<invoke name=",
-        parse=_parse_by(lambda: import_mlx_lm("tool_parsers.minimax_m2")),
+        parse=_parse_by(lambda: import_mlx_lm("tool_parsers.minimax_m2"), "<invoke name="),
         argument=(f'<parameter name="{NAME}">', "</parameter>\n"),
     ),
     ToolFormat(

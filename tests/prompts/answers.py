@@ -28,9 +28,9 @@ def read(reader: AnswerReader, pieces: Sequence[str]) -> list[AnswerPart]:
     return joined
 
 
-def read_calls(form: ToolFormat, tools: Sequence[Tool], text: str) -> list[tuple[str, Any]]:
+def read_calls(form: ToolFormat, tools: Sequence[Tool], *pieces: str) -> list[tuple[str, Any]]:
     """The calls of an answer: name and arguments."""
-    parts = read(AnswerReader(form, tools), [text])
+    parts = read(AnswerReader(form, tools), pieces)
     names = {part.index: part.name for part in parts if isinstance(part, CallStart)}
     arguments = {part.index: part.text for part in parts if isinstance(part, CallArguments)}
     return [(name, json.loads(arguments[index])) for index, name in names.items()]

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,7 @@ from prompts.grammars import is_special, json_schema_grammar
 from prompts.reasoning import ReasoningTags
 from prompts.tokenizer import PromptTokenizer
 from prompts.tool_families import FORMATS, named_format
-from prompts.tool_formats import ToolFormat
+from prompts.tool_formats import NUMBER, ToolFormat
 from tests.prompts.answers import content_of, read, read_calls
 from tests.services.frontdoor_service import make_model_folder
 
@@ -36,7 +37,6 @@ CITY = {
     "additionalProperties": False,
 }
 TOOLS = (Tool("weather", "", CITY, is_strict=True), Tool("time"))
-ARGUMENTS = {"city": 'Paris {"x": 1}\n', "days": 3, "unit": "c", "tags": ["</a>", "b"]}
 THINK = ReasoningTags("<think>", "</think>")
 QWEN3_CODER = """<tool_call>
 <function=weather>
@@ -45,6 +45,9 @@ Paris
 </parameter>
 <parameter=days>
 3
+</parameter>
+<parameter=at>
+{"x": 1.5}
 </parameter>
 <parameter=tags>
 ["a"]
@@ -56,6 +59,8 @@ GLM = """<tool_call>weather
 <arg_value>Paris</arg_value>
 <arg_key>days</arg_key>
 <arg_value>3</arg_value>
+<arg_key>at</arg_key>
+<arg_value>{"x": 1.5}</arg_value>
 <arg_key>tags</arg_key>
 <arg_value>["a"]</arg_value>
 </tool_call>"""
@@ -63,10 +68,11 @@ MINIMAX = """<minimax:tool_call>
 <invoke name="weather">
 <parameter name="city">Paris</parameter>
 <parameter name="days">3</parameter>
+<parameter name="at">{"x": 1.5}</parameter>
 <parameter name="tags">["a"]</parameter>
 </invoke>
 </minimax:tool_call>"""
-PARIS = {"city": "Paris", "days": 3, "tags": ["a"]}
+PARIS = {"city": "Paris", "days": 3, "at": {"x": 1.5}, "tags": ["a"]}
 JSON = json.dumps(PARIS)
 # One call as the family's own template writes it.
 CALLS = {
@@ -160,7 +166,8 @@ def test_a_required_call_is_read_as_it_was_constrained(tokenizer: Tokenizer, nam
     assert guide.accepts(call)
     assert guide.accepts(call, "weather")
     assert read_calls(named_format(name), TOOLS, call) == [("weather", PARIS)]
-    for bad in ("", "Hello", call.replace("weather", "whether"), call.replace("3", "three")):
+    wrong = [call.replace("3", "three"), call.replace("1.5", "true")]
+    for bad in ("", "Hello", call.replace("weather", "whether"), *wrong):
         assert not guide.accepts(bad)
     assert not guide.accepts(call, "time")
 
@@ -276,3 +283,44 @@ def test_the_grammars_are_valid_for_the_built_in_model(tmp_path: Path) -> None:
         guide = Guide(form, tokenizer, THINK)
         assert guide.accepts(f"<think>hm</think>{CALLS[form.name]}")
         assert guide.accepts(f"<think>hm</think>{CALLS[form.name]}", "auto")
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@pytest.mark.parametrize(
+    "form", [form for form in FORMATS if form.argument is None], ids=lambda form: form.name
+)
+@given(st.dictionaries(st.text(max_size=6), JSON_VALUES, max_size=4), st.booleans(), st.integers(1, 9))
+def test_any_json_arguments_are_read(
+    form: ToolFormat, arguments: dict[str, Any], is_ascii: bool, size: int
+) -> None:
+    """Written with escapes or without, in pieces of any size."""
+    written = json.dumps(arguments, ensure_ascii=is_ascii)
+    before = form.section[0] + form.named(form.before, "time").replace(NUMBER, "3")
+    text = before + written + form.after + form.section[1]
+    pieces = [text[at : at + size] for at in range(0, len(text), size)]
+    assert read_calls(form, TOOLS, *pieces) == [("time", arguments)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("glm", "the tags <tool_call> and </tool_call> are words"),
+        ("glm", "<tool_call>whether</tool_call>"),
+        (
+            "qwen3_coder",
+            "<tool_call>\n<function=weather>\n<parameter=days>\nthree\n</parameter>\n</function>\n</tool_call>",
+        ),
+        ("minimax_m2", '<minimax:tool_call>\n<invoke name="weather">\n</minimax:tool_call>'),
+    ],
+)
+def test_what_the_parsers_cannot_read_is_content(name: str, text: str) -> None:
+    """With its tags."""
+    assert content_of(named_format(name), TOOLS, text) == text
+    glm = named_format("glm")
+    assert read_calls(glm, TOOLS, "<tool_call>time</tool_call>") == [("time", {})]
