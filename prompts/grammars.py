@@ -169,7 +169,7 @@ class CallGrammar:
             any_argument = f"any_{place}: {self.literal(start)} KEY {self.literal(end)} value_{place}\n"
             return f"any_{place}*", any_argument + self._until(f"value_{place}", after)
         names, rules = [], []
-        required = schema.get("required") or ()
+        required = _listed(schema.get("required"))
         for number, (key, part) in enumerate(tool.arguments.items()):
             rule = f"argument_{place}_{number}"
             names.append(rule if key in required else f"{rule}?")
@@ -178,11 +178,11 @@ class CallGrammar:
         return " ".join(names), "".join(rules)
 
     def _value(self, rule: str, part: dict[str, Any], whole: Mapping[str, Any], after: str) -> str:
-        kinds = part.get("type")
-        listed = [part["const"]] if "const" in part else part.get("enum")
+        kinds = _listed(part.get("type"))
+        listed = [part["const"]] if "const" in part else _listed(part.get("enum"))
         if listed and all(isinstance(value, str) for value in listed):
             return f"{rule}: ({' | '.join(map(_json, listed))}) {self.literal(after)}\n"
-        if kinds is None or "string" in kinds:
+        if (not kinds and not listed) or "string" in kinds:
             return self._until(rule, after)
         shared = {key: whole[key] for key in _SHARED if key in whole}
         return f"{rule}: %json {_json({**shared, **part})} {self.literal(after)}\n"
@@ -202,6 +202,13 @@ def _bare_call(tool: Tool) -> dict[str, Any]:
     properties = {"name": {"const": tool.name}, "parameters": schema}
     closed = {"required": list(properties), "additionalProperties": False}
     return {**shared, "type": "object", "properties": properties, **closed}
+
+
+def _listed(value: object) -> list[Any]:
+    """Return a list of a schema, or one value as a list; llguidance refuses what is neither."""
+    if isinstance(value, list):
+        return value
+    return [value] if isinstance(value, str) else []
 
 
 def _json(value: object) -> str:

@@ -19,7 +19,7 @@ from prompts.grammars import is_special, json_schema_grammar
 from prompts.reasoning import ReasoningTags
 from prompts.tokenizer import PromptTokenizer
 from prompts.tool_families import FORMATS, named_format
-from prompts.tool_formats import NUMBER, ToolFormat
+from prompts.tool_formats import NAME, NUMBER, ToolFormat
 from tests.prompts.answers import content_of, read, read_calls
 from tests.services.frontdoor_service import make_model_folder
 
@@ -231,6 +231,29 @@ def test_a_call_or_constrained_content(tokenizer: Tokenizer, name: str) -> None:
         assert not guide.accepts(begin + form.answer + "Hello", "auto", content=content)
     assert guide.accepts(f"hm</think>{CALLS[name]}", is_thinking=True)
     assert not guide.accepts(CALLS[name], is_thinking=True)
+
+
+@pytest.mark.parametrize("name", ["qwen3_coder", "glm", "minimax_m2"])
+def test_values_in_tags_are_constrained_by_their_type(tokenizer: Tokenizer, name: str) -> None:
+    """JSON for numbers and lists, one of the listed strings, and free text where a string is allowed."""
+    form = named_format(name)
+    guide = Guide(form, tokenizer)
+    assert form.argument is not None
+
+    def accepts(part: object, value: str) -> bool:
+        before, after = form.argument or ("", "")
+        call = form.named(form.before, "time") + before.replace(NAME, "at") + value + after + form.after
+        tool = Tool("time", "", {"properties": {"at": part}, "required": ["at"]})
+        return guide.accepts(call, tools=[tool])
+
+    assert accepts({"type": "boolean"}, "true")
+    assert not accepts({"type": "boolean"}, "maybe")
+    assert accepts({"enum": [1, 2]}, "2")
+    assert not accepts({"enum": [1, 2]}, "3")
+    assert accepts({"const": "now"}, "now")
+    assert not accepts({"enum": ["now", "then"]}, "never")
+    for part in ({}, True, {"type": ["string", "null"]}, {"type": "string", "maxLength": 3}, {"type": 3}):
+        assert accepts(part, "any <text>\nof two lines")
 
 
 @each_format
