@@ -81,6 +81,25 @@ class ModelSettings(RootedSettings):
     control_tokens_in_text: Literal["off", "on"] = _model(
         "off", "How to read a control token in a chat's message: as a control token (on), or as text (off)."
     )
+    tool_format: Literal[
+        "auto",
+        "generic",
+        "hermes",
+        "qwen3_coder",
+        "glm",
+        "minimax_m2",
+        "kimi_k2",
+        "deepseek_v3",
+        "deepseek_v31",
+        "mistral",
+        "mistral_v3",
+        "llama3",
+        "harmony",
+    ] = _model(
+        "auto",
+        "How the model writes tool calls (docs/tools.md). auto: as its chat template does, else generic, a "
+        "form that the prompt describes.",
+    )
 
     @field_validator("model_repo")
     @classmethod

@@ -1,5 +1,6 @@
 """The tools that a client offers, and the parts of an answer that calls them. Data only."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +16,21 @@ class Tool:
 
     @property
     def schema(self) -> dict[str, Any]:
-        """The JSON schema of its arguments, which are always an object, with llguidance's options.
+        """The JSON schema of its arguments, which are always an object."""
+        return {**(self.parameters or {}), "type": "object"}
 
-        Without `is_strict` what llguidance does not support is ignored.
-        """
-        return {"type": "object", **(self.parameters or {}), "x-guidance": {"lenient": not self.is_strict}}
+    @property
+    def arguments(self) -> dict[str, dict[str, Any]]:
+        """The schema of each argument; for a reference, the definition that it names."""
+        properties = self.schema.get("properties")
+        named = properties if isinstance(properties, dict) else {}
+        return {name: _resolved(part, self.schema) for name, part in named.items()}
 
     def for_template(self) -> dict[str, Any]:
         """Return the tool in OpenAI's form, which chat templates expect."""
+        described = {"description": self.description} if self.description else {}
         parameters = self.parameters or {"type": "object", "properties": {}}
-        function = {"name": self.name, "description": self.description, "parameters": parameters}
-        return {"type": "function", "function": function}
+        return {"type": "function", "function": {"name": self.name, **described, "parameters": parameters}}
 
 
 @dataclass(frozen=True)
@@ -59,3 +64,13 @@ class CallArguments:
 
 
 AnswerPart = Content | Reasoning | CallStart | CallArguments
+
+
+def _resolved(part: Any, whole: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a part of a schema, or the definition in the whole schema that it refers to."""
+    found = part
+    if isinstance(part, dict) and str(part.get("$ref", "")).startswith("#/"):
+        found = whole
+        for step in part["$ref"][2:].split("/"):
+            found = found.get(step) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 
 from prompts.answer_parts import AnswerPart, CallArguments, CallStart, Content, Reasoning, Tool
 from prompts.reasoning import ReasoningTags
-from prompts.tool_formats import Call, ToolFormat
+from prompts.tool_formats import ToolFormat
 
 _STRUCTURE = re.compile(r'["\\{}\[\]]')
+_BLANKS_AND_SEPARATOR = " \t\r\n;"  # between the calls of Llama models
 
 
 class AnswerReader:
@@ -40,10 +41,14 @@ class AnswerReader:
         self.num_calls = 0
         self._format, self._tools, self._tags = tool_format, tools, reasoning
         self._text = ""  # not yet read
-        self._raw = ""  # the opening of the present call, with the white space before it
-        self._is_after_call = False
+        self._raw = ""  # tags and white space before a call, which are Content if it turns out to be none
+        self._is_after_tag = False
+        self._is_start = True
         self._braces = _Braces()
         self._parts: list[AnswerPart] = []
+        self._openings = () if tool_format is None else (tool_format.opening, *tool_format.other_openings)
+        self._marks = _marks(tool_format, reasoning)
+        self._mark = re.compile("|".join(map(re.escape, self._marks)))
         if reasoning is None:
             self._read = self._read_content
         else:
@@ -102,22 +107,31 @@ class AnswerReader:
         return bool(self._text)
 
     def _read_content(self, is_last: bool) -> bool:
-        if self._is_after_call:
-            self._text = self._text.lstrip()
         if self._format is None:
             self._emit(Content, self._take(len(self._text)))
             return False
-        at = self._text.find(self._format.opening)
-        if at >= 0:
-            said = self._take(at)
-            spoken = said.rstrip()
-            self._emit(Content, spoken)
-            self._raw = said[len(spoken) :] + self._take(len(self._format.opening))
+        if self._is_after_tag:
+            spoken = self._text.lstrip(_BLANKS_AND_SEPARATOR if self._format.is_bare else None)
+            self._raw += self._take(len(self._text) - len(spoken))
+        if self._format.is_bare and (self._is_after_tag or self._is_start):
+            begun = self._text.lstrip()
+            if begun.startswith("{"):
+                self._drop(len(self._text) - len(begun), 0)
+                self._read = self._read_call
+                return True
+            if not begun and not is_last:
+                return False
+        mark = self._mark.search(self._text)
+        if mark is None:
+            kept = 0 if is_last else _held_back(self._text, self._marks)
+            self._emit(Content, self._take(len(self._text) - kept))
+            return False
+        self._drop(mark.start(), mark.end() - mark.start())
+        if mark[0] in self._openings:
             self._read = self._read_call
-            return True
-        kept = 0 if is_last else _held_back(self._text, (self._format.opening,))
-        self._emit(Content, self._take(len(self._text) - kept))
-        return False
+        elif self._tags is not None and mark[0] == self._tags.opening:
+            self._read = self._read_reasoning_start
+        return True
 
     def _read_call(self, is_last: bool) -> bool:
         assert self._format is not None
@@ -125,70 +139,79 @@ class AnswerReader:
             self._release(0)
             return True
         header = self._format.header.match(self._text) if self._format.header else None
-        if header is not None:
+        if header is not None and self._format.may_call(header[1], self._tools):
             self._start(header[1])
             self._text = self._text[header.end() :]
             self._braces = _Braces()
             self._read = self._read_arguments
             return True
         closing = self._format.closing
-        end = self._text.find(closing) if closing else -1
-        if end < 0 and not is_last:
+        body, found, after = self._text.partition(closing) if closing else (self._text, "", "")
+        if not found and not is_last:
             return False
-        body = self._text[:end] if end >= 0 else self._text
-        after = self._text[end + len(closing) :] if end >= 0 else ""
-        calls = self._format.parse(body, self._tools)
+        calls = self._format.parse(body, self._tools) if found or self._format.is_whole(body) else []
+        if not all(self._format.may_call(call.name, self._tools) for call in calls):
+            calls = []
+        for call in calls:
+            self._start(call.name)
+            self._emit_arguments(call.arguments)
         if calls:
-            self._text = after
-            self._read = self._read_content
-            for call in calls:
-                self._add_call(call)
-            return True
-        # The tag may have been a word of the content, before a real call.
-        again = self._text.find(self._format.opening)
-        self._release(again if 0 <= again < len(body) else len(self._text) - len(after))
-        return bool(self._text)
+            self._text, self._read = after, self._read_content
+        else:  # the tag may have been a word of the content, before a real call
+            again = self._mark.search(body)
+            self._release(again.start() if again else len(body) + len(found))
+        return True
 
     def _read_arguments(self, is_last: bool) -> bool:
         end = self._braces.find_end(self._text)
         self._emit_arguments(self._take(len(self._text) if end is None else end))
         if end is None:
             return False
-        assert self._format is not None
-        self._read = self._read_tail if self._format.closing else self._read_content
-        self._is_after_call = True
+        self._read = self._read_tail
         return True
 
     def _read_tail(self, is_last: bool) -> bool:
-        """Read up to the closing tag; if it is missing, what is more than a brace is Content."""
+        """Read up to the closing tag; if it is missing, what is more than the format's tail is Content."""
         assert self._format is not None
-        end, again = self._text.find(self._format.closing), self._text.find(self._format.opening)
-        if end >= 0 and not 0 <= again < end:
-            self._text = self._text[end + len(self._format.closing) :]
-        elif again < 0 and not is_last:
-            return False
+        tail, closing = self._format.tail, self._format.closing
+        if not closing:
+            begun = self._text.lstrip()
+            if tail and not begun and not is_last:
+                return False
+            self._text = begun.removeprefix(tail)
         else:
-            rest = self._take(again if again >= 0 else len(self._text)).strip()
-            self._emit(Content, "" if rest == "}" else rest)
-        self._is_after_call = True
+            end, again = self._text.find(closing), self._mark.search(self._text)
+            if end >= 0 and not (again and again.start() < end):
+                self._text = self._text[end + len(closing) :]
+            elif not again and not is_last:
+                return False
+            else:
+                rest = self._take(again.start() if again else len(self._text)).strip()
+                self._emit(Content, "" if tail.startswith(rest) else rest)
+        self._is_after_tag = True
         self._read = self._read_content
         return True
 
+    def _drop(self, at: int, length: int) -> None:
+        """Pass on the text up to this place; drop the tag there, and the white space before it."""
+        said = self._take(at)
+        spoken = said.rstrip()
+        self._emit(Content, spoken)
+        self._raw += said[len(spoken) :] + self._take(length)
+        self._is_after_tag = True
+
     def _release(self, length: int) -> None:
-        """Pass on the opening, and this much of the text after it, as Content."""
+        """Pass on what was dropped, and this much of the text after it, as Content."""
         self._emit(Content, self._raw + self._take(length))
         self._raw = ""
+        self._is_start = self._is_after_tag = False
         self._read = self._read_content
 
     def _start(self, name: str) -> None:
         self._parts.append(CallStart(self.num_calls, name))
         self.num_calls += 1
         self._raw = ""
-
-    def _add_call(self, call: Call) -> None:
-        self._start(call.name)
-        self._emit_arguments(call.arguments)
-        self._is_after_call = True
+        self._is_after_tag = True
 
     def _emit_arguments(self, text: str) -> None:
         if text:
@@ -196,7 +219,8 @@ class AnswerReader:
 
     def _emit(self, kind: type[Content] | type[Reasoning], text: str) -> None:
         if text:
-            self._is_after_call = False
+            self._raw = ""
+            self._is_start = self._is_after_tag = False
             self._parts.append(kind(text))
 
     def _take(self, length: int) -> str:
@@ -240,6 +264,15 @@ class _Braces:
         elif char in "}]":
             self._depth -= 1
         return self._depth == 0 and char in "}]"
+
+
+def _marks(tool_format: ToolFormat | None, reasoning: ReasoningTags | None) -> tuple[str, ...]:
+    """Return the tags that end content."""
+    if tool_format is None:
+        return ()
+    marks = (tool_format.opening, *tool_format.other_openings, *tool_format.dropped)
+    # with channels, reasoning may come again after content
+    return (*marks, reasoning.opening) if tool_format.answer and reasoning is not None else marks
 
 
 def _held_back(text: str, tags: Sequence[str]) -> int:

@@ -4,6 +4,7 @@ Found from the chat template; the setting TOOL_FORMAT overrides it. Knows no req
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from prompts.answer_parts import AnswerPart, CallArguments, CallStart, Content, Reasoning, Tool
 from prompts.answer_reader import AnswerReader
@@ -43,19 +44,21 @@ class Formats:
         """
         self.tool_format, self.reasoning = tool_format, reasoning
         self.has_template_tools = has_template_tools
-        self._silent = silent
-        self._grammar = CallGrammar(tool_format, reasoning, special_ids)
+        tags = () if reasoning is None else (reasoning.opening, reasoning.closing)
+        texts = "\n".join((*tool_format.texts, *tags))
+        always = "\n".join((*tool_format.texts, *tags) if tool_format.answer else tags)
+        self._shows_special = any(text in always for text in silent)
+        self._shows_special_with_tools = any(text in texts for text in silent)
+        own_ids = {text: token_id for text, token_id in special_ids.items() if text in texts}
+        self._grammar = CallGrammar(tool_format, reasoning, own_ids)
 
     def shows_special(self, tools: Sequence[Tool]) -> bool:
         """Whether answers can only be read if their special tokens are part of the text."""
-        texts = [self.tool_format.opening, self.tool_format.closing] if tools else []
-        if self.reasoning is not None:
-            texts += [self.reasoning.opening, self.reasoning.closing]
-        return any(special in text for text in texts for special in self._silent)
+        return self._shows_special_with_tools if tools else self._shows_special
 
     def reader(self, tools: Sequence[Tool], *, is_thinking: bool) -> AnswerReader:
         """Make the reader of one answer."""
-        tool_format = self.tool_format if tools else None
+        tool_format = self.tool_format if tools or self.tool_format.answer else None
         return AnswerReader(tool_format, tools, self.reasoning, is_thinking=is_thinking)
 
     def grammar(
@@ -74,14 +77,22 @@ class Formats:
             parallel: whether an answer may have several calls.
             content: the grammar of an answer without calls; None: any text.
         """
-        writer = self._grammar
-        if choice not in ("auto", "none"):
-            chosen = [tool for tool in tools if choice in ("required", tool.name)]
-            rules = "body: calls\n" + writer.calls(chosen, is_parallel=parallel)
-            return writer.whole(rules, content=None, is_thinking=is_thinking)
-        if content is None:
+        writer, is_call_wanted = self._grammar, choice not in ("auto", "none")
+        offered = () if choice == "none" else tools
+        if is_call_wanted:
+            offered = tuple(tool for tool in tools if choice in ("required", tool.name))
+            rules = writer.only_calls(offered, is_parallel=parallel)
+        elif content is not None and offered:
+            rules = writer.calls_or_content(offered, is_parallel=parallel)
+        elif content is not None:
+            rules = writer.only_content()
+        elif any(tool.is_strict for tool in offered):
+            rules = writer.text_with_calls([_as_strict(tool) for tool in offered], is_parallel=parallel)
+        else:
             return None
-        if choice == "none" or not tools:
-            return writer.whole("body: @content\n", content=content, is_thinking=is_thinking)
-        rules = "body: calls | @content\n" + writer.calls(tools, is_parallel=parallel)
-        return writer.whole(rules, content=content, is_thinking=is_thinking)
+        return writer.whole(rules, content=None if is_call_wanted else content, is_thinking=is_thinking)
+
+
+def _as_strict(tool: Tool) -> Tool:
+    """Return a tool whose schema is what its arguments must match: any object, unless it is strict."""
+    return tool if tool.is_strict else replace(tool, parameters=None)

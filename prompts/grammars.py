@@ -15,11 +15,14 @@ from tokenizers import AddedToken
 
 from prompts.answer_parts import Tool
 from prompts.reasoning import ReasoningTags
-from prompts.tool_formats import ToolFormat
+from prompts.tool_formats import NAME, NUMBER, ToolFormat
 
 _HEAD = "%llguidance {}\n"
-_ANY_TEXT = r"TEXT: /(.|\n)*/" "\n"
-_BLANK = r"BLANK: /\s*/" "\n"
+_SHARED = ("$defs", "definitions", "x-guidance")  # what the parts of a schema need of the whole
+_LEXEMES = r"""TEXT: /(.|\n)*/
+BLANK: /\s*/
+KEY: /[^<>"\n]+/
+"""
 
 
 def json_schema_grammar(schema: Mapping[str, Any]) -> str:
@@ -49,7 +52,7 @@ def is_special(token: AddedToken) -> bool:
 
 @dataclass(frozen=True)
 class CallGrammar:
-    """Writes the grammars of answers with tool calls.
+    """Writes the grammars of one model's answers.
 
     `special_ids`: the special tokens among the texts that the formats write.
     """
@@ -58,30 +61,32 @@ class CallGrammar:
     reasoning: ReasoningTags | None
     special_ids: Mapping[str, int]
 
-    def calls(self, tools: Sequence[Tool], *, is_parallel: bool) -> str:
-        """Return the rules `calls`: one call, or several."""
-        rules = "".join(f"call_{i}: {self._call(tool)}\n" for i, tool in enumerate(tools))
-        names = " | ".join(f"call_{i}" for i in range(len(tools)))
-        more = " (BLANK call)*" if is_parallel else ""
-        return f"calls: call{more}\ncall: {names}\n{rules}"
+    def only_calls(self, tools: Sequence[Tool], *, is_parallel: bool) -> str:
+        """Return the rules of an answer that is one call, or several."""
+        return f"body: calls\n{self._calls(tools, is_parallel=is_parallel)}"
 
-    def _call(self, tool: Tool) -> str:
-        before, after = self.tool_format.around(tool.name)
-        schema = json.dumps(_with_options(tool.schema), ensure_ascii=False)
-        return f"{self.literal(before)} %json {schema} {self.literal(after)}"
+    def only_content(self) -> str:
+        """Return the rules of an answer that matches the grammar `content`."""
+        return f"body: {self._answer('@content')}\n"
 
-    def literal(self, text: str) -> str:
-        """Write a fixed text, its special tokens by id."""
-        if not self.special_ids:
-            return json.dumps(text, ensure_ascii=False)
-        pieces = re.split(f"({'|'.join(map(re.escape, self.special_ids))})", text)
-        return " ".join(
-            f"<[{self.special_ids[piece]}]>"
-            if piece in self.special_ids
-            else json.dumps(piece, ensure_ascii=False)
-            for piece in pieces
-            if piece
-        )
+    def calls_or_content(self, tools: Sequence[Tool], *, is_parallel: bool) -> str:
+        """Return the rules of an answer that is calls, or matches the grammar `content`."""
+        calls = self._calls(tools, is_parallel=is_parallel)
+        return f"body: calls | {self._answer('@content')}\n{calls}"
+
+    def text_with_calls(self, tools: Sequence[Tool], *, is_parallel: bool) -> str:
+        """Return the rules of free text in which what begins like a call is one, of these tools.
+
+        Where no tag begins a call, or another one begins all other text, an answer is either.
+        """
+        calls = self._calls(tools, is_parallel=is_parallel)
+        if self.tool_format.is_bare:
+            return f"body: calls | OTHER?\nOTHER: /[^\\s{{](.|\\n)*/\n{calls}"
+        if self.tool_format.answer:
+            return f"body: calls | {self._answer('TEXT')}\n{calls}"
+        opened = self._until("opened", self._trigger)
+        more = "segment* TEXT" if is_parallel else "TEXT | segment BLANK"
+        return f"body: {more}\nsegment: opened calls_tail\n{opened}{calls}"
 
     def whole(self, body: str, *, content: str | None, is_thinking: bool) -> str:
         """Return the grammar of an answer: the reasoning, then the rule `body`.
@@ -91,16 +96,96 @@ class CallGrammar:
         """
         start, rules = "body", ""
         if self.reasoning is not None:
-            closing = self.literal(self.reasoning.closing)
-            lazy = "" if self.reasoning.closing in self.special_ids else "[lazy]"
-            rules = f"thought{lazy}: TEXT {closing}\n"
+            rules = self._until("thought", self.reasoning.closing)
             opening = self.literal(self.reasoning.opening)
             start = "thought BLANK body" if is_thinking else f"(BLANK {opening} thought BLANK)? body"
-        main = f"{_HEAD}start: {start}\n{rules}{body}{_ANY_TEXT}{_BLANK}"
+        main = f"{_HEAD}start: {start}\n{rules}{body}{_LEXEMES}"
         if content is None:
             return main
         inner = _named(content, "content")
         return json.dumps({"grammars": [{"name": "main", "lark_grammar": main}, *inner]}, ensure_ascii=False)
+
+    def literal(self, text: str) -> str:
+        """Write a fixed text, its special tokens by id."""
+        pieces = re.split(f"({'|'.join(map(re.escape, [NUMBER, *self.special_ids]))})", text)
+        return " ".join(map(self._piece, filter(None, pieces)))
+
+    def _piece(self, text: str) -> str:
+        if text == NUMBER:
+            return "/[0-9]+/"
+        token_id = self.special_ids.get(text)
+        return json.dumps(text, ensure_ascii=False) if token_id is None else f"<[{token_id}]>"
+
+    def _until(self, rule: str, ending: str) -> str:
+        """Return a rule for any text up to the first place of an ending, and this ending."""
+        is_special = any(ending.startswith(special) for special in self.special_ids)
+        return f"{rule}{'' if is_special else '[lazy]'}: TEXT {self.literal(ending)}\n"
+
+    def _answer(self, content: str) -> str:
+        return f"{self.literal(self.tool_format.answer)} {content}"
+
+    @property
+    def _trigger(self) -> str:
+        """The text that begins calls in free text."""
+        return "" if self.tool_format.is_bare else self.tool_format.section[0] or self.tool_format.opening
+
+    def _calls(self, tools: Sequence[Tool], *, is_parallel: bool) -> str:
+        """Return the rule `calls`, and `calls_tail`: the calls after the trigger."""
+        form = self.tool_format
+        has_section = bool(form.section[0])
+        between = "BLANK" if form.between is None else self.literal(form.between)
+        again = between if has_section else f"{between} {self.literal(self._trigger)}"
+        more = f"({again} call)*" if is_parallel and not form.answer else ""
+        names = " | ".join(f"call_{place}" for place in range(len(tools)))
+        rules = "".join(map(self._call, range(len(tools)), tools))
+        tail = f"calls_tail: call {more} {self.literal(form.section[1])}\ncall: {names}\n"
+        return f"calls: {self.literal(self._trigger)} calls_tail\n{tail}{rules}"
+
+    def _call(self, place: int, tool: Tool) -> str:
+        form = self.tool_format
+        if form.is_bare:  # as one JSON text, because content that is JSON may stand beside it
+            return f"call_{place}: %json {_json(_bare_call(tool))}\n"
+        before = form.named(form.before, tool.name)
+        if not form.section[0]:
+            before = before.removeprefix(self._trigger)
+        after = self.literal(form.named(form.after, tool.name))
+        if form.argument is None:
+            return f"call_{place}: {self.literal(before)} %json {_json(_tool_schema(tool))} {after}\n"
+        names, rules = self._arguments(place, tool)
+        return f"call_{place}: {self.literal(before)} {names} {after}\n{rules}"
+
+    def _arguments(self, place: int, tool: Tool) -> tuple[str, str]:
+        """Return the arguments with tags of their own, in the schema's order, and the rules for them.
+
+        Values of strings are free text up to the closing tag, unless the schema lists them; other values are
+        JSON that matches their part of the schema. What the schema says of several arguments at once, and of
+        the form of strings, is not constrained.
+        """
+        assert self.tool_format.argument is not None
+        before, after = self.tool_format.argument
+        schema = _tool_schema(tool)
+        if not tool.arguments:
+            start, end = before.split(NAME)
+            any_argument = f"any_{place}: {self.literal(start)} KEY {self.literal(end)} value_{place}\n"
+            return f"any_{place}*", any_argument + self._until(f"value_{place}", after)
+        names, rules = [], []
+        required = _listed(schema.get("required"))
+        for number, (key, part) in enumerate(tool.arguments.items()):
+            rule = f"argument_{place}_{number}"
+            names.append(rule if key in required else f"{rule}?")
+            rules.append(f"{rule}: {self.literal(before.replace(NAME, key))} value_{place}_{number}\n")
+            rules.append(self._value(f"value_{place}_{number}", part, schema, after))
+        return " ".join(names), "".join(rules)
+
+    def _value(self, rule: str, part: dict[str, Any], whole: Mapping[str, Any], after: str) -> str:
+        kinds = _listed(part.get("type"))
+        listed = [part["const"]] if "const" in part else _listed(part.get("enum"))
+        if listed and all(isinstance(value, str) for value in listed):
+            return f"{rule}: ({' | '.join(map(_json, listed))}) {self.literal(after)}\n"
+        if (not kinds and not listed) or "string" in kinds:
+            return self._until(rule, after)
+        shared = {key: whole[key] for key in _SHARED if key in whole}
+        return f"{rule}: %json {_json({**shared, **part})} {self.literal(after)}\n"
 
 
 def _named(grammar: str, name: str) -> list[dict[str, Any]]:
@@ -111,9 +196,34 @@ def _named(grammar: str, name: str) -> list[dict[str, Any]]:
     return [{**first, "name": name}, *others]
 
 
-def _with_options(schema: Mapping[str, Any]) -> dict[str, Any]:
+def _bare_call(tool: Tool) -> dict[str, Any]:
+    schema = _tool_schema(tool)
+    shared = {key: schema.pop(key) for key in _SHARED if key in schema}
+    properties = {"name": {"const": tool.name}, "parameters": schema}
+    closed = {"required": list(properties), "additionalProperties": False}
+    return {**shared, "type": "object", "properties": properties, **closed}
+
+
+def _listed(value: object) -> list[Any]:
+    """Return a list of a schema, or one value as a list; llguidance refuses what is neither."""
+    if isinstance(value, list):
+        return value
+    return [value] if isinstance(value, str) else []
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _tool_schema(tool: Tool) -> dict[str, Any]:
+    """Return the schema of a tool's arguments; only a strict tool's must be enforced to its last word."""
+    return _with_options(tool.schema) if tool.is_strict else _with_options(tool.schema, lenient=True)
+
+
+def _with_options(schema: Mapping[str, Any], **options: bool) -> dict[str, Any]:
     given = schema.get("x-guidance")
-    return {**schema, "x-guidance": {"coerce_one_of": True, **(given if isinstance(given, dict) else {})}}
+    options = {"coerce_one_of": True, **options, **(given if isinstance(given, dict) else {})}
+    return {**schema, "x-guidance": options}
 
 
 def _slashed(text: str) -> str:

@@ -15,7 +15,7 @@ Turn = dict[str, Any]
 
 
 def ways_to_write(
-    turns: Sequence[Mapping[str, Any]], *, knows_tools: bool, described: str = ""
+    turns: Sequence[Mapping[str, Any]], *, knows_tools: bool, described: str = "", call_id: str = ""
 ) -> Iterator[Sequence[Turn]]:
     """Yield the forms of a chat, the best first; the next is for a template that refuses the previous one.
 
@@ -23,20 +23,47 @@ def ways_to_write(
     only certain tool calls (one at a time, ids of nine characters).
 
     Args:
-        described: the tools as text, for a template that knows none: then all calls become text as well.
+        knows_tools: whether the template writes tool calls.
+        described: the tools as text, for a template that does not list them.
+        call_id: the form of a call's id, with the fields `name` and `number`; empty: ids of any form.
     """
+    for written in _histories(turns, knows_tools=knows_tools, call_id=call_id):
+        if not described:
+            yield written
+        else:
+            yield with_system_text(written, described)
+            yield with_user_text(written, described)
+
+
+def _histories(
+    turns: Sequence[Mapping[str, Any]], *, knows_tools: bool, call_id: str
+) -> Iterator[Sequence[Turn]]:
     given = [dict(turn) for turn in turns]
-    if described:
-        plain = without_tools(given) if has_tools(given) else given
-        yield with_system_text(plain, described)
-        yield with_user_text(plain, described)
-        return
+    if knows_tools and call_id:
+        given = _with_call_ids(given, call_id)
     if knows_tools or not has_tools(given):
         yield given
     if knows_tools and any(turn["content"] is None for turn in given):
         yield [{**turn, "content": turn["content"] or ""} for turn in given]
     if has_tools(given):
         yield without_tools(given)
+
+
+def _with_call_ids(turns: Sequence[Turn], form: str) -> list[Turn]:
+    """Return the same chat with ids of calls that the model knows, in calls and results."""
+    ids: dict[Any, str] = {}
+    written = []
+    for turn in turns:
+        calls = []
+        for call in turn.get("tool_calls") or ():
+            made = form.format(name=call["function"]["name"], number=len(ids))
+            ids[call.get("id", made)] = made
+            calls.append({**call, "id": made})
+        changed: Turn = {"tool_calls": calls} if calls else {}
+        if turn["role"] == "tool" and turn.get("tool_call_id") in ids:
+            changed = {"tool_call_id": ids[turn["tool_call_id"]]}
+        written.append({**turn, **changed})
+    return written
 
 
 def has_tools(turns: Sequence[Turn]) -> bool:

@@ -21,6 +21,8 @@ _TAGS = (
     ReasoningTags("<seed:think>", "</seed:think>"),
     ReasoningTags("<longcat_think>", "</longcat_think>"),
     ReasoningTags("<|think:start|>", "<|think:end|>"),
+    ReasoningTags("<|channel>thought", "<channel|>"),
+    ReasoningTags("<|channel|>analysis<|message|>", "<|end|><|start|>assistant"),
 )
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import takewhile
 from operator import itemgetter
 from pathlib import Path
@@ -30,7 +31,7 @@ from prompts.history import ways_to_write
 from prompts.reasoning import find_reasoning
 from prompts.special_tokens import end_token_ids, merge_configs, named_tokens, special_texts
 from prompts.thinking import EffortRefused, effort_variables
-from prompts.tool_formats import GENERIC, find_tool_format
+from prompts.tool_families import GENERIC, find_tool_format, named_format
 from prompts.tool_prompt import describe_tools
 
 __all__ = [
@@ -50,13 +51,18 @@ class TokenizerUnusable(Exception):
 
 
 class PromptTokenizer:
-    """Turns messages and text into token ids. Safe to use from several threads."""
+    """Turns messages and text into token ids. Safe to use from several threads.
 
-    def __init__(self, folder: Path, *, has_control_in_text: bool = False) -> None:
+    `formats`: how the model writes tool calls and reasoning. `special_detokenizer` is for answers in which
+    special tokens are text, except those that end them (`SamplingParams.shows_special`).
+    """
+
+    def __init__(self, folder: Path, *, has_control_in_text: bool = False, tool_format: str = "auto") -> None:
         """Load from a model folder.
 
         Args:
             has_control_in_text: whether control tokens in messages stay control tokens.
+            tool_format: a name of `prompts.tool_families.FORMATS`; auto: the chat template's.
 
         Raises:
             TokenizerUnusable: a file is missing or damaged (the entry point prints the message).
@@ -72,21 +78,23 @@ class PromptTokenizer:
             raise TokenizerUnusable(f"the tokenizer in {folder} cannot be read: {error}") from error
         self._tokenizer.no_truncation()  # a setting of training: here a prompt is read whole or refused
         self._tokenizer.no_padding()
-        self._knows_tools = "tool_calls" in (template or "")
+        self._knows_calls = "tool_calls" in (template or "")
         described = json.loads(data)
         self._special = named_tokens(config)
-        self.formats = self._find_formats(config)
+        self.formats = self._find_formats(config, tool_format)
         self.end_token_ids = end_token_ids(
             _end_sources(folder), self._special.get("eos_token"), self._tokenizer.token_to_id
         )
         ids = map(self._tokenizer.token_to_id, special_texts(config))
         special = self.end_token_ids.union(token_id for token_id in ids if token_id is not None)
-        self.detokenizer = Detokenizer(
+        make_detokenizer = partial(
+            Detokenizer,
             self._tokenizer,
             described.get("decoder"),
-            special,
             has_template_space=self._has_template_space(),
         )
+        self.detokenizer = make_detokenizer(special)
+        self.special_detokenizer = make_detokenizer(self.end_token_ids)
         self._control = ControlTokens(self._tokenizer, special, self._template)
         self._has_control_in_text = has_control_in_text
         self._opening = self._opening_ids(config)
@@ -212,10 +220,18 @@ class PromptTokenizer:
         tools: Sequence[Mapping[str, Any]],
     ) -> str:
         refusal = MessagesRefused("there are no messages")
-        described = describe_tools(tools) if tools and not self.formats.has_template_tools else ""
-        listed = tools if self.formats.has_template_tools and tools else None
+        form, is_listed = self.formats.tool_format, self.formats.has_template_tools
+        described = describe_tools(tools, form.example()) if tools and not is_listed else ""
+        listed = tools if tools and is_listed else None
+        is_text = bool(described) and form == GENERIC  # then earlier calls are written in the same form
+        ways = ways_to_write(
+            messages,
+            knows_tools=self._knows_calls and not is_text,
+            described=described,
+            call_id=form.call_id,
+        )
         incomplete: str | None = None
-        for turns in ways_to_write(messages, knows_tools=self._knows_tools, described=described):
+        for turns in ways:
             try:
                 text = template.render(turns, variables, listed)
             except MessagesRefused as error:
@@ -228,17 +244,18 @@ class PromptTokenizer:
             raise refusal
         return incomplete
 
-    def _find_formats(self, config: Mapping[str, Any]) -> Formats:
+    def _find_formats(self, config: Mapping[str, Any], tool_format: str) -> Formats:
         added = self._tokenizer.get_added_tokens_decoder()
         special_ids = {token.content: number for number, token in added.items() if is_special(token)}
         literals = "" if self._template is None else self._template.literals
-        takes_tools = self._template is not None and "tools" in self._template.variables
+        found = find_tool_format(literals) if tool_format == "auto" else named_format(tool_format)
+        reads_tools = self._template is not None and "tools" in self._template.variables
         return Formats(
-            find_tool_format(literals) if takes_tools else GENERIC,
+            found,
             find_reasoning(literals),
             special_ids,
             special_texts(config),
-            has_template_tools=takes_tools,
+            has_template_tools=reads_tools and found != GENERIC,
         )
 
     def _has_template_space(self) -> bool:
@@ -264,7 +281,11 @@ class PromptTokenizer:
 def load_tokenizer(settings: Settings) -> PromptTokenizer:
     """Load the served model's tokenizer. Raises TokenizerUnusable."""
     has_control_in_text = settings.control_tokens_in_text == "on"
-    return PromptTokenizer(settings.model_dir, has_control_in_text=has_control_in_text)
+    return PromptTokenizer(
+        settings.model_dir,
+        has_control_in_text=has_control_in_text,
+        tool_format=settings.tool_format,
+    )
 
 
 def tokenizer_hash(folder: Path) -> str:

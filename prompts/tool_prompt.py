@@ -4,29 +4,31 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_BEFORE = """# Tools
+_TEXT = """# Tools
 
 You may call one or more functions to assist with the user query.
 
 You are provided with function signatures within <tools></tools> XML tags:
 <tools>
-"""
-_AFTER = """
+{tools}
 </tools>
 
-For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:
-<tool_call>
-{"name": <function-name>, "arguments": <args-json-object>}
-</tool_call>"""  # noqa: E501 - one line, as models have learned it
+For each function call, {form}:
+{example}"""
+_JSON_FORM = "return a json object with function name and arguments within <tool_call></tool_call> XML tags"
+_OTHER_FORM = "write the call in exactly this form"
 
 
-def describe_tools(tools: Sequence[Mapping[str, Any]]) -> str:
+def describe_tools(tools: Sequence[Mapping[str, Any]], example: str) -> str:
     """Return the text for the system turn.
 
     Args:
         tools: in OpenAI's form.
+        example: a call in the model's format.
     """
-    return _BEFORE + "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools) + _AFTER
+    written = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+    form = _JSON_FORM if example.startswith("<tool_call>\n{") else _OTHER_FORM
+    return _TEXT.format(tools=written, form=form, example=example)
 
 
 def with_system_text(turns: Sequence[Mapping[str, Any]], text: str) -> list[dict[str, Any]]:

@@ -10,32 +10,14 @@ from hypothesis import strategies as st
 from prompts.answer_parts import AnswerPart, CallArguments, CallStart, Content, Reasoning, Tool
 from prompts.answer_reader import AnswerReader
 from prompts.reasoning import ReasoningTags
-from prompts.tool_formats import GENERIC
+from prompts.tool_families import GENERIC, named_format
+from tests.prompts.answers import read
 
 TOOLS = (Tool("weather", "", {"properties": {"city": {"type": "string"}}}), Tool("time"))
 THINK = ReasoningTags("<think>", "</think>")
 PARIS = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 TIME = '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>'
 PARIS_PARTS = [CallStart(0, "weather"), CallArguments(0, '{"city": "Paris"}')]
-
-
-def read(reader: AnswerReader, pieces: Sequence[str]) -> list[AnswerPart]:
-    """All parts of an answer, adjacent ones of one kind joined."""
-    joined: list[AnswerPart] = []
-    parts = [part for piece in pieces for part in reader.add(piece)]
-    for part in [*parts, *reader.finish()]:
-        last = joined[-1] if joined else None
-        match last, part:
-            case (Content(before), Content(text)):
-                joined[-1] = Content(before + text)
-            case (Reasoning(before), Reasoning(text)):
-                joined[-1] = Reasoning(before + text)
-            case (CallArguments(index, before), CallArguments(other, text)) if index == other:
-                joined[-1] = CallArguments(index, before + text)
-            case _:
-                joined.append(part)
-    assert all(isinstance(part, CallStart) or part.text for part in parts)
-    return joined
 
 
 def whole(text: str) -> list[AnswerPart]:
@@ -101,12 +83,72 @@ def test_what_is_no_call_is_content(text: str) -> None:
     assert whole(text) == [Content(text)]
 
 
+@pytest.mark.parametrize("arguments", ["", ', "arguments": null', ', "arguments": ""'])
+def test_a_call_may_have_no_arguments(arguments: str) -> None:
+    """Which is an empty object."""
+    call = f'<tool_call>{{"name": "time"{arguments}}}</tool_call>'
+    assert whole(call) == [CallStart(0, "time"), CallArguments(0, "{}")]
+
+
+def test_half_a_character_stays_an_escape() -> None:
+    """So that the arguments can be sent."""
+    call = '<tool_call>{"id": 1, "name": "time", "arguments": {"a": "\\ud83d", "b": "\\u00e9"}}</tool_call>'
+    assert whole(call) == [CallStart(0, "time"), CallArguments(0, '{"a": "\\ud83d", "b": "\\u00e9"}')]
+
+
 def test_a_tag_in_the_content_hides_no_call() -> None:
     """The real call after it is found."""
     text = "I write <tool_call> first. "
     assert whole(text + PARIS) == [Content(text.rstrip()), *PARIS_PARTS]
     broken = "<tool_call>{broken"
     assert whole(broken + PARIS) == [Content(broken), *PARIS_PARTS]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "Bob", "parameters": {"age": 3}}',
+        '{"name": "Bob", "age": 3}',
+        '{"city": "Paris"}',
+        "{ }",
+        ' {"name": "time", "parameters": 3}',
+    ],
+)
+def test_json_without_a_tag_is_a_call_only_with_the_name_of_a_tool(text: str) -> None:
+    """Llama models write no tag, so other JSON is content."""
+    assert read(AnswerReader(named_format("llama3"), TOOLS), [text]) == [Content(text)]
+    call = '{"name": "time", "parameters": {}}'
+    parts = [CallStart(0, "time"), CallArguments(0, "{}")]
+    assert read(AnswerReader(named_format("llama3"), TOOLS), [call]) == parts
+    assert read(AnswerReader(named_format("llama3"), TOOLS), [f"<|python_tag|>{call}"]) == parts
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (
+            "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>yes",
+            [Reasoning("hm"), Content("yes")],
+        ),
+        (
+            "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>commentary<|message|>I look."
+            "<|end|><|start|>assistant<|channel|>analysis<|message|>so<|end|><|start|>assistant"
+            '<|channel|>commentary to=functions.time <|constrain|>json<|message|>{"a": 1}<|call|>',
+            [
+                *(Reasoning("hm"), Content("I look."), Reasoning("so")),
+                *(CallStart(0, "time"), CallArguments(0, '{"a": 1}')),
+            ],
+        ),
+        (
+            " to=functions.time<|channel|>commentary json<|message|>{}",
+            [CallStart(0, "time"), CallArguments(0, "{}")],
+        ),
+    ],
+)
+def test_channels_of_harmony(text: str, parts: list[AnswerPart]) -> None:
+    """Analysis is reasoning, wherever it stands; final and commentary are content."""
+    tags = ReasoningTags("<|channel|>analysis<|message|>", "<|end|><|start|>assistant")
+    assert read(AnswerReader(named_format("harmony"), TOOLS, tags), [text]) == parts
 
 
 def test_braces_and_tags_in_strings_end_nothing() -> None:

@@ -12,7 +12,7 @@ from prompts.answer_parts import Tool
 from prompts.formats import Formats
 from prompts.grammars import json_object_grammar, json_schema_grammar, lark_grammar, regex_grammar
 from prompts.reasoning import ReasoningTags
-from prompts.tool_formats import GENERIC
+from prompts.tool_families import GENERIC
 from tests.services.frontdoor_service import make_model_folder
 
 CITY = {
@@ -76,6 +76,17 @@ def test_several_calls_are_allowed_where_they_are_wanted(accepts: Accepts) -> No
     assert accepts(several, f"{PARIS}\n{TIME}\n{PARIS}")
     assert accepts(several, PARIS)
     assert not accepts(several, f"{PARIS} and {TIME}")
+
+
+def test_only_strict_tools_must_be_enforced_to_the_last_word(accepts: Accepts) -> None:
+    """Keywords that llguidance does not know are ignored elsewhere; arguments are always an object."""
+    schema = {"properties": {"city": {"type": "string", "not": {"const": "Rome"}}}, "required": ["city"]}
+    assert accepts(grammar("required", tools=(Tool("weather", "", schema),)), PARIS)
+    refused = grammar("required", tools=(Tool("weather", "", schema, is_strict=True),))
+    assert refused is not None
+    assert LLMatcher.validate_grammar(refused)
+    text = PARIS.replace('{"city": "Paris"}', '"Paris"')
+    assert not accepts(grammar("required", tools=(Tool("weather", "", {"type": "string"}),)), text)
 
 
 def test_a_name_allows_this_tool_only(accepts: Accepts) -> None:

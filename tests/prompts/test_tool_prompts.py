@@ -1,8 +1,10 @@
 """How tools reach the prompt: by the template, or as text of the system or the first user turn."""
 
+import json
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from prompts.answer_parts import Tool
 from prompts.tokenizer import MessagesRefused, PromptTokenizer
@@ -11,7 +13,11 @@ from tests.services.frontdoor_service import make_model_folder
 PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + PLAIN
 SILENT = "{% for m in messages if m.role != 'system' %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
-KNOWS = "{% if tools %}[tools]{{ tools | tojson }}{% endif %}" + PLAIN + "{# tool_calls #}"
+KNOWS = (
+    "{% if tools %}[tools]{{ tools | tojson }}{% endif %}"
+    + PLAIN
+    + "{% if tool_calls %}<tool_call>{% endif %}"
+)
 TOOLS = (Tool("weather", "Say it <|end|>", {"type": "object", "properties": {"city": {"type": "string"}}}),)
 ASKED = {"role": "user", "content": "hi"}
 SYSTEM = {"role": "system", "content": "be brief"}
@@ -65,6 +71,26 @@ def test_a_template_without_tools_gets_them_as_text(
     assert load(tmp_path, template).render(messages, tools=TOOLS).text == text
 
 
+DEEPSEEK_CODER = """{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}\
+{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ 'User: ' + message['content'] + '
+
+' }}{% elif message['role'] == 'assistant' %}{{ 'Assistant: ' + message['content'] + eos_token }}\
+{% elif message['role'] == 'system' %}{{ message['content'] + '
+
+' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"""  # noqa: E501
+
+
+def test_the_prompt_of_the_default_model(tmp_path: Path) -> None:
+    """DeepSeek-Coder-V2's template, with tools, a call and its result."""
+    tokenizer = load(tmp_path, DEEPSEEK_CODER)
+    assert tokenizer.formats.tool_format.name == "generic"
+    chat = tokenizer.render([SYSTEM, ASKED, CALLED, RESULT], tools=TOOLS)
+    assert chat.text == (
+        f"<|start|>be brief\n\n{DESCRIBED}\n\nUser: hi\n\nAssistant: {CALL_TEXT}<|end|>"
+        f"User: {RESULT_TEXT}\n\nAssistant:"
+    )
+
+
 def test_a_template_with_tools_lists_them_itself(tmp_path: Path) -> None:
     """In OpenAI's form; without tools it gets none."""
     tokenizer = load(tmp_path, KNOWS)
@@ -103,3 +129,22 @@ def test_a_prompt_that_opens_the_tag_of_reasoning_says_so(tmp_path: Path) -> Non
     assert not tokenizer.render([{"role": "user", "content": "<think>"}]).is_thinking
     assert tokenizer.formats.reasoning is not None
     assert load(tmp_path / "plain", PLAIN).formats.reasoning is None
+
+
+def test_special_tokens_can_be_text(tmp_path: Path) -> None:
+    """For answers whose format needs them; what ends an answer never is."""
+    folder = make_model_folder(tmp_path, template="{{ tools }}[TOOL_CALLS][ARGS]")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens(["[TOOL_CALLS]"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["additional_special_tokens"] = ["[TOOL_CALLS]"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    loaded = PromptTokenizer(folder)
+    tag, end = (tokenizer.token_to_id(text) for text in ("[TOOL_CALLS]", "<|end|>"))
+    assert loaded.formats.shows_special(TOOLS)
+    assert not loaded.formats.shows_special(())
+    assert loaded.detokenizer.added_bytes(tag, None) is None
+    assert loaded.special_detokenizer.added_bytes(tag, 3) == b"[TOOL_CALLS]"
+    assert loaded.special_detokenizer.added_bytes(end, 3) is None
+    assert not load(tmp_path / "plain", PLAIN).formats.shows_special(TOOLS)

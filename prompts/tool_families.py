@@ -1,0 +1,212 @@
+"""The tool formats of model families, and how to find a model's by its chat template. Data only."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from prompts.answer_parts import Tool
+from prompts.mlx_lm_import import import_mlx_lm
+from prompts.tool_formats import (
+    NAME,
+    NO_CALL,
+    NUMBER,
+    Call,
+    Parse,
+    ToolFormat,
+    make_call,
+    parse_json_calls,
+)
+
+
+def _for_parser(tool: Tool) -> dict[str, Any]:
+    return {"function": {"name": tool.name, "parameters": {"properties": tool.arguments}}}
+
+
+def _parse_by(module: Callable[[], Any], sign: str) -> Parse:
+    """Return a parser that is one of mlx-lm's.
+
+    Args:
+        sign: a text without it is a call only with the name of a tool (mlx_lm 0.32.2 tool_parsers/glm47.py
+            finds a name in any text).
+    """
+
+    def parse(body: str, tools: Sequence[Tool]) -> list[Call]:
+        try:
+            found = module().parse_tool_call(body, list(map(_for_parser, tools)))
+            read = found if isinstance(found, list) else [found]
+            calls = [make_call(call["name"], call["arguments"]) for call in read]
+        except (*NO_CALL, SyntaxError):
+            return []
+        names = {tool.name for tool in tools}
+        return calls if sign in body or all(call.name in names for call in calls) else []
+
+    return parse
+
+
+def _json_header(start: str = "") -> re.Pattern[str]:
+    name = r'\{\s*"name"\s*:\s*"([^"\\<>]+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
+    return re.compile(rf"\s*{start}{name}")
+
+
+def _hermes(name: str) -> ToolFormat:
+    return ToolFormat(
+        name,
+        "<tool_call>",
+        "</tool_call>",
+        before=f'<tool_call>\n{{"name": "{NAME}", "arguments": ',
+        after="}\n</tool_call>",
+        begins="{",
+        header=_json_header(),
+        parse=parse_json_calls,
+    )
+
+
+GENERIC = _hermes("generic")
+
+_HARMONY_CALL = "<|channel|>commentary to=functions."
+
+FORMATS = (
+    GENERIC,
+    _hermes("hermes"),
+    ToolFormat(
+        "qwen3_coder",
+        "<tool_call>",
+        "</tool_call>",
+        before=f"<tool_call>\n<function={NAME}>\n",
+        after="</function>\n</tool_call>",
+        begins="<function=",
+        parse=_parse_by(lambda: import_mlx_lm("tool_parsers.qwen3_coder"), "<function="),
+        argument=(f"<parameter={NAME}>\n", "\n</parameter>\n"),
+    ),
+    ToolFormat(
+        "glm",
+        "<tool_call>",
+        "</tool_call>",
+        before=f"<tool_call>{NAME}\n",
+        after="</tool_call>",
+        parse=_parse_by(lambda: import_mlx_lm("tool_parsers.glm47"), "<arg_key>"),
+        argument=(f"<arg_key>{NAME}</arg_key>\n<arg_value>", "</arg_value>\n"),
+    ),
+    ToolFormat(
+        "minimax_m2",
+        "<minimax:tool_call>",
+        "</minimax:tool_call>",
+        before=f'<minimax:tool_call>\n<invoke name="{NAME}">\n',
+        after="</invoke>\n</minimax:tool_call>",
+        begins="<invoke name=",
+        parse=_parse_by(lambda: import_mlx_lm("tool_parsers.minimax_m2"), "<invoke name="),
+        argument=(f'<parameter name="{NAME}">', "</parameter>\n"),
+    ),
+    ToolFormat(
+        "kimi_k2",
+        "<|tool_call_begin|>",
+        "<|tool_call_end|>",
+        before=f"<|tool_call_begin|>functions.{NAME}:{NUMBER}<|tool_call_argument_begin|>",
+        after="<|tool_call_end|>",
+        header=re.compile(r"\s*(?:functions\.)?([^\s<>]+):\d+\s*<\|tool_call_argument_begin\|>\s*(?=\{)"),
+        section=("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
+        between="",
+        dropped=("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
+        call_id="functions.{name}:{number}",
+    ),
+    ToolFormat(
+        "deepseek_v3",
+        "<｜tool▁call▁begin｜>",
+        "<｜tool▁call▁end｜>",
+        before=f"<｜tool▁call▁begin｜>function<｜tool▁sep｜>{NAME}\n```json\n",
+        after="\n```<｜tool▁call▁end｜>",
+        header=re.compile(r"\s*function\s*<｜tool▁sep｜>\s*([^\s<>`]+)\s*```(?:json)?\s*(?=\{)"),
+        section=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
+        between="\n",
+        dropped=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
+    ),
+    ToolFormat(
+        "deepseek_v31",
+        "<｜tool▁call▁begin｜>",
+        "<｜tool▁call▁end｜>",
+        before=f"<｜tool▁call▁begin｜>{NAME}<｜tool▁sep｜>",
+        after="<｜tool▁call▁end｜>",
+        header=re.compile(r"\s*([^\s<>]+)\s*<｜tool▁sep｜>\s*(?=\{)"),
+        section=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
+        between="",
+        dropped=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
+    ),
+    ToolFormat(
+        "mistral",
+        "[TOOL_CALLS]",
+        "",
+        before=f"[TOOL_CALLS]{NAME}[ARGS]",
+        after="",
+        header=re.compile(r"\s*([\w.:-]+?)\s*(?:\[CALL_ID\]\s*\w+\s*)?\[ARGS\]\s*(?=\{)"),
+        parse=parse_json_calls,
+        between="",
+        call_id="{number:09}",
+    ),
+    ToolFormat(
+        "mistral_v3",
+        "[TOOL_CALLS]",
+        "",
+        before=f'{{"name": "{NAME}", "arguments": ',
+        after="}",
+        parse=parse_json_calls,
+        section=("[TOOL_CALLS] [", "]"),
+        between=", ",
+        call_id="{number:09}",
+    ),
+    ToolFormat(
+        "llama3",
+        "<|python_tag|>",
+        "",
+        before=f'{{"name": "{NAME}", "parameters": ',
+        after="}",
+        begins="{",
+        header=_json_header(),
+        parse=parse_json_calls,
+        between="; ",
+        is_bare=True,
+    ),
+    ToolFormat(
+        "harmony",
+        _HARMONY_CALL,
+        "",
+        before=f"{_HARMONY_CALL}{NAME} <|constrain|>json<|message|>",
+        after="",
+        header=re.compile(
+            r"([^\s<>]+)\s*(?:<\|channel\|>commentary)?\s*(?:<\|constrain\|>)?\s*(?:json)?\s*<\|message\|>\s*(?=\{)"
+        ),
+        between="<|call|><|start|>assistant",
+        other_openings=(" to=functions.",),
+        dropped=(
+            *("<|start|>assistant", "<|channel|>final<|message|>", "<|channel|>commentary<|message|>"),
+            *("<|end|>", "<|call|>", "<|return|>"),
+        ),
+        answer="<|channel|>final<|message|>",
+    ),
+)
+
+
+def find_tool_format(literals: str) -> ToolFormat:
+    """Return the format of a chat template, by the texts that it writes; generic: none that is known."""
+    return named_format(
+        next((name for name, marks in _SIGNS if all(mark in literals for mark in marks)), "generic")
+    )
+
+
+def named_format(name: str) -> ToolFormat:
+    """Return the format of this name."""
+    return next(known for known in FORMATS if known.name == name)
+
+
+_SIGNS = (
+    ("minimax_m2", ("<minimax:tool_call>",)),
+    ("glm", ("<arg_key>",)),
+    ("qwen3_coder", ("<tool_call>", "<function=", "<parameter=")),
+    ("kimi_k2", ("<|tool_calls_section_begin|>",)),
+    ("deepseek_v3", ("<｜tool▁calls▁begin｜>", "```json")),
+    ("deepseek_v31", ("<｜tool▁calls▁begin｜>",)),
+    ("mistral", ("[TOOL_CALLS]", "[ARGS]")),
+    ("mistral_v3", ("[TOOL_CALLS]",)),
+    ("harmony", ("<|channel|>", "<|message|>")),
+    ("llama3", ('{"name": function name, "parameters": dictionary',)),
+    ("hermes", ("<tool_call>",)),
+)
