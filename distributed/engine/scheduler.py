@@ -294,9 +294,7 @@ class Scheduler:
                 continue
             copy = self._find_copy(sequence)
             num_done = copy.num_tokens if copy else sequence.num_scheduled_tokens
-            if not sequence.is_careful and any(
-                could_copy(sequence, other, num_done) for other, _, _ in found
-            ):
+            if sequence.takes_copies and any(could_copy(sequence, other, num_done) for other, _, _ in found):
                 continue
             found.append((sequence, copy, len(sequence.token_ids) - num_done))
             if len(found) == MAX_CHUNK_ROWS:
@@ -306,7 +304,7 @@ class Scheduler:
     def _find_copy(self, sequence: Sequence) -> PrefixCopy | None:
         """Return a prefix copy for a prompt that was not stepped yet, if one saves enough tokens."""
         is_new = sequence.num_scheduled_tokens == sequence.num_reused_tokens
-        return self.slots.prefix_cache.find_copy(sequence) if is_new and not sequence.is_careful else None
+        return self.slots.prefix_cache.find_copy(sequence) if is_new and sequence.takes_copies else None
 
     def _launch(self, rows: list[Row], copies: list[PrefixCopy], is_prefill: bool) -> Microbatch:
         self._num_microbatches += 1
@@ -320,7 +318,7 @@ class Scheduler:
             assert row.sequence is not None
             row.sequence.num_scheduled_tokens += row.num_known
             row.sequence.num_stepped_tokens = max(row.sequence.num_stepped_tokens, row.end)
-            wants_logits = wants_logits or row.sequence.num_unscheduled_tokens == 0
+            wants_logits |= row.sequence.num_unscheduled_tokens == 0 or len(row.read_places) > 0
         stepped = {row.sequence for row in rows}
         resizes, clears = self.slots.take_orders(number, [row.slot for row in rows])
         microbatch = Microbatch(

@@ -153,6 +153,8 @@ class SlotTables:
         in a table with more or fewer running rows than the first of `order` must be longer, as the prefix
         could be copied instead.
         """
+        if sequence.reads_prompt:
+            return None
         num_rows = self.tables[order[0]].num_running
         best, best_worth = None, 0
         for match in self.prefix_cache.matches(sequence):
