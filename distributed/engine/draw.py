@@ -28,6 +28,7 @@ _CUTOFFS = (1e-2, 1e-4, 1e-7, 0.0)
 _MANY = 2000
 _SURELY_LESS = 0.999  # covers the rounding of float32 sums in any order
 _MAX_FLOAT = float(np.finfo(np.float32).max)
+_NUM_PARTS = 64  # maxima over so many parts of the vocabulary take a fifth of the time of an argpartition
 # A repetition penalty of 0 is taken as this: no logit becomes infinite.
 _MIN_PENALTY = 1e-30
 
@@ -73,8 +74,13 @@ def likeliest(logits: Float32Array, num: int) -> list[int]:
     """Return the ids of the largest logits (V,), best first."""
     if not num:
         return []
-    ids = np.sort(np.argpartition(logits, -num)[-num:])
-    return [int(token) for token in ids[np.argsort(-logits[ids], kind="stable")]]
+    size = len(logits) // _NUM_PARTS
+    parts = logits[: size * _NUM_PARTS].reshape(_NUM_PARTS, size)
+    maxima = parts.max(axis=0) if size >= num else logits
+    floor = np.partition(maxima, -num)[-num]  # that many logits reach it, and few more
+    ids = np.flatnonzero(logits >= floor)
+    likely: list[int] = ids[np.argsort(-logits[ids], kind="stable")[:num]].tolist()
+    return likely
 
 
 def _finite(logprob: float) -> float | None:

@@ -294,7 +294,9 @@ class Scheduler:
                 continue
             copy = self._find_copy(sequence)
             num_done = copy.num_tokens if copy else sequence.num_scheduled_tokens
-            if sequence.takes_copies and any(could_copy(sequence, other, num_done) for other, _, _ in found):
+            if not sequence.is_careful and any(
+                could_copy(sequence, other, num_done) for other, _, _ in found
+            ):
                 continue
             found.append((sequence, copy, len(sequence.token_ids) - num_done))
             if len(found) == MAX_CHUNK_ROWS:
@@ -304,7 +306,7 @@ class Scheduler:
     def _find_copy(self, sequence: Sequence) -> PrefixCopy | None:
         """Return a prefix copy for a prompt that was not stepped yet, if one saves enough tokens."""
         is_new = sequence.num_scheduled_tokens == sequence.num_reused_tokens
-        return self.slots.prefix_cache.find_copy(sequence) if is_new and sequence.takes_copies else None
+        return self.slots.prefix_cache.find_copy(sequence) if is_new and not sequence.is_careful else None
 
     def _launch(self, rows: list[Row], copies: list[PrefixCopy], is_prefill: bool) -> Microbatch:
         self._num_microbatches += 1

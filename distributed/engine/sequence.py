@@ -57,10 +57,6 @@ class Sequence:
     def num_unscheduled_tokens(self) -> int:
         return len(self.token_ids) - self.num_scheduled_tokens
 
-    @property
-    def takes_copies(self) -> bool:
-        return not (self.is_careful or self.reads_prompt)
-
     def begin_at(self, num_tokens: int) -> None:
         """Start with KV of the first `num_tokens` tokens in its slot, proven finite."""
         self.num_reused_tokens = self.num_scheduled_tokens = self.num_cached_tokens = num_tokens
