@@ -199,7 +199,7 @@ class RequestSource:
     def _make_sequence(self, claim: Claim) -> Sequence:
         """Return the sequence; cut max_tokens to the context that the prompt leaves."""
         request, model = claim.request, self._model
-        if any(token >= model.vocab_size for token in request.params.logit_bias):
+        if not all(0 <= token < model.vocab_size for token in request.params.logit_bias):
             raise CannotRun("invalid_logit_bias", "logit_bias has token ids outside the model's vocabulary")
         prompt = self._prompt_ids(request)
         room = model.context.max_tokens - len(prompt)

@@ -172,8 +172,8 @@ class SlotTables:
             table = self.tables[number]
             index = self._free_slot(table)
             if index is not None and self._fits(number, index, sequence):
-                slots = table.slots[index : index + 1]  # none: the slot is a new one
-                return number, index, sum(num_reusable(slot, sequence) for slot in slots)
+                is_new = index == len(table.slots)
+                return number, index, 0 if is_new else num_reusable(table.slots[index], sequence)
         return None
 
     def _free_slot(self, table: Table) -> int | None:
