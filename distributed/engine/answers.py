@@ -53,14 +53,14 @@ class Answer:
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     _counts: TokenCounts | None = None
     _num_counted: int = 0
-    _logged: TokenRecord | None = None  # to be drawn again
+    _logged: TokenRecord | None = None  # must be drawn at its index
 
     def __post_init__(self) -> None:
         self.shares = [RankShare() for _ in range(self.num_ranks)]
         records = self.log.resumed
         if self.sequence.reads_prompt:
             self.prompt_logprobs.append(TokenLogprob(self.sequence.token_ids[0], None))
-            # A complete answer would not read its prompt again.
+            # The last token is drawn again: a complete answer would not read its prompt.
             self._logged, records = (records[-1], records[:-1]) if records else (None, ())
         self._replay(records)
 
