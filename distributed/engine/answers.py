@@ -11,11 +11,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate, repeat
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from distributed.engine.draw import DrawnToken
-from distributed.engine.row_sampling import RowSampling, TokenCounts, mask_of
+from distributed.engine.row_sampling import Mask, RowSampling, TokenCounts, mask_of
 from distributed.engine.sequence import Sequence
 from distributed.engine.text_stream import TextStream
 from spool import Claim, Request, Result, TokenLogWriter, TokenRecord, Usage
@@ -68,9 +65,16 @@ class Answer:
     def request(self) -> Request:
         return self.claim.request
 
-    def sampling(self, drafts: Items[int] = ()) -> list[RowSampling]:
-        """Return the draws' parameters for the next token, and for the one after each draft."""
-        params, first = self.request.params, self.sequence.num_answer_tokens
+    def sampling(self, drafts: Items[int] = (), masks: Items[Mask | None] = ()) -> list[RowSampling]:
+        """Return the draws' parameters for the next token, and for the one after each draft.
+
+        Args:
+            masks: one a draw; empty: all tokens may be drawn.
+        """
+        params, first, num = self.request.params, self.sequence.num_answer_tokens, len(drafts) + 1
+        masks = [*masks] or [None] * num
+        if self._logged is not None and self._logged.index == first:
+            masks[0] = mask_of(self._logged.token_id)
         counts = self._count()
         along = repeat(None) if counts is None else accumulate(drafts, TokenCounts.plus, initial=counts)
         return [
@@ -88,15 +92,10 @@ class Answer:
                 counts=counts,
                 logit_bias=params.logit_bias,
                 logprobs=params.logprobs,
-                mask=self._mask(index),
+                mask=mask,
             )
-            for index, counts in zip(range(first, first + len(drafts) + 1), along, strict=False)
+            for index, counts, mask in zip(range(first, first + num), along, masks, strict=False)
         ]
-
-    def _mask(self, index: int) -> NDArray[np.int32] | None:
-        """Return the tokens that may be drawn; None: all."""
-        logged = self._logged
-        return mask_of(logged.token_id) if logged is not None and logged.index == index else None
 
     def _count(self) -> TokenCounts | None:
         """Return the counts of the tokens so far; None: no penalty needs them."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+Mask = NDArray[np.int32]  # one bit a token, lowest first: (V + 31) // 32 words
+
 
 @dataclass(frozen=True, eq=False)
 class TokenCounts:
@@ -39,8 +41,7 @@ class RowSampling:
     """How one row is drawn; `index` is the answer token's index.
 
     `counts`: of the tokens before it; None: no penalties. `logprobs`: how many alternatives to report beside
-    the token's own logprob; None: neither. `mask`: one bit a token, lowest first, set for those that may be
-    drawn, (V + 31) // 32 words; None: all may."""
+    the token's own logprob; None: neither. `mask`: the tokens that may be drawn; None: all."""
 
     temperature: float
     top_p: float
@@ -55,7 +56,7 @@ class RowSampling:
     counts: TokenCounts | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None
-    mask: NDArray[np.int32] | None = None
+    mask: Mask | None = None
 
     @property
     def is_greedy(self) -> bool:
@@ -72,7 +73,7 @@ class RowSampling:
         return self.is_greedy and self.logprobs is None and not self.has_edits
 
 
-def mask_of(token_id: int) -> NDArray[np.int32]:
+def mask_of(token_id: int) -> Mask:
     """Return the mask that allows one token."""
     words = np.zeros(token_id // 32 + 1, np.uint32)
     words[-1] = 1 << token_id % 32
