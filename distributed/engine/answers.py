@@ -8,13 +8,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from itertools import accumulate, repeat
 from typing import Any
 
-from distributed.engine.row_sampling import RowSampling
+from distributed.engine.draw import DrawnToken
+from distributed.engine.row_sampling import Mask, RowSampling, TokenCounts, mask_of
 from distributed.engine.sequence import Sequence
 from distributed.engine.text_stream import TextStream
 from spool import Claim, Request, Result, TokenLogWriter, TokenRecord, Usage
-from spool.messages import FinishReason
+from spool.messages import FinishReason, TokenLogprob
 
 
 @dataclass
@@ -27,7 +29,10 @@ class RankShare:
 
 @dataclass(eq=False)
 class Answer:
-    """A claimed request and its state until its result is written."""
+    """A claimed request and its state until its result is written.
+
+    `drawn`: what the newest step drew for it, after rejected drafts as well. `logprobs`: one an answer token,
+    `prompt_logprobs`: of the prompt's tokens so far, where the request asks for them."""
 
     claim: Claim
     sequence: Sequence
@@ -40,27 +45,70 @@ class Answer:
     first_token_unix: float | None = None
     is_solo: bool = False  # marked in the spool as running alone
     shares: list[RankShare] = field(init=False)
+    drawn: Items[DrawnToken | None] = ()
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    _counts: TokenCounts | None = None
+    _num_counted: int = 0
+    _logged: TokenRecord | None = None  # must be drawn at its index
 
     def __post_init__(self) -> None:
         self.shares = [RankShare() for _ in range(self.num_ranks)]
-        self._replay(self.log.resumed)
+        records = self.log.resumed
+        if self.sequence.reads_prompt:
+            self.prompt_logprobs.append(TokenLogprob(self.sequence.token_ids[0], None))
+            # The last token is drawn again: a complete answer would not read its prompt.
+            self._logged, records = (records[-1], records[:-1]) if records else (None, ())
+        self._replay(records)
 
     @property
     def request(self) -> Request:
         return self.claim.request
 
-    def sampling(self, ahead: int = 0) -> RowSampling:
-        """Return the draw's parameters for the next token, or for the one `ahead` tokens after it."""
-        params, index = self.request.params, self.sequence.num_answer_tokens + ahead
-        return RowSampling(
-            temperature=params.temperature,
-            top_p=params.top_p,
-            top_k=params.top_k,
-            min_p=params.min_p,
-            seed=params.seed,
-            choice=params.choice,
-            index=index,
-        )
+    def sampling(self, drafts: Items[int] = (), masks: Items[Mask | None] = ()) -> list[RowSampling]:
+        """Return the draws' parameters for the next token, and for the one after each draft.
+
+        Args:
+            masks: one a draw; empty: all tokens may be drawn.
+        """
+        params, first, num = self.request.params, self.sequence.num_answer_tokens, len(drafts) + 1
+        masks = [*masks] or [None] * num
+        if self._logged is not None and self._logged.index == first:
+            masks[0] = mask_of(self._logged.token_id)
+        counts = self._count()
+        along = repeat(None) if counts is None else accumulate(drafts, TokenCounts.plus, initial=counts)
+        return [
+            RowSampling(
+                temperature=params.temperature,
+                top_p=params.top_p,
+                top_k=params.top_k,
+                min_p=params.min_p,
+                seed=params.seed,
+                choice=params.choice,
+                index=index,
+                frequency_penalty=params.frequency_penalty,
+                presence_penalty=params.presence_penalty,
+                repetition_penalty=params.repetition_penalty,
+                counts=counts,
+                logit_bias=params.logit_bias,
+                logprobs=params.logprobs,
+                mask=mask,
+            )
+            for index, counts, mask in zip(range(first, first + num), along, masks, strict=False)
+        ]
+
+    def _count(self) -> TokenCounts | None:
+        """Return the counts of the tokens so far; None: no penalty needs them."""
+        params, token_ids = self.request.params, self.sequence.token_ids
+        if (params.frequency_penalty, params.presence_penalty, params.repetition_penalty) == (0, 0, 1):
+            return None
+        if self._counts is None:
+            self._counts = TokenCounts.of(token_ids, self.sequence.num_prompt_tokens)
+        else:
+            for token_id in token_ids[self._num_counted :]:
+                self._counts = self._counts.plus(token_id)
+        self._num_counted = len(token_ids)
+        return self._counts
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -78,8 +126,9 @@ class Answer:
             self.first_token_unix = time.time()
         first, records = self.sequence.num_answer_tokens - len(token_ids), []
         for number, token_id in enumerate(token_ids, start=1):
-            text = self._take(token_id, is_newest=number == len(token_ids))
-            records.append(TokenRecord(index=first + number - 1, token_id=token_id, text=text))
+            logprobs = self._logprobs_of(number - 1)
+            text = self._take(token_id, logprobs, is_newest=number == len(token_ids))
+            records.append(TokenRecord(first + number - 1, token_id, text, logprobs))
             if self.stream.is_stopped:
                 del self.sequence.token_ids[self.sequence.num_prompt_tokens + first + number :]
                 break
@@ -106,6 +155,8 @@ class Answer:
             finished_unix=time.time(),
             owner=request.owner,
             seed=request.params.seed,
+            logprobs=None if request.params.logprobs is None else tuple(self.logprobs),
+            prompt_logprobs=tuple(self.prompt_logprobs) or None,
         )
 
     def times(self) -> dict[str, Any]:
@@ -135,9 +186,16 @@ class Answer:
         self.num_resumed_tokens = len(records)
         for record in records:
             self.sequence.token_ids.append(record.token_id)
-            self._take(record.token_id, is_newest=True)
+            self._take(record.token_id, record.logprobs, is_newest=True)
 
-    def _take(self, token_id: int, *, is_newest: bool) -> str:
+    def _logprobs_of(self, place: int) -> TokenLogprob | None:
+        """Return the logprobs of a newest token, if the request asks for them."""
+        drawn = None if self.request.params.logprobs is None else self.drawn[place]
+        return None if drawn is None else TokenLogprob(*drawn)
+
+    def _take(self, token_id: int, logprobs: TokenLogprob | None, *, is_newest: bool) -> str:
+        if logprobs is not None:
+            self.logprobs.append(logprobs)
         text = self.stream.add(token_id)
         if self.stream.is_stopped or (is_newest and self.finish_reason is not None):
             text += self.stream.finish()

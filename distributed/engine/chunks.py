@@ -73,7 +73,8 @@ def best_fill(num_left: Items[int], budget: int) -> tuple[int, int]:
 
 def could_copy(sequence: Sequence, other: Sequence, num_done: int) -> bool:
     """Whether a prompt not stepped yet could copy a longer prefix once `other` has been stepped."""
-    if sequence.owner != other.owner or sequence.num_scheduled_tokens != sequence.num_reused_tokens:
+    is_new = sequence.num_scheduled_tokens == sequence.num_reused_tokens
+    if sequence.owner != other.owner or sequence.reads_prompt or not is_new:
         return False
     end = num_done + MIN_REUSED_TOKENS
     return end < len(sequence.token_ids) and sequence.token_ids[:end] == other.token_ids[:end]

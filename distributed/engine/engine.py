@@ -20,7 +20,7 @@ import numpy as np
 
 from distributed.backends.stage import Stage
 from distributed.engine.request_source import RequestSource
-from distributed.engine.sampling import sample
+from distributed.engine.sampling import sample, sample_known
 from distributed.engine.scheduler import Scheduler
 from distributed.engine.sequence import Drawn, Microbatch, Sequence
 from distributed.engine.status import RingStatus
@@ -29,6 +29,7 @@ from distributed.planning.step import StageStep
 from distributed.ring.frame import NUM_INLINE_INTS, Frame, Kind, make_step_frame, parse_step
 from distributed.ring.ring import MAX_UNREAD_BYTES, Ring, RingLost, clock_us
 from distributed.ring.watchdog import Watchdog
+from spool.messages import TokenLogprob
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ PING_SECONDS = 5.0
 SWEEP_SECONDS = 60.0
 BACKLOG_SECONDS = 0.1
 MAX_SIGNALS = 64  # a byte each
+MAX_READ_ROWS = 64  # of a prompt's logits in memory at once
 
 
 @dataclass(frozen=True)
@@ -235,6 +237,7 @@ class Engine:
 
     def _sample(self, microbatch: Microbatch, step: StageStep, output: mx.array) -> dict[Sequence, Drawn]:
         """Draw a token after the last known token, and after each draft, of every row that wants tokens."""
+        self._read_prompts(microbatch, output)
         rows = [(i, row) for i, row in enumerate(microbatch.rows) if row.wants_tokens]
         if not microbatch.wants_logits or not rows:
             self._stage.rest()
@@ -242,17 +245,36 @@ class Engine:
         wanted, sampling = [], []
         for i, row in rows:
             assert row.sequence is not None
-            answer = self._writer.answer_of(row.sequence)
-            for ahead in range(row.num_drafts + 1):
-                wanted.append((i, row.num_known - 1 + ahead))
-                sampling.append(answer.sampling(ahead))
+            drafts = row.token_ids[row.num_known :]
+            wanted += [(i, row.num_known - 1 + ahead) for ahead in range(row.num_drafts + 1)]
+            sampling += self._writer.answer_of(row.sequence).sampling(drafts)
         logits = self._stage.logits(step, output, wanted)
         tokens = iter(sample(logits, sampling, self._stage.runner.greedy))
-        return {
-            row.sequence: list(islice(tokens, row.num_drafts + 1))
-            for _, row in rows
+        drawn: dict[Sequence, Drawn] = {}
+        for _, row in rows:
+            assert row.sequence is not None
+            own = list(islice(tokens, row.num_drafts + 1))
+            self._writer.answer_of(row.sequence).drawn = own
+            drawn[row.sequence] = [None if token is None else token.id for token in own]
+        return drawn
+
+    def _read_prompts(self, microbatch: Microbatch, output: mx.array) -> None:
+        """Note the logprobs of prompt tokens, in blocks: a whole chunk's logits could take gigabytes."""
+        wanted = [
+            (i, place - row.offset, place + 1, self._writer.answer_of(row.sequence))
+            for i, row in enumerate(microbatch.rows)
+            for place in row.read_places
             if row.sequence is not None
-        }
+        ]
+        for start in range(0, len(wanted), MAX_READ_ROWS):
+            rows, columns, indexes, answers = zip(*wanted[start : start + MAX_READ_ROWS], strict=True)
+            logits = self._stage.runner.logits(output, rows, columns)
+            ids = [answer.sequence.token_ids[index] for answer, index in zip(answers, indexes, strict=True)]
+            nums = [answer.request.params.prompt_logprobs or 0 for answer in answers]
+            tokens = sample_known(logits, ids, nums)
+            for answer, index, token in zip(answers, indexes, tokens, strict=True):
+                if index == len(answer.prompt_logprobs):  # not read before a preemption
+                    answer.prompt_logprobs.append(TokenLogprob(*token))
 
     def _credit(self, microbatch: Microbatch, frame: Frame, own_busy_us: int) -> None:
         busy_us = [own_busy_us, *(frame.busy_us(rank) for rank in range(1, self._ring.size))]

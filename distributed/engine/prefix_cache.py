@@ -41,7 +41,7 @@ class PrefixCache:
     def matches(self, sequence: Sequence) -> Iterator[Match]:
         """Yield the kept slots that share a prefix with a sequence, which could take them over."""
         for table, index, slot in self._slots():
-            if slot.sequence is None and (num := _num_matching(slot, sequence)) >= MIN_REUSED_TOKENS:
+            if slot.sequence is None and (num := num_reusable(slot, sequence)):
                 yield Match(table, index, num, num / len(slot.kept_token_ids))
 
     def find_copy(self, sequence: Sequence) -> PrefixCopy | None:
@@ -74,9 +74,15 @@ class PrefixCache:
                 yield number, index, slot
 
 
+def num_reusable(slot: Slot, sequence: Sequence) -> int:
+    """Count the kept tokens that a sequence would reuse in this slot."""
+    num = _num_matching(slot, sequence)
+    return num if num >= MIN_REUSED_TOKENS else 0
+
+
 def _num_matching(slot: Slot, sequence: Sequence) -> int:
     """Count the equal first tokens; the last prompt token never counts, since its logits are needed."""
-    if slot.owner != sequence.owner:
+    if slot.owner != sequence.owner or sequence.reads_prompt:
         return 0
     written, wanted = slot.written_token_ids, sequence.token_ids
     most = min(len(written), len(wanted) - 1)

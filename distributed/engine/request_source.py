@@ -199,6 +199,8 @@ class RequestSource:
     def _make_sequence(self, claim: Claim) -> Sequence:
         """Return the sequence; cut max_tokens to the context that the prompt leaves."""
         request, model = claim.request, self._model
+        if not all(0 <= token < model.vocab_size for token in request.params.logit_bias):
+            raise CannotRun("invalid_logit_bias", "logit_bias has token ids outside the model's vocabulary")
         prompt = self._prompt_ids(request)
         room = model.context.max_tokens - len(prompt)
         if room < 1:
@@ -211,6 +213,7 @@ class RequestSource:
             end_token_ids=frozenset() if request.params.ignore_eos else model.end_token_ids,
             owner=request.owner,
             is_suspect=claim.is_suspect,
+            reads_prompt=request.params.prompt_logprobs is not None,
         )
 
     def _before_answer(self, request: Request, prompt: Items[int]) -> int | None:

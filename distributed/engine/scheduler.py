@@ -320,7 +320,7 @@ class Scheduler:
             assert row.sequence is not None
             row.sequence.num_scheduled_tokens += row.num_known
             row.sequence.num_stepped_tokens = max(row.sequence.num_stepped_tokens, row.end)
-            wants_logits = wants_logits or row.sequence.num_unscheduled_tokens == 0
+            wants_logits |= row.sequence.num_unscheduled_tokens == 0 or len(row.read_places) > 0
         stepped = {row.sequence for row in rows}
         resizes, clears = self.slots.take_orders(number, [row.slot for row in rows])
         microbatch = Microbatch(

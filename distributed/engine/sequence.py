@@ -43,6 +43,7 @@ class Sequence:
     num_preemptions: int = 0
     is_on_trust: bool = False  # its prefix was copied from KV that is not proven finite
     is_careful: bool = False  # takes no drafts and no copies any more
+    reads_prompt: bool = False  # the logits of its whole prompt are wanted, so no KV of it is reused
 
     @property
     def num_answer_tokens(self) -> int:
@@ -136,6 +137,14 @@ class Row:
             and self.is_wanted
             and self.offset + self.num_known == len(sequence.token_ids)
         )
+
+    @property
+    def read_places(self) -> range:
+        """Places of the prompt whose logits are wanted, for the logprob of the prompt token after each."""
+        sequence = self.sequence
+        if sequence is None or not sequence.reads_prompt or not self.is_wanted:
+            return range(0)
+        return range(self.offset, min(self.end, sequence.num_prompt_tokens - 1))
 
     def accept(self, drawn: Drawn) -> Drawn:
         """Return the draws up to and including the first that differs from its draft.

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
-from distributed.engine.prefix_cache import PrefixCache
+from distributed.engine.prefix_cache import PrefixCache, num_reusable
 from distributed.engine.sequence import Drawn, Row, Sequence, Slot, Table
 from distributed.planning.kv_sizes import next_tokens, round_rows, round_tokens
 from distributed.planning.step import Clear, Resize
@@ -167,11 +167,13 @@ class SlotTables:
         return best
 
     def _find_free(self, sequence: Sequence, order: Items[int]) -> tuple[int, int, int] | None:
-        """Return (table, slot, 0) in the first table of `order` that has room, or None."""
+        """Return (table, slot, matching tokens) in the first table of `order` that has room, or None."""
         for number in order:
-            index = self._free_slot(self.tables[number])
+            table = self.tables[number]
+            index = self._free_slot(table)
             if index is not None and self._fits(number, index, sequence):
-                return number, index, 0
+                is_new = index == len(table.slots)
+                return number, index, 0 if is_new else num_reusable(table.slots[index], sequence)
         return None
 
     def _free_slot(self, table: Table) -> int | None:

@@ -83,9 +83,9 @@ class LocalRing:
                 rule, first = self.rules[sequence], sequence.num_answer_tokens
                 wanted = [(i, row.num_known - 1 + number) for number in ahead]
                 rules = [replace(rule, index=first + number) for number in ahead]
-                drawn[sequence] = sample(
-                    self.stages[-1].logits(step, hidden, wanted), rules, self.stages[-1].runner.greedy
-                )
+                logits = self.stages[-1].logits(step, hidden, wanted)
+                tokens = sample(logits, rules, self.stages[-1].runner.greedy)
+                drawn[sequence] = [None if token is None else token.id for token in tokens]
         for advance in self.scheduler.postprocess(microbatch, drawn):
             if not advance.is_finite:
                 self.failed.append(advance.sequence)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from distributed.engine.drafting import PromptLookup
+from distributed.engine.prefix_cache import MIN_REUSED_TOKENS
 from distributed.planning.kv_sizes import most_tokens
 from tests.fakes.checkpoints import VOCAB_SIZE, reference_model, shared_checkpoint
 from tests.services.engine_in_process import EngineInProcess, sample_given
@@ -60,6 +62,30 @@ def test_shared_prefixes_change_no_token(tmp_path: Path) -> None:
     for prompt, result in zip(prompts, results, strict=True):
         sure = sure_tokens(model, prompt, 10)
         assert list(result.token_ids[: len(sure)]) == sure
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "num_tables", "num_rows", "max_tokens"),
+    [(1, 1, 8, 8), (2, 2, 8, 8), (2, 3, 2, 8), (1, 1, 4, 120), (1, 1, 1, 120), (2, 2, 2, 120)],
+)
+def test_eight_answers_read_their_prompt_once(
+    llama: Path, tmp_path: Path, num_ranks: int, num_tables: int, num_rows: int, max_tokens: int
+) -> None:
+    """In one table or several, at once or a few at a time; each of the others steps a few tokens at most."""
+    prompt = [(11 * j) % 250 for j in range(100)]
+    settings: dict[str, Any] = {
+        "microbatches": num_tables,
+        "max_rows_per_microbatch": num_rows,
+        "prefill_chunk_tokens": 32,
+    }
+    params = {"temperature": 1.0, "seed": 3, "max_tokens": max_tokens, "ignore_eos": True}
+    with EngineInProcess(tmp_path, llama, num_ranks, **settings) as service:
+        results = service.ask(*(service.request(prompt, choice=i, **params) for i in range(8)))
+    assert (
+        sum(len(prompt) - result.usage.cached_tokens for result in results)
+        <= len(prompt) + 7 * MIN_REUSED_TOKENS
+    )
+    assert len({result.token_ids for result in results}) == 8
 
 
 def test_the_same_seed_gives_the_same_text_beside_others_and_alone(llama: Path, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from distributed.backends.mlx import greedy_on_gpu
+from distributed.engine.draw import DrawnToken, draw, order_falling
 from distributed.engine.row_sampling import RowSampling, uniform
-from distributed.engine.sampling import draw, order_falling, sample
+from distributed.engine.sampling import sample
 
 
 def make_row(**changes: float) -> RowSampling:
@@ -100,8 +101,8 @@ def test_rows_are_drawn_each_by_its_own_rule() -> None:
     together = sample(logits, rows)
     alone = [sample(logits[i : i + 1], [row])[0] for i, row in enumerate(rows)]
     assert together == alone
-    assert together[0] == int(mx.argmax(logits[0]).item())
-    assert together[2] == int(mx.argmax(logits[2]).item())
+    assert together[0] == DrawnToken(int(mx.argmax(logits[0]).item()))
+    assert together[2] == DrawnToken(int(mx.argmax(logits[2]).item()))
 
 
 def test_the_key_is_spread_and_stable() -> None:
@@ -118,7 +119,8 @@ def test_nothing_is_drawn_from_numbers_that_are_not_finite(rule: dict[str, float
     """NaN or infinity anywhere in a row, or nothing but -infinity; tokens that are ruled out are no fault."""
     logits = np.random.default_rng(1).standard_normal((5, 64)).astype(np.float32)
     logits[1, 7], logits[2, 9], logits[3, :], logits[4, 1:] = np.nan, np.inf, -np.inf, -np.inf
-    for drawn in (sample(mx.array(logits), [make_row(**rule)] * 5), greedy_on_gpu(mx.array(logits))):
+    plain: list[object] = [*greedy_on_gpu(mx.array(logits))]
+    for drawn in (sample(mx.array(logits), [make_row(**rule)] * 5), plain):
         assert [token is None for token in drawn] == [False, True, True, True, False]
 
 
@@ -127,4 +129,5 @@ def test_greedy_ids_on_a_gpu_are_those_of_the_cpu() -> None:
     logits = mx.random.normal((6, 500), key=mx.random.key(2))
     for dtype in (mx.float32, mx.float16, mx.bfloat16):
         rounded = logits.astype(dtype)
-        assert greedy_on_gpu(rounded) == sample(rounded, [make_row(temperature=0.0)] * 6)
+        rows = [make_row(temperature=0.0)] * 6
+        assert sample(rounded, rows, greedy_on_gpu) == sample(rounded, rows)
