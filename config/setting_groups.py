@@ -50,7 +50,7 @@ class ModelSettings(RootedSettings):
         About(
             "Model",
             "The model to serve.",
-            allowed="a Hugging Face Hub name (owner/name), a folder, or builtin:smollm2-135m",
+            allowed="a Hugging Face Hub name (owner/name), a folder, builtin:smollm2-135m, or scripted:FILE",
         ),
     ] = "mlx-community/DeepSeek-Coder-V2-Lite-Instruct-8bit"
     model_cache_dir: Annotated[
