@@ -1,8 +1,9 @@
 """Finds the folder of the model that MODEL_REPO names, without loading or downloading it.
 
 MODEL_REPO is a Hugging Face Hub name, a folder, `builtin:` with the name of a model that is made on this
-machine, or `simulated:` with the times of its stages (config/simulated.py). Knows the models' folders and
-whether their files are complete; knows nothing of their contents, and never imports MLX.
+machine, `simulated:` with the times of its stages (config/simulated.py), or `scripted:` with a file of
+answers (config/scripted.py). Knows the models' folders and whether their files are complete; knows nothing of
+their contents, and never imports MLX.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 from pathlib import Path
 
 from config.errors import ModelNotReady
+from config.scripted import SCRIPTED_PREFIX, read_script, script_path
 from config.simulated import SIMULATED_PREFIX, SimulatedModel
 
 BUILTIN_PREFIX = "builtin:"
@@ -33,6 +35,8 @@ def check_model_repo(model_repo: str, root: Path) -> str:
             raise ValueError(f"the built-in models are {', '.join(BUILTIN_MODELS)}")
     elif model_repo.startswith(SIMULATED_PREFIX):
         SimulatedModel.from_name(model_repo)
+    elif model_repo.startswith(SCRIPTED_PREFIX):
+        read_script(script_path(model_repo, root))
     elif not is_folder_name(model_repo, root) and _HUB_NAME.fullmatch(model_repo) is None:
         raise ValueError("it is neither a folder nor a Hub name")
     return model_repo
@@ -46,7 +50,7 @@ def is_folder_name(model_repo: str, root: Path) -> bool:
 
 def is_hub_name(model_repo: str, root: Path) -> bool:
     """Whether the model comes from the Hub."""
-    is_made_here = model_repo.startswith((BUILTIN_PREFIX, SIMULATED_PREFIX))
+    is_made_here = model_repo.startswith((BUILTIN_PREFIX, SIMULATED_PREFIX, SCRIPTED_PREFIX))
     return not is_made_here and not is_folder_name(model_repo, root)
 
 
@@ -67,15 +71,22 @@ def locate_model(model_repo: str, *, root: Path, state_dir: Path, cache_dir: Pat
     if model_repo.startswith(BUILTIN_PREFIX):
         return state_dir / "models" / model_repo.removeprefix(BUILTIN_PREFIX)
     if model_repo.startswith(SIMULATED_PREFIX):
-        digest = hashlib.sha256(model_repo.encode()).hexdigest()
-        return state_dir / "models" / f"simulated-{digest[:12]}"
+        return state_dir / "models" / f"simulated-{_digest(model_repo)}"
+    if model_repo.startswith(SCRIPTED_PREFIX):
+        return state_dir / "models" / f"scripted-{_digest(str(script_path(model_repo, root)))}"
     if is_folder_name(model_repo, root):
         return (root / Path(model_repo).expanduser()).resolve()
     return _hub_snapshot(model_repo, cache_dir)
 
 
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def short_name(model_repo: str) -> str:
-    """Return the public name: the part after the last slash or after `builtin:`."""
+    """Return the public name: what follows the last slash or `builtin:`, or `scripted-` and a file's stem."""
+    if model_repo.startswith(SCRIPTED_PREFIX):
+        return f"scripted-{Path(model_repo.removeprefix(SCRIPTED_PREFIX)).stem}"
     return Path(model_repo.removeprefix(BUILTIN_PREFIX)).expanduser().resolve().name
 
 

@@ -51,7 +51,7 @@ class ModelSettings(RootedSettings):
     model_repo: str = _model(
         "mlx-community/DeepSeek-Coder-V2-Lite-Instruct-8bit",
         "The model to serve.",
-        allowed="a Hugging Face Hub name (owner/name), a folder, or builtin:smollm2-135m",
+        allowed="a Hugging Face Hub name (owner/name), a folder, builtin:smollm2-135m, or scripted:FILE",
     )
     model_cache_dir: OptionalPath = _model(
         None, "Folder for downloaded models; empty: the Hugging Face cache."

@@ -17,6 +17,7 @@ from pathlib import Path
 from config import ConfigError, ModelNotReady, Settings, load_settings
 from config.disk_trouble import describe_refused, is_of_system
 from config.model_path import BUILTIN_PREFIX, is_folder_name
+from config.scripted import SCRIPTED_PREFIX, script_path
 from config.simulated import SIMULATED_PREFIX
 from distributed.models.hub import Wanted, check_disk, fetch, name_files, say
 from distributed.planning.hub_model import read_hub_model
@@ -40,6 +41,11 @@ def prepare(settings: Settings) -> Path:
         from distributed.models.simulated import make_simulated
 
         make_simulated(repo, settings.model_dir)
+        return settings.model_dir
+    if repo.startswith(SCRIPTED_PREFIX):
+        from distributed.models.scripted import make_scripted
+
+        make_scripted(script_path(repo, settings.root), settings.model_dir)
         return settings.model_dir
     if not is_folder_name(repo, settings.root):
         fetch_checked(repo, settings)

@@ -38,6 +38,7 @@ from config.errors import SettingsError
 from config.limits import limit_problems
 from config.model_path import BUILTIN_PREFIX
 from config.rotating_file import RotatingFile
+from config.scripted import SCRIPTED_PREFIX
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SUPERVISOR = (sys.executable, "-m", "cluster.supervisor.supervisor")
@@ -228,7 +229,7 @@ def list_differences(theirs: Any, ours: Mapping[str, Any]) -> list[str]:
 
 def prepare_model(settings: Settings, overrides: Mapping[str, str], prepare: Sequence[str]) -> None:
     """Make or fetch the model in a process of its own, which shows its progress on standard error."""
-    if settings.model_repo.startswith(BUILTIN_PREFIX):
+    if settings.model_repo.startswith((BUILTIN_PREFIX, SCRIPTED_PREFIX)):
         packages.ensure_builtin()
     code = run_to_end(prepare, folder=ROOT, environment={**os.environ, **overrides})
     if code != 0:

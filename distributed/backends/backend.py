@@ -1,8 +1,8 @@
 """The seam: a Backend is the machine that a rank runs on, a StageRunner runs one stage's layers on it.
 
-`mlx.py`, `cpu/backend.py` and `simulated.py` fill it; `choose.py` says which. Nobody else asks what the
-machine is. The defaults here are those of a machine that computes when it is called, with memory like any
-other program's.
+`mlx.py`, `cpu/backend.py`, `simulated.py` and `scripted.py` fill it; `choose.py` says which. Nobody else asks
+what the machine is. The defaults here are those of a machine that computes when it is called, with memory
+like any other program's.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import mlx.core as mx
 from config import Settings
 from distributed.backends.backend import Backend
 from distributed.planning.checkpoint import read_config
-from distributed.planning.model_config import SIMULATED_TYPE
+from distributed.planning.model_config import SCRIPTED_TYPE, SIMULATED_TYPE
 
 
 def choose_products(settings: Settings) -> str | None:
@@ -25,10 +25,15 @@ def choose_backend(folder: Path | None = None, products: str | None = None, rank
         products: as `choose_products` returns them.
         rank: which machine of a simulated ring this is.
     """
-    if folder is not None and read_config(folder)["model_type"] == SIMULATED_TYPE:
+    model_type = None if folder is None else read_config(folder)["model_type"]
+    if folder is not None and model_type == SIMULATED_TYPE:
         from distributed.backends.simulated import SimulatedBackend
 
         return SimulatedBackend(folder, rank)
+    if folder is not None and model_type == SCRIPTED_TYPE:
+        from distributed.backends.scripted import ScriptedBackend
+
+        return ScriptedBackend(folder)
     if mx.default_device().type == mx.DeviceType.gpu:
         from distributed.backends.mlx import MlxBackend
 

@@ -66,41 +66,41 @@ class SimulatedBackend(CpuBackend):
 
 
 class SimulatedTable:
-    """The KV of one table: one sum for each token of each row."""
+    """The KV of one table: one number for each token of each row."""
 
     def __init__(self) -> None:
-        self.sums = np.zeros((0, 0), np.int64)  # (rows, tokens)
+        self.values = np.zeros((0, 0), np.int64)  # (rows, tokens)
         self.arrays: list[mx.array] = []  # nothing is lazy here
 
     @property
     def num_bytes(self) -> int:
-        return self.sums.nbytes
+        return self.values.nbytes
 
     def begin(self, step: StageStep) -> tuple[StageStep, Int64Array]:
         """Return what `SimulatedRunner.forward` takes beside its input."""
         self._make_room(max(step.slots) + 1, step.num_kv_tokens)
-        return step, self.sums
+        return step, self.values
 
     def resize(self, order: Resize) -> None:
         """Take another size."""
-        kept = (self.sums[list(order.slots)] if order.slots else self.sums)[
+        kept = (self.values[list(order.slots)] if order.slots else self.values)[
             : order.num_rows, : order.num_tokens
         ]
-        self.sums = np.zeros((order.num_rows, order.num_tokens), np.int64)
-        self.sums[: kept.shape[0], : kept.shape[1]] = kept
+        self.values = np.zeros((order.num_rows, order.num_tokens), np.int64)
+        self.values[: kept.shape[0], : kept.shape[1]] = kept
 
     def clear(self, order: Clear) -> None:
         """Set some of a row's tokens to zero."""
-        self.sums[order.slot : order.slot + 1, order.start : order.end] = 0
+        self.values[order.slot : order.slot + 1, order.start : order.end] = 0
 
     def copy_prefix(self, source: SimulatedTable, from_slot: int, to_slot: int, num_tokens: int) -> None:
         """Copy the first tokens of a row of `source`, which may be this table, into a row of this one."""
         self._make_room(to_slot + 1, num_tokens)
-        self.sums[to_slot, :num_tokens] = source.sums[from_slot, :num_tokens]
+        self.values[to_slot, :num_tokens] = source.values[from_slot, :num_tokens]
 
     def _make_room(self, num_rows: int, num_tokens: int) -> None:
-        shape = grown((self.sums.shape[0], self.sums.shape[1]), num_rows, num_tokens)
-        if self.sums.shape != shape:
+        shape = grown((self.values.shape[0], self.values.shape[1]), num_rows, num_tokens)
+        if self.values.shape != shape:
             self.resize(Resize(0, *shape))
 
 

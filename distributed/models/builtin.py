@@ -103,6 +103,12 @@ def find_gguf(name: str) -> Path:
     )
 
 
+def write_builtin_tokenizer(name: str, folder: Path) -> None:
+    """Write the built-in model's tokenizer and chat template into a folder."""
+    _, meta = mx.load(str(find_gguf(name)), return_metadata=True)
+    _write_tokenizer(meta, folder)
+
+
 def _stamp(name: str, is_packed: bool) -> dict[str, Any]:
     return {"name": name, "format": FORMAT_VERSION, "weights": "packed" if is_packed else "float32"}
 

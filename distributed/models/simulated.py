@@ -42,17 +42,20 @@ def make_simulated(model_repo: str, folder: Path) -> None:
     model = SimulatedModel.from_name(model_repo)
     _write_config(model_repo, model, made)
     _write_tokenizer(model.vocab, made)
-    # A layer is 64 values for the planner, everything else next to nothing.
-    weights = {f"model.layers.{i}.input_layernorm.weight": mx.zeros(64) for i in range(model.layers)}
-    others = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
-    mx.save_safetensors(
-        str(made / "model.safetensors"), weights | {name: mx.zeros(1) for name in others}, {"format": "mlx"}
-    )
+    write_placeholders(model.layers, made)
     try:
         made.rename(folder)
     except OSError:  # somebody else made it meanwhile
         shutil.rmtree(made)
         assert folder.is_dir()
+
+
+def write_placeholders(num_layers: int, folder: Path) -> None:
+    """Write a file in the place of weights: 64 values a layer for the planner, next to nothing else."""
+    weights = {f"model.layers.{i}.input_layernorm.weight": mx.zeros(64) for i in range(num_layers)}
+    others = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+    weights |= {name: mx.zeros(1) for name in others}
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
 
 
 def _write_config(model_repo: str, model: SimulatedModel, folder: Path) -> None:

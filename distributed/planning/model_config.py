@@ -25,6 +25,8 @@ from distributed.planning.model_errors import BadCheckpoint, UnsupportedModel
 from distributed.planning.rope_config import normalise_rope
 
 SIMULATED_TYPE = "simulated"  # distributed/backends/simulated.py: sleeps instead of computing
+SCRIPTED_TYPE = "scripted"  # distributed/backends/scripted.py: answers by a script
+MADE_UP_TYPES = (SIMULATED_TYPE, SCRIPTED_TYPE)
 NEEDED_KEYS = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads")
 LATENT_KEYS = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 TOPK_METHODS = ("greedy", "group_limited_greedy")
@@ -104,11 +106,11 @@ def _take_text_config(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _find_family(raw: Mapping[str, Any]) -> Family | None:
-    """Return the record of the model type; None for simulated models."""
+    """Return the record of the model type; None for made-up models."""
     if raw.get("model_type") is None:
         raise BadValue("there is no model_type: this is not a config of transformers or mlx-lm")
     model_type = raw["model_type"]
-    if model_type == SIMULATED_TYPE:
+    if model_type in MADE_UP_TYPES:
         return None
     if raw.get("model_file"):
         raise UnsupportedModel(

@@ -14,7 +14,7 @@ from typing import Any
 
 from config.model_path import SMALL_PATTERNS
 from distributed.planning.checkpoint import TensorInfo, is_tied, read_config, read_raw_header, tensor_files
-from distributed.planning.model_config import SIMULATED_TYPE
+from distributed.planning.model_config import MADE_UP_TYPES
 from distributed.planning.model_errors import BadCheckpoint, UnsupportedModel
 
 # Types of stored tensors; the last two are MLX's packed weights and their scales.
@@ -86,7 +86,7 @@ def check_tensors(name: str, config: Mapping[str, Any], tensors: Mapping[str, Te
         UnsupportedModel: a tensor has a type, or belongs to a part of a model, that is not served.
         BadCheckpoint: a layer, the embeddings, the last norm or the head are missing.
     """
-    if config["model_type"] == SIMULATED_TYPE:
+    if config["model_type"] in MADE_UP_TYPES:
         return
     cut = make_cut(config, tensors, [range(config["num_hidden_layers"])], 0)
     for tensor, info in tensors.items():

@@ -24,7 +24,7 @@ from cluster.supervisor.service import Service
 from config import ModelNotReady, Settings
 from config.checks import start_problems
 from config.limits import limit_problems
-from config.model_path import BUILTIN_PREFIX, is_folder_name, missing_files
+from config.model_path import is_folder_name, is_hub_name, missing_files
 
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
 TRIAL_LIMIT_S = 30.0
@@ -210,7 +210,7 @@ def check_api_port(settings: Settings, service: Service) -> Finding:
 
 def check_model(settings: Settings) -> Finding:
     """The model's files are on this machine."""
-    verb = "makes" if settings.model_repo.startswith(BUILTIN_PREFIX) else "fetches"
+    verb = "fetches" if is_hub_name(settings.model_repo, settings.root) else "makes"
     text = f"{settings.model_repo} is not on this machine yet: `start` {verb} it, or do it now"
     prepare = f"MODEL_REPO={settings.model_repo} STATE_DIR={settings.state_dir} {PREPARE}"
     is_folder = is_folder_name(settings.model_repo, settings.root)
