@@ -22,6 +22,7 @@ from distributed.backends.cpu.threads import ProductThreads
 from distributed.backends.memory import check_memory
 from distributed.backends.stage import Stage
 from distributed.engine import tokenizers
+from distributed.engine.constraints import Grammars
 from distributed.engine.engine import Engine, EngineParts
 from distributed.engine.engine_config import chunk_tokens, make_engine_limits, make_scheduler
 from distributed.engine.live_settings import LiveSettings, apply_to_spool
@@ -242,6 +243,7 @@ def _warm_up(ring: AnyRing, stage: Stage, settings: Settings, status: RingStatus
 
 def _model_facts(status: RingStatus, plan: RingPlan, stage: Stage, tokenizer: PromptTokenizer) -> ModelFacts:
     assert status.context is not None, "known since the scheduler was made"
+    vocab_size = max(stage.model.vocab_size, tokenizer.vocab_size)
     return ModelFacts(
         name=status.model,
         weights_hash=plan.weights_hash,
@@ -250,4 +252,5 @@ def _model_facts(status: RingStatus, plan: RingPlan, stage: Stage, tokenizer: Pr
         end_token_ids=tokenizer.end_token_ids,
         vocab_size=stage.model.vocab_size,
         context=status.context,
+        grammars=Grammars(Path(plan.model_folder) / "tokenizer.json", vocab_size, tokenizer.end_token_ids),
     )

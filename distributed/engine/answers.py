@@ -10,6 +10,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Any
 
+from distributed.engine.constraints import Constraint, Mask
 from distributed.engine.row_sampling import RowSampling
 from distributed.engine.sequence import Sequence
 from distributed.engine.text_stream import TextStream
@@ -39,6 +40,7 @@ class Answer:
     num_resumed_tokens: int = 0
     first_token_unix: float | None = None
     is_solo: bool = False  # marked in the spool as running alone
+    constraint: Constraint | None = None  # of a grammar
     shares: list[RankShare] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -49,7 +51,7 @@ class Answer:
     def request(self) -> Request:
         return self.claim.request
 
-    def sampling(self, ahead: int = 0) -> RowSampling:
+    def sampling(self, ahead: int = 0, mask: Mask | None = None) -> RowSampling:
         """Return the draw's parameters for the next token, or for the one `ahead` tokens after it."""
         params, index = self.request.params, self.sequence.num_answer_tokens + ahead
         return RowSampling(
@@ -60,6 +62,7 @@ class Answer:
             seed=params.seed,
             choice=params.choice,
             index=index,
+            mask=mask,
         )
 
     @property

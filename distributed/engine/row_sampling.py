@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
 class RowSampling:
-    """How one row is drawn; `index` is the answer token's index."""
+    """How one row is drawn; `index` is the answer token's index.
+
+    `mask`: the tokens that the grammar allows, one bit a token (constraints.py: Mask); None: all.
+    """
 
     temperature: float
     top_p: float
@@ -18,6 +24,7 @@ class RowSampling:
     seed: int
     choice: int
     index: int
+    mask: NDArray[np.int32] | None = field(default=None, compare=False)
 
     @property
     def is_greedy(self) -> bool:

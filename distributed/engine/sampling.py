@@ -40,7 +40,7 @@ def sample(logits: mx.array, rows: Items[RowSampling], greedy: Greedy | None = N
     Returns:
         The ids; None for a row whose logits hold NaN or infinity, or nothing but -infinity.
     """
-    if greedy is not None and all(row.is_greedy for row in rows):
+    if greedy is not None and all(row.is_greedy and row.mask is None for row in rows):
         return greedy(logits)
     logits = logits.astype(mx.float32)
     mx.eval(logits)
@@ -48,9 +48,19 @@ def sample(logits: mx.array, rows: Items[RowSampling], greedy: Greedy | None = N
     best = values.argmax(axis=-1)  # the first NaN, if there is one; faster than MLX's CPU build
     is_finite = np.isfinite(values[np.arange(len(values)), best]).tolist()
     return [
-        None if not is_finite[i] else int(best[i]) if row.is_greedy else draw(values[i], int(best[i]), row)
-        for i, row in enumerate(rows)
+        None if not is_finite[i] else _draw_row(values[i], int(best[i]), row) for i, row in enumerate(rows)
     ]
+
+
+def _draw_row(logits: Float32Array, best: int, row: RowSampling) -> int | None:
+    """Draw a token id of one row, whose likeliest is `best`; None where the grammar allows none."""
+    if row.mask is not None:
+        bits = np.unpackbits(row.mask.view(np.uint8), count=len(logits), bitorder="little")
+        logits = np.where(bits, logits, np.float32(-np.inf))
+        best = int(logits.argmax())
+        if not np.isfinite(logits[best]):
+            return None
+    return best if row.is_greedy else draw(logits, best, row)
 
 
 def draw(logits: Float32Array, best: int, row: RowSampling) -> int:

@@ -40,6 +40,7 @@ from config import Settings, load_settings
 from distributed.backends.backend import Greedy, StageRunner
 from distributed.backends.choose import choose_backend, choose_products
 from distributed.backends.stage import Stage
+from distributed.engine.constraints import Grammars
 from distributed.engine.engine import Engine, EngineParts
 from distributed.engine.engine_config import chunk_tokens, make_engine_limits, make_scheduler
 from distributed.engine.live_settings import LiveSettings
@@ -73,7 +74,10 @@ class AtOnce(Executor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        future.set_result(fn(*args, **kwargs))
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001 - the future raises it, as a thread's does
+            future.set_exception(error)
         return future
 
 
@@ -125,6 +129,7 @@ class EngineInProcess:
         state.mkdir(parents=True, exist_ok=True)
         self.settings: Settings = load_settings(own, root=state, environ={})
         self.clock = DrivenClock()
+        self.compiler: Executor = AtOnce()  # of grammars; a test may replace it before a start
         self.epoch = 0
         self._is_running = False
         self._wakeup = os.pipe()
@@ -298,12 +303,14 @@ class EngineInProcess:
     def _facts(self, status: RingStatus) -> ModelFacts:
         assert status.context is not None
         tokenizer = load_tokenizer(self.settings)
+        vocab_size, ends = self.stages[0].model.vocab_size, tokenizer.end_token_ids
         return ModelFacts(
             name=status.model,
             weights_hash=weights_hash(self.model),
             tokenizer=tokenizer,
             detokenizer=tokenizer.detokenizer,
-            end_token_ids=tokenizer.end_token_ids,
-            vocab_size=self.stages[0].model.vocab_size,
+            end_token_ids=ends,
+            vocab_size=vocab_size,
             context=status.context,
+            grammars=Grammars(self.model / "tokenizer.json", vocab_size, ends, self.compiler),
         )

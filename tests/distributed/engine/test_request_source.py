@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from config.context_length import ContextLength
 from config.disk_trouble import DiskTroubles
 from distributed.engine.answers import Answer
+from distributed.engine.constraints import Grammars
 from distributed.engine.request_source import ModelFacts, RequestSource
 from distributed.engine.token_writer import TokenWriter
 from prompts.tokenizer import PromptTokenizer, RenderedChat
@@ -55,7 +56,8 @@ class Letters:
         return None if token_id in ENDS else chr(token_id).encode()
 
 
-FACTS = ModelFacts("tiny", "weights", Letters(), Letters(), ENDS, 256, ContextLength(100))
+GRAMMARS = Grammars(Path("no tokenizer"), 256, ENDS)
+FACTS = ModelFacts("tiny", "weights", Letters(), Letters(), ENDS, 256, ContextLength(100), GRAMMARS)
 
 
 @pytest.fixture
