@@ -13,17 +13,18 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 Mask = NDArray[np.int32]  # (words,): bit i of word w is token 32 w + i, set where it is allowed
+Masks = NDArray[np.int32]  # (N, words)
 
-MAX_COMPILED = 64  # grammars kept: an agent sends the same tools with each turn
+MAX_COMPILED = 32  # grammars kept: an agent sends the same tools with each turn
 MAX_REASON_LENGTH = 1000  # characters of llguidance's own words
 
 
@@ -31,68 +32,92 @@ class GrammarRefused(Exception):
     """A grammar cannot be compiled, or not for this model; the message is for the client."""
 
 
-@dataclass(frozen=True)
 class Grammar:
-    """A compiled grammar, at its beginning; never changed after that."""
+    """A grammar that one model can answer by. Matchers made from one another share their lexer's memory."""
 
-    matcher: LLMatcher
-    num_tokens: int  # bits of a mask, at least the model's vocabulary
-    end_token_ids: frozenset[int]
-
-    @property
-    def num_words(self) -> int:
-        return -(-self.num_tokens // 32)
-
-    @cached_property
-    def ends(self) -> Mask:
-        """The mask of the end tokens."""
+    def __init__(self, text: str, tokenizer: LLTokenizer, end_token_ids: frozenset[int]) -> None:
+        """Compile it. Raises GrammarRefused."""
+        self._text, self._tokenizer = text, tokenizer
+        self.num_words = -(-tokenizer.vocab_size // 32)
         bits = np.zeros(self.num_words * 32, np.uint8)
-        bits[list(self.end_token_ids)] = 1
-        return np.packbits(bits, bitorder="little").view(np.int32)
+        bits[list(end_token_ids)] = 1
+        self.ends: Mask = np.packbits(bits, bitorder="little").view(np.int32)
+        self._shared = self.compile()
+        if self._shared.is_error():
+            raise GrammarRefused(f"the grammar cannot be compiled: {describe_error(self._shared)}")
+
+    def compile(self) -> LLMatcher:
+        """Return a matcher that shares nothing."""
+        from llguidance import LLMatcher
+
+        return LLMatcher(self._tokenizer, self._text, log_level=0, limits=make_limits())
+
+    def begin(self) -> LLMatcher:
+        """Return a matcher at the beginning."""
+        if self._shared.is_error():
+            self._shared = self.compile()
+        return self._shared.deep_copy()
 
 
 class Constraint:
     """The place of one answer in its grammar.
 
-    `order` is called by the loop; all else runs in the thread that makes masks. `error` says why no further
-    token can be allowed; its masks allow nothing then.
+    The loop calls `order`; one thread makes the masks, order by order. `error` says why the last ones allow
+    nothing.
     """
 
     def __init__(self, grammar: Grammar, *, ignores_end: bool = False) -> None:
         """Args: ignores_end: end tokens are allowed only where the grammar allows nothing else."""
-        self.grammar = grammar
-        self._ignores_end = ignores_end
+        self._grammar, self._ignores_end = grammar, ignores_end
         self._num_ordered = 0  # tokens of the answer that orders so far have brought
+        self._token_ids: list[int] = []  # that the matcher has taken
+        self._matcher: LLMatcher | None = None
         self.error: str | None = None
 
     def order(self, token_ids: list[int], num_prompt_tokens: int, drafts: Items[int]) -> MaskOrder:
-        """Order the masks after all tokens of prompt and answer, and after each draft."""
+        """Return the order of the masks after all tokens of prompt and answer, and after each draft."""
         new = token_ids[num_prompt_tokens + self._num_ordered :]
         self._num_ordered += len(new)
-        return MaskOrder(self, new, list(drafts))
+        return MaskOrder(self, new, drafts)
 
-    @cached_property
-    def matcher(self) -> LLMatcher:
-        return self.grammar.matcher.deep_copy()
+    def make(self, new_token_ids: Items[int], drafts: Items[int]) -> Masks:
+        """Take further tokens of the answer; return the masks after these and after each draft.
 
-    def accept(self, token_ids: list[int]) -> None:
-        """Advance by tokens of the answer."""
-        if self.error is None and not self.matcher.consume_tokens(token_ids):
-            self._note_error("the answer so far does not match the grammar")
-
-    def finish(self, masks: NDArray[np.int32]) -> None:
-        """Check and complete masks (N, words) that llguidance has computed, in place."""
-        if self._ignores_end:
-            others = masks & ~self.grammar.ends
+        After a draft that is not allowed, masks allow everything: those draws do not count.
+        """
+        self._token_ids += new_token_ids
+        self._matcher = self._matcher or self._grammar.begin()
+        self._matcher.consume_tokens(list(new_token_ids))
+        masks = self._look_ahead(self._matcher, drafts)
+        if self._matcher.is_error():
+            # A lexer keeps each state that it meets, up to a limit, and another answer may share it.
+            self._matcher = self._grammar.compile()
+            self._matcher.consume_tokens(self._token_ids)
+            masks = self._look_ahead(self._matcher, drafts)
+        self.error = self._find_error(self._matcher, masks[0])
+        if self.error is not None:
+            masks[:] = 0
+        elif self._ignores_end:
+            others = masks & ~self._grammar.ends
             has_others = others.any(axis=1)
             masks[has_others] = others[has_others]
-        if self.matcher.is_error():
-            self._note_error("the grammar cannot go on")
-        elif not masks[0].any():
-            self.error = "the grammar allows none of the model's tokens"
+        return masks
 
-    def _note_error(self, what: str) -> None:
-        self.error = f"{what}: {self.matcher.get_error()[:MAX_REASON_LENGTH] or self.matcher.stop_reason()}"
+    def _look_ahead(self, matcher: LLMatcher, drafts: Items[int]) -> Masks:
+        masks: Masks = np.full((1 + len(drafts), self._grammar.num_words), -1, np.int32)
+        num_taken = 0
+        for mask, draft in zip(masks, (*drafts, None), strict=True):
+            matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+            if draft is None or matcher.is_stopped() or not matcher.try_consume_tokens([draft]):
+                break
+            num_taken += 1
+        matcher.rollback(num_taken)
+        return masks
+
+    def _find_error(self, matcher: LLMatcher, mask: Mask) -> str | None:
+        if matcher.is_error():
+            return f"the answer cannot go on by its grammar: {describe_error(matcher)}"
+        return None if mask.any() else "the grammar allows none of the model's tokens here"
 
 
 @dataclass(frozen=True)
@@ -100,58 +125,13 @@ class MaskOrder:
     """A row's masks to make: after new tokens of the answer, and after each of its drafts."""
 
     constraint: Constraint
-    new_token_ids: list[int]
-    drafts: list[int]
+    new_token_ids: Items[int]
+    drafts: Items[int]
 
 
-Masks = dict[Constraint, NDArray[np.int32]]
-
-
-class MaskMaker:
-    """Makes masks in a thread of its own, order by order, while stages work."""
-
-    def __init__(self, executor: Executor | None = None) -> None:
-        """Args: executor: runs one job at a time; a thread by default."""
-        self._executor = executor or ThreadPoolExecutor(max_workers=1, thread_name_prefix="masks")
-
-    def begin(self, orders: list[MaskOrder]) -> Future[Masks]:
-        """Begin to make masks (1 + drafts, words) for each constraint.
-
-        All bits are set after a draft that is not allowed, and none where the constraint has an error.
-        """
-        return self._executor.submit(self._make, orders)
-
-    @cached_property
-    def _parallel(self) -> LLExecutor:
-        from llguidance import LLExecutor
-
-        return LLExecutor()
-
-    def _make(self, orders: list[MaskOrder]) -> Masks:
-        num_words = orders[0].constraint.grammar.num_words
-        num_masks = sum(1 + len(order.drafts) for order in orders)
-        masks: NDArray[np.int32] = np.full((num_masks, num_words), -1, np.int32)
-        made: Masks = {}
-        plain, drafted, first = [], [], 0
-        for order in orders:
-            order.constraint.accept(order.new_token_ids)
-            made[order.constraint] = masks[first : first + 1 + len(order.drafts)]
-            if order.constraint.error is None and order.drafts:
-                drafted.append((order.constraint.matcher, first, order.drafts))
-            elif order.constraint.error is None:
-                plain.append((order.constraint.matcher, first))
-            first += 1 + len(order.drafts)
-        place = masks.ctypes.data, num_words * masks.itemsize, num_masks
-        if plain:
-            self._parallel.unsafe_compute_mask_ptr(plain, *place)
-        if drafted:
-            self._parallel.unsafe_compute_mask_ptr_with_draft_token(drafted, *place)
-        for constraint, own in made.items():
-            if constraint.error is None:
-                constraint.finish(own)
-            if constraint.error is not None:
-                own[:] = 0
-        return made
+def make_masks(orders: Items[MaskOrder]) -> dict[Constraint, Masks]:
+    """Make the masks of a microbatch's rows, in the thread that alone does so."""
+    return {order.constraint: order.constraint.make(order.new_token_ids, order.drafts) for order in orders}
 
 
 class Grammars:
@@ -184,12 +164,7 @@ class Grammars:
         return compiled
 
     def _compile(self, text: str) -> Grammar:
-        from llguidance import LLMatcher
-
-        matcher = LLMatcher(self._tokenizer, text, log_level=0, limits=_limits())
-        if matcher.is_error():
-            raise GrammarRefused(f"the grammar cannot be compiled: {matcher.get_error()[:MAX_REASON_LENGTH]}")
-        return Grammar(matcher, self._tokenizer.vocab_size, self._end_token_ids)
+        return Grammar(text, self._tokenizer, self._end_token_ids)
 
     @cached_property
     def _tokenizer(self) -> LLTokenizer:
@@ -203,9 +178,16 @@ class Grammars:
             raise GrammarRefused(f"this model's tokenizer cannot be used with grammars: {error}") from error
 
 
-def _limits() -> LLParserLimits:
-    """Bound the time of a compile and of a mask, and the memory; errors repeat nothing of the answer."""
+def describe_error(matcher: LLMatcher) -> str:
+    """Return why a matcher failed, in llguidance's words; they repeat nothing of the answer."""
+    reason = matcher.get_error().replace("<non-verbose/>", "").strip()
+    return reason[:MAX_REASON_LENGTH]
+
+
+def make_limits() -> LLParserLimits:
+    """Bound the time of a compile and of a mask, and the memory of a lexer."""
     from llguidance import LLParserLimits
 
-    options: dict[str, Any] = {"max_lexer_states": 50_000, "verbose_errors": False}
-    return LLParserLimits(**options)
+    return LLParserLimits(
+        max_items_in_row=10_000, max_lexer_states=50_000, max_grammar_size=100_000, verbose_errors=False
+    )

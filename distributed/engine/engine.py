@@ -12,7 +12,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
@@ -20,7 +20,7 @@ import mlx.core as mx
 import numpy as np
 
 from distributed.backends.stage import Stage
-from distributed.engine.constraints import MaskMaker, Masks
+from distributed.engine.constraints import Constraint, Masks, make_masks
 from distributed.engine.request_source import RequestSource
 from distributed.engine.sampling import sample
 from distributed.engine.scheduler import Scheduler
@@ -79,8 +79,8 @@ class Engine:
         # A frame for each microbatch in flight: those sent, oldest first, and at most one not sent yet.
         self._sent: deque[Frame] = deque()
         self._unsent: Frame | None = None
-        self._mask_maker = MaskMaker()
-        self._masks: dict[int, Future[Masks]] = {}  # by microbatch
+        self._mask_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="masks")
+        self._masks: dict[int, Future[dict[Constraint, Masks]]] = {}  # by microbatch
         self._is_pinging = False
         self._takes_requests, self._is_ending = True, False
         self._last_lap = self._next_look = self._next_status = self._next_sweep = clock()
@@ -172,7 +172,7 @@ class Engine:
                 drafts = row.token_ids[row.num_known :]
                 orders.append(constraint.order(sequence.token_ids, sequence.num_prompt_tokens, drafts))
         if orders:
-            self._masks[microbatch.number] = self._mask_maker.begin(orders)
+            self._masks[microbatch.number] = self._mask_thread.submit(make_masks, orders)
 
     def _send_next(self) -> bool:
         """Send the unsent frame, if there is one; return False if it must wait for earlier frames.
