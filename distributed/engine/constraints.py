@@ -33,7 +33,11 @@ class GrammarRefused(Exception):
 
 
 class Grammar:
-    """A grammar that one model can answer by. Matchers made from one another share their lexer's memory."""
+    """A grammar that one model can answer by.
+
+    Matchers copied from one another share a lexer, which keeps each state that it meets, up to a limit: then
+    all of them fail (llguidance 1.9.1).
+    """
 
     def __init__(self, text: str, tokenizer: LLTokenizer, end_token_ids: frozenset[int]) -> None:
         """Compile it. Raises GrammarRefused."""
@@ -42,21 +46,25 @@ class Grammar:
         bits = np.zeros(self.num_words * 32, np.uint8)
         bits[list(end_token_ids)] = 1
         self.ends: Mask = np.packbits(bits, bitorder="little").view(np.int32)
-        self._shared = self.compile()
+        self._shared: LLMatcher | None = self._compile()
         if self._shared.is_error():
             raise GrammarRefused(f"the grammar cannot be compiled: {describe_error(self._shared)}")
 
-    def compile(self) -> LLMatcher:
-        """Return a matcher that shares nothing."""
+    def begin(self) -> LLMatcher:
+        """Return a matcher at the beginning."""
+        if self._shared is None:
+            self._shared = self._compile()
+        return self._shared.deep_copy()
+
+    def begin_alone(self) -> LLMatcher:
+        """Return a matcher that shares nothing, in place of a failed one; new ones share another lexer."""
+        self._shared = None
+        return self._compile()
+
+    def _compile(self) -> LLMatcher:
         from llguidance import LLMatcher
 
         return LLMatcher(self._tokenizer, self._text, log_level=0, limits=make_limits())
-
-    def begin(self) -> LLMatcher:
-        """Return a matcher at the beginning."""
-        if self._shared.is_error():
-            self._shared = self.compile()
-        return self._shared.deep_copy()
 
 
 class Constraint:
@@ -90,8 +98,7 @@ class Constraint:
         self._matcher.consume_tokens(list(new_token_ids))
         masks = self._look_ahead(self._matcher, drafts)
         if self._matcher.is_error():
-            # A lexer keeps each state that it meets, up to a limit, and another answer may share it.
-            self._matcher = self._grammar.compile()
+            self._matcher = self._grammar.begin_alone()  # another answer may have filled the lexer
             self._matcher.consume_tokens(self._token_ids)
             masks = self._look_ahead(self._matcher, drafts)
         self.error = self._find_error(self._matcher, masks[0])
@@ -162,6 +169,10 @@ class Grammars:
         if len(self._compiled) > MAX_COMPILED:
             self._compiled.popitem(last=False)
         return compiled
+
+    def close(self) -> None:
+        """Compile nothing more; what has begun ends by itself."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _compile(self, text: str) -> Grammar:
         return Grammar(text, self._tokenizer, self._end_token_ids)

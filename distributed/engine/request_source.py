@@ -197,6 +197,7 @@ class RequestSource:
 
     def close(self) -> None:
         """Write the results under way, then put the open answers back for the next start."""
+        self._model.grammars.close()
         for answer in self._writer.close():
             self._put_back(answer.claim)
             logger.info("request %s is put back: it continues at the next start", answer.request.label)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -348,9 +349,9 @@ def test_padding_of_the_vocabulary_is_never_allowed(tmp_path: Path) -> None:
 def test_a_lexer_that_one_answer_has_filled_spoils_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Answers by one grammar share a lexer, which keeps each state it has met."""
-    limits = LLParserLimits(max_lexer_states=150, verbose_errors=False)
-    monkeypatch.setattr(constraints, "make_limits", lambda: limits)
+    """Answers by one grammar share a lexer, which keeps each state it has met; new ones share a new one."""
+    limits, num_compiles = LLParserLimits(max_lexer_states=150, verbose_errors=False), itertools.count()
+    monkeypatch.setattr(constraints, "make_limits", lambda: (limits, next(num_compiles))[0])
     grammar = bytes_grammar(tmp_path, MANY_STATES)
     beginner, filler = Constraint(grammar), Constraint(grammar)
     assert masks_after(beginner, "a") == ["ab"]
@@ -359,8 +360,11 @@ def test_a_lexer_that_one_answer_has_filled_spoils_no_other(
     assert filler.error is not None and "too many states" in filler.error
     assert num_good > 50
     assert masks_after(beginner, "ab" * 8 + "b") == ["ab^$"]
-    assert masks_after(Constraint(grammar), "ab" * 8 + "b") == ["ab^$"]
     assert beginner.error is None
+    before = next(num_compiles)
+    for _ in range(3):
+        assert masks_after(Constraint(grammar), "ab" * 8 + "b") == ["ab^$"]
+    assert next(num_compiles) == before + 2
 
 
 def test_a_tokenizer_with_merges_gives_json_that_validates(tmp_path: Path) -> None:
