@@ -102,13 +102,17 @@ class RequestSource:
         ready = []
         for answer, compiled in done:
             del self._compiling[answer.request.id]
-            try:
-                grammar = compiled.result()
-            except GrammarRefused as error:
-                self._writer.fail(answer, CannotRun("grammar_refused", str(error)))
+            error = compiled.exception()
+            if error is None:
+                ignores_end = answer.request.params.ignore_eos
+                answer.constraint = Constraint(compiled.result(), ignores_end=ignores_end)
+                ready.append(answer)
                 continue
-            answer.constraint = Constraint(grammar, ignores_end=answer.request.params.ignore_eos)
-            ready.append(answer)
+            if not isinstance(error, GrammarRefused):  # a panic of llguidance must not end the ring
+                logger.error(
+                    "request %s: its grammar broke the compile", answer.request.label, exc_info=error
+                )
+            self._writer.fail(answer, CannotRun("grammar_refused", str(error)))
         return ready
 
     def _claim(self, max_claims: int) -> list[Claim]:

@@ -202,6 +202,19 @@ def test_a_grammar_that_cannot_be_compiled_fails_alone(service: EngineInProcess)
     assert other.token_ids == alone.token_ids
 
 
+def test_a_compile_that_breaks_fails_alone_too(
+    service: EngineInProcess, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A crash would come again at each start, because the request stays accepted."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Grammar, "_compile", lambda _: 1 // 0)
+        failed, other = service.ask(service.request(PROMPT, grammar=GRAMMAR), service.request(PROMPT))
+    assert failed.error is not None
+    assert failed.error["code"] == "grammar_refused"
+    assert other.error is None
+    assert "broke the compile" in caplog.text
+
+
 def test_a_grammar_that_fails_on_the_way_fails_alone(
     service: EngineInProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
