@@ -10,6 +10,7 @@ import logging
 import signal
 import socket
 import time
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from distributed.backends.cpu.threads import ProductThreads
 from distributed.backends.memory import check_memory
 from distributed.backends.stage import Stage
 from distributed.engine import tokenizers
+from distributed.engine.constraints import Grammars
 from distributed.engine.engine import Engine, EngineParts
 from distributed.engine.engine_config import chunk_tokens, make_engine_limits, make_scheduler
 from distributed.engine.live_settings import LiveSettings, apply_to_spool
@@ -103,7 +105,7 @@ def _load(
     _warm_up(launch, ring, stage, chunk)
     status.last_lap_unix = time.time()
     scheduler = make_scheduler(settings, status, chunk, stage.thread_gain)
-    return stage, scheduler, make_facts(status, plan.weights_hash, stage, finish_tokenizers())
+    return stage, scheduler, make_facts(status, settings.model_dir, stage, finish_tokenizers())
 
 
 def make_status(launch: Launch) -> RingStatus:
@@ -238,15 +240,23 @@ def _warm_up(launch: Launch, ring: AnyRing, stage: Stage, chunk: int) -> None:
     receive(ring, launch.watchdog, limit_seconds)
 
 
-def make_facts(status: RingStatus, weights_hash: str, stage: Stage, tokenizer: PromptTokenizer) -> ModelFacts:
-    """Return what requests need to know of the model."""
+def make_facts(
+    status: RingStatus,
+    folder: Path,
+    stage: Stage,
+    tokenizer: PromptTokenizer,
+    compiler: Executor | None = None,
+) -> ModelFacts:
+    """Return what requests need to know of the model in a folder; `compiler` is for Grammars."""
     assert status.context is not None, "known since the scheduler was made"
+    vocab_size, end_token_ids = max(stage.model.vocab_size, tokenizer.vocab_size), tokenizer.end_token_ids
     return ModelFacts(
         name=status.model,
-        weights_hash=weights_hash,
+        weights_hash=weights_hash(folder),
         tokenizer=tokenizer,
         detokenizer=tokenizer.detokenizer,
-        end_token_ids=tokenizer.end_token_ids,
+        end_token_ids=end_token_ids,
         vocab_size=stage.model.vocab_size,
         context=status.context,
+        grammars=Grammars(folder / "tokenizer.json", vocab_size, end_token_ids, compiler),
     )

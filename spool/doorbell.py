@@ -63,6 +63,10 @@ class Doorbell:
                 return num_rings
             num_rings += 1
 
+    def ring(self) -> None:
+        """Wake the listener from another thread of its own process."""
+        self._fs.ring_bells([str(self._path)])
+
     def close(self) -> None:
         """Stop listening, and remove the name unless another bell has taken it."""
         if self._socket.fileno() < 0:

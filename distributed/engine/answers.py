@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, repeat
 from typing import Any
 
+from distributed.engine.constraints import Constraint
 from distributed.engine.draw import DrawnToken
 from distributed.engine.row_sampling import Mask, RowSampling, TokenCounts, mask_of
 from distributed.engine.sequence import Sequence
@@ -44,6 +45,7 @@ class Answer:
     num_resumed_tokens: int = 0
     first_token_unix: float | None = None
     is_solo: bool = False  # marked in the spool as running alone
+    constraint: Constraint | None = None  # of a grammar
     shares: list[RankShare] = field(init=False)
     drawn: Items[DrawnToken | None] = ()
     logprobs: list[TokenLogprob] = field(default_factory=list)

@@ -12,6 +12,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
@@ -19,6 +20,7 @@ import mlx.core as mx
 import numpy as np
 
 from distributed.backends.stage import Stage
+from distributed.engine.constraints import Constraint, Masks, make_masks
 from distributed.engine.request_source import RequestSource
 from distributed.engine.sampling import sample, sample_known
 from distributed.engine.scheduler import Scheduler
@@ -79,6 +81,8 @@ class Engine:
         # A frame for each microbatch in flight: those sent, oldest first, and at most one not sent yet.
         self._sent: deque[Frame] = deque()
         self._unsent: Frame | None = None
+        self._mask_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="masks")
+        self._masks: dict[int, Future[dict[Constraint, Masks]]] = {}  # by microbatch
         self._is_pinging = False
         self._takes_requests, self._is_ending = True, False
         self._last_lap = self._next_look = self._next_status = self._next_sweep = clock()
@@ -156,7 +160,21 @@ class Engine:
             for sequence in microbatch.sequences:
                 if sequence.is_suspect:
                     self._source.mark_solo(self._writer.answer_of(sequence))
+            self._begin_masks(microbatch)
             self._unsent = to_frame(microbatch, self._ring.epoch)
+
+    def _begin_masks(self, microbatch: Microbatch) -> None:
+        """Have the masks of its rows with a grammar made while the stages work."""
+        orders = []
+        for row in microbatch.rows:
+            sequence = row.sequence
+            if sequence is None or (constraint := self._writer.answer_of(sequence).constraint) is None:
+                continue
+            if row.wants_tokens:
+                drafts = row.token_ids[row.num_known :]
+                orders.append(constraint.order(sequence.token_ids, sequence.num_prompt_tokens, drafts))
+        if orders:
+            self._masks[microbatch.number] = self._mask_thread.submit(make_masks, orders)
 
     def _send_next(self) -> bool:
         """Send the unsent frame, if there is one; return False if it must wait for earlier frames.
@@ -239,15 +257,18 @@ class Engine:
         """Draw a token after the last known token, and after each draft, of every row that wants tokens."""
         self._read_prompts(microbatch, output)
         rows = [(i, row) for i, row in enumerate(microbatch.rows) if row.wants_tokens]
+        making = self._masks.pop(microbatch.number, None)
         if not microbatch.wants_logits or not rows:
             self._stage.rest()
             return {}
+        masks = making.result() if making is not None else {}
         wanted, sampling = [], []
         for i, row in rows:
             assert row.sequence is not None
-            drafts = row.token_ids[row.num_known :]
+            answer, drafts = self._writer.answer_of(row.sequence), row.token_ids[row.num_known :]
+            own_masks = () if answer.constraint is None else list(masks[answer.constraint])
             wanted += [(i, row.num_known - 1 + ahead) for ahead in range(row.num_drafts + 1)]
-            sampling += self._writer.answer_of(row.sequence).sampling(drafts)
+            sampling += answer.sampling(drafts, own_masks)
         logits = self._stage.logits(step, output, wanted)
         tokens = iter(sample(logits, sampling, self._stage.runner.greedy))
         drawn: dict[Sequence, Drawn] = {}
@@ -320,7 +341,7 @@ class Engine:
         status, scheduler = self._status, self._scheduler
         depth = self._source.depth()
         status.queue = {
-            "num_waiting": depth.num_waiting + len(scheduler.waiting),
+            "num_waiting": depth.num_waiting + self._source.num_compiling + len(scheduler.waiting),
             "num_running": len(scheduler.running),
             "oldest_wait_s": round(depth.oldest_wait_s, 3),
         }

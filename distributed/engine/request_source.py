@@ -10,18 +10,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from config.context_length import ContextLength
 from config.disk_trouble import DiskTroubles
 from distributed.engine.answers import Answer
+from distributed.engine.constraints import Constraint, Grammar, GrammarRefused, Grammars
 from distributed.engine.request_lines import log_start, logger
 from distributed.engine.sequence import Sequence
 from distributed.engine.text_stream import TextStream, TokenTexts
 from distributed.engine.token_writer import NO_LOGS, CannotRun, TokenWriter
 from prompts.tokenizer import MessagesRefused, RenderedChat
-from spool import Claim, Depth, Doorbell, LogHeader, Request, SpoolOwner, SpoolUnavailable
+from spool import Claim, Depth, Doorbell, LogHeader, Request, SamplingParams, SpoolOwner, SpoolUnavailable
 
 # No claims for this long after the disk refused a token log: each claim and put-back is more work for it.
 REST_SECONDS = 1.0
@@ -33,6 +35,9 @@ class Tokenizer(Protocol):
     """What rank 0 needs of the model's tokenizer."""
 
     hash: str
+
+    @property
+    def special_detokenizer(self) -> TokenTexts: ...
 
     def least_tokens(self, text: str) -> int: ...
 
@@ -54,6 +59,7 @@ class ModelFacts:
     end_token_ids: frozenset[int]
     vocab_size: int
     context: ContextLength
+    grammars: Grammars
 
 
 class RequestSource:
@@ -78,14 +84,39 @@ class RequestSource:
         self._unreturned: deque[Claim] = deque()
         self._depth = Depth(0, 0, 0)
         self._rest_ends = 0.0  # on the clock; no claims before
+        self._compiling: dict[str, tuple[Answer, Future[Grammar]]] = {}  # open answers without a row yet
 
     def claim(self, max_claims: int) -> list[Answer]:
-        """Claim waiting requests, oldest first; end those that cannot run or are complete already."""
-        if max_claims <= 0 or self._clock() < self._rest_ends:
-            return []
-        now = time.time()
-        opened = (self._try_open(claim, now) for claim in self._claim(max_claims))
-        return [answer for answer in opened if answer is not None]
+        """Claim waiting requests, oldest first; end those that cannot run or are complete already.
+
+        One with a grammar is returned once that is compiled, by a later call; the bell rings then.
+        """
+        num_new = max_claims - len(self._compiling)
+        if num_new > 0 and self._clock() >= self._rest_ends:
+            now = time.time()
+            opened = [self._try_open(claim, now) for claim in self._claim(num_new)]
+        else:
+            opened = []
+        return [answer for answer in opened if answer is not None] + self._take_compiled()
+
+    def _take_compiled(self) -> list[Answer]:
+        """Return the answers whose grammar is compiled; end those whose grammar cannot be."""
+        done = [pair for pair in self._compiling.values() if pair[1].done()]
+        ready = []
+        for answer, compiled in done:
+            del self._compiling[answer.request.id]
+            error = compiled.exception()
+            if error is None:
+                ignores_end = answer.request.params.ignore_eos
+                answer.constraint = Constraint(compiled.result(), ignores_end=ignores_end)
+                ready.append(answer)
+                continue
+            if not isinstance(error, GrammarRefused):  # a panic of llguidance must not end the ring
+                logger.error(
+                    "request %s: its grammar broke the compile", answer.request.label, exc_info=error
+                )
+            self._writer.fail(answer, CannotRun("grammar_refused", str(error)))
+        return ready
 
     def _claim(self, max_claims: int) -> list[Claim]:
         try:
@@ -110,13 +141,20 @@ class RequestSource:
             return None
         log_start(answer)
         self._writer.answers[claim.request.id] = answer
-        if answer.finish_reason is None:
+        if answer.finish_reason is not None:
+            self._writer.end(answer, answer.finish_reason)
+            return None
+        grammar = answer.request.params.grammar
+        if grammar is None:
             return answer
-        self._writer.end(answer, answer.finish_reason)
+        compiled = self._model.grammars.compile(grammar)
+        self._compiling[answer.request.id] = answer, compiled
+        if not compiled.done():
+            compiled.add_done_callback(lambda _: self.bell.ring())
         return None
 
     def cancelled(self) -> list[Answer]:
-        """Return the open answers that were cancelled; end cancelled requests that still wait."""
+        """Return the cancelled answers that claim has returned; end cancelled requests that still wait."""
         answers = self._writer.answers
         try:
             ids = self._owner.cancelled()
@@ -127,6 +165,9 @@ class RequestSource:
         except SpoolUnavailable as error:  # the cancel marks stay for the next call
             self._troubles.note(NO_CLAIMS, str(error))
             return []
+        for request_id in ids & self._compiling.keys():
+            answer, _ = self._compiling.pop(request_id)
+            self._writer.end(answer, "cancelled")
         return [answers[request_id] for request_id in ids & answers.keys()]
 
     def mark_solo(self, answer: Answer) -> None:
@@ -140,6 +181,11 @@ class RequestSource:
             logger.error("request %s cannot be marked as running alone: %s", answer.request.label, error)
         else:
             logger.info("request %s runs alone: an earlier ring ended while it ran", answer.request.label)
+
+    @property
+    def num_compiling(self) -> int:
+        """Open answers that claim has not returned, because their grammar is not compiled."""
+        return len(self._compiling)
 
     def depth(self) -> Depth:
         """Return the queue's depth, as of the last time that it could be listed."""
@@ -158,6 +204,7 @@ class RequestSource:
 
     def close(self) -> None:
         """Write the results under way, then put the open answers back for the next start."""
+        self._model.grammars.close()
         for answer in self._writer.close():
             self._put_back(answer.claim)
             logger.info("request %s is put back: it continues at the next start", answer.request.label)
@@ -193,7 +240,9 @@ class RequestSource:
                 "model_changed", "the answer was begun with other weights or another tokenizer", 409
             )
         before = self._before_answer(request, sequence.token_ids)
-        stream = TextStream(model.detokenizer, request.params.stop, before)
+        shows_special = request.params.shows_special
+        detokenizer = model.tokenizer.special_detokenizer if shows_special else model.detokenizer
+        stream = TextStream(detokenizer, request.params.stop, before)
         return Answer(claim, sequence, stream, log, self._writer.num_ranks, claimed_unix)
 
     def _make_sequence(self, claim: Claim) -> Sequence:
@@ -210,7 +259,7 @@ class RequestSource:
             token_ids=prompt,
             num_prompt_tokens=len(prompt),
             max_tokens=min(request.params.max_tokens, room),
-            end_token_ids=frozenset() if request.params.ignore_eos else model.end_token_ids,
+            end_token_ids=model.end_token_ids if _can_end(request.params) else frozenset(),
             owner=request.owner,
             is_suspect=claim.is_suspect,
             reads_prompt=request.params.prompt_logprobs is not None,
@@ -251,3 +300,8 @@ class RequestSource:
             return tokenizer.encode_rendered(text, literals=literals)
         except MessagesRefused as error:
             raise CannotRun("invalid_prompt", str(error)) from error
+
+
+def _can_end(params: SamplingParams) -> bool:
+    """Whether an end token ends the answer. A grammar allows one only where nothing else may follow."""
+    return not params.ignore_eos or params.grammar is not None

@@ -96,7 +96,7 @@ class TokenWriter:
                     stopped.append(answer.sequence)
                 self.end(answer, reason)
             elif not advance.is_finite:
-                self.fail(answer, _NOT_FINITE)
+                self.fail(answer, _why_no_token(answer))
         return stopped
 
     def log(self, answer: Answer, token_ids: Items[int]) -> None:
@@ -208,6 +208,13 @@ class TokenWriter:
             "removed_by_size": by_size + swept.num_results_by_size,
         }
         log_sweep(swept, max_bytes)
+
+
+def _why_no_token(answer: Answer) -> CannotRun:
+    """Return why no token could be drawn."""
+    if answer.constraint is None or answer.constraint.error is None:
+        return _NOT_FINITE
+    return CannotRun("grammar_failed", answer.constraint.error)
 
 
 def _cancelled(request: Request) -> Result:

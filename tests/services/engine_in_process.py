@@ -49,7 +49,6 @@ from distributed.engine.sampling import sample
 from distributed.engine.status import RingStatus
 from distributed.engine.token_writer import TokenWriter
 from distributed.joining import Launch, describe
-from distributed.planning.layer_plan import weights_hash
 from distributed.rank import make_facts, make_status, open_spool, plan_here
 from distributed.ring.watchdog import RankStart, Watchdog
 from distributed.utils import shard_and_load
@@ -69,7 +68,10 @@ class AtOnce(Executor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        future.set_result(fn(*args, **kwargs))
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001 - the future raises it, as a thread's does
+            future.set_exception(error)
         return future
 
 
@@ -123,6 +125,7 @@ class EngineInProcess:
         state.mkdir(parents=True, exist_ok=True)
         self.settings: Settings = load_settings(own, root=state, environ={})
         self.clock = DrivenClock()
+        self.compiler: Executor = AtOnce()  # of grammars; a test may replace it before a start
         self.epoch = 0
         self._is_running = False
         self._wakeup = os.pipe()
@@ -159,7 +162,7 @@ class EngineInProcess:
         layers = tuple((info.first_layer, info.num_layers) for info in status.ranks)
         self.writer = TokenWriter(self.owner, layers, status.troubles, AtOnce())
         tokenizer = load_tokenizer(self.settings)
-        facts = make_facts(status, weights_hash(self.model), self.stages[0], tokenizer)
+        facts = make_facts(status, self.model, self.stages[0], tokenizer, self.compiler)
         source = RequestSource(self.owner, self.bell, facts, self.writer, status.troubles, self.clock)
         watchdog = launches[0].watchdog
         parts = EngineParts(ring, self.stages[0], self.scheduler, source, self.writer, status, watchdog)

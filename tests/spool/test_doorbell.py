@@ -48,6 +48,14 @@ def test_ring_wakes_the_listener_and_drain_quiets_it(folder: Path) -> None:
         assert not _is_readable(bell)
 
 
+def test_a_process_wakes_its_own_loop(folder: Path) -> None:
+    """From any of its threads; a closed bell is quiet."""
+    with Doorbell(folder, RANK0) as bell:
+        bell.ring()
+        assert _is_readable(bell)
+    bell.ring()
+
+
 def test_ring_without_a_listener_is_harmless(folder: Path) -> None:
     """No listener, a closed bell, no folder: False, and no error."""
     assert not ring(folder, RANK0)

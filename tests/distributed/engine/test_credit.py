@@ -19,9 +19,10 @@ class Bench:
         self.scheduler = scheduler = make_scheduler(num_tables=num_tables, chunk=chunk, max_kv_tokens=10**6)
         ring: Any = SimpleNamespace(epoch=1, send=self.sent.append)
         status: Any = SimpleNamespace(trace=SimpleNamespace(sent=lambda number: None))
+        writer: Any = SimpleNamespace(answer_of=lambda sequence: SimpleNamespace(constraint=None))
         nothing: Any = None
         limits = EngineLimits(1.0, 1.0, 1.0, 1.0, 0)
-        parts = EngineParts(ring, nothing, scheduler, nothing, nothing, status, nothing)
+        parts = EngineParts(ring, nothing, scheduler, nothing, writer, status, nothing)
         self.engine = Engine(parts, limits)
 
     def add(self, num_sequences: int, num_prompt: int, max_tokens: int = 5) -> None:

@@ -161,9 +161,10 @@ def test_whatever_happens_each_request_ends_with_its_own_tokens(
     settings: dict[str, Any] = {"max_rows_per_microbatch": num_rows, "kv_cache_reserved_memory_mb": 1}
     settings |= {"prefill_chunk_tokens": 16, "shutdown_timeout": 0}
     with EngineInProcess(tmp_path, llama, num_ranks, **settings) as service:
-        rules = [{"temperature": 0.8, "seed": seed}, {"temperature": 0.0}]
+        rules: list[dict[str, Any]] = [{"temperature": 0.8, "seed": seed}, {"temperature": 0.0}]
+        rules.append({"temperature": 1.0, "grammar": "start: /[a-f]{20,40}/"})
         requests = [
-            service.request(source.choice(PROMPTS), max_tokens=source.randint(1, 40), **rules[i % 2])
+            service.request(source.choice(PROMPTS), max_tokens=source.randint(1, 40), **rules[i % 3])
             for i in range(8)
         ]
         alone = [service.ask(replace(request, id=f"{i:032x}"))[0] for i, request in enumerate(requests)]
