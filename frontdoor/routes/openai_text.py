@@ -143,7 +143,8 @@ class ChunkRenderer:
 
     def tokens(self, choice: int, records: tuple[TokenRecord, ...]) -> bytes:
         self._num_answer_tokens[choice] = records[-1].index + 1
-        written = self._writers[choice].tokens(records)
+        # A chunk for each token: readers count them; open-interpreter 0.4.3 loses code beside a fence.
+        written = [part for record in records for part in self._writers[choice].tokens((record,))]
         # Without text the opening goes out as well: the client sees that its answer has begun.
         return self._chunks(self._opening(choice) + written)
 

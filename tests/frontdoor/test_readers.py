@@ -12,6 +12,10 @@ import openai
 import pytest
 
 from frontdoor.http import events
+from frontdoor.routes.openai_completions import CompletionWriter
+from frontdoor.routes.openai_text import ChunkRenderer
+from prompts.tokenizer import load_tokenizer
+from spool import TokenRecord
 from tests.services.frontdoor_service import Service
 
 TEXT = "Grüße, wörld! 🎉 n0 n1 "
@@ -118,6 +122,14 @@ def test_a_reader_gets_the_whole_answer_wherever_it_is_split(
         if read is read_stripped_pieces and (is_cut or content[at] & 0xC0 == 0x80):
             continue
         assert text_of(read(pieces)) == TEXT, at
+
+
+def test_each_token_has_a_chunk_of_its_own(service: Service) -> None:
+    """However many come from the log at once: readers count chunks, and look for code fences in each."""
+    records = tuple(TokenRecord(index, index, text) for index, text in enumerate(("42", "\n", "```")))
+    writer = CompletionWriter(0, load_tokenizer(service.settings).detokenizer, "", has_answer=True)
+    frames = ChunkRenderer([writer], {}, None, 1, 1).tokens(0, records)
+    assert [chunk["choices"][0]["text"] for chunk in read_lines([frames])] == ["42", "\n", "```"]
 
 
 @pytest.mark.parametrize(("path", "body"), ASKED)
