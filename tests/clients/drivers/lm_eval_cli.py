@@ -1,0 +1,64 @@
+"""lm-eval: answers and loglikelihoods, by chats and by completions."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from things import CAPITAL, CAPITAL_ANSWER, MODEL, URL
+
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {data}}}
+test_split: train
+doc_to_text: "{{{{question}}}}"
+"""
+GENERATE = """
+output_type: generate_until
+doc_to_target: "{{answer}}"
+generation_kwargs: {until: ["\\n\\n"], max_gen_toks: 16, temperature: 0}
+metric_list: [{metric: exact_match}]
+"""
+CHOOSE = """
+output_type: multiple_choice
+doc_to_target: 0
+doc_to_choice: ["{{answer}}", " 17 17 17"]
+metric_list: [{metric: acc}]
+"""
+folder = Path(os.environ["HOME"]) / "tasks"
+folder.mkdir(exist_ok=True)
+data = folder / "data.jsonl"
+data.write_text(json.dumps({"question": CAPITAL, "answer": CAPITAL_ANSWER}) + "\n")
+for name, rest in (("generate", GENERATE), ("choose", CHOOSE)):
+    (folder / f"{name}.yaml").write_text(TASK.format(name=f"ring_{name}", data=data) + rest)
+
+
+def _run(task, model, route, *words, **options):
+    arguments = {"model": MODEL, "base_url": f"{URL}/{route}", "num_concurrent": 2, **options}
+    ended = subprocess.run(
+        [
+            *(Path(sys.executable).with_name("lm_eval"), "--model", model, "--tasks", task),
+            *("--model_args", ",".join(f"{key}={value}" for key, value in arguments.items())),
+            *("--include_path", folder, *words),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    rows = [line.split("|") for line in ended.stdout.splitlines() if f"|{task}" in line]
+    assert [row[7].strip() for row in rows] == ["1"], ended.stdout + ended.stderr
+
+
+def generate_by_chat():
+    _run("ring_generate", "local-chat-completions", "chat/completions", "--apply_chat_template")
+
+
+def generate_by_completions():
+    _run("ring_generate", "local-completions", "completions", tokenizer=os.environ["TOKENIZER"])
+
+
+def loglikelihood():
+    _run("ring_choose", "local-completions", "completions", tokenizer=os.environ["TOKENIZER"])

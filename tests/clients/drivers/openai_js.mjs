@@ -1,0 +1,58 @@
+// The official client for JavaScript.
+import assert from "node:assert";
+import OpenAI from "openai";
+import { zodResponseFormat, zodFunction } from "openai/helpers/zod";
+import { z } from "zod";
+import * as things from "./things.mjs";
+
+const client = new OpenAI({ maxRetries: 0 });
+const model = things.MODEL;
+const Person = z.object({ name: z.string(), age: z.number().int() });
+
+export async function chat() {
+  const answer = await client.chat.completions.create({ model, messages: things.USER });
+  assert.equal(answer.choices[0].message.content, things.CAPITAL_ANSWER);
+}
+
+export async function stream() {
+  let text = "";
+  const chunks = await client.chat.completions.create({ model, messages: things.USER, stream: true });
+  for await (const chunk of chunks) text += chunk.choices[0]?.delta?.content ?? "";
+  assert.equal(text, things.CAPITAL_ANSWER);
+}
+
+export async function parse() {
+  const response_format = zodResponseFormat(Person, "person");
+  const answer = await client.chat.completions.parse({ model, messages: things.ASK_PERSON, response_format });
+  assert.deepEqual(answer.choices[0].message.parsed, things.ADA);
+}
+
+export async function streamHelper() {
+  const running = client.chat.completions.stream({ model, messages: things.USER });
+  assert.equal(await running.finalContent(), things.CAPITAL_ANSWER);
+}
+
+export async function runTools() {
+  const tool = zodFunction({
+    name: "get_weather",
+    parameters: z.object({ city: z.string() }),
+    function: ({ city }) => things.getWeather(city),
+  });
+  const running = client.chat.completions.runTools({ model, messages: things.ASK_WEATHER, tools: [tool] });
+  assert.equal(await running.finalContent(), things.WEATHER_ANSWER);
+}
+
+export async function runToolsStreamed() {
+  const tool = zodFunction({
+    name: "get_weather",
+    parameters: z.object({ city: z.string() }),
+    function: ({ city }) => things.getWeather(city),
+  });
+  const running = client.chat.completions.runTools({
+    model,
+    messages: things.ASK_WEATHER,
+    tools: [tool],
+    stream: true,
+  });
+  assert.equal(await running.finalContent(), things.WEATHER_ANSWER);
+}

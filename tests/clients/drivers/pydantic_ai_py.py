@@ -1,0 +1,44 @@
+"""pydantic-ai: an agent with a tool, and typed output in its three ways."""
+
+import asyncio
+
+from pydantic import BaseModel
+from pydantic_ai import Agent, NativeOutput, PromptedOutput
+from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.providers.openai import OpenAIProvider
+from things import ADA, CAPITAL, CAPITAL_ANSWER, MODEL, PERSON, URL, WEATHER, WEATHER_ANSWER, get_weather
+
+model = OpenAIChatModel(MODEL, provider=OpenAIProvider(base_url=URL, api_key="any"))
+
+
+class Person(BaseModel):
+    name: str
+    age: int
+
+
+def text():
+    assert Agent(model).run_sync(CAPITAL).output == CAPITAL_ANSWER
+
+
+def agent():
+    assert Agent(model, tools=[get_weather]).run_sync(WEATHER).output == WEATHER_ANSWER
+
+
+def agent_streamed():
+    async def ask():
+        async with Agent(model, tools=[get_weather]).run_stream(WEATHER) as answer:
+            return await answer.get_output()
+
+    assert asyncio.run(ask()) == WEATHER_ANSWER
+
+
+def typed():
+    assert Agent(model, output_type=Person).run_sync(PERSON).output == Person(**ADA)
+
+
+def typed_native():
+    assert Agent(model, output_type=NativeOutput(Person)).run_sync(PERSON).output == Person(**ADA)
+
+
+def typed_prompted():
+    assert Agent(model, output_type=PromptedOutput(Person)).run_sync(PERSON).output == Person(**ADA)
