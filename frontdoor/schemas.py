@@ -363,6 +363,8 @@ class NoEffectFields(Body):
     service_tier: Any = None
     safety_identifier: Any = None
     prompt_cache_key: Any = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
     verbosity: Any = None
 
 
@@ -386,7 +388,8 @@ class ChatBody(OpenAIFields, ChatLogprobs):
     audio: Annotated[Any, Only()] = None
     prediction: Annotated[Any, Only()] = None
     chat_template_kwargs: dict[str, Any] | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    moderation: Annotated[Any, Only()] = None
     web_search_options: Annotated[Any, Only()] = None
 
 

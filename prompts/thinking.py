@@ -20,7 +20,7 @@ class EffortRefused(Exception):
 
 
 def effort_variables(template: ChatTemplate, effort: str) -> dict[str, Any]:
-    """Return the template's variables for an effort: none, minimal, low, medium or high.
+    """Return the template's variables for an effort: none, minimal, low, medium, high, xhigh or max.
 
     Raises:
         EffortRefused: the template has no variable for this effort. A model that does not think accepts

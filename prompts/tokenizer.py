@@ -127,7 +127,7 @@ class PromptTokenizer:
         tools become text (prompts/tool_prompt.py) where it knows none.
 
         Args:
-            effort: none, minimal, low, medium or high; None: the template's default.
+            effort: as `effort_variables` takes it; None: the template's default.
             variables: values for variables of the template; they win over the effort's.
 
         Raises:

@@ -1,17 +1,20 @@
 """What real clients send: values that mean none, turns of the history, hints; some by the openai client."""
 
+import inspect
 import json
 import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import openai
 import pytest
+from openai.types.shared.reasoning_effort import ReasoningEffort
+from pydantic import BaseModel
 
 from config import REPOSITORY_ROOT
-from frontdoor.schemas import Hints, PastFields
+from frontdoor.schemas import ChatBody, CompletionBody, Hints, PastFields
 from spool import SamplingParams
 from tests.services.frontdoor_service import TEMPLATE, Service, make_model_folder, running_service
 
@@ -282,6 +285,24 @@ def test_usage_comes_with_every_chunk_where_it_is_asked_for(
     num_prompt_tokens = len(service.engine.claimed[-1].token_ids or ())
     assert {chunk["usage"]["prompt_tokens"] for chunk in chunks} == {num_prompt_tokens}
     assert sum(not chunk["choices"] for chunk in chunks) == includes
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [(openai.resources.chat.Completions, ChatBody), (openai.resources.Completions, CompletionBody)],
+)
+def test_every_field_of_the_openai_client_is_known(route: Any, body: type[BaseModel]) -> None:
+    """Those without an effect here too: none is called unknown."""
+    fields = set(inspect.signature(route.create).parameters) - {"self", "extra_body"}
+    assert fields <= set(body.model_fields)
+
+
+def test_every_effort_of_the_openai_client_is_known() -> None:
+    """A chat template that has no such level refuses it, the schema does not."""
+    names = {name for part in get_args(ReasoningEffort) for name in get_args(part)}
+    assert len(names) >= 5
+    for name in names:
+        ChatBody.model_validate({"messages": [USER], "reasoning_effort": name})
 
 
 def test_the_page_lists_every_hint_and_no_other() -> None:
