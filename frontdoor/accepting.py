@@ -265,7 +265,8 @@ async def _make_requests(
         requests.append(first)
         for choice in range(1, num_choices):
             request_id = _id_of(caller.request_id, len(requests))
-            requests.append(replace(first, id=request_id, params=replace(params, choice=choice)))
+            other = replace(params, choice=choice, prompt_logprobs=None)  # the first one's count for all
+            requests.append(replace(first, id=request_id, params=other))
     return prompts, requests
 
 

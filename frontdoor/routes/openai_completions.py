@@ -58,12 +58,12 @@ def read_body(front: FrontDoor, body: CompletionBody) -> Asked:
         "" if not body.echo else each if isinstance(each, str) else texts.text_of(each)
         for each in body.prompt
     ]
+    has_answer = body.most_tokens != 0
     return Asked(
         drafts,
         num_choices,
-        lambda index, _: CompletionWriter(
-            index, texts, shown[index // num_choices], has_answer=body.most_tokens != 0
-        ),
+        lambda index, _: CompletionWriter(index, texts, shown[index // num_choices], has_answer=has_answer),
+        has_answer,
     )
 
 

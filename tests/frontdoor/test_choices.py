@@ -146,6 +146,27 @@ def test_logprobs_of_a_completion_and_its_prompt(client: openai.OpenAI) -> None:
     assert len(alone.text) == 3
 
 
+def test_choices_share_the_logprobs_of_their_prompt(service: Service) -> None:
+    """Only the first choice of each prompt asks the ring for them; every choice of the answer has them."""
+    body = {"prompt": [[40, 41], [42, 43, 44]], "n": 2, "echo": True, "logprobs": 0, "max_tokens": 1}
+    answer = service.http.post("/v1/completions", json=body).json()
+    first, second = [None, -0.041, -0.1], [None, -0.043, -0.044, -0.1]
+    given = [choice["logprobs"]["token_logprobs"] for choice in answer["choices"]]
+    assert given == [first, first, second, second]
+    asked = [(each.params.choice, each.params.prompt_logprobs) for each in service.engine.claimed]
+    assert sorted(asked, key=str) == [(0, 0), (0, 0), (1, None), (1, None)]
+
+
+def test_an_echo_alone_has_no_tokens_of_an_answer(client: openai.OpenAI) -> None:
+    """The ring draws one; the client neither sees nor counts it."""
+    asked: dict[str, Any] = {"model": "tiny", "prompt": "abc", "echo": True, "max_tokens": 0}
+    options: Any = {"include_usage": True, "continuous_usage_stats": True}
+    streamed = list(client.completions.create(**asked, stream=True, stream_options=options))
+    for chunks in ([client.completions.create(**asked)], streamed):
+        assert {chunk.usage and chunk.usage.completion_tokens for chunk in chunks} == {0}
+        assert "".join(choice.text for chunk in chunks for choice in chunk.choices) == "abc"
+
+
 def test_penalties_and_bias_reach_the_ring(service: Service) -> None:
     """Under the same names on every route."""
     asked = {"frequency_penalty": 0.5, "presence_penalty": -1, "repetition_penalty": 1.2}
