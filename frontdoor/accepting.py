@@ -32,7 +32,8 @@ from prompts.tokenizer import EffortRefused, MessagesRefused, VariablesRefused
 from spool import Request, SamplingParams, SpoolFull, SpoolUnavailable
 from spool.sampling_params import make_params
 
-LONG_TEXT_BYTES = 8192  # a thread tokenizes longer texts, so that other clients need not wait
+LONG_TEXT = 8192  # characters; a thread tokenizes longer texts, so that other clients need not wait
+MANY_MESSAGES = 32
 MAX_REQUESTS = 128  # of one body
 RANDOM_SEED_BITS = 53  # survives JSON readers that keep numbers as doubles
 Answer = TypeVar("Answer")
@@ -236,7 +237,7 @@ async def _make_requests(
 ) -> tuple[list[Prompt], list[Request]]:
     """Return the prompts of the drafts, and all requests."""
     seed, constraints = secrets.randbits(RANDOM_SEED_BITS), drafts[0].sampling.constraints
-    content = await _in_worker(front, content_grammar, constraints) if constraints else None
+    content = await in_worker(front, content_grammar, constraints) if constraints else None
     prompts: list[Prompt] = []
     requests: list[Request] = []
     for draft in drafts:
@@ -246,7 +247,7 @@ async def _make_requests(
             grammar=await _grammar(front, draft, content, is_thinking=prompt.is_thinking),
             shows_special=draft.tool_use is not None and front.tokenizer.formats.shows_special(draft.tools),
         )
-        _check_token_range(params.logit_bias, front.tokenizer.vocab_size, "logit_bias")
+        check_token_range(params.logit_bias, front.tokenizer.vocab_size, "logit_bias")
         first = Request(
             id=_id_of(caller.request_id, len(requests)),
             params=params,
@@ -273,17 +274,23 @@ async def _make_requests(
 async def _grammar(front: FrontDoor, draft: Draft, content: str | None, *, is_thinking: bool) -> str | None:
     """Return the grammar of an answer: of its text, and of tool calls where they are constrained."""
     use = draft.tool_use
-    if use is None and not is_thinking:
+    if not draft.tools and (content is None or (use is None and not is_thinking)):
         return content
-    grammar = front.tokenizer.formats.grammar(
+    make = partial(
+        front.tokenizer.formats.grammar,
         draft.tools,
         choice=use.choice if use is not None and use.tools else "none",
         parallel=use is not None and use.is_parallel,
         content=content,
         is_thinking=is_thinking,
     )
-    if grammar is not None and draft.tools:
-        await _in_worker(front, check_grammar, grammar, "tools")
+    return await in_worker(front, _make_checked, make, draft.tools)
+
+
+def _make_checked(make: Callable[[], str | None], tools: Sequence[Tool]) -> str | None:
+    grammar = make()
+    if grammar is not None and tools:
+        check_grammar(grammar, "tools")
     return grammar
 
 
@@ -300,22 +307,32 @@ async def encode_prompt(front: FrontDoor, draft: Draft, owner: str | None = None
     if isinstance(prompt, tuple):
         _check_token_ids(prompt, front.tokenizer.vocab_size, draft.prompt_field)
         return Prompt(None, prompt)
-    num_bytes = _check_text_length(draft, prompt)
-    if num_bytes > LONG_TEXT_BYTES:
-        encoded = await _in_worker(front, _encode, front, draft, owner)
-    else:
+    if _is_short(draft, prompt):
         encoded = _encode(front, draft, owner)
+    else:
+        encoded = await in_worker(front, _encode, front, draft, owner)
     if not encoded.token_ids:
         raise InvalidRequest("the prompt is empty", param=draft.prompt_field)
     return encoded
 
 
-async def _in_worker(front: FrontDoor, call: Callable[..., Answer], *arguments: Any) -> Answer:
+def _is_short(draft: Draft, prompt: str | Sequence[Message]) -> bool:
+    """Whether a prompt is encoded at once; finding that out is always quick."""
+    if isinstance(prompt, str):
+        return len(prompt) <= LONG_TEXT
+    if draft.tools or draft.variables or len(prompt) > MANY_MESSAGES:
+        return False
+    has_calls = any(message.tool_calls or message.function_call for message in prompt)
+    return not has_calls and sum(len(text) for message in prompt for text in message.texts()) <= LONG_TEXT
+
+
+async def in_worker(front: FrontDoor, call: Callable[..., Answer], *arguments: Any) -> Answer:
     """Run a call that may take long beside the event loop."""
     return await asyncio.get_running_loop().run_in_executor(front.workers, call, *arguments)
 
 
 def _encode(front: FrontDoor, draft: Draft, owner: str | None) -> Prompt:
+    _check_text_length(draft)
     tokenizer = front.tokenizer
     if isinstance(draft.prompt, str):
         if draft.is_raw or not tokenizer.has_chat_template:
@@ -341,17 +358,19 @@ def _encode(front: FrontDoor, draft: Draft, owner: str | None) -> Prompt:
         raise InvalidRequest(str(error), param=draft.prompt_field) from error
 
 
-def _check_text_length(draft: Draft, prompt: str | Sequence[Message]) -> int:
-    texts = [prompt] if isinstance(prompt, str) else [text for message in prompt for text in message.texts()]
-    texts += [str(tool.parameters) for tool in draft.tools]
-    num_bytes, max_bytes = sum(len(text.encode()) for text in texts), draft.max_text_bytes
-    if max_bytes is not None and num_bytes > max_bytes:
+def _check_text_length(draft: Draft) -> None:
+    prompt, max_bytes = draft.prompt, draft.max_text_bytes
+    if max_bytes is None:
+        return
+    messages = () if isinstance(prompt, str) else prompt
+    texts = [text for message in messages if isinstance(message, Message) for text in message.texts()]
+    num_bytes = sum(len(text.encode()) for text in ([prompt] if isinstance(prompt, str) else texts))
+    if num_bytes > max_bytes:
         raise InvalidRequest(
             f"the text has {num_bytes} bytes, more than MAX_PROMPT_LEN_BYTES={max_bytes}. This is a limit of "
             "/generate; the routes under /v1 limit tokens instead",
             param=draft.prompt_field,
         )
-    return num_bytes
 
 
 def _check_not_absurd(front: FrontDoor, draft: Draft, text: str) -> None:
@@ -366,10 +385,10 @@ def _check_not_absurd(front: FrontDoor, draft: Draft, text: str) -> None:
 def _check_token_ids(token_ids: Sequence[int], vocab_size: int, field: str) -> None:
     if not token_ids:
         raise InvalidRequest("the prompt is empty", param=field)
-    _check_token_range(token_ids, vocab_size, field)
+    check_token_range(token_ids, vocab_size, field)
 
 
-def _check_token_range(token_ids: Collection[int], vocab_size: int, field: str) -> None:
+def check_token_range(token_ids: Collection[int], vocab_size: int, field: str) -> None:
     if token_ids and (min(token_ids) < 0 or max(token_ids) >= vocab_size):
         raise InvalidRequest(f"the token ids of {field!r} must be from 0 to {vocab_size - 1}", param=field)
 
@@ -402,7 +421,7 @@ async def _call_spool(front: FrontDoor, call: Callable[[], Answer]) -> Answer:
         if front.settings.spool_durability == "process":
             return call()
         # fsync may take long
-        return await _in_worker(front, call)
+        return await in_worker(front, call)
     except (SpoolFull, SpoolUnavailable) as error:
         error.retry_seconds = front.queue_estimate.retry_after_seconds()
         raise

@@ -220,3 +220,20 @@ def test_tokenize_counts_as_a_request_does(service: Service) -> None:
     assert post("/tokenize", json={"prompt": "a", "messages": USER}).status_code == 400
     assert post("/tokenize", json={"prompt": "a", "model": "other"}).status_code == 404
     assert post("/detokenize", json={"tokens": ["a"]}).status_code == 400
+    assert post("/tokenize", json={"prompt": ""}).json()["count"] == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/detokenize", {"tokens": [40, 10**6]}, "tokens"),
+        ("/tokenize", {"messages": USER, "add_special_tokens": True}, "add_special_tokens"),
+        ("/tokenize", {"prompt": "a", "chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
+        ("/tokenize", {"prompt": "a", "tools": [{"type": "function", "function": {"name": "a"}}]}, "tools"),
+        ("/tokenize", {"messages": [{"role": "tool", "content": None}] * 900}, "messages"),
+    ],
+)
+def test_counting_ignores_nothing(service: Service, path: str, body: dict[str, Any], param: str) -> None:
+    """A token that does not exist, a field without an effect here: refused by name."""
+    answer = service.http.post(path, json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
