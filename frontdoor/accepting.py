@@ -26,7 +26,7 @@ from frontdoor.http.errors import ContextLengthExceeded, InvalidRequest, ModelNo
 from frontdoor.request_lookup import find
 from frontdoor.schemas import Message, SamplingFields
 from frontdoor.state import Caller, FrontDoor
-from frontdoor.tools import ToolUse
+from frontdoor.tools import ToolUse, check_tool_schemas
 from prompts.formats import Tool
 from prompts.tokenizer import EffortRefused, MessagesRefused, VariablesRefused
 from spool import Request, SamplingParams, SpoolFull, SpoolUnavailable
@@ -290,7 +290,11 @@ async def _grammar(front: FrontDoor, draft: Draft, content: str | None, *, is_th
 def _make_checked(make: Callable[[], str | None], tools: Sequence[Tool]) -> str | None:
     grammar = make()
     if grammar is not None and tools:
-        check_grammar(grammar, "tools")
+        try:
+            check_grammar(grammar, "tools")
+        except InvalidRequest:
+            check_tool_schemas(tools)  # names the tool and the place in its schema
+            raise
     return grammar
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from frontdoor.constraints import schema_grammar
 from frontdoor.http.errors import InvalidRequest
 from prompts.formats import Tool
 
@@ -55,6 +56,16 @@ def _read_tool(tool: object, place: str) -> Tool:
     if not isinstance(is_strict, bool | None):
         raise ValueError(f"{place}.function.strict must be true or false")
     return Tool(name, description or "", parameters or None, bool(is_strict))
+
+
+def check_tool_schemas(tools: Sequence[Tool]) -> None:
+    """Raise InvalidRequest for the first tool whose parameters cannot be constrained."""
+    for number, tool in enumerate(tools):
+        place = f"[{number}].function.parameters"
+        try:
+            schema_grammar(tool.parameters or {}, is_strict=tool.is_strict, place=place)
+        except ValueError as error:
+            raise InvalidRequest(f"'tools': {error} (the tool {tool.name!r})", param="tools") from error
 
 
 def read_tool_choice(value: object) -> str | tuple[str]:
