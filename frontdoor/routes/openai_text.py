@@ -14,11 +14,12 @@ from fastapi.responses import JSONResponse, Response
 from msgspec.structs import replace
 
 from config.errors import ServiceError
-from frontdoor.accepting import Accepted, Draft, accept
+from frontdoor.accepting import Accepted, Draft, accept, in_worker
 from frontdoor.answering import stream_answer, wait_for_results
 from frontdoor.http.bodies import read_json
 from frontdoor.http.errors import Cancelled, InvalidRequest, body_of
 from frontdoor.http.events import data_frame, to_json
+from frontdoor.logprobs import has_logprobs
 from frontdoor.schemas import OpenAIFields, StreamOptions
 from frontdoor.state import FrontDoor, caller, front_door
 from spool import Result, TokenRecord
@@ -99,8 +100,12 @@ async def answer_text(
     if any(result.finish_reason == "cancelled" for result in results):
         raise Cancelled("the request was cancelled")
     results = with_prompt_logprobs(results, asked.num_choices)
-    choices = [writer.whole(result) for writer, result in zip(writers, results, strict=True)]
-    return JSONResponse({**head, "choices": choices, "usage": usage_of(results, asked)})
+
+    def write() -> JSONResponse:
+        choices = [writer.whole(result) for writer, result in zip(writers, results, strict=True)]
+        return JSONResponse({**head, "choices": choices, "usage": usage_of(results, asked)})
+
+    return await in_worker(front, write) if has_logprobs(results) else write()
 
 
 def with_prompt_logprobs(results: Sequence[Result], num_choices: int) -> list[Result]:

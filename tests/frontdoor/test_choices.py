@@ -227,6 +227,10 @@ def test_tokenize_counts_as_a_request_does(service: Service) -> None:
     ("path", "body", "param"),
     [
         ("/detokenize", {"tokens": [40, 10**6]}, "tokens"),
+        ("/detokenize", {"tokens": [40, None]}, "tokens"),
+        ("/detokenize", {"tokens": [40, True]}, "tokens"),
+        ("/detokenize", {"tokens": [40, -1]}, "tokens"),
+        ("/detokenize", {"tokens": "hi"}, "tokens"),
         ("/tokenize", {"messages": USER, "add_special_tokens": True}, "add_special_tokens"),
         ("/tokenize", {"prompt": "a", "chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
         ("/tokenize", {"prompt": "a", "tools": [{"type": "function", "function": {"name": "a"}}]}, "tools"),
