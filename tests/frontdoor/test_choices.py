@@ -157,6 +157,13 @@ def test_choices_share_the_logprobs_of_their_prompt(service: Service) -> None:
     assert sorted(asked, key=str) == [(0, 0), (0, 0), (1, None), (1, None)]
 
 
+@pytest.mark.parametrize("token_id", [-1, 10**6, 10**30])
+def test_an_echo_of_tokens_that_do_not_exist_is_refused(service: Service, token_id: int) -> None:
+    """By name, before the text of the prompt is made."""
+    answer = service.http.post("/v1/completions", json={"prompt": [5, token_id], "echo": True})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
+
+
 def test_an_echo_alone_has_no_tokens_of_an_answer(client: openai.OpenAI) -> None:
     """The ring draws one; the client neither sees nor counts it."""
     asked: dict[str, Any] = {"model": "tiny", "prompt": "abc", "echo": True, "max_tokens": 0}
