@@ -13,7 +13,7 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -185,6 +185,15 @@ def _id_of(first_id: str, number: int) -> str:
     if number == 0:
         return first_id
     return hashlib.blake2b(f"{first_id}/{number}".encode(), digest_size=16).hexdigest()
+
+
+def other_ids(front: FrontDoor, first_id: str) -> Iterator[str]:
+    """Yield the ids of a body's other requests: further choices and prompts."""
+    for number in range(1, MAX_REQUESTS):
+        request_id = _id_of(first_id, number)
+        if front.spool.state(request_id) is None:
+            return
+        yield request_id
 
 
 def hash_body(body: SamplingFields) -> str:

@@ -89,6 +89,17 @@ def test_when_one_choice_fails_the_others_are_cancelled(service: Service) -> Non
     assert result.finish_reason == "cancelled"
 
 
+def test_the_id_of_an_answer_cancels_all_its_choices(service: Service) -> None:
+    """The id in OpenAI's form is the answer's; the id alone is one request's."""
+    body = {"prompt": "[hold]", "n": 3, "background": True}
+    first, *others = [choice["id"] for choice in service.http.post("/generate", json=body).json()["choices"]]
+    service.http.delete(f"/requests/{others[0]}")
+    until(lambda: service.spool.state(others[0]) == "done")
+    assert {service.spool.state(each) for each in (first, others[1])} <= {"waiting", "active"}
+    assert service.http.delete(f"/requests/chatcmpl-{first}").json()["cancelled"]
+    until(lambda: all(service.spool.state(each) == "done" for each in (first, *others)))
+
+
 def test_nothing_is_accepted_when_the_queue_has_room_for_some(tmp_path: Path) -> None:
     """Eight choices do not fit into a queue of five: 429, and the five leave it again."""
     with running_service(tmp_path, {"MAX_QUEUE_DEPTH": "5"}, max_open=0) as service:
