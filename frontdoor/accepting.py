@@ -356,13 +356,16 @@ def _encode(front: FrontDoor, draft: Draft, owner: str | None) -> Prompt:
         turns = [message.for_template() for message in draft.prompt if isinstance(message, Message)]
     render = partial(tokenizer.render, effort=draft.effort, tools=draft.tools, variables=draft.variables)
     try:
-        chat, token_ids = render(turns), None
+        chat, kept = render(turns), None
         _check_not_absurd(front, draft, chat.text)
         if owner is not None:
-            token_ids = front.kept_turns.continue_from(turns, chat, render, draft.tools, owner)
-        if token_ids is None:
-            token_ids = tokenizer.encode_rendered(chat.text, literals=chat.literals)
-        return Prompt(chat.text, token_ids, chat.literals, chat.is_thinking)
+            kept = front.kept_turns.continue_from(turns, chat, render, draft.tools, owner)
+        if kept is None or len(kept) > front.context.max_tokens // 2:
+            usual = tokenizer.encode_rendered(chat.text, literals=chat.literals)
+            # Kept turns have their reasoning, which templates leave out: it must not fill the context.
+            if kept is None or len(kept) - len(usual) > front.context.max_tokens // 16:
+                kept = usual
+        return Prompt(chat.text, kept, chat.literals, chat.is_thinking)
     except EffortRefused as error:
         raise InvalidRequest(str(error), param="reasoning_effort") from error
     except VariablesRefused as error:
