@@ -43,7 +43,9 @@ def read_body(front: FrontDoor, body: CompletionBody) -> Asked:
     if body.most_tokens == 0 and not body.echo:
         raise InvalidRequest("'max_tokens' may only be 0 with 'echo'", param="max_tokens")
     if body.stream and with_prompt:
-        raise InvalidRequest("a stream has no logprobs of the prompt: 'echo' with 'logprobs' cannot stream")
+        raise InvalidRequest(
+            "a stream has no logprobs of the prompt: 'echo' with 'logprobs' cannot stream", param="stream"
+        )
     texts = front.tokenizer.detokenizer
     drafts = [
         Draft(
