@@ -33,6 +33,7 @@ from prompts.tokenizer import TokenizerUnusable
 from spool import SpoolUnavailable
 
 KEEP_ALIVE_SECONDS = 75  # longer than the idle time of common proxies and clients, so that they close first
+SWITCH_SECONDS = 0.0005  # threads that read and encode long bodies soon let the event loop go on
 DESCRIPTORS_KEPT_FREE = 128
 EXIT_SUPERVISOR_GONE, EXIT_DISK_REFUSED = 5, 6  # the same as a rank's
 
@@ -63,6 +64,7 @@ def main() -> int:
     # The objects of the start stay: full collections during streams must not scan them.
     gc.collect()
     gc.freeze()
+    sys.setswitchinterval(SWITCH_SECONDS)
     if listening is None:
         uvicorn.Server(server_config(app, settings)).run()
     else:

@@ -13,7 +13,7 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -26,13 +26,14 @@ from frontdoor.http.errors import ContextLengthExceeded, InvalidRequest, ModelNo
 from frontdoor.request_lookup import find
 from frontdoor.schemas import Message, SamplingFields
 from frontdoor.state import Caller, FrontDoor
-from frontdoor.tools import ToolUse
+from frontdoor.tools import ToolUse, check_tool_schemas
 from prompts.formats import Tool
 from prompts.tokenizer import EffortRefused, MessagesRefused, VariablesRefused
 from spool import Request, SamplingParams, SpoolFull, SpoolUnavailable
 from spool.sampling_params import make_params
 
-LONG_TEXT_BYTES = 8192  # a thread tokenizes longer texts, so that other clients need not wait
+LONG_TEXT = 8192  # characters; a thread tokenizes longer texts, so that other clients need not wait
+MANY_MESSAGES = 32
 MAX_REQUESTS = 128  # of one body
 RANDOM_SEED_BITS = 53  # survives JSON readers that keep numbers as doubles
 Answer = TypeVar("Answer")
@@ -186,6 +187,15 @@ def _id_of(first_id: str, number: int) -> str:
     return hashlib.blake2b(f"{first_id}/{number}".encode(), digest_size=16).hexdigest()
 
 
+def other_ids(front: FrontDoor, first_id: str) -> Iterator[str]:
+    """Yield the ids of a body's other requests: further choices and prompts."""
+    for number in range(1, MAX_REQUESTS):
+        request_id = _id_of(first_id, number)
+        if front.spool.state(request_id) is None:
+            return
+        yield request_id
+
+
 def hash_body(body: SamplingFields) -> str:
     """Hash the fields that determine the answer, without those that choose its form.
 
@@ -236,7 +246,7 @@ async def _make_requests(
 ) -> tuple[list[Prompt], list[Request]]:
     """Return the prompts of the drafts, and all requests."""
     seed, constraints = secrets.randbits(RANDOM_SEED_BITS), drafts[0].sampling.constraints
-    content = await _in_worker(front, content_grammar, constraints) if constraints else None
+    content = await in_worker(front, content_grammar, constraints) if constraints else None
     prompts: list[Prompt] = []
     requests: list[Request] = []
     for draft in drafts:
@@ -246,7 +256,7 @@ async def _make_requests(
             grammar=await _grammar(front, draft, content, is_thinking=prompt.is_thinking),
             shows_special=draft.tool_use is not None and front.tokenizer.formats.shows_special(draft.tools),
         )
-        _check_token_range(params.logit_bias, front.tokenizer.vocab_size, "logit_bias")
+        check_token_range(params.logit_bias, front.tokenizer.vocab_size, "logit_bias")
         first = Request(
             id=_id_of(caller.request_id, len(requests)),
             params=params,
@@ -265,24 +275,35 @@ async def _make_requests(
         requests.append(first)
         for choice in range(1, num_choices):
             request_id = _id_of(caller.request_id, len(requests))
-            requests.append(replace(first, id=request_id, params=replace(params, choice=choice)))
+            other = replace(params, choice=choice, prompt_logprobs=None)  # the first one's count for all
+            requests.append(replace(first, id=request_id, params=other))
     return prompts, requests
 
 
 async def _grammar(front: FrontDoor, draft: Draft, content: str | None, *, is_thinking: bool) -> str | None:
     """Return the grammar of an answer: of its text, and of tool calls where they are constrained."""
     use = draft.tool_use
-    if use is None and not is_thinking:
+    if not draft.tools and (content is None or (use is None and not is_thinking)):
         return content
-    grammar = front.tokenizer.formats.grammar(
+    make = partial(
+        front.tokenizer.formats.grammar,
         draft.tools,
         choice=use.choice if use is not None and use.tools else "none",
         parallel=use is not None and use.is_parallel,
         content=content,
         is_thinking=is_thinking,
     )
-    if grammar is not None and draft.tools:
-        await _in_worker(front, check_grammar, grammar, "tools")
+    return await in_worker(front, _make_checked, make, draft.tools)
+
+
+def _make_checked(make: Callable[[], str | None], tools: Sequence[Tool]) -> str | None:
+    grammar = make()
+    if grammar is not None and tools:
+        try:
+            check_grammar(grammar, "tools")
+        except InvalidRequest:
+            check_tool_schemas(tools)  # names the tool and the place in its schema
+            raise
     return grammar
 
 
@@ -299,22 +320,32 @@ async def encode_prompt(front: FrontDoor, draft: Draft, owner: str | None = None
     if isinstance(prompt, tuple):
         _check_token_ids(prompt, front.tokenizer.vocab_size, draft.prompt_field)
         return Prompt(None, prompt)
-    num_bytes = _check_text_length(draft, prompt)
-    if num_bytes > LONG_TEXT_BYTES:
-        encoded = await _in_worker(front, _encode, front, draft, owner)
-    else:
+    if _is_short(draft, prompt):
         encoded = _encode(front, draft, owner)
+    else:
+        encoded = await in_worker(front, _encode, front, draft, owner)
     if not encoded.token_ids:
         raise InvalidRequest("the prompt is empty", param=draft.prompt_field)
     return encoded
 
 
-async def _in_worker(front: FrontDoor, call: Callable[..., Answer], *arguments: Any) -> Answer:
+def _is_short(draft: Draft, prompt: str | Sequence[Message]) -> bool:
+    """Whether a prompt is encoded at once; finding that out is always quick."""
+    if isinstance(prompt, str):
+        return len(prompt) <= LONG_TEXT
+    if draft.tools or draft.variables or len(prompt) > MANY_MESSAGES:
+        return False
+    has_calls = any(message.tool_calls or message.function_call for message in prompt)
+    return not has_calls and sum(len(text) for message in prompt for text in message.texts()) <= LONG_TEXT
+
+
+async def in_worker(front: FrontDoor, call: Callable[..., Answer], *arguments: Any) -> Answer:
     """Run a call that may take long beside the event loop."""
     return await asyncio.get_running_loop().run_in_executor(front.workers, call, *arguments)
 
 
 def _encode(front: FrontDoor, draft: Draft, owner: str | None) -> Prompt:
+    _check_text_length(draft)
     tokenizer = front.tokenizer
     if isinstance(draft.prompt, str):
         if draft.is_raw or not tokenizer.has_chat_template:
@@ -325,13 +356,16 @@ def _encode(front: FrontDoor, draft: Draft, owner: str | None) -> Prompt:
         turns = [message.for_template() for message in draft.prompt if isinstance(message, Message)]
     render = partial(tokenizer.render, effort=draft.effort, tools=draft.tools, variables=draft.variables)
     try:
-        chat, token_ids = render(turns), None
+        chat, kept = render(turns), None
         _check_not_absurd(front, draft, chat.text)
         if owner is not None:
-            token_ids = front.kept_turns.continue_from(turns, chat, render, draft.tools, owner)
-        if token_ids is None:
-            token_ids = tokenizer.encode_rendered(chat.text, literals=chat.literals)
-        return Prompt(chat.text, token_ids, chat.literals, chat.is_thinking)
+            kept = front.kept_turns.continue_from(turns, chat, render, draft.tools, owner)
+        if kept is None or len(kept) > front.context.max_tokens // 2:
+            usual = tokenizer.encode_rendered(chat.text, literals=chat.literals)
+            # Kept turns have their reasoning, which templates leave out: it must not fill the context.
+            if kept is None or len(kept) - len(usual) > front.context.max_tokens // 16:
+                kept = usual
+        return Prompt(chat.text, kept, chat.literals, chat.is_thinking)
     except EffortRefused as error:
         raise InvalidRequest(str(error), param="reasoning_effort") from error
     except VariablesRefused as error:
@@ -340,17 +374,19 @@ def _encode(front: FrontDoor, draft: Draft, owner: str | None) -> Prompt:
         raise InvalidRequest(str(error), param=draft.prompt_field) from error
 
 
-def _check_text_length(draft: Draft, prompt: str | Sequence[Message]) -> int:
-    texts = [prompt] if isinstance(prompt, str) else [text for message in prompt for text in message.texts()]
-    texts += [str(tool.parameters) for tool in draft.tools]
-    num_bytes, max_bytes = sum(len(text.encode()) for text in texts), draft.max_text_bytes
-    if max_bytes is not None and num_bytes > max_bytes:
+def _check_text_length(draft: Draft) -> None:
+    prompt, max_bytes = draft.prompt, draft.max_text_bytes
+    if max_bytes is None:
+        return
+    messages = () if isinstance(prompt, str) else prompt
+    texts = [text for message in messages if isinstance(message, Message) for text in message.texts()]
+    num_bytes = sum(len(text.encode()) for text in ([prompt] if isinstance(prompt, str) else texts))
+    if num_bytes > max_bytes:
         raise InvalidRequest(
             f"the text has {num_bytes} bytes, more than MAX_PROMPT_LEN_BYTES={max_bytes}. This is a limit of "
             "/generate; the routes under /v1 limit tokens instead",
             param=draft.prompt_field,
         )
-    return num_bytes
 
 
 def _check_not_absurd(front: FrontDoor, draft: Draft, text: str) -> None:
@@ -365,10 +401,10 @@ def _check_not_absurd(front: FrontDoor, draft: Draft, text: str) -> None:
 def _check_token_ids(token_ids: Sequence[int], vocab_size: int, field: str) -> None:
     if not token_ids:
         raise InvalidRequest("the prompt is empty", param=field)
-    _check_token_range(token_ids, vocab_size, field)
+    check_token_range(token_ids, vocab_size, field)
 
 
-def _check_token_range(token_ids: Collection[int], vocab_size: int, field: str) -> None:
+def check_token_range(token_ids: Collection[int], vocab_size: int, field: str) -> None:
     if token_ids and (min(token_ids) < 0 or max(token_ids) >= vocab_size):
         raise InvalidRequest(f"the token ids of {field!r} must be from 0 to {vocab_size - 1}", param=field)
 
@@ -401,7 +437,7 @@ async def _call_spool(front: FrontDoor, call: Callable[[], Answer]) -> Answer:
         if front.settings.spool_durability == "process":
             return call()
         # fsync may take long
-        return await _in_worker(front, call)
+        return await in_worker(front, call)
     except (SpoolFull, SpoolUnavailable) as error:
         error.retry_seconds = front.queue_estimate.retry_after_seconds()
         raise

@@ -58,8 +58,8 @@ class KeptTurns:
         """Remember an answer by its prompt and its text, without reasoning and tool calls."""
         if text.strip():
             key = _hash(prompt, text)
+            self._ids.pop(key, None)  # the newest is last; each step is safe beside other threads
             self._ids[key] = request_id
-            self._ids.move_to_end(key)
             if len(self._ids) > MAX_ANSWERS:
                 self._ids.popitem(last=False)
 
@@ -96,8 +96,7 @@ class KeptTurns:
         places = [place for place, turn in enumerate(turns[:-1]) if turn["role"] == "assistant"]
         for place in reversed(places[-MAX_TURNS_TRIED:]):
             try:
-                prompt = render(turns[:place]).text
-                kept = self._find(prompt, turns[place], tools, owner)
+                kept = self._find(render(turns[:place]), turns[place], tools, owner)
                 if kept is not None:
                     return self._join(kept, turns, place, chat, render)
             except MessagesRefused:  # the template takes this chat only as a whole
@@ -124,24 +123,28 @@ class KeptTurns:
             answer.pop()
         return [*(kept.request.token_ids or ()), *answer, *following]
 
-    def _find(self, prompt: str, turn: Turn, tools: Sequence[Tool], owner: str) -> _Kept | None:
-        """Return the request with this prompt that a turn is the answer to."""
+    def _find(self, prompt: RenderedChat, turn: Turn, tools: Sequence[Tool], owner: str) -> _Kept | None:
+        """Return the request with this prompt that a turn is the answer to.
+
+        Where a client wrote what looks like a control token, the same text can be another prompt.
+        """
         calls = turn.get("tool_calls") or ()
         if calls:
             match = _CALL_ID.fullmatch(str(calls[0].get("id")))
             request_id = match[1] if match is not None else None
         else:
-            request_id = self._ids.get(_hash(prompt, turn.get("content") or ""))
+            request_id = self._ids.get(_hash(prompt.text, turn.get("content") or ""))
         if request_id is None:
             return None
         request = self._read(self._spool.read_request, request_id)
         result = self._read(self._spool.read_result, request_id)
-        if request is None or result is None or (request.owner, request.text) != (owner, prompt):
+        asked = owner, prompt.text, prompt.literals
+        if request is None or result is None or (request.owner, request.text, request.literals) != asked:
             return None
         if not self._is_usable(request, result):
             return None
         reasoning = self._tokenizer.formats.reasoning
-        is_thinking = reasoning is not None and reasoning.is_open(prompt)
+        is_thinking = reasoning is not None and reasoning.is_open(prompt.text)
         reader = self._tokenizer.formats.reader(tools, is_thinking=is_thinking)
         return _Kept(request, result) if _read_turn(reader, result.text) == _read_sent(turn) else None
 

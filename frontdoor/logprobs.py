@@ -3,13 +3,18 @@
 Knows the tokenizer and the spool's `TokenLogprob`; nothing of requests.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from prompts.detokenizer import Detokenizer
-from spool import TokenLogprob
+from spool import Result, TokenLogprob
 
 NOT_POSSIBLE = -9999.0  # for minus infinity, which JSON cannot hold; as in OpenAI's reference
+
+
+def has_logprobs(results: Iterable[Result]) -> bool:
+    """Whether answers have logprobs; a thread writes these, because they can be many."""
+    return any(result.logprobs or result.prompt_logprobs for result in results)
 
 
 def chat_logprobs(texts: Detokenizer, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:

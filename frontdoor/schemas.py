@@ -138,6 +138,12 @@ def _completion_prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
     return tuple(prompts)
 
 
+def _token_ids(value: object) -> tuple[int, ...]:
+    if value == [] or _is_ids(value):
+        return tuple(value)
+    raise _invalid("must be a list of token ids")
+
+
 def _is_ids(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and bool(value) and all(type(token_id) is int for token_id in value)
 
@@ -161,6 +167,11 @@ LogitBias = Annotated[
     *_raw(read_logit_bias, {"type": "object", "additionalProperties": {"type": "number"}}),
 ]
 CompletionPrompts = Annotated[Any, AfterValidator(_completion_prompts), WithJsonSchema(_TEXT_OR_IDS)]
+TokenIds = Annotated[
+    Any,
+    AfterValidator(_token_ids),
+    WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 0}}),
+]
 MaxTokens = Annotated[int | None, Number("max_tokens")]
 ToolCalls = Annotated[
     tuple[dict[str, Any], ...] | None,
@@ -424,4 +435,4 @@ class DetokenizeBody(NoEffectFields):
     """POST /detokenize."""
 
     model: str | None = None
-    tokens: tuple[Annotated[int, Number(NumberField(0, 2**31 - 1, is_whole=True))], ...]
+    tokens: TokenIds

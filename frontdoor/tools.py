@@ -3,9 +3,11 @@
 Knows OpenAI's form of tools; nothing of how a model writes calls (prompts/formats.py).
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from frontdoor.constraints import schema_grammar
 from frontdoor.http.errors import InvalidRequest
 from prompts.formats import Tool
 
@@ -32,8 +34,8 @@ def read_tools(value: object) -> tuple[Tool, ...]:
     if not isinstance(value, list) or len(value) > MAX_TOOLS:
         raise ValueError(f"must be a list of up to {MAX_TOOLS} tools")
     tools = tuple(_read_tool(tool, f"[{number}]") for number, tool in enumerate(value))
-    names = [tool.name for tool in tools]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    counts = Counter(tool.name for tool in tools)
+    twice = next((name for name, count in counts.items() if count > 1), None)
     if twice is not None:
         raise ValueError(f"two tools have the name {twice[:MAX_NAME_LENGTH]!r}")
     return tools
@@ -46,7 +48,7 @@ def _read_tool(tool: object, place: str) -> Tool:
     name, description = function.get("name"), function.get("description")
     parameters, is_strict = function.get("parameters"), function.get("strict")
     if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_LENGTH or not name.isprintable():
-        raise ValueError(f"{place}.function.name must be a text of 1 to {MAX_NAME_LENGTH} characters")
+        raise ValueError(f"{place}.function.name must have 1 to {MAX_NAME_LENGTH} printable characters")
     if not isinstance(description, str | None):
         raise ValueError(f"{place}.function.description must be a text")
     if not isinstance(parameters, dict | None):
@@ -54,6 +56,16 @@ def _read_tool(tool: object, place: str) -> Tool:
     if not isinstance(is_strict, bool | None):
         raise ValueError(f"{place}.function.strict must be true or false")
     return Tool(name, description or "", parameters or None, bool(is_strict))
+
+
+def check_tool_schemas(tools: Sequence[Tool]) -> None:
+    """Raise InvalidRequest for the first tool whose parameters cannot be constrained."""
+    for number, tool in enumerate(tools):
+        place = f"[{number}].function.parameters"
+        try:
+            schema_grammar(tool.parameters or {}, is_strict=tool.is_strict, place=place)
+        except ValueError as error:
+            raise InvalidRequest(f"'tools': {error} (the tool {tool.name!r})", param="tools") from error
 
 
 def read_tool_choice(value: object) -> str | tuple[str]:

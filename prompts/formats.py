@@ -86,7 +86,7 @@ class Formats:
             rules = writer.calls_or_content(offered, is_parallel=parallel)
         elif content is not None:
             rules = writer.only_content()
-        elif any(tool.is_strict for tool in offered):
+        elif any(tool.is_strict for tool in offered) or (offered and not parallel):
             rules = writer.text_with_calls([_as_strict(tool) for tool in offered], is_parallel=parallel)
         else:
             return None

@@ -188,8 +188,9 @@ class PromptTokenizer:
         unknown = sorted(variables.keys() - options)
         if unknown:
             known = ", ".join(sorted(options)) or "none"
+            named = ", ".join(unknown)[:200]
             raise VariablesRefused(
-                f"the chat template does not read {', '.join(unknown)}; variables that it reads: {known}"
+                f"the chat template does not read {named}; variables that it reads: {known}"
             )
 
     def _write(

@@ -27,7 +27,7 @@ _MAX_INT = 2**63 - 1
 class NumberField:
     """A number within bounds, both included."""
 
-    low: int
+    low: float
     high: int
     is_whole: bool = False
 
@@ -60,7 +60,7 @@ NUMBER_FIELDS: Mapping[str, NumberField] = {
     "priority": NumberField(0, 9, is_whole=True),
     "frequency_penalty": NumberField(-2, 2),
     "presence_penalty": NumberField(-2, 2),
-    "repetition_penalty": NumberField(0, 2),
+    "repetition_penalty": NumberField(0.01, 2),
 }
 # What routes may be asked for beside that: several answers, and logprobs.
 ANSWER_FIELDS: Mapping[str, NumberField] = {

@@ -19,6 +19,7 @@ from frontdoor.http.errors import BodyTooLarge, BodyTooSlow, InvalidRequest, Uns
 from frontdoor.http.scope import header
 
 BODY_TIMEOUT_SECONDS = 30.0
+LONG_BODY_BYTES = 16384  # a thread reads longer bodies, so that other clients need not wait
 MAX_NAMED_PROBLEMS = 3
 MAX_SHOWN = 100  # characters of a header that is wrong
 
@@ -40,7 +41,13 @@ async def read_json(http: Request, model: type[BodyModel], *, max_bytes: int) ->
         ClientDisconnect: the client has left.
     """
     _check_declared_type(http.scope)
-    body: bytes | bytearray = await _read_in_time(http, max_bytes)
+    body = await _read_in_time(http, max_bytes)
+    if len(body) > LONG_BODY_BYTES:
+        return await asyncio.to_thread(_parse, body, model)
+    return _parse(body, model)
+
+
+def _parse(body: bytes | bytearray, model: type[BodyModel]) -> BodyModel:
     if b'"extra_body"' in body:
         body = _without_extra_body(body)
     try:

@@ -12,12 +12,12 @@ from fastapi.responses import JSONResponse, Response
 
 from config import Settings
 from config.errors import ServiceError
-from frontdoor.accepting import Accepted, Draft, accept
+from frontdoor.accepting import Accepted, Draft, accept, in_worker
 from frontdoor.answering import stream_answer, wait_for_results
 from frontdoor.http.bodies import BodyRoute, json_body, read_json
 from frontdoor.http.errors import InvalidRequest, body_of
 from frontdoor.http.events import data_frame, to_json
-from frontdoor.logprobs import chat_logprobs
+from frontdoor.logprobs import chat_logprobs, has_logprobs
 from frontdoor.schemas import GenerateBody
 from frontdoor.state import FrontDoor, caller, front_door
 from prompts.detokenizer import Detokenizer
@@ -43,8 +43,12 @@ async def generate(http: HttpRequest) -> Response:
     if body.stream:
         return stream_answer(front, accepted, NativeRenderer(texts, num_choices=len(accepted)))
     results = await wait_for_results(front, http, accepted)
-    answers = [answer(result, texts) for result in results]
-    return JSONResponse(answers[0] if len(answers) == 1 else {**answers[0], "choices": answers})
+
+    def write() -> JSONResponse:
+        answers = [answer(result, texts) for result in results]
+        return JSONResponse(answers[0] if len(answers) == 1 else {**answers[0], "choices": answers})
+
+    return await in_worker(front, write) if has_logprobs(results) else write()
 
 
 def draft_of(body: GenerateBody, settings: Settings) -> Draft:

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
-from frontdoor.accepting import Draft
+from frontdoor.accepting import Accepted, Draft
 from frontdoor.http.bodies import BodyRoute, json_body
 from frontdoor.http.errors import InvalidRequest
 from frontdoor.logprobs import completion_logprobs
@@ -43,7 +43,9 @@ def read_body(front: FrontDoor, body: CompletionBody) -> Asked:
     if body.most_tokens == 0 and not body.echo:
         raise InvalidRequest("'max_tokens' may only be 0 with 'echo'", param="max_tokens")
     if body.stream and with_prompt:
-        raise InvalidRequest("a stream has no logprobs of the prompt: 'echo' with 'logprobs' cannot stream")
+        raise InvalidRequest(
+            "a stream has no logprobs of the prompt: 'echo' with 'logprobs' cannot stream", param="stream"
+        )
     texts = front.tokenizer.detokenizer
     drafts = [
         Draft(
@@ -54,17 +56,14 @@ def read_body(front: FrontDoor, body: CompletionBody) -> Asked:
         )
         for prompt in body.prompt
     ]
-    shown = [
-        "" if not body.echo else each if isinstance(each, str) else texts.text_of(each)
-        for each in body.prompt
-    ]
-    return Asked(
-        drafts,
-        num_choices,
-        lambda index, _: CompletionWriter(
-            index, texts, shown[index // num_choices], has_answer=body.most_tokens != 0
-        ),
-    )
+    has_answer = body.most_tokens != 0
+
+    def make_writer(index: int, _: Accepted) -> CompletionWriter:
+        prompt = body.prompt[index // num_choices] if body.echo else ""
+        shown = prompt if isinstance(prompt, str) else texts.text_of(prompt)
+        return CompletionWriter(index, texts, shown, has_answer=has_answer)
+
+    return Asked(drafts, num_choices, make_writer, has_answer)
 
 
 def _with_suffix(

@@ -11,13 +11,15 @@ from typing import Any, Protocol, TypeVar
 
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
+from msgspec.structs import replace
 
 from config.errors import ServiceError
-from frontdoor.accepting import Accepted, Draft, accept
+from frontdoor.accepting import Accepted, Draft, accept, in_worker
 from frontdoor.answering import stream_answer, wait_for_results
 from frontdoor.http.bodies import read_json
 from frontdoor.http.errors import Cancelled, InvalidRequest, body_of
 from frontdoor.http.events import data_frame, to_json
+from frontdoor.logprobs import has_logprobs
 from frontdoor.schemas import OpenAIFields, StreamOptions
 from frontdoor.state import FrontDoor, caller, front_door
 from spool import Result, TokenRecord
@@ -54,11 +56,15 @@ class TextApi:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a body asks for: drafts, `num_choices` answers to each, and a writer for each choice."""
+    """What a body asks for: drafts, `num_choices` answers to each, and a writer for each choice.
+
+    `has_answer`: the client gets tokens besides its prompt's.
+    """
 
     drafts: Sequence[Draft]
     num_choices: int
     make_writer: Callable[[int, Accepted], ChoiceWriter]
+    has_answer: bool = True
 
 
 async def answer_text(
@@ -88,19 +94,33 @@ async def answer_text(
     }
     if body.stream:
         tokens = [each.num_prompt_tokens for each in accepted[:: asked.num_choices]]
-        renderer = ChunkRenderer(writers, head, body.stream_options, sum(tokens), asked.num_choices)
+        renderer = ChunkRenderer(writers, head, body.stream_options, sum(tokens), asked)
         return stream_answer(front, accepted, renderer)
     results = await wait_for_results(front, http, accepted)
     if any(result.finish_reason == "cancelled" for result in results):
         raise Cancelled("the request was cancelled")
-    choices = [writer.whole(result) for writer, result in zip(writers, results, strict=True)]
-    return JSONResponse({**head, "choices": choices, "usage": usage_of(results, asked.num_choices)})
+    results = with_prompt_logprobs(results, asked.num_choices)
+
+    def write() -> JSONResponse:
+        choices = [writer.whole(result) for writer, result in zip(writers, results, strict=True)]
+        return JSONResponse({**head, "choices": choices, "usage": usage_of(results, asked)})
+
+    return await in_worker(front, write) if has_logprobs(results) else write()
 
 
-def usage_of(results: Sequence[Result], num_choices: int) -> dict[str, Any]:
+def with_prompt_logprobs(results: Sequence[Result], num_choices: int) -> list[Result]:
+    """Return the results, each with the prompt's logprobs, which only its prompt's first one has."""
+    firsts = [results[number - number % num_choices] for number in range(len(results))]
+    return [
+        replace(result, prompt_logprobs=first.prompt_logprobs)
+        for result, first in zip(results, firsts, strict=True)
+    ]
+
+
+def usage_of(results: Sequence[Result], asked: Asked) -> dict[str, Any]:
     """Write usage as OpenAI does; a prompt counts once for all its choices."""
-    firsts = [result.usage for result in results[::num_choices]]
-    num_answer_tokens = sum(result.usage.completion_tokens for result in results)
+    firsts = [result.usage for result in results[:: asked.num_choices]]
+    num_answer_tokens = sum(result.usage.completion_tokens for result in results) if asked.has_answer else 0
     return {
         **count_usage(sum(usage.prompt_tokens for usage in firsts), num_answer_tokens),
         "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in firsts)},
@@ -128,10 +148,10 @@ class ChunkRenderer:
         head: dict[str, Any],
         options: StreamOptions | None,
         num_prompt_tokens: int,
-        num_choices: int,
+        asked: Asked,
     ) -> None:
         options = options or StreamOptions()
-        self._writers, self._num_choices = writers, num_choices
+        self._writers, self._asked = writers, asked
         self._with_usage = bool(options.include_usage)
         self._counts_usage = bool(options.continuous_usage_stats)
         # Where usage has its own chunk, all others have a null usage.
@@ -165,7 +185,7 @@ class ChunkRenderer:
     def _end(self) -> bytes:
         if not self._with_usage:
             return DONE_FRAME
-        usage = usage_of([self._results[i] for i in range(len(self._writers))], self._num_choices)
+        usage = usage_of([self._results[i] for i in range(len(self._writers))], self._asked)
         return data_frame(to_json({**self._head, "choices": [], "usage": usage})) + DONE_FRAME
 
     def _opening(self, choice: int) -> list[Choice]:
@@ -177,7 +197,8 @@ class ChunkRenderer:
     def _chunks(self, choices: list[Choice]) -> bytes:
         counted = {}
         if self._counts_usage:
-            counted = {"usage": count_usage(self._num_prompt_tokens, sum(self._num_answer_tokens))}
+            num_tokens = sum(self._num_answer_tokens) if self._asked.has_answer else 0
+            counted = {"usage": count_usage(self._num_prompt_tokens, num_tokens)}
         return b"".join(
             data_frame(to_json({**self._head, **counted, "choices": [choice]})) for choice in choices
         )

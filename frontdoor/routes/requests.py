@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 
-from frontdoor.accepting import Accepted
+from frontdoor.accepting import Accepted, other_ids
 from frontdoor.answering import stream_answer
 from frontdoor.http.errors import InvalidRequest
 from frontdoor.http.events import EventStream
@@ -38,11 +38,14 @@ async def get_request(http: HttpRequest, request_id: str) -> dict[str, Any]:
 
 @router.delete("")
 async def cancel_request(http: HttpRequest, request_id: str) -> dict[str, Any]:
-    """Cancel a request; a done one is unchanged."""
+    """Cancel a request; a done one is unchanged. An id in OpenAI's form means all choices of the answer."""
     front = front_door(http)
     found = find_owned(front.spool, request_id, owner=owner_of(http))
     front.disconnects.client_returned(found.id)
     is_cancelled = front.spool.cancel(found.id)
+    if request_id != found.id:
+        for other_id in other_ids(front, found.id):
+            front.spool.cancel(other_id)
     after = find_owned(front.spool, found.id, owner=owner_of(http))
     if found.result is None and after.result is not None:  # rank 0 ended it before the second look-up
         is_cancelled = after.result.finish_reason == "cancelled"

@@ -4,17 +4,18 @@ Counts as the other routes do: a chat gets the chat template, a prompt the token
 touches the spool or the ring.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse
 
-from frontdoor.accepting import Draft, check_model, encode_prompt
+from frontdoor.accepting import Draft, check_model, check_token_range, encode_prompt, in_worker
 from frontdoor.http.bodies import BodyRoute, json_body, read_json
 from frontdoor.http.errors import InvalidRequest
 from frontdoor.schemas import DetokenizeBody, SamplingFields, TokenizeBody
-from frontdoor.state import front_door
+from frontdoor.state import FrontDoor, front_door
 from frontdoor.tools import ToolUse
 
 router = APIRouter(route_class=BodyRoute)
@@ -28,22 +29,37 @@ async def tokenize(http: HttpRequest) -> JSONResponse:
     check_model(front, body.model)
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("exactly one of 'prompt' and 'messages' is required", param="prompt")
-    if body.prompt is not None and body.add_special_tokens is False:
-        token_ids = front.tokenizer.encode_rendered(body.prompt)
+    if body.prompt is not None:
+        _check_unused(body, "prompt", "tools", "chat_template_kwargs")
+        opens = body.add_special_tokens is not False
+        encode = front.tokenizer.encode_raw if opens else front.tokenizer.encode_rendered
+        token_ids: Sequence[int] = await in_worker(front, encode, body.prompt)
     else:
+        _check_unused(body, "messages", "add_special_tokens")
         draft = Draft(
-            body.prompt if body.prompt is not None else body.messages or (),
+            body.messages or (),
             SamplingFields(),
+            prompt_field="messages",
             tool_use=ToolUse(body.tools or ()),
             variables=body.chat_template_kwargs,
         )
-        token_ids = list((await encode_prompt(front, draft)).token_ids)
+        token_ids = (await encode_prompt(front, draft)).token_ids
+    return await in_worker(front, _answer, front, token_ids, body.return_token_strs)
+
+
+def _check_unused(body: TokenizeBody, given: str, *names: str) -> None:
+    for name in names:
+        if getattr(body, name):
+            raise InvalidRequest(f"{name!r} and {given!r} exclude each other", param=name)
+
+
+def _answer(front: FrontDoor, token_ids: Sequence[int], with_texts: bool | None) -> JSONResponse:
     answered: dict[str, Any] = {
         "count": len(token_ids),
         "max_model_len": front.context.max_tokens,
-        "tokens": token_ids,
+        "tokens": list(token_ids),
     }
-    if body.return_token_strs:
+    if with_texts:
         texts = front.tokenizer.detokenizer
         answered["token_strs"] = [texts.bytes_alone(token).decode("utf-8", "replace") for token in token_ids]
     return JSONResponse(answered)
@@ -55,4 +71,6 @@ async def detokenize(http: HttpRequest) -> JSONResponse:
     front = front_door(http)
     body = await read_json(http, DetokenizeBody, max_bytes=front.settings.max_body_bytes)
     check_model(front, body.model)
-    return JSONResponse({"prompt": front.tokenizer.detokenizer.text_of(body.tokens)})
+    check_token_range(body.tokens, front.tokenizer.vocab_size, "tokens")
+    text = await in_worker(front, front.tokenizer.detokenizer.text_of, body.tokens)
+    return JSONResponse({"prompt": text})

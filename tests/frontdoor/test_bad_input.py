@@ -48,7 +48,7 @@ WRONG_FIELDS: dict[str, list[Any]] = {
     "stop": [[5], ["a"] * 17, ["a"] * 10**5, ["a" * 257], {"a": 1}],
     "frequency_penalty": [2.1],
     "presence_penalty": [-3],
-    "repetition_penalty": [-0.1],
+    "repetition_penalty": [-0.1, 0],
     "logit_bias": [{"5": 101}, {"word": 1}, {"999999": 1}],
     "n": [0, 9],
     "response_format": [

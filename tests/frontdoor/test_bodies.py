@@ -12,9 +12,19 @@ import openai
 import pytest
 from openai.types.shared.reasoning_effort import ReasoningEffort
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from config import REPOSITORY_ROOT
-from frontdoor.schemas import ChatBody, CompletionBody, Hints, PastFields
+from frontdoor.schemas import (
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    GenerateBody,
+    Hints,
+    Only,
+    PastFields,
+    TokenizeBody,
+)
 from spool import SamplingParams
 from tests.services.frontdoor_service import TEMPLATE, Service, make_model_folder, running_service
 
@@ -314,6 +324,19 @@ def test_the_page_lists_every_hint_and_no_other() -> None:
     ):
         section = page.partition(f"## {heading}\n")[2].partition("\n## ")[0]
         assert re.findall(r"^\| `(\w+)`", section, re.MULTILINE) == list(fields)
+
+
+@pytest.mark.parametrize("body", [GenerateBody, ChatBody, CompletionBody, TokenizeBody, DetokenizeBody])
+def test_the_pages_name_every_field(body: type[BaseModel]) -> None:
+    """A client finds what it may send in docs/request-bodies.md or docs/api.md."""
+    pages = [(REPOSITORY_ROOT / "docs" / name).read_text("utf-8") for name in ("request-bodies.md", "api.md")]
+    named = set(re.findall(r"\w+", " ".join(pages)))
+    refused = {name for name, field in body.model_fields.items() if _is_refused(field)}
+    assert set(body.model_fields) - refused <= named
+
+
+def _is_refused(field: FieldInfo) -> bool:
+    return any(isinstance(note, Only) for note in field.metadata)
 
 
 @pytest.fixture

@@ -106,10 +106,18 @@ def test_without_tools_a_call_is_text(agent: openai.OpenAI, roomy: Service) -> N
 
 
 def test_a_demanded_call_is_constrained(roomy: Service) -> None:
-    """Required and named calls carry a grammar; an unconstrained answer none."""
+    """Required and named calls carry a grammar, and so does a single one; an unconstrained answer none."""
     named = {"type": "function", "function": {"name": "look"}}
-    for choice, is_constrained in (("auto", False), ("required", True), (named, True)):
-        body = ask("sea", tools=TOOLS, tool_choice=choice)
+    fields: dict[str, Any]
+    for fields, is_constrained in (
+        ({"tool_choice": "auto"}, False),
+        ({"tool_choice": "required"}, True),
+        ({"tool_choice": named}, True),
+        ({"parallel_tool_calls": True}, False),
+        ({"parallel_tool_calls": False}, True),
+        ({"parallel_tool_calls": False, "tool_choice": "none"}, False),
+    ):
+        body = ask("sea", tools=TOOLS, **fields)
         assert roomy.http.post("/v1/chat/completions", json=body).status_code == 200
         assert (roomy.engine.claimed[-1].params.grammar is not None) == is_constrained
 
@@ -124,7 +132,10 @@ def test_a_tool_whose_schema_cannot_be_kept_is_refused_only_where_it_must_be(roo
         assert answer.status_code == status, answer.text
         if status == 400:
             assert answer.json()["error"]["param"] == "tools"
-            assert "uniqueItems" in answer.json()["error"]["message"]
+            message = answer.json()["error"]["message"]
+            assert message.startswith("'tools': [0].function.parameters.properties.a")
+            assert "uniqueItems" in message
+            assert "'odd'" in message
 
 
 class Place(pydantic.BaseModel):

@@ -89,6 +89,17 @@ def test_when_one_choice_fails_the_others_are_cancelled(service: Service) -> Non
     assert result.finish_reason == "cancelled"
 
 
+def test_the_id_of_an_answer_cancels_all_its_choices(service: Service) -> None:
+    """The id in OpenAI's form is the answer's; the id alone is one request's."""
+    body = {"prompt": "[hold]", "n": 3, "background": True}
+    first, *others = [choice["id"] for choice in service.http.post("/generate", json=body).json()["choices"]]
+    service.http.delete(f"/requests/{others[0]}")
+    until(lambda: service.spool.state(others[0]) == "done")
+    assert {service.spool.state(each) for each in (first, others[1])} <= {"waiting", "active"}
+    assert service.http.delete(f"/requests/chatcmpl-{first}").json()["cancelled"]
+    until(lambda: all(service.spool.state(each) == "done" for each in (first, *others)))
+
+
 def test_nothing_is_accepted_when_the_queue_has_room_for_some(tmp_path: Path) -> None:
     """Eight choices do not fit into a queue of five: 429, and the five leave it again."""
     with running_service(tmp_path, {"MAX_QUEUE_DEPTH": "5"}, max_open=0) as service:
@@ -146,6 +157,34 @@ def test_logprobs_of_a_completion_and_its_prompt(client: openai.OpenAI) -> None:
     assert len(alone.text) == 3
 
 
+def test_choices_share_the_logprobs_of_their_prompt(service: Service) -> None:
+    """Only the first choice of each prompt asks the ring for them; every choice of the answer has them."""
+    body = {"prompt": [[40, 41], [42, 43, 44]], "n": 2, "echo": True, "logprobs": 0, "max_tokens": 1}
+    answer = service.http.post("/v1/completions", json=body).json()
+    first, second = [None, -0.041, -0.1], [None, -0.043, -0.044, -0.1]
+    given = [choice["logprobs"]["token_logprobs"] for choice in answer["choices"]]
+    assert given == [first, first, second, second]
+    asked = [(each.params.choice, each.params.prompt_logprobs) for each in service.engine.claimed]
+    assert sorted(asked, key=str) == [(0, 0), (0, 0), (1, None), (1, None)]
+
+
+@pytest.mark.parametrize("token_id", [-1, 10**6, 10**30])
+def test_an_echo_of_tokens_that_do_not_exist_is_refused(service: Service, token_id: int) -> None:
+    """By name, before the text of the prompt is made."""
+    answer = service.http.post("/v1/completions", json={"prompt": [5, token_id], "echo": True})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
+
+
+def test_an_echo_alone_has_no_tokens_of_an_answer(client: openai.OpenAI) -> None:
+    """The ring draws one; the client neither sees nor counts it."""
+    asked: dict[str, Any] = {"model": "tiny", "prompt": "abc", "echo": True, "max_tokens": 0}
+    options: Any = {"include_usage": True, "continuous_usage_stats": True}
+    streamed = list(client.completions.create(**asked, stream=True, stream_options=options))
+    for chunks in ([client.completions.create(**asked)], streamed):
+        assert {chunk.usage and chunk.usage.completion_tokens for chunk in chunks} == {0}
+        assert "".join(choice.text for chunk in chunks for choice in chunk.choices) == "abc"
+
+
 def test_penalties_and_bias_reach_the_ring(service: Service) -> None:
     """Under the same names on every route."""
     asked = {"frequency_penalty": 0.5, "presence_penalty": -1, "repetition_penalty": 1.2}
@@ -199,3 +238,24 @@ def test_tokenize_counts_as_a_request_does(service: Service) -> None:
     assert post("/tokenize", json={"prompt": "a", "messages": USER}).status_code == 400
     assert post("/tokenize", json={"prompt": "a", "model": "other"}).status_code == 404
     assert post("/detokenize", json={"tokens": ["a"]}).status_code == 400
+    assert post("/tokenize", json={"prompt": ""}).json()["count"] == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/detokenize", {"tokens": [40, 10**6]}, "tokens"),
+        ("/detokenize", {"tokens": [40, None]}, "tokens"),
+        ("/detokenize", {"tokens": [40, True]}, "tokens"),
+        ("/detokenize", {"tokens": [40, -1]}, "tokens"),
+        ("/detokenize", {"tokens": "hi"}, "tokens"),
+        ("/tokenize", {"messages": USER, "add_special_tokens": True}, "add_special_tokens"),
+        ("/tokenize", {"prompt": "a", "chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
+        ("/tokenize", {"prompt": "a", "tools": [{"type": "function", "function": {"name": "a"}}]}, "tools"),
+        ("/tokenize", {"messages": [{"role": "tool", "content": None}] * 900}, "messages"),
+    ],
+)
+def test_counting_ignores_nothing(service: Service, path: str, body: dict[str, Any], param: str) -> None:
+    """A token that does not exist, a field without an effect here: refused by name."""
+    answer = service.http.post(path, json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
