@@ -13,7 +13,7 @@ import pytest
 
 from frontdoor.http import events
 from frontdoor.routes.openai_completions import CompletionWriter
-from frontdoor.routes.openai_text import ChunkRenderer
+from frontdoor.routes.openai_text import Asked, ChunkRenderer
 from prompts.tokenizer import load_tokenizer
 from spool import TokenRecord
 from tests.services.frontdoor_service import Service
@@ -128,7 +128,8 @@ def test_each_token_has_a_chunk_of_its_own(service: Service) -> None:
     """However many come from the log at once: readers count chunks, and look for code fences in each."""
     records = tuple(TokenRecord(index, index, text) for index, text in enumerate(("42", "\n", "```")))
     writer = CompletionWriter(0, load_tokenizer(service.settings).detokenizer, "", has_answer=True)
-    frames = ChunkRenderer([writer], {}, None, 1, 1).tokens(0, records)
+    asked = Asked((), 1, lambda *_: writer)
+    frames = ChunkRenderer([writer], {}, None, 1, asked).tokens(0, records)
     assert [chunk["choices"][0]["text"] for chunk in read_lines([frames])] == ["42", "\n", "```"]
 
 
