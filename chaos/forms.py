@@ -74,10 +74,11 @@ SCHEMA = {
     "response_format": {"type": "json_schema", "json_schema": {"name": "thing", "schema": OBJECT}},
     **ENDING,
 }
+ONE_CALL = {"tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False}
 FORMS = (
     Form("schema", SCHEMA, is_object),
     Form("regex", {"structured_outputs": {"regex": REGEX}}, is_regex),
-    Form("tools", {"tools": [TOOL], "tool_choice": "required", **DRAWN, **ENDING}, is_calls),
+    Form("tools", {**ONE_CALL, **DRAWN, **ENDING}, is_calls),
     Form("choices", {**SCHEMA, "n": 2, **DRAWN}, is_object),
     Form("logprobs", {"logprobs": True, "top_logprobs": 2}, lambda text: True),
     Form("choices with logprobs", {"n": 3, "logprobs": True, **DRAWN}, lambda text: True),

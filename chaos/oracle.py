@@ -19,6 +19,7 @@ A request is accepted if a client received its id, or if the spool has one under
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -154,9 +155,19 @@ def _compare_choices(entry: Entry, question: Question, results: Sequence[Result]
         calls = CALL_ID.findall(text)
         if calls != [f"call_{result.id}_{index}" for index in range(len(calls))]:
             findings.append(("doubled", "the ids of the calls are not those of one answer"))
-        if not all(part.removeprefix("find") in result.text for part in CALL_ID.split(text)):
+        if not all(piece in result.text for part in CALL_ID.split(text) for piece in _split_call(part)):
             findings.append(("contradicted", "the client received other calls than the spool holds"))
     return findings
+
+
+def _split_call(part: str) -> list[str]:
+    """Return a call's arguments, and the text behind it."""
+    said = part.removeprefix("find")
+    try:
+        end = json.JSONDecoder().raw_decode(said)[1]
+    except ValueError:  # text alone, or arguments that break off
+        return [said]
+    return [said[:end], said[end:]]
 
 
 def _compare_tokens(entry: Entry, result: Result) -> list[tuple[str, str]]:

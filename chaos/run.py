@@ -150,7 +150,7 @@ class Run:
 
 
 def run(plan: Plan) -> int:
-    """Run the plan; 0 if nothing was lost, doubled, contradicted or condemned, and nothing grew."""
+    """Run the plan; 0 if nothing was lost, doubled, contradicted, condemned or invalid, and nothing grew."""
     started = Run(plan)
     try:
         outcome = started.carry_out()

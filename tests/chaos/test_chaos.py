@@ -118,6 +118,11 @@ make_call = partial(make_entry, question=2, tokens=[], shown=[{0: f'call_{ID}_0f
         (make_pair(shown=[{0: "one", 1: "x"}]), make_found(FIRST, SECOND), {"contradicted": 1}),
         (make_call(), make_found(make_result(text=CALL_TEXT)), {}),
         (make_call(), make_found(make_result(text="another")), {"contradicted": 1}),
+        (
+            make_call(shown=[{0: f'call_{ID}_0find{{"a": 1}} <tool'}]),
+            make_found(make_result(text=f"{CALL_TEXT} <tool")),
+            {},
+        ),
         (make_call(shown=[{0: f"call_{OTHER}_0find"}]), make_found(RESULT), {"doubled": 1}),
         (
             make_entry(ids=[], result=None),
