@@ -6,6 +6,8 @@ wait        waits for the whole answer; posts again with the same Idempotency-Ke
 background  posts, and asks for the answer from time to time
 twice       posts twice under one Idempotency-Key, then asks like background
 gone        posts in the background, leaves before the reply, and never asks again
+
+Several choices and chats are asked for by "stream" and "wait" alone, which post again after each loss.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ class Client:
                 return
             try:
                 entry.num_connections += 1
-                if entry.ids:
+                if entry.ids and question.is_simple:
                     self._fetch(entry)
                 else:
                     self._post(question, entry)
@@ -64,16 +66,20 @@ class Client:
 
     def _post(self, question: Question, entry: Entry) -> None:
         is_stream, is_background = entry.kind in STREAMS, entry.kind in IN_BACKGROUND
-        body = json.dumps({**question.body, "stream": is_stream, "background": is_background})
+        form = {"stream": is_stream, **({"background": True} if is_background else {})}
+        body = json.dumps({**question.body, **form})
+        path = "/v1/chat/completions" if question.is_chat else "/generate"
         headers = {"content-type": "application/json", "idempotency-key": entry.key}
         with self._connected() as connection:
-            connection.request("POST", "/generate", body, headers)
+            connection.request("POST", path, body, headers)
             if entry.kind == "gone":
                 entry.is_abandoned = True
                 return
             response = connection.getresponse()
-            if response.status == 200 and is_stream:
+            if response.status == 200 and is_stream and question.is_simple:
                 self._read_stream(response, entry)
+            elif response.status == 200 and is_stream:
+                self._read_choices(response, entry, question.num_choices)
             else:
                 self._take_answer(response.status, json.loads(response.read()), entry)
         if entry.kind == "twice" and len(entry.ids) == 1:
@@ -84,8 +90,12 @@ class Client:
     def _take_answer(self, status: int, answer: Mapping[str, Any], entry: Entry) -> None:
         """Take a 2xx, or the id of a 504 or failed answer; any other status was not accepted."""
         if status in (200, 202):
-            entry.take_id(str(answer["id"]))
+            choices = answer.get("choices", [])
+            for part in (answer, *choices):
+                entry.take_id(str(part.get("id", answer["id"])))
             entry.result = dict(answer) if status == 200 else None
+            texts = [_text_of(part["message"]) if "message" in part else part["text"] for part in choices]
+            entry.shown.append(dict(enumerate(texts)))
             return
         error = answer.get("error") or {}
         entry.trouble.append(f"{status} {error.get('code')}")
@@ -141,6 +151,36 @@ class Client:
                 _take_end(data, entry)
                 return
         entry.trouble.append("the stream just ended")
+
+    def _read_choices(self, response: http.client.HTTPResponse, entry: Entry, num_choices: int) -> None:
+        """Follow the events of several choices, or of a chat, until each choice has ended."""
+        shown: dict[int, str] = {}
+        entry.shown.append(shown)
+        num_ended = 0
+        for event, data in read_events(_note_id(response, entry)):
+            if "choice" not in data and "choices" not in data:
+                _take_end(data, entry)
+                return
+            (part,) = data.get("choices", [data])
+            text = _text_of(part["delta"]) if "delta" in part else data["text"] if event == "token" else ""
+            number = int(part["index"] if "delta" in part else part["choice"])
+            shown[number] = shown.get(number, "") + text
+            self._on_token()
+            if part.get("finish_reason"):
+                entry.take_id(str(data["id"]))
+                num_ended += 1
+            if num_ended == num_choices:
+                entry.result = {}
+                return
+        entry.trouble.append("the stream just ended")
+
+
+def _text_of(part: Mapping[str, Any]) -> str:
+    """The text and calls of a message or of a piece; those of all pieces together are the message's."""
+    calls = [(call.get("id", ""), call["function"]) for call in part.get("tool_calls") or ()]
+    return (part.get("content") or "") + "".join(
+        f"{id}{called.get('name', '')}{called['arguments']}" for id, called in calls
+    )
 
 
 def _note_id(response: http.client.HTTPResponse, entry: Entry) -> Iterator[bytes]:

@@ -23,11 +23,13 @@ class Found:
     unanswered: frozenset[str] = frozenset()
     id_of_key: Mapping[str, str] = field(default_factory=dict)
     damaged: tuple[str, ...] = ()  # in bad/, or a result that cannot be read
+    further_choices: frozenset[str] = frozenset()  # of the results, those of choices behind the first
 
 
 def read_spool(spool: Spool, keys: Iterable[str]) -> Found:
     """Read all of done/, the queue, and the records of these keys."""
     folder, results, damaged = spool.folder, {}, [f"bad/{name}" for name in spool.names(spool.folder.bad)]
+    further_choices = set()
     for name in spool.names(folder.done):
         id = name.removesuffix(".json")
         try:
@@ -39,6 +41,9 @@ def read_spool(spool: Spool, keys: Iterable[str]) -> Found:
             damaged.append(f"done/{name}: no result of ours")
         else:
             results[id] = result
+            request = spool.read_request(id)
+            if request is not None and request.params.choice:
+                further_choices.add(id)
     queued = [*spool.names(folder.incoming), *spool.names(folder.active)]
     records = Keys(folder, spool.fs, is_synced=False)
     found = {key: records.find(records.path(OWNER, key)) for key in keys}
@@ -47,4 +52,5 @@ def read_spool(spool: Spool, keys: Iterable[str]) -> Found:
         unanswered=frozenset(id_of(name) for name in queued if is_entry_name(name)) - results.keys(),
         id_of_key={key: record.id for key, record in found.items() if record is not None},
         damaged=tuple(damaged),
+        further_choices=frozenset(further_choices),
     )

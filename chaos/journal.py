@@ -13,6 +13,22 @@ class Question:
     number: int
     body: dict[str, Any]
     answer: tuple[int, ...] = ()
+    form: str = ""  # one of chaos/forms.py, whose answers are checked
+
+    @property
+    def num_choices(self) -> int:
+        """The requests that this question makes."""
+        return int(self.body.get("n", 1))
+
+    @property
+    def is_chat(self) -> bool:
+        """Asked through /v1/chat/completions, which splits the answer."""
+        return "tools" in self.body
+
+    @property
+    def is_simple(self) -> bool:
+        """One request, which a client can fetch by its id; others it asks for again under its key."""
+        return self.num_choices == 1 and not self.is_chat
 
 
 @dataclass
@@ -28,6 +44,7 @@ class Entry:
     tokens: list[tuple[int, int]] = field(default_factory=list)  # (index, token id)
     tokens_before_reset: list[tuple[int, int]] = field(default_factory=list)
     num_resets: int = 0
+    shown: list[dict[int, str]] = field(default_factory=list)  # each connection's texts by choice, not simple
     num_connections: int = 0
     result: dict[str, Any] | None = None
     is_abandoned: bool = False  # the client left for good before the reply
@@ -41,6 +58,7 @@ class Entry:
 
     def take_id(self, request_id: str) -> None:
         """Note an id; a second one for the same key is a doubled request."""
+        request_id = request_id.removeprefix("chatcmpl-")
         if request_id not in self.ids:
             self.ids.append(request_id)
 

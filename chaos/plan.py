@@ -7,7 +7,9 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from chaos.forms import FORMS
 from chaos.journal import Question
 from cluster import ports
 from config import REPOSITORY_ROOT
@@ -60,11 +62,18 @@ def make_tiny_model(folder: Path) -> Path:
 
 
 def make_question(number: int, generator: random.Random, max_tokens: int) -> Question:
-    """Two of three answers are short, the others up to the longest; one of four is sampled with a seed."""
+    """Two of three answers are short, the others up to the longest; one of four is sampled with a seed.
+
+    Another one of four has a form of chaos/forms.py.
+    """
     prompt = "Tell of " + ", ".join(generator.sample(WORDS, generator.randint(2, 8))) + "."
     shortest = min(SHORTEST_ANSWER_TOKENS, max_tokens)
     longest = max_tokens if number % 3 == 2 else max(shortest, max_tokens // 6)
-    body = {"prompt": prompt, "max_tokens": generator.randint(shortest, longest)}
-    return Question(
-        number, body | ({"temperature": 0.8, "seed": number} if number % 4 == 3 else {"temperature": 0})
-    )
+    body: dict[str, Any] = {"prompt": prompt, "max_tokens": generator.randint(shortest, longest)}
+    body |= {"temperature": 0.8, "seed": number} if number % 4 == 3 else {"temperature": 0}
+    if number % 4 != 1:
+        return Question(number, body)
+    form = FORMS[number // 4 % len(FORMS)]
+    if "tools" in form.fields:
+        body["messages"] = [{"role": "user", "content": body.pop("prompt")}]
+    return Question(number, {**body, "max_tokens": max_tokens, **form.fields}, form=form.name)

@@ -28,6 +28,7 @@ from spool import Result, Spool
 NUM_QUESTIONS = 24
 PATIENCE_S = 300.0
 KIND_WEIGHTS = (4, 3, 2, 2, 1, 1)  # of client.KINDS
+POSTING_WEIGHTS = (4, 0, 2, 0, 0, 0)  # the same for questions that are not simple
 
 
 class Run:
@@ -117,7 +118,8 @@ class Run:
         client = Client(self.settings.api_port, PATIENCE_S, lambda: self.token_times.append(time.time()))
         while not stopping.is_set():
             question = self.questions[generator.randrange(NUM_QUESTIONS)]
-            kind = generator.choices(KINDS, KIND_WEIGHTS)[0]
+            weights = KIND_WEIGHTS if question.is_simple else POSTING_WEIGHTS
+            kind = generator.choices(KINDS, weights)[0]
             leave_after = generator.randint(2, 20) if kind == "leaving" else 0
             entry = Entry(question.number, kind, uuid.uuid4().hex, time.time(), leave_after)
             self.entries.append(entry)
@@ -148,7 +150,7 @@ class Run:
 
 
 def run(plan: Plan) -> int:
-    """Run the plan; 0 if nothing was lost, doubled, contradicted or condemned, and nothing grew."""
+    """Run the plan; 0 if nothing was lost, doubled, contradicted, condemned or invalid, and nothing grew."""
     started = Run(plan)
     try:
         outcome = started.carry_out()

@@ -7,8 +7,10 @@ tokenizer.
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
+from config.deep_stack import run_deep
 from frontdoor.http.errors import InvalidRequest
 from prompts.grammars import json_object_grammar, json_schema_grammar, lark_grammar, regex_grammar
 
@@ -128,7 +130,7 @@ def find_refusal(grammar: str) -> str | None:
 
     if len(grammar) > MAX_GRAMMAR_BYTES:
         return f"the grammar is larger than {MAX_GRAMMAR_BYTES} bytes"
-    is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar)
+    is_error, messages = run_deep(partial(LLMatcher.validate_grammar_with_warnings, grammar))
     return " ".join(messages[0].split())[:300] if is_error else None
 
 

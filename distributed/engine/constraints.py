@@ -11,13 +11,14 @@ from collections import OrderedDict
 from collections.abc import Sequence as Items
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from config.deep_stack import run_deep
 from distributed.engine.row_sampling import Mask
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ class Grammar:
     def _compile(self) -> LLMatcher:
         from llguidance import LLMatcher
 
-        return LLMatcher(self._tokenizer, self._text, log_level=0, limits=make_limits())
+        make = partial(LLMatcher, self._tokenizer, self._text, log_level=0, limits=make_limits())
+        return run_deep(make)
 
 
 class Constraint:

@@ -1,5 +1,6 @@
 """The oracle of chaos and its measures as data in, data out, and the count of `demo --kill`."""
 
+import random
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,13 +12,15 @@ import pytest
 from msgspec import structs
 
 from chaos.flatness import compare_thirds, count_files
+from chaos.forms import FORMS, find_fault
 from chaos.found import Found
 from chaos.journal import Entry, Question
 from chaos.killer import Kill
 from chaos.oracle import VERDICTS, judge
+from chaos.plan import make_question
 from chaos.report import recovery_times
 from cluster.commands.kill_demo import count_faults
-from spool import EntryName, Result, Usage
+from spool import EntryName, Result, TokenLogprob, Usage
 
 ID, OTHER = uuid.UUID(int=7).hex, uuid.UUID(int=8).hex
 QUESTIONS = {0: Question(0, {}, (5, 6, 7))}
@@ -91,6 +94,86 @@ def test_what_no_client_was_told_of_is_found_by_its_key(
     """A request whose reply was lost counts as accepted; a record of a key alone does not."""
     assert find(GONE, found) == counted
     assert judge([GONE], QUESTIONS, found).num_accepted == num_accepted
+
+
+PAIR = Question(1, {"n": 2})
+CALL = Question(2, {"tools": []})
+CALL_TEXT = '<tool_call>{"name": "find", "arguments": {"a": 1}}</tool_call>'
+FIRST, SECOND = make_result(text="one"), make_result(id=OTHER, text="two")
+make_pair = partial(
+    make_entry, question=1, ids=[ID, OTHER], tokens=[], shown=[{0: "o"}, {1: "two", 0: "one"}]
+)
+make_call = partial(make_entry, question=2, tokens=[], shown=[{0: f'call_{ID}_0find{{"a": 1}}'}])
+
+
+@pytest.mark.parametrize(
+    ("entry", "found", "counted"),
+    [
+        (make_pair(), make_found(FIRST, SECOND), {}),
+        (make_pair(), make_found(FIRST), {"lost": 1}),
+        (make_pair(ids=[ID]), make_found(FIRST), {"lost": 1}),
+        (make_pair(shown=[{0: "one"}]), make_found(FIRST, SECOND), {"lost": 1, "contradicted": 1}),
+        (make_pair(ids=["c" * 32, ID, OTHER]), make_found(FIRST, SECOND), {"doubled": 1}),
+        (make_pair(shown=[{0: "x"}, {0: "one", 1: "two"}]), make_found(FIRST, SECOND), {"contradicted": 1}),
+        (make_pair(shown=[{0: "one", 1: "x"}]), make_found(FIRST, SECOND), {"contradicted": 1}),
+        (make_call(), make_found(make_result(text=CALL_TEXT)), {}),
+        (make_call(), make_found(make_result(text="another")), {"contradicted": 1}),
+        (
+            make_call(shown=[{0: f'call_{ID}_0find{{"a": 1}} <tool'}]),
+            make_found(make_result(text=f"{CALL_TEXT} <tool")),
+            {},
+        ),
+        (make_call(shown=[{0: f"call_{OTHER}_0find"}]), make_found(RESULT), {"doubled": 1}),
+        (
+            make_entry(ids=[], result=None),
+            make_found(SECOND, further_choices=frozenset({OTHER})),
+            {"half_submitted": 1},
+        ),
+    ],
+)
+def test_choices_and_calls_are_compared(entry: Entry, found: Found, counted: Mapping[str, int]) -> None:
+    """Every choice is there once, retries show the same text, and calls have the ids of their request."""
+    verdict = judge([entry], {0: QUESTIONS[0], 1: PAIR, 2: CALL}, found)
+    assert {what: number for what, number in verdict.counts.items() if number} == counted
+
+
+@pytest.mark.parametrize(
+    ("form", "good", "bad"),
+    [
+        (
+            "schema",
+            '{"kind": "sea", "name": "ab", "sizes": [1, 22]}',
+            '{"kind": "sea", "name": "ab", "sizes": [1, 2',
+        ),
+        ("schema", '{"kind":"lamp","name":"abc","sizes":[]}', '{"kind":"lamp","name":"abc","sizes":[true]}'),
+        ("regex", "abc-12 sea river", "abc-12 sea river."),
+        (
+            "tools",
+            '<tool_call>\n{"name": "find", "arguments": {"kind":"sea","name":"ab","sizes":[]}}\n</tool_call>',
+            '<tool_call>\n{"name": "find", "arguments": {"kind":"sea"}}\n</tool_call>',
+        ),
+    ],
+)
+def test_an_answer_without_its_form_is_invalid(form: str, good: str, bad: str) -> None:
+    """One that ended by itself; one that was cut need not match."""
+    assert find_fault(form, make_result(text=good, finish_reason="stop")) == ""
+    assert find_fault(form, make_result(text=bad, finish_reason="stop"))
+    assert find_fault(form, make_result(text=bad)) == ""
+
+
+def test_each_token_has_its_logprob() -> None:
+    """No more, no fewer, and in order."""
+    logprobs = tuple(TokenLogprob(token, -1.0) for token in (5, 6, 7))
+    assert find_fault("logprobs", make_result(logprobs=logprobs)) == ""
+    for wrong in (None, logprobs[:2], (*logprobs, logprobs[0]), logprobs[::-1]):
+        assert find_fault("logprobs", make_result(logprobs=wrong))
+
+
+def test_a_quarter_of_the_questions_has_a_form() -> None:
+    """Each form at least once, and the same for the same seed."""
+    made = [[make_question(number, random.Random(seed), 60) for number in range(24)] for seed in (3, 3)]
+    assert made[0] == made[1]
+    assert [question.form for question in made[0] if question.form] == [form.name for form in FORMS]
 
 
 def test_one_answer_for_two_keys_is_doubled() -> None:

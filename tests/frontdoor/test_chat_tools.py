@@ -177,6 +177,17 @@ def test_every_form_of_constraint_reaches_the_ring(roomy: Service, fields: dict[
         assert roomy.engine.claimed[-1].params.grammar is not None
 
 
+def test_a_deep_grammar_does_not_end_the_front_door(roomy: Service) -> None:
+    """A schema and a grammar of rules that each name the next: llguidance recurses over them."""
+    numbers = range(8000)
+    definitions = {f"d{number}": {"$ref": f"#/$defs/d{number + 1}"} for number in numbers}
+    schema = {"$defs": {**definitions, "d8000": {"type": "string"}}, "$ref": "#/$defs/d0"}
+    rules = "".join(f"r{number}: r{number + 1}\n" for number in numbers)
+    for asked in ({"json": schema}, {"grammar": f'start: r0\n{rules}r8000: "a"\n'}):
+        answer = roomy.http.post("/v1/chat/completions", json=ask("x", structured_outputs=asked))
+        assert answer.status_code == 200, answer.text
+
+
 def test_a_strict_schema_is_refused_with_the_place(roomy: Service) -> None:
     """The innermost part that llguidance refuses is named; without strict that part is ignored."""
     inner = {"type": "object", "properties": {"c": {"type": "array", "uniqueItems": True}}}

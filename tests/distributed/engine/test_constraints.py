@@ -381,6 +381,13 @@ def test_a_lexer_that_one_answer_has_filled_spoils_no_other(
     assert next(num_compiles) == before + 2
 
 
+def test_a_chain_of_many_rules_needs_no_deep_stack_of_its_threads(tmp_path: Path) -> None:
+    """llguidance recurses over rules that name each other; on a thread's own stack that ends the process."""
+    rules = "".join(f"r{number}: r{number + 1}\n" for number in range(20_000))
+    constraint = Constraint(bytes_grammar(tmp_path, f'start: r0\n{rules}r20000: "a"\n'))
+    assert masks_after(constraint, "", "a") == ["a", "^$"]
+
+
 def test_a_tokenizer_with_merges_gives_json_that_validates(tmp_path: Path) -> None:
     """Tokens of many bytes are allowed where all of them are; any allowed walk is a valid answer."""
     tokenizer = with_decoder(train(), decoders.ByteLevel())
