@@ -12,8 +12,9 @@ from fastapi.responses import JSONResponse, Response
 
 from config import Settings
 from config.errors import ServiceError
-from frontdoor.accepting import Accepted, Draft, accept, in_worker
+from frontdoor.accepting import Accepted, accept
 from frontdoor.answering import stream_answer, wait_for_results
+from frontdoor.encoding import Draft, in_worker
 from frontdoor.http.bodies import BodyRoute, json_body, read_json
 from frontdoor.http.errors import InvalidRequest, body_of
 from frontdoor.http.events import data_frame, to_json

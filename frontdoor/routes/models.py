@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 
-from frontdoor.accepting import check_model
+from frontdoor.served_model import check_model
 from frontdoor.state import FrontDoor, front_door
 
 router = APIRouter(prefix="/v1/models")

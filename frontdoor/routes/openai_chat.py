@@ -8,8 +8,9 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
-from frontdoor.accepting import Accepted, Draft
+from frontdoor.accepting import Accepted
 from frontdoor.chat_writer import ChatWriter
+from frontdoor.encoding import Draft
 from frontdoor.http.bodies import BodyRoute, json_body
 from frontdoor.routes.openai_text import Asked, TextApi, answer_text
 from frontdoor.schemas import ChatBody

@@ -9,7 +9,8 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
-from frontdoor.accepting import Accepted, Draft
+from frontdoor.accepting import Accepted
+from frontdoor.encoding import Draft
 from frontdoor.http.bodies import BodyRoute, json_body
 from frontdoor.http.errors import InvalidRequest
 from frontdoor.logprobs import completion_logprobs

@@ -11,10 +11,11 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse
 
-from frontdoor.accepting import Draft, check_model, check_token_range, encode_prompt, in_worker
+from frontdoor.encoding import Draft, check_token_range, encode_prompt, in_worker
 from frontdoor.http.bodies import BodyRoute, json_body, read_json
 from frontdoor.http.errors import InvalidRequest
 from frontdoor.schemas import DetokenizeBody, SamplingFields, TokenizeBody
+from frontdoor.served_model import check_model
 from frontdoor.state import FrontDoor, front_door
 from frontdoor.tools import ToolUse
 

@@ -57,7 +57,7 @@ FOLLOWED = {
     "config/checks.py": "pure comparisons",
     "config/logs.py": "at the start; set_level follows in every process",
     "api.py": "asked for at the shutdown",
-    "frontdoor/accepting.py": "front.settings",
+    "frontdoor/served_model.py": "front.settings",
     "frontdoor/answering.py": "front.settings",
     "frontdoor/app.py": "at the start; apply_to_parts follows",
     "frontdoor/routes/generate.py": "front.settings",
