@@ -6,19 +6,17 @@ tokenizer.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from config.deep_stack import run_deep
 from frontdoor.http.errors import InvalidRequest
 from prompts.grammars import json_object_grammar, json_schema_grammar, lark_grammar, regex_grammar
+from prompts.json_schemas import parts_of
 
 MAX_GRAMMAR_BYTES = 2**20
 MAX_PLACE_CHECKS = 200
-_NESTED = ("items", "additionalProperties")
-_LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
-_NAMED = ("properties", "patternProperties", "$defs", "definitions")
 
 
 def content_grammar(fields: Mapping[str, Any]) -> str | None:
@@ -109,11 +107,10 @@ def schema_grammar(schema: Mapping[str, Any] | bool, *, is_strict: bool, place: 
         ValueError: llguidance refuses it; the message names the place below `place`.
     """
     whole = {} if schema is True else {"not": {}} if schema is False else dict(schema)
-    options = {"x-guidance": {"lenient": True}} if not is_strict else {}
-    grammar = json_schema_grammar({**whole, **options})
+    grammar = json_schema_grammar(whole, is_lenient=not is_strict)
     refusal = find_refusal(grammar)
     if refusal is not None:
-        raise ValueError(f"{place}{_find_place(whole, options)}: {refusal}")
+        raise ValueError(f"{place}{_find_place(whole, is_lenient=not is_strict)}: {refusal}")
     return grammar
 
 
@@ -148,32 +145,14 @@ def _parse(text: str) -> object:
         raise ValueError("json must be a JSON schema") from None
 
 
-def _find_place(schema: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+def _find_place(schema: Mapping[str, Any], *, is_lenient: bool) -> str:
     """Return the path of the innermost part that is refused by itself; empty: the schema as a whole."""
     shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
-    place, parts = "", _parts(schema)
+    place, parts = "", parts_of(schema)
     for _ in range(MAX_PLACE_CHECKS):
         step, part = next(parts, (None, schema))
         if step is None:
             break
-        if find_refusal(json_schema_grammar({**shared, **part, **options})) is not None:
-            place, parts = f"{place}.{step}", _parts(part)
+        if find_refusal(json_schema_grammar({**shared, **part}, is_lenient=is_lenient)) is not None:
+            place, parts = f"{place}.{step}", parts_of(part)
     return place
-
-
-def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the schemas directly inside a schema, each with its path."""
-    for name in _NESTED:
-        yield from _schemas({name: schema.get(name)})
-    for name in _LISTED:
-        listed = schema.get(name)
-        if isinstance(listed, list):
-            yield from _schemas({f"{name}[{number}]": part for number, part in enumerate(listed)})
-    for name in _NAMED:
-        named = schema.get(name)
-        if isinstance(named, Mapping):
-            yield from _schemas({f"{name}.{key}": part for key, part in named.items()})
-
-
-def _schemas(parts: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    return ((path, part) for path, part in parts.items() if isinstance(part, Mapping))

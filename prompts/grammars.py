@@ -8,26 +8,35 @@ the front door validates those of clients.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tokenizers import AddedToken
 
 from prompts.answer_parts import Tool
+from prompts.json_schemas import rewrite
 from prompts.reasoning import ReasoningTags
 from prompts.tool_formats import NAME, NUMBER, ToolFormat
 
 _HEAD = "%llguidance {}\n"
 _SHARED = ("$defs", "definitions", "x-guidance")  # what the parts of a schema need of the whole
+_WHITE_SPACE = (
+    r"\r?\n[ \t]{0,40}|[ \t]{1,2}"  # between the parts of JSON: not without end, as small models write it
+)
 _LEXEMES = r"""TEXT: /(.|\n)*/
 BLANK: /\s*/
 KEY: /[^<>"\n]+/
 """
 
 
-def json_schema_grammar(schema: Mapping[str, Any]) -> str:
-    """Return the grammar of all JSON texts that match a schema."""
-    return json.dumps({"grammars": [{"json_schema": _with_options(schema)}]}, ensure_ascii=False)
+def json_schema_grammar(schema: Mapping[str, Any], *, is_lenient: bool = False) -> str:
+    """Return the grammar of JSON texts that match a schema.
+
+    Args:
+        is_lenient: ignore what llguidance does not support.
+    """
+    rewritten = _for_guidance(schema, is_lenient=is_lenient)
+    return json.dumps({"grammars": [{"json_schema": rewritten}]}, ensure_ascii=False)
 
 
 def json_object_grammar() -> str:
@@ -164,13 +173,14 @@ class CallGrammar:
         assert self.tool_format.argument is not None
         before, after = self.tool_format.argument
         schema = _tool_schema(tool)
-        if not tool.arguments:
+        arguments = replace(tool, parameters=schema).arguments
+        if not arguments:
             start, end = before.split(NAME)
             any_argument = f"any_{place}: {self.literal(start)} KEY {self.literal(end)} value_{place}\n"
             return f"any_{place}*", any_argument + self._until(f"value_{place}", after)
         names, rules = [], []
         required = _listed(schema.get("required"))
-        for number, (key, part) in enumerate(tool.arguments.items()):
+        for number, (key, part) in enumerate(arguments.items()):
             rule = f"argument_{place}_{number}"
             names.append(rule if key in required else f"{rule}?")
             rules.append(f"{rule}: {self.literal(before.replace(NAME, key))} value_{place}_{number}\n")
@@ -217,13 +227,17 @@ def _json(value: object) -> str:
 
 def _tool_schema(tool: Tool) -> dict[str, Any]:
     """Return the schema of a tool's arguments; only a strict tool's must be enforced to its last word."""
-    return _with_options(tool.schema) if tool.is_strict else _with_options(tool.schema, lenient=True)
+    return _for_guidance(tool.schema, is_lenient=not tool.is_strict)
 
 
-def _with_options(schema: Mapping[str, Any], **options: bool) -> dict[str, Any]:
+def _for_guidance(schema: Mapping[str, Any], *, is_lenient: bool) -> dict[str, Any]:
     given = schema.get("x-guidance")
-    options = {"coerce_one_of": True, **options, **(given if isinstance(given, dict) else {})}
-    return {**schema, "x-guidance": options}
+    lenient = {"lenient": True} if is_lenient else {}
+    options = {"coerce_one_of": True, "whitespace_pattern": _WHITE_SPACE, **lenient}
+    return {
+        **rewrite(schema, is_lenient=is_lenient),
+        "x-guidance": {**options, **(given if isinstance(given, dict) else {})},
+    }
 
 
 def _slashed(text: str) -> str:

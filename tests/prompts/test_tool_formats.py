@@ -250,6 +250,9 @@ def test_values_in_tags_are_constrained_by_their_type(tokenizer: Tokenizer, name
     assert not accepts({"type": "boolean"}, "maybe")
     assert accepts({"enum": [1, 2]}, "2")
     assert not accepts({"enum": [1, 2]}, "3")
+    sea = {"type": "object", "properties": {"sea": {"type": "boolean"}}}
+    assert accepts(sea, '{"sea": true}')
+    assert not accepts(sea, '{"lake": true}')
     assert accepts({"const": "now"}, "now")
     assert not accepts({"enum": ["now", "then"]}, "never")
     for part in ({}, True, {"type": ["string", "null"]}, {"type": "string", "maxLength": 3}, {"type": 3}):
