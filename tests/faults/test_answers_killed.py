@@ -14,7 +14,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +33,7 @@ from spool import Spool
 from spool.names import id_of
 from tests.services.api_process import api_on
 from tests.services.ring_service import RingService
+from tests.services.waiting import until
 
 pytestmark = pytest.mark.long
 
@@ -190,13 +191,6 @@ class Place:
         return sum(logged >= num_tokens for logged in self.num_logged()) >= num_requests
 
 
-def until(holds: Callable[[], bool]) -> None:
-    deadline, pause = time.monotonic() + PATIENCE_S, threading.Event()
-    while not holds():
-        assert time.monotonic() < deadline, "it never came to be"
-        pause.wait(0.02)
-
-
 @contextmanager
 def running(folder: Path, model_repo: str, num_ranks: int, **overrides: str) -> Iterator[Place]:
     values = {
@@ -325,7 +319,7 @@ def ask_slowly(place: Place, number: int) -> tuple[Client, Body]:
 
 
 def test_a_compile_survives_kills(place: Place) -> None:
-    """Rank 0 dies three times while it compiles, and the front door while it checks: one valid answer."""
+    """Rank 0 dies four times while it compiles, and the front door while it checks: one valid answer."""
     spool = place.spool
     num_before = len(spool.names(spool.folder.done))
     with ThreadPoolExecutor(1) as threads:
@@ -333,7 +327,7 @@ def test_a_compile_survives_kills(place: Place) -> None:
             client, schema = ask_slowly(place, number)
             asked = threads.submit(client.ask)
             for _ in range(4):
-                until(lambda: bool(place.num_logged()))
+                until(lambda: bool(place.num_logged()), 60.0)  # the supervisor pauses before a restart
                 assert place.num_logged() == [0]
                 place.kill_ring()
             jsonschema.validate(json.loads(asked.result().choices[0]["content"]), schema)
