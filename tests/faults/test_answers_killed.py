@@ -151,7 +151,9 @@ class Client:
                 if line == "data: [DONE]":
                     told.is_whole = True
                 elif line.startswith("data: "):
-                    for choice in json.loads(line[6:])["choices"]:
+                    chunk = json.loads(line[6:])
+                    assert "error" not in chunk, chunk
+                    for choice in chunk["choices"]:
                         told.take(choice, choice["delta"])
 
 
