@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import errno
+import fcntl
 import json
 import os
 import platform
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -37,11 +40,14 @@ from config import load_settings
 from config.limits import raise_descriptor_limits
 from distributed.backends import mac
 from distributed.ring.watchdog import EXIT_SUPERVISOR_GONE
+from spool import Spool
 from spool.fsio import FileSystem
 from tests.cluster.hosts.test_ring_plan import make_default_source
+from tests.fakes.spool_fakes import make_request
 from tests.services.waiting import until
 
 ROOT = Path(__file__).resolve().parent.parent
+FULLFSYNC, BARRIERFSYNC = 51, 85  # of sys/fcntl.h
 # Says what it was given, and lives as long as the process behind -w.
 CAFFEINATE = """#!/bin/sh
 { echo "$*"; env; } >"$0.part"
@@ -275,6 +281,49 @@ def test_a_start_does_without_what_a_command_of_macos_does_not_tell(
     monkeypatch.setattr(subprocess, "run", fail)
     assert FileSystem().mounts() == []
     assert FileSystem().boot_id() is None
+
+
+@pytest.mark.parametrize("key", [None, "key"])
+def test_an_accept_empties_the_cache_of_the_drive_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str | None
+) -> None:
+    """With a key, too: its record only has to be on the disk before the request."""
+    commands: list[int] = []
+    synced: list[bool] = []  # of each plain fsync: is it a file?
+
+    def control(fd: int, command: int) -> int:
+        commands.append(command)
+        time.sleep(0.018 if command == FULLFSYNC else 0)  # as on an M1
+        return 0
+
+    spool = Spool.open(tmp_path)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(fcntl, "fcntl", control)
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(stat.S_ISREG(os.fstat(fd).st_mode)))
+    begun = time.monotonic()
+    spool.submit(make_request(), key)
+    assert time.monotonic() - begun < 2 * 0.018
+    assert commands == ([BARRIERFSYNC] if key else []) + [FULLFSYNC]
+    assert synced == [True] * len(commands)
+
+
+def test_a_disk_without_the_command_gets_a_plain_fsync(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Any other error is one of the disk."""
+    errors = [errno.ENOTSUP, errno.EIO]
+    synced: list[int] = []
+
+    def fail(fd: int, command: int) -> int:
+        raise OSError(errors.pop(0), "fcntl")
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(fcntl, "fcntl", fail)
+    monkeypatch.setattr(os, "fsync", synced.append)
+    FileSystem().sync_folder(tmp_path)
+    assert len(synced) == 1
+    with pytest.raises(OSError, match="fcntl"):
+        FileSystem().sync_folder(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["Documents", "Desktop", "Downloads"])
