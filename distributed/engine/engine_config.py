@@ -40,6 +40,7 @@ def make_engine_limits(settings: Settings) -> EngineLimits:
         shutdown_timeout_seconds=settings.shutdown_timeout,
         retention_seconds=settings.result_retention_hours * 3600,
         retention_bytes=settings.result_retention_mb * 2**20,
+        keep_warm_seconds=settings.keep_warm_minutes * 60,
     )
 
 
