@@ -43,7 +43,7 @@ BANDWIDTHS = {
 SMALLER_VARIANTS = {
     ("Apple M3 Max", 30): 300,
     ("Apple M4 Max", 32): 410,
-    ("Apple M5 Max", 32): 460,
+    ("Apple M5 Max", 32): 460,  # an estimate
 }
 
 
