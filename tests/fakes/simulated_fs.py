@@ -93,6 +93,12 @@ class Disk:
         self.processes.append(SimulatedFileSystem(self))
         return self.processes[-1]
 
+    def empty_cache(self) -> None:
+        """Put the data of all synced files on the disk."""
+        for inode in self.drive_cache:
+            inode.sync()
+        self.drive_cache.clear()
+
     def cut_power(self, choose: Choose) -> None:
         """All processes die; what was not synced may vanish or tear."""
         self.num_power_cuts += 1
@@ -279,9 +285,7 @@ class SimulatedFileSystem(FileSystem):
 
     def sync_folder(self, path: Path) -> None:
         self._find(path).sync()
-        for inode in self.disk.drive_cache:
-            inode.sync()
-        self.disk.drive_cache.clear()
+        self.disk.empty_cache()
 
     def order_folder(self, path: Path) -> None:
         self.sync_folder(path)
