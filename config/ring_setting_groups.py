@@ -122,6 +122,14 @@ class EngineSettings(RootedSettings):
         bounds=(1, 1 << 24),
         unit="MiB",
     )
+    keep_warm_minutes: FiniteFloat = _engine(
+        5.0,
+        "Time after the last request for which idle GPUs are kept awake by tiny evaluations, so that the "
+        "next first token comes at once. 0: not at all.",
+        bounds=(0, 10_080),
+        unit="minutes",
+        is_live=True,
+    )
     cpu_layers: Literal["numpy", "mlx"] = _engine(
         "numpy",
         "What runs a dense model's float32 layers on a machine without a GPU: NumPy with a BLAS "

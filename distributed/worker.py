@@ -17,7 +17,7 @@ from distributed.backends.stage import Stage
 from distributed.joining import ROOT, Launch, join_ring, load_own_stage, receive
 from distributed.planning.layer_plan import weights_hash
 from distributed.planning.stage_files import SUMS_NAME, mark_weights
-from distributed.ring.frame import FLAG_READY, Frame, Kind, parse_step, with_hidden
+from distributed.ring.frame import FLAG_READY, FLAG_WARM, Frame, Kind, parse_step, with_hidden
 from distributed.ring.handshake import RankInfo, answer_hello, answer_ready, check_weights, hash_code
 from distributed.ring.ring import Ring, RingLost, clock_us
 from distributed.ring.watchdog import RankStart, Watchdog
@@ -56,6 +56,8 @@ class Worker:
             if frame.kind is Kind.CACHE:
                 self._stage.drop_tables()
             self._ring.send(frame)
+            if frame.flags & FLAG_WARM and (touch := self._stage.runner.touch) is not None:
+                touch()
         return frame.kind is not Kind.STOP
 
     def _step(self, frame: Frame, hidden: mx.array | None) -> None:

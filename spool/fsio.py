@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import fcntl
 import functools
 import os
@@ -25,6 +26,9 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOUNT_LINE = re.compile(r"^.+? on (/.*) \((\w+)[,)]")  # what mount(8) prints on macOS
+# Of macOS' sys/fcntl.h: empty the drive's cache, or keep the order in it.
+_FULLFSYNC, _BARRIERFSYNC = 51, 85
+_UNSUPPORTED = {errno.ENOTSUP, errno.EINVAL, errno.ENOTTY}
 _OCTAL = re.compile(r"\\([0-7]{3})")  # how /proc/self/mounts writes a space
 
 
@@ -87,14 +91,18 @@ class FileSystem:
         return True
 
     def write_new(self, path: AnyPath, data: bytes, *, is_synced: bool) -> None:
-        """Write a file that must not exist yet; with `is_synced`, return when it is on the disk."""
+        """Write a file that must not exist yet.
+
+        With `is_synced` its data is on the disk after the next `sync_folder`: macOS empties the drive's cache
+        on request only, and slowly.
+        """
         fd = os.open(path, _NEW, 0o600)
         try:
             view = memoryview(data)
             while view:
                 view = view[os.write(fd, view) :]
             if is_synced:
-                _sync(fd)
+                os.fsync(fd)
         finally:
             os.close(fd)
 
@@ -166,12 +174,12 @@ class FileSystem:
         os.chmod(path, mode)
 
     def sync_folder(self, path: Path) -> None:
-        """Sync a folder's entries to the disk."""
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            _sync(fd)
-        finally:
-            os.close(fd)
+        """Sync a folder's entries to the disk, and the data of all files synced before."""
+        _sync_folder(path, _FULLFSYNC)
+
+    def order_folder(self, path: Path) -> None:
+        """Let a folder's entries be on the disk before what is synced later; they need not be there yet."""
+        _sync_folder(path, _BARRIERFSYNC)
 
     def disk_space(self, path: Path) -> DiskSpace:
         """Return the free space of the file system that holds `path`."""
@@ -303,19 +311,17 @@ def _not_plain(path: AnyPath, error: OSError) -> Exception:
     return NotPlainFile("may not be read") if isinstance(error, PermissionError) else error
 
 
-def _sync(fd: int) -> None:
-    """Flush to the disk itself. Never retry after an error: the kernel may have dropped the pages."""
-    if sys.platform == "darwin":
-        try:
-            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
-            return
-        except OSError as error:
-            if error.errno not in _FULLSYNC_UNSUPPORTED:
-                raise
-    os.fsync(fd)
-
-
-if sys.platform == "darwin":
-    import errno
-
-    _FULLSYNC_UNSUPPORTED = {errno.ENOTSUP, errno.EINVAL, errno.ENOTTY}
+def _sync_folder(path: Path, command: int) -> None:
+    """Flush a folder, on macOS by a command. Never retry an error: the kernel may have dropped the pages."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if sys.platform == "darwin":
+            try:
+                fcntl.fcntl(fd, command)
+                return
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED:
+                    raise
+        os.fsync(fd)
+    finally:
+        os.close(fd)

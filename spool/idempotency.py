@@ -74,7 +74,10 @@ class Keys:
             raise CorruptRequest(f"the record of the idempotency key is {error}") from error
 
     def take(self, path: Path, record: KeyRecord) -> KeyRecord:
-        """Publish the record, or return the one that was published first. Raises OSError."""
+        """Publish the record, or return the one that was published first. Raises OSError.
+
+        It is on the disk before its request, which is synced later.
+        """
         temporary = self._folder.temporary()
         try:
             self._fs.write_new(temporary, record.to_json(), is_synced=self._is_synced)
@@ -83,7 +86,7 @@ class Keys:
             with contextlib.suppress(OSError):
                 self._fs.unlink(temporary)
         if self._is_synced:
-            self._fs.sync_folder(self._folder.idem)
+            self._fs.order_folder(self._folder.idem)
         return self.find(path) or record
 
 

@@ -230,8 +230,9 @@ class Spool:
     def make_sure(self) -> None:
         """Sync the folders for a process that may have died before its own sync. Raises OSError."""
         if self.is_synced:
-            for folder in (self.folder.idem, self.folder.incoming, self.folder.active, self.folder.done):
-                self.fs.sync_folder(folder)
+            for folder in (self.folder.idem, self.folder.incoming, self.folder.active):
+                self.fs.order_folder(folder)
+            self.fs.sync_folder(self.folder.done)
 
     def names(self, folder: Path) -> list[str]:
         """List one of the spool's folders. Raises SpoolUnavailable."""

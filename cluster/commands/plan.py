@@ -142,7 +142,10 @@ def _host_lines(layout: RingLayout) -> list[str]:
 
 def _notes(layout: RingLayout, *, is_asked: bool) -> list[str]:
     """The assumptions of the plan."""
-    notes = [f"The plan counts {_gigabytes(RANK_BYTES)} for each rank beside weights and KV."]
+    notes = [
+        f"The plan counts {_gigabytes(RANK_BYTES)} for each rank beside weights and KV, and "
+        f"{_gigabytes(layout.attention_bytes)} for attention in prompts."
+    ]
     if any(room.has_gpu for room in layout.rooms):
         notes.append(
             "A Mac counts with what its GPU may use: 2/3 of the memory up to 36 GB, 3/4 above, unless sysctl "

@@ -28,9 +28,12 @@ from cluster.log_files import log_path
 from cluster.supervisor.service import read_service
 from cluster.terminal import Terminal
 from config import Settings
+from config.model_path import is_folder_name
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMMAND_LIMIT_S = 120.0
+# Below the home folder: agents and daemons cannot read them, programs started in Terminal can.
+PRIVATE_FOLDERS = ("Desktop", "Documents", "Downloads", "Library/Mobile Documents", "Library/CloudStorage")
 
 
 @dataclass(frozen=True)
@@ -71,24 +74,31 @@ def run_service_command(
             "macOS keeps launchd agents of a user off the local network, so that the ring would not connect "
             "(Apple's technical note TN3179): sudo ./launch.sh service install --system"
         )
-    if keeper.name == "launchd" and is_system:
-        _check_private_folders(settings)
+    if keeper.name == "launchd" and (trouble := find_private_folder(settings)):
+        raise ClusterError(f"{trouble}: move it to another folder of your home, then install again")
     install(keeper, settings, terminal)
     if keeper.name == "systemd" and not is_system:
         _show_linger(terminal)
     return 0
 
 
-def _check_private_folders(settings: Settings) -> None:
-    """Refuse folders that macOS keeps from daemons. Raises: ClusterError."""
-    home = Path(owner().pw_dir)
-    private = [home / name for name in ("Desktop", "Documents", "Downloads")]
-    for path in (ROOT, settings.state_dir.absolute()):
-        if folder := next((one for one in private if path.is_relative_to(one)), None):
-            raise ClusterError(
-                f"{path} lies in {folder}, which macOS keeps from daemons: move it to another folder of "
-                f"{home}, then install again"
-            )
+def find_private_folder(settings: Settings) -> str | None:
+    """A sentence on the first folder of the service that macOS keeps from launchd's programs."""
+    home = Path(os.path.realpath(owner().pw_dir))
+    used = [ROOT, settings.state_dir]
+    used += [settings.model_dir] if is_folder_name(settings.model_repo, settings.root) else []
+    used += [settings.model_cache_dir] if settings.model_cache_dir else []
+    for path in (Path(os.path.realpath(folder)) for folder in used):
+        for private in (home / name for name in PRIVATE_FOLDERS):
+            if path.is_relative_to(private):
+                return f"{path} lies in {private}, which macOS keeps from launchd's programs"
+    return None
+
+
+def launchd_path(*, is_system: bool) -> Path:
+    """Where the property list of an agent or a daemon lies."""
+    folder = Path("/Library/LaunchDaemons") if is_system else Path.home() / "Library" / "LaunchAgents"
+    return folder / f"{LABEL}.plist"
 
 
 def make_keeper(
@@ -136,9 +146,8 @@ def make_systemd(plan: UnitPlan) -> Keeper:
 
 def make_launchd(plan: UnitPlan) -> Keeper:
     """An agent of the user that is logged in, or a daemon."""
-    folder = Path("/Library/LaunchDaemons") if plan.user else Path.home() / "Library" / "LaunchAgents"
     domain = "system" if plan.user else f"gui/{os.geteuid()}"
-    path = folder / f"{LABEL}.plist"
+    path = launchd_path(is_system=plan.user is not None)
     return Keeper(
         name="launchd",
         path=path,

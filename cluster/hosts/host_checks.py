@@ -34,6 +34,7 @@ def check_host(facts: HostFacts, environment: Environment) -> list[Finding]:
         *check_cable(facts),
         *check_clock(facts),
         *check_firewall(facts),
+        *check_sleep(facts),
     ]
 
 
@@ -43,7 +44,7 @@ def check_first_host(facts: HostFacts, *, is_single: bool) -> list[Finding]:
     if not is_single:
         findings += [] if facts.rsync else [missing_rsync(facts)]
         findings += check_cable(facts)
-    return [*findings, check_ring_address(facts)]
+    return [*findings, check_ring_address(facts), *check_sleep(facts)]
 
 
 def check_python(facts: HostFacts, environment: Environment | None = None) -> Finding:
@@ -194,6 +195,18 @@ def check_firewall(facts: HostFacts) -> list[Finding]:
     text = "the macOS firewall is on: it may ask on that Mac's screen whether Python may accept connections"
     fix = "allow it there: System Settings, Network, Firewall, Options (docs/cluster.md)"
     return [_finding(facts, "firewall", "note", text, fix)]
+
+
+def check_sleep(facts: HostFacts) -> list[Finding]:
+    """A Mac stays awake; its ranks can only keep it from sleeping for want of use."""
+    lid = ", but not with a closed lid" if facts.is_laptop else ""
+    if facts.is_on_battery:
+        text = f"it runs on battery: a rank keeps it awake while that lasts{lid}"
+        return [_finding(facts, "sleep", "note", text, f"connect {facts.host.name} to power")]
+    if not facts.sleep_minutes:
+        return []
+    text = f"it sleeps after {facts.sleep_minutes} min without use; a running rank prevents that{lid}"
+    return [_finding(facts, "sleep", "note", text, on_host(facts, "sudo pmset -a sleep 0"))]
 
 
 def check_link(link: Link, systems: Mapping[str, str]) -> Finding:

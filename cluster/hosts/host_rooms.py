@@ -18,7 +18,7 @@ from distributed.planning.capacities import RANK_BYTES
 # macOS lets the GPU use 2/3 of a small memory and 3/4 of a larger one, unless iogpu.wired_limit_mb says
 # otherwise.
 MAX_SMALL_MAC_BYTES = 36 << 30
-# GB/s by which a chip reads memory, from Apple's published figures; of two variants, the larger one.
+# GB/s by which a chip reads memory, from Apple's published figures.
 BANDWIDTHS = {
     "Apple M1": 68,
     "Apple M1 Pro": 200,
@@ -36,6 +36,14 @@ BANDWIDTHS = {
     "Apple M4 Pro": 273,
     "Apple M4 Max": 546,
     "Apple M5": 153,
+    "Apple M5 Pro": 307,
+    "Apple M5 Max": 614,
+}
+# The smaller one of two variants of a name, by its GPU cores.
+SMALLER_VARIANTS = {
+    ("Apple M3 Max", 30): 300,
+    ("Apple M4 Max", 32): 410,
+    ("Apple M5 Max", 32): 460,  # an estimate
 }
 
 
@@ -67,7 +75,7 @@ def measure_rooms(
     Raises:
         PlanRefused: a host's memory is unknown.
     """
-    bandwidths = [BANDWIDTHS.get(entry.chip.strip()) for entry in facts]
+    bandwidths = [find_bandwidth(entry) for entry in facts]
     rooms = []
     for host, known, bandwidth in zip(cluster.hosts, facts, bandwidths, strict=True):
         if known.free_memory_bytes is None or known.total_memory_bytes is None:
@@ -91,6 +99,13 @@ def measure_rooms(
             )
         )
     return tuple(rooms)
+
+
+def find_bandwidth(facts: HostFacts) -> int | None:
+    """GB/s by which a host reads memory; None if unknown."""
+    chip = facts.chip.strip()
+    smaller = SMALLER_VARIANTS.get((chip, facts.num_gpu_cores or 0))
+    return smaller or BANDWIDTHS.get(chip)
 
 
 def make_room(

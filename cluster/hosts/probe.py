@@ -75,6 +75,10 @@ class HostFacts:
     free_ports: tuple[int, ...]  # on its ring address
     port_error: str | None
     model_files: Mapping[str, int] | None  # sizes by name; None without that folder
+    num_gpu_cores: int | None = None  # macOS
+    sleep_minutes: int | None = None  # macOS: without use; 0: never
+    is_on_battery: bool = False
+    is_laptop: bool = False
 
     @property
     def is_new_enough(self) -> bool:

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cluster.hosts.host_rooms import HostRoom, PlanRefused, measure_rooms
@@ -23,7 +23,13 @@ from cluster.terminal import format_bytes
 from cluster.threads import run_beside
 from config import Settings
 from config.run_files import read_json, write_json
-from distributed.planning.capacities import RANK_BYTES, HostCapacity, KVReserve, make_reserve
+from distributed.planning.capacities import (
+    RANK_BYTES,
+    HostCapacity,
+    KVReserve,
+    attention_bytes,
+    make_reserve,
+)
 from distributed.planning.layer_plan import (
     DoesNotFit,
     check_fits,
@@ -68,6 +74,7 @@ class RingLayout:
     dequantize: bool
     rooms: tuple[HostRoom, ...]
     ranks: tuple[RankShare, ...]
+    attention_bytes: int = 0  # of each rank beside weights and KV; what rooms can use is without it
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -139,7 +146,8 @@ def find_short_hosts(layout: RingLayout) -> dict[str, str]:
     found = {}
     for room in _machines([room for room in layout.rooms if room.has_gpu]):
         shares = layout.ranks_of(room.name)
-        needed = sum(share.weights_bytes + share.kv_bytes + RANK_BYTES for share in shares)
+        beside = RANK_BYTES + layout.attention_bytes
+        needed = sum(share.weights_bytes + share.kv_bytes + beside for share in shares)
         if needed > room.free_bytes:
             found[room.name] = (
                 f"its ranks will take {format_bytes(needed)}, {format_bytes(room.free_bytes)} are free now: "
@@ -162,6 +170,8 @@ def _lay_out(
     *,
     dequantize: bool,
 ) -> RingLayout:
+    attention = attention_bytes(settings, shape) if rooms[0].has_gpu else 0
+    rooms = [replace(room, usable_bytes=room.usable_bytes - room.num_ranks * attention) for room in rooms]
     hosts = [HostCapacity(room.name, room.num_ranks, room.usable_bytes, room.speed) for room in rooms]
     try:
         if settings.layer_counts is not None:
@@ -172,11 +182,13 @@ def _lay_out(
     except DoesNotFit as error:
         raise PlanRefused(f"{source.name}: {error}. {_advise(shape, hosts, kv, rooms)}") from None
     layout = _make_layout(source.name, shape, rooms, layers, kv, dequantize=dequantize)
+    layout = replace(layout, attention_bytes=attention)
     kept = _read_kept(settings, layout)
     if kept is None or settings.layer_counts is not None:
         return layout
     old_layers = split_layers(shape.num_layers, kept)
     old = _make_layout(source.name, shape, rooms, old_layers, kv, dequantize=dequantize)
+    old = replace(old, attention_bytes=attention)
     does_fit = all(need.fits for need in needs_of(shape, hosts, old_layers, kv))
     is_good = _longest(shape, old) <= MAX_KEPT_SLOWNESS * _longest(shape, layout)
     return old if does_fit and is_good else layout

@@ -32,6 +32,8 @@ class StageRunner(ABC):
     # From logits (B, V) to each row's most likely id, None for a row that is not finite; None: no faster way
     # than to look at the whole row.
     greedy: Greedy | None = None
+    # A tiny evaluation, for a GPU that falls asleep when idle (keep_warm.py); None: nothing falls asleep.
+    touch: Callable[[], None] | None = None
 
     def __init__(self, model: StageModel) -> None:
         self.model = model

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import psutil
 
 from config import Settings
-from distributed.planning.capacities import RANK_BYTES, HostCapacity, make_reserve
+from distributed.planning.capacities import RANK_BYTES, HostCapacity, attention_bytes, make_reserve
 from distributed.planning.layer_plan import DoesNotFit, needs_of
 from distributed.planning.model_shape import ModelShape
 
@@ -42,7 +42,8 @@ def check_memory(
         DoesNotFit: with the numbers.
     """
     free = free_bytes()
-    usable = free if gpu_limit is None else gpu_limit - RANK_BYTES * len(layers)
+    beside = RANK_BYTES + attention_bytes(settings, shape)
+    usable = free if gpu_limit is None else gpu_limit - beside * len(layers)
     if usable is None:
         return
     kv = make_reserve(settings, len(layers))

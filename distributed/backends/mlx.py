@@ -5,12 +5,13 @@ The limit of memory is what Metal lets the GPU use.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
 
 from distributed.backends.backend import Backend, Greedy, StageRunner
+from distributed.backends.keep_warm import touch_gpu
 from distributed.backends.kv_cache import KVTable
 from distributed.models.general import StageParts
 from distributed.planning.model_shape import ModelShape
@@ -68,6 +69,7 @@ class MlxRunner(StageRunner):
 
     is_async = True
     greedy: Greedy | None = staticmethod(greedy_on_gpu)
+    touch: Callable[[], None] | None = staticmethod(touch_gpu)
 
     def make_table(self) -> KVTable:
         return KVTable(len(self.model.layers))

@@ -6,6 +6,7 @@ from collections.abc import Sequence as Items
 
 from distributed.engine.prefix_cache import MIN_REUSED_TOKENS
 from distributed.engine.sequence import Sequence
+from distributed.planning.capacities import MIN_SCORED_TOKENS
 
 MAX_CHUNK_ROWS = 16
 # A chunk delays decode rows by about this, however slow the machine and long the prompt.
@@ -14,10 +15,6 @@ MIN_PACED_TOKENS = 16
 PACE_WEIGHT = 0.3  # of the newest chunk in the running mean: later chunks of a prompt are slower
 # The fixed cost of a step, in tokens.
 _STEP_TOKENS = 32
-# A chunk's attention scores, tokens x context for each head, are in memory at once: beyond this context
-# chunks shrink, in steps of MIN_SCORED_TOKENS and never below that.
-FULL_CHUNK_CONTEXT = 4096
-MIN_SCORED_TOKENS = 64
 
 
 class ChunkPace:

@@ -19,6 +19,7 @@ from itertools import islice
 import mlx.core as mx
 import numpy as np
 
+from distributed.backends.keep_warm import WARM_INTERVAL_SECONDS
 from distributed.backends.stage import Stage
 from distributed.engine.constraints import Constraint, Masks, make_masks
 from distributed.engine.request_source import RequestSource
@@ -28,7 +29,7 @@ from distributed.engine.sequence import Drawn, Microbatch, Sequence
 from distributed.engine.status import RingStatus
 from distributed.engine.token_writer import TokenWriter
 from distributed.planning.step import StageStep
-from distributed.ring.frame import NUM_INLINE_INTS, Frame, Kind, make_step_frame, parse_step
+from distributed.ring.frame import FLAG_WARM, NUM_INLINE_INTS, Frame, Kind, make_step_frame, parse_step
 from distributed.ring.ring import MAX_UNREAD_BYTES, Ring, RingLost, clock_us
 from distributed.ring.watchdog import Watchdog
 from spool.messages import TokenLogprob
@@ -65,6 +66,7 @@ class EngineLimits:
     shutdown_timeout_seconds: float
     retention_seconds: float
     retention_bytes: int
+    keep_warm_seconds: float = 0.0  # after the last step; 0: not at all
 
 
 class Engine:
@@ -85,7 +87,8 @@ class Engine:
         self._masks: dict[int, Future[dict[Constraint, Masks]]] = {}  # by microbatch
         self._is_pinging = False
         self._takes_requests, self._is_ending = True, False
-        self._last_lap = self._next_look = self._next_status = self._next_sweep = clock()
+        self._last_lap = self._last_step = clock()
+        self._next_look = self._next_status = self._next_sweep = self._last_step
 
     def run(self, should_stop: Callable[[], bool], wakeup: int) -> None:
         """Serve until `should_stop`, then finish running requests within the shutdown limit.
@@ -213,9 +216,12 @@ class Engine:
         self._last_lap = self._clock()
         self._status.last_lap_unix = time.time()
         if frame.kind is Kind.STEP:
+            self._last_step = self._last_lap
             self._finish_step(frame, hidden)
         elif frame.kind is Kind.HELLO:
             self._is_pinging = False
+            if frame.flags & FLAG_WARM and (touch := self._stage.runner.touch) is not None:
+                touch()
         return frame
 
     def _receive_next(self) -> Frame:
@@ -326,16 +332,22 @@ class Engine:
             self._update_status()
 
     def _check_ring(self, now: float) -> None:
-        """Raise RingLost when a lap takes too long; when idle, send a HELLO round to check the ring."""
+        """Raise RingLost when a lap takes too long; when idle, send a HELLO round to check the ring.
+
+        While its GPUs are kept awake the rounds follow each other closely.
+        """
         if self._scheduler.in_flight or self._is_pinging:
             if now - self._last_lap > self.limits.step_timeout_seconds:
                 raise RingLost(
                     f"no frame came back within STEP_TIMEOUT={self.limits.step_timeout_seconds:g} s"
                 )
-        elif now - self._last_lap > PING_SECONDS:
+            return
+        is_recent = now - self._last_step < self.limits.keep_warm_seconds
+        is_warm = is_recent and self._stage.runner.touch is not None
+        if now - self._last_lap > (WARM_INTERVAL_SECONDS if is_warm else PING_SECONDS):
             self._last_lap = now
             self._is_pinging = True
-            self._ring.send(Frame(Kind.HELLO, self._ring.epoch))
+            self._ring.send(Frame(Kind.HELLO, self._ring.epoch, flags=FLAG_WARM if is_warm else 0))
 
     def _update_status(self) -> None:
         status, scheduler = self._status, self._scheduler

@@ -8,18 +8,18 @@ from __future__ import annotations
 from config import Settings
 from config.context_length import limit_context, read_model_tokens
 from distributed.backends.backend import Backend
-from distributed.engine.chunks import FULL_CHUNK_CONTEXT, MIN_PACED_TOKENS
+from distributed.engine.chunks import MIN_PACED_TOKENS
 from distributed.engine.drafting import PromptLookup
 from distributed.engine.engine import EngineLimits
 from distributed.engine.scheduler import Scheduler, SchedulerLimits
 from distributed.engine.slots import SlotLimits
 from distributed.engine.status import RingStatus
+from distributed.planning.capacities import max_chunk_scores
 from distributed.planning.checkpoint import read_config
 from distributed.planning.kv_sizes import most_tokens
 from distributed.planning.model_shape import count_experts
 
 MIN_MIXTURE_CHUNK_TOKENS = 64  # also beside answers that wait: a step reads about every expert
-MIN_FULL_CHUNK_TOKENS = 512  # whose scores over FULL_CHUNK_CONTEXT always fit
 # So few rows are one decode group where the stage that works may use the cores of those that wait: every
 # group pays for its own read of the weights. More rows lose by it where others use the cores, too.
 MAX_GATHERED = 8
@@ -40,6 +40,7 @@ def make_engine_limits(settings: Settings) -> EngineLimits:
         shutdown_timeout_seconds=settings.shutdown_timeout,
         retention_seconds=settings.result_retention_hours * 3600,
         retention_bytes=settings.result_retention_mb * 2**20,
+        keep_warm_seconds=settings.keep_warm_minutes * 60,
     )
 
 
@@ -76,7 +77,7 @@ def make_scheduler(settings: Settings, status: RingStatus, chunk: int, thread_ga
         max_chunk_tokens=chunk,
         slots=slots,
         paces_chunks=settings.prefill_chunk_tokens == "auto",
-        max_chunk_scores=max(MIN_FULL_CHUNK_TOKENS, chunk) * FULL_CHUNK_CONTEXT,
+        max_chunk_scores=max_chunk_scores(settings),
         min_paced_tokens=MIN_MIXTURE_CHUNK_TOKENS if has_experts else MIN_PACED_TOKENS,
         # Stages with cores of their own cannot gain by one group, which is at least as much work, one by one.
         max_gathered=MAX_GATHERED if is_auto and thread_gain > 1 else 0,

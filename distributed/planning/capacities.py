@@ -8,8 +8,15 @@ from distributed.planning.kv_sizes import padded_tokens
 from distributed.planning.model_shape import ModelShape
 
 MIB = 1 << 20
-# Beside weights and KV: interpreter, MLX and activations, twice the measured need of a rank.
+# Beside weights, KV and attention: interpreter, MLX and activations, twice the measured need of a rank.
 RANK_BYTES = 512 * MIB
+# A chunk's attention scores, tokens x context for each head, are in memory at once: beyond this context
+# chunks shrink, in steps of MIN_SCORED_TOKENS and never below that.
+FULL_CHUNK_CONTEXT = 4096
+FULL_CHUNK_TOKENS = 512
+MIN_SCORED_TOKENS = 64
+# How many arrays of that size a layer has in memory: scores, mask, probabilities, and what a GPU still reads.
+NUM_SCORE_ARRAYS = 4
 
 
 @dataclass(frozen=True)
@@ -65,10 +72,25 @@ class HostNeed:
 NO_KV = KVReserve()
 
 
+def max_chunk_scores(settings: Settings) -> int:
+    """Return the most tokens x context of a prefill chunk."""
+    chunk = settings.prefill_chunk_tokens
+    return max(FULL_CHUNK_TOKENS, 0 if chunk == "auto" else int(chunk)) * FULL_CHUNK_CONTEXT
+
+
+def attention_bytes(settings: Settings, shape: ModelShape) -> int:
+    """Return what attention takes on a rank beside weights and KV, at the longest context."""
+    scores = max(max_chunk_scores(settings), MIN_SCORED_TOKENS * _longest_context(settings))
+    return NUM_SCORE_ARRAYS * scores * shape.score_bytes
+
+
 def make_reserve(settings: Settings, ring_size: int) -> KVReserve:
     """Return KV_CACHE_RESERVED_MEMORY_MB, and the most tokens that the tables can ever hold."""
     num_tables = ring_size if settings.microbatches == "auto" else int(settings.microbatches)
-    longest = settings.max_sequence_length
-    longest = MOST_AUTO_TOKENS if longest == "auto" else longest
-    most = num_tables * padded_tokens(settings.max_rows_per_microbatch, longest)
+    most = num_tables * padded_tokens(settings.max_rows_per_microbatch, _longest_context(settings))
     return KVReserve(settings.kv_cache_reserved_memory_mb * MIB, most)
+
+
+def _longest_context(settings: Settings) -> int:
+    longest = settings.max_sequence_length
+    return MOST_AUTO_TOKENS if longest == "auto" else longest

@@ -21,6 +21,8 @@ _EXPERT = re.compile(r"\.mlp\.(switch_mlp|experts\.\d+)\.")
 # Only the last token of a prompt passes the head, and its one large product runs closer to the machine's peak
 # than a layer does.
 HEAD_COST_SHARE = 0.75
+# Widths of a head for which Metal keeps no scores in memory (mlx 0.32, scaled_dot_product_attention.cpp).
+_FUSED_HEADS = (64, 72, 80, 96, 128)
 _FLOATS = ("F32", "F16", "BF16")
 
 
@@ -34,6 +36,7 @@ class ModelShape:
     head_bytes: int  # the final norm, and the head or, where tied, the embeddings again
     tied: bool
     kv_bytes_per_token: int  # of one layer
+    score_bytes: int  # of one token's attention to another in a prefill chunk on a GPU, all heads of a layer
     layer_costs: tuple[float, ...]
     head_cost: float
 
@@ -128,7 +131,8 @@ def make_shape(
         embed_bytes=embed_bytes,
         head_bytes=head_bytes,
         tied=tied,
-        kv_bytes_per_token=_kv_values(name, config) * (float_bytes or 2),
+        kv_bytes_per_token=_kv_values(name, config) * (float_bytes or 2),  # names a key that is missing
+        score_bytes=_score_bytes(config),
         layer_costs=tuple(layer_costs),
         head_cost=HEAD_COST_SHARE * head_bytes,
     )
@@ -173,13 +177,23 @@ def count_experts(config: Mapping[str, Any]) -> int:
     return int(config.get("n_routed_experts") or config.get("num_experts") or 0)
 
 
+def _head_size(config: Mapping[str, Any]) -> int:
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def _score_bytes(config: Mapping[str, Any]) -> int:
+    """Return the bytes of one score of all heads; 0 where a GPU keeps none."""
+    if "kv_lora_rank" not in config and _head_size(config) in _FUSED_HEADS:
+        return 0
+    return 2 * int(config["num_attention_heads"])
+
+
 def _kv_values(name: str, config: Mapping[str, Any]) -> int:
     """Return the values that a layer caches for a token: the latent, or keys and values of all KV heads."""
     try:
         if config["model_type"] == "deepseek_v2":
             return int(config["kv_lora_rank"] + config["qk_rope_head_dim"])
-        num_heads = config["num_attention_heads"]
-        head_size = config.get("head_dim") or config["hidden_size"] // num_heads
-        return 2 * int(config.get("num_key_value_heads") or num_heads) * int(head_size)
+        num_heads = int(config.get("num_key_value_heads") or config["num_attention_heads"])
+        return 2 * num_heads * _head_size(config)
     except KeyError as error:
         raise BadCheckpoint(f"the config of {name} has no {error.args[0]}") from error

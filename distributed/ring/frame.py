@@ -57,6 +57,7 @@ FLAG_IDS = 2  # the payload ends with token ids
 FLAG_LOGITS = 4  # the last stage samples each row's last token
 FLAG_READY = 16  # HELLO only: the lap after loading
 FLAG_ALONE = 32  # no other step is in flight: the other stages' cores are idle
+FLAG_WARM = 64  # HELLO only: every GPU evaluates something, so that it stays awake
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ RANK_0: dict[str, tuple[Any, Callable[[SpoolOwner, Engine], Any], Any]] = {
     "MAX_QUEUE_DEPTH": (7, lambda owner, _: owner.spool.admission.max_depth, 7),
     "MAX_QUEUE_MB": (7, lambda owner, _: owner.spool.admission.max_bytes, 7 * 2**20),
     "POLL_INTERVAL": (7, lambda _, engine: engine.limits.poll_interval_seconds, 7.0),
+    "KEEP_WARM_MINUTES": (0, lambda owner, engine: engine.limits.keep_warm_seconds, 0),
     "RESULT_RETENTION_HOURS": (7, lambda _, engine: engine.limits.retention_seconds, 7 * 3600.0),
     "RESULT_RETENTION_MB": (7, lambda _, engine: engine.limits.retention_bytes, 7 * 2**20),
 }

@@ -19,6 +19,7 @@ def make_model_shape(
         head_bytes=head_bytes,
         tied=tied,
         kv_bytes_per_token=kv_bytes_per_token,
+        score_bytes=0,
         layer_costs=tuple(float(size) for size in layer_bytes),
         head_cost=float(head_bytes),
     )

@@ -3,8 +3,9 @@
 `SimulatedFileSystem` stands in for `spool.fsio.FileSystem` and is one process's view of a `Disk`. The death
 of a process keeps everything. A power cut keeps what was synced; of the rest anything may have reached the
 disk: every name of a folder goes back to any state it had since the folder's last sync, each on its own (so
-half a rename may be there), and an unsynced file is lost, torn or padded with zeros. This is harsher than
-any journalling file system. Doorbells are never heard: the scan is the truth.
+half a rename may be there), and an unsynced file is lost, torn or padded with zeros. A synced file stays in
+the drive's cache, as on macOS, until a folder is synced. This is harsher than any journalling file system.
+Doorbells are never heard: the scan is the truth.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ class Disk:
     def __init__(self) -> None:
         self.root = Inode(is_folder=True)
         self.processes: list[SimulatedFileSystem] = []
+        self.drive_cache: list[Inode] = []  # files that were synced since the last sync of a folder
         self.holders: dict[int, SimulatedFileSystem] = {}  # of locks, by inode number
         self.num_power_cuts = 0
 
@@ -91,9 +93,16 @@ class Disk:
         self.processes.append(SimulatedFileSystem(self))
         return self.processes[-1]
 
+    def empty_cache(self) -> None:
+        """Put the data of all synced files on the disk."""
+        for inode in self.drive_cache:
+            inode.sync()
+        self.drive_cache.clear()
+
     def cut_power(self, choose: Choose) -> None:
         """All processes die; what was not synced may vanish or tear."""
         self.num_power_cuts += 1
+        self.drive_cache.clear()
         for process in list(self.processes):
             process.die()
         seen: dict[int, Inode] = {}
@@ -210,7 +219,7 @@ class SimulatedFileSystem(FileSystem):
             inode.data = data[:size]
         if is_synced:
             self._call()
-            inode.sync()
+            self.disk.drive_cache.append(inode)
 
     def read(self, path: AnyPath, max_bytes: int) -> bytes:
         inode = self._find_plain(path)
@@ -276,6 +285,10 @@ class SimulatedFileSystem(FileSystem):
 
     def sync_folder(self, path: Path) -> None:
         self._find(path).sync()
+        self.disk.empty_cache()
+
+    def order_folder(self, path: Path) -> None:
+        self.sync_folder(path)
 
     def disk_space(self, path: Path) -> DiskSpace:
         self._find(path)

@@ -156,6 +156,7 @@ class PowerMachine(RuleBasedStateMachine):
             self.accepted.discard(id)
         self.doubtful.add(id)
         self.door_fs.write_new(incoming / name, PROMPT, is_synced=True)
+        self.disk.empty_cache()  # only its name may be lost: a torn file waits until its writer had time
         if is_synced:
             self.door_fs.sync_folder(incoming)
             self.accepted.add(id)

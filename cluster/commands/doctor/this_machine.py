@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from cluster import ports
+from cluster.commands.service_unit import find_private_folder, launchd_path
 from cluster.disk import find_disk_trouble
 from cluster.errors import ClusterError
 from cluster.findings import Finding, Level
@@ -58,6 +59,7 @@ def check_this_machine(settings: Settings, service: Service) -> list[Finding]:
         *check_blas(settings.cpu_blas),
         *(check_products(settings.cpu_products) if settings.cpu_layers == "numpy" else []),
         *check_private_files(settings),
+        *check_private_folder(settings),
         check_api_port(settings, service),
         check_model(settings),
     ]
@@ -175,6 +177,17 @@ def check_state_dir(folder: Path) -> Finding:
     if not os.access(folder, os.W_OK | os.X_OK):
         return _finding("state", "failed", f"STATE_DIR {folder} cannot be written", f"chmod u+rwx {folder}")
     return _finding("state", "ok", f"{folder} is ours")
+
+
+def check_private_folder(settings: Settings) -> list[Finding]:
+    """launchd can read the service's folders (macOS only)."""
+    trouble = find_private_folder(settings) if sys.platform == "darwin" else None
+    if trouble is None:
+        return []
+    is_installed = any(launchd_path(is_system=is_system).exists() for is_system in (False, True))
+    text = trouble if is_installed else f"{trouble}: a start from Terminal works, `service install` does not"
+    fix = "move it to another folder of your home, then ./launch.sh service install"
+    return [_finding("launchd", "failed" if is_installed else "note", text, fix)]
 
 
 def has_rights(path: Path, mask: int) -> bool:

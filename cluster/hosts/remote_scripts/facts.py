@@ -3,7 +3,7 @@ to hosts as one file.
 
 An unknown fact is null; nothing is changed. The parsers of the system's commands are pure. Those of macOS
 follow Apple's documentation and recorded outputs; only a Mac can prove them: vm_stat, sysctl hw.memsize,
-iogpu.wired_limit_mb, networksetup -listallhardwareports, ifconfig.
+iogpu.wired_limit_mb, networksetup -listallhardwareports, ifconfig, ioreg, pmset.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ FIRST_PORT, LAST_PORT = 20000, 31999
 NO_LIMIT_BYTES = 1 << 60  # version 1 of cgroups writes about 2^63 for none
 # Metal's own figure, which follows iogpu.wired_limit_mb (mlx 0.32.4).
 ASK_MLX = "import mlx.core as mx; print(mx.device_info()['max_recommended_working_set_size'])"
+GPU = ["ioreg", "-rd1", "-c", "AGXAccelerator"]
 FIREWALL = "/usr/libexec/ApplicationFirewall/socketfilterfw"
 
 
@@ -67,6 +68,8 @@ def collect(question: dict[str, Any]) -> dict[str, Any]:
         "free_memory_bytes": free,
         "gpu_wired_limit_bytes": read_mac_gpu_limit(question.get("environment")) if is_mac else None,
         "chip": read_chip(is_mac),
+        "num_gpu_cores": parse_gpu_cores(run(GPU)) if is_mac else None,
+        **(read_mac_power() if is_mac else {}),
         "worker_dir": str(worker_dir),
         "disk_free_bytes": read_free_disk(worker_dir),
         "interfaces": list_mac_interfaces() if is_mac else list_linux_interfaces(),
@@ -324,6 +327,24 @@ def read_mac_gpu_limit(environment: str | None) -> int | None:
             return int(limit)
     limit = run(["sysctl", "-n", "iogpu.wired_limit_mb"]).strip()
     return int(limit) << 20 if limit.isdigit() and int(limit) else None
+
+
+def parse_gpu_cores(text: str) -> int | None:
+    """`"gpu-core-count" = 40` of ioreg."""
+    match = re.search(r'"gpu-core-count" = (\d+)', text)
+    return int(match[1]) if match else None
+
+
+def read_mac_power() -> dict[str, Any]:
+    """When this Mac sleeps: minutes without use (0: never), on battery, with a battery of its own."""
+    settings, source = run(["pmset", "-g"]), run(["pmset", "-g", "batt"])
+    minutes = re.search(r"^ *sleep\s+(\d+)", settings, re.MULTILINE)
+    is_disabled = re.search(r"^ *SleepDisabled\s+1", settings, re.MULTILINE)
+    return {
+        "sleep_minutes": 0 if is_disabled else int(minutes[1]) if minutes else None,
+        "is_on_battery": "'Battery Power'" in source,
+        "is_laptop": "InternalBattery" in source,
+    }
 
 
 def list_mac_interfaces() -> list[dict[str, Any]]:

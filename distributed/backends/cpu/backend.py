@@ -69,6 +69,7 @@ class MlxOnCpu(MlxRunner):
     """MLX's layers, some of their parts replaced."""
 
     greedy = None  # MLX's CPU build takes 15 times as long for an argmax as NumPy
+    touch = None
 
     def __init__(self, model: StageModel, *, is_async: bool) -> None:
         super().__init__(model)

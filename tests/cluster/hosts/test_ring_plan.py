@@ -75,6 +75,7 @@ def make_default_source() -> ModelSource:
         "num_hidden_layers": 27,
         "hidden_size": 2048,
         "vocab_size": 102_400,
+        "num_attention_heads": 16,
         "kv_lora_rank": 512,
         "qk_rope_head_dim": 64,
         "n_routed_experts": 64,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from distributed.backends import memory
 from distributed.backends.cpu.backend import CpuBackend
 from distributed.backends.mlx import MlxBackend
 from distributed.backends.stage import LONG_STEP_TOKENS, Stage
-from distributed.planning.capacities import RANK_BYTES
+from distributed.planning.capacities import NUM_SCORE_ARRAYS, RANK_BYTES
 from distributed.planning.layer_plan import DoesNotFit
 from distributed.planning.model_shape import ModelShape
 from distributed.planning.step import Resize, StageStep
@@ -78,6 +79,18 @@ def test_more_weights_than_the_gpu_may_use_are_refused(tmp_path: Path, gpu: dict
     check(tmp_path, 10 * GIB - 2 * RANK_BYTES, num_ranks=2)
     with pytest.raises(DoesNotFit, match=r"take 9.6 GiB, this machine has 9.0 GiB that its GPU may use"):
         check(tmp_path, int(9.6 * GIB), num_ranks=2)
+
+
+def test_attention_on_a_gpu_takes_its_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what the GPU may use; without one it is not counted."""
+    set_free(monkeypatch, 10 * GIB)
+    settings: Settings = load_settings({"STATE_DIR": str(tmp_path)}, root=tmp_path, environ={})
+    shape = replace(make_shape(9 * GIB), score_bytes=2 * 64)
+    attention = NUM_SCORE_ARRAYS * 512 * 4096 * 2 * 64
+    with pytest.raises(DoesNotFit, match=r"take 9.0 GiB, this machine has 8.5 GiB that its GPU may use"):
+        memory.check_memory(settings, shape, [range(4)], 10 * GIB)
+    memory.check_memory(settings, shape, [range(4)], 9 * GIB + RANK_BYTES + attention)
+    memory.check_memory(settings, shape, [range(4)], None)
 
 
 def test_without_a_gpu_what_is_free_counts(

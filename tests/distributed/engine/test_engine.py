@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from distributed.backends.mlx import MlxRunner
 from distributed.engine.engine import PING_SECONDS
 from distributed.ring.ring import RingLost
 from tests.fakes.checkpoints import make_checkpoint
+from tests.fakes.stand_in_gpu import StandInGpu
 from tests.services.engine_in_process import EngineInProcess
 
 PROMPTS = [[(7 * i + 13 * j) % 250 for j in range(5 + 9 * i)] for i in range(4)]
@@ -96,6 +98,40 @@ def test_an_idle_ring_proves_that_it_is_whole(llama: Path, tmp_path: Path) -> No
         with pytest.raises(RingLost, match="no frame came back within STEP_TIMEOUT=30 s"):
             service.run_until(lambda: service.clock.now > start + 60)
         assert 30 < service.clock.now - start < 40
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_idle_gpus_are_kept_awake_for_some_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_ranks: int
+) -> None:
+    """Twice a second on every rank, until KEEP_WARM_MINUTES after the last request; live, and 0 is off."""
+    touched: list[float] = []
+    monkeypatch.setattr("tests.services.engine_in_process.choose_backend", lambda *_: StandInGpu())
+    monkeypatch.setattr(MlxRunner, "touch", staticmethod(lambda: touched.append(service.clock.now)))
+    service = EngineInProcess(tmp_path, make_checkpoint(tmp_path / "own", "llama"), num_ranks)
+
+    def count(num_seconds: float) -> int:
+        touched.clear()
+        end = service.clock.now + num_seconds
+        service.run_until(lambda: service.clock.now > end)
+        return len(touched)
+
+    with service:
+        service.ask(service.request(PROMPTS[0], max_tokens=3))
+        assert 2 * 50 * num_ranks * 0.6 < count(50) <= 2 * 50 * num_ranks
+        service.edit(KEEP_WARM_MINUTES=1)
+        assert count(20)
+        assert not count(20)
+        service.edit(KEEP_WARM_MINUTES=0)
+        service.ask(service.request(PROMPTS[0], max_tokens=3))
+        assert not count(20)
+
+
+def test_a_cpu_is_not_kept_awake(llama: Path, tmp_path: Path) -> None:
+    """Rounds stay seldom, whoever runs its layers."""
+    for dtype in (None, "float32"):
+        with EngineInProcess(tmp_path / str(dtype), llama, 1, dtype=dtype) as service:
+            assert service.stages[0].runner.touch is None
 
 
 def test_a_lost_lap_ends_the_ring_and_no_request(llama: Path, tmp_path: Path) -> None:

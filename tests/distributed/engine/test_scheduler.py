@@ -5,16 +5,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence as Items
 from dataclasses import replace
+from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distributed.engine.chunks import ChunkPace, best_fill
+from config import load_settings
+from distributed.engine.chunks import ChunkPace, best_fill, within_scores
 from distributed.engine.scheduler import Scheduler, SchedulerLimits
 from distributed.engine.sequence import Advance, Sequence, Status
 from distributed.engine.slots import SlotLimits, SlotTables
+from distributed.planning.capacities import NUM_SCORE_ARRAYS, attention_bytes, max_chunk_scores
 from distributed.planning.kv_sizes import most_tokens, padded_tokens, round_rows, round_tokens
 from distributed.planning.step import PrefixCopy
+from tests.fakes.model_shapes import make_model_shape
 from tests.services.scheduling import (
     NoDrafts,
     WrittenKV,
@@ -439,6 +443,16 @@ def test_chunks_shrink_with_the_context_that_they_see() -> None:
     assert all((offset + width) * width <= 512 * 4096 or width <= 64 for offset, width in chunks)
     assert all(width == 512 for offset, width in chunks if offset + 512 <= 4096)
     assert {width for _, width in chunks[:-1]} == {512, 448, 384, 320, 256, 192, 128, 64}
+
+
+@given(st.integers(1, 4096), st.integers(1, 1 << 20), st.sampled_from(["auto", "64", "2048"]))
+def test_no_chunk_has_more_scores_than_the_plan_counts(budget: int, context: int, chunk: str) -> None:
+    """Whatever the context: attention_bytes is of the longest one."""
+    overrides = {"MAX_SEQUENCE_LENGTH": str(max(2, context)), "PREFILL_CHUNK_TOKENS": chunk}
+    loaded = load_settings(overrides, root=Path("/nowhere"), environ={})
+    shape = replace(make_model_shape((1,)), score_bytes=1)
+    num_tokens = within_scores(budget, context, max_chunk_scores(loaded))
+    assert NUM_SCORE_ARRAYS * num_tokens * context <= attention_bytes(loaded, shape)
 
 
 def test_chunks_never_shrink_to_nothing() -> None:

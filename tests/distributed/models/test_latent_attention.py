@@ -11,8 +11,11 @@ import pytest
 
 from distributed.backends.cpu.attention import softmax_in_place
 from distributed.backends.cpu.latents import place_latents
+from distributed.backends.kv_cache import KVTable
 from distributed.models import deepseek as deepseek_v2
 from distributed.models.deepseek import LatentAttention
+from distributed.planning.capacities import NUM_SCORE_ARRAYS
+from distributed.planning.step import StageStep
 from prompts.mlx_lm_import import import_mlx_lm
 from tests.fakes.checkpoints import VARIANTS
 
@@ -93,3 +96,26 @@ def test_a_chunk_is_expanded_from_where_that_is_less_work(monkeypatch: pytest.Mo
     for num_tokens in (1, most, most + 1):
         attention(mx.random.normal((1, num_tokens, 64)), "causal")
     assert asked == ["_attend_absorbed", "_attend_absorbed", "_attend_expanded"]
+
+
+@pytest.mark.parametrize(("num_tokens", "num_seen"), [(512, 4096), (192, 10_240), (64, 32_768)])
+def test_a_chunk_takes_no_more_memory_than_the_plan_counts(num_tokens: int, num_seen: int) -> None:
+    """Of the default model's widths, at both ways' longest contexts; measured where MLX runs here."""
+    config = {"hidden_size": 64, "num_attention_heads": 4, "kv_lora_rank": 512, "q_lora_rank": None}
+    heads = {"qk_rope_head_dim": 64, "v_head_dim": 128, "qk_nope_head_dim": 128}
+    args = import_mlx_lm("models.deepseek_v2").ModelArgs.from_dict(
+        {"model_type": "deepseek_v2", "rope_scaling": {"factor": 1.0}, **config, **heads}
+    )
+    attention = LatentAttention(args, nn.RoPE(64, traditional=True))
+    attention.set_dtype(mx.bfloat16)
+    step = StageStep(0, (0,), (num_seen - num_tokens,), (num_tokens,), num_tokens)
+    (cache,) = KVTable(1).begin(step)
+    cache.make_room(
+        (1, num_seen), mx.zeros((1, 1, 1, 512), mx.bfloat16), mx.zeros((1, 1, 1, 64), mx.bfloat16)
+    )
+    x = mx.zeros((1, num_tokens, 64), mx.bfloat16)
+    mx.eval(x, attention.parameters(), cache.keys, cache.values)
+    mx.reset_peak_memory()
+    held = mx.get_active_memory()
+    mx.eval(attention(x, cache.make_mask(num_tokens), cache))
+    assert mx.get_peak_memory() - held < NUM_SCORE_ARRAYS * num_tokens * num_seen * 4 * 2
