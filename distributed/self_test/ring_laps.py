@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from distributed.ring.frame import Frame, Kind, with_hidden
 from distributed.ring.ring import HiddenShape, MlxRing
-from distributed.self_test.reporting import Report, Task, format_ms, peer, to_ms
+from distributed.self_test.reporting import Report, Task, peer
 
 CONNECT_LIMIT_S, LAP_LIMIT_S = 30.0, 60.0
 EPOCH = 1
@@ -99,7 +99,5 @@ def _report_wait(ring: MlxRing, report: Report, wait_s: float) -> None:
     waited_s = _lap(ring, 1, wait_s)
     began = time.perf_counter()
     mx.eval(values @ values)
-    product_s, lap_s = time.perf_counter() - began, _lap(ring, 1)
-    text = f"{waited_s:.1f} s for a frame; then a product {format_ms(product_s)}, a lap {format_ms(lap_s)}"
-    figures = {"waited_s": round(waited_s, 3), "product_ms": to_ms(product_s), "lap_ms": to_ms(lap_s)}
-    report.line("ring-wait", text, figures)
+    product_s = time.perf_counter() - began
+    report.times("ring-wait", {"waited": waited_s, "then_a_product": product_s, "a_lap": _lap(ring, 1)})

@@ -26,6 +26,7 @@ from spool import Request, Result, SamplingParams, Spool, make_id
 
 PROMPT = "The sea is wide and the wind is cold. " * 4
 LOOK_S, ANSWER_LIMIT_S, STOP_LIMIT_S = 0.02, 120.0, 20.0
+LOG = "rank.log"
 NUM_ASKS = 2  # the last one counts
 
 
@@ -69,11 +70,12 @@ def measure_mlx_lm(task: Task) -> float:
     """Return the tokens a second of mlx_lm.generate, from its first token on."""
     backend = choose_backend(task.model)
     model = load_mlx_lm(task.model, None if backend.float_bytes is None else mx.float32)
-    generate_step = import_mlx_lm("generate").generate_step
+    generate = import_mlx_lm("generate")
     prompt = mx.array([1 + number % 255 for number in range(len(PROMPT))])
-    for _ in range(NUM_ASKS):
-        steps = generate_step(prompt, model, max_tokens=task.amounts.num_tokens)
-        times = [time.perf_counter() for _token in steps]
+    with generate.wired_limit(model, [generate.generation_stream]):
+        for _ in range(NUM_ASKS):
+            steps = generate.generate_step(prompt, model, max_tokens=task.amounts.num_tokens)
+            times = [time.perf_counter() for _token in steps]
     return round((len(times) - 1) / (times[-1] - times[0]), 2)
 
 
@@ -84,17 +86,18 @@ def serving(settings: Settings) -> Iterator[None]:
     Raises:
         RuntimeError: it ended before it was ready, or was not ready in time.
     """
-    command = [sys.executable, "server.py"]
     environment = {**os.environ, **to_environment(settings)}
-    with subprocess.Popen(
-        command,
-        cwd=REPOSITORY_ROOT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with (
+        (settings.state_dir.parent / LOG).open("w+b") as log,
+        subprocess.Popen(
+            [sys.executable, "server.py"],
+            cwd=REPOSITORY_ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+        ) as process,
+    ):
         try:
             _await_ready(process, settings)
             yield
@@ -106,12 +109,11 @@ def serving(settings: Settings) -> Iterator[None]:
                 process.kill()
 
 
-def _await_ready(process: subprocess.Popen[str], settings: Settings) -> None:
+def _await_ready(process: subprocess.Popen[bytes], settings: Settings) -> None:
     deadline = time.monotonic() + settings.load_timeout
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            assert process.stderr is not None
-            said = process.stderr.read().strip().splitlines()
+            said = (settings.state_dir.parent / LOG).read_text(errors="replace").splitlines()
             raise RuntimeError(f"the rank ended: {said[-1] if said else process.returncode}")
         with contextlib.suppress(OSError, ValueError):
             if json.loads((settings.run_dir / "ring.json").read_text()).get("phase") == "ready":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from distributed.self_test.reporting import Report, Task, await_ready, format_ms, peer, say_ready, to_ms
+from distributed.self_test.reporting import Report, Task, await_ready, peer, say_ready
 from distributed.self_test.steps import Stepper, load_stage
 
 NUM_FIRST = 3
@@ -26,11 +26,7 @@ def run(task: Task, report: Report) -> None:
             while time.monotonic() < until:
                 beside.append(stepper.median_s(1))
         beside_s = sorted(beside)[len(beside) // 2]
-        text = (
-            f"a rank's step takes {format_ms(alone_s)} alone, {format_ms(beside_s)} while another rank steps "
-            f"({beside_s / alone_s:.2f} times)"
-        )
-        report.line("shared-device", text, {"alone_ms": to_ms(alone_s), "beside_ms": to_ms(beside_s)})
+        report.times("shared-device", {"step_alone": alone_s, "beside_another_rank": beside_s})
 
 
 def run_peer(task: Task, report: Report) -> None:

@@ -65,13 +65,12 @@ _SMALL_MODEL = {
     "v_head_dim": 64,
 }
 _CHUNKS, _PAUSES_S = (128, 512), (0.2, 1.0, 3.0)
-FULL, SMALL, TINY = "full", "small", "tiny"
 SIZES: Mapping[str, Size] = MappingProxyType(
     {
-        FULL: Size(_FULL_MODEL, "bfloat16", 8, 50, 500, 256, 32, 500, _CHUNKS, _PAUSES_S, 12.0, 4096, 5.0),
-        SMALL: Size(_SMALL_MODEL, "float32", None, 20, 500, 64, 24, 200, _CHUNKS, _PAUSES_S, 2.0, 1024, 1.0),
-        TINY: Size({}, "float32", None, 3, 12, 8, 6, 10, (16,), (0.01,), 0.05, 64, 0.1),
+        "full": Size(_FULL_MODEL, "bfloat16", 8, 50, 500, 256, 32, 500, _CHUNKS, _PAUSES_S, 12.0, 4096, 5.0),
+        "small": Size(
+            _SMALL_MODEL, "float32", None, 20, 500, 64, 24, 200, _CHUNKS, _PAUSES_S, 2.0, 1024, 1.0
+        ),
+        "tiny": Size({}, "float32", None, 3, 12, 8, 6, 10, (16,), (0.01,), 0.05, 64, 0.1),
     }
 )
-# The full size needs so much for itself and what the model is made of.
-FULL_SIZE_BYTES = 8 << 30

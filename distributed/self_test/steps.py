@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, cast
 
 import mlx.core as mx
@@ -24,13 +23,14 @@ from distributed.backends.stage import Stage
 from distributed.planning.checkpoint import read_config
 from distributed.planning.model_shape import read_shape
 from distributed.planning.step import StageStep
-from distributed.self_test.reporting import Report, Task, format_mb, format_ms, to_ms
+from distributed.self_test.reporting import Report, Task, format_mb
 from distributed.self_test.seeded_models import FAMILY_CONFIGS, YARN, make_model_folder
 from distributed.utils import shard_and_load
 
 DECODE_ROWS, DRAFT_COUNTS = (1, 4, 8, 16), (4, 8)
 DECODE_OFFSET = 64
 NUM_AGAIN = 5
+KEEP_WARM_S = 0.5  # between tiny evaluations
 GROWN_TOKENS = 8  # by which the context is longer at each step of the memory line
 LATENT_LAYERS, LATENT_CHUNK = 4, 512
 MODEL_CONFIG = {
@@ -85,60 +85,44 @@ def load_stage(task: Task, rank: int = 0, ring_size: int = 1, layers: range | No
     return Stage(runner, ProductThreads(num_threads, num_threads))
 
 
-@dataclass(frozen=True)
-class StepTimes:
-    """Where a step's time went, in seconds; `submit` is 0 where the layers run as they are built."""
-
-    build_s: float
-    submit_s: float
-    wait_s: float
-    head_s: float
-
-    @property
-    def total_s(self) -> float:
-        return self.build_s + self.submit_s + self.wait_s + self.head_s
-
-
 class Stepper:
     """Steps a stage and times it."""
 
     def __init__(self, stage: Stage) -> None:
-        self._built_at = 0.0
         self.stage, self.model = stage, stage.model
-        # The stage calls `forward` of what it has for a runner: the time of its return is that of the graph.
-        stage.runner = cast(StageRunner, _Watched(stage.runner, self._on_built))
+        self._watched = _Watched(stage.runner)
+        stage.runner = cast(StageRunner, self._watched)
 
-    def _on_built(self) -> None:
-        self._built_at = time.perf_counter()
+    def step(self, num_rows: int, num_tokens: int, offset: int) -> dict[str, float]:
+        """Run a step of rows whose contexts are a token longer each; return where its time went, in seconds.
 
-    def step(self, num_rows: int, num_tokens: int, offset: int) -> StepTimes:
-        """Run a step of rows whose contexts are a token longer each; all logits are asked for in a draft."""
+        All logits of a draft are asked for. A stage may submit layers while it builds others.
+        """
         offsets = tuple(offset + row for row in range(num_rows))
         step = StageStep(0, tuple(range(num_rows)), offsets, (num_tokens,) * num_rows, num_tokens)
         is_draft = num_rows == 1 and 1 < num_tokens <= 1 + max(DRAFT_COUNTS)
         wanted = [(0, column) for column in range(num_tokens)] if is_draft else None
         inputs = self._inputs(num_rows, num_tokens, offset)
-        submitted_at = 0.0
-
-        def on_submitted() -> None:
-            nonlocal submitted_at
-            submitted_at = time.perf_counter()
-
         began = time.perf_counter()
-        hidden = self.stage.run(step, inputs, on_submitted)
+        hidden = self.stage.run(step, inputs)
         done_at = time.perf_counter()
         if self.model.is_last:
             mx.argmax(self.stage.logits(step, hidden, wanted), axis=-1).tolist()
         end = time.perf_counter()
-        built_at = max(began, self._built_at)
-        submitted_at = max(built_at, submitted_at)
-        return StepTimes(built_at - began, submitted_at - built_at, done_at - submitted_at, end - done_at)
+        built_at, waited_at = self._watched.built_at, self._watched.waited_at
+        return {
+            "build": built_at - began,
+            "submit": waited_at - built_at,
+            "wait": done_at - waited_at,
+            "head": end - done_at,
+            "total": end - began,
+        }
 
     def median_s(
         self, count: int, num_rows: int = 1, num_tokens: int = 1, offset: int = DECODE_OFFSET
     ) -> float:
         """Return the median of some equal steps."""
-        return statistics.median(self.step(num_rows, num_tokens, offset).total_s for _ in range(count))
+        return statistics.median(self.step(num_rows, num_tokens, offset)["total"] for _ in range(count))
 
     def _inputs(self, num_rows: int, num_tokens: int, seed: int) -> mx.array:
         shape = (num_rows, num_tokens)
@@ -150,18 +134,22 @@ class Stepper:
 
 
 class _Watched:
-    """A runner that says when `forward` has returned."""
+    """A stage's runner that notes when the layers were built, and when the stage began to wait for them."""
 
-    def __init__(self, runner: StageRunner, on_built: Callable[[], None]) -> None:
-        self._runner, self._on_built = runner, on_built
+    def __init__(self, runner: StageRunner) -> None:
+        self._runner, self.built_at, self.waited_at = runner, 0.0, 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runner, name)
 
     def forward(self, x: mx.array, begun: Any) -> mx.array:
         hidden = self._runner.forward(x, begun)
-        self._on_built()
+        self.built_at = time.perf_counter()
         return hidden
+
+    def wait(self, *arrays: Any) -> None:
+        self.waited_at = time.perf_counter()
+        self._runner.wait(*arrays)
 
 
 def run(task: Task, report: Report) -> None:
@@ -179,33 +167,34 @@ def run(task: Task, report: Report) -> None:
         _report_step(stepper, size.num_steps, report)
     for pause_s in size.pauses_s:
         with report.attempt(f"pause-{pause_s:g}s"):
-            _report_pause(stepper, pause_s, report)
+            _report_pause(stepper, f"pause-{pause_s:g}s", [pause_s], report)
+    with report.attempt("keep-warm"):
+        naps = [min(KEEP_WARM_S, size.pauses_s[-1])] * max(1, int(size.pauses_s[-1] / KEEP_WARM_S))
+        _report_pause(stepper, "keep-warm", naps, report)
     with report.attempt("latents"):
         _report_latents(task, report)
 
 
 def _report_shape(stepper: Stepper, name: str, shape: tuple[int, int, int], report: Report) -> None:
-    first, second = stepper.step(*shape).total_s, stepper.step(*shape).total_s
-    later = stepper.median_s(NUM_AGAIN, *shape)
-    text = f"first {format_ms(first)}, second {format_ms(second)}, later {format_ms(later)}"
-    report.line(name, text, {"first_ms": to_ms(first), "second_ms": to_ms(second), "later_ms": to_ms(later)})
+    first, second = (stepper.step(*shape)["total"] for _ in range(2))
+    report.times(name, {"first": first, "second": second, "later": stepper.median_s(NUM_AGAIN, *shape)})
 
 
 def _report_step(stepper: Stepper, count: int, report: Report) -> None:
     stepper.median_s(NUM_AGAIN)
-    all_times = [stepper.step(1, 1, DECODE_OFFSET) for _ in range(count)]
-    names = ("build", "submit", "wait", "head", "total")
-    parts = {name: statistics.median(getattr(times, f"{name}_s") for times in all_times) for name in names}
-    text = ", ".join(f"{name} {format_ms(value)}" for name, value in parts.items())
-    report.line("step", text, {f"{name}_ms": to_ms(value) for name, value in parts.items()})
+    found = [stepper.step(1, 1, DECODE_OFFSET) for _ in range(count)]
+    report.times("step", {part: statistics.median(times[part] for times in found) for part in found[0]})
 
 
-def _report_pause(stepper: Stepper, pause_s: float, report: Report) -> None:
+def _report_pause(stepper: Stepper, name: str, naps_s: Sequence[float], report: Report) -> None:
+    """Time a step after a pause; several naps have tiny evaluations between them, and one at the end."""
     usual = stepper.median_s(NUM_AGAIN)
-    time.sleep(pause_s)
-    late = stepper.step(1, 1, DECODE_OFFSET).total_s
-    text = f"{format_ms(late)} after {pause_s:g} s, {format_ms(usual)} without a pause"
-    report.line(f"pause-{pause_s:g}s", text, {"late_ms": to_ms(late), "usual_ms": to_ms(usual)})
+    for nap_s in naps_s:
+        time.sleep(nap_s)
+        if len(naps_s) > 1:
+            mx.eval(mx.ones(1) + 1)
+    late = stepper.step(1, 1, DECODE_OFFSET)["total"]
+    report.times(name, {"without_a_pause": usual, "after_it": late})
 
 
 def _report_latents(task: Task, report: Report) -> None:
@@ -215,7 +204,7 @@ def _report_latents(task: Task, report: Report) -> None:
         return
     size, found = task.amounts, {}
     chunk = min(LATENT_CHUNK, size.long_tokens // 2)
-    for name, max_absorbed in (("expanded", 0.0), ("absorbed", math.inf)):
+    for name, max_absorbed in (("keys_and_values", 0.0), ("absorbed", math.inf)):
         num_layers = min(LATENT_LAYERS, int(read_config(task.model)["num_hidden_layers"]) - 1)
         stage = load_stage(task, layers=range(num_layers))
         for layer in stage.model.inner.layers:
@@ -224,11 +213,7 @@ def _report_latents(task: Task, report: Report) -> None:
         shape = (1, chunk, size.long_tokens - chunk)
         stepper.step(*shape)
         found[name] = stepper.median_s(3, *shape) / num_layers
-    text = (
-        f"a layer's chunk of {chunk} at {size.long_tokens} tokens: {format_ms(found['expanded'])} with keys "
-        f"and values made of them, {format_ms(found['absorbed'])} with the latents"
-    )
-    report.line("latents", text, {f"{name}_ms": to_ms(value) for name, value in found.items()})
+    report.times("latents", found, f" for a layer's chunk of {chunk} at {size.long_tokens} tokens")
 
 
 def run_memory(task: Task, report: Report) -> None:

@@ -174,36 +174,19 @@ def describe_machine(settings: Settings) -> list[Line]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = f"{soft} open files (hard limit {hard})"
     release = read_release()
+    versions = {"Python": facts.python_version, **packages}
     return [
-        Line(
-            "project",
-            f"{release}, commit {commit or 'unknown'}",
-            figures={"release": release, "commit": commit},
-        ),
-        Line(
-            "system",
-            f"{system} {facts.release}, {facts.machine}",
-            figures={"system": system, "release": facts.release, "machine": facts.machine},
-        ),
-        Line(
-            "versions",
-            ", ".join(
-                f"{name} {version}" for name, version in {"Python": facts.python_version, **packages}.items()
-            ),
-            figures={"python": facts.python_version, **packages},
-        ),
-        Line(
-            "chip",
-            f"{facts.chip or 'unknown'}, {facts.num_cores} cores, {format_bytes(memory)}",
-            figures={"chip": facts.chip, "num_cores": facts.num_cores, "memory_bytes": memory},
-        ),
-        Line(
-            "gpu-limit", f"{format_bytes(gpu)} by MLX" if gpu else "no GPU", figures={"gpu_limit_bytes": gpu}
-        ),
-        Line(
-            "descriptors", f"{files}; {trouble}" if trouble else files, figures={"soft": soft, "hard": hard}
-        ),
+        _line("project", f"{release}, commit {commit or 'unknown'}", release=release, commit=commit),
+        _line("system", f"{system} {facts.release}, {facts.machine}", release=facts.release),
+        _line("versions", ", ".join(f"{name} {version}" for name, version in versions.items()), **versions),
+        _line("chip", f"{facts.chip}, {facts.num_cores} cores, {format_bytes(memory)}", memory_bytes=memory),
+        _line("gpu-limit", f"{format_bytes(gpu)} by MLX" if gpu else "no GPU", gpu_limit_bytes=gpu),
+        _line("descriptors", f"{files}; {trouble}" if trouble else files, soft=soft, hard=hard),
     ]
+
+
+def _line(name: str, text: str, **figures: Any) -> Line:
+    return Line(name, text, figures=figures)
 
 
 def read_release() -> str:
@@ -241,15 +224,12 @@ async def measure_links(settings: Settings) -> list[Line]:
         if link.trouble:
             lines.append(Line(name, f"failed: {link.trouble}", failed=True))
             continue
-        figures = {
+        rates = {
             "latency_us": link.latency_us,
             "send_mbps": link.send_mbps,
             "receive_mbps": link.receive_mbps,
         }
-        text = (
-            f"{link.latency_us} µs there and back, {link.send_mbps} Mbit/s to it, {link.receive_mbps} from it"
-        )
-        lines.append(Line(name, text, figures=figures))
+        lines.append(_line(name, ", ".join(f"{key} {value}" for key, value in rates.items()), **rates))
     return lines
 
 
