@@ -29,7 +29,9 @@ _DEEPSEEK = FAMILY_CONFIGS["deepseek_v2"]
 VARIANTS: dict[str, tuple[dict[str, Any], int | None]] = {
     **{name: (config, None) for name, config in FAMILY_CONFIGS.items()},
     "llama-tied": ({**FAMILY_CONFIGS["llama"], "tie_word_embeddings": True}, None),
+    "llama-8bit": (FAMILY_CONFIGS["llama"], 8),
     "llama-4bit-tied": ({**FAMILY_CONFIGS["llama"], "tie_word_embeddings": True}, 4),
+    "qwen3-8bit": (FAMILY_CONFIGS["qwen3"], 8),
     "qwen3_moe-8bit": (FAMILY_CONFIGS["qwen3_moe"], 8),
     "deepseek_v2-8bit": (_DEEPSEEK, 8),
     "deepseek_v2-q_lora": ({**_DEEPSEEK, "q_lora_rank": 48, "attention_bias": True}, None),
@@ -92,8 +94,8 @@ def edit_config(folder: Path, *removed: str, **changes: Any) -> None:
     (folder / "config.json").write_text(json.dumps(kept | changes))
 
 
-def reference_model(folder: Path) -> Any:
-    """Load mlx-lm's own model of the folder whole, in float32."""
+def reference_model(folder: Path, dtype: mx.Dtype = mx.float32) -> Any:
+    """Load mlx-lm's own model of the folder whole."""
     config = json.loads((folder / "config.json").read_text())
     model = make_model(config)
     weights = model.sanitize(read_weights(folder))
@@ -105,7 +107,7 @@ def reference_model(folder: Path) -> Any:
             class_predicate=lambda path, _: packing.get(path, f"{path}.scales" in weights),
         )
     model.load_weights(list(weights.items()))
-    model.set_dtype(mx.float32)
+    model.set_dtype(dtype)
     return model
 
 
