@@ -103,9 +103,9 @@ def run_self_test(settings: Settings, terminal: Terminal, progress: Terminal, op
     written = datetime.now(UTC).replace(microsecond=0)
     found = to_json(lines, size, written)
     text = json.dumps(found, indent=2, ensure_ascii=False)
+    terminal.line(text if options.as_json else format_block(lines, size, written))
     file = options.file or settings.state_dir / JSON_NAME
     file.write_text(text + "\n", encoding="utf-8")
-    terminal.line(text if options.as_json else format_block(lines, size, written))
     progress.line(f"The same as JSON is in {file}")
     return 0 if found["ok"] else 1
 
