@@ -118,7 +118,10 @@ def find_model(settings: Settings) -> Path:
     except ModelNotReady as error:
         raise ClusterError(str(error)) from None
     if missing:
-        raise ClusterError(f"{folder} is not a complete model: {', '.join(missing[:3])} missing")
+        raise ClusterError(
+            f"{folder} is not a complete model, {', '.join(missing[:3])} missing: "
+            "./launch.sh start fetches or makes it"
+        )
     return folder
 
 
