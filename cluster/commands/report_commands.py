@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.commands.command import command, load, load_leniently, read_overrides
@@ -55,7 +58,22 @@ def _add_doctor_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do what is safe: code and packages on the hosts, rights of STATE_DIR; accepts no host key",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--self-test",
+        action="store_true",
+        help="instead: measure this machine for some minutes and print a block to paste into an issue: disk, "
+        "ring, parity of each model family, steps, memory, speed beside mlx_lm.generate (--model: of that "
+        "model). Also writes STATE_DIR/self-test.json",
+    )
+    parser.add_argument("--force", action="store_true", help="with --self-test: even while the service runs")
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="print JSON; with --self-test FILE: write it there",
+    )
+    parser.add_argument("--self-test-size", help=argparse.SUPPRESS)
 
 
 @command(
@@ -64,9 +82,23 @@ def _add_doctor_flags(parser: argparse.ArgumentParser) -> None:
     _add_doctor_flags,
 )
 def run_doctor(options: argparse.Namespace, terminal: Terminal) -> int:
-    from cluster.commands.doctor import doctor
+    from cluster.commands.doctor import doctor, self_test
+    from cluster.errors import ClusterError
+    from cluster.terminal import Terminal
 
-    return doctor.run_doctor(load(options), terminal, with_fix=options.fix, as_json=options.json)
+    as_json, file = options.json == "", options.json or None
+    if not options.self_test:
+        if file or options.force:
+            raise ClusterError("--json FILE and --force belong to --self-test")
+        return doctor.run_doctor(load(options), terminal, with_fix=options.fix, as_json=as_json)
+    asked = self_test.Options(
+        file=Path(os.environ.get("CALLED_FROM", "")) / file if file else None,
+        as_json=as_json,
+        uses_model=options.model is not None,
+        is_forced=options.force,
+        size=options.self_test_size,
+    )
+    return self_test.run_self_test(load(options), terminal, Terminal(sys.stderr), asked)
 
 
 def _add_plan_flags(parser: argparse.ArgumentParser) -> None:

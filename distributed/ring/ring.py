@@ -127,6 +127,11 @@ class MlxRing:
         self._shape: HiddenShape | None = None
         self._begun: deque[mx.array] = deque()  # parts of the next frame, being received
 
+    @property
+    def sockets(self) -> tuple[socket.socket, socket.socket]:
+        """Duplicates of the connections to both neighbours."""
+        return self._socket, self._silent
+
     def set_hidden_shape(self, shape: HiddenShape) -> None:
         """Set width and type of the hidden states, the same on all ranks."""
         self._shape = shape

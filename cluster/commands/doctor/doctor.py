@@ -114,7 +114,7 @@ async def _fix_host(worker: Worker, settings: Settings, say: Callable[[str], Non
 async def examine(cluster: Cluster, settings: Settings) -> Diagnosis:
     """Check all hosts at the same time, then measure the links one after the other."""
     facts = await asyncio.gather(*(ask(host, settings) for host in cluster.hosts))
-    links = await _measure_reached(cluster.hosts, facts, settings)
+    links = await measure_reached(cluster.hosts, facts, settings)
     service = read_service(settings)
     systems = {known.host.name: known.system for known in facts if isinstance(known, HostFacts)}
     findings = doctor_here.check_this_machine(settings, service)
@@ -138,7 +138,7 @@ async def ask(host: Host, settings: Settings) -> HostFacts | ClusterError:
         return error
 
 
-async def _measure_reached(
+async def measure_reached(
     hosts: Sequence[Host], facts: Sequence[HostFacts | ClusterError], settings: Settings
 ) -> list[Link]:
     """The links between hosts that answered, one after the other, so that none disturbs another."""
