@@ -314,8 +314,10 @@ def test_answers_of_all_kinds_survive_kills(place: Place) -> None:
 
 def ask_slowly(place: Place, number: int) -> tuple[Client, Body]:
     """A client of a grammar whose compile takes long, and its schema."""
-    names = [f"p{n}" for n in range(2000)] + [f"own{number}"]
-    schema = {"type": "object", "properties": {name: {"type": "integer", "maximum": 9} for name in names}}
+    names = [f"p{n}" for n in range(300)] + [f"own{number}"]
+    properties: Body = {name: {"type": "integer", "maximum": 9} for name in names}
+    properties["long"] = {"enum": [f"v{n}" for n in range(60_000)]}
+    schema = {"type": "object", "properties": properties}
     body = says("SAY-LITTLE") | formed({**schema, "additionalProperties": False})
     return Client(place.http, {**body, "stream": number % 2 == 0}, f"slow-{number}"), schema
 
