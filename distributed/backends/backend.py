@@ -26,6 +26,7 @@ Greedy = Callable[[mx.array], list[int | None]]
 class StageRunner(ABC):
     """Runs the layers of one stage, and its head."""
 
+    compiles_kernels = False  # at their first use, which then takes long
     is_async = False  # the layers run on threads of MLX or on the GPU, and leave the caller's free
     # How many threads multiply from now on; None: that cannot be changed.
     use_threads: Callable[[int], None] | None = None

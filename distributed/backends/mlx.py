@@ -66,6 +66,7 @@ def greedy_on_gpu(logits: mx.array) -> list[int | None]:
 class MlxRunner(StageRunner):
     """The model's own layers and head."""
 
+    compiles_kernels = True
     is_async = True
     greedy: Greedy | None = staticmethod(greedy_on_gpu)
 
