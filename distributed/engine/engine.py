@@ -28,7 +28,7 @@ from distributed.engine.sequence import Drawn, Microbatch, Sequence
 from distributed.engine.status import RingStatus
 from distributed.engine.token_writer import TokenWriter
 from distributed.planning.step import StageStep
-from distributed.ring.frame import NUM_INLINE_INTS, Frame, Kind, make_step_frame, parse_step
+from distributed.ring.frame import Frame, Kind, make_step_frame, parse_step
 from distributed.ring.ring import MAX_UNREAD_BYTES, Ring, RingLost, clock_us
 from distributed.ring.watchdog import Watchdog
 from spool.messages import TokenLogprob
@@ -232,7 +232,7 @@ class Engine:
             raise RingLost(f"step {frame.step} came back where {microbatch.number} was expected")
         self._sent.popleft()
         step, ids = parse_step(frame)
-        self._begin_next()
+        self._ring.begin_recv()
         output = self._stage.run(step, mx.array(ids) if hidden is None else hidden, self._publish)
         advanced = self._scheduler.postprocess(microbatch, self._sample(microbatch, step, output))
         self._credit(microbatch, frame, clock_us() - start_us)
@@ -245,13 +245,6 @@ class Engine:
         # Otherwise the tokens are published while the next step's layers run.
         if not (self._stage.runner.is_async and self._ring.is_readable()):
             self._publish()
-
-    def _begin_next(self) -> None:
-        """Start to receive the next frame while this one's layers run; its size is known if it is a step."""
-        if self._sent and not self._is_pinging:
-            following = self._sent[0]
-            if following.num_head_ints <= NUM_INLINE_INTS:
-                self._ring.begin_recv((following.num_rows, following.num_tokens))
 
     def _sample(self, microbatch: Microbatch, step: StageStep, output: mx.array) -> dict[Sequence, Drawn]:
         """Draw a token after the last known token, and after each draft, of every row that wants tokens."""
