@@ -39,7 +39,7 @@ class _View:
 
     step: StageStep
     offset: int | mx.array  # per row (B,) int32, or one int for a single row
-    first_slot: int | None  # rows are the slots from here on; None: gathered by `slots`
+    rows: slice | None  # which slots the rows are; None: gathered by `slots`
     slots: mx.array  # (B,)
     shape: tuple[int, int]  # rows and tokens that the table has for this step
     num_kv_tokens: int  # S: keys and values are read up to here
@@ -64,7 +64,7 @@ def _make_view(step: StageStep, shape: tuple[int, int]) -> _View:
     return _View(
         step=step,
         offset=step.offsets[0] if single else mx.array(step.offsets, dtype=mx.int32),
-        first_slot=slots[0] if is_range else None,
+        rows=slice(slots[0], slots[-1] + 1) if is_range else None,
         slots=_index(slots),
         shape=shape,
         num_kv_tokens=step.num_kv_tokens,
@@ -83,19 +83,12 @@ def _index(numbers: Sequence[int]) -> mx.array:
 class LayerCache:
     """One layer's keys and values in a table, as a model layer sees them during a step."""
 
+    view: _View  # set by KVTable.begin
+
     def __init__(self) -> None:
         self.keys: mx.array | None = None
         self.values: mx.array | None = None
         self.submit: Submit | None = None  # starts what this layer wrote, and with it all layers before
-        self._view: _View | None = None
-
-    def begin(self, view: _View) -> None:
-        self._view = view
-
-    @property
-    def view(self) -> _View:
-        assert self._view is not None, "KVTable.begin comes before a step"
-        return self._view
 
     @property
     def offset(self) -> int | mx.array:
@@ -180,9 +173,8 @@ class LayerCache:
 
     def _read(self, buffer: mx.array) -> mx.array:
         view = self.view
-        if view.first_slot is not None:
-            last = view.first_slot + view.step.num_rows
-            return buffer[view.first_slot : last, :, : view.num_kv_tokens]
+        if view.rows is not None:
+            return buffer[view.rows, :, : view.num_kv_tokens]
         return mx.take(buffer[:, :, : view.num_kv_tokens], view.slots, axis=0)
 
 
@@ -239,7 +231,7 @@ class KVTable(SlotTable[LayerCache]):
         self.shape = grown(self.shape, max(step.slots) + 1, step.num_kv_tokens)
         view = _make_view(step, self.shape)
         for layer in self.layers:
-            layer.begin(view)
+            layer.view = view
         return self.layers
 
     def copy_prefix(self, source: KVTable, from_slot: int, to_slot: int, num_tokens: int) -> None:
