@@ -20,7 +20,7 @@ from distributed.planning.model_shape import ModelShape
 if TYPE_CHECKING:
     from distributed.models.general import StageParts
 
-Greedy = Callable[[mx.array], list[int | None]]
+Greedy = Callable[[mx.array], mx.array]
 
 
 class StageRunner(ABC):
@@ -30,8 +30,8 @@ class StageRunner(ABC):
     is_async = False  # the layers run on threads of MLX or on the GPU, and leave the caller's free
     # How many threads multiply from now on; None: that cannot be changed.
     use_threads: Callable[[int], None] | None = None
-    # From logits (B, V) to each row's most likely id, None for a row that is not finite; None: no faster way
-    # than to look at the whole row.
+    # Lazily from logits (B, V) to each row's most likely id (B,) int32, -1 for a row that is not finite.
+    # None: no faster way than to look at the whole row, so head and draws wait for the layers.
     greedy: Greedy | None = None
 
     def __init__(self, model: StageModel) -> None:
@@ -57,9 +57,13 @@ class StageRunner(ABC):
     def logits(self, hidden: mx.array, rows: Sequence[int], columns: Sequence[int]) -> mx.array:
         """Return the logits (W, V) of some of the hidden states (B, T, D); last stage only."""
 
-    def wait(self, hidden: mx.array, arrays: Sequence[mx.array]) -> None:
-        """Wait for what `forward` started: its result, and the arrays of the table."""
-        mx.eval(hidden, arrays)
+    def submit(self, *arrays: mx.array) -> None:
+        """Start what makes these arrays, and return before they are there."""
+        mx.async_eval(*arrays)
+
+    def wait(self, *arrays: mx.array) -> None:
+        """Wait until these arrays are there."""
+        mx.eval(*arrays)
 
     def drop_cache(self) -> None:
         """Give back the buffers that are kept for reuse."""

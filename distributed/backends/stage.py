@@ -5,7 +5,6 @@ runs on every rank; only the first has the embedding and only the last the norm 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Sequence as Items
 from typing import Any
 
@@ -37,15 +36,20 @@ class Stage:
     def kv_num_bytes(self) -> int:
         return sum(table.num_bytes for table in self._tables.values())
 
-    def run(self, step: StageStep, inputs: mx.array, meanwhile: Callable[[], None] | None = None) -> mx.array:
-        """Run the layers and wait for the result.
+    def run(self, step: StageStep, inputs: mx.array) -> mx.array:
+        """Run the layers and wait for the result; see `launch`."""
+        hidden = self.launch(step, inputs)
+        self.finish(step, hidden)
+        return hidden
+
+    def launch(self, step: StageStep, inputs: mx.array) -> mx.array:
+        """Start the layers.
 
         Args:
             inputs: token ids (B, T) int32 on the first stage, hidden states (B, T, D) on the others.
-            meanwhile: called once, when the layers have been started and before they are waited for.
 
         Returns:
-            Hidden states (B, T, D), after the final norm on the last stage.
+            Hidden states (B, T, D), after the final norm on the last stage; to be waited for by `finish`.
         """
         self._use_threads(self._threads.num_alone if step.is_alone else self._threads.num_shared)
         for resize in step.resizes:
@@ -58,15 +62,16 @@ class Stage:
         for copy in step.copies:
             table.copy_prefix(self._table(copy.from_table), copy.from_slot, copy.to_slot, copy.num_tokens)
         hidden = self.runner.forward(inputs, table.begin(step))
-        if meanwhile is not None:
-            mx.async_eval(hidden, table.arrays)
-            meanwhile()
-        self.runner.wait(hidden, table.arrays)
+        self.runner.submit(hidden)
+        return hidden
+
+    def finish(self, step: StageStep, *arrays: mx.array) -> None:
+        """Wait for a step's hidden states, or for what was made of them."""
+        self.runner.wait(*arrays)
         if step.num_rows * step.num_tokens >= LONG_STEP_TOKENS:
             self.runner.drop_cache()
         if not (step.wants_logits and self.model.is_last):
             self.rest()
-        return hidden
 
     def logits(
         self, step: StageStep, hidden: mx.array, wanted: Items[tuple[int, int]] | None = None
@@ -74,7 +79,7 @@ class Stage:
         """Return logits (W, V); lazy.
 
         Args:
-            hidden: what `run` returned for the step.
+            hidden: what `launch` returned for the step.
             wanted: (row, column) of each token whose logits are asked for; None: each real row's last.
         """
         if wanted is None:

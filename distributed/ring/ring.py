@@ -4,9 +4,11 @@ Knows frames and descriptors; nothing of their meaning. Rank r receives from r +
 to the last rank), so a microbatch makes one lap: 0 -> N-1 -> ... -> 1 -> 0. No collectives.
 
 A pending `mx.distributed.recv` spins on a whole core (mlx 0.32.4), so every receive first waits in `poll()`
-on a duplicate of the ring's own descriptor. Communication has CPU streams of its own: a large send delays no
-computation, and on Metal the GPU's graph never waits for a peer. After a ring error (`RingLost`) the ring is
-unusable: the process ends, its neighbours notice, and the supervisor builds a new ring."""
+on a duplicate of the ring's own descriptor. Messages 1 and 2 are read from that duplicate: MLX would add two
+switches of threads to each. Hidden states are received by MLX, on request while the layers run. Communication
+has CPU streams of its own: a large send delays no computation, and on Metal the GPU's graph never waits for a
+peer. After a ring error (`RingLost`) the ring is unusable: the process ends, its neighbours notice, and the
+supervisor builds a new ring."""
 
 from __future__ import annotations
 
@@ -27,7 +29,16 @@ from typing import Any, Protocol
 import mlx.core as mx
 import numpy as np
 
-from distributed.ring.frame import NUM_BLOCK_INTS, Frame, FrameError, Kind, decode, encode, num_rest_ints
+from distributed.ring.frame import (
+    NUM_BLOCK_INTS,
+    Frame,
+    FrameError,
+    Int32Array,
+    Kind,
+    decode,
+    encode,
+    num_rest_ints,
+)
 
 # Rank 0 keeps at most this many unread bytes in flight, so that its sends never block on a full buffer.
 MAX_UNREAD_BYTES = 32 * 1024
@@ -56,7 +67,7 @@ class Ring(Protocol):
 
     def is_readable(self) -> bool: ...
 
-    def begin_recv(self, hidden: tuple[int, int] | None = None) -> None: ...
+    def begin_recv(self) -> None: ...
 
     def recv(self) -> tuple[Frame, mx.array | None]: ...
 
@@ -88,7 +99,7 @@ class LoopbackRing:
     def is_readable(self) -> bool:
         return bool(self._frames)
 
-    def begin_recv(self, hidden: tuple[int, int] | None = None) -> None:
+    def begin_recv(self) -> None:
         """Do nothing: frames arrive at once."""
 
     def wait(self, timeout: float | None, others: Iterable[int] = ()) -> set[int]:
@@ -125,7 +136,9 @@ class MlxRing:
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
         self._shape: HiddenShape | None = None
-        self._begun: deque[mx.array] = deque()  # parts of the next frame, being received
+        self._begun: tuple[Frame, mx.array | None] | None = (
+            None  # the next frame, its hidden states on the way
+        )
 
     def set_hidden_shape(self, shape: HiddenShape) -> None:
         """Set width and type of the hidden states, the same on all ranks."""
@@ -142,32 +155,35 @@ class MlxRing:
             self._selector.unregister(self._silent)
         block, rest = encode(frame)
         with _lost_on_error("send"):
-            for part in (block, rest, hidden):
-                if part is not None:
-                    array = part if isinstance(part, mx.array) else mx.array(part)
-                    mx.async_eval(
-                        mx.distributed.send(array, self._to, group=self._group, stream=self._send_stream)
-                    )
+            parts = [mx.array(part) for part in (block, rest) if part is not None]
+            if hidden is not None:
+                parts.append(hidden)
+            with mx.stream(self._send_stream):
+                sent: list[mx.array] = []
+                for part in parts:
+                    # An evaluation keeps no order of its own.
+                    after = mx.depends([part], sent)[0] if sent else part
+                    sent = [mx.distributed.send(after, self._to, group=self._group)]
+                mx.async_eval(sent)
 
     def is_readable(self) -> bool:
         return bool(self._begun or self._poll.poll(0))
 
-    def begin_recv(self, hidden: tuple[int, int] | None = None) -> None:
-        """Start to receive the next frame in the background, if it has begun to arrive.
+    def begin_recv(self) -> None:
+        """Take the next frame, if it has begun to arrive; its hidden states follow in the background.
 
-        Each part of a frame costs a switch of threads, which takes long beside a busy stage.
-
-        Args:
-            hidden: (rows, tokens) of its hidden states, if the caller knows that the next frame has these and
-                no message 2; None: receive message 1 only.
+        Raises:
+            RingLost: the neighbour is gone or sent an invalid frame.
         """
-        if self._begun or not self.is_readable():
+        if self._begun is not None or not self._poll.poll(0):
             return
-        with _lost_on_error("receive"):
-            self._begun.append(self._start_recv((NUM_BLOCK_INTS,), mx.int32))
-            if hidden is not None:
-                assert self._shape is not None, "set_hidden_shape comes before the first step"
-                self._begun.append(self._start_recv((*hidden, self._shape.hidden_size), self._shape.dtype))
+        try:
+            block = self._recv_ints(NUM_BLOCK_INTS)
+            num_rest = num_rest_ints(block, epoch=self.epoch)
+            frame = decode(block, self._recv_ints(num_rest) if num_rest else None)
+        except (FrameError, ValueError) as error:
+            raise RingLost(f"rank {self._from} sent an invalid frame: {error}") from error
+        self._begun = frame, self._start_recv(frame) if frame.has_hidden else None
 
     def wait(self, timeout: float | None, others: Iterable[int] = ()) -> set[int]:
         """Wait until a frame begins, one of the descriptors `others` is readable, or the timeout ends.
@@ -189,45 +205,51 @@ class MlxRing:
         Raises:
             RingLost: the neighbour is gone, or its frame is invalid or not the one expected.
         """
-        try:
-            block = self._recv_ints(NUM_BLOCK_INTS)
-            num_rest = num_rest_ints(block, epoch=self.epoch)
-            frame = decode(block, self._recv_ints(num_rest) if num_rest and not self._begun else None)
-        except (FrameError, ValueError) as error:
-            raise RingLost(f"rank {self._from} sent an invalid frame: {error}") from error
-        expected = self._begun[0].shape[:2] if self._begun else None
-        if expected is not None and not (frame.has_hidden and expected == (frame.num_rows, frame.num_tokens)):
-            raise RingLost(f"rank {self._from} sent another frame than the expected one")
-        return frame, self._recv_hidden(frame) if frame.has_hidden else None
+        self.begin_recv()
+        assert self._begun is not None, "wait has not reported a frame"
+        frame, hidden = self._begun
+        self._begun = None
+        if hidden is not None:
+            with _lost_on_error("receive"):
+                mx.eval(hidden)
+        return frame, hidden
 
     def flush(self) -> None:
         """Wait until all sent frames have left this process; call this before it ends."""
         with _lost_on_error("flush"):
             mx.synchronize(self._send_stream)
 
-    def _recv_hidden(self, frame: Frame) -> mx.array:
+    def _recv_ints(self, count: int) -> Int32Array:
+        """Read from the socket itself: MLX reads no byte that it was not asked for (mlx 0.32.4 ring.cpp)."""
+        ints = np.empty(count, np.int32)
+        left = memoryview(ints.view(np.uint8))  # type: ignore[arg-type]
+        while left:
+            self._expect_more()
+            try:
+                num_bytes = self._socket.recv_into(left, flags=socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise RingLost(f"receive failed: {error}") from error
+            if not num_bytes:
+                raise RingLost(f"rank {self._from} closed the connection")
+            left = left[num_bytes:]
+        return ints
+
+    def _start_recv(self, frame: Frame) -> mx.array:
         assert self._shape is not None, "set_hidden_shape comes before the first step"
         shape = (frame.num_rows, frame.num_tokens, self._shape.hidden_size)
-        return self._recv_array(shape, self._shape.dtype)
-
-    def _recv_ints(self, count: int) -> Any:
-        return np.array(self._recv_array((count,), mx.int32), copy=True)
-
-    def _recv_array(self, shape: tuple[int, ...], dtype: Any) -> mx.array:
+        self._expect_more()  # a receive that finds nothing spins
         with _lost_on_error("receive"):
-            if self._begun:
-                array = self._begun.popleft()
-            elif self._poll.poll(REST_TIMEOUT_SECONDS * 1000):
-                array = self._start_recv(shape, dtype)
-            else:
-                raise RingLost(f"rank {self._from} stopped in the middle of a frame")
-            mx.eval(array)
+            array = mx.distributed.recv(
+                shape, self._shape.dtype, self._from, group=self._group, stream=self._recv_stream
+            )
+            mx.async_eval(array)
         return array
 
-    def _start_recv(self, shape: tuple[int, ...], dtype: Any) -> mx.array:
-        array = mx.distributed.recv(shape, dtype, self._from, group=self._group, stream=self._recv_stream)
-        mx.async_eval(array)
-        return array
+    def _expect_more(self) -> None:
+        if not self._poll.poll(REST_TIMEOUT_SECONDS * 1000):
+            raise RingLost(f"rank {self._from} stopped in the middle of a frame")
 
 
 @contextlib.contextmanager

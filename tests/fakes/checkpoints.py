@@ -92,6 +92,7 @@ _QWEN_MOE = {
 VARIANTS: dict[str, tuple[dict[str, Any], int | None]] = {
     "llama": ({"model_type": "llama", "num_key_value_heads": 2}, None),
     "llama-tied": ({"model_type": "llama", "num_key_value_heads": 2, "tie_word_embeddings": True}, None),
+    "llama-8bit": ({"model_type": "llama", "num_key_value_heads": 2}, 8),
     "llama-4bit-tied": ({"model_type": "llama", "num_key_value_heads": 2, "tie_word_embeddings": True}, 4),
     "ministral3": (
         {"model_type": "ministral3", "num_key_value_heads": 2, "rope_parameters": _MISTRAL_ROPE},
@@ -99,6 +100,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], int | None]] = {
     ),
     "qwen2": ({"model_type": "qwen2", "num_key_value_heads": 2, "tie_word_embeddings": True}, None),
     "qwen3": ({"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 32}, None),
+    "qwen3-8bit": ({"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 32}, 8),
     "qwen3_moe": (_QWEN_MOE, None),
     "qwen3_moe-8bit": (_QWEN_MOE, 8),
     "deepseek_v2": (_DEEPSEEK, None),
@@ -190,8 +192,8 @@ def edit_config(folder: Path, *removed: str, **changes: Any) -> None:
     (folder / "config.json").write_text(json.dumps(kept | changes))
 
 
-def reference_model(folder: Path) -> Any:
-    """Load mlx-lm's own model of the folder whole, in float32."""
+def reference_model(folder: Path, dtype: mx.Dtype = mx.float32) -> Any:
+    """Load mlx-lm's own model of the folder whole."""
     config = json.loads((folder / "config.json").read_text())
     model = _make_model(config)
     weights = model.sanitize(read_weights(folder))
@@ -203,7 +205,7 @@ def reference_model(folder: Path) -> Any:
             class_predicate=lambda path, _: packing.get(path, f"{path}.scales" in weights),
         )
     model.load_weights(list(weights.items()))
-    model.set_dtype(mx.float32)
+    model.set_dtype(dtype)
     return model
 
 
