@@ -16,7 +16,7 @@ import numpy as np
 
 from distributed.backends.stage import Stage
 from distributed.engine.row_sampling import RowSampling
-from distributed.engine.sampling import sample
+from distributed.engine.sampling import Draws
 from distributed.engine.warm_up import WarmUp, plan_draws, plan_warm_up
 from distributed.joining import AnyRing, Launch, receive
 from distributed.planning.step import StageStep
@@ -77,7 +77,9 @@ def draw_all_ways(stage: Stage, step: StageStep, output: mx.array, wanted: Items
     num = len(wanted)
     for num_greedy in sorted({0, num // 2, num}):
         rows = [GREEDY] * num_greedy + [SAMPLED] * (num - num_greedy)
-        sample(stage.logits(step, output, wanted), rows, stage.runner.greedy)
+        draws = Draws(stage.logits(step, output, wanted), rows, stage.runner.greedy)
+        stage.runner.wait(*draws.arrays)
+        draws.finish()
 
 
 def _to_frame(number: int, step: StageStep, epoch: int) -> Frame:

@@ -102,7 +102,7 @@ def _chunks(warm_up: WarmUp) -> Iterator[StageStep]:
     for end, size in product((full, full - UNEVEN), (chunk, max(1, chunk - UNEVEN))):
         yield _step([(0, end - size, size)])
     for end in (3 * TILE, 4 * TILE - UNEVEN):
-        for size in (1, 3, 16, 23, 32, TILE):
+        for size in (1, 3, 16, 23, 32, 44, TILE):
             start = end - size
             yield _step([(0, start, size)])
             yield _step([(0, start, size), (1, start, size)])
@@ -122,6 +122,7 @@ def _decode(warm_up: WarmUp) -> Iterator[StageStep]:
             yield _step([(slot + 2 * (slot > 1), 12 + slot, 1) for slot in slots])
     yield _step([(0, 12, 1), (1, 0, 0), (2, 9, 1)])
     yield _step([(0, 12, 1), (3, 12, 1)])
+    yield _step([(0, 12, 1), (3, 9, 1)])
 
 
 def _drafts(warm_up: WarmUp) -> Iterator[StageStep]:
@@ -144,8 +145,8 @@ def _long_contexts(warm_up: WarmUp) -> Iterator[StageStep]:
             chunk = within_scores(limits.max_chunk_tokens, end, limits.max_chunk_scores)
             for size in sorted({min(size, chunk) for size in (1, 4, 23, 2 * TILE, 2 * TILE + 3, chunk)}):
                 yield _step([(0, end - size, size)])
-            for size in (1, 4):
-                yield _step([(0, end - size, size), (1, end - size - 9, size)])
+            for num_rows, size in ((2, 1), (4, 1), (2, 2), (2, 4)):
+                yield _step([(slot, end - size - 9 * slot, size) for slot in range(num_rows)])
 
 
 def _orders() -> Iterator[StageStep]:

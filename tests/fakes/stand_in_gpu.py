@@ -60,6 +60,11 @@ class StandInDevice:
     _is_in_step: bool = False
     _idle_ns: int = 0
 
+    @property
+    def num_stalls(self) -> int:
+        """How often a new shape has held Python up."""
+        return len(self._shapes)
+
     def enter(self) -> None:
         """A frame has arrived."""
         self._free_ns = max(self._free_ns, time.monotonic_ns())
@@ -133,6 +138,7 @@ class StandInRunner(MlxRunner):
     def __init__(self, model: StageModel, device: StandInDevice) -> None:
         super().__init__(model)
         self.device = device
+        self.compiles_kernels = device.shape_ms > 0
 
     def make_table(self) -> KVTable:
         return CountedTable(self.device, len(self.model.layers), self.submit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -23,11 +24,11 @@ from distributed.ring.ring import LoopbackRing
 from distributed.ring.watchdog import RankStart, Watchdog
 from distributed.warming import warm_up
 from tests.fakes.checkpoints import cast_weights, make_checkpoint
-from tests.fakes.stand_in_gpu import StandInGpu
+from tests.fakes.stand_in_gpu import StandInDevice, StandInGpu
 from tests.services.kernel_classes import KernelClass, recorded
 from tests.services.local_ring import GREEDY, WARM, LocalRing, load_stages
 
-MAX_REQUESTS = 14
+MAX_REQUESTS = 10
 
 
 class EagerLookup(PromptLookup):
@@ -105,7 +106,7 @@ def test_the_warm_up_stays_within_what_serving_may_use(
         assert max(step.slots) < rows and step.num_kv_tokens <= min(tokens, max_tokens)
         assert max(step.slots) < max_rows
         assert min(step.offsets + step.counts) >= 0 and max(step.counts) == step.num_tokens
-    assert len(steps) < 220
+    assert len(steps) < 280
     assert len(plan_draws(plan)) < 20
 
 
@@ -119,17 +120,23 @@ def test_a_machine_that_compiles_nothing_runs_a_short_prompt_only(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("variant", "sizes"),
-    [("llama", {"max_tokens": 1200, "chunk": 128}), ("llama-4bit-tied", {}), ("deepseek_v2-8bit", {})],
+    ("variant", "seeds", "sizes"),
+    [
+        ("llama", (1, 2), {"max_tokens": 1200, "chunk": 128}),
+        ("deepseek_v2-8bit", (4,), {}),
+    ],
 )
 def test_every_kernel_class_of_serving_has_run_before_ready(
-    tmp_path: Path, variant: str, sizes: dict[str, Any]
+    tmp_path: Path, variant: str, seeds: Items[int], sizes: dict[str, Any]
 ) -> None:
     """Whatever is asked in whatever mixture; without the warm-up's steps some would be new."""
     layers = {"num_hidden_layers": 2}
     folder = cast_weights(make_checkpoint(tmp_path / "model", variant, num_files=1, **layers), mx.bfloat16)
-    (stage,) = load_stages(folder, (2,), StandInGpu())
+    device = StandInDevice(shape_ms=0.01)
+    (stage,) = load_stages(folder, (2,), StandInGpu(device))
     plan = make_plan(**sizes)
     before_ready = warmed(tmp_path, stage, plan)
-    for seed in (1, 2):
+    num_stalls = device.num_stalls
+    for seed in seeds:
         assert sorted(map(str, served(stage, plan, seed) - before_ready)) == []
+    assert device.num_stalls == num_stalls > 0
