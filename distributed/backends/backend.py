@@ -16,6 +16,7 @@ import mlx.core as mx
 
 from distributed.models import StageModel, open_stage
 from distributed.planning.model_shape import ModelShape
+from distributed.planning.step import StageStep
 
 if TYPE_CHECKING:
     from distributed.models.general import StageParts
@@ -63,6 +64,10 @@ class StageRunner(ABC):
     def wait(self, *arrays: mx.array) -> None:
         """Wait until these arrays are there."""
         mx.eval(*arrays)
+
+    def prepare(self, table: Any, step: StageStep) -> None:
+        """Use a moment without work, after a step of one token a row, for the step that likely follows."""
+        return
 
     def drop_cache(self) -> None:
         """Give back the buffers that are kept for reuse."""

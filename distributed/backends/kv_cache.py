@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import add
 from typing import Any, Generic, TypeVar
 
 import mlx.core as mx
@@ -47,7 +48,16 @@ class _View:
     scatter_rows: mx.array | None  # (W,) of the rows that one scatter of T = 1 writes; None: all
     scatter_slots: mx.array | None  # (W, 1); None: no scatter
     scatter_offsets: mx.array | None  # (W, 1)
+    mask: mx.array | None  # (B, 1, T, S), only where rows are uneven
     _heads: dict[int, mx.array] = field(default_factory=dict)
+
+    def is_of(self, step: StageStep, shape: tuple[int, int]) -> bool:
+        """Whether this is the view of a step, whatever else the step asks for."""
+        own = self.step
+        return (own.slots, own.offsets, own.counts, own.num_tokens, self.shape) == (
+            *(step.slots, step.offsets, step.counts, step.num_tokens),
+            shape,
+        )
 
     def heads(self, num: int) -> mx.array:
         """Return the third index of a scatter, (1, H)."""
@@ -72,12 +82,22 @@ def _make_view(step: StageStep, shape: tuple[int, int]) -> _View:
         scatter_rows=_index(written) if scatters and len(written) < len(slots) else None,
         scatter_slots=_index([slots[i] for i in written])[:, None] if scatters else None,
         scatter_offsets=_index([step.offsets[i] for i in written])[:, None] if scatters else None,
+        mask=None if _is_level(step) else _make_mask(step),
     )
 
 
 def _index(numbers: Sequence[int]) -> mx.array:
     """Make an index in a type that MLX does not cast anew in each layer (mlx 0.32.4)."""
     return mx.array(numbers, dtype=mx.uint32)
+
+
+def _is_level(step: StageStep) -> bool:
+    return all(offset + step.num_tokens == step.num_kv_tokens for offset in step.offsets)
+
+
+def _make_mask(step: StageStep) -> mx.array:
+    last_seen = mx.array(step.offsets)[:, None] + mx.arange(step.num_tokens)[None]
+    return (mx.arange(step.num_kv_tokens) <= last_seen[..., None])[:, None]
 
 
 class LayerCache:
@@ -152,12 +172,11 @@ class LayerCache:
         Column t of row b sees key s if s <= offset_b + t.
         """
         assert window_size is None, "sliding windows are not served by this cache"
-        step, num_kv_tokens = self.view.step, self.view.num_kv_tokens
-        is_level = all(offset + N == num_kv_tokens for offset in step.offsets)
-        if is_level and not return_array:
-            return None if N == 1 else "causal"
-        last_seen = mx.array(step.offsets)[:, None] + mx.arange(N)[None]
-        return (mx.arange(num_kv_tokens) <= last_seen[..., None])[:, None]
+        view = self.view
+        assert view.step.num_tokens == N, "a mask of another step"
+        if view.mask is None and return_array:
+            return _make_mask(view.step)
+        return view.mask if view.mask is not None or N == 1 else "causal"
 
     def _write(self, buffer: mx.array, new: mx.array) -> mx.array:
         view = self.view
@@ -225,11 +244,20 @@ class KVTable(SlotTable[LayerCache]):
         super().__init__(num_layers)
         for layer in self.layers[1::SUBMITTED_LAYERS]:
             layer.submit = submit
+        self._prepared: _View | None = None
+
+    def prepare(self, step: StageStep) -> None:
+        """Make the view of the step that follows `step` if its rows go on by a token each."""
+        offsets = tuple(map(add, step.offsets, step.counts))
+        following = StageStep(step.table, step.slots, offsets, step.counts, step.num_tokens)
+        self._prepared = _make_view(following, grown(self.shape, 0, following.num_kv_tokens))
 
     def begin(self, step: StageStep) -> list[LayerCache]:
         """Set every layer's view to `step` and return the layers' caches."""
         self.shape = grown(self.shape, max(step.slots) + 1, step.num_kv_tokens)
-        view = _make_view(step, self.shape)
+        view, self._prepared = self._prepared, None
+        if view is None or not view.is_of(step, self.shape):
+            view = _make_view(step, self.shape)
         for layer in self.layers:
             layer.view = view
         return self.layers

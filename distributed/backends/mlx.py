@@ -16,6 +16,7 @@ from distributed.backends.backend import Backend, Greedy, StageRunner
 from distributed.backends.kv_cache import KVTable
 from distributed.models.general import StageParts
 from distributed.planning.model_shape import ModelShape
+from distributed.planning.step import StageStep
 from prompts.mlx_lm_import import import_mlx_lm
 
 switch_layers = import_mlx_lm("models.switch_layers")
@@ -118,6 +119,9 @@ class MlxRunner(StageRunner):
         if hidden.shape[1] == 1 and len(rows) == hidden.shape[0]:
             return self.model.head(hidden[:, 0])
         return self.model.head(hidden[mx.array(rows), mx.array(columns)])
+
+    def prepare(self, table: KVTable, step: StageStep) -> None:
+        table.prepare(step)
 
     def drop_cache(self) -> None:
         mx.clear_cache()

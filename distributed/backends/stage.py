@@ -73,6 +73,11 @@ class Stage:
         if not (step.wants_logits and self.model.is_last):
             self.rest()
 
+    def prepare_next(self, step: StageStep) -> None:
+        """Use a moment without work after a step; what is made is used if the next one is as expected."""
+        if step.num_tokens == 1 and step.table in self._tables:
+            self.runner.prepare(self._tables[step.table], step)
+
     def logits(
         self, step: StageStep, hidden: mx.array, wanted: Items[tuple[int, int]] | None = None
     ) -> mx.array:
