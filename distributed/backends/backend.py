@@ -27,6 +27,7 @@ Greedy = Callable[[mx.array], mx.array]
 class StageRunner(ABC):
     """Runs the layers of one stage, and its head."""
 
+    can_build_ahead = False  # nothing is computed before it is waited for or submitted
     is_async = False  # the layers run on threads of MLX or on the GPU, and leave the caller's free
     # How many threads multiply from now on; None: that cannot be changed.
     use_threads: Callable[[int], None] | None = None
@@ -65,9 +66,14 @@ class StageRunner(ABC):
         """Wait until these arrays are there."""
         mx.eval(*arrays)
 
-    def prepare(self, table: Any, step: StageStep) -> None:
-        """Use a moment without work, after a step of one token a row, for the step that likely follows."""
-        return
+    def build_ahead(self, x: mx.array, table: Any, step: StageStep) -> tuple[mx.array, Callable[[], None]]:
+        """Build a step of one token a row that may never come, on an input that is not there yet.
+
+        Returns:
+            What `forward` will return, lazy, and what takes the step back; the latter is dropped before the
+            result is started.
+        """
+        raise NotImplementedError
 
     def drop_cache(self) -> None:
         """Give back the buffers that are kept for reuse."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from operator import add
 from typing import Any, Generic, TypeVar
 
 import mlx.core as mx
@@ -49,15 +48,8 @@ class _View:
     scatter_slots: mx.array | None  # (W, 1); None: no scatter
     scatter_offsets: mx.array | None  # (W, 1)
     mask: mx.array | None  # (B, 1, T, S), only where rows are uneven
+    submits: bool  # whether layers start what has been built
     _heads: dict[int, mx.array] = field(default_factory=dict)
-
-    def is_of(self, step: StageStep, shape: tuple[int, int]) -> bool:
-        """Whether this is the view of a step, whatever else the step asks for."""
-        own = self.step
-        return (own.slots, own.offsets, own.counts, own.num_tokens, self.shape) == (
-            *(step.slots, step.offsets, step.counts, step.num_tokens),
-            shape,
-        )
 
     def heads(self, num: int) -> mx.array:
         """Return the third index of a scatter, (1, H)."""
@@ -66,7 +58,7 @@ class _View:
         return self._heads[num]
 
 
-def _make_view(step: StageStep, shape: tuple[int, int]) -> _View:
+def _make_view(step: StageStep, shape: tuple[int, int], *, submits: bool) -> _View:
     slots, single = step.slots, step.num_rows == 1
     is_range = slots == tuple(range(slots[0], slots[0] + len(slots)))
     written = tuple(i for i, count in enumerate(step.counts) if count)
@@ -83,6 +75,7 @@ def _make_view(step: StageStep, shape: tuple[int, int]) -> _View:
         scatter_slots=_index([slots[i] for i in written])[:, None] if scatters else None,
         scatter_offsets=_index([step.offsets[i] for i in written])[:, None] if scatters else None,
         mask=None if _is_level(step) else _make_mask(step),
+        submits=submits,
     )
 
 
@@ -124,7 +117,7 @@ class LayerCache:
         self.make_room(self.view.shape, keys, values)
         self.keys = self._write(self.keys, keys)
         self.values = self._write(self.values, values)
-        if self.submit is not None:
+        if self.submit is not None and self.view.submits:
             self.submit(self.keys, self.values)
         return self._read(self.keys), self._read(self.values)
 
@@ -244,20 +237,25 @@ class KVTable(SlotTable[LayerCache]):
         super().__init__(num_layers)
         for layer in self.layers[1::SUBMITTED_LAYERS]:
             layer.submit = submit
-        self._prepared: _View | None = None
 
-    def prepare(self, step: StageStep) -> None:
-        """Make the view of the step that follows `step` if its rows go on by a token each."""
-        offsets = tuple(map(add, step.offsets, step.counts))
-        following = StageStep(step.table, step.slots, offsets, step.counts, step.num_tokens)
-        self._prepared = _make_view(following, grown(self.shape, 0, following.num_kv_tokens))
+    def begin_ahead(self, step: StageStep) -> tuple[list[LayerCache], Callable[[], None]]:
+        """Begin a step that may never come and starts nothing; returns what takes it back, too.
 
-    def begin(self, step: StageStep) -> list[LayerCache]:
+        Until that is dropped, the old keys and values are kept, so that nothing is written in their place.
+        """
+        shape, before = self.shape, [(layer.keys, layer.values) for layer in self.layers]
+
+        def take_back() -> None:
+            self.shape = shape
+            for layer, (keys, values) in zip(self.layers, before, strict=True):
+                layer.keys, layer.values = keys, values
+
+        return self.begin(step, submits=False), take_back
+
+    def begin(self, step: StageStep, *, submits: bool = True) -> list[LayerCache]:
         """Set every layer's view to `step` and return the layers' caches."""
         self.shape = grown(self.shape, max(step.slots) + 1, step.num_kv_tokens)
-        view, self._prepared = self._prepared, None
-        if view is None or not view.is_of(step, self.shape):
-            view = _make_view(step, self.shape)
+        view = _make_view(step, self.shape, submits=submits)
         for layer in self.layers:
             layer.view = view
         return self.layers

@@ -6,7 +6,7 @@ The limit of memory is what Metal lets the GPU use.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -104,7 +104,7 @@ def greedy_on_gpu(logits: mx.array) -> mx.array:
 class MlxRunner(StageRunner):
     """The model's own layers and head."""
 
-    is_async = True
+    is_async = can_build_ahead = True
     greedy: Greedy | None = staticmethod(greedy_on_gpu)
 
     def make_table(self) -> KVTable:
@@ -120,8 +120,11 @@ class MlxRunner(StageRunner):
             return self.model.head(hidden[:, 0])
         return self.model.head(hidden[mx.array(rows), mx.array(columns)])
 
-    def prepare(self, table: KVTable, step: StageStep) -> None:
-        table.prepare(step)
+    def build_ahead(
+        self, x: mx.array, table: KVTable, step: StageStep
+    ) -> tuple[mx.array, Callable[[], None]]:
+        begun, take_back = table.begin_ahead(step)
+        return self.forward(x, begun), take_back
 
     def drop_cache(self) -> None:
         mx.clear_cache()

@@ -68,6 +68,7 @@ class CpuBackend(Backend):
 class MlxOnCpu(MlxRunner):
     """MLX's layers, some of their parts replaced."""
 
+    can_build_ahead = False  # parts that left MLX compute at once
     greedy = None  # MLX's CPU build takes 15 times as long for an argmax as NumPy
 
     def __init__(self, model: StageModel, *, is_async: bool) -> None:
