@@ -142,9 +142,8 @@ class MlxRing:
         self._poll.register(self._socket, select.POLLIN)
         self._shape: HiddenShape | None = None
         self._expected: mx.array | None = None  # hidden states, not asked for yet
-        self._begun: tuple[Frame, mx.array | None] | None = (
-            None  # the next frame, its hidden states on the way
-        )
+        # The next frame, taken already; its hidden states may be on the way.
+        self._begun: tuple[Frame, mx.array | None] | None = None
 
     def set_hidden_shape(self, shape: HiddenShape) -> None:
         """Set width and type of the hidden states, the same on all ranks."""
@@ -164,12 +163,12 @@ class MlxRing:
             parts = [mx.array(part) for part in (block, rest) if part is not None]
             if hidden is not None:
                 parts.append(hidden)
-            with mx.stream(self._send_stream):
+            with mx.stream(self._send_stream):  # of `depends`, which takes none
                 sent: list[mx.array] = []
                 for part in parts:
                     # An evaluation keeps no order of its own.
                     after = mx.depends([part], sent)[0] if sent else part
-                    sent = [mx.distributed.send(after, self._to, group=self._group)]
+                    sent = [mx.distributed.send(after, self._to, group=self._group, stream=self._send_stream)]
                 mx.async_eval(sent)
 
     def is_readable(self) -> bool:
@@ -218,7 +217,7 @@ class MlxRing:
         """Receive the frame that `wait` reported, and its hidden states (rows, tokens, hidden size) or None.
 
         Raises:
-            RingLost: the neighbour is gone, or its frame is invalid or not the one expected.
+            RingLost: the neighbour is gone, or its frame is invalid.
         """
         self.begin_recv()
         assert self._begun is not None, "wait has not reported a frame"

@@ -28,9 +28,9 @@ NUM_TOKENS = 24
 
 
 @cache
-def folder_of(variant: str, folder: Path) -> Path:
-    """A folder as Mac users have them: bfloat16, products of 8 bits."""
-    return cast_weights(make_checkpoint(folder / variant, variant, num_files=1), mx.bfloat16)
+def folder_of(variant: str, folder: Path, dtype: mx.Dtype = mx.bfloat16) -> Path:
+    """A folder as Mac users have them: half precision, products of 8 bits."""
+    return cast_weights(make_checkpoint(folder / f"{variant}-{dtype}", variant, num_files=1), dtype)
 
 
 @pytest.fixture(scope="module")
@@ -39,20 +39,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("counts", [(4,), (1, 3)])
-@pytest.mark.parametrize("variant", ["llama-8bit", "qwen3-8bit", "qwen3_moe-8bit"])
-def test_stages_give_the_tokens_of_mlx_lm(folder: Path, variant: str, counts: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("variant", "dtype"),
+    [
+        ("llama-8bit", mx.bfloat16),
+        ("qwen3-8bit", mx.bfloat16),
+        ("qwen3_moe-8bit", mx.bfloat16),
+        ("qwen3_moe-8bit", mx.float16),
+    ],
+)
+def test_stages_give_the_tokens_of_mlx_lm(
+    folder: Path, variant: str, dtype: mx.Dtype, counts: tuple[int, ...]
+) -> None:
     """Bit for bit the same work: weights stay as they are stored, and the greedy draw happens on the GPU."""
-    model = folder_of(variant, folder)
+    model = folder_of(variant, folder, dtype)
     stages = load_stages(model, counts, StandInGpu())
     for stage in stages:
         assert isinstance(stage.runner, StandInRunner)
         assert stage.runner.is_async
         assert stage.runner.greedy is not None
-        assert stage.model.dtype == mx.bfloat16
+        assert stage.model.dtype == dtype
     ring = LocalRing(stages, chunk=64)
     row = ring.ask(PROMPT, NUM_TOKENS)
     ring.run()
-    assert answer(row) == reference_tokens(reference_model(model, mx.bfloat16), PROMPT, NUM_TOKENS)[0]
+    assert answer(row) == reference_tokens(reference_model(model, dtype), PROMPT, NUM_TOKENS)[0]
 
 
 @pytest.mark.parametrize("counts", [(4,), (1, 3)])
