@@ -16,6 +16,7 @@ import mlx.core as mx
 
 from distributed.models import StageModel, open_stage
 from distributed.planning.model_shape import ModelShape
+from distributed.planning.step import StageStep
 
 if TYPE_CHECKING:
     from distributed.models.general import StageParts
@@ -27,6 +28,7 @@ class StageRunner(ABC):
     """Runs the layers of one stage, and its head."""
 
     compiles_kernels = False  # at their first use, which then takes long
+    can_build_ahead = False  # nothing is computed before it is waited for or submitted
     is_async = False  # the layers run on threads of MLX or on the GPU, and leave the caller's free
     # How many threads multiply from now on; None: that cannot be changed.
     use_threads: Callable[[int], None] | None = None
@@ -64,6 +66,15 @@ class StageRunner(ABC):
     def wait(self, *arrays: mx.array) -> None:
         """Wait until these arrays are there."""
         mx.eval(*arrays)
+
+    def build_ahead(self, x: mx.array, table: Any, step: StageStep) -> tuple[mx.array, Callable[[], None]]:
+        """Build a step of one token a row that may never come, on an input that is not there yet.
+
+        Returns:
+            What `forward` will return, lazy, and what takes the step back; the latter is dropped before the
+            result is started.
+        """
+        raise NotImplementedError
 
     def drop_cache(self) -> None:
         """Give back the buffers that are kept for reuse."""

@@ -47,6 +47,8 @@ class _View:
     scatter_rows: mx.array | None  # (W,) of the rows that one scatter of T = 1 writes; None: all
     scatter_slots: mx.array | None  # (W, 1); None: no scatter
     scatter_offsets: mx.array | None  # (W, 1)
+    mask: mx.array | None  # (B, 1, T, S), only where rows are uneven
+    submits: bool  # whether layers start what has been built
     _heads: dict[int, mx.array] = field(default_factory=dict)
 
     def heads(self, num: int) -> mx.array:
@@ -56,7 +58,7 @@ class _View:
         return self._heads[num]
 
 
-def _make_view(step: StageStep, shape: tuple[int, int]) -> _View:
+def _make_view(step: StageStep, shape: tuple[int, int], *, submits: bool) -> _View:
     slots, single = step.slots, step.num_rows == 1
     is_range = slots == tuple(range(slots[0], slots[0] + len(slots)))
     written = tuple(i for i, count in enumerate(step.counts) if count)
@@ -72,12 +74,23 @@ def _make_view(step: StageStep, shape: tuple[int, int]) -> _View:
         scatter_rows=_index(written) if scatters and len(written) < len(slots) else None,
         scatter_slots=_index([slots[i] for i in written])[:, None] if scatters else None,
         scatter_offsets=_index([step.offsets[i] for i in written])[:, None] if scatters else None,
+        mask=None if _is_level(step) else _make_mask(step),
+        submits=submits,
     )
 
 
 def _index(numbers: Sequence[int]) -> mx.array:
     """Make an index in a type that MLX does not cast anew in each layer (mlx 0.32.4)."""
     return mx.array(numbers, dtype=mx.uint32)
+
+
+def _is_level(step: StageStep) -> bool:
+    return all(offset + step.num_tokens == step.num_kv_tokens for offset in step.offsets)
+
+
+def _make_mask(step: StageStep) -> mx.array:
+    last_seen = mx.array(step.offsets)[:, None] + mx.arange(step.num_tokens)[None]
+    return (mx.arange(step.num_kv_tokens) <= last_seen[..., None])[:, None]
 
 
 class LayerCache:
@@ -104,7 +117,7 @@ class LayerCache:
         self.make_room(self.view.shape, keys, values)
         self.keys = self._write(self.keys, keys)
         self.values = self._write(self.values, values)
-        if self.submit is not None:
+        if self.submit is not None and self.view.submits:
             self.submit(self.keys, self.values)
         return self._read(self.keys), self._read(self.values)
 
@@ -152,12 +165,11 @@ class LayerCache:
         Column t of row b sees key s if s <= offset_b + t.
         """
         assert window_size is None, "sliding windows are not served by this cache"
-        step, num_kv_tokens = self.view.step, self.view.num_kv_tokens
-        is_level = all(offset + N == num_kv_tokens for offset in step.offsets)
-        if is_level and not return_array:
-            return None if N == 1 else "causal"
-        last_seen = mx.array(step.offsets)[:, None] + mx.arange(N)[None]
-        return (mx.arange(num_kv_tokens) <= last_seen[..., None])[:, None]
+        view = self.view
+        assert view.step.num_tokens == N, "a mask of another step"
+        if view.mask is None and return_array:
+            return _make_mask(view.step)
+        return view.mask if view.mask is not None or N == 1 else "causal"
 
     def _write(self, buffer: mx.array, new: mx.array) -> mx.array:
         view = self.view
@@ -226,10 +238,24 @@ class KVTable(SlotTable[LayerCache]):
         for layer in self.layers[1::SUBMITTED_LAYERS]:
             layer.submit = submit
 
-    def begin(self, step: StageStep) -> list[LayerCache]:
+    def begin_ahead(self, step: StageStep) -> tuple[list[LayerCache], Callable[[], None]]:
+        """Begin a step that may never come and starts nothing; returns what takes it back, too.
+
+        Until that is dropped, the old keys and values are kept, so that nothing is written in their place.
+        """
+        shape, before = self.shape, [(layer.keys, layer.values) for layer in self.layers]
+
+        def take_back() -> None:
+            self.shape = shape
+            for layer, (keys, values) in zip(self.layers, before, strict=True):
+                layer.keys, layer.values = keys, values
+
+        return self.begin(step, submits=False), take_back
+
+    def begin(self, step: StageStep, *, submits: bool = True) -> list[LayerCache]:
         """Set every layer's view to `step` and return the layers' caches."""
         self.shape = grown(self.shape, max(step.slots) + 1, step.num_kv_tokens)
-        view = _make_view(step, self.shape)
+        view = _make_view(step, self.shape, submits=submits)
         for layer in self.layers:
             layer.view = view
         return self.layers

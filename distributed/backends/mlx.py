@@ -6,7 +6,7 @@ The limit of memory is what Metal lets the GPU use.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +16,7 @@ from distributed.backends.backend import Backend, Greedy, StageRunner
 from distributed.backends.kv_cache import KVTable
 from distributed.models.general import StageParts
 from distributed.planning.model_shape import ModelShape
+from distributed.planning.step import StageStep
 from prompts.mlx_lm_import import import_mlx_lm
 
 switch_layers = import_mlx_lm("models.switch_layers")
@@ -103,8 +104,7 @@ def greedy_on_gpu(logits: mx.array) -> mx.array:
 class MlxRunner(StageRunner):
     """The model's own layers and head."""
 
-    compiles_kernels = True
-    is_async = True
+    compiles_kernels = is_async = can_build_ahead = True
     greedy: Greedy | None = staticmethod(greedy_on_gpu)
 
     def make_table(self) -> KVTable:
@@ -119,6 +119,12 @@ class MlxRunner(StageRunner):
         if hidden.shape[1] == 1 and len(rows) == hidden.shape[0]:
             return self.model.head(hidden[:, 0])
         return self.model.head(hidden[mx.array(rows), mx.array(columns)])
+
+    def build_ahead(
+        self, x: mx.array, table: KVTable, step: StageStep
+    ) -> tuple[mx.array, Callable[[], None]]:
+        begun, take_back = table.begin_ahead(step)
+        return self.forward(x, begun), take_back
 
     def drop_cache(self) -> None:
         mx.clear_cache()

@@ -260,6 +260,8 @@ class Engine:
         # Otherwise the tokens are published while the next step's layers run.
         if not (self._stage.runner.is_async and self._ring.is_readable()):
             self._publish()
+        if self._stage.runner.can_build_ahead and self._sent and not self._ring.is_readable():
+            self._stage.build_ahead(parse_step(self._sent[0])[0], self._ring.expect_hidden)
 
     def _begin_draws(self, microbatch: Microbatch, step: StageStep, output: mx.array) -> StepDraws:
         """Begin a draw after the last known token, and after each draft, of every row that wants tokens."""

@@ -69,6 +69,8 @@ class Ring(Protocol):
 
     def begin_recv(self) -> None: ...
 
+    def expect_hidden(self, num_rows: int, num_tokens: int) -> mx.array | None: ...
+
     def recv(self) -> tuple[Frame, mx.array | None]: ...
 
     def flush(self) -> None: ...
@@ -101,6 +103,9 @@ class LoopbackRing:
 
     def begin_recv(self) -> None:
         """Do nothing: frames arrive at once."""
+
+    def expect_hidden(self, num_rows: int, num_tokens: int) -> None:
+        """Return nothing: hidden states are there when they are sent."""
 
     def wait(self, timeout: float | None, others: Iterable[int] = ()) -> set[int]:
         """Return the ready ones of `others`; at once if a frame has arrived."""
@@ -136,9 +141,9 @@ class MlxRing:
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
         self._shape: HiddenShape | None = None
-        self._begun: tuple[Frame, mx.array | None] | None = (
-            None  # the next frame, its hidden states on the way
-        )
+        self._expected: mx.array | None = None  # hidden states, not asked for yet
+        # The next frame, taken already; its hidden states may be on the way.
+        self._begun: tuple[Frame, mx.array | None] | None = None
 
     def set_hidden_shape(self, shape: HiddenShape) -> None:
         """Set width and type of the hidden states, the same on all ranks."""
@@ -158,12 +163,12 @@ class MlxRing:
             parts = [mx.array(part) for part in (block, rest) if part is not None]
             if hidden is not None:
                 parts.append(hidden)
-            with mx.stream(self._send_stream):
+            with mx.stream(self._send_stream):  # of `depends`, which takes none
                 sent: list[mx.array] = []
                 for part in parts:
                     # An evaluation keeps no order of its own.
                     after = mx.depends([part], sent)[0] if sent else part
-                    sent = [mx.distributed.send(after, self._to, group=self._group)]
+                    sent = [mx.distributed.send(after, self._to, group=self._group, stream=self._send_stream)]
                 mx.async_eval(sent)
 
     def is_readable(self) -> bool:
@@ -185,6 +190,15 @@ class MlxRing:
             raise RingLost(f"rank {self._from} sent an invalid frame: {error}") from error
         self._begun = frame, self._start_recv(frame) if frame.has_hidden else None
 
+    def expect_hidden(self, num_rows: int, num_tokens: int) -> mx.array:
+        """Return the hidden states of the next frame, if they have this shape.
+
+        To be evaluated only once `recv` has returned them: before that a receive spins, and if the next frame
+        is another one, nothing will ever arrive.
+        """
+        self._expected = self._make_recv(num_rows, num_tokens)
+        return self._expected
+
     def wait(self, timeout: float | None, others: Iterable[int] = ()) -> set[int]:
         """Wait until a frame begins, one of the descriptors `others` is readable, or the timeout ends.
 
@@ -203,7 +217,7 @@ class MlxRing:
         """Receive the frame that `wait` reported, and its hidden states (rows, tokens, hidden size) or None.
 
         Raises:
-            RingLost: the neighbour is gone, or its frame is invalid or not the one expected.
+            RingLost: the neighbour is gone, or its frame is invalid.
         """
         self.begin_recv()
         assert self._begun is not None, "wait has not reported a frame"
@@ -237,15 +251,20 @@ class MlxRing:
         return ints
 
     def _start_recv(self, frame: Frame) -> mx.array:
-        assert self._shape is not None, "set_hidden_shape comes before the first step"
-        shape = (frame.num_rows, frame.num_tokens, self._shape.hidden_size)
+        array, self._expected = self._expected, None
+        if array is None or array.shape[:2] != (frame.num_rows, frame.num_tokens):
+            array = self._make_recv(frame.num_rows, frame.num_tokens)
         self._expect_more()  # a receive that finds nothing spins
         with _lost_on_error("receive"):
-            array = mx.distributed.recv(
-                shape, self._shape.dtype, self._from, group=self._group, stream=self._recv_stream
-            )
             mx.async_eval(array)
         return array
+
+    def _make_recv(self, num_rows: int, num_tokens: int) -> mx.array:
+        assert self._shape is not None, "set_hidden_shape comes before the first step"
+        shape = (num_rows, num_tokens, self._shape.hidden_size)
+        return mx.distributed.recv(
+            shape, self._shape.dtype, self._from, group=self._group, stream=self._recv_stream
+        )
 
     def _expect_more(self) -> None:
         if not self._poll.poll(REST_TIMEOUT_SECONDS * 1000):

@@ -59,6 +59,9 @@ class RingEnd:
     def begin_recv(self) -> None:
         """Do nothing: frames arrive at once."""
 
+    def expect_hidden(self, num_rows: int, num_tokens: int) -> None:
+        """Return nothing: hidden states are there when they are sent."""
+
     def recv(self) -> tuple[Frame, mx.array | None]:
         self._check()
         block, rest, hidden = self._arriving.popleft()

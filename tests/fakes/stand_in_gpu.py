@@ -55,6 +55,7 @@ class StandInDevice:
     shape_ms: float = 0.0
     idle_us: list[int] = field(default_factory=list)  # of each step, from its frame's arrival to its end
     _shapes: set[tuple[object, ...]] = field(default_factory=set)
+    _shape: tuple[object, ...] = ()
     _free_ns: int = 0  # when all that was submitted will be done
     _num_built: int = 0
     _is_in_step: bool = False
@@ -72,10 +73,7 @@ class StandInDevice:
 
     def begin(self, step: StageStep) -> None:
         """The graph of a step is about to be built."""
-        self._num_built = 0
-        if self.shape_ms and (kind := shape_class(step)) not in self._shapes:
-            self._shapes.add(kind)
-            time.sleep(self.shape_ms / 1000)
+        self._num_built, self._shape = 0, shape_class(step)
 
     def build(self) -> None:
         """One more layer has been built, as far as its keys and values."""
@@ -83,6 +81,9 @@ class StandInDevice:
 
     def submit(self) -> None:
         """All that has been built so far is handed over."""
+        if self.shape_ms and self._shape not in self._shapes:
+            self._shapes.add(self._shape)
+            time.sleep(self.shape_ms / 1000)
         self._wait_for_work(time.monotonic_ns())
         self._free_ns += int(self._num_built * self.layer_us * 1000)
         self._num_built = 0
@@ -127,9 +128,9 @@ class CountedTable(KVTable):
             assert isinstance(layer, CountedCache)
             layer.device = device
 
-    def begin(self, step: StageStep) -> list[LayerCache]:
+    def begin(self, step: StageStep, *, submits: bool = True) -> list[LayerCache]:
         self._device.begin(step)
-        return super().begin(step)
+        return super().begin(step, submits=submits)
 
 
 class StandInRunner(MlxRunner):

@@ -69,6 +69,7 @@ class MlxOnCpu(MlxRunner):
     """MLX's layers, some of their parts replaced."""
 
     compiles_kernels = False
+    can_build_ahead = False  # parts that left MLX compute at once
     greedy = None  # MLX's CPU build takes 15 times as long for an argmax as NumPy
 
     def __init__(self, model: StageModel, *, is_async: bool) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,9 @@ NUM_TOKENS = 24
 
 
 @cache
-def folder_of(variant: str, folder: Path) -> Path:
-    """A folder as Mac users have them: bfloat16, products of 8 bits."""
-    return cast_weights(make_checkpoint(folder / variant, variant, num_files=1), mx.bfloat16)
+def folder_of(variant: str, folder: Path, dtype: mx.Dtype = mx.bfloat16) -> Path:
+    """A folder as Mac users have them: half precision, products of 8 bits."""
+    return cast_weights(make_checkpoint(folder / f"{variant}-{dtype}", variant, num_files=1), dtype)
 
 
 @pytest.fixture(scope="module")
@@ -38,20 +39,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("counts", [(4,), (1, 3)])
-@pytest.mark.parametrize("variant", ["llama-8bit", "qwen3-8bit", "qwen3_moe-8bit"])
-def test_stages_give_the_tokens_of_mlx_lm(folder: Path, variant: str, counts: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("variant", "dtype"),
+    [
+        ("llama-8bit", mx.bfloat16),
+        ("qwen3-8bit", mx.bfloat16),
+        ("qwen3_moe-8bit", mx.bfloat16),
+        ("qwen3_moe-8bit", mx.float16),
+    ],
+)
+def test_stages_give_the_tokens_of_mlx_lm(
+    folder: Path, variant: str, dtype: mx.Dtype, counts: tuple[int, ...]
+) -> None:
     """Bit for bit the same work: weights stay as they are stored, and the greedy draw happens on the GPU."""
-    model = folder_of(variant, folder)
+    model = folder_of(variant, folder, dtype)
     stages = load_stages(model, counts, StandInGpu())
     for stage in stages:
         assert isinstance(stage.runner, StandInRunner)
         assert stage.runner.is_async
         assert stage.runner.greedy is not None
-        assert stage.model.dtype == mx.bfloat16
+        assert stage.model.dtype == dtype
     ring = LocalRing(stages, chunk=64)
     row = ring.ask(PROMPT, NUM_TOKENS)
     ring.run()
-    assert answer(row) == reference_tokens(reference_model(model, mx.bfloat16), PROMPT, NUM_TOKENS)[0]
+    assert answer(row) == reference_tokens(reference_model(model, dtype), PROMPT, NUM_TOKENS)[0]
 
 
 @pytest.mark.parametrize("counts", [(4,), (1, 3)])
@@ -72,6 +83,45 @@ def test_latent_attention_rounds_no_worse_than_mlx_lm(folder: Path, counts: tupl
 
 def error_of(logits: mx.array, exact: mx.array) -> float:
     return float(mx.sqrt(mx.mean((logits.astype(mx.float32) - exact) ** 2)))
+
+
+def never(num_rows: int, num_tokens: int) -> None:
+    raise AssertionError("the first stage is not sent hidden states")
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_a_step_that_was_built_ahead(folder: Path, comes: bool) -> None:
+    """It gives what it gives otherwise; one that does not come leaves no trace."""
+    outputs = []
+    for is_ahead in (False, True):
+        stage = load_stages(folder_of("qwen3_moe-8bit", folder), (4,), StandInGpu())[0]
+        stage.run(make_step({0: (0, 4), 1: (0, 4)}), mx.array([[1, 2, 3, 4], [5, 6, 7, 8]]))
+        if is_ahead:
+            expected = replace(make_step({0: (4, 1), 1: (4, 1)}), is_alone=True)
+            stage.build_ahead(expected, never)
+            stage.build_ahead(expected, never)  # a second call changes nothing
+        rows = {0: (4, 1), 1: (4, 1)} if comes else {1: (4, 1)}
+        hidden = stage.run(make_step(rows), mx.array([[9], [11]][: len(rows)]))
+        after = stage.run(make_step({0: (4 + comes, 1), 1: (5, 1)}), mx.array([[3], [4]]))
+        outputs.append((hidden.astype(mx.float32).tolist(), after.astype(mx.float32).tolist()))
+    assert outputs[0] == outputs[1]
+
+
+def test_a_step_that_was_built_ahead_writes_in_place(folder: Path) -> None:
+    """The old keys and values, which would bring it back, are gone when it starts."""
+    stage = load_stages(folder_of("llama-8bit", folder), (4,), StandInGpu())[0]
+    stage.run(make_step({0: (0, 2000)}), mx.ones((1, 2000), mx.int32))
+    peaks = []
+    for number in range(3):
+        step = replace(make_step({0: (2000 + number, 1)}), is_alone=True)
+        if number == 2:
+            stage.build_ahead(step, never)
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        stage.run(step, mx.array([[1]], mx.int32))
+        peaks.append(mx.get_peak_memory() - before)
+    assert peaks[2] <= 1.1 * peaks[1] < stage.kv_num_bytes / 4
 
 
 def test_the_device_counts_what_it_waits_for() -> None:
