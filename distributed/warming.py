@@ -21,6 +21,7 @@ from distributed.engine.warm_up import WarmUp, plan_draws, plan_warm_up
 from distributed.joining import AnyRing, Launch, receive
 from distributed.planning.step import StageStep
 from distributed.ring.frame import Frame, Kind, make_step_frame, parse_step
+from distributed.ring.ring import MAX_UNREAD_BYTES
 from distributed.utils import broadcast_prompt
 
 TOKEN_IDS = (1, 2, 3, 4, 5, 6, 7, 8)
@@ -45,11 +46,14 @@ def warm_up(launch: Launch, ring: AnyRing, stage: Stage, plan: WarmUp) -> None:
 def _run_all(launch: Launch, ring: AnyRing, stage: Stage, plan: WarmUp) -> None:
     """Run the plan, a step for each rank in flight; show the progress where it takes long."""
     start, is_shown = time.monotonic(), False
-    steps = plan_warm_up(plan)
-    left, num_draws = deque(enumerate(steps, 1)), plan_draws(plan)
+    steps, num_draws = plan_warm_up(plan), plan_draws(plan)
+    left = deque(_to_frame(number, step, ring.epoch) for number, step in enumerate(steps, 1))
+    sent: deque[Frame] = deque()
     for number in range(1, len(steps) + 1):
-        while left and left[0][0] < number + ring.size:
-            ring.send(_to_frame(*left.popleft(), ring.epoch))
+        while left and _can_send(left[0], sent, ring.size):
+            sent.append(left.popleft())
+            ring.send(sent[-1])
+        sent.popleft()
         step, output = _answer(launch, ring, stage)
         if step.num_tokens == 1:
             draw_all_ways(stage, step, output, [(row, 0) for row, count in enumerate(step.counts) if count])
@@ -61,6 +65,12 @@ def _run_all(launch: Launch, ring: AnyRing, stage: Stage, plan: WarmUp) -> None:
             launch.watchdog.enter("warming", launch.settings.load_timeout)
             is_shown = True
         launch.watchdog.progress(number / len(steps))
+
+
+def _can_send(frame: Frame, sent: Items[Frame], num_ranks: int) -> bool:
+    """Whether each rank could have one, and none has to wait in a socket that is full."""
+    num_bytes = sum(each.num_bytes for each in (*sent, frame))
+    return not sent or (len(sent) < num_ranks and num_bytes <= MAX_UNREAD_BYTES)
 
 
 def _answer(launch: Launch, ring: AnyRing, stage: Stage) -> tuple[StageStep, mx.array]:

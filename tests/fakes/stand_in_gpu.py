@@ -54,17 +54,13 @@ class StandInDevice:
     layer_us: float = 0.0
     shape_ms: float = 0.0
     idle_us: list[int] = field(default_factory=list)  # of each step, from its frame's arrival to its end
+    stalls_ns: list[int] = field(default_factory=list)  # when a new shape held Python up
     _shapes: set[tuple[object, ...]] = field(default_factory=set)
     _shape: tuple[object, ...] = ()
     _free_ns: int = 0  # when all that was submitted will be done
     _num_built: int = 0
     _is_in_step: bool = False
     _idle_ns: int = 0
-
-    @property
-    def num_stalls(self) -> int:
-        """How often a new shape has held Python up."""
-        return len(self._shapes)
 
     def enter(self) -> None:
         """A frame has arrived."""

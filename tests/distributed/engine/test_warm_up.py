@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import time
 from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from tests.fakes.checkpoints import cast_weights, make_checkpoint
 from tests.fakes.stand_in_gpu import StandInDevice, StandInGpu
 from tests.services.kernel_classes import KernelClass, recorded
 from tests.services.local_ring import GREEDY, WARM, LocalRing, load_stages
+from tests.services.ring_service import ROOT, RingService
 
 MAX_REQUESTS = 10
 
@@ -136,7 +139,27 @@ def test_every_kernel_class_of_serving_has_run_before_ready(
     (stage,) = load_stages(folder, (2,), StandInGpu(device))
     plan = make_plan(**sizes)
     before_ready = warmed(tmp_path, stage, plan)
-    num_stalls = device.num_stalls
+    stalls = list(device.stalls_ns)
     for seed in seeds:
         assert sorted(map(str, served(stage, plan, seed) - before_ready)) == []
-    assert device.num_stalls == num_stalls > 0
+    assert device.stalls_ns == stalls != []
+
+
+@pytest.mark.slow
+def test_no_rank_of_a_ring_stalls_once_it_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The warm-up's steps pass all ranks, and each has met all shapes that requests bring."""
+    folder = cast_weights(make_checkpoint(tmp_path / "model", "llama", num_files=1), mx.bfloat16)
+    monkeypatch.setenv("STAND_IN_SHAPE_MS", "20")
+    monkeypatch.setenv("STAND_IN_RECORD", str(tmp_path))
+    ring = RingService(tmp_path / "ring", folder, 2, layer_split="1,3", max_sequence_length=1500)
+    ring.program = ROOT / "tests/services/stand_in_rank.py"
+    with ring:
+        ready_ns = time.monotonic_ns()
+        chance = random.Random(6)
+        prompts = [tokens(chance, num) for num in (3, 20, 64, 300, 1300, 7, 40)]
+        ring.ask(*(ring.request(prompt + prompt[:10], max_tokens=30, ignore_eos=True) for prompt in prompts))
+        ring.ask(ring.request(prompts[0], max_tokens=30, temperature=1.0, seed=1))
+        assert ring.stop() == [0, 0]
+    for rank in (0, 1):
+        stalls = json.loads((tmp_path / f"stalls-{rank}.json").read_text())
+        assert 5 < len(stalls) < 40 and max(stalls) < ready_ns
