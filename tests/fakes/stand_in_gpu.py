@@ -79,6 +79,7 @@ class StandInDevice:
         """All that has been built so far is handed over."""
         if self.shape_ms and self._shape not in self._shapes:
             self._shapes.add(self._shape)
+            self.stalls_ns.append(time.monotonic_ns())
             time.sleep(self.shape_ms / 1000)
         self._wait_for_work(time.monotonic_ns())
         self._free_ns += int(self._num_built * self.layer_us * 1000)

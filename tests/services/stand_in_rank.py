@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Record:
-    """One number a step in each list, from its frame's arrival on.
+    """One number a step in each list but the last, from its frame's arrival on.
 
     An evaluation is what ends with one wait, and each that nobody waits for. Parts of it that were started
     before do not count, nor does a wait for what has been counted when it was started.
@@ -32,6 +32,7 @@ class Record:
 
     idle_us: list[int] = field(default_factory=list)
     evaluations: list[int] = field(default_factory=list)
+    stalls_ns: list[int] = field(default_factory=list)  # when a new shape held Python up
 
     def count_evaluations(self) -> None:
         """Count from now on."""
@@ -68,7 +69,7 @@ def take_over(record: Record) -> None:
     from tests.fakes.stand_in_gpu import StandInDevice, StandInGpu
 
     layer_us, shape_ms = (os.environ.get(f"STAND_IN_{name}", "0") for name in ("LAYER_US", "SHAPE_MS"))
-    device: StandInDevice = StandInDevice(float(layer_us), float(shape_ms), idle_us=record.idle_us)
+    device: StandInDevice = StandInDevice(float(layer_us), float(shape_ms), record.idle_us, record.stalls_ns)
 
     class WatchedRing(MlxRing):
         """Tells the device when a step's frame has arrived, and when the next frame leaves."""
