@@ -102,7 +102,7 @@ def _chunks(warm_up: WarmUp) -> Iterator[StageStep]:
     for end, size in product((full, full - UNEVEN), (chunk, max(1, chunk - UNEVEN))):
         yield _step([(0, end - size, size)])
     for end in (3 * TILE, 4 * TILE - UNEVEN):
-        for size in (1, 3, 16, 23, 32, 44, TILE):
+        for size in (1, 2, 3, 4, 5, 16, 23, 32, 44, TILE):
             start = end - size
             yield _step([(0, start, size)])
             yield _step([(0, start, size), (1, start, size)])

@@ -126,7 +126,8 @@ def test_a_machine_that_compiles_nothing_runs_a_short_prompt_only(tmp_path: Path
     ("variant", "seeds", "sizes"),
     [
         ("llama", (1, 2), {"max_tokens": 1200, "chunk": 128}),
-        ("deepseek_v2-8bit", (4,), {}),
+        pytest.param("deepseek_v2-8bit", (4,), {}, marks=pytest.mark.slow),
+        pytest.param("qwen3_moe-8bit", (5,), {}, marks=pytest.mark.slow),
     ],
 )
 def test_every_kernel_class_of_serving_has_run_before_ready(
