@@ -63,7 +63,6 @@ class Worker:
         step, ids = parse_step(frame)
         if ids is None and hidden is None:
             raise RingLost(f"step {frame.step} came with neither token ids nor hidden states")
-        self._ring.begin_recv()
         output = self._stage.run(step, mx.array(ids) if ids is not None else hidden)
         timed = frame.with_times(self._ring.rank, start_us, clock_us() - start_us)
         self._ring.send(with_hidden(timed), output)

@@ -241,7 +241,6 @@ class Engine:
             raise RingLost(f"step {frame.step} came back where {microbatch.number} was expected")
         self._sent.popleft()
         step, ids = parse_step(frame)
-        self._ring.begin_recv()
         output = self._stage.launch(step, mx.array(ids) if hidden is None else hidden)
         # A GPU makes head and draws of its layers' results before anything waits for it.
         draws = None if self._stage.runner.greedy is None else self._begin_draws(microbatch, step, output)

@@ -1,14 +1,13 @@
-"""The ring: frames from one rank to the next over MLX's ring backend: `send`, `wait`, `recv`, `begin_recv`.
+"""The ring: frames from one rank to the next over MLX's ring backend: `send`, `wait`, `recv`.
 
 Knows frames and descriptors; nothing of their meaning. Rank r receives from r + 1 and sends to r - 1 (rank 0
 to the last rank), so a microbatch makes one lap: 0 -> N-1 -> ... -> 1 -> 0. No collectives.
 
-A pending `mx.distributed.recv` spins on a whole core (mlx 0.32.4), so every receive first waits in `poll()`
-on a duplicate of the ring's own descriptor. Messages 1 and 2 are read from that duplicate: MLX would add two
-switches of threads to each. Hidden states are received by MLX, on request while the layers run. Communication
-has CPU streams of its own: a large send delays no computation, and on Metal the GPU's graph never waits for a
-peer. After a ring error (`RingLost`) the ring is unusable: the process ends, its neighbours notice, and the
-supervisor builds a new ring."""
+MLX connects and sends. A pending `mx.distributed.recv` spins on a whole core (mlx 0.32.4), so frames are read
+from a duplicate of the ring's own descriptor, after a `poll()`: MLX reads no byte that it was not asked for.
+Sends have a CPU stream of their own: a large one delays no computation, and on Metal the GPU's graph never
+waits for a peer. After a ring error (`RingLost`) the ring is unusable: the process ends, its neighbours
+notice, and the supervisor builds a new ring."""
 
 from __future__ import annotations
 
@@ -67,8 +66,6 @@ class Ring(Protocol):
 
     def is_readable(self) -> bool: ...
 
-    def begin_recv(self) -> None: ...
-
     def expect_hidden(self, num_rows: int, num_tokens: int) -> mx.array | None: ...
 
     def recv(self) -> tuple[Frame, mx.array | None]: ...
@@ -82,6 +79,14 @@ class HiddenShape:
 
     hidden_size: int
     dtype: Any
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """Hidden states, (rows, tokens, hidden size), and the array that their bytes are written into."""
+
+    buffer: mx.array
+    hidden: mx.array
 
 
 class LoopbackRing:
@@ -100,9 +105,6 @@ class LoopbackRing:
 
     def is_readable(self) -> bool:
         return bool(self._frames)
-
-    def begin_recv(self) -> None:
-        """Do nothing: frames arrive at once."""
 
     def expect_hidden(self, num_rows: int, num_tokens: int) -> None:
         """Return nothing: hidden states are there when they are sent."""
@@ -132,7 +134,7 @@ class MlxRing:
         """
         self.rank, self.size, self.epoch = rank, len(hosts), epoch
         self._group = _init_group(rank, hosts, connect_timeout)
-        self._send_stream, self._recv_stream = mx.new_stream(mx.cpu), mx.new_stream(mx.cpu)
+        self._send_stream = mx.new_stream(mx.cpu)
         self._to, self._from = (rank - 1) % self.size, (rank + 1) % self.size
         self._socket, self._silent = _neighbour_sockets(rank, hosts)
         self._selector = selectors.DefaultSelector()
@@ -141,9 +143,7 @@ class MlxRing:
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
         self._shape: HiddenShape | None = None
-        self._expected: mx.array | None = None  # hidden states, not asked for yet
-        # The next frame, taken already; its hidden states may be on the way.
-        self._begun: tuple[Frame, mx.array | None] | None = None
+        self._expected: _Expected | None = None
 
     def set_hidden_shape(self, shape: HiddenShape) -> None:
         """Set width and type of the hidden states, the same on all ranks."""
@@ -172,32 +172,15 @@ class MlxRing:
                 mx.async_eval(sent)
 
     def is_readable(self) -> bool:
-        return bool(self._begun or self._poll.poll(0))
-
-    def begin_recv(self) -> None:
-        """Take the next frame, if it has begun to arrive; its hidden states follow in the background.
-
-        Raises:
-            RingLost: the neighbour is gone or sent an invalid frame.
-        """
-        if self._begun is not None or not self._poll.poll(0):
-            return
-        try:
-            block = self._recv_ints(NUM_BLOCK_INTS)
-            num_rest = num_rest_ints(block, epoch=self.epoch)
-            frame = decode(block, self._recv_ints(num_rest) if num_rest else None)
-        except (FrameError, ValueError) as error:
-            raise RingLost(f"rank {self._from} sent an invalid frame: {error}") from error
-        self._begun = frame, self._start_recv(frame) if frame.has_hidden else None
+        return bool(self._poll.poll(0))
 
     def expect_hidden(self, num_rows: int, num_tokens: int) -> mx.array:
-        """Return the hidden states of the next frame, if they have this shape.
+        """Return the array that `recv` will fill with the next hidden states, if these have this shape.
 
-        To be evaluated only once `recv` has returned them: before that a receive spins, and if the next frame
-        is another one, nothing will ever arrive.
+        Until `recv` has returned it, it holds nothing and must not be evaluated.
         """
-        self._expected = self._make_recv(num_rows, num_tokens)
-        return self._expected
+        self._expected = self._make_hidden(num_rows, num_tokens)
+        return self._expected.hidden
 
     def wait(self, timeout: float | None, others: Iterable[int] = ()) -> set[int]:
         """Wait until a frame begins, one of the descriptors `others` is readable, or the timeout ends.
@@ -208,7 +191,7 @@ class MlxRing:
         Raises:
             RingLost: the neighbour that this rank sends to is gone.
         """
-        ready = _ready(self._selector, others, 0.0 if self._begun else timeout)
+        ready = _ready(self._selector, others, timeout)
         if self._silent.fileno() in ready:
             raise RingLost(f"the connection to rank {self._to} was lost")
         return ready
@@ -219,14 +202,13 @@ class MlxRing:
         Raises:
             RingLost: the neighbour is gone, or its frame is invalid.
         """
-        self.begin_recv()
-        assert self._begun is not None, "wait has not reported a frame"
-        frame, hidden = self._begun
-        self._begun = None
-        if hidden is not None:
-            with _lost_on_error("receive"):
-                mx.eval(hidden)
-        return frame, hidden
+        try:
+            block = self._recv_ints(NUM_BLOCK_INTS)
+            num_rest = num_rest_ints(block, epoch=self.epoch)
+            frame = decode(block, self._recv_ints(num_rest) if num_rest else None)
+        except (FrameError, ValueError) as error:
+            raise RingLost(f"rank {self._from} sent an invalid frame: {error}") from error
+        return frame, self._recv_hidden(frame.num_rows, frame.num_tokens) if frame.has_hidden else None
 
     def flush(self) -> None:
         """Wait until all sent frames have left this process; call this before it ends."""
@@ -234,11 +216,31 @@ class MlxRing:
             mx.synchronize(self._send_stream)
 
     def _recv_ints(self, count: int) -> Int32Array:
-        """Read from the socket itself: MLX reads no byte that it was not asked for (mlx 0.32.4 ring.cpp)."""
         ints = np.empty(count, np.int32)
-        left = memoryview(ints.view(np.uint8))  # type: ignore[arg-type]
+        self._recv_into(ints)
+        return ints
+
+    def _recv_hidden(self, num_rows: int, num_tokens: int) -> mx.array:
+        expected, self._expected = self._expected, None
+        if expected is None or expected.hidden.shape[:2] != (num_rows, num_tokens):
+            expected = self._make_hidden(num_rows, num_tokens)
+        self._recv_into(np.asarray(expected.buffer))
+        return expected.hidden
+
+    def _make_hidden(self, num_rows: int, num_tokens: int) -> _Expected:
+        assert self._shape is not None, "set_hidden_shape comes before the first step"
+        dtype = self._shape.dtype
+        # NumPy knows no bfloat16.
+        stored = np.float32 if dtype == mx.float32 else np.uint16
+        buffer = mx.array(np.empty((num_rows, num_tokens, self._shape.hidden_size), stored))
+        return _Expected(buffer, buffer if dtype == mx.float32 else buffer.view(dtype))
+
+    def _recv_into(self, array: np.ndarray[Any, Any]) -> None:
+        """Read from the socket itself: MLX reads no byte that it was not asked for (mlx 0.32.4 ring.cpp)."""
+        left = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
         while left:
-            self._expect_more()
+            if not self._poll.poll(REST_TIMEOUT_SECONDS * 1000):
+                raise RingLost(f"rank {self._from} stopped in the middle of a frame")
             try:
                 num_bytes = self._socket.recv_into(left, flags=socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -248,27 +250,6 @@ class MlxRing:
             if not num_bytes:
                 raise RingLost(f"rank {self._from} closed the connection")
             left = left[num_bytes:]
-        return ints
-
-    def _start_recv(self, frame: Frame) -> mx.array:
-        array, self._expected = self._expected, None
-        if array is None or array.shape[:2] != (frame.num_rows, frame.num_tokens):
-            array = self._make_recv(frame.num_rows, frame.num_tokens)
-        self._expect_more()  # a receive that finds nothing spins
-        with _lost_on_error("receive"):
-            mx.async_eval(array)
-        return array
-
-    def _make_recv(self, num_rows: int, num_tokens: int) -> mx.array:
-        assert self._shape is not None, "set_hidden_shape comes before the first step"
-        shape = (num_rows, num_tokens, self._shape.hidden_size)
-        return mx.distributed.recv(
-            shape, self._shape.dtype, self._from, group=self._group, stream=self._recv_stream
-        )
-
-    def _expect_more(self) -> None:
-        if not self._poll.poll(REST_TIMEOUT_SECONDS * 1000):
-            raise RingLost(f"rank {self._from} stopped in the middle of a frame")
 
 
 @contextlib.contextmanager

@@ -56,9 +56,6 @@ class RingEnd:
     def is_readable(self) -> bool:
         return bool(self._arriving)
 
-    def begin_recv(self) -> None:
-        """Do nothing: frames arrive at once."""
-
     def expect_hidden(self, num_rows: int, num_tokens: int) -> None:
         """Return nothing: hidden states are there when they are sent."""
 

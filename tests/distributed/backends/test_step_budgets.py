@@ -128,7 +128,7 @@ def test_most_of_a_steps_python_is_hidden(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_evaluations_a_lap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A greedy lap of two ranks: a step and a message on each, and the hidden states that arrive."""
+    """A greedy lap of two ranks: a step and a message on each."""
     model = make_model(tmp_path / "model", 4)
     monkeypatch.setenv("STAND_IN_RECORD", str(tmp_path))
     ring = RingService(tmp_path / "state", model, 2, layer_split="2,2")
@@ -138,4 +138,4 @@ def test_evaluations_a_lap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert ring.stop() == [0, 0]
     records = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
     num = [statistics.median(record["evaluations"][-25:-3]) for record in records]
-    assert sum(num) <= 5
+    assert sum(num) <= 4
