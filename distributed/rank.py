@@ -14,8 +14,6 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
 from config import Settings
 from distributed.backends.backend import Backend
 from distributed.backends.choose import choose_backend, choose_products
@@ -31,6 +29,7 @@ from distributed.engine.request_source import ModelFacts, RequestSource
 from distributed.engine.scheduler import Scheduler
 from distributed.engine.status import RingStatus
 from distributed.engine.token_writer import TokenWriter
+from distributed.engine.warm_up import WarmUp
 from distributed.joining import ROOT, AnyRing, Launch, join_ring, load_own_stage, receive
 from distributed.planning.capacities import HostCapacity
 from distributed.planning.checkpoint import BadCheckpoint, read_config
@@ -38,16 +37,14 @@ from distributed.planning.layer_plan import plan_layers, split_layers, weights_h
 from distributed.planning.model_shape import read_shape
 from distributed.planning.stage_files import WeightsMark, local_sums_file, mark_weights
 from distributed.ring import handshake
-from distributed.ring.frame import FLAG_READY, Frame, Kind, parse_step
+from distributed.ring.frame import FLAG_READY
 from distributed.ring.handshake import RankInfo, RingPlan
 from distributed.ring.watchdog import RankStart, Watchdog
-from distributed.utils import broadcast_prompt
+from distributed.warming import warm_up
 from prompts.tokenizer import PromptTokenizer
 from spool import Spool, SpoolOwner
 
 logger = logging.getLogger(__name__)
-
-WARM_UP_TOKEN_IDS = (1, 2, 3, 4, 5, 6, 7, 8)
 
 
 def serve_rank0(
@@ -94,7 +91,7 @@ def serve_rank0(
 def _load(
     launch: Launch, ring: AnyRing, plan: RingPlan, backend: Backend, status: RingStatus
 ) -> tuple[Stage, Scheduler, ModelFacts]:
-    """Load layers and tokenizer, wait for every other rank, and run a first prompt through all of them."""
+    """Load layers and tokenizer, wait for every other rank, and run first steps through all of them."""
     settings = launch.settings
     status.enter("loading")
     launch.watchdog.enter("loading", settings.load_timeout)
@@ -102,9 +99,11 @@ def _load(
     stage, own = load_own_stage(launch, ring, plan, backend)
     status.ranks = _ready_lap(launch, ring, own)
     chunk = chunk_tokens(settings, backend)
-    _warm_up(launch, ring, stage, chunk)
-    status.last_lap_unix = time.time()
     scheduler = make_scheduler(settings, status, chunk, stage.thread_gain)
+    assert status.context is not None, "known since the scheduler was made"
+    has_drafts = settings.speculation != "off"
+    warm_up(launch, ring, stage, WarmUp(scheduler.limits, status.context.max_tokens, has_drafts))
+    status.last_lap_unix = time.time()
     return stage, scheduler, make_facts(status, settings.model_dir, stage, finish_tokenizers())
 
 
@@ -224,20 +223,6 @@ def _ready_lap(launch: Launch, ring: AnyRing, own: RankInfo) -> tuple[RankInfo, 
     frame, _ = receive(ring, launch.watchdog, launch.settings.load_timeout)
     assert frame.flags & FLAG_READY
     return handshake.read_ready(frame, own, ring.size)
-
-
-def _warm_up(launch: Launch, ring: AnyRing, stage: Stage, chunk: int) -> None:
-    """Send a prompt round the whole ring, so that ready means real progress, then drop its KV everywhere."""
-    limit_seconds = launch.settings.load_timeout
-    for _ in range(broadcast_prompt(ring, WARM_UP_TOKEN_IDS, max_chunk_tokens=chunk)):
-        frame, hidden = receive(ring, launch.watchdog, limit_seconds)
-        step, ids = parse_step(frame)
-        output = stage.run(step, mx.array(ids) if hidden is None else hidden)
-        if step.wants_logits:
-            mx.eval(stage.logits(step, output))
-    stage.drop_tables()
-    ring.send(Frame(Kind.CACHE, ring.epoch))
-    receive(ring, launch.watchdog, limit_seconds)
 
 
 def make_facts(

@@ -65,10 +65,11 @@ class Worker:
         step, ids = parse_step(frame)
         if ids is None and hidden is None:
             raise RingLost(f"step {frame.step} came with neither token ids nor hidden states")
-        self._ring.begin_recv()
         output = self._stage.run(step, mx.array(ids) if ids is not None else hidden)
         timed = frame.with_times(self._ring.rank, start_us, clock_us() - start_us)
         self._ring.send(with_hidden(timed), output)
+        if self._stage.runner.can_build_ahead and not self._ring.is_readable():
+            self._stage.build_ahead(step.one_further(), self._ring.expect_hidden)
 
 
 def serve_worker(

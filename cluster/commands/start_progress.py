@@ -14,6 +14,7 @@ from cluster.commands.steps import Steps
 from cluster.errors import Interrupted, StartFailed
 from cluster.log_files import LogMarks, log_path
 from cluster.processes import ProcessIdentity
+from cluster.supervisor.heartbeats import PHASES_WITH_PROGRESS
 from cluster.supervisor.restart_policy import MAX_FAILURES
 from cluster.supervisor.service import Service, read_service
 from cluster.terminal import Terminal, format_duration, make_bar
@@ -110,7 +111,7 @@ def _name_rank(entry: Mapping[str, Any]) -> str:
 
 def _describe_rank(entry: Mapping[str, Any]) -> str:
     state, name = str(entry["state"]), _name_rank(entry)
-    return f"{name} {make_bar(number(entry.get('progress'))) if state == 'loading' else state}"
+    return f"{name} {make_bar(number(entry.get('progress'))) if state in PHASES_WITH_PROGRESS else state}"
 
 
 def show_last_lines(settings: Settings, terminal: Terminal, marks: LogMarks) -> None:

@@ -9,6 +9,7 @@ import json
 import time
 from typing import Any
 
+from cluster.supervisor.heartbeats import PHASES_WITH_PROGRESS
 from cluster.supervisor.service import Service, read_service
 from cluster.terminal import Terminal, format_bytes, format_duration, make_table
 from config import Settings
@@ -125,4 +126,4 @@ def _describe_state(entry: dict[str, Any]) -> str:
     state = str(entry.get("state", ""))
     if state == "exited":
         return f"exited ({entry.get('exit')})"
-    return f"{state} {number(entry.get('progress')):.0%}" if state == "loading" else state
+    return f"{state} {number(entry.get('progress')):.0%}" if state in PHASES_WITH_PROGRESS else state

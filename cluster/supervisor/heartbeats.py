@@ -29,7 +29,10 @@ LIMITED_PHASES = {
     "starting": ("start", "CONNECT_TIMEOUT"),
     "connecting": ("connect", "CONNECT_TIMEOUT"),
     "loading": ("load its layers", "LOAD_TIMEOUT"),
+    "warming": ("run its first steps", "LOAD_TIMEOUT"),
 }
+
+PHASES_WITH_PROGRESS = ("loading", "warming")
 
 
 class Rank:
@@ -99,7 +102,8 @@ class Rank:
     def _phase_limit_s(self, plan: EpochPlan) -> float:
         if self.phase not in LIMITED_PHASES:
             return float("inf")
-        return plan.load_limit_s if self.phase == "loading" else plan.connect_limit_s
+        _, key = LIMITED_PHASES[self.phase]
+        return plan.load_limit_s if key == "LOAD_TIMEOUT" else plan.connect_limit_s
 
     @property
     def _owes_heartbeats(self) -> bool:

@@ -16,21 +16,24 @@ import mlx.core as mx
 
 from distributed.models import StageModel, open_stage
 from distributed.planning.model_shape import ModelShape
+from distributed.planning.step import StageStep
 
 if TYPE_CHECKING:
     from distributed.models.general import StageParts
 
-Greedy = Callable[[mx.array], list[int | None]]
+Greedy = Callable[[mx.array], mx.array]
 
 
 class StageRunner(ABC):
     """Runs the layers of one stage, and its head."""
 
+    compiles_kernels = False  # at their first use, which then takes long
+    can_build_ahead = False  # nothing is computed before it is waited for or submitted
     is_async = False  # the layers run on threads of MLX or on the GPU, and leave the caller's free
     # How many threads multiply from now on; None: that cannot be changed.
     use_threads: Callable[[int], None] | None = None
-    # From logits (B, V) to each row's most likely id, None for a row that is not finite; None: no faster way
-    # than to look at the whole row.
+    # Lazily from logits (B, V) to each row's most likely id (B,) int32, -1 for a row that is not finite.
+    # None: no faster way than to look at the whole row, so head and draws wait for the layers.
     greedy: Greedy | None = None
     # A tiny evaluation, for a GPU that falls asleep when idle (keep_warm.py); None: nothing falls asleep.
     touch: Callable[[], None] | None = None
@@ -58,9 +61,22 @@ class StageRunner(ABC):
     def logits(self, hidden: mx.array, rows: Sequence[int], columns: Sequence[int]) -> mx.array:
         """Return the logits (W, V) of some of the hidden states (B, T, D); last stage only."""
 
-    def wait(self, hidden: mx.array, arrays: Sequence[mx.array]) -> None:
-        """Wait for what `forward` started: its result, and the arrays of the table."""
-        mx.eval(hidden, arrays)
+    def submit(self, *arrays: mx.array) -> None:
+        """Start what makes these arrays, and return before they are there."""
+        mx.async_eval(*arrays)
+
+    def wait(self, *arrays: mx.array) -> None:
+        """Wait until these arrays are there."""
+        mx.eval(*arrays)
+
+    def build_ahead(self, x: mx.array, table: Any, step: StageStep) -> tuple[mx.array, Callable[[], None]]:
+        """Build a step of one token a row that may never come, on an input that is not there yet.
+
+        Returns:
+            What `forward` will return, lazy, and what takes the step back; the latter is dropped before the
+            result is started.
+        """
+        raise NotImplementedError
 
     def drop_cache(self) -> None:
         """Give back the buffers that are kept for reuse."""

@@ -12,8 +12,8 @@ unchanged: `offset`, `update_and_fetch`, `make_mask`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import mlx.core as mx
@@ -27,6 +27,10 @@ Layer = TypeVar("Layer", bound=Any)
 _MIN_SCATTER_ROWS = 3
 # Tokens times layers of a prefix that are in memory twice while they are copied, where one layer has fewer.
 _COPIED_TOKENS = 4096
+# Every so many layers, from the second on, what is built of a step is started while Python builds the rest.
+SUBMITTED_LAYERS = 2
+
+Submit = Callable[..., None]  # takes arrays, as StageRunner.submit
 
 
 @dataclass(frozen=True)
@@ -35,17 +39,26 @@ class _View:
 
     step: StageStep
     offset: int | mx.array  # per row (B,) int32, or one int for a single row
-    first_slot: int | None  # rows are the slots from here on; None: gathered by `slots`
-    slots: mx.array  # (B,) int32
+    rows: slice | None  # which slots the rows are; None: gathered by `slots`
+    slots: mx.array  # (B,)
     shape: tuple[int, int]  # rows and tokens that the table has for this step
     num_kv_tokens: int  # S: keys and values are read up to here
     written_rows: tuple[int, ...]  # rows with new tokens; holes are not written
-    scatter_slots: mx.array | None  # (W,) for one scatter of T = 1
-    scatter_rows: mx.array | None
-    scatter_offsets: mx.array | None
+    scatter_rows: mx.array | None  # (W,) of the rows that one scatter of T = 1 writes; None: all
+    scatter_slots: mx.array | None  # (W, 1); None: no scatter
+    scatter_offsets: mx.array | None  # (W, 1)
+    mask: mx.array | None  # (B, 1, T, S), only where rows are uneven
+    submits: bool  # whether layers start what has been built
+    _heads: dict[int, mx.array] = field(default_factory=dict)
+
+    def heads(self, num: int) -> mx.array:
+        """Return the third index of a scatter, (1, H)."""
+        if num not in self._heads:
+            self._heads[num] = mx.arange(num, dtype=mx.uint32)[None]
+        return self._heads[num]
 
 
-def _make_view(step: StageStep, shape: tuple[int, int]) -> _View:
+def _make_view(step: StageStep, shape: tuple[int, int], *, submits: bool) -> _View:
     slots, single = step.slots, step.num_rows == 1
     is_range = slots == tuple(range(slots[0], slots[0] + len(slots)))
     written = tuple(i for i, count in enumerate(step.counts) if count)
@@ -53,32 +66,42 @@ def _make_view(step: StageStep, shape: tuple[int, int]) -> _View:
     return _View(
         step=step,
         offset=step.offsets[0] if single else mx.array(step.offsets, dtype=mx.int32),
-        first_slot=slots[0] if is_range else None,
-        slots=mx.array(slots, dtype=mx.int32),
+        rows=slice(slots[0], slots[-1] + 1) if is_range else None,
+        slots=_index(slots),
         shape=shape,
         num_kv_tokens=step.num_kv_tokens,
         written_rows=written,
-        scatter_slots=mx.array([slots[i] for i in written]) if scatters else None,
-        scatter_rows=mx.array(written) if scatters and len(written) < len(slots) else None,
-        scatter_offsets=mx.array([step.offsets[i] for i in written]) if scatters else None,
+        scatter_rows=_index(written) if scatters and len(written) < len(slots) else None,
+        scatter_slots=_index([slots[i] for i in written])[:, None] if scatters else None,
+        scatter_offsets=_index([step.offsets[i] for i in written])[:, None] if scatters else None,
+        mask=None if _is_level(step) else _make_mask(step),
+        submits=submits,
     )
+
+
+def _index(numbers: Sequence[int]) -> mx.array:
+    """Make an index in a type that MLX does not cast anew in each layer (mlx 0.32.4)."""
+    return mx.array(numbers, dtype=mx.uint32)
+
+
+def _is_level(step: StageStep) -> bool:
+    return all(offset + step.num_tokens == step.num_kv_tokens for offset in step.offsets)
+
+
+def _make_mask(step: StageStep) -> mx.array:
+    last_seen = mx.array(step.offsets)[:, None] + mx.arange(step.num_tokens)[None]
+    return (mx.arange(step.num_kv_tokens) <= last_seen[..., None])[:, None]
 
 
 class LayerCache:
     """One layer's keys and values in a table, as a model layer sees them during a step."""
 
+    view: _View  # set by KVTable.begin
+
     def __init__(self) -> None:
         self.keys: mx.array | None = None
         self.values: mx.array | None = None
-        self._view: _View | None = None
-
-    def begin(self, view: _View) -> None:
-        self._view = view
-
-    @property
-    def view(self) -> _View:
-        assert self._view is not None, "KVTable.begin comes before a step"
-        return self._view
+        self.submit: Submit | None = None  # starts what this layer wrote, and with it all layers before
 
     @property
     def offset(self) -> int | mx.array:
@@ -94,6 +117,8 @@ class LayerCache:
         self.make_room(self.view.shape, keys, values)
         self.keys = self._write(self.keys, keys)
         self.values = self._write(self.values, values)
+        if self.submit is not None and self.view.submits:
+            self.submit(self.keys, self.values)
         return self._read(self.keys), self._read(self.values)
 
     def read_prefix(self, slot: int, num_tokens: int) -> tuple[mx.array, mx.array]:
@@ -140,18 +165,17 @@ class LayerCache:
         Column t of row b sees key s if s <= offset_b + t.
         """
         assert window_size is None, "sliding windows are not served by this cache"
-        step, num_kv_tokens = self.view.step, self.view.num_kv_tokens
-        is_level = all(offset + N == num_kv_tokens for offset in step.offsets)
-        if is_level and not return_array:
-            return None if N == 1 else "causal"
-        last_seen = mx.array(step.offsets)[:, None] + mx.arange(N)[None]
-        return (mx.arange(num_kv_tokens) <= last_seen[..., None])[:, None]
+        view = self.view
+        assert view.step.num_tokens == N, "a mask of another step"
+        if view.mask is None and return_array:
+            return _make_mask(view.step)
+        return view.mask if view.mask is not None or N == 1 else "causal"
 
     def _write(self, buffer: mx.array, new: mx.array) -> mx.array:
         view = self.view
         if view.scatter_slots is not None:
             rows = new[:, :, 0] if view.scatter_rows is None else new[view.scatter_rows, :, 0]
-            buffer[view.scatter_slots, :, view.scatter_offsets] = rows
+            buffer[view.scatter_slots, view.heads(new.shape[1]), view.scatter_offsets] = rows
             return buffer
         step = view.step
         for i in view.written_rows:
@@ -161,9 +185,8 @@ class LayerCache:
 
     def _read(self, buffer: mx.array) -> mx.array:
         view = self.view
-        if view.first_slot is not None:
-            last = view.first_slot + view.step.num_rows
-            return buffer[view.first_slot : last, :, : view.num_kv_tokens]
+        if view.rows is not None:
+            return buffer[view.rows, :, : view.num_kv_tokens]
         return mx.take(buffer[:, :, : view.num_kv_tokens], view.slots, axis=0)
 
 
@@ -210,12 +233,31 @@ class KVTable(SlotTable[LayerCache]):
 
     make_layer = LayerCache
 
-    def begin(self, step: StageStep) -> list[LayerCache]:
+    def __init__(self, num_layers: int, submit: Submit | None = None) -> None:
+        super().__init__(num_layers)
+        for layer in self.layers[1::SUBMITTED_LAYERS]:
+            layer.submit = submit
+
+    def begin_ahead(self, step: StageStep) -> tuple[list[LayerCache], Callable[[], None]]:
+        """Begin a step that may never come and starts nothing; returns what takes it back, too.
+
+        Until that is dropped, the old keys and values are kept, so that nothing is written in their place.
+        """
+        shape, before = self.shape, [(layer.keys, layer.values) for layer in self.layers]
+
+        def take_back() -> None:
+            self.shape = shape
+            for layer, (keys, values) in zip(self.layers, before, strict=True):
+                layer.keys, layer.values = keys, values
+
+        return self.begin(step, submits=False), take_back
+
+    def begin(self, step: StageStep, *, submits: bool = True) -> list[LayerCache]:
         """Set every layer's view to `step` and return the layers' caches."""
         self.shape = grown(self.shape, max(step.slots) + 1, step.num_kv_tokens)
-        view = _make_view(step, self.shape)
+        view = _make_view(step, self.shape, submits=submits)
         for layer in self.layers:
-            layer.begin(view)
+            layer.view = view
         return self.layers
 
     def copy_prefix(self, source: KVTable, from_slot: int, to_slot: int, num_tokens: int) -> None:
@@ -231,8 +273,3 @@ class KVTable(SlotTable[LayerCache]):
                 layer.make_room(self.shape, keys, values)
                 layer.write_prefix(to_slot, keys, values)
             mx.eval([(layer.keys, layer.values) for layer in layers])
-
-    @property
-    def arrays(self) -> list[mx.array]:
-        """Keys and values of all layers, to evaluate with a step's output."""
-        return [array for layer in self.layers for array in (layer.keys, layer.values) if array is not None]

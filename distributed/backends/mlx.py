@@ -5,7 +5,9 @@ The limit of memory is what Metal lets the GPU use.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
@@ -15,6 +17,10 @@ from distributed.backends.keep_warm import touch_gpu
 from distributed.backends.kv_cache import KVTable
 from distributed.models.general import StageParts
 from distributed.planning.model_shape import ModelShape
+from distributed.planning.step import StageStep
+from prompts.mlx_lm_import import import_mlx_lm
+
+switch_layers = import_mlx_lm("models.switch_layers")
 
 CHUNK_TOKENS = 512
 # Buffers that MLX keeps for reuse. Its own limit is most of the memory, and on a Mac they count as wired.
@@ -38,7 +44,11 @@ class MlxBackend(Backend):
         return stored
 
     def plan(self, parts: StageParts, dtype: Any, **options: Any) -> StageRunner:
-        return MlxRunner(parts.read(dtype, **options))
+        model = parts.read(dtype, **options)
+        for _, module in model.inner.named_modules():
+            if type(module) is switch_layers.QuantizedSwitchLinear:
+                module.__class__ = IndexedSwitchLinear
+        return MlxRunner(model)
 
     def held_bytes(self) -> int:
         """Return what MLX holds: arrays, and buffers kept for reuse. RSS lacks what only the GPU touched."""
@@ -57,22 +67,50 @@ class MlxBackend(Backend):
         mx.set_cache_limit(int(min(MAX_CACHE_BYTES, cache_bytes)))
 
 
-def greedy_on_gpu(logits: mx.array) -> list[int | None]:
-    """Only ids leave the GPU; -1 for a row that is not finite. A maximum alone may pass over NaN."""
+class IndexedSwitchLinear(switch_layers.QuantizedSwitchLinear):  # type: ignore[name-defined]
+    """mlx-lm's products of experts, with the index of their inputs made once for each size.
+
+    Left out, MLX makes it anew for each product (mlx 0.32.4 ops.cpp, gather_qmm).
+    """
+
+    def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
+        product: mx.array = mx.gather_qmm(
+            x,
+            self["weight"],
+            self["scales"],
+            self.get("biases"),
+            lhs_indices=_count_up(x.shape[:-2]),
+            rhs_indices=indices,
+            transpose=True,
+            group_size=self.group_size,
+            bits=self.bits,
+            mode=self.mode,
+            global_scale=self.global_scale,
+            sorted_indices=sorted_indices,
+        )
+        return product + mx.expand_dims(self["bias"][indices], -2) if "bias" in self else product
+
+
+@lru_cache(maxsize=256)
+def _count_up(shape: tuple[int, ...]) -> mx.array:
+    return mx.arange(math.prod(shape), dtype=mx.uint32).reshape(shape)
+
+
+def greedy_on_gpu(logits: mx.array) -> mx.array:
+    """Only ids leave the GPU. A maximum alone may pass over NaN."""
     is_finite = mx.isfinite(mx.max(logits, axis=-1)) & ~mx.any(mx.isnan(logits), axis=-1)
-    best = mx.where(is_finite, mx.argmax(logits, axis=-1).astype(mx.int32), -1)
-    return [int(token) if token >= 0 else None for token in best.tolist()]
+    return mx.where(is_finite, mx.argmax(logits, axis=-1).astype(mx.int32), -1)
 
 
 class MlxRunner(StageRunner):
     """The model's own layers and head."""
 
-    is_async = True
+    compiles_kernels = is_async = can_build_ahead = True
     greedy: Greedy | None = staticmethod(greedy_on_gpu)
     touch: Callable[[], None] | None = staticmethod(touch_gpu)
 
     def make_table(self) -> KVTable:
-        return KVTable(len(self.model.layers))
+        return KVTable(len(self.model.layers), self.submit)
 
     def forward(self, x: mx.array, begun: Any) -> mx.array:
         hidden: mx.array = self.model.inner(x, begun)
@@ -83,6 +121,12 @@ class MlxRunner(StageRunner):
         if hidden.shape[1] == 1 and len(rows) == hidden.shape[0]:
             return self.model.head(hidden[:, 0])
         return self.model.head(hidden[mx.array(rows), mx.array(columns)])
+
+    def build_ahead(
+        self, x: mx.array, table: KVTable, step: StageStep
+    ) -> tuple[mx.array, Callable[[], None]]:
+        begun, take_back = table.begin_ahead(step)
+        return self.forward(x, begun), take_back
 
     def drop_cache(self) -> None:
         mx.clear_cache()

@@ -70,7 +70,6 @@ class SimulatedTable:
 
     def __init__(self) -> None:
         self.values = np.zeros((0, 0), np.int64)  # (rows, tokens)
-        self.arrays: list[mx.array] = []  # nothing is lazy here
 
     @property
     def num_bytes(self) -> int:
@@ -147,8 +146,8 @@ class SimulatedRunner(StageRunner):
         hidden[..., 1] = (digests + num_layers * _write_kv(table, step, ids)) % MODULUS
         return mx.array(hidden)
 
-    def wait(self, hidden: mx.array, arrays: Sequence[mx.array]) -> None:
-        super().wait(hidden, arrays)
+    def wait(self, *arrays: mx.array) -> None:
+        super().wait(*arrays)
         sleep_until(self._deadline_ns)
 
     def logits(self, hidden: mx.array, rows: Sequence[int], columns: Sequence[int]) -> mx.array:

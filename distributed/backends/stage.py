@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Items
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from distributed.backends.backend import StageRunner
 from distributed.backends.cpu.threads import ProductThreads
@@ -18,6 +20,16 @@ from distributed.planning.step import StageStep
 
 # What such a step leaves for reuse (scores that grow with the context) fits no later one.
 LONG_STEP_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """A step that was built before its frame arrived."""
+
+    step: StageStep
+    inputs: mx.array
+    hidden: mx.array
+    take_back: Callable[[], None]
 
 
 class Stage:
@@ -31,22 +43,32 @@ class Stage:
         # How many times as many threads its products have while no other stage has work.
         self.thread_gain = self._threads.gain if runner.use_threads is not None else 1.0
         self._tables: dict[int, Any] = {}
+        self._ahead: _Ahead | None = None
         self.kv_bytes_per_token = 0
 
     @property
     def kv_num_bytes(self) -> int:
         return sum(table.num_bytes for table in self._tables.values())
 
-    def run(self, step: StageStep, inputs: mx.array, meanwhile: Callable[[], None] | None = None) -> mx.array:
-        """Run the layers and wait for the result.
+    def run(self, step: StageStep, inputs: mx.array) -> mx.array:
+        """Run the layers and wait for the result; see `launch`."""
+        hidden = self.launch(step, inputs)
+        self.finish(step, hidden)
+        return hidden
+
+    def launch(self, step: StageStep, inputs: mx.array) -> mx.array:
+        """Start the layers.
 
         Args:
             inputs: token ids (B, T) int32 on the first stage, hidden states (B, T, D) on the others.
-            meanwhile: called once, when the layers have been started and before they are waited for.
 
         Returns:
-            Hidden states (B, T, D), after the final norm on the last stage.
+            Hidden states (B, T, D), after the final norm on the last stage; to be waited for by `finish`.
         """
+        ahead = self._take_ahead(step, inputs)
+        if ahead is not None:
+            self.runner.submit(ahead)
+            return ahead
         self._use_threads(self._threads.num_alone if step.is_alone else self._threads.num_shared)
         for resize in step.resizes:
             self._table(resize.table).resize(resize)
@@ -58,15 +80,47 @@ class Stage:
         for copy in step.copies:
             table.copy_prefix(self._table(copy.from_table), copy.from_slot, copy.to_slot, copy.num_tokens)
         hidden = self.runner.forward(inputs, table.begin(step))
-        if meanwhile is not None:
-            mx.async_eval(hidden, table.arrays)
-            meanwhile()
-        self.runner.wait(hidden, table.arrays)
+        self.runner.submit(hidden)
+        return hidden
+
+    def finish(self, step: StageStep, *arrays: mx.array) -> None:
+        """Wait for a step's hidden states, or for what was made of them."""
+        self.runner.wait(*arrays)
         if step.num_rows * step.num_tokens >= LONG_STEP_TOKENS:
             self.runner.drop_cache()
         if not (step.wants_logits and self.model.is_last):
             self.rest()
-        return hidden
+
+    def build_ahead(self, step: StageStep, expect: Callable[[int, int], mx.array | None]) -> None:
+        """Build a step before its frame arrives, while no other can; `launch` uses it if it is the next one.
+
+        Args:
+            expect: from rows and tokens to the hidden states that will arrive, as `Ring.expect_hidden`.
+        """
+        has_orders = bool(step.resizes or step.clears or step.copies)
+        if self._ahead is not None or has_orders or step.table not in self._tables:
+            return
+        if step.num_tokens > 1 or not step.is_alone:  # others are in flight: there will be work at once
+            return
+        ids = mx.array(np.zeros((step.num_rows, 1), np.int32)) if self.model.is_first else None
+        inputs = expect(step.num_rows, 1) if ids is None else ids
+        if inputs is not None:
+            built = self.runner.build_ahead(inputs, self._tables[step.table], step)
+            self._ahead = _Ahead(step, inputs, *built)
+
+    def _take_ahead(self, step: StageStep, inputs: mx.array) -> mx.array | None:
+        """Return the hidden states of the step that was built ahead, if it is this one; else take it back."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is None:
+            return None
+        is_this = replace(step, is_alone=True, wants_logits=ahead.step.wants_logits) == ahead.step
+        if is_this and self.model.is_first:
+            # Nothing has read the array yet that the graph begins with.
+            np.asarray(ahead.inputs)[:] = np.asarray(inputs)
+        elif not is_this or inputs is not ahead.inputs:
+            ahead.take_back()
+            return None
+        return ahead.hidden
 
     def logits(
         self, step: StageStep, hidden: mx.array, wanted: Items[tuple[int, int]] | None = None
@@ -74,7 +128,7 @@ class Stage:
         """Return logits (W, V); lazy.
 
         Args:
-            hidden: what `run` returned for the step.
+            hidden: what `launch` returned for the step.
             wanted: (row, column) of each token whose logits are asked for; None: each real row's last.
         """
         if wanted is None:
@@ -109,4 +163,5 @@ class Stage:
     def drop_tables(self) -> None:
         """Forget all KV."""
         self._tables.clear()
+        self._ahead = None
         self.runner.drop_cache()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence as Items
 
+from distributed.engine.drafting import low_median
 from distributed.engine.prefix_cache import MIN_REUSED_TOKENS
 from distributed.engine.sequence import Sequence
 from distributed.planning.capacities import MIN_SCORED_TOKENS
@@ -12,30 +14,38 @@ MAX_CHUNK_ROWS = 16
 # A chunk delays decode rows by about this, however slow the machine and long the prompt.
 MAX_WAIT_US = 200_000.0
 MIN_PACED_TOKENS = 16
-PACE_WEIGHT = 0.3  # of the newest chunk in the running mean: later chunks of a prompt are slower
+NUM_PACED_CHUNKS = 3  # whose median counts, as one may have stalled; later chunks of a prompt are slower
 # The fixed cost of a step, in tokens.
 _STEP_TOKENS = 32
 
 
 class ChunkPace:
-    """How large a chunk may be while decode rows wait, from the measured time of earlier chunks."""
+    """How large a chunk may be while decode rows wait, from the measured time of earlier chunks.
+
+    A size's first chunk does not count, since kernels may have been compiled for it; only the very first of
+    all does until there is another, since on a slow machine a chunk may take minutes.
+    """
 
     def __init__(self, min_tokens: int = MIN_PACED_TOKENS) -> None:
         """Args: min_tokens: a chunk is never made smaller than this."""
         self._min_tokens = min_tokens
-        self._us_per_token: float | None = None
+        self._us_per_token: deque[float] = deque(maxlen=NUM_PACED_CHUNKS)
+        self._sizes: set[int] = set()  # measured, as powers of two
 
     def note(self, num_tokens: int, slowest_us: float) -> None:
         """Note the microseconds that the slowest stage took for a chunk of rows x columns tokens."""
-        measured = slowest_us / (num_tokens + _STEP_TOKENS)
-        old = self._us_per_token
-        self._us_per_token = measured if old is None else old + PACE_WEIGHT * (measured - old)
+        size, measured = num_tokens.bit_length(), slowest_us / (num_tokens + _STEP_TOKENS)
+        if size not in self._sizes:
+            self._sizes.add(size)
+            if self._us_per_token:
+                return
+        self._us_per_token.append(measured)
 
     def budget(self, most: int) -> int:
         """Return the tokens that take about MAX_WAIT_US, at most `most`."""
-        if self._us_per_token is None:
+        if not self._us_per_token:
             return most
-        tokens = int(MAX_WAIT_US / self._us_per_token) - _STEP_TOKENS
+        tokens = int(MAX_WAIT_US / low_median(self._us_per_token)) - _STEP_TOKENS
         return min(most, max(self._min_tokens, tokens // MIN_PACED_TOKENS * MIN_PACED_TOKENS))
 
 

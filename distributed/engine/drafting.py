@@ -8,6 +8,7 @@ often drafts of this sequence were accepted. Pure Python: no MLX, no clock.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -22,8 +23,10 @@ MAX_DRAFTING_ROWS = 8
 MIN_GAIN = 1.1
 # Accepted and rejected drafts that every sequence starts with.
 PRIOR_RIGHT, PRIOR_WRONG = 2.0, 1.0
-# Weight of older drafts against each new one; weight of the newest step in the running mean of its cost.
-DECAY, COST_WEIGHT = 0.9, 0.2
+DECAY = 0.9  # weight of older drafts against each new one
+# A size's cost is the median of its last steps, the lower of two: a stall does not move it. It counts from
+# MIN_MEASURED on, and until so many steps of other sizes were measured: then the size is tried again.
+MAX_MEASURED, MIN_MEASURED, STALE_STEPS = 5, 2, 500
 # A sequence whose drafts were rejected tries again after so many tokens: it may have come to a quotation.
 RETRY_TOKENS = 32
 
@@ -66,25 +69,53 @@ class NoDrafter:
 
 
 @dataclass
+class _SizeCost:
+    """The last measurements of one size, without the first, which may hold the compiling of kernels."""
+
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_MEASURED))
+    noted_at: int = 0  # steps of all sizes until then
+
+
 class StepCosts:
     """The measured cost of a step over all stages, by its tokens rounded up to a power of two."""
 
-    _by_size: dict[int, float] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._by_size: dict[int, _SizeCost] = {}
+        self._num_steps = 0
 
     def note(self, num_tokens: int, busy_us: float) -> None:
         """Note one step of rows x columns tokens."""
+        self._num_steps += 1
         size = _size_of(num_tokens)
-        old = self._by_size.get(size)
-        self._by_size[size] = busy_us if old is None else old + COST_WEIGHT * (busy_us - old)
+        if size not in self._by_size:
+            self._by_size[size] = _SizeCost()
+            return
+        cost = self._by_size[size]
+        if self._is_stale(cost):
+            cost.recent.clear()
+        cost.recent.append(busy_us)
+        cost.noted_at = self._num_steps
 
     def estimate(self, num_tokens: int) -> float:
-        """Return a step's cost in microseconds; a size not seen yet costs as much as the next smaller one.
+        """Return a step's cost in microseconds; a size that is not known costs as much as the next smaller.
 
-        So every size is tried once.
+        So every size is tried.
         """
         size = _size_of(num_tokens)
-        smaller = [cost for seen, cost in self._by_size.items() if seen <= size]
-        return max(smaller) if smaller else 1.0
+        smaller = [
+            low_median(cost.recent)
+            for seen, cost in self._by_size.items()
+            if seen <= size and len(cost.recent) >= MIN_MEASURED and not self._is_stale(cost)
+        ]
+        return max(smaller, default=1.0)
+
+    def _is_stale(self, cost: _SizeCost) -> bool:
+        return self._num_steps - cost.noted_at > STALE_STEPS
+
+
+def low_median(values: Items[float]) -> float:
+    """Return the median, the lower one of two."""
+    return sorted(values)[(len(values) - 1) // 2]
 
 
 def _size_of(num_tokens: int) -> int:

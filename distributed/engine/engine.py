@@ -12,8 +12,9 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
+from collections.abc import Sequence as Items
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import mlx.core as mx
@@ -23,13 +24,13 @@ from distributed.backends.keep_warm import WARM_INTERVAL_SECONDS
 from distributed.backends.stage import Stage
 from distributed.engine.constraints import Constraint, Masks, make_masks
 from distributed.engine.request_source import RequestSource
-from distributed.engine.sampling import sample, sample_known
+from distributed.engine.sampling import Draws, sample_known
 from distributed.engine.scheduler import Scheduler
-from distributed.engine.sequence import Drawn, Microbatch, Sequence
+from distributed.engine.sequence import Drawn, Microbatch, Row, Sequence
 from distributed.engine.status import RingStatus
 from distributed.engine.token_writer import TokenWriter
 from distributed.planning.step import StageStep
-from distributed.ring.frame import FLAG_WARM, NUM_INLINE_INTS, Frame, Kind, make_step_frame, parse_step
+from distributed.ring.frame import FLAG_WARM, Frame, Kind, make_step_frame, parse_step
 from distributed.ring.ring import MAX_UNREAD_BYTES, Ring, RingLost, clock_us
 from distributed.ring.watchdog import Watchdog
 from spool.messages import TokenLogprob
@@ -67,6 +68,14 @@ class EngineLimits:
     retention_seconds: float
     retention_bytes: int
     keep_warm_seconds: float = 0.0  # after the last step; 0: not at all
+
+
+@dataclass(frozen=True)
+class StepDraws:
+    """The draws of one step and its rows: one after a row's last known token, then one after each draft."""
+
+    rows: Items[Row] = ()
+    draws: Draws = field(default_factory=Draws)
 
 
 class Engine:
@@ -238,9 +247,14 @@ class Engine:
             raise RingLost(f"step {frame.step} came back where {microbatch.number} was expected")
         self._sent.popleft()
         step, ids = parse_step(frame)
-        self._begin_next()
-        output = self._stage.run(step, mx.array(ids) if hidden is None else hidden, self._publish)
-        advanced = self._scheduler.postprocess(microbatch, self._sample(microbatch, step, output))
+        output = self._stage.launch(step, mx.array(ids) if hidden is None else hidden)
+        # A GPU makes head and draws of its layers' results before anything waits for it.
+        draws = None if self._stage.runner.greedy is None else self._begin_draws(microbatch, step, output)
+        self._publish()
+        self._stage.finish(step, output, *(draws.draws.arrays if draws else ()))
+        self._read_prompts(microbatch, output)
+        draws = draws or self._begin_draws(microbatch, step, output)
+        advanced = self._scheduler.postprocess(microbatch, self._take_draws(draws))
         self._credit(microbatch, frame, clock_us() - start_us)
         self._status.trace.finished(microbatch, frame, start_us)
         for advance in advanced:
@@ -251,22 +265,16 @@ class Engine:
         # Otherwise the tokens are published while the next step's layers run.
         if not (self._stage.runner.is_async and self._ring.is_readable()):
             self._publish()
+        if self._stage.runner.can_build_ahead and self._sent and not self._ring.is_readable():
+            self._stage.build_ahead(parse_step(self._sent[0])[0], self._ring.expect_hidden)
 
-    def _begin_next(self) -> None:
-        """Start to receive the next frame while this one's layers run; its size is known if it is a step."""
-        if self._sent and not self._is_pinging:
-            following = self._sent[0]
-            if following.num_head_ints <= NUM_INLINE_INTS:
-                self._ring.begin_recv((following.num_rows, following.num_tokens))
-
-    def _sample(self, microbatch: Microbatch, step: StageStep, output: mx.array) -> dict[Sequence, Drawn]:
-        """Draw a token after the last known token, and after each draft, of every row that wants tokens."""
-        self._read_prompts(microbatch, output)
+    def _begin_draws(self, microbatch: Microbatch, step: StageStep, output: mx.array) -> StepDraws:
+        """Begin a draw after the last known token, and after each draft, of every row that wants tokens."""
         rows = [(i, row) for i, row in enumerate(microbatch.rows) if row.wants_tokens]
         making = self._masks.pop(microbatch.number, None)
         if not microbatch.wants_logits or not rows:
             self._stage.rest()
-            return {}
+            return StepDraws()
         masks = making.result() if making is not None else {}
         wanted, sampling = [], []
         for i, row in rows:
@@ -275,14 +283,19 @@ class Engine:
             own_masks = () if answer.constraint is None else list(masks[answer.constraint])
             wanted += [(i, row.num_known - 1 + ahead) for ahead in range(row.num_drafts + 1)]
             sampling += answer.sampling(drafts, own_masks)
-        logits = self._stage.logits(step, output, wanted)
-        tokens = iter(sample(logits, sampling, self._stage.runner.greedy))
+        draws = Draws(self._stage.logits(step, output, wanted), sampling, self._stage.runner.greedy)
+        self._stage.runner.submit(*draws.arrays)
+        return StepDraws([row for _, row in rows], draws)
+
+    def _take_draws(self, begun: StepDraws) -> dict[Sequence, Drawn]:
+        """Return the drawn tokens of the rows that are still wanted."""
+        tokens = iter(begun.draws.finish())
         drawn: dict[Sequence, Drawn] = {}
-        for _, row in rows:
-            assert row.sequence is not None
+        for row in begun.rows:
             own = list(islice(tokens, row.num_drafts + 1))
-            self._writer.answer_of(row.sequence).drawn = own
-            drawn[row.sequence] = [None if token is None else token.id for token in own]
+            if row.sequence is not None and row.is_wanted:  # publishing may have ended it
+                self._writer.answer_of(row.sequence).drawn = own
+                drawn[row.sequence] = [None if token is None else token.id for token in own]
         return drawn
 
     def _read_prompts(self, microbatch: Microbatch, output: mx.array) -> None:

@@ -127,11 +127,28 @@ class LatentAttention(nn.Module):
         B, _, T, _ = q_nope.shape
         # rows of all sequences in one product a head, so that the head's weights are read once
         rows = q_nope.transpose(1, 0, 2, 3).reshape(self.num_heads, B * T, -1)
-        q_latent = self.embed_q(rows * self.scale, transpose=False)
+        q_latent = self.embed_q(rows, transpose=False)
         q_latent = q_latent.reshape(self.num_heads, B, T, -1).transpose(1, 0, 2, 3)
-        out = _attend(q_latent, q_rope * self.scale, latent, k_rope, mask, self.softmax)  # (B, H, T, R)
+        out = self._attend_latents(q_latent, q_rope, latent, k_rope, mask)  # (B, H, T, R)
         out = out.transpose(1, 0, 2, 3).reshape(self.num_heads, B * T, self.rank)
         return self.unembed_out(out).reshape(self.num_heads, B, T, -1).transpose(1, 0, 2, 3)
+
+    def _attend_latents(
+        self, q_latent: mx.array, q_rope: mx.array, latent: mx.array, k_rope: mx.array, mask: Any
+    ) -> mx.array:
+        """Return the attention over latents (B, H, T, R), heads folded into the rows of one product."""
+        B, H, T, R = q_latent.shape
+        S = latent.shape[2]
+        q_latent, q_rope = (q.reshape(B, H * T, -1) for q in (q_latent, q_rope))
+        latent, k_rope = latent[:, 0], k_rope[:, 0]
+        scores = mx.addmm(  # (B, H * T, S)
+            q_rope @ k_rope.swapaxes(-1, -2), q_latent, latent.swapaxes(-1, -2), self.scale, self.scale
+        )
+        mask = _spelled_out(mask, T, S)
+        if mask is not None:
+            # not -inf: a padding row that sees nothing must stay finite
+            scores = mx.where(mask, scores.reshape(B, H, T, S), mx.finfo(scores.dtype).min)
+        return (self.softmax(scores.reshape(B, H * T, S)) @ latent).reshape(B, H, T, R)
 
     def _attend_expanded(
         self, q_nope: mx.array, q_rope: mx.array, latent: mx.array, k_rope: mx.array, mask: Any
@@ -147,22 +164,6 @@ class LatentAttention(nn.Module):
             scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
         keys, values = self.embed_q(latent), self.unembed_out(latent)
         return mx.fast.scaled_dot_product_attention(q_nope, keys, values, scale=self.scale, mask=scores)
-
-
-def _attend(
-    q_latent: mx.array, q_rope: mx.array, latent: mx.array, k_rope: mx.array, mask: Any, softmax: Softmax
-) -> mx.array:
-    """Return softmax(q_latent latent^T + q_rope k_rope^T) latent as (B, H, T, R), heads folded into rows."""
-    B, H, T, R = q_latent.shape
-    S = latent.shape[2]
-    q_latent, q_rope = (q.reshape(B, H * T, -1) for q in (q_latent, q_rope))
-    latent, k_rope = latent[:, 0], k_rope[:, 0]
-    scores = mx.addmm(q_rope @ k_rope.swapaxes(-1, -2), q_latent, latent.swapaxes(-1, -2))  # (B, H * T, S)
-    mask = _spelled_out(mask, T, S)
-    if mask is not None:
-        # not -inf: a padding row that sees nothing must stay finite
-        scores = mx.where(mask, scores.reshape(B, H, T, S), mx.finfo(scores.dtype).min).reshape(B, H * T, S)
-    return (softmax(scores) @ latent).reshape(B, H, T, R)
 
 
 def _spelled_out(mask: Any, num_tokens: int, num_seen: int) -> Any:

@@ -5,7 +5,8 @@ Plain data. Frames carry it (`distributed/ring/frame.py`), stages carry it out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import add
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ class StageStep:
     resizes: tuple[Resize, ...] = ()
     clears: tuple[Clear, ...] = ()
     is_alone: bool = False
+
+    def one_further(self) -> StageStep:
+        """Return the step that follows one of a token a row, if its rows go on and nothing else changes."""
+        offsets = tuple(map(add, self.offsets, self.counts))
+        return replace(self, offsets=offsets, copies=(), resizes=(), clears=())
 
     @property
     def num_rows(self) -> int:

@@ -1,12 +1,13 @@
-"""The ring: frames from one rank to the next over MLX's ring backend: `send`, `wait`, `recv`, `begin_recv`.
+"""The ring: frames from one rank to the next over MLX's ring backend: `send`, `wait`, `recv`.
 
 Knows frames and descriptors; nothing of their meaning. Rank r receives from r + 1 and sends to r - 1 (rank 0
 to the last rank), so a microbatch makes one lap: 0 -> N-1 -> ... -> 1 -> 0. No collectives.
 
-A pending `mx.distributed.recv` spins on a whole core (mlx 0.32.4), so every receive first waits in `poll()`
-on a duplicate of the ring's own descriptor. Communication has CPU streams of its own: a large send delays no
-computation, and on Metal the GPU's graph never waits for a peer. After a ring error (`RingLost`) the ring is
-unusable: the process ends, its neighbours notice, and the supervisor builds a new ring."""
+MLX connects and sends. A pending `mx.distributed.recv` spins on a whole core (mlx 0.32.4), so frames are read
+from a duplicate of the ring's own descriptor, after a `poll()`: MLX reads no byte that it was not asked for.
+Sends have a CPU stream of their own: a large one delays no computation, and on Metal the GPU's graph never
+waits for a peer. After a ring error (`RingLost`) the ring is unusable: the process ends, its neighbours
+notice, and the supervisor builds a new ring."""
 
 from __future__ import annotations
 
@@ -27,7 +28,16 @@ from typing import Any, Protocol
 import mlx.core as mx
 import numpy as np
 
-from distributed.ring.frame import NUM_BLOCK_INTS, Frame, FrameError, Kind, decode, encode, num_rest_ints
+from distributed.ring.frame import (
+    NUM_BLOCK_INTS,
+    Frame,
+    FrameError,
+    Int32Array,
+    Kind,
+    decode,
+    encode,
+    num_rest_ints,
+)
 
 # Rank 0 keeps at most this many unread bytes in flight, so that its sends never block on a full buffer.
 MAX_UNREAD_BYTES = 32 * 1024
@@ -56,7 +66,7 @@ class Ring(Protocol):
 
     def is_readable(self) -> bool: ...
 
-    def begin_recv(self, hidden: tuple[int, int] | None = None) -> None: ...
+    def expect_hidden(self, num_rows: int, num_tokens: int) -> mx.array | None: ...
 
     def recv(self) -> tuple[Frame, mx.array | None]: ...
 
@@ -69,6 +79,14 @@ class HiddenShape:
 
     hidden_size: int
     dtype: Any
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """Hidden states, (rows, tokens, hidden size), and the array that their bytes are written into."""
+
+    buffer: mx.array
+    hidden: mx.array
 
 
 class LoopbackRing:
@@ -88,8 +106,8 @@ class LoopbackRing:
     def is_readable(self) -> bool:
         return bool(self._frames)
 
-    def begin_recv(self, hidden: tuple[int, int] | None = None) -> None:
-        """Do nothing: frames arrive at once."""
+    def expect_hidden(self, num_rows: int, num_tokens: int) -> None:
+        """Return nothing: hidden states are there when they are sent."""
 
     def wait(self, timeout: float | None, others: Iterable[int] = ()) -> set[int]:
         """Return the ready ones of `others`; at once if a frame has arrived."""
@@ -116,7 +134,7 @@ class MlxRing:
         """
         self.rank, self.size, self.epoch = rank, len(hosts), epoch
         self._group = _init_group(rank, hosts, connect_timeout)
-        self._send_stream, self._recv_stream = mx.new_stream(mx.cpu), mx.new_stream(mx.cpu)
+        self._send_stream = mx.new_stream(mx.cpu)
         self._to, self._from = (rank - 1) % self.size, (rank + 1) % self.size
         self._socket, self._silent = _neighbour_sockets(rank, hosts)
         self._selector = selectors.DefaultSelector()
@@ -125,7 +143,7 @@ class MlxRing:
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
         self._shape: HiddenShape | None = None
-        self._begun: deque[mx.array] = deque()  # parts of the next frame, being received
+        self._expected: _Expected | None = None
 
     @property
     def sockets(self) -> tuple[socket.socket, socket.socket]:
@@ -147,32 +165,27 @@ class MlxRing:
             self._selector.unregister(self._silent)
         block, rest = encode(frame)
         with _lost_on_error("send"):
-            for part in (block, rest, hidden):
-                if part is not None:
-                    array = part if isinstance(part, mx.array) else mx.array(part)
-                    mx.async_eval(
-                        mx.distributed.send(array, self._to, group=self._group, stream=self._send_stream)
-                    )
+            parts = [mx.array(part) for part in (block, rest) if part is not None]
+            if hidden is not None:
+                parts.append(hidden)
+            with mx.stream(self._send_stream):  # of `depends`, which takes none
+                sent: list[mx.array] = []
+                for part in parts:
+                    # An evaluation keeps no order of its own.
+                    after = mx.depends([part], sent)[0] if sent else part
+                    sent = [mx.distributed.send(after, self._to, group=self._group, stream=self._send_stream)]
+                mx.async_eval(sent)
 
     def is_readable(self) -> bool:
-        return bool(self._begun or self._poll.poll(0))
+        return bool(self._poll.poll(0))
 
-    def begin_recv(self, hidden: tuple[int, int] | None = None) -> None:
-        """Start to receive the next frame in the background, if it has begun to arrive.
+    def expect_hidden(self, num_rows: int, num_tokens: int) -> mx.array:
+        """Return the array that `recv` will fill with the next hidden states, if these have this shape.
 
-        Each part of a frame costs a switch of threads, which takes long beside a busy stage.
-
-        Args:
-            hidden: (rows, tokens) of its hidden states, if the caller knows that the next frame has these and
-                no message 2; None: receive message 1 only.
+        Until `recv` has returned it, it holds nothing and must not be evaluated.
         """
-        if self._begun or not self.is_readable():
-            return
-        with _lost_on_error("receive"):
-            self._begun.append(self._start_recv((NUM_BLOCK_INTS,), mx.int32))
-            if hidden is not None:
-                assert self._shape is not None, "set_hidden_shape comes before the first step"
-                self._begun.append(self._start_recv((*hidden, self._shape.hidden_size), self._shape.dtype))
+        self._expected = self._make_hidden(num_rows, num_tokens)
+        return self._expected.hidden
 
     def wait(self, timeout: float | None, others: Iterable[int] = ()) -> set[int]:
         """Wait until a frame begins, one of the descriptors `others` is readable, or the timeout ends.
@@ -183,7 +196,7 @@ class MlxRing:
         Raises:
             RingLost: the neighbour that this rank sends to is gone.
         """
-        ready = _ready(self._selector, others, 0.0 if self._begun else timeout)
+        ready = _ready(self._selector, others, timeout)
         if self._silent.fileno() in ready:
             raise RingLost(f"the connection to rank {self._to} was lost")
         return ready
@@ -192,47 +205,56 @@ class MlxRing:
         """Receive the frame that `wait` reported, and its hidden states (rows, tokens, hidden size) or None.
 
         Raises:
-            RingLost: the neighbour is gone, or its frame is invalid or not the one expected.
+            RingLost: the neighbour is gone, or its frame is invalid.
         """
         try:
             block = self._recv_ints(NUM_BLOCK_INTS)
             num_rest = num_rest_ints(block, epoch=self.epoch)
-            frame = decode(block, self._recv_ints(num_rest) if num_rest and not self._begun else None)
+            frame = decode(block, self._recv_ints(num_rest) if num_rest else None)
         except (FrameError, ValueError) as error:
             raise RingLost(f"rank {self._from} sent an invalid frame: {error}") from error
-        expected = self._begun[0].shape[:2] if self._begun else None
-        if expected is not None and not (frame.has_hidden and expected == (frame.num_rows, frame.num_tokens)):
-            raise RingLost(f"rank {self._from} sent another frame than the expected one")
-        return frame, self._recv_hidden(frame) if frame.has_hidden else None
+        return frame, self._recv_hidden(frame.num_rows, frame.num_tokens) if frame.has_hidden else None
 
     def flush(self) -> None:
         """Wait until all sent frames have left this process; call this before it ends."""
         with _lost_on_error("flush"):
             mx.synchronize(self._send_stream)
 
-    def _recv_hidden(self, frame: Frame) -> mx.array:
+    def _recv_ints(self, count: int) -> Int32Array:
+        ints = np.empty(count, np.int32)
+        self._recv_into(ints)
+        return ints
+
+    def _recv_hidden(self, num_rows: int, num_tokens: int) -> mx.array:
+        expected, self._expected = self._expected, None
+        if expected is None or expected.hidden.shape[:2] != (num_rows, num_tokens):
+            expected = self._make_hidden(num_rows, num_tokens)
+        self._recv_into(np.asarray(expected.buffer))
+        return expected.hidden
+
+    def _make_hidden(self, num_rows: int, num_tokens: int) -> _Expected:
         assert self._shape is not None, "set_hidden_shape comes before the first step"
-        shape = (frame.num_rows, frame.num_tokens, self._shape.hidden_size)
-        return self._recv_array(shape, self._shape.dtype)
+        dtype = self._shape.dtype
+        # NumPy knows no bfloat16.
+        stored = np.float32 if dtype == mx.float32 else np.uint16
+        buffer = mx.array(np.empty((num_rows, num_tokens, self._shape.hidden_size), stored))
+        return _Expected(buffer, buffer if dtype == mx.float32 else buffer.view(dtype))
 
-    def _recv_ints(self, count: int) -> Any:
-        return np.array(self._recv_array((count,), mx.int32), copy=True)
-
-    def _recv_array(self, shape: tuple[int, ...], dtype: Any) -> mx.array:
-        with _lost_on_error("receive"):
-            if self._begun:
-                array = self._begun.popleft()
-            elif self._poll.poll(REST_TIMEOUT_SECONDS * 1000):
-                array = self._start_recv(shape, dtype)
-            else:
+    def _recv_into(self, array: np.ndarray[Any, Any]) -> None:
+        """Read from the socket itself: MLX reads no byte that it was not asked for (mlx 0.32.4 ring.cpp)."""
+        left = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+        while left:
+            if not self._poll.poll(REST_TIMEOUT_SECONDS * 1000):
                 raise RingLost(f"rank {self._from} stopped in the middle of a frame")
-            mx.eval(array)
-        return array
-
-    def _start_recv(self, shape: tuple[int, ...], dtype: Any) -> mx.array:
-        array = mx.distributed.recv(shape, dtype, self._from, group=self._group, stream=self._recv_stream)
-        mx.async_eval(array)
-        return array
+            try:
+                num_bytes = self._socket.recv_into(left, flags=socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise RingLost(f"receive failed: {error}") from error
+            if not num_bytes:
+                raise RingLost(f"rank {self._from} closed the connection")
+            left = left[num_bytes:]
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.fakes.checkpoints import make_poisoned, shared_checkpoint
-from tests.services.engine_in_process import EngineInProcess, sample_given
+from tests.services.engine_in_process import EngineInProcess, given_draws
 from tests.services.ring_service import RingService
 
 POISON = 200
@@ -40,7 +40,7 @@ def test_it_fails_once_and_the_engine_goes_on(
     poisoned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_ranks: int, layers: str
 ) -> None:
     """One clear error, the log keeps what was drawn, others have their own text."""
-    monkeypatch.setattr("distributed.engine.engine.sample", sample_given({77: (1, 2, POISON)}))
+    monkeypatch.setattr("distributed.engine.engine.Draws", given_draws({77: (1, 2, POISON)}))
     settings: dict[str, Any] = {"kv_cache_max_size": 0, "microbatches": 1, "cpu_layers": layers}
     with EngineInProcess(tmp_path, poisoned, num_ranks, **settings) as service:
         check_overflow(service)

@@ -33,10 +33,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
 from config import Settings, load_settings
-from distributed.backends.backend import Greedy, StageRunner
+from distributed.backends.backend import StageRunner
 from distributed.backends.choose import choose_backend, choose_products
 from distributed.backends.stage import Stage
 from distributed.engine.draw import DrawnToken
@@ -44,8 +42,7 @@ from distributed.engine.engine import Engine, EngineParts
 from distributed.engine.engine_config import chunk_tokens, make_engine_limits, make_scheduler
 from distributed.engine.live_settings import LiveSettings
 from distributed.engine.request_source import RequestSource
-from distributed.engine.row_sampling import RowSampling
-from distributed.engine.sampling import sample
+from distributed.engine.sampling import Draws
 from distributed.engine.status import RingStatus
 from distributed.engine.token_writer import TokenWriter
 from distributed.joining import Launch, describe
@@ -75,20 +72,19 @@ class AtOnce(Executor):
         return future
 
 
-def sample_given(
-    answers: Mapping[int, Items[int]],
-) -> Callable[[mx.array, Items[RowSampling], Greedy | None], list[DrawnToken | None]]:
-    """Return a `sample` that gives requests of these seeds these answers, where their logits are finite."""
+def given_draws(answers: Mapping[int, Items[int]]) -> type[Draws]:
+    """Return `Draws` that give requests of these seeds these answers, where their logits are finite."""
 
-    def sample_rows(
-        logits: mx.array, rows: Items[RowSampling], greedy: Greedy | None
-    ) -> list[DrawnToken | None]:
-        return [
-            token if token is None or row.seed not in answers else DrawnToken(answers[row.seed][row.index])
-            for token, row in zip(sample(logits, rows, greedy), rows, strict=True)
-        ]
+    class GivenDraws(Draws):
+        def finish(self) -> list[DrawnToken | None]:
+            return [
+                token
+                if token is None or row.seed not in answers
+                else DrawnToken(answers[row.seed][row.index])
+                for token, row in zip(super().finish(), self.rows, strict=True)
+            ]
 
-    return sample_rows
+    return GivenDraws
 
 
 @lru_cache(maxsize=32)

@@ -13,7 +13,7 @@ from distributed.backends.backend import Backend
 from distributed.backends.stage import Stage
 from distributed.engine.engine import to_frame
 from distributed.engine.row_sampling import RowSampling
-from distributed.engine.sampling import sample
+from distributed.engine.sampling import Draws
 from distributed.engine.sequence import Drawn, Microbatch, Sequence
 from distributed.ring.frame import parse_step
 from tests.services.scheduling import make_scheduler
@@ -84,8 +84,9 @@ class LocalRing:
                 wanted = [(i, row.num_known - 1 + number) for number in ahead]
                 rules = [replace(rule, index=first + number) for number in ahead]
                 logits = self.stages[-1].logits(step, hidden, wanted)
-                tokens = sample(logits, rules, self.stages[-1].runner.greedy)
-                drawn[sequence] = [None if token is None else token.id for token in tokens]
+                draws = Draws(logits, rules, self.stages[-1].runner.greedy)
+                self.stages[-1].runner.wait(*draws.arrays)
+                drawn[sequence] = [None if token is None else token.id for token in draws.finish()]
         for advance in self.scheduler.postprocess(microbatch, drawn):
             if not advance.is_finite:
                 self.failed.append(advance.sequence)

@@ -53,6 +53,7 @@ class RingService:
             "LOCAL_RANKS": str(num_ranks),
             **{key.upper(): str(value) for key, value in settings.items()},
         }
+        self.program = ROOT / "server.py"
         self.ranks: list[subprocess.Popen[str]] = []
         self.epoch = 0
         self.hosts: list[str] = []
@@ -90,7 +91,7 @@ class RingService:
         self.hosts = list(hosts or (f"127.0.0.1:{port}" for port in free_ports(self.num_ranks)))
         self.ranks = []
         for rank in range(self.num_ranks):
-            command = [sys.executable, str(ROOT / "server.py"), "--rank", str(rank)]
+            command = [sys.executable, str(self.program), "--rank", str(rank)]
             environment = {**os.environ, **self.settings, **(overrides or {}).get(rank, {})}
             with (self.state / f"rank-{rank}.log").open("a") as log:
                 child = subprocess.Popen(

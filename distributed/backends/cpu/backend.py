@@ -68,6 +68,8 @@ class CpuBackend(Backend):
 class MlxOnCpu(MlxRunner):
     """MLX's layers, some of their parts replaced."""
 
+    compiles_kernels = False
+    can_build_ahead = False  # parts that left MLX compute at once
     greedy = None  # MLX's CPU build takes 15 times as long for an argmax as NumPy
     touch = None
 

@@ -144,7 +144,6 @@ class CpuKVTable(SlotTable[LayerKV]):
     """The KV of layers that NumPy runs."""
 
     make_layer = LayerKV
-    arrays: tuple[object, ...] = ()  # nothing is lazy here
 
     def begin(self, step: StageStep) -> tuple[View, list[LayerKV]]:
         """Return what `DenseLayers.forward` takes beside its input."""

@@ -103,8 +103,11 @@ def test_a_rank_is_stuck_by_the_limit_of_its_phase() -> None:
     assert rank.find_stall(plan, 21.0) == "rank 1 sent no heartbeat for 11 s (phase loading, step 0)"
     rank.take(heartbeat("loading"), now=615.0)
     assert rank.find_stall(plan, 616.0) == "rank 1 did not load its layers within LOAD_TIMEOUT=600 s"
-    rank.take(heartbeat("ready"), now=616.0)
-    assert rank.find_stall(plan, 620.0) is None
+    rank.take(heartbeat("warming"), now=616.0)
+    rank.take(heartbeat("warming", progress=0.5), now=1217.0)
+    assert rank.find_stall(plan, 1217.0) == "rank 1 did not run its first steps within LOAD_TIMEOUT=600 s"
+    rank.take(heartbeat("ready"), now=1218.0)
+    assert rank.find_stall(plan, 1222.0) is None
 
 
 @pytest.mark.parametrize(

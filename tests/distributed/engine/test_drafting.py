@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from distributed.engine.drafting import MAX_DRAFTS, PromptLookup, StepCosts
+from distributed.engine.drafting import (
+    MAX_DRAFTS,
+    MAX_MEASURED,
+    MIN_MEASURED,
+    STALE_STEPS,
+    PromptLookup,
+    StepCosts,
+)
 from distributed.engine.sequence import Sequence
 
 QUOTED = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22]
@@ -15,8 +22,18 @@ def make_sequence(tokens: list[int], max_tokens: int = 50) -> Sequence:
 def measured(costs: dict[int, float]) -> PromptLookup:
     drafter = PromptLookup()
     for num_tokens, cost in costs.items():
-        drafter.note_cost(num_tokens, cost)
+        for _ in range(1 + MIN_MEASURED):
+            drafter.note_cost(num_tokens, cost)
     return drafter
+
+
+def lengths(drafter: PromptLookup, num_steps: int, slow: dict[int, float]) -> list[int]:
+    """Drafts of each step where every step costs 10 ms, but those numbered in `slow`."""
+    sequence, found = make_sequence([*QUOTED, 5, 6, 7]), []
+    for number in range(num_steps):
+        found.append(len(drafter.propose([sequence])[0]))
+        drafter.note_cost(1 + found[-1], slow.get(number, 10_000.0))
+    return found
 
 
 def test_tokens_that_followed_before_are_drafted() -> None:
@@ -66,17 +83,37 @@ def test_a_sequence_whose_drafts_are_rejected_gets_none_for_a_while() -> None:
     assert drafter.propose([sequence])[0]
 
 
-def test_costs_not_measured_yet_are_tried_once() -> None:
-    """An unknown size counts as the next smaller one that was seen."""
+def test_costs_not_measured_yet_are_tried() -> None:
+    """An unknown size counts as the next smaller one that is known, and its first measurement is dropped."""
     costs = StepCosts()
     assert costs.estimate(8) == costs.estimate(1)
-    costs.note(1, 100.0)
-    assert costs.estimate(16) == 100.0
-    costs.note(16, 900.0)
+    for cost in (900_000.0, 100.0, 100.0):
+        costs.note(1, cost)
+    assert costs.estimate(16) == costs.estimate(1) == 100.0
+    for cost in (900_000.0, 900.0, 900.0):
+        assert costs.estimate(16) == 100.0
+        costs.note(16, cost)
     assert costs.estimate(16) == 900.0
     assert costs.estimate(2) == 100.0
-    costs.note(16, 400.0)
-    assert 400.0 < costs.estimate(16) < 900.0
+    for _ in range(MAX_MEASURED):
+        costs.note(16, 400.0)
+    assert costs.estimate(16) == 400.0
+
+
+def test_one_stall_does_not_end_drafts() -> None:
+    """Wherever it falls, a step of 300 ms among those of 10 costs at most a few steps without drafts."""
+    for place in range(12):
+        found = lengths(PromptLookup(), 30, {place: 300_000.0})
+        assert found[-10:] == [MAX_DRAFTS] * 10
+        assert found.count(0) <= 1 + 2 * MIN_MEASURED
+
+
+def test_a_size_that_was_slow_for_a_while_is_tried_again() -> None:
+    """A machine may have been busy with other work: its old measurements do not count for ever."""
+    drafter = PromptLookup()
+    first = lengths(drafter, 20, dict.fromkeys(range(12), 300_000.0) | dict.fromkeys(range(3, 6), 10_000.0))
+    assert first[-1] == 0
+    assert lengths(drafter, STALE_STEPS + 20, {})[-10:] == [MAX_DRAFTS] * 10
 
 
 def test_histories_are_dropped_with_their_sequences() -> None:

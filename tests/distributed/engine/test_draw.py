@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from distributed.backends.mlx import greedy_on_gpu
 from distributed.engine.draw import DrawnToken, draw_token, edit, likeliest, read_logprobs
 from distributed.engine.row_sampling import RowSampling, TokenCounts, mask_of
-from distributed.engine.sampling import sample
+from distributed.engine.sampling import Draws
 
 V = 40
 TOKENS = st.lists(st.integers(0, V - 1), max_size=30)
@@ -161,10 +161,10 @@ def test_plain_rows_beside_others_stay_on_the_gpu() -> None:
     ]
     seen: list[mx.array] = []
 
-    def greedy(plain: mx.array) -> list[int | None]:
+    def greedy(plain: mx.array) -> mx.array:
         seen.append(plain)
         return greedy_on_gpu(plain)
 
-    together = sample(logits, rows, greedy)
+    together = Draws(logits, rows, greedy).finish()
     assert [plain.tolist() for plain in seen] == [[logits[0].tolist(), logits[4].tolist()]]
-    assert together == [sample(logits[i : i + 1], [row])[0] for i, row in enumerate(rows)]
+    assert together == [Draws(logits[i : i + 1], [row]).finish()[0] for i, row in enumerate(rows)]

@@ -12,7 +12,7 @@ from distributed.engine.drafting import PromptLookup
 from distributed.engine.prefix_cache import MIN_REUSED_TOKENS
 from distributed.planning.kv_sizes import most_tokens
 from tests.fakes.checkpoints import VOCAB_SIZE, reference_model, shared_checkpoint
-from tests.services.engine_in_process import EngineInProcess, sample_given
+from tests.services.engine_in_process import EngineInProcess, given_draws
 from tests.services.stages import sure_tokens
 
 PROMPTS = [[(7 * i + 13 * j) % 250 for j in range(5 + 9 * i)] for i in range(4)]
@@ -31,7 +31,7 @@ def test_drafts_save_laps_and_change_no_token(
         PromptLookup, "note_cost", lambda *_: None
     )  # a wide step costs what a narrow one does
     quoted = [(17 * j) % 250 for j in range(40)]
-    monkeypatch.setattr("distributed.engine.engine.sample", sample_given({77: quoted}))
+    monkeypatch.setattr("distributed.engine.engine.Draws", given_draws({77: quoted}))
     results = {}
     for speculation in ("off", "prompt-lookup"):
         with EngineInProcess(tmp_path / speculation, llama, 2, speculation=speculation) as service:

@@ -16,7 +16,7 @@ from distributed.engine.drafting import PromptLookup
 from distributed.engine.row_sampling import RowSampling
 from distributed.engine.sequence import Sequence, Status
 from tests.fakes.checkpoints import make_poisoned
-from tests.services.engine_in_process import sample_given
+from tests.services.engine_in_process import given_draws
 from tests.services.local_ring import GREEDY, WARM, LocalRing, answer, load_stages
 from tests.services.scheduling import NoDrafts
 
@@ -140,7 +140,7 @@ def test_an_answer_that_draws_it_keeps_the_tokens_before(
     make_ring: MakeRing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The poisoned token is the last of the answer; the one after it cannot be drawn."""
-    monkeypatch.setattr("tests.services.local_ring.sample", sample_given({0: [POISON] * 8}))
+    monkeypatch.setattr("tests.services.local_ring.Draws", given_draws({0: [POISON] * 8}))
     ring = make_ring()
     row = ring.ask(SHORT, 8)
     ring.run()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from distributed.backends.mlx import greedy_on_gpu
 from distributed.engine.draw import DrawnToken, draw, order_falling
 from distributed.engine.row_sampling import RowSampling, uniform
-from distributed.engine.sampling import sample
+from distributed.engine.sampling import Draws
 
 
 def make_row(**changes: float) -> RowSampling:
@@ -98,8 +98,8 @@ def test_rows_are_drawn_each_by_its_own_rule() -> None:
     """Greedy and sampled rows in one batch do not disturb each other."""
     logits = mx.random.normal((4, 100), key=mx.random.key(0))
     rows = [make_row(temperature=0.0), make_row(seed=9), make_row(top_k=1), make_row(seed=9, index=5)]
-    together = sample(logits, rows)
-    alone = [sample(logits[i : i + 1], [row])[0] for i, row in enumerate(rows)]
+    together = Draws(logits, rows).finish()
+    alone = [Draws(logits[i : i + 1], [row]).finish()[0] for i, row in enumerate(rows)]
     assert together == alone
     assert together[0] == DrawnToken(int(mx.argmax(logits[0]).item()))
     assert together[2] == DrawnToken(int(mx.argmax(logits[2]).item()))
@@ -119,8 +119,8 @@ def test_nothing_is_drawn_from_numbers_that_are_not_finite(rule: dict[str, float
     """NaN or infinity anywhere in a row, or nothing but -infinity; tokens that are ruled out are no fault."""
     logits = np.random.default_rng(1).standard_normal((5, 64)).astype(np.float32)
     logits[1, 7], logits[2, 9], logits[3, :], logits[4, 1:] = np.nan, np.inf, -np.inf, -np.inf
-    plain: list[object] = [*greedy_on_gpu(mx.array(logits))]
-    for drawn in (sample(mx.array(logits), [make_row(**rule)] * 5), plain):
+    plain = [token if token >= 0 else None for token in greedy_on_gpu(mx.array(logits)).tolist()]
+    for drawn in (Draws(mx.array(logits), [make_row(**rule)] * 5).finish(), plain):
         assert [token is None for token in drawn] == [False, True, True, True, False]
 
 
@@ -130,4 +130,4 @@ def test_greedy_ids_on_a_gpu_are_those_of_the_cpu() -> None:
     for dtype in (mx.float32, mx.float16, mx.bfloat16):
         rounded = logits.astype(dtype)
         rows = [make_row(temperature=0.0)] * 6
-        assert sample(rounded, rows, greedy_on_gpu) == sample(rounded, rows)
+        assert Draws(rounded, rows, greedy_on_gpu).finish() == Draws(rounded, rows).finish()

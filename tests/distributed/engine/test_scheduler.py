@@ -466,3 +466,14 @@ def test_chunks_never_shrink_to_nothing() -> None:
     pace.note(128, 1e9)
     assert pace.budget(128) == 16
     assert pace.budget(8) == 8
+
+
+def test_a_stall_or_a_first_chunk_does_not_shrink_the_next_ones() -> None:
+    """A size's first chunk may have compiled kernels, and one chunk in three may have stalled."""
+    pace = ChunkPace()
+    usual = 100_000.0 / (256 + 32)  # microseconds a token
+    for number, (num_tokens, stall_us) in enumerate(
+        [(256, 300_000), (256, 0), (32, 300_000), (32, 0), (256, 0), (32, 300_000), (256, 0), (256, 0)]
+    ):
+        pace.note(num_tokens, usual * (num_tokens + 32) + stall_us)
+        assert not number or pace.budget(512) == 512 // 16 * 16
