@@ -10,13 +10,23 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from config.deep_stack import run_deep
+from config.deep_stack import LibraryPanic, run_deep
 from frontdoor.http.errors import InvalidRequest
 from prompts.grammars import json_object_grammar, json_schema_grammar, lark_grammar, regex_grammar
 from prompts.json_schemas import parts_of
 
 MAX_GRAMMAR_BYTES = 2**20
 MAX_PLACE_CHECKS = 200
+MAX_PLACE_LENGTH = 200  # characters; the reason comes behind it
+MAX_REASON_LENGTH = 300
+# What each of `structured_outputs` takes.
+_WANTED = {
+    "json": "a JSON schema",
+    "json_object": "true",
+    "regex": "a string",
+    "choice": "a list of strings, not empty",
+    "grammar": "a string",
+}
 
 
 def content_grammar(fields: Mapping[str, Any]) -> str | None:
@@ -52,18 +62,29 @@ def read_response_format(value: object) -> str | None:
     Raises:
         ValueError: another form, or a schema that is refused; the message says where.
     """
-    kind = value.get("type") if isinstance(value, Mapping) else None
+    asked: Mapping[str, Any] = value if isinstance(value, Mapping) else {}
+    kind = asked.get("type")
     if kind == "text":
         return None
     if kind == "json_object":
-        return json_object_grammar()
-    described = value.get("json_schema") if isinstance(value, Mapping) and kind == "json_schema" else None
+        return _read_json_object(asked)
+    described = asked.get("json_schema") if kind == "json_schema" else None
     if not isinstance(described, Mapping):
         raise ValueError('must have the type "text", "json_object" or "json_schema" (with "json_schema")')
-    schema = described.get("schema", {})
+    is_strict = described.get("strict") is True
+    return _read_schema(described.get("schema", {}), is_strict=is_strict, place="json_schema.schema")
+
+
+def _read_json_object(asked: Mapping[str, Any]) -> str:
+    """Return the grammar of an object, by a schema where there is one, as llama.cpp does."""
+    schema = asked.get("schema")
+    return json_object_grammar() if schema is None else _read_schema(schema, is_strict=False, place="schema")
+
+
+def _read_schema(schema: object, *, is_strict: bool, place: str) -> str:
     if not isinstance(schema, bool | Mapping):
-        raise ValueError("json_schema.schema must be a JSON schema")
-    return schema_grammar(schema, is_strict=described.get("strict") is True, place="json_schema.schema")
+        raise ValueError(f"{place} must be a JSON schema")
+    return schema_grammar(schema, is_strict=is_strict, place=place)
 
 
 def read_structured_outputs(value: object) -> str | None:
@@ -78,26 +99,26 @@ def read_structured_outputs(value: object) -> str | None:
         else {}
     )
     if len(asked) != 1:
-        raise ValueError("must have exactly one of json, json_object, regex, choice, grammar")
+        raise ValueError(f"must have exactly one of {', '.join(_WANTED)}")
     ((name, given),) = asked.items()
     if name == "json":
-        schema = _parse(given) if isinstance(given, str) else given
-        if isinstance(schema, bool | Mapping):
-            return schema_grammar(schema, is_strict=True, place="json")
-    elif name == "json_object" and given is True:
+        return _read_schema(_parse(given) if isinstance(given, str) else given, is_strict=True, place="json")
+    if name == "json_object" and given is True:
         return json_object_grammar()
-    elif (
+    if (
         name == "choice"
         and isinstance(given, list)
         and given
-        and all(isinstance(text, str) for text in given)
+        and all(isinstance(each, str) for each in given)
     ):
         return _checked(lark_grammar("start: " + " | ".join(json.dumps(text) for text in given)), "choice")
-    elif name == "regex" and isinstance(given, str):
+    if name == "regex" and isinstance(given, str):
         return _checked(regex_grammar(given), "regex")
-    elif name == "grammar" and isinstance(given, str):
+    if name == "grammar" and isinstance(given, str):
         return _checked(lark_grammar(given), "grammar")
-    raise ValueError(f"{name[:20]} is no such constraint, or has a wrong type")
+    if name in _WANTED:
+        raise ValueError(f"{name} must be {_WANTED[name]}")
+    raise ValueError(f"{name[:20]} is no such constraint: use one of {', '.join(_WANTED)}")
 
 
 def schema_grammar(schema: Mapping[str, Any] | bool, *, is_strict: bool, place: str) -> str:
@@ -106,11 +127,12 @@ def schema_grammar(schema: Mapping[str, Any] | bool, *, is_strict: bool, place: 
     Raises:
         ValueError: llguidance refuses it; the message names the place below `place`.
     """
-    whole = {} if schema is True else {"not": {}} if schema is False else dict(schema)
+    whole = {} if schema is True else {"enum": []} if schema is False else dict(schema)
     grammar = json_schema_grammar(whole, is_lenient=not is_strict)
-    refusal = find_refusal(grammar)
+    refusal = find_refusal(grammar, is_content=True)
     if refusal is not None:
-        raise ValueError(f"{place}{_find_place(whole, is_lenient=not is_strict)}: {refusal}")
+        whole_place = place + _find_place(whole, is_lenient=not is_strict)
+        raise ValueError(f"{_shorten(whole_place)}: {refusal}")
     return grammar
 
 
@@ -121,21 +143,47 @@ def check_grammar(grammar: str, param: str) -> None:
         raise InvalidRequest(f"'{param}': {refusal}", param=param)
 
 
-def find_refusal(grammar: str) -> str | None:
-    """Return why llguidance refuses a grammar, in one line; None: it takes it."""
+def find_refusal(grammar: str, *, is_content: bool = False) -> str | None:
+    """Return why llguidance refuses a grammar, in one line; None: it takes it.
+
+    Args:
+        is_content: of text without tokens of the model's own; one that no text begins is refused, too.
+    """
     from llguidance import LLMatcher  # only requests with a grammar need it
 
     if len(grammar) > MAX_GRAMMAR_BYTES:
         return f"the grammar is larger than {MAX_GRAMMAR_BYTES} bytes"
-    is_error, messages = run_deep(partial(LLMatcher.validate_grammar_with_warnings, grammar))
-    return " ".join(messages[0].split())[:300] if is_error else None
+    try:
+        is_error, messages = run_deep(partial(LLMatcher.validate_grammar_with_warnings, grammar))
+        if not is_error and is_content and run_deep(partial(_is_dead, grammar)):
+            return "nothing can match it"
+    except LibraryPanic as error:
+        is_error, messages = True, [f"llguidance cannot read it: {error}"]
+    return " ".join(messages[0].split())[:MAX_REASON_LENGTH] if is_error else None
+
+
+def _is_dead(grammar: str) -> bool:
+    """Whether no text begins an answer by a valid grammar, such as that of {"$ref": "#"}."""
+    from llguidance import LLMatcher, LLTokenizer
+
+    matcher = LLMatcher(LLTokenizer("byte"), grammar, log_level=0)
+    if matcher.is_error():  # it may name tokens of the model
+        return False
+    matcher.compute_bitmask()
+    return matcher.get_error().startswith("NoExtensionBias")
 
 
 def _checked(grammar: str, place: str) -> str:
-    refusal = find_refusal(grammar)
+    refusal = find_refusal(grammar, is_content=True)
     if refusal is not None:
         raise ValueError(f"{place}: {refusal}")
     return grammar
+
+
+def _shorten(place: str) -> str:
+    """Return a long place without its middle."""
+    half = MAX_PLACE_LENGTH // 2
+    return place if len(place) <= MAX_PLACE_LENGTH else f"{place[:half]}…{place[-half:]}"
 
 
 def _parse(text: str) -> object:
@@ -153,6 +201,7 @@ def _find_place(schema: Mapping[str, Any], *, is_lenient: bool) -> str:
         step, part = next(parts, (None, schema))
         if step is None:
             break
-        if find_refusal(json_schema_grammar({**shared, **part}, is_lenient=is_lenient)) is not None:
+        grammar = json_schema_grammar({**shared, **part}, is_lenient=is_lenient)
+        if find_refusal(grammar, is_content=True) is not None:
             place, parts = f"{place}.{step}", parts_of(part)
     return place

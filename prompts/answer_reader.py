@@ -178,7 +178,8 @@ class AnswerReader:
             begun = self._text.lstrip()
             if tail and not begun and not is_last:
                 return False
-            self._text = begun.removeprefix(tail)
+            if tail and begun.startswith(tail):  # other white space is read with the content
+                self._text = begun.removeprefix(tail)
         else:
             end, again = self._text.find(closing), self._mark.search(self._text)
             if end >= 0 and not (again and again.start() < end):

@@ -7,6 +7,7 @@ the first grammar, in the thread, because a start need not wait for it."""
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence as Items
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -18,11 +19,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from config.deep_stack import run_deep
+from config.deep_stack import panics_as_errors, run_deep
 from distributed.engine.row_sampling import Mask
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+logger = logging.getLogger(__name__)
 
 Masks = NDArray[np.int32]  # (N, words)
 
@@ -73,15 +76,16 @@ class Grammar:
 class Constraint:
     """The place of one answer in its grammar.
 
-    The loop calls `order`; one thread makes the masks, order by order. `error` says why the last ones allow
-    nothing.
+    The loop calls `order`; one thread waits for the compile and makes the masks, order by order. `error` says
+    why the last ones allow nothing.
     """
 
-    def __init__(self, grammar: Grammar, *, ignores_end: bool = False) -> None:
+    def __init__(self, compiled: Future[Grammar], *, ignores_end: bool = False) -> None:
         """Args: ignores_end: end tokens are allowed only where the grammar allows nothing else."""
-        self._grammar, self._ignores_end = grammar, ignores_end
+        self.compiled, self._ignores_end = compiled, ignores_end
         self._num_ordered = 0  # tokens of the answer that orders so far have brought
-        self._token_ids: list[int] = []  # that the matcher has taken
+        self._token_ids: list[int] = []  # of the answer
+        self._num_taken = 0  # that the matcher has taken
         self._matcher: LLMatcher | None = None
         self.error: str | None = None
 
@@ -97,31 +101,43 @@ class Constraint:
         After a draft that is not allowed, masks allow everything: those draws do not count.
         """
         self._token_ids += new_token_ids
-        self._matcher = self._matcher or self._grammar.begin()
-        self._matcher.consume_tokens(list(new_token_ids))
-        masks = self._look_ahead(self._matcher, drafts)
-        if self._matcher.is_error():
-            self._matcher = self._grammar.begin_alone()  # another answer may have filled the lexer
-            self._matcher.consume_tokens(self._token_ids)
-            masks = self._look_ahead(self._matcher, drafts)
+        try:
+            with panics_as_errors():
+                return self._make(self.compiled.result(), drafts)
+        except Exception as error:  # the thread makes the masks of other answers, too
+            if not isinstance(error, GrammarRefused):
+                logger.exception("the masks of an answer cannot be made")
+            self._matcher = None
+            self.error = f"the answer cannot go on by its grammar: {error}"[:MAX_REASON_LENGTH]
+            return np.zeros((1 + len(drafts), 1), np.int32)
+
+    def _make(self, grammar: Grammar, drafts: Items[int]) -> Masks:
+        if self._matcher is None:
+            self._matcher, self._num_taken = grammar.begin(), 0
+        masks = self._look_ahead(grammar, self._matcher, drafts)
+        if self._matcher.is_error():  # another answer may have filled the lexer
+            self._matcher, self._num_taken = grammar.begin_alone(), 0
+            masks = self._look_ahead(grammar, self._matcher, drafts)
         self.error = self._find_error(self._matcher, masks[0])
         if self.error is not None:
             masks[:] = 0
         elif self._ignores_end:
-            others = masks & ~self._grammar.ends
+            others = masks & ~grammar.ends
             has_others = others.any(axis=1)
             masks[has_others] = others[has_others]
         return masks
 
-    def _look_ahead(self, matcher: LLMatcher, drafts: Items[int]) -> Masks:
-        masks: Masks = np.full((1 + len(drafts), self._grammar.num_words), -1, np.int32)
-        num_taken = 0
+    def _look_ahead(self, grammar: Grammar, matcher: LLMatcher, drafts: Items[int]) -> Masks:
+        matcher.consume_tokens(self._token_ids[self._num_taken :])
+        self._num_taken = len(self._token_ids)
+        masks: Masks = np.full((1 + len(drafts), grammar.num_words), -1, np.int32)
+        num_ahead = 0
         for mask, draft in zip(masks, (*drafts, None), strict=True):
             matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
             if draft is None or matcher.is_stopped() or not matcher.try_consume_tokens([draft]):
                 break
-            num_taken += 1
-        matcher.rollback(num_taken)
+            num_ahead += 1
+        matcher.rollback(num_ahead)
         return masks
 
     def _find_error(self, matcher: LLMatcher, mask: Mask) -> str | None:
@@ -164,10 +180,17 @@ class Grammars:
         self._end_token_ids = end_token_ids
         self._executor = executor or ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammars")
         self._compiled: OrderedDict[str, Future[Grammar]] = OrderedDict()
+        self._newest: Future[Grammar] | None = None
+
+    @property
+    def is_compiling(self) -> bool:
+        return self._newest is not None and not self._newest.done()
 
     def compile(self, text: str) -> Future[Grammar]:
         """Return the compiled grammar, which is done already or will be; it may raise GrammarRefused."""
-        compiled = self._compiled.pop(text, None) or self._executor.submit(self._compile, text)
+        compiled = self._compiled.pop(text, None)
+        if compiled is None:
+            compiled = self._newest = self._executor.submit(self._compile, text)
         self._compiled[text] = compiled
         if len(self._compiled) > MAX_COMPILED:
             self._compiled.popitem(last=False)

@@ -50,7 +50,7 @@ def draw_token(logits: Float32Array, best: int, row: RowSampling) -> DrawnToken 
     if not math.isfinite(logits[best]):
         return None
     allowed = logits
-    if row.has_edits:
+    if row.has_edits and not row.is_settled_by(best):
         allowed = edit(logits, row)
         best = int(allowed.argmax())
         if not math.isfinite(allowed[best]):

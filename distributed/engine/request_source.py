@@ -10,14 +10,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from config.context_length import ContextLength
 from config.disk_trouble import DiskTroubles
 from distributed.engine.answers import Answer
-from distributed.engine.constraints import Constraint, Grammar, GrammarRefused, Grammars
+from distributed.engine.constraints import Constraint, GrammarRefused, Grammars
 from distributed.engine.request_lines import log_start, logger
 from distributed.engine.sequence import Sequence
 from distributed.engine.text_stream import TextStream, TokenTexts
@@ -84,39 +83,54 @@ class RequestSource:
         self._unreturned: deque[Claim] = deque()
         self._depth = Depth(0, 0, 0)
         self._rest_ends = 0.0  # on the clock; no claims before
-        self._compiling: dict[str, tuple[Answer, Future[Grammar]]] = {}  # open answers without a row yet
+        self._held: dict[str, Answer] = {}  # open answers without a row yet
 
     def claim(self, max_claims: int) -> list[Answer]:
         """Claim waiting requests, oldest first; end those that cannot run or are complete already.
 
-        One with a grammar is returned once that is compiled, by a later call; the bell rings then.
+        One with a grammar is returned once that is compiled, by a later call; the bell rings then. A compile
+        may end the process, as a step may. So while a suspect is open, only its own begins, when it is marked
+        as running alone.
         """
-        num_new = max_claims - len(self._compiling)
+        num_new = max_claims - len(self._held)
         if num_new > 0 and self._clock() >= self._rest_ends:
             now = time.time()
-            opened = [self._try_open(claim, now) for claim in self._claim(num_new)]
-        else:
-            opened = []
-        return [answer for answer in opened if answer is not None] + self._take_compiled()
+            for claim in self._claim(num_new):
+                self._try_open(claim, now)
+        if not any(answer.sequence.is_suspect for answer in self._writer.answers.values()):
+            for answer in self._held.values():
+                self._begin_compile(answer)
+        ready = [answer for answer in self._held.values() if self._is_ready(answer)]
+        for answer in ready:
+            del self._held[answer.request.id]
+        return [answer for answer in ready if not self._is_refused(answer)]
 
-    def _take_compiled(self) -> list[Answer]:
-        """Return the answers whose grammar is compiled; end those whose grammar cannot be."""
-        done = [pair for pair in self._compiling.values() if pair[1].done()]
-        ready = []
-        for answer, compiled in done:
-            del self._compiling[answer.request.id]
-            error = compiled.exception()
-            if error is None:
-                ignores_end = answer.request.params.ignore_eos
-                answer.constraint = Constraint(compiled.result(), ignores_end=ignores_end)
-                ready.append(answer)
-                continue
-            if not isinstance(error, GrammarRefused):  # a panic of llguidance must not end the ring
-                logger.error(
-                    "request %s: its grammar broke the compile", answer.request.label, exc_info=error
-                )
-            self._writer.fail(answer, CannotRun("grammar_refused", str(error)))
-        return ready
+    def _begin_compile(self, answer: Answer) -> None:
+        params = answer.request.params
+        if params.grammar is None or answer.constraint is not None:
+            return
+        compiled = self._model.grammars.compile(params.grammar)
+        answer.constraint = Constraint(compiled, ignores_end=params.ignore_eos)
+        if not compiled.done():
+            compiled.add_done_callback(lambda _: self.bell.ring())
+
+    def _is_ready(self, answer: Answer) -> bool:
+        """Whether a held answer may have a row: a suspect when no compile runs beside it."""
+        if answer.sequence.is_suspect:
+            return not self._model.grammars.is_compiling
+        if answer.constraint is None:
+            return answer.request.params.grammar is None
+        return answer.constraint.compiled.done()
+
+    def _is_refused(self, answer: Answer) -> bool:
+        """Whether an answer's grammar cannot be compiled; end it then."""
+        error = None if answer.constraint is None else answer.constraint.compiled.exception()
+        if error is None:
+            return False
+        if not isinstance(error, GrammarRefused):  # it must not end the ring
+            logger.error("request %s: its grammar broke the compile", answer.request.label, exc_info=error)
+        self._writer.fail(answer, CannotRun("grammar_refused", str(error)))
+        return True
 
     def _claim(self, max_claims: int) -> list[Claim]:
         try:
@@ -127,31 +141,24 @@ class RequestSource:
         self._troubles.clear(NO_CLAIMS)
         return claims
 
-    def _try_open(self, claim: Claim, claimed_unix: float) -> Answer | None:
-        """Return the open answer; None if the request ended or was put back."""
+    def _try_open(self, claim: Claim, claimed_unix: float) -> None:
+        """Hold the open answer, unless the request ends or is put back."""
         try:
             answer = self._open(claim, claimed_unix)
         except CannotRun as error:
             self._writer.refuse(claim, error)
-            return None
+            return
         except SpoolUnavailable as error:
             self._troubles.note(NO_LOGS, str(error))
             self._put_back(claim)
             self._rest_ends = self._clock() + REST_SECONDS
-            return None
+            return
         log_start(answer)
         self._writer.answers[claim.request.id] = answer
         if answer.finish_reason is not None:
             self._writer.end(answer, answer.finish_reason)
-            return None
-        grammar = answer.request.params.grammar
-        if grammar is None:
-            return answer
-        compiled = self._model.grammars.compile(grammar)
-        self._compiling[answer.request.id] = answer, compiled
-        if not compiled.done():
-            compiled.add_done_callback(lambda _: self.bell.ring())
-        return None
+        else:
+            self._held[answer.request.id] = answer
 
     def cancelled(self) -> list[Answer]:
         """Return the cancelled answers that claim has returned; end cancelled requests that still wait."""
@@ -165,13 +172,12 @@ class RequestSource:
         except SpoolUnavailable as error:  # the cancel marks stay for the next call
             self._troubles.note(NO_CLAIMS, str(error))
             return []
-        for request_id in ids & self._compiling.keys():
-            answer, _ = self._compiling.pop(request_id)
-            self._writer.end(answer, "cancelled")
+        for request_id in ids & self._held.keys():
+            self._writer.end(self._held.pop(request_id), "cancelled")
         return [answers[request_id] for request_id in ids & answers.keys()]
 
     def mark_solo(self, answer: Answer) -> None:
-        """Mark a suspect in the spool as running alone, so that a crash counts against it."""
+        """Mark a suspect in the spool as running alone, so that a crash counts against it; then compile."""
         if answer.is_solo:
             return
         answer.is_solo = True
@@ -181,11 +187,12 @@ class RequestSource:
             logger.error("request %s cannot be marked as running alone: %s", answer.request.label, error)
         else:
             logger.info("request %s runs alone: an earlier ring ended while it ran", answer.request.label)
+        self._begin_compile(answer)
 
     @property
     def num_compiling(self) -> int:
-        """Open answers that claim has not returned, because their grammar is not compiled."""
-        return len(self._compiling)
+        """Open answers that claim has not returned, because a grammar is not compiled."""
+        return len(self._held)
 
     def depth(self) -> Depth:
         """Return the queue's depth, as of the last time that it could be listed."""

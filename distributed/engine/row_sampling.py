@@ -72,12 +72,23 @@ class RowSampling:
         """Whether nothing but the most likely id is wanted."""
         return self.is_greedy and self.logprobs is None and not self.has_edits
 
+    def is_settled_by(self, best: int) -> bool:
+        """Whether the most likely id before edits is drawn: a mask is the only edit, and allows it."""
+        has_others = self.counts is not None or bool(self.logit_bias)
+        return self.is_greedy and not has_others and self.mask is not None and allows(self.mask, best)
+
 
 def mask_of(token_id: int) -> Mask:
     """Return the mask that allows one token."""
     words = np.zeros(token_id // 32 + 1, np.uint32)
     words[-1] = 1 << token_id % 32
     return words.view(np.int32)
+
+
+def allows(mask: Mask, token_id: int) -> bool:
+    """Whether a mask allows a token; beyond its last word it allows none."""
+    word, bit = divmod(token_id, 32)
+    return word < len(mask) and bool(mask[word] >> bit & 1)
 
 
 def uniform(seed: int, choice: int, index: int) -> float:

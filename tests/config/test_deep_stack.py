@@ -4,12 +4,13 @@ import threading
 from functools import partial
 
 import pytest
+from llguidance import LLMatcher
 
-from config.deep_stack import run_deep
+from config.deep_stack import LibraryPanic, run_deep
 
 
 def test_a_call_returns_and_raises_as_ever() -> None:
-    """Also what is no Exception, as a panic of Rust code."""
+    """Also what is no Exception."""
 
     def fail(error: BaseException) -> None:
         raise error
@@ -19,6 +20,13 @@ def test_a_call_returns_and_raises_as_ever() -> None:
         with pytest.raises(type(error)):
             run_deep(partial(fail, error))
     assert threading.stack_size() == 0
+
+
+def test_a_panic_of_rust_code_is_an_exception() -> None:
+    """Its class is a BaseException without a place to import it from."""
+    grammar = LLMatcher.grammar_from_json_schema({"required": "😀" * 50})
+    with pytest.raises(LibraryPanic, match="not a char boundary"):
+        run_deep(partial(LLMatcher.validate_grammar, grammar))
 
 
 def test_a_call_runs_even_where_no_thread_starts(monkeypatch: pytest.MonkeyPatch) -> None:

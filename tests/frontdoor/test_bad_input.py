@@ -38,6 +38,8 @@ def assert_spool_is_empty(service: Service) -> None:
     assert len(left) <= 1
 
 
+# llguidance cuts a text for its message in the middle of a character, which ends in a panic (1.9.1).
+PANIC = {"required": "😀" * 50}
 WRONG_FIELDS: dict[str, list[Any]] = {
     "max_tokens": [-1, 0, 10**19, True, "5", 1.5],
     "temperature": [float("nan"), float("inf"), -0.1, 2.1],
@@ -54,12 +56,16 @@ WRONG_FIELDS: dict[str, list[Any]] = {
     "response_format": [
         *[{"type": "wizard"}, {"type": "json_schema"}],
         {"type": "json_schema", "json_schema": {"schema": 5}},
+        *[{"type": "json_object", "schema": schema} for schema in (5, False, {"$ref": "#"}, PANIC)],
+        *[{"type": "json_schema", "json_schema": {"schema": schema}} for schema in (False, PANIC)],
     ],
     "structured_outputs": [
         {"regex": "(a"},
         {"regex": "a", "choice": ["b"]},
         {"choice": []},
         {"colour": "red"},
+        *[{"regex": 1}, {"grammar": 'start: a\na: a "x"'}, {"json": {"allOf": [{"$ref": "#"}]}}],
+        *[{"json": PANIC}, {"json": {"properties": {"a": PANIC}}}],
     ],
     "guided_grammar": ["start: nothing"],
     "guided_json": ["{"],

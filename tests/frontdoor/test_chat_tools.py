@@ -8,6 +8,14 @@ import openai
 import pydantic
 import pytest
 
+from frontdoor.constraints import (
+    MAX_PLACE_LENGTH,
+    MAX_REASON_LENGTH,
+    find_refusal,
+    read_structured_outputs,
+    schema_grammar,
+)
+from prompts.grammars import lark_grammar
 from tests.services.frontdoor_service import Service, make_model_folder, running_service
 
 SCHEMA = {"type": "object", "properties": {"at": {"type": "string"}}, "required": ["at"]}
@@ -157,6 +165,7 @@ def test_parse_sends_a_strict_schema(agent: openai.OpenAI, roomy: Service) -> No
     "fields",
     [
         {"response_format": {"type": "json_object"}},
+        {"response_format": {"type": "json_object", "schema": SCHEMA}},
         {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}},
         {"structured_outputs": {"json": SCHEMA}},
         {"structured_outputs": {"regex": "[0-9]+"}},
@@ -201,6 +210,65 @@ def test_a_strict_schema_is_refused_with_the_place(roomy: Service) -> None:
             error = answer.json()["error"]
             assert error["param"] == "response_format"
             assert "json_schema.schema.properties.b.anyOf[1].properties.c" in error["message"]
+
+
+def test_a_json_object_may_have_a_schema_that_is_not_strict(roomy: Service) -> None:
+    """As in llama.cpp: the same grammar as a json_schema without strict; null is none."""
+    part = {"type": "object", "properties": {"c": {"type": "array", "uniqueItems": True}}}
+    grammars = []
+    for asked in (
+        {"type": "json_object", "schema": part},
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": part}},
+        {"type": "json_object", "schema": None},
+        {"type": "json_object"},
+    ):
+        answer = roomy.http.post("/v1/chat/completions", json=ask("x", response_format=asked))
+        assert answer.status_code == 200, answer.text
+        grammars.append(roomy.engine.claimed[-1].params.grammar or "")
+    assert grammars[0] == grammars[1] != grammars[2] == grammars[3]
+    assert '"c"' in grammars[0]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("regex", 1, "regex must be a string"),
+        ("grammar", ["a"], "grammar must be a string"),
+        ("choice", ["a", 1], "choice must be a list of strings"),
+        ("json_object", False, "json_object must be true"),
+        ("json", 5, "json must be a JSON schema"),
+        ("colour", "red", "colour is no such constraint: use one of json, json_object, regex"),
+    ],
+)
+def test_a_constraint_of_a_wrong_type_is_refused_with_the_type_that_is_wanted(
+    field: str, value: object, reason: str
+) -> None:
+    """And one that does not exist with those that do."""
+    with pytest.raises(ValueError, match=reason):
+        read_structured_outputs({field: value})
+
+
+@pytest.mark.parametrize("part", [{"type": "array", "uniqueItems": True}, {"required": "😀" * 50}])
+def test_a_deep_place_leaves_the_reason_visible(part: dict[str, Any]) -> None:
+    """Its middle is left out."""
+    schema = part
+    for number in range(60):
+        schema = {"type": "object", "properties": {f"name_{number}": schema}}
+    with pytest.raises(ValueError, match=r"^json_schema\.schema") as refusal:
+        schema_grammar(schema, is_strict=True, place="json_schema.schema")
+    place, reason = str(refusal.value).split(": ", 1)
+    assert len(place) <= MAX_PLACE_LENGTH + 1
+    assert place.endswith("properties.name_0")
+    assert "…" in place
+    assert 0 < len(reason) <= MAX_REASON_LENGTH
+
+
+@pytest.mark.parametrize(
+    "text", ['start: "<|im_end|>"', "start: <[7]>", "start: <|im_end|>", 'start: "" | "a"']
+)
+def test_a_grammar_that_only_a_model_can_try_is_not_refused(text: str) -> None:
+    """It names a token of the model, or allows the end at once."""
+    assert find_refusal(lark_grammar(text), is_content=True) is None
 
 
 def test_reasoning_is_split_off_and_can_be_switched_off(tmp_path: Path) -> None:

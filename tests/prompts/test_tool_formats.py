@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 from tokenizers import Tokenizer
 
 from distributed.models.builtin import make_builtin
-from prompts.answer_parts import Tool
+from prompts.answer_parts import Content, Tool
 from prompts.answer_reader import AnswerReader
 from prompts.formats import Formats
 from prompts.grammars import is_special, json_schema_grammar
@@ -266,27 +266,71 @@ def test_a_tool_without_a_schema_takes_any_arguments(tokenizer: Tokenizer, name:
     assert Guide(named_format(name), tokenizer).accepts(call, "time")
 
 
-FRAGMENTS = st.sampled_from(
-    [
-        *CALLS.values(),
-        *(text for form in FORMATS for text in (form.opening, form.closing, *form.dropped) if text),
-        *("\n", " ", "text", "{", "}", '{"name": "', "</think>", "<|channel|>analysis<|message|>", ";"),
-    ]
-)
+def tags_of(form: ToolFormat) -> ReasoningTags:
+    return ReasoningTags("<|channel|>analysis<|message|>", "<|end|>") if form.answer else THINK
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
-@given(st.lists(FRAGMENTS, max_size=6).map("".join), st.data())
-def test_the_parts_do_not_depend_on_the_pieces(form: ToolFormat, text: str, data: st.DataObject) -> None:
-    """For each format, any cut of any text."""
+def answers_of(form: ToolFormat) -> st.SearchStrategy[str]:
+    """Texts of calls, tags, halves of both, and what may stand between them."""
+    call, reasoning = CALLS[form.name], tags_of(form)
+    marks = (form.opening, form.closing, *form.other_openings, *form.dropped, *form.section)
+    tags = st.sampled_from(sorted({*filter(None, marks), reasoning.opening, reasoning.closing}))
+    halves = st.tuples(tags | st.just(call), st.integers(1, len(call)))
+    return st.lists(
+        st.just(call)
+        | tags
+        | halves.map(lambda half: half[0][: half[1]])
+        | halves.map(lambda half: half[0][half[1] :])
+        | st.sampled_from([call.replace("weather", "whether"), call.replace("3", "three"), *CALLS.values()])
+        | st.sampled_from(["\n", " ", "\n\n", "text", "{", "}", '{"name": "', "[", "]", ";", ",", '"', "\\"]),
+        max_size=6,
+    ).map("".join)
+
+
+def check_all_pieces(form: ToolFormat, data: st.DataObject) -> None:
+    text, has_reasoning = data.draw(answers_of(form)), data.draw(st.booleans())
+    is_thinking = has_reasoning and data.draw(st.booleans())
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=8)))
     pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    tags = ReasoningTags("<|channel|>analysis<|message|>", "<|end|>") if form.answer else THINK
 
     def make() -> AnswerReader:
-        return AnswerReader(form, TOOLS, tags)
+        tags = tags_of(form) if has_reasoning else None
+        return AnswerReader(form, TOOLS, tags, is_thinking=is_thinking)
 
     assert read(make(), pieces) == read(make(), [text]) == read(make(), list(text))
+
+
+each_form = pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+
+
+@each_form
+@given(st.data())
+def test_the_parts_do_not_depend_on_the_pieces(form: ToolFormat, data: st.DataObject) -> None:
+    """For each format, any cut of any text."""
+    check_all_pieces(form, data)
+
+
+@pytest.mark.slow
+@each_form
+@settings(max_examples=400)
+@given(st.data())
+def test_the_parts_of_many_texts_do_not_depend_on_the_pieces(form: ToolFormat, data: st.DataObject) -> None:
+    """The same for more of them: some orders of tags and white space are rare."""
+    check_all_pieces(form, data)
+
+
+@pytest.mark.parametrize("name", [form.name for form in FORMATS if not form.section[0]])
+@pytest.mark.parametrize("blanks", ["", "\n", " \n\n"])
+def test_white_space_between_a_call_and_a_tag_that_begins_none_is_content(name: str, blanks: str) -> None:
+    """With the tag, wherever the text is cut; before text it is dropped."""
+    form = named_format(name)
+    end = f"{blanks}{form.opening}"
+    whole = CALLS[name] + end
+    for cut in range(len(CALLS[name]) - 3, len(whole) + 1):
+        parts = read(AnswerReader(form, TOOLS), [whole[:cut], whole[cut:]])
+        assert parts[-1] == Content(end)
+        assert read(AnswerReader(form, TOOLS), [whole[:cut], whole[cut:], "?"])[-1] == Content(f"{end}?")
+    assert read(AnswerReader(form, TOOLS), [CALLS[name], f"{blanks}text"])[-1] == Content("text")
 
 
 @each_format

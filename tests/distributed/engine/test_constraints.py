@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from functools import partial
 from pathlib import Path
@@ -15,13 +15,15 @@ import jsonschema
 import numpy as np
 import pytest
 from llguidance import LLMatcher, LLParserLimits
+from msgspec.structs import replace
 from tokenizers import decoders
 
 from distributed.engine import constraints
-from distributed.engine.constraints import Constraint, Grammar, GrammarRefused, Grammars, make_masks
+from distributed.engine.constraints import Constraint, Grammar, GrammarRefused, Grammars, Masks, make_masks
 from distributed.engine.drafting import PromptLookup
 from distributed.engine.row_sampling import Mask
 from spool import Request
+from spool.names import MAX_SOLO_CRASHES, EntryName
 from tests.fakes.checkpoints import make_tokenizer, shared_checkpoint
 from tests.fakes.trained_tokenizers import train, train_words, with_decoder
 from tests.services.engine_in_process import AtOnce, EngineInProcess
@@ -43,6 +45,8 @@ GRAMMAR = LLMatcher.grammar_from_json_schema(SCHEMA, overrides={"whitespace_flex
 WORDS = 'start: word (" " word){30}\nword: "red" | "green" | "blue"\n'
 # Remembering where the last a's were takes a state for each pattern of them.
 MANY_STATES = LLMatcher.grammar_from_regex("[ab]*a[ab]{14}")
+PANICS = LLMatcher.grammar_from_json_schema({"required": "😀" * 50})
+DEADLY = LLMatcher.grammar_from_regex("deadly")
 RULES = [{"temperature": 0.0}, {"temperature": 1.0}]
 
 
@@ -50,19 +54,46 @@ def by_regex(regex: str) -> str:
     return LLMatcher.grammar_from_regex(regex)
 
 
+class Death(BaseException):
+    """Stands for the end of the process."""
+
+
+class Deadly(AtOnce):
+    """Compiles at once, and dies of one grammar."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """See Executor."""
+        if args == (DEADLY,):
+            raise Death
+        return super().submit(fn, *args, **kwargs)
+
+
 class Held(Executor):
     """Keeps jobs until `run`."""
 
     def __init__(self) -> None:
         self._jobs: list[Callable[[], None]] = []
+        self._is_released = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """See Executor."""
         future: Future[Any] = Future()
         self._jobs.append(lambda: future.set_result(fn(*args, **kwargs)))
+        if self._is_released:
+            self.run()
         return future
 
+    @property
+    def num_jobs(self) -> int:
+        return len(self._jobs)
+
+    def release(self) -> None:
+        """Do all jobs, and later ones at once."""
+        self._is_released = True
+        self.run()
+
     def run(self) -> None:
+        """Do all jobs."""
         jobs, self._jobs = self._jobs, []
         for job in jobs:
             job()
@@ -93,9 +124,9 @@ def grammars_of(folder: Path, tokenizer: Any, vocab_size: int, *ends: int) -> Gr
     return Grammars(folder / "tokenizer.json", vocab_size, frozenset(ends), AtOnce())
 
 
-def bytes_grammar(folder: Path, text: str, vocab_size: int = 320) -> Grammar:
+def bytes_grammar(folder: Path, text: str, vocab_size: int = 320) -> Future[Grammar]:
     """A grammar for the tokenizer of the small checkpoints, which has a token for each byte."""
-    return grammars_of(folder, make_tokenizer(), vocab_size, 256, END).compile(text).result()
+    return grammars_of(folder, make_tokenizer(), vocab_size, 256, END).compile(text)
 
 
 def ids_of(text: str) -> list[int]:
@@ -216,6 +247,159 @@ def test_a_compile_that_breaks_fails_alone_too(
     assert "broke the compile" in caplog.text
 
 
+def test_a_panic_of_a_compile_fails_alone_too(service: EngineInProcess) -> None:
+    """A front door refuses such a schema, but the spool may hold one."""
+    failed, other = service.ask(service.request(PROMPT, grammar=PANICS), service.request(PROMPT))
+    assert failed.error is not None
+    assert (failed.error["code"], failed.error["status"]) == ("grammar_refused", 400)
+    assert "not a char boundary" in failed.error["message"]
+    assert other.error is None
+
+
+@pytest.mark.parametrize("breaks", [lambda: 1 // 0, lambda: LLMatcher.validate_grammar(PANICS)])
+@pytest.mark.parametrize("num_good", [0, 5])
+def test_masks_that_cannot_be_made_fail_one_answer_alone(
+    service: EngineInProcess,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    breaks: Callable[[], object],
+    num_good: int,
+) -> None:
+    """An error or a panic in the thread of the masks; the other answers of the microbatch go on."""
+    make, bad = Constraint._make, by_regex("b{90}")
+
+    def make_or_break(self: Constraint, grammar: Grammar, drafts: Sequence[int]) -> Masks:
+        if grammar._text == bad and len(self._token_ids) >= num_good:
+            breaks()
+        return make(self, grammar, drafts)
+
+    good = [service.request(PROMPT, max_tokens=60, grammar=WORDS), service.request(PROMPT, max_tokens=60)]
+    whole = service.ask(*good)
+    monkeypatch.setattr(Constraint, "_make", make_or_break)
+    good = [service.request(PROMPT, max_tokens=60, grammar=WORDS), service.request(PROMPT, max_tokens=60)]
+    failed, *others = service.ask(service.request(PROMPT, max_tokens=60, grammar=bad), *good)
+    assert failed.error is not None
+    assert (failed.error["code"], failed.error["status"]) == ("grammar_failed", 400)
+    assert [result.token_ids for result in others] == [result.token_ids for result in whole]
+    assert "masks of an answer cannot be made" in caplog.text
+
+
+def test_masks_go_on_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A retry without drafts begins anew with all tokens so far."""
+    constraint = Constraint(bytes_grammar(tmp_path, by_regex("ab[cd]*e")))
+    assert masks_after(constraint, "a") == ["b"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Grammar, "begin", lambda _: 1 // 0)
+        patch.setattr(Constraint, "_find_error", lambda *_: 1 // 0)
+        assert masks_after(constraint, "ab", "c") == ["", ""]
+    assert constraint.error is not None
+    assert masks_after(constraint, "ab") == ["cde"]
+    assert constraint.error is None
+
+
+def run_with_crashes(service: EngineInProcess, *requests: Request) -> tuple[int, set[str]]:
+    """Run until all have ended, with a new ring after each death.
+
+    Returns:
+        How many rings died, and the ids of the requests that were ever blamed for one alone.
+    """
+    num_deaths, blamed = 0, set[str]()
+    while not all(map(service.result, requests)):
+        try:
+            service.results(*requests)
+        except Death:
+            num_deaths += 1
+            assert num_deaths < 20
+            service.kill()
+            service.start()
+            names = [EntryName.parse(path.name) for path in service.settings.spool_dir.glob("incoming/*")]
+            blamed |= {name.id for name in names if name is not None and name.num_solo_crashes}
+    return num_deaths, blamed
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_grammar_whose_compile_ends_the_ring_is_poison_and_its_neighbours_are_not(
+    llama: Path, tmp_path: Path, place: int
+) -> None:
+    """Wherever it stands in the queue: the third death in its own compile, alone, is the last."""
+    service = EngineInProcess(tmp_path, llama, 2)
+    service.compiler = Deadly()
+    with service:
+        fields: dict[str, Any] = {"max_tokens": 40, "seed": 5}
+        asked = [
+            service.request(PROMPT, **fields),
+            service.request(PROMPT, grammar=GRAMMAR, **fields),
+            service.request(PROMPT, grammar=WORDS, **fields),
+        ]
+        whole = service.ask(*asked)
+        others = [replace(request, id=f"{number:032x}") for number, request in enumerate(asked)]
+        killer = service.request(PROMPT, grammar=DEADLY, **fields)
+        service.submit(*others[:place], killer, *others[place:])
+        num_deaths, blamed = run_with_crashes(service, killer, *others)
+        (poisoned,) = service.results(killer)
+        assert poisoned.error is not None
+        assert poisoned.error["code"] == "poison"
+        assert (num_deaths, blamed) == (1 + MAX_SOLO_CRASHES, {killer.id})
+        assert [result.token_ids for result in service.results(*others)] == [
+            result.token_ids for result in whole
+        ]
+
+
+def test_a_new_request_does_not_compile_beside_a_suspect(llama: Path, tmp_path: Path) -> None:
+    """Its deaths are its own, also where it comes first: the suspect is innocent and answers."""
+    service = EngineInProcess(tmp_path, llama, 2)
+    service.compiler = Deadly()
+    with service:
+        suspects = [service.request([*PROMPT, i], grammar=[None, GRAMMAR][i]) for i in range(2)]
+        service.submit(*suspects)
+        service.run_until(lambda: len(service.writer.answers) == 2)
+        service.kill()
+        service.start()
+        killer = replace(service.request(PROMPT, grammar=DEADLY), priority=0)
+        service.submit(killer)
+        num_deaths, blamed = run_with_crashes(service, killer, *suspects)
+        assert all(result.error is None for result in service.results(*suspects))
+        assert (num_deaths, blamed) == (1 + MAX_SOLO_CRASHES, {killer.id})
+
+
+def test_a_suspect_waits_for_the_compiles_that_began_before_it(held: tuple[EngineInProcess, Held]) -> None:
+    """And the next ones wait for its first token, without a loss."""
+    service, compiler = held
+    service.submit(suspect := service.request(PROMPT))
+    service.owner.claim(1)
+    service.kill()
+    service.start()
+    first = replace(service.request(PROMPT, max_tokens=300, grammar=GRAMMAR), priority=0)
+    service.submit(first)
+    claim = service.owner.claim
+    with pytest.MonkeyPatch.context() as patch:  # one a call: the new one is claimed before the suspect
+        patch.setattr(service.owner, "claim", lambda num, only=None: claim(min(num, 1), only=only))
+        for _ in range(3):
+            service.advance(60)
+        assert len(service.writer.answers) == 2
+        assert service.scheduler.num_open == 0
+        service.submit(last := service.request(PROMPT, grammar=by_regex("a{5}")))
+        service.advance(60)
+        assert compiler.num_jobs == 1
+    compiler.release()
+    for result in service.results(suspect, first, last):
+        assert result.error is None
+
+
+def test_a_suspect_whose_grammar_is_refused_fails_alone(service: EngineInProcess) -> None:
+    """Its compile begins only when it runs."""
+    bad = LLMatcher.grammar_from_json_schema({"not": {"type": "string"}})
+    service.submit(failed := service.request(PROMPT, grammar=bad), other := service.request(PROMPT))
+    for claim in service.owner.claim(2):
+        assert claim.request.id in (failed.id, other.id)
+    service.kill()
+    service.start()
+    refused, answered = service.results(failed, other)
+    assert refused.error is not None
+    assert "cannot be compiled" in refused.error["message"]
+    assert answered.error is None
+
+
 def test_a_grammar_that_fails_on_the_way_fails_alone(
     service: EngineInProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,11 +443,11 @@ def test_the_same_grammar_is_compiled_once(held: tuple[EngineInProcess, Held]) -
     same = [service.request([*PROMPT, i], max_tokens=300, grammar=GRAMMAR) for i in range(3)]
     service.submit(*same)
     service.step()
-    assert len(compiler._jobs) == 1
+    assert compiler.num_jobs == 1
     compiler.run()
     service.results(*same)
     service.ask(service.request(PROMPT, max_tokens=300, grammar=GRAMMAR))
-    assert compiler._jobs == []
+    assert compiler.num_jobs == 0
 
 
 def test_answers_that_wait_for_their_grammar_keep_their_rows(llama: Path, tmp_path: Path) -> None:
@@ -392,7 +576,7 @@ def test_a_tokenizer_with_merges_gives_json_that_validates(tmp_path: Path) -> No
     """Tokens of many bytes are allowed where all of them are; any allowed walk is a valid answer."""
     tokenizer = with_decoder(train(), decoders.ByteLevel())
     vocab_size, end = tokenizer.get_vocab_size(), tokenizer.token_to_id("<|im_end|>")
-    grammar = grammars_of(tmp_path, tokenizer, vocab_size, end).compile(GRAMMAR).result()
+    grammar = grammars_of(tmp_path, tokenizer, vocab_size, end).compile(GRAMMAR)
     source = np.random.default_rng(3)
     for _ in range(20):
         constraint, answer = Constraint(grammar), [0]

@@ -81,7 +81,30 @@ def test_logits_are_edited_as_the_formulas_say(
             wanted[token] = -math.inf
     before = logits.copy()
     np.testing.assert_allclose(edit(logits, row), wanted, rtol=1e-5, atol=1e-4)
+    assert draw_token(logits, int(logits.argmax()), row) == DrawnToken(int(edit(logits, row).argmax()))
     assert (logits == before).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    levels=st.lists(st.sampled_from([0.0, 1.0, 2.0, -np.inf]), min_size=100, max_size=100),
+    num_words=st.integers(1, 4),
+    data=st.data(),
+)
+def test_a_greedy_draw_by_a_mask_needs_no_edited_copy_where_it_allows_the_likeliest(
+    levels: list[float], num_words: int, data: st.DataObject
+) -> None:
+    """The token is that of edited logits, also among equal ones and beyond the mask's last word."""
+    logits = np.array(levels, np.float32)
+    allowed = data.draw(st.sets(st.integers(0, min(100, 32 * num_words) - 1)))
+    best, row = int(logits.argmax()), make_row(mask=make_mask(allowed, 32 * num_words))
+    assert row.is_settled_by(best) == (best in allowed)
+    edited = edit(logits, row)
+    is_drawn = bool(np.isfinite(logits[best]) and np.isfinite(edited).any())
+    assert draw_token(logits, best, row) == (DrawnToken(int(edited.argmax())) if is_drawn else None)
+    for change in ({"logit_bias": {0: 1.0}}, {"counts": TokenCounts.of([1], 0)}, {"temperature": 1.0}):
+        assert not make_row(mask=row.mask, **change).is_settled_by(best)
+    assert not make_row().is_settled_by(best)
 
 
 @settings(max_examples=100, deadline=None)
