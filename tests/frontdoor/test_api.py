@@ -118,7 +118,7 @@ def test_a_disk_that_syncs_slowly_does_not_delay_other_clients(
             is_syncing.set()
             assert may_go_on.wait(10)
 
-    monkeypatch.setattr("spool.fsio._sync", slow_sync)
+    monkeypatch.setattr("spool.fsio.os.fsync", slow_sync)
     with running_service(tmp_path, {"SPOOL_DURABILITY": "power"}) as service:
         answers: list[int] = []
 

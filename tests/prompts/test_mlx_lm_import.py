@@ -98,7 +98,9 @@ def test_mlx_lm_has_all_that_is_used_of_it() -> None:
         uses[f"models.{family.runs_as}"] |= {"Model", "ModelArgs"}
     for path in sources():
         for part, name in uses_in(path):
-            uses[part].add(name)
+            # The self-test compares with mlx-lm's own loop, in a process of its own.
+            if part != "generate" or path.parent.name != "self_test":
+                uses[part].add(name)
     assert "initialize_rope" in uses["models.rope_utils"]
     assert run(USE, json.dumps({part: sorted(names) for part, names in uses.items()})) == "[]"
 
