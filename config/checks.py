@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Set
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config.api_keys import read_api_keys
+from config.api_keys import KeysUnreadable, read_api_keys
 from config.binding import BindingRefused, check_binding, resolve
 from config.errors import Problem
 from config.ring_hosts import list_hosts
@@ -95,9 +94,11 @@ def start_problems(settings: Settings) -> list[Problem]:
             continue
         if not (path.is_file() and os.access(path, os.R_OK)):
             problems.append(settings.problem(key, f"{key} names a file that cannot be read"))
-        elif key == "API_KEYS_FILE" and not _has_keys(path):
-            sentence = f"{key} names a file that holds no key; write one key a line"
-            problems.append(settings.problem(key, sentence))
+        elif key == "API_KEYS_FILE":
+            try:
+                read_api_keys(path)
+            except KeysUnreadable as error:
+                problems.append(settings.problem(key, str(error)))
     try:
         _check_access(settings)
     except BindingRefused as error:
@@ -112,18 +113,14 @@ def start_warnings(settings: Settings) -> list[str]:
     except BindingRefused:
         warning = None
     found = [] if warning is None else [f"API_HOST = {settings.api_host}: {warning}"]
+    if settings.api_keys_file is None:
+        limits = [key for key in ("KEY_MAX_IN_FLIGHT", "KEY_REQUESTS_PER_MINUTE") if settings.value(key)]
+        found += [f"{_written(settings, key)} limits nothing without API_KEYS_FILE" for key in limits]
     return [*settings.warnings, *found]
 
 
 def _check_access(settings: Settings) -> str | None:
     return check_binding(resolve(settings.api_host), has_keys=settings.api_keys_file is not None)
-
-
-def _has_keys(path: Path) -> bool:
-    try:
-        return bool(read_api_keys(path))
-    except (OSError, UnicodeDecodeError):
-        return False
 
 
 def _host_problems(settings: Settings) -> list[Problem]:

@@ -4,6 +4,7 @@
     ├── ConfigError          500 config_error       the settings stop the process (exit code 2)
     │   ├── SettingsError    500 settings_invalid   a setting is wrong or unknown
     │   ├── BindingRefused   500 binding_refused    binding.py: this address needs API keys
+    │   ├── KeysUnreadable   500 keys_unreadable    api_keys.py: API_KEYS_FILE cannot be used
     │   └── ModelNotReady    503 model_not_ready    MODEL_REPO is valid, but the model is not downloaded
     ├── SpoolError           spool/errors.py
     └── InvalidRequest, …    frontdoor/http/errors.py

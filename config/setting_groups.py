@@ -117,7 +117,26 @@ class ApiSettings(RootedSettings):
     )
     api_port: int = _api(8100, "Port of the HTTP front door.", bounds=(1, 65535))
     api_keys_file: OptionalPath = _api(
-        None, "File of API keys, one a line, with # comments; empty: no key is required.", is_secret=True
+        None,
+        "File of API keys, one a line, with # comments; empty: no key is required. An edit of the file holds "
+        "at once (docs/security.md).",
+        is_secret=True,
+    )
+    key_max_in_flight: int = _api(
+        0,
+        "Most requests without a result of one API key; more are refused with 429. 0: no limit. A line of "
+        "API_KEYS_FILE may have its own.",
+        bounds=(0, 1_000_000),
+        unit="requests",
+        is_live=True,
+    )
+    key_requests_per_minute: int = _api(
+        0,
+        "Most requests of one API key that are accepted in 60 seconds; more are refused with 429. 0: no "
+        "limit. A line of API_KEYS_FILE may have its own.",
+        bounds=(0, 1_000_000),
+        unit="requests",
+        is_live=True,
     )
     allowed_hosts: AllowedHosts = _api(
         "",

@@ -90,8 +90,10 @@ async def accept(
     failure = front.ring_status.failure()
     if failure is not None:
         raise RingDown(f"the ring is down: {failure}")
-    prompts, requests = await _make_requests(front, drafts, caller, num_choices)
-    first_id = await _submit(front, requests, submit_first)
+    ids = [_id_of(caller.request_id, number) for number in range(num_requests)]
+    async with front.key_limits.admitting(caller.owner, ids, front.settings, caller.headers):
+        prompts, requests = await _make_requests(front, drafts, caller, num_choices)
+        first_id = await _submit(front, requests, submit_first)
     front.queue_estimate.update()
     if first_id != requests[0].id:
         return await _earlier(front, first_id, drafts, caller, num_choices)

@@ -27,6 +27,7 @@ from frontdoor.http.errors import install_error_handler
 from frontdoor.http.hosts import HostNames
 from frontdoor.http.paths import names_behind_v1
 from frontdoor.kept_turns import KeptTurns
+from frontdoor.key_limits import RATE_HEADERS, KeyLimits
 from frontdoor.latencies import Latencies
 from frontdoor.queue_estimate import QueueEstimate
 from frontdoor.ring_status import RingStatus
@@ -71,8 +72,8 @@ def make_app(settings: Settings) -> FastAPI:
         KeysUnreadable, TokenizerUnusable, config.ModelNotReady, spool.SpoolRefused, spool.SpoolUnavailable:
             the front door cannot start; the message says why.
     """
-    keys = Keys.load(settings.api_keys_file)
-    front = make_front_door(settings)
+    keys = Keys(settings.api_keys_file)
+    front = make_front_door(settings, keys)
     hosts = HostNames([settings.api_host, *settings.allowed_host_list])
 
     @asynccontextmanager
@@ -100,7 +101,7 @@ def make_app(settings: Settings) -> FastAPI:
     return app
 
 
-def make_front_door(settings: Settings) -> FrontDoor:
+def make_front_door(settings: Settings, keys: Keys) -> FrontDoor:
     """Open the parts that all requests share."""
     spool = Spool.open(
         settings.spool_dir,
@@ -109,6 +110,8 @@ def make_front_door(settings: Settings) -> FrontDoor:
         max_bytes=settings.max_queue_mb * 2**20,
     )
     ring_status, tokenizer = RingStatus(settings.run_dir), load_tokenizer(settings)
+    queue_estimate = QueueEstimate(spool, ring_status)
+    workers = ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="front-door")
     return FrontDoor(
         settings=settings,
         model_name=settings.model_name,
@@ -117,10 +120,12 @@ def make_front_door(settings: Settings) -> FrontDoor:
         subscriptions=Subscriptions(spool, poll_interval_seconds=settings.poll_interval),
         disconnects=Disconnects(spool, grace_seconds=settings.disconnect_grace_seconds),
         ring_status=ring_status,
-        queue_estimate=QueueEstimate(spool, ring_status),
+        queue_estimate=queue_estimate,
         latencies=Latencies(),
         kept_turns=KeptTurns(spool, tokenizer),
-        workers=ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="front-door"),
+        keys=keys,
+        key_limits=KeyLimits(keys, spool, queue_estimate, workers),
+        workers=workers,
         started_unix=time.time(),
         model_tokens=read_model_tokens(settings.model_dir),
     )
@@ -142,7 +147,7 @@ def _layers(settings: Settings, keys: Keys, hosts: HostNames) -> list[Middleware
             allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],
             allow_private_network=True,  # Chrome requires it for a page from the Internet
-            expose_headers=["X-Request-Id", "Location", "Retry-After"],
+            expose_headers=["X-Request-Id", "Location", "Retry-After", *RATE_HEADERS],
         )
         layers.insert(1, cors)
     return layers

@@ -108,9 +108,11 @@ class QueueEstimate:
 
     def retry_after_seconds(self) -> int:
         """Return when the queue will have room again for a share of the refused clients."""
+        num_waiting = number(mapping(self._ring_status.ring().get("queue")).get("num_waiting"))
+        return self.seconds_until(max(1.0, num_waiting * RETRY_SHARE))
+
+    def seconds_until(self, num_ended: float) -> int:
+        """Return when so many more requests will have ended, for Retry-After."""
         self.update()
         rate = self._meter.requests_per_second()
-        if rate is None:
-            return SOON_SECONDS
-        num_waiting = number(mapping(self._ring_status.ring().get("queue")).get("num_waiting"))
-        return math.ceil(min(max(1.0, num_waiting * RETRY_SHARE) / rate, MAX_RETRY_SECONDS))
+        return SOON_SECONDS if rate is None else math.ceil(min(num_ended / rate, MAX_RETRY_SECONDS))

@@ -14,9 +14,11 @@ from config.context_length import ContextLength, limit_context
 from config.model_path import is_folder_name
 from frontdoor.disconnects import Disconnects
 from frontdoor.hints import HintLog
+from frontdoor.http.auth import Keys
 from frontdoor.http.errors import InvalidRequest
 from frontdoor.http.scope import header, notes
 from frontdoor.kept_turns import KeptTurns
+from frontdoor.key_limits import KeyLimits
 from frontdoor.latencies import Latencies
 from frontdoor.queue_estimate import QueueEstimate
 from frontdoor.ring_status import RingStatus
@@ -44,6 +46,8 @@ class FrontDoor:
     queue_estimate: QueueEstimate
     latencies: Latencies
     kept_turns: KeptTurns
+    keys: Keys
+    key_limits: KeyLimits
     workers: ThreadPoolExecutor
     started_unix: float
     model_tokens: int | None = None
@@ -85,7 +89,7 @@ class Caller:
 
     `request_id` is new for each HTTP request; `received_unix` is the arrival of its first bytes.
     `may_return`: a disconnected client can return to its request, so there is a grace time; clients of /v1
-    without an Idempotency-Key cannot.
+    without an Idempotency-Key cannot. `headers` of the answer may be added until it begins.
     """
 
     owner: str
@@ -94,6 +98,7 @@ class Caller:
     received_unix: float
     idempotency_key: str | None = None
     may_return: bool = True
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 def caller(http: Request) -> Caller:
@@ -111,7 +116,7 @@ def caller(http: Request) -> Caller:
     http_id = left["request_id"]
     request_id = http_id if left["is_request_id_new"] else make_id()
     may_return = key is not None or not http.scope["path"].startswith("/v1/")
-    return Caller(left["owner"], http_id, request_id, left["received_unix"], key, may_return)
+    return Caller(left["owner"], http_id, request_id, left["received_unix"], key, may_return, left["headers"])
 
 
 def owner_of(http: Request) -> str:

@@ -1,8 +1,9 @@
 """The spool: a file queue that holds every accepted request, so that any process may die.
 
-Front doors use `Spool` (submit, cancel, look up, follow tokens). Rank 0 uses `SpoolOwner` (claim, complete,
-recover). Both use folder.py (layout), names.py, messages.py (Request, Result), idempotency.py, token_log.py
-and doorbell.py. The owner adds lock.py, claim.py, prompt_files.py, results.py, quarantine.py and sweep.py.
+Front doors use `Spool` (submit, cancel, look up, follow tokens) and `OpenRequests` (counts by owner). Rank 0
+uses `SpoolOwner` (claim, complete, recover). Both use folder.py (layout), names.py, messages.py (Request,
+Result), idempotency.py, token_log.py and doorbell.py. The owner adds lock.py, claim.py, prompt_files.py,
+results.py, quarantine.py and sweep.py.
 fsio.py makes every system call. The spool never imports MLX and knows no HTTP.
 """
 
@@ -22,6 +23,7 @@ from spool.errors import (
 from spool.fsio import FileSystem
 from spool.messages import Request, Result, SamplingParams, TokenLogprob, Usage
 from spool.names import MAX_SOLO_CRASHES, EntryName, is_id, make_id
+from spool.open_requests import OpenRequests
 from spool.owner import SpoolOwner
 from spool.prompt_files import PromptFileDefaults
 from spool.spool import Depth, Durability, Spool, State
@@ -43,6 +45,7 @@ __all__ = [
     "IdempotencyConflict",
     "LogCut",
     "LogHeader",
+    "OpenRequests",
     "PromptFileDefaults",
     "Request",
     "Result",

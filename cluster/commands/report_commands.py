@@ -1,4 +1,4 @@
-"""Commands that report: status, logs, doctor, plan, config. They change nothing, but for `doctor --fix`."""
+"""Commands that report: status, logs, doctor, plan, config, key. Only `doctor --fix` changes anything."""
 
 from __future__ import annotations
 
@@ -139,4 +139,21 @@ def run_config(options: argparse.Namespace, _: Terminal) -> int:
     return show([options.action, *(["--json"] if options.json else []), *flags])
 
 
-REPORT_COMMANDS = (run_status, run_logs, run_doctor, run_plan, run_config)
+def _add_key_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="letters, digits and . _ @ + -; /metrics shows it")
+
+
+@command("key", "make an API key, and its line for API_KEYS_FILE without the key", _add_key_flags)
+def run_key(options: argparse.Namespace, _: Terminal) -> int:
+    from cluster.errors import ClusterError
+    from config.api_keys import make_key
+
+    try:
+        key, line = make_key(options.name)
+    except ValueError:
+        raise ClusterError("a key's name has 1 to 64 letters, digits and . _ @ + -") from None
+    print(f"key for the client, shown only now:  {key}\nline to add to API_KEYS_FILE:  {line}")
+    return 0
+
+
+REPORT_COMMANDS = (run_status, run_logs, run_doctor, run_plan, run_config, run_key)

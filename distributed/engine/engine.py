@@ -377,6 +377,7 @@ class Engine:
             logger.info("%d running requests wait again: KV_CACHE_RESERVED_MEMORY_MB is full", num_new)
         status.kv["num_preemptions"] = scheduler.num_preemptions
         status.tokens, status.requests = self._writer.tokens, self._writer.num_ended
+        status.owners = self._writer.owners
         status.results = self._writer.results
         status.publish()
 

@@ -73,6 +73,7 @@ class RingStatus:
         self.last_lap_unix: float | None = None
         self.tokens = {"prompt_tokens": 0, "generation_tokens": 0, "cached_tokens": 0}
         self.requests = {"stop": 0, "length": 0, "cancelled": 0, "error": 0}
+        self.owners: dict[str, dict[str, int]] = {}  # requests and tokens by API key
         self.results: dict[str, int] = {}
         self.queue: dict[str, Any] = {"num_waiting": 0, "num_running": 0, "oldest_wait_s": 0.0}
         self.kv: dict[str, Any] = {"max_tokens": 0, "num_tokens": 0}
@@ -101,6 +102,7 @@ class RingStatus:
             "kv": self.kv,
             "context": vars(self.context) if self.context else None,
             "results": self.results,
+            "owners": self.owners,  # apart from the totals, which /health shows to everyone
             "totals": {**self.tokens, "requests": self.requests},
             "troubles": self.troubles.sentences(self._path.name),
         }

@@ -19,6 +19,7 @@ from spool import Claim, Request, Result, SpoolOwner, SpoolUnavailable, TokenRec
 from spool.messages import FinishReason
 
 NOT_SWEPT = "old results cannot be removed"
+MAX_OWNERS, OTHERS = 1000, "(others)"  # the first ones are counted each for itself
 NO_LOGS, NO_RESULTS = "token logs cannot be written", "results cannot be written"
 
 
@@ -62,6 +63,7 @@ class TokenWriter:
         self.num_ended: dict[str, int] = {"stop": 0, "length": 0, "cancelled": 0, "error": 0}
         self.results = {"num_bytes": 0, "removed_by_age": 0, "removed_by_size": 0}
         self.tokens = {"prompt_tokens": 0, "generation_tokens": 0, "cached_tokens": 0}
+        self.owners: dict[str, dict[str, int]] = {}
 
     @property
     def num_ranks(self) -> int:
@@ -181,8 +183,21 @@ class TokenWriter:
         self.tokens["prompt_tokens"] += result.usage.prompt_tokens
         self.tokens["generation_tokens"] += result.usage.completion_tokens
         self.tokens["cached_tokens"] += result.usage.cached_tokens
+        self._count_owner(result)
         log_request(claim, result)
         self._executor.submit(self._complete, claim, result)
+
+    def _count_owner(self, result: Result) -> None:
+        owner = result.owner
+        if not owner:
+            return
+        if owner not in self.owners and len(self.owners) >= MAX_OWNERS:
+            owner = OTHERS
+        nothing = {"requests": 0, "prompt_tokens": 0, "generation_tokens": 0}
+        counts = self.owners.setdefault(owner, nothing)
+        counts["requests"] += 1
+        counts["prompt_tokens"] += result.usage.prompt_tokens
+        counts["generation_tokens"] += result.usage.completion_tokens
 
     def _complete(self, claim: Claim, result: Result) -> None:
         try:

@@ -4,14 +4,14 @@ Keys are stored and compared as SHA-256 digests only. The owner of a request is 
 that no file contains the key. Without API_KEYS_FILE the owner is "". Knows no route.
 """
 
-import hashlib
-from collections.abc import Iterable
+import hmac
+import logging
 from pathlib import Path
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from config.api_keys import read_api_keys
-from config.errors import ConfigError
+from config.api_keys import OWNER_LENGTH, ApiKey, KeysUnreadable, hash_key, read_api_keys
+from config.live import mark_files
 from frontdoor.http.errors import ForbiddenOrigin, InvalidRequest, Unauthorized, error_response
 from frontdoor.http.scope import header, notes
 
@@ -19,35 +19,27 @@ from frontdoor.http.scope import header, notes
 OPEN_PATHS = frozenset({"/", "/ui", "/health", "/livez", "/readyz"})
 OPEN_PREFIX = "/ui/"
 
-
-class KeysUnreadable(ConfigError):
-    """API_KEYS_FILE is missing, unreadable or empty; the start stops with the message."""
-
-    code = "keys_unreadable"
+log = logging.getLogger(__name__)
 
 
 class Keys:
-    """The digests of the accepted keys; `None` accepts every client."""
+    """The accepted keys; without a file every client is accepted.
 
-    def __init__(self, keys: Iterable[str] | None) -> None:
-        self._digests = None if keys is None else frozenset(_digest(key) for key in keys)
+    An edit of the file holds from the next request on. After a wrong one the earlier keys stay.
+    """
 
-    @classmethod
-    def load(cls, path: Path | None) -> "Keys":
-        """Read one key a line; empty lines and lines that begin with # are skipped.
+    def __init__(self, path: Path | None) -> None:
+        """Raises: KeysUnreadable (the entry point prints the message)."""
+        self._path = path
+        self._mark: object = None
+        self._trouble = ""  # logged once
+        self._by_owner: dict[str, ApiKey] = {}
+        if path is not None:
+            self._read(path)
 
-        Raises:
-            KeysUnreadable: the file has no readable key (the entry point prints the message).
-        """
-        if path is None:
-            return cls(None)
-        try:
-            keys = read_api_keys(path)
-        except (OSError, UnicodeDecodeError) as error:
-            raise KeysUnreadable(f"API_KEYS_FILE: {error}") from error
-        if not keys:
-            raise KeysUnreadable(f"API_KEYS_FILE: {path} holds no key; write one key a line")
-        return cls(keys)
+    @property
+    def are_required(self) -> bool:
+        return self._path is not None
 
     def owner(self, authorization: str | None, api_key: str | None = None) -> str:
         """Return the owner of a request; clients of Anthropic's API send x-api-key instead, or as well.
@@ -55,16 +47,44 @@ class Keys:
         Raises:
             Unauthorized: keys are required, and the request has none or an unknown one.
         """
-        if self._digests is None:
+        if self._path is None:
             return ""
+        self._follow(self._path)
         scheme, _, bearer = (authorization or "").partition(" ")
         given = [key.strip() for key in (bearer if scheme.lower() == "bearer" else "", api_key or "")]
         if not any(given):
             raise Unauthorized("an API key is required: send the header Authorization: Bearer KEY")
-        for digest in (_digest(key) for key in given if key):
-            if digest in self._digests:
-                return digest[:16]
+        for digest in (hash_key(key) for key in given if key):
+            # A client cannot choose a digest, so the time of the look-up teaches it nothing of another key.
+            key = self._by_owner.get(digest[:OWNER_LENGTH])
+            if key is not None and hmac.compare_digest(key.digest, digest):
+                return key.owner
         raise Unauthorized("this API key is unknown; API_KEYS_FILE on the server lists the valid keys")
+
+    def find(self, owner: str) -> ApiKey | None:
+        """Return the key of an owner; None where no keys are required, or it was revoked."""
+        return self._by_owner.get(owner)
+
+    def labels(self) -> dict[str, str]:
+        """Return the keys' labels by owner."""
+        return {owner: key.label for owner, key in self._by_owner.items()}
+
+    def _read(self, path: Path) -> None:
+        self._mark = _mark(path)  # before the read, so that a later edit differs
+        self._by_owner, self._trouble = {key.owner: key for key in read_api_keys(path)}, ""
+        log.info("API_KEYS_FILE: %d keys", len(self._by_owner))
+
+    def _follow(self, path: Path) -> None:
+        if _mark(path) == self._mark:
+            return
+        try:
+            self._read(path)
+        except KeysUnreadable as error:
+            if isinstance(error.__cause__, OSError):
+                self._mark = None  # it may be over soon: read again
+            if str(error) != self._trouble:
+                log.error("%s; the earlier %d keys stay", error, len(self._by_owner))
+            self._trouble = str(error)
 
 
 class Gate:
@@ -106,5 +126,5 @@ def check_origin(origin: str | None, host: str | None, allowed: frozenset[str]) 
     raise ForbiddenOrigin("this page's site may not use this server; add its origin to CORS_ORIGINS in .env")
 
 
-def _digest(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()
+def _mark(path: Path) -> object:
+    return mark_files(path.parent, [path.name])

@@ -39,7 +39,7 @@ class Edge:
         is_new = given is None or not is_sane_client_id(given)
         request_id = make_id() if given is None or is_new else given
         left = notes(scope)
-        left.update(request_id=request_id, is_request_id_new=is_new)
+        left.update(request_id=request_id, is_request_id_new=is_new, headers={})
         left.setdefault("received_unix", time.time())  # `Connection` has set it already
         if scope["method"] == "HEAD":
             scope, send = {**scope, "method": "GET"}, _send_head(send)
@@ -49,7 +49,7 @@ class Edge:
             nonlocal has_started
             if message["type"] == "http.response.start":
                 has_started = True
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                MutableHeaders(scope=message).update({"x-request-id": request_id, **left["headers"]})
             await send(message)
 
         try:

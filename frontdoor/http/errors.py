@@ -18,6 +18,7 @@
     │   ├── UnsupportedMediaType        415 unsupported_media_type
     │   └── HeadersTooLarge             431 headers_too_large
     ├── GenerationFailed                status and code of the failed Result
+    ├── KeyLimitReached                 429 rate_limit_exceeded
     ├── TooManyConnections              503 overloaded
     ├── RingDown                        503 ring_down
     └── GenerationTimeout               504 timeout (the request goes on)
@@ -121,6 +122,16 @@ class BodyTooLarge(InvalidRequest):
 
 class UnsupportedMediaType(InvalidRequest):
     status, code = 415, "unsupported_media_type"
+
+
+class KeyLimitReached(ServiceError):
+    """The API key is at one of its limits; nothing was accepted."""
+
+    status, code = 429, "rate_limit_exceeded"
+
+    def __init__(self, limit: str, value: int, retry_seconds: int) -> None:
+        super().__init__(f"this API key is at its limit {limit}={value}; retry in {retry_seconds} s")
+        self.limit, self.retry_seconds = limit, retry_seconds
 
 
 class TooManyConnections(ServiceError):

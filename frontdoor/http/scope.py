@@ -5,6 +5,7 @@ request_id          of the HTTP request: the client's, or a new one             
 is_request_id_new   whether the server made it                                   (Edge)
 is_event_stream     whether a comment may be sent between two frames             (EventStream)
 owner               the owner of the request; "" where no keys are required      (Gate)
+headers             more headers of the answer: Edge adds them                   (the routes)
 """
 
 from typing import Any

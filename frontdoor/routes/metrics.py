@@ -1,4 +1,4 @@
-"""GET /metrics: Prometheus text from rank 0's current status and this process's histograms.
+"""GET /metrics: Prometheus text from rank 0's current status, and this process's histograms and refusals.
 
 Names use vLLM's suffixes with our own prefix. Knows the status files; counts nothing itself.
 """
@@ -16,7 +16,13 @@ from prometheus_client.registry import Collector
 from config.run_files import mapping, number
 from frontdoor import VERSION
 from frontdoor.ring_status import RingStatus
-from frontdoor.state import front_door
+from frontdoor.state import FrontDoor, front_door
+
+KEY_COUNTS = {
+    "requests": "Finished requests of a key.",
+    "prompt_tokens": "Prompt tokens of a key's finished requests.",
+    "generation_tokens": "Tokens generated for a key's finished requests.",
+}
 
 router = APIRouter()
 
@@ -27,6 +33,8 @@ async def metrics(http: HttpRequest) -> Response:
     registry = CollectorRegistry()
     front = front_door(http)
     registry.register(RingCollector(front.ring_status))
+    if front.keys.are_required:
+        registry.register(KeyCollector(front))
     registry.register(front.latencies)
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
@@ -53,6 +61,30 @@ class RingCollector(Collector):
             yield from _of_totals(mapping(ring.get("totals")))
             yield from _of_results(mapping(ring.get("results")))
             yield from _of_ranks(ring, is_ready=is_ready)
+
+
+class KeyCollector(Collector):
+    """Turns the counts by owner into metric families, under the keys' names."""
+
+    def __init__(self, front: FrontDoor) -> None:
+        self._used = mapping(front.ring_status.ring().get("owners"))
+        self._num_rejected = front.key_limits.num_rejected
+        self._labels = front.keys.labels()
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield every family; a key without a name, or that was revoked, is its owner."""
+        for member, text in KEY_COUNTS.items():
+            family = CounterMetricFamily(f"ring_key_{member}", text, labels=["key"])
+            for owner in {**self._labels, **self._used}:
+                count = number(mapping(self._used.get(owner)).get(member))
+                family.add_metric([self._labels.get(owner, owner)], count)
+            yield family
+        rejected = CounterMetricFamily(
+            "ring_key_rejected", "Requests over a limit of their key.", labels=["key", "reason"]
+        )
+        for (owner, reason), count in self._num_rejected.items():
+            rejected.add_metric([self._labels.get(owner, owner), reason], count)
+        yield rejected
 
 
 def _of_queue(ring: Mapping[str, Any]) -> Iterator[Metric]:

@@ -9,6 +9,7 @@ from cluster.commands.start import show_warnings, start
 from cluster.terminal import Terminal
 from config import Settings, SettingsError, load_settings
 from config.binding import BindingRefused, check_binding, resolve
+from config.checks import start_warnings
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.8.0.1", "::1", "::ffff:127.0.0.1"])
@@ -60,12 +61,20 @@ def test_a_start_for_the_world_without_keys_is_refused_before_anything_runs(tmp_
     assert not (tmp_path / "state").exists()
 
 
-@pytest.mark.parametrize("content", ["", "# only a comment\n", "\n \n"])
-def test_a_start_with_a_file_without_keys_is_refused(tmp_path: Path, content: str) -> None:
-    """Nobody could ask anything: not served with no keys, nor with keys that do not exist."""
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", " holds no key"),
+        ("# only a comment\n", " holds no key"),
+        ("\n \n", " holds no key"),
+        ("good\nbad limit=1\n", ":2: word 2 is not allowed"),
+    ],
+)
+def test_a_start_with_a_wrong_file_of_keys_is_refused(tmp_path: Path, content: str, reason: str) -> None:
+    """Nobody could ask anything, or somebody without the limit that was meant."""
     keys = tmp_path / "keys"
     keys.write_text(content)
-    with pytest.raises(SettingsError, match="API_KEYS_FILE names a file that holds no key"):
+    with pytest.raises(SettingsError, match=f"API_KEYS_FILE: .*keys{reason}"):
         start(make_settings(tmp_path, API_KEYS_FILE=str(keys)), {}, Terminal(io.StringIO()))
 
 
@@ -85,3 +94,12 @@ def test_a_private_address_without_keys_is_told_at_the_start(tmp_path: Path) -> 
     assert shown[1:] == ["", ""]
     for part in ("API_HOST = 192.168.5.1", "NO API KEY IS REQUIRED", "API_KEYS_FILE"):
         assert part in shown[0]
+
+
+def test_limits_of_keys_without_a_file_of_keys_are_named_at_the_start(tmp_path: Path) -> None:
+    """They limit nothing then."""
+    (tmp_path / "keys").write_text("secret\n")
+    limits = {"KEY_MAX_IN_FLIGHT": "3"}
+    (warning,) = start_warnings(make_settings(tmp_path, **limits))
+    assert warning == "KEY_MAX_IN_FLIGHT = 3 limits nothing without API_KEYS_FILE"
+    assert start_warnings(make_settings(tmp_path, **limits, API_KEYS_FILE="keys")) == []

@@ -8,8 +8,9 @@ import httpx2
 import pytest
 from fastapi.responses import StreamingResponse
 
+from config.api_keys import KeysUnreadable
 from frontdoor.app import make_app
-from frontdoor.http.auth import OPEN_PATHS, OPEN_PREFIX, KeysUnreadable
+from frontdoor.http.auth import OPEN_PATHS, OPEN_PREFIX
 from frontdoor.http.hosts import LOCAL_NAMES, HostNames, is_allowed_host
 from tests.services.frontdoor_service import (
     Service,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 from cluster.errors import ClusterError
 from cluster.ports import host_to_dial
 from config import Settings
-from config.api_keys import read_api_keys
+from config.api_keys import KeysUnreadable, read_api_keys
 
 # The front door itself ends a request that takes too long, a little earlier.
 EXTRA_LIMIT_S = 10.0
@@ -109,9 +110,18 @@ def read_events(lines: Iterator[bytes]) -> Iterator[tuple[str, Any]]:
 
 
 def _make_authorization(settings: Settings) -> dict[str, str]:
-    """The header with the first key of API_KEYS_FILE."""
-    keys = read_api_keys(settings.api_keys_file) if settings.api_keys_file else []
-    return {"authorization": f"Bearer {keys[0]}"} if keys else {}
+    """The header with the first key of API_KEYS_FILE, or OPENAI_API_KEY where the file has only hashes."""
+    if settings.api_keys_file is None:
+        return {}
+    try:
+        keys = read_api_keys(settings.api_keys_file)
+    except KeysUnreadable as error:
+        raise ClusterError(str(error)) from error
+    texts = [key.text for key in keys if key.text is not None]
+    key = texts[0] if texts else os.environ.get("OPENAI_API_KEY")
+    if key is None:
+        raise ClusterError("API_KEYS_FILE has no key but hashes: set OPENAI_API_KEY to one of the keys")
+    return {"authorization": f"Bearer {key}"}
 
 
 def _read_error(body: bytes) -> str:

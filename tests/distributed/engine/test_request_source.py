@@ -356,3 +356,29 @@ def test_the_first_space_belongs_to_what_continues_a_text(
             source.close()
     records = owner.spool.open_log(answer.request.id).read_new()
     assert "".join(record.text for record in records) == text
+
+
+def test_every_end_counts_for_the_owner_of_its_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Complete, refused and cancelled; beyond the limit owners are counted together, no owner not at all."""
+    monkeypatch.setattr("distributed.engine.token_writer.MAX_OWNERS", 2)
+    spool = Spool.open(tmp_path / "spool", durability="process")
+    with open_owner(spool) as owner, serving(owner) as (source, writer):
+        for name in ("me", "me", "you", "third", "fourth", ""):
+            spool.submit(replace(make_request(), owner=name))
+        spool.submit(replace(make_request(), owner="me", model="another"))
+        cancelled = replace(make_request(), owner="you")
+        spool.submit(cancelled)
+        spool.cancel(cancelled.id)
+        source.cancelled()
+        for answer in source.claim(9):
+            add_token(writer, answer)
+            writer.end(answer, "stop")
+        source.close()
+    assert {name: tuple(counts.values()) for name, counts in writer.owners.items()} == {
+        "you": (2, 5, 1),
+        "me": (3, 10, 2),
+        "(others)": (2, 10, 2),
+    }
+    assert writer.num_ended == {"stop": 6, "length": 0, "cancelled": 1, "error": 1}
