@@ -1,0 +1,165 @@
+"""Converts the input of OpenAI's Responses API, a list of items, to the messages of a chat.
+
+An answer of this API is several items: reasoning, texts and calls. Those of one answer become one turn, as
+frontdoor/kept_turns.py knows it. Adjacent messages of the system (with the instructions) become one turn, and
+so do those of a user, because many chat templates require turns to alternate. Members without a meaning here
+(ids, states, annotations, encrypted reasoning) are not read. Knows no tools.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from frontdoor.http.errors import InvalidRequest
+
+Turn = dict[str, Any]
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+# The parts that are text, and the member that holds it.
+_PARTS = {
+    "input_text": "text",
+    "output_text": "text",
+    "text": "text",
+    "reasoning_text": "text",
+    "summary_text": "text",
+    "refusal": "refusal",
+}
+_NO_REFERENCES = (
+    "this server stores no items: send the item itself (AI SDK: providerOptions.openai.store = false)"
+)
+
+
+def read_input(given: str | Sequence[Any], instructions: str | None) -> list[Turn]:
+    """Return the messages of a chat.
+
+    Raises:
+        InvalidRequest: an item is wrong or not supported; the message names its place.
+    """
+    turns: list[Turn] = [{"role": "system", "content": instructions}] if instructions else []
+    items = [{"role": "user", "content": given}] if isinstance(given, str) else given
+    for number, item in enumerate(items):
+        _add(turns, _read_item(item, f"input[{number}]"))
+    return turns
+
+
+def _add(turns: list[Turn], turn: Turn) -> None:
+    """Add a turn, or join it to the last one."""
+    last = turns[-1] if turns else {}
+    if last.get("role") != turn["role"] or turn["role"] == "tool":
+        turns.append(turn)
+    elif turn["role"] != "assistant":
+        last["content"] = f"{last['content']}\n\n{turn['content']}"
+    elif turn.get("content") and last.get("content") and "tool_calls" not in last:
+        turns.append(turn)  # two answers; text behind a call belongs to the call's
+    else:
+        for name in turn.keys() - {"role"}:
+            last[name] = last[name] + turn[name] if name in last else turn[name]
+
+
+def _read_item(item: object, place: str) -> Turn:
+    if not isinstance(item, Mapping):
+        raise invalid(place, "must be an object")
+    kind = item.get("type") or "message"
+    read = _READERS.get(kind) if isinstance(kind, str) else None
+    if read is None:
+        raise invalid(f"{place}.type", f"items of the type {str(kind)[:40]!r} are not supported")
+    return read(item, place)
+
+
+def _read_message(item: Mapping[str, Any], place: str) -> Turn:
+    given = item.get("role")
+    role = _ROLES.get(given) if isinstance(given, str) else None
+    if role is None:
+        raise invalid(f"{place}.role", f"must be one of {', '.join(_ROLES)}")
+    content = item.get("content")
+    if content is None and role == "assistant":
+        content = ""
+    return {"role": role, "content": _read_text(content, f"{place}.content")}
+
+
+def _read_call(item: Mapping[str, Any], place: str) -> Turn:
+    is_custom = item["type"] == "custom_tool_call"
+    given = _read_string(item, "input" if is_custom else "arguments", place)
+    call = {
+        "id": _read_string(item, "call_id", place),
+        "type": "function",
+        "function": {
+            "name": _read_string(item, "name", place),
+            "arguments": write_custom_arguments(given) if is_custom else given,
+        },
+    }
+    return {"role": "assistant", "tool_calls": [call]}
+
+
+def _read_result(item: Mapping[str, Any], place: str) -> Turn:
+    text = _read_text(item.get("output"), f"{place}.output")
+    return {"role": "tool", "tool_call_id": _read_string(item, "call_id", place), "content": text}
+
+
+def _read_reasoning(item: Mapping[str, Any], place: str) -> Turn:
+    name = "content" if item.get("content") else "summary"
+    text = _read_text(item.get(name) or "", f"{place}.{name}", between="\n\n")
+    return {"role": "assistant", "reasoning_content": text} if text else {"role": "assistant"}
+
+
+def _read_reference(_item: Mapping[str, Any], place: str) -> Turn:
+    raise invalid(place, _NO_REFERENCES)
+
+
+_READERS: Mapping[str, Callable[[Mapping[str, Any], str], Turn]] = {
+    "message": _read_message,
+    "function_call": _read_call,
+    "custom_tool_call": _read_call,
+    "function_call_output": _read_result,
+    "custom_tool_call_output": _read_result,
+    "reasoning": _read_reasoning,
+    "item_reference": _read_reference,
+}
+
+
+def write_custom_arguments(text: str) -> str:
+    """Return the arguments of the function that stands for a custom tool."""
+    return json.dumps({"input": text}, ensure_ascii=False)
+
+
+def read_custom_input(arguments: str) -> str:
+    """Return the input of a custom tool from what the model wrote; broken arguments stay as they are."""
+    try:
+        return str(json.loads(arguments)["input"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return arguments
+
+
+def _read_text(value: object, place: str, *, between: str = "") -> str:
+    """Return a string, or the texts of a list of parts."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise invalid(place, "must be a string or a list of text parts")
+    return between.join(_read_part(part, f"{place}[{number}]") for number, part in enumerate(value))
+
+
+def _read_part(part: object, place: str) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    member = _PARTS.get(kind) if isinstance(kind, str) else None
+    if member is None:
+        raise invalid(
+            place, f"parts of the type {str(kind)[:40]!r} are not supported: this server reads text"
+        )
+    text = part.get(member) if isinstance(part, Mapping) else None
+    if not isinstance(text, str):
+        raise invalid(f"{place}.{member}", "must be a string")
+    return text
+
+
+def _read_string(item: Mapping[str, Any], name: str, place: str) -> str:
+    found = item.get(name)
+    if not isinstance(found, str):
+        raise invalid(f"{place}.{name}", "must be a string")
+    return found
+
+
+def invalid(place: str, reason: str, *, code: str | None = None) -> InvalidRequest:
+    """Make the error of a field."""
+    return InvalidRequest(f"'{place}': {reason}", param=place, code=code)

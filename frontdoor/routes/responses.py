@@ -1,0 +1,43 @@
+"""POST /v1/responses, OpenAI's Responses API without a store.
+
+frontdoor/dialects/ has the body and the renderer. The routes of stored responses say that there are none.
+"""
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from fastapi.responses import Response
+
+from frontdoor.dialects.dialect import Asked
+from frontdoor.dialects.responses_bodies import ResponsesBody, rename_fields
+from frontdoor.dialects.responses_renderer import ResponsesRenderer
+from frontdoor.http.bodies import BodyRoute, json_body
+from frontdoor.http.errors import InvalidRequest, NotFound
+from frontdoor.routes.dialect import answer_in_dialect
+from frontdoor.state import front_door
+
+router = APIRouter(route_class=BodyRoute)
+
+
+@router.post("/v1/responses", openapi_extra=json_body("ResponsesBody"))
+async def responses(http: HttpRequest) -> Response:
+    """Answer with the items of a response."""
+    front = front_door(http)
+
+    def make_renderer(body: ResponsesBody, asked: Asked) -> ResponsesRenderer:
+        front.hints.note_skipped(body.skipped_tools)
+        return ResponsesRenderer(body, asked, front.tokenizer)
+
+    try:
+        return await answer_in_dialect(http, ResponsesBody, make_renderer)
+    except InvalidRequest as error:
+        rename_fields(error)
+        raise
+
+
+@router.api_route("/v1/responses/{rest:path}", methods=["GET", "POST", "DELETE"], include_in_schema=False)
+async def stored_responses(http: HttpRequest) -> Response:
+    """Refuse what needs a store."""
+    raise NotFound(
+        "this server stores no responses: send the whole conversation to POST /v1/responses; "
+        "GET /requests/{id} shows an accepted request for a while"
+    )
