@@ -1,14 +1,15 @@
 """The body of OpenAI's Responses API, and its translation to a chat.
 
-Nothing is stored, so what refers to stored responses is refused in words. Custom tools, whose input is any
-text, become functions with one string. Tools that OpenAI itself runs are skipped: agents list them without
-need. frontdoor/dialects/responses_input.py reads the input.
+No responses are stored, so what refers to one is refused in words; single items of earlier answers are found
+while the spool keeps those. Custom tools, whose input is any text, become functions with one string. Tools
+that OpenAI itself runs are skipped: agents list them without need. responses_input.py reads the input.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, WithJsonSchema
@@ -16,11 +17,12 @@ from pydantic_core import PydanticCustomError
 
 from frontdoor.chat_request import make_chat, make_draft
 from frontdoor.dialects.dialect import DialectBody
-from frontdoor.dialects.responses_input import invalid, read_input
+from frontdoor.dialects.responses_input import invalid, is_reference, read_input, resolve_references
 from frontdoor.encoding import Draft
 from frontdoor.http.errors import InvalidRequest
 from frontdoor.schemas import Body, ChatBody, NoEffectFields, Number, Only, SamplingFields, StreamOptions
 from frontdoor.tools import CHOICES, read_tools
+from prompts.formats import Tool
 
 _ITEMS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}, "minItems": 1}]}
 _CUSTOM_INPUT = {
@@ -111,6 +113,17 @@ class ResponsesBody(SamplingFields, NoEffectFields, DialectBody):
         """The kinds of the tools that the model does not see."""
         kinds = {str(tool.get("type")) for tool in self.tools or ()}
         return sorted(kinds - {"function", "custom"})
+
+    def completed(self, find: Callable[[Sequence[Tool], str], Mapping[str, Any]]) -> "ResponsesBody":
+        """Return the body with the items that its references name.
+
+        Args:
+            find: returns the items of the answer to a request, by their ids; it needs the tools.
+        """
+        if isinstance(self.input, str) or not any(map(is_reference, self.input)):
+            return self
+        tools = read_tools(list(self._functions()))
+        return self.model_copy(update={"input": resolve_references(self.input, partial(find, tools))})
 
     def draft(self) -> Draft:
         for name, (reason, code) in _REFUSED.items():

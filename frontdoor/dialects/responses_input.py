@@ -7,6 +7,7 @@ so do those of a user, because many chat templates require turns to alternate. M
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,8 +24,10 @@ _PARTS = {
     "summary_text": "text",
     "refusal": "refusal",
 }
-_NO_REFERENCES = (
-    "this server stores no items: send the item itself (AI SDK: providerOptions.openai.store = false)"
+_ITEM_ID = re.compile(r"[a-z]+_([0-9a-f]{32})_[0-9]+")
+_NO_ITEM = (
+    "there is no such item, or its answer was removed (RESULT_RETENTION_HOURS, RESULT_RETENTION_MB): "
+    "send the item itself"
 )
 
 
@@ -39,6 +42,26 @@ def read_input(given: str | Sequence[Any], instructions: str | None) -> list[Tur
     for number, item in enumerate(items):
         _add(turns, _read_item(item, f"input[{number}]"))
     return turns
+
+
+def resolve_references(items: Sequence[Any], find: Callable[[str], Mapping[str, Any]]) -> list[Any]:
+    """Return the items, with those that references name; references to unknown items stay.
+
+    Args:
+        find: returns the items of the answer to a request, by their ids.
+    """
+    answers: dict[str, Mapping[str, Any]] = {}
+    resolved = []
+    for item in items:
+        match = _ITEM_ID.fullmatch(str(item.get("id"))) if is_reference(item) else None
+        if match is not None and match[1] not in answers:
+            answers[match[1]] = find(match[1])
+        resolved.append(item if match is None else answers[match[1]].get(match[0], item))
+    return resolved
+
+
+def is_reference(item: object) -> bool:
+    return isinstance(item, Mapping) and item.get("type") == "item_reference"
 
 
 def _add(turns: list[Turn], turn: Turn) -> None:
@@ -102,7 +125,7 @@ def _read_reasoning(item: Mapping[str, Any], place: str) -> Turn:
 
 
 def _read_reference(_item: Mapping[str, Any], place: str) -> Turn:
-    raise invalid(place, _NO_REFERENCES)
+    raise invalid(place, _NO_ITEM)
 
 
 _READERS: Mapping[str, Callable[[Mapping[str, Any], str], Turn]] = {

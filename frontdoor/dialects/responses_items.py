@@ -14,6 +14,7 @@ from typing import Any
 from frontdoor.chat_answer import ChatAnswer
 from frontdoor.dialects.responses_input import read_custom_input
 from prompts.formats import AnswerPart, CallStart, Content, Reasoning
+from spool import Result
 
 Event = dict[str, Any]
 Logprobs = list[dict[str, Any]]
@@ -145,6 +146,14 @@ class _CustomCallItem(_CallItem):
         given = read_custom_input(self.text)
         yield self.event(f"{self.stem}.delta", delta=given)
         yield self.event(f"{self.stem}.done", input=given)
+
+
+def items_of(answer: ChatAnswer, result: Result, custom_tools: frozenset[str]) -> dict[str, dict[str, Any]]:
+    """Return the items of a finished answer by their ids."""
+    items = AnswerItems(answer, custom_tools, list)
+    for _ in (*items.add(answer.whole(result)), *items.finish("completed")):
+        pass
+    return {item["id"]: item for item in items.finished}
 
 
 class AnswerItems:

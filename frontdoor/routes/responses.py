@@ -3,17 +3,24 @@
 frontdoor/dialects/ has the body and the renderer. The routes of stored responses say that there are none.
 """
 
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
+from frontdoor.chat_request import earlier_answer
 from frontdoor.dialects.dialect import Asked
 from frontdoor.dialects.responses_bodies import ResponsesBody, rename_fields
+from frontdoor.dialects.responses_items import items_of
 from frontdoor.dialects.responses_renderer import ResponsesRenderer
 from frontdoor.http.bodies import BodyRoute, json_body
 from frontdoor.http.errors import InvalidRequest, NotFound
 from frontdoor.routes.dialect import answer_in_dialect
-from frontdoor.state import front_door
+from frontdoor.state import front_door, owner_of
+from prompts.formats import Tool
 
 router = APIRouter(route_class=BodyRoute)
 
@@ -21,14 +28,21 @@ router = APIRouter(route_class=BodyRoute)
 @router.post("/v1/responses", openapi_extra=json_body("ResponsesBody"))
 async def responses(http: HttpRequest) -> Response:
     """Answer with the items of a response."""
-    front = front_door(http)
+    front, owner = front_door(http), owner_of(http)
+
+    def find_items(body: ResponsesBody, tools: Sequence[Tool], request_id: str) -> dict[str, Any]:
+        found = earlier_answer(front, request_id, owner, tools)
+        return {} if found is None else items_of(*found, body.custom_tools)
+
+    def complete(body: ResponsesBody) -> ResponsesBody:
+        return body.completed(partial(find_items, body))
 
     def make_renderer(body: ResponsesBody, asked: Asked) -> ResponsesRenderer:
         front.hints.note_skipped(body.skipped_tools)
         return ResponsesRenderer(body, asked, front.tokenizer)
 
     try:
-        return await answer_in_dialect(http, ResponsesBody, make_renderer)
+        return await answer_in_dialect(http, ResponsesBody, make_renderer, complete)
     except InvalidRequest as error:
         rename_fields(error)
         raise

@@ -251,6 +251,24 @@ def test_an_agents_next_turn_begins_with_the_tokens_of_the_last(roomy: Service) 
         items += [*output, *results(output)]
 
 
+def test_a_reference_is_the_item_of_an_earlier_answer(tmp_path: Path) -> None:
+    """For the key that has that answer; for another one there is no such item."""
+    (tmp_path / "keys").write_text("one\nanother")
+    settings = {"MAX_SEQUENCE_LENGTH": "8192", "API_KEYS_FILE": str(tmp_path / "keys")}
+    with running_service(tmp_path, settings) as service:
+        service.engine.texts["sea"] = CALLS
+        service.http.headers["Authorization"] = "Bearer one"
+        output = post(service, tools=[LOOK, WAIT])["output"]
+        references = [{"type": "item_reference", "id": item["id"]} for item in output]
+        items = [{"role": "user", "content": "sea"}, *references, *results(output)]
+        post(service, input=items, tools=[LOOK, WAIT])
+        assert begins_with(service, 0)
+        service.http.headers["Authorization"] = "Bearer another"
+        answer = service.http.post("/v1/responses", json={"input": items, "tools": [LOOK, WAIT]})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == "input[1]"
+
+
 def test_reasoning_is_an_item_of_its_own(tmp_path: Path) -> None:
     """Whole and streamed; sent back, or left out, the next turn begins with the tokens of this one."""
     folder = make_model_folder(tmp_path / "thinker" / "tiny", template=THINKING_TEMPLATE)

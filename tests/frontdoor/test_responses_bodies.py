@@ -87,7 +87,7 @@ def test_items_become_turns(roomy: Service, items: list[Any], expected: list[str
         ({"input": []}, "input", "a string or a list of items"),
         ({"input": [5]}, "input[0]", "must be an object"),
         ({"input": [ASKED, {"type": "web_search_call"}]}, "input[1].type", "'web_search_call' are not"),
-        ({"input": [ASKED, {"type": "item_reference", "id": "msg_1"}]}, "input[1]", "stores no items"),
+        ({"input": [ASKED, {"type": "item_reference", "id": "msg_1"}]}, "input[1]", "no such item"),
         ({"input": [{"role": "tool", "content": "x"}]}, "input[0].role", "must be one of"),
         ({"input": [{"role": "user"}]}, "input[0].content", "must be a string"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]", "image"),
