@@ -2,7 +2,8 @@
 
 A stream is response.created, response.in_progress, the events of the items (responses_items.py), and
 response.completed, .incomplete or .failed with the whole response; no [DONE]. Events count up in
-`sequence_number`. Knows nothing of how an answer comes about.
+`sequence_number`. Clients such as codex leave a stream without events, so keepalive events fill a silence.
+Knows nothing of how an answer comes about.
 """
 
 from collections.abc import Iterable
@@ -59,6 +60,9 @@ class ResponsesRenderer(DialectRenderer):
         said = {"code": error.code, "message": str(error)}
         self._response |= {"status": "failed", "error": said, "output": self._items.finished}
         return self._frames([self._about("failed")])
+
+    def silence(self, text: str) -> bytes:
+        return super().silence(text) + self._frames([{"type": "keepalive"}])
 
     def whole(self, result: Result) -> dict[str, Any]:
         self._unsent += result.logprobs or ()

@@ -70,9 +70,9 @@ def test_any_answer_streams_as_the_client_puts_it_together(
     parts = make_parts(segments)
     result = Result("0" * 32, "tiny", "x", (), reason, Usage(), {}, None, 1.0)
     renderer = make_renderer(parts)
-    frames = renderer.opening()
+    frames = renderer.opening() + renderer.silence("waiting")
     for index in range(num_streamed):
-        frames += renderer.tokens(0, (TokenRecord(index, index, "x"),))
+        frames += renderer.tokens(0, (TokenRecord(index, index, "x"),)) + renderer.silence("working")
     frames += renderer.done(0, result)
     state: ResponseStreamState[Any] = ResponseStreamState(input_tools=openai.omit, text_format=openai.omit)
     texts: dict[str, str] = {}
