@@ -7,9 +7,8 @@ that OpenAI itself runs are skipped: agents list them without need. responses_in
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, WithJsonSchema
@@ -114,16 +113,20 @@ class ResponsesBody(SamplingFields, NoEffectFields, DialectBody):
         kinds = {str(tool.get("type")) for tool in self.tools or ()}
         return sorted(kinds - {"function", "custom"})
 
-    def completed(self, find: Callable[[Sequence[Tool], str], Mapping[str, Any]]) -> "ResponsesBody":
+    @property
+    def functions(self) -> tuple[Tool, ...]:
+        """The tools as the model sees them."""
+        return read_tools(list(self._functions()))
+
+    def with_items(self, find: Callable[[str], Mapping[str, Any]]) -> "ResponsesBody":
         """Return the body with the items that its references name.
 
         Args:
-            find: returns the items of the answer to a request, by their ids; it needs the tools.
+            find: returns the items of the answer to a request, by their ids.
         """
         if isinstance(self.input, str) or not any(map(is_reference, self.input)):
             return self
-        tools = read_tools(list(self._functions()))
-        return self.model_copy(update={"input": resolve_references(self.input, partial(find, tools))})
+        return self.model_copy(update={"input": resolve_references(self.input, find)})
 
     def draft(self) -> Draft:
         for name, (reason, code) in _REFUSED.items():

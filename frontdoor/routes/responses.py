@@ -3,8 +3,6 @@
 frontdoor/dialects/ has the body and the renderer. The routes of stored responses say that there are none.
 """
 
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -20,7 +18,6 @@ from frontdoor.http.bodies import BodyRoute, json_body
 from frontdoor.http.errors import InvalidRequest, NotFound
 from frontdoor.routes.dialect import answer_in_dialect
 from frontdoor.state import front_door, owner_of
-from prompts.formats import Tool
 
 router = APIRouter(route_class=BodyRoute)
 
@@ -30,12 +27,12 @@ async def responses(http: HttpRequest) -> Response:
     """Answer with the items of a response."""
     front, owner = front_door(http), owner_of(http)
 
-    def find_items(body: ResponsesBody, tools: Sequence[Tool], request_id: str) -> dict[str, Any]:
-        found = earlier_answer(front, request_id, owner, tools)
-        return {} if found is None else items_of(*found, body.custom_tools)
-
     def complete(body: ResponsesBody) -> ResponsesBody:
-        return body.completed(partial(find_items, body))
+        def find(request_id: str) -> dict[str, Any]:
+            found = earlier_answer(front, request_id, owner, body.functions)
+            return {} if found is None else items_of(*found, body.custom_tools)
+
+        return body.with_items(find)
 
     def make_renderer(body: ResponsesBody, asked: Asked) -> ResponsesRenderer:
         front.hints.note_skipped(body.skipped_tools)
