@@ -37,11 +37,11 @@ def read_input(given: str | Sequence[Any], instructions: str | None) -> list[Tur
     Raises:
         InvalidRequest: an item is wrong or not supported; the message names its place.
     """
-    turns: list[Turn] = [{"role": "system", "content": instructions}] if instructions else []
+    turns: list[Turn] = [{"role": "system", "content": [instructions]}] if instructions else []
     items = [{"role": "user", "content": given}] if isinstance(given, str) else given
     for number, item in enumerate(items):
         _add(turns, _read_item(item, f"input[{number}]"))
-    return turns
+    return [_joined(turn) for turn in turns]
 
 
 def resolve_references(items: Sequence[Any], find: Callable[[str], Mapping[str, Any]]) -> list[Any]:
@@ -65,17 +65,23 @@ def is_reference(item: object) -> bool:
 
 
 def _add(turns: list[Turn], turn: Turn) -> None:
-    """Add a turn, or join it to the last one."""
-    last = turns[-1] if turns else {}
-    if last.get("role") != turn["role"] or turn["role"] == "tool":
+    """Add a turn, or its texts and calls to the last one; texts are lists until all turns are read."""
+    last: Turn = turns[-1] if turns else {"role": None}
+    has_texts = turn["role"] == "assistant" and "content" in turn and "content" in last
+    is_another_answer = has_texts and "tool_calls" not in last  # text behind a call belongs to it
+    if turn["role"] != last["role"] or turn["role"] == "tool" or is_another_answer:
         turns.append(turn)
-    elif turn["role"] != "assistant":
-        last["content"] = f"{last['content']}\n\n{turn['content']}"
-    elif turn.get("content") and last.get("content") and "tool_calls" not in last:
-        turns.append(turn)  # two answers; text behind a call belongs to the call's
     else:
         for name in turn.keys() - {"role"}:
-            last[name] = last[name] + turn[name] if name in last else turn[name]
+            last.setdefault(name, []).extend(turn[name])
+
+
+def _joined(turn: Turn) -> Turn:
+    between = "" if turn["role"] == "assistant" else "\n\n"
+    texts: Turn = {
+        name: between.join(turn[name]) for name in ("content", "reasoning_content") if name in turn
+    }
+    return {**turn, **texts}
 
 
 def _read_item(item: object, place: str) -> Turn:
@@ -94,9 +100,9 @@ def _read_message(item: Mapping[str, Any], place: str) -> Turn:
     if role is None:
         raise invalid(f"{place}.role", f"must be one of {', '.join(_ROLES)}")
     content = item.get("content")
-    if content is None and role == "assistant":
-        content = ""
-    return {"role": role, "content": _read_text(content, f"{place}.content")}
+    if role == "assistant" and content in (None, "", []):
+        return {"role": role}
+    return {"role": role, "content": [_read_text(content, f"{place}.content")]}
 
 
 def _read_call(item: Mapping[str, Any], place: str) -> Turn:
@@ -115,13 +121,13 @@ def _read_call(item: Mapping[str, Any], place: str) -> Turn:
 
 def _read_result(item: Mapping[str, Any], place: str) -> Turn:
     text = _read_text(item.get("output"), f"{place}.output")
-    return {"role": "tool", "tool_call_id": _read_string(item, "call_id", place), "content": text}
+    return {"role": "tool", "tool_call_id": _read_string(item, "call_id", place), "content": [text]}
 
 
 def _read_reasoning(item: Mapping[str, Any], place: str) -> Turn:
     name = "content" if item.get("content") else "summary"
     text = _read_text(item.get(name) or "", f"{place}.{name}", between="\n\n")
-    return {"role": "assistant", "reasoning_content": text} if text else {"role": "assistant"}
+    return {"role": "assistant", "reasoning_content": [text]} if text else {"role": "assistant"}
 
 
 def _read_reference(_item: Mapping[str, Any], place: str) -> Turn:
