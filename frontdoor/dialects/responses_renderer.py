@@ -6,7 +6,7 @@ response.completed, .incomplete or .failed with the whole response; no [DONE]. E
 Knows nothing of how an answer comes about.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from config.errors import ServiceError
@@ -16,6 +16,7 @@ from frontdoor.dialects.responses_items import AnswerItems, Event, Logprobs
 from frontdoor.http.errors import Cancelled
 from frontdoor.http.events import data_frame, to_json
 from frontdoor.logprobs import chat_logprobs
+from prompts.formats import AnswerPart
 from prompts.tokenizer import PromptTokenizer
 from spool import Result, TokenLogprob, TokenRecord
 
@@ -51,10 +52,8 @@ class ResponsesRenderer(DialectRenderer):
     def done(self, choice: int, result: Result) -> bytes:
         if result.finish_reason == "cancelled":
             return self.error(Cancelled("the request was cancelled"))
-        frames = self._frames(self._items.add(self._answer.finish()))
-        frames += self._frames(self._items.finish(_status(result)))
-        self._finish(result)
-        return frames + self._frames([self._about(self._response["status"])])
+        events = self._complete(self._answer.finish(), result)
+        return self._frames([*events, self._about(self._response["status"])])
 
     def error(self, error: ServiceError) -> bytes:
         said = {"code": error.code, "message": str(error)}
@@ -66,16 +65,13 @@ class ResponsesRenderer(DialectRenderer):
 
     def whole(self, result: Result) -> dict[str, Any]:
         self._unsent += result.logprobs or ()
-        for _ in self._items.add(self._answer.whole(result)):
-            pass
-        for _ in self._items.finish(_status(result)):
-            pass
-        self._finish(result)
+        self._complete(self._answer.whole(result), result)
         return self._response
 
-    def _finish(self, result: Result) -> None:
-        """Complete the response."""
-        status = _status(result)
+    def _complete(self, parts: Sequence[AnswerPart], result: Result) -> list[Event]:
+        """Complete the response; return the last events of its items."""
+        status = "incomplete" if result.finish_reason == "length" else "completed"
+        events = [*self._items.add(parts), *self._items.finish(status)]
         self._response |= {
             "status": status,
             "output": self._items.finished,
@@ -83,6 +79,7 @@ class ResponsesRenderer(DialectRenderer):
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
             "completed_at": int(result.finished_unix) if status == "completed" else None,
         }
+        return events
 
     def _usage(self, result: Result) -> dict[str, Any]:
         usage, reasoning = result.usage, self._items.reasoning
@@ -110,7 +107,3 @@ class ResponsesRenderer(DialectRenderer):
             frames += data_frame(to_json(numbered), event=event["type"])
             self._num_events += 1
         return frames
-
-
-def _status(result: Result) -> str:
-    return "incomplete" if result.finish_reason == "length" else "completed"
