@@ -39,6 +39,7 @@ from frontdoor.routes import (
     openai_completions,
     page,
     requests,
+    responses,
     tokenize,
 )
 from frontdoor.routes import models as openai_models
@@ -54,6 +55,7 @@ ROUTE_MODULES = (
     generate,
     openai_chat,
     openai_completions,
+    responses,
     requests,
     tokenize,
     openai_models,

@@ -227,7 +227,30 @@ AIDER = Agent(
     edits=("", "It prints hello.\n\nhello.py\n```\ndef greet():\n    print('hello')\n```\n"),
     num_turns_before=3,  # an example that it shows the model
 )
-AGENTS = (OPENCODE, QWEN_CODE, CONTINUE, CLINE, AIDER)
+CODEX = Agent(
+    name="codex",
+    package="@openai/codex@0.171.0",
+    arguments=(
+        "exec",
+        "--skip-git-repo-check",
+        "--dangerously-bypass-approvals-and-sandbox",
+        '--config=model_providers.local={name="local", base_url="$url/v1", env_key="LOCAL_KEY"}',
+        "--config=model_provider=local",
+        "--model=$model",
+        "$task",
+    ),
+    environment={"LOCAL_KEY": "$key"},
+    reads=("exec_command", {"cmd": "cat $file"}),
+    # Without a tool for it, codex offers the command apply_patch.
+    edits=(
+        "exec_command",
+        {
+            "cmd": "apply_patch <<'EOF'\n*** Begin Patch\n*** Update File: $file\n@@ def greet():\n"
+            "-    print('hi')\n+    print('hello')\n*** End Patch\nEOF"
+        },
+    ),
+)
+AGENTS = (OPENCODE, QWEN_CODE, CONTINUE, CLINE, AIDER, CODEX)
 
 
 def make_rules(agent: Agent, file: Path, task: str, final: str) -> list[dict[str, Any]]:

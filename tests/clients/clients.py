@@ -139,6 +139,7 @@ CLIENTS = (
     Client("openai_py.py", ("openai>=3.57", "pydantic>=2.12")),
     Client("openai_js.mjs", ("openai@>=6.49", "zod@>=4")),
     Client("ai_sdk_js.mjs", ("ai@^6.0.326", "@ai-sdk/openai-compatible@^2.0.92", "zod@>=4")),
+    Client("ai_sdk_openai_js.mjs", ("ai@^6.0.326", "@ai-sdk/openai@^3.0.141", "zod@>=4")),
     Client("langchain_py.py", ("langchain-openai>=1.7.4", "langchain>=1.5", "langgraph>=1.2")),
     Client("litellm_py.py", ("litellm>=1.108.7",)),
     Client("litellm_proxy.py", ("litellm[proxy]>=1.108.7",)),
