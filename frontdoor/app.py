@@ -33,6 +33,7 @@ from frontdoor.ring_status import RingStatus
 from frontdoor.routes import (
     generate,
     health,
+    messages,
     metrics,
     openai_chat,
     openai_completions,
@@ -53,6 +54,7 @@ ROUTE_MODULES = (
     generate,
     openai_chat,
     openai_completions,
+    messages,
     requests,
     tokenize,
     openai_models,
