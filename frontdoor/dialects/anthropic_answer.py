@@ -153,7 +153,7 @@ def read_input(arguments: str) -> dict[str, Any]:
         found = json.loads(arguments or "{}", strict=False)
     except (ValueError, RecursionError):
         try:
-            found = from_json(arguments, allow_partial="trailing-strings")
+            found = from_json(arguments, allow_partial=True)
         except ValueError:
             found = None
     return found if isinstance(found, dict) else {}
