@@ -3,61 +3,83 @@
 Results of tools become turns of their own, in their order with the text beside them. System messages before
 the first answer join the system prompt, which every chat template knows; later ones are marked text of the
 user, because many templates refuse them, and a changed beginning would have to be read again. Adjacent
-messages of the user are one turn. Knows no tools, and nothing of templates.
+messages of the user are one turn. A reference to a deferred tool becomes its description, in its place, so
+that the beginning of the prompt stays as it was. Knows nothing of templates.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from frontdoor.dialects.anthropic_blocks import (
+    Block,
+    FileBlock,
+    Message,
+    TextBlock,
+    ThinkingBlock,
+    ToolReferenceBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+)
+
 Turn = dict[str, Any]
+Tools = Mapping[str, Mapping[str, Any]]
 # Claude Code's first system block, for Anthropic's accounts. It differs between sessions with one prompt.
 _BILLING = "x-anthropic-billing-header:"
 
 
-def make_turns(system: Sequence[Any], messages: Sequence[Any]) -> list[Turn]:
+def make_turns(
+    system: Sequence[TextBlock | FileBlock], messages: Sequence[Message], deferred: Tools
+) -> list[Turn]:
     """Return the turns.
 
     Args:
-        system: text blocks.
-        messages: as in `anthropic_body.Message`.
+        deferred: tools that are not listed, by name.
     """
-    instructions = [block for block in system if not block.text.startswith(_BILLING)]
+    instructions = [text for text in _texts(system) if not text.startswith(_BILLING)]
     turns: list[Turn] = []
     for message in messages:
         if message.role == "assistant":
             turns.append(_answer(message.content))
         elif message.role == "user":
-            for turn in _questions(message.content):
+            for turn in _questions(message.content, deferred):
                 _add(turns, turn)
         elif any(turn["role"] == "assistant" for turn in turns):
-            text = f"<system>\n{_text(message.content)}\n</system>"
+            text = "\n".join(("<system>", *_texts(message.content), "</system>"))
             _add(turns, {"role": "user", "content": text})
         else:
-            instructions += message.content
-    return [{"role": "system", "content": _text(instructions)}, *turns] if instructions else turns
+            instructions += _texts(message.content)
+    return [{"role": "system", "content": "\n".join(instructions)}, *turns] if instructions else turns
 
 
-def _questions(blocks: Iterable[Any]) -> Iterator[Turn]:
+def _questions(blocks: Iterable[Block], deferred: Tools) -> Iterator[Turn]:
     for block in blocks:
-        if block.type == "text":
-            yield {"role": "user", "content": block.text}
-        else:
-            text = _text(block.content or ())
-            said = f"Error: {text}" if block.is_error else text
-            yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": said}
+        match block:
+            case TextBlock(text=text):
+                yield {"role": "user", "content": text}
+            case ToolResultBlock():
+                result = "\n".join(_result(part, deferred) for part in block.content or ())
+                said = f"Error: {result}" if block.is_error else result
+                yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": said}
 
 
-def _answer(blocks: Sequence[Any]) -> Turn:
-    texts = [block.text for block in blocks if block.type == "text"]
-    thoughts = [block.thinking for block in blocks if block.type == "thinking"]
+def _result(part: TextBlock | ToolReferenceBlock | FileBlock, deferred: Tools) -> str:
+    if isinstance(part, ToolReferenceBlock):
+        found = deferred.get(part.tool_name)
+        return part.tool_name if found is None else json.dumps(found, ensure_ascii=False)
+    return "".join(_texts([part]))
+
+
+def _answer(blocks: Sequence[Block]) -> Turn:
+    thoughts = [block.thinking for block in blocks if isinstance(block, ThinkingBlock)]
     calls = [
         {"id": block.id, "type": "function", "function": {"name": block.name, "arguments": block.input}}
         for block in blocks
-        if block.type == "tool_use"
+        if isinstance(block, ToolUseBlock)
     ]
     return {
         "role": "assistant",
-        "content": "".join(texts) or None,
+        "content": "".join(_texts(blocks)) or None,
         "reasoning_content": "".join(thoughts) or None,
         "tool_calls": calls or None,
     }
@@ -70,5 +92,5 @@ def _add(turns: list[Turn], turn: Turn) -> None:
         turns.append(turn)
 
 
-def _text(blocks: Iterable[Any]) -> str:
-    return "\n".join(block.text for block in blocks)
+def _texts(blocks: Iterable[Block | ToolReferenceBlock]) -> list[str]:
+    return [block.text for block in blocks if isinstance(block, TextBlock)]

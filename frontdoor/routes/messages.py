@@ -11,8 +11,8 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
-from frontdoor.dialects.anthropic_answer import MessagesRenderer, find_stop
-from frontdoor.dialects.anthropic_body import CountTokensBody, MessagesBody
+from frontdoor.dialects.anthropic_bodies import CountTokensBody, MessagesBody
+from frontdoor.dialects.anthropic_renderer import MessagesRenderer, find_stop
 from frontdoor.dialects.dialect import Asked
 from frontdoor.encoding import encode_prompt, in_worker
 from frontdoor.http.bodies import BodyRoute, json_body, read_json

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
-from frontdoor.dialects.anthropic_body import CountTokensBody, MessagesBody
+from frontdoor.dialects.anthropic_bodies import CountTokensBody, MessagesBody
 from frontdoor.schemas import ChatBody, CompletionBody, DetokenizeBody, GenerateBody, TokenizeBody
 
 REF_TEMPLATE = "#/components/schemas/{model}"

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from frontdoor.accepting import Accepted
 from frontdoor.chat_answer import ChatAnswer
-from frontdoor.dialects.anthropic_answer import MessagesRenderer, find_stop, read_input
-from frontdoor.dialects.anthropic_body import CountTokensBody, MessagesBody
+from frontdoor.dialects.anthropic_bodies import CountTokensBody, MessagesBody
+from frontdoor.dialects.anthropic_renderer import MessagesRenderer, find_stop, read_input
 from frontdoor.dialects.dialect import Asked
 from frontdoor.http.errors import GenerationFailed, RingDown
 from prompts.formats import AnswerPart, CallArguments, CallStart, Content, Reasoning
@@ -210,6 +210,23 @@ def test_an_agents_next_turn_begins_with_its_last_one(thinker: Service) -> None:
             messages += [{"role": "assistant", "content": blocks}, user(results)]
 
 
+def test_a_deferred_tool_appears_where_it_is_found(service: Service) -> None:
+    """Claude Code's own search returns references; the beginning of the prompt stays as it was."""
+    tools = [{**TOOLS[0], "defer_loading": True}, TOOLS[1]]
+    call = {"type": "tool_use", "id": "toolu_1", "name": "wait", "input": {}}
+    found = [{"type": "tool_reference", "tool_name": name} for name in ("look", "gone")]
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": found}
+    body = ask("x", tools=tools)
+    assert service.http.post(PATH, json=body).status_code == 200
+    first = prompt_of(service)
+    assert "Look at a place." not in first
+    body["messages"] += [{"role": "assistant", "content": [call]}, user([result])]
+    assert service.http.post(PATH, json=body).status_code == 200
+    assert prompt_of(service).startswith(first)
+    assert '"description": "Look at a place."' in prompt_of(service)
+    assert "gone" in prompt_of(service)
+
+
 @pytest.mark.parametrize(
     ("fields", "is_thinking"),
     [
@@ -353,7 +370,7 @@ def test_a_refusal_of_the_ring_has_the_same_words(service: Service) -> None:
     )
 
 
-def test_each_status_has_its_type(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_status_has_its_type(service: Service) -> None:
     """Whatever fails, before an answer or instead of it."""
     body = ask("x")
     refusal(service.http.post(PATH, json={**body, "model": "another"}), 404, "not_found_error")

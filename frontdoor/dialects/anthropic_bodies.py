@@ -1,26 +1,16 @@
 """The bodies of Anthropic's Messages API, and the chat that they become.
 
-Fields that change no output here are in `Hints`, blocks have theirs in `BlockHints`; the rest is honoured or
-refused. Knows nothing of answers.
+Fields that change no output here are in `Hints`; the rest is honoured or refused. Knows nothing of answers.
 """
 
 from collections.abc import Set
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationInfo,
-    WithJsonSchema,
-    field_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from frontdoor.chat_request import make_chat, make_draft
+from frontdoor.dialects.anthropic_blocks import BlockHints, Message, TextBlocks
 from frontdoor.dialects.anthropic_turns import make_turns
 from frontdoor.dialects.dialect import DialectBody
 from frontdoor.encoding import Draft
@@ -33,114 +23,15 @@ _BUDGETS = (("low", 4096), ("medium", 16384))  # tokens of reasoning, below whic
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
-class BlockHints(Body):
-    """Fields of blocks and tools that no chat template reads."""
-
-    cache_control: Any = None
-    citations: Any = None
-    caller: Any = None
-    toolset_name: Any = None
-    parsed_output: Any = None
-
-
-class TextBlock(BlockHints):
-    type: Literal["text"]
-    text: str
-
-
-class ThinkingBlock(BlockHints):
-    type: Literal["thinking"]
-    thinking: str
-    signature: Any = None
-
-
-class RedactedThinkingBlock(BlockHints):
-    """Another service's reasoning, which nobody else can read."""
-
-    type: Literal["redacted_thinking"]
-    data: Any = None
-
-
-class ToolUseBlock(BlockHints):
-    type: Literal["tool_use"]
-    id: str
-    name: str
-    input: dict[str, Any]
-
-
-class FileBlock(Body):
-    """What this server cannot read; refused by its name."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: Literal["image", "document"]
-
-    @field_validator("type")
-    @classmethod
-    def _is_refused(cls, value: str) -> str:
-        raise PydanticCustomError(
-            "not_built", "{kind} blocks are not supported: this server reads text only", {"kind": value}
-        )
-
-
-def _as_blocks(value: object) -> object:
-    return [{"type": "text", "text": value}] if isinstance(value, str) else value
-
-
-_TEXT_OR_BLOCKS = WithJsonSchema(
-    {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}
-)
-TextBlocks = Annotated[
-    list[Annotated[TextBlock | FileBlock, Discriminator("type")]],
-    BeforeValidator(_as_blocks),
-    _TEXT_OR_BLOCKS,
-]
-
-
-class ToolResultBlock(BlockHints):
-    type: Literal["tool_result"]
-    tool_use_id: str
-    content: TextBlocks | None = None
-    is_error: bool | None = None
-
-
-Block = TextBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock | ToolResultBlock | FileBlock
-_BLOCKS_OF_ROLES = {
-    "user": ("text", "tool_result"),
-    "assistant": ("text", "tool_use", "thinking", "redacted_thinking"),
-    "system": ("text",),
-}
-
-
-class Message(Body):
-    """One message."""
-
-    role: Literal["user", "assistant", "system"]
-    content: Annotated[
-        list[Annotated[Block, Discriminator("type")]], BeforeValidator(_as_blocks), _TEXT_OR_BLOCKS
-    ]
-
-    @field_validator("content")
-    @classmethod
-    def _belongs_to_role(cls, blocks: list[Block], info: ValidationInfo) -> list[Block]:
-        role = info.data.get("role", "")
-        allowed = _BLOCKS_OF_ROLES.get(role, ())
-        for block in blocks if allowed else ():  # else the role is refused
-            if block.type not in allowed:
-                said = {"kind": block.type, "role": role}
-                raise PydanticCustomError("invalid", "{kind} blocks cannot be in {role} messages", said)
-        return blocks
-
-
 class CustomTool(BlockHints):
-    """A tool that the client runs."""
+    """A tool that the client runs; a deferred one is offered where a `tool_reference` names it."""
 
     type: Literal["custom"] | None = None
     name: Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
     description: str | None = None
     input_schema: dict[str, Any]
     strict: bool | None = None
-    defer_loading: Any = None
+    defer_loading: bool | None = None
     eager_input_streaming: Any = None
     allowed_callers: Any = None
     input_examples: Any = None
@@ -148,7 +39,8 @@ class CustomTool(BlockHints):
     def as_function(self) -> dict[str, Any]:
         """Return the tool in OpenAI's form."""
         described = {"name": self.name, "description": self.description, "parameters": self.input_schema}
-        return {"type": "function", "function": {**described, "strict": self.strict}}
+        function = {**described, "strict": self.strict}
+        return {"type": "function", "function": {k: v for k, v in function.items() if v is not None}}
 
 
 class BuiltinTool(Body):
@@ -252,26 +144,27 @@ class CountTokensBody(Hints):
         Raises:
             InvalidRequest: a field is wrong.
         """
+        tools = [tool for tool in self.tools or () if isinstance(tool, CustomTool)]
+        deferred = {tool.name: tool.as_function() for tool in tools if tool.defer_loading}
         choice, config = self.tool_choice or ToolChoice(type="auto"), self.output_config or OutputConfig()
-        is_off = self.thinking is not None and self.thinking.type == "disabled"
-        thinking_effort = None if self.thinking is None else self.thinking.effort
-        draft = make_draft(
-            make_chat(
-                {
-                    "messages": make_turns(self.system or (), self.messages),
-                    "model": self.model,
-                    "tools": [
-                        tool.as_function() for tool in self.tools or () if isinstance(tool, CustomTool)
-                    ],
-                    "tool_choice": choice.for_chat,
-                    "parallel_tool_calls": not choice.disable_parallel_tool_use,
-                    "response_format": self._response_format(config.format or self.output_format),
-                    "reasoning_effort": "none" if is_off else config.effort or thinking_effort,
-                    **self._sampling(),
-                }
-            )
+        chat = make_chat(
+            {
+                "messages": make_turns(self.system or (), self.messages, deferred),
+                "model": self.model,
+                "tools": [tool.as_function() for tool in tools if not tool.defer_loading],
+                "tool_choice": choice.for_chat,
+                "parallel_tool_calls": not choice.disable_parallel_tool_use,
+                "response_format": self._response_format(config.format or self.output_format),
+                "reasoning_effort": self._effort(config.effort),
+                **self._sampling(),
+            }
         )
-        return replace(draft, is_effort_optional=True)
+        return replace(make_draft(chat), is_effort_optional=True)
+
+    def _effort(self, asked: str | None) -> str | None:
+        """Return the effort: what is off stays off, and a budget counts less than an effort."""
+        budgeted = None if self.thinking is None else self.thinking.effort
+        return budgeted if budgeted == "none" else asked or budgeted
 
     def _sampling(self) -> dict[str, Any]:
         return {}
