@@ -144,7 +144,7 @@ def _layers(settings: Settings, keys: Keys, hosts: HostNames) -> list[Middleware
             allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],
             allow_private_network=True,  # Chrome requires it for a page from the Internet
-            expose_headers=["X-Request-Id", "Location", "Retry-After"],
+            expose_headers=["X-Request-Id", "Request-Id", "Location", "Retry-After"],
         )
         layers.insert(1, cors)
     return layers

@@ -10,6 +10,7 @@ A block is a text, a tool call or reasoning. During silence a stream has `ping` 
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from pydantic_core import from_json
@@ -25,6 +26,7 @@ from spool import Result, TokenRecord, Usage
 
 PATH = "/v1/messages"
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+_READERS = (partial(json.loads, strict=False), partial(from_json, allow_partial=True))
 _Event = dict[str, Any]
 
 
@@ -133,14 +135,9 @@ class MessagesRenderer(DialectRenderer):
 
 
 def find_stop(tokenizer: PromptTokenizer, stops: Sequence[str], result: Result) -> str | None:
-    """Return the stop sequence that ended an answer, or None.
-
-    Its tokens are in the result and its text is not.
-    """
-    token_ids = result.token_ids
-    if not stops or result.finish_reason != "stop" or token_ids[-1:] == ():
-        return None
-    if token_ids[-1] in tokenizer.end_token_ids:
+    """Return the stop sequence that ended an answer: its tokens are in the result, its text is not."""
+    token_ids, is_stopped = result.token_ids, result.finish_reason == "stop"
+    if not stops or not is_stopped or not token_ids or token_ids[-1] in tokenizer.end_token_ids:
         return None
     drawn = tokenizer.detokenizer.text_of(token_ids)
     found = [stop for stop in stops if result.text + stop in drawn]
@@ -148,15 +145,16 @@ def find_stop(tokenizer: PromptTokenizer, stops: Sequence[str], result: Result) 
 
 
 def read_input(arguments: str) -> dict[str, Any]:
-    """Return the arguments of a call; of arguments that break off, what is there."""
-    try:
-        found = json.loads(arguments or "{}", strict=False)
-    except (ValueError, RecursionError):
+    """Return the arguments of a call as an object; of arguments that break off, what is complete."""
+    for read in _READERS:
         try:
-            found = from_json(arguments, allow_partial=True)
-        except ValueError:
-            found = None
-    return found if isinstance(found, dict) else {}
+            found = read(arguments or "{}")
+            to_json(found).encode()  # JSON has no NaN and no half characters
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found, dict):
+            return found
+    return {}
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

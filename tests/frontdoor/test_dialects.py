@@ -67,6 +67,14 @@ def test_every_refusal_has_the_shape_of_its_path(
             assert check_shape(path, answer.json(), kind)
 
 
+def test_a_served_api_asks_for_a_key_in_its_shape(service: Service) -> None:
+    """Before it looks at the body."""
+    for path in ("/v1/messages", "/v1/messages/count_tokens"):
+        answer = service.http.post(path, json={})
+        assert answer.status_code == 401
+        check_anthropic(answer.json(), "authentication_error")
+
+
 @pytest.mark.parametrize(
     ("path", "name"),
     [

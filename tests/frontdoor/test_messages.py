@@ -525,6 +525,10 @@ def test_the_stop_sequence_is_found(
         ('{"a": 1, "b": "x', {"a": 1}),
         ("{'a': 1}", {}),
         ("[1]", {}),
+        ('{"a": NaN}', {}),
+        ('{"a": 1e999}', {}),
+        ('{"a": 1, "b": "\\ud83d"}', {}),
+        ('{"a":' * 100000, {}),
     ],
 )
 def test_arguments_become_an_object(arguments: str, expected: dict[str, Any]) -> None:
