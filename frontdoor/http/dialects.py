@@ -34,6 +34,9 @@ _ANTHROPIC_WORDS = [
         (r"'response_format': json_schema\.schema", "output_config.format.schema"),
         (r"'tools': (\[\d+\])\.function\.parameters", r"tools\1.input_schema"),
         (r"\[(\d+)\]", r".\1"),
+        (r"unknown field '([\w.]+)'", r"\1: Extra inputs are not permitted"),
+        (r"'([\w.]+)' is required", r"\1: Field required"),
+        (r"'([\w.]+)': ", r"\1: "),
     )
 ]
 
@@ -61,7 +64,7 @@ def _as_anthropic(status: int, error: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _in_anthropics_words(message: str) -> str:
-    """Name fields as its clients know them, and say of a long prompt what they look for."""
+    """Say it as its clients know it: Claude Code 2.1 does without a field that is not permitted."""
     for pattern, words in _ANTHROPIC_WORDS:
         message = pattern.sub(words, message)
     return message
