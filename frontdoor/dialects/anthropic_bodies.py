@@ -14,6 +14,7 @@ from frontdoor.dialects.anthropic_blocks import BlockHints, Message, TextBlocks
 from frontdoor.dialects.anthropic_turns import make_turns
 from frontdoor.dialects.dialect import DialectBody
 from frontdoor.encoding import Draft
+from frontdoor.http.dialects import NO_THREADS
 from frontdoor.http.errors import InvalidRequest
 from frontdoor.schemas import Body, Number, Only, StopStrings
 from frontdoor.tools import MAX_NAME_LENGTH
@@ -186,6 +187,7 @@ class MessagesBody(CountTokensBody, DialectBody):
     top_k: Annotated[int | None, Number("top_k")] = None
     stream: bool | None = None
     container: Annotated[Any, Only()] = None
+    thread: Any = None
 
     @property
     def is_streamed(self) -> bool:
@@ -197,6 +199,9 @@ class MessagesBody(CountTokensBody, DialectBody):
         Raises:
             InvalidRequest: a field is wrong.
         """
+        if self.thread is not None:
+            said = "'thread': this server keeps no conversations: send all messages without it"
+            raise InvalidRequest(said, param="thread", code=NO_THREADS)
         if self.messages[-1].role == "assistant":
             raise InvalidRequest(
                 "'messages': the last one must be the user's: this server does not continue an answer that "

@@ -18,6 +18,7 @@ NOT_SERVED = {
     "/v1/responses": "the OpenAI Responses API",
     "/api": "Ollama's API",
 }
+NO_THREADS = "thread_unsupported_request"  # anthropic 2.14's tool runner then sends all messages instead
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
     404: "not_found_error", 408: "timeout_error", 413: "request_too_large", 429: "rate_limit_error",
@@ -60,7 +61,9 @@ def _of_path(path: str, by_prefix: Mapping[str, Value]) -> Value | None:
 def _as_anthropic(status: int, error: Mapping[str, Any]) -> dict[str, Any]:
     fallback = "invalid_request_error" if status < 500 else "api_error"
     kind = _ANTHROPIC_TYPES.get(status, fallback)
-    return {"type": "error", "error": {"type": kind, "message": _in_anthropics_words(error["message"])}}
+    said = {"type": kind, "message": _in_anthropics_words(error["message"])}
+    details = {"details": {"error_code": NO_THREADS}} if error["code"] == NO_THREADS else {}
+    return {"type": "error", "error": {**said, **details}}
 
 
 def _in_anthropics_words(message: str) -> str:

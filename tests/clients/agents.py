@@ -229,7 +229,7 @@ AIDER = Agent(
 )
 CLAUDE_CODE = Agent(
     name="claude",
-    package="@anthropic-ai/claude-code@2.1.197",
+    package="@anthropic-ai/claude-code@2.1.332",
     arguments=("--print", "$task", "--output-format", "json", "--permission-mode", "acceptEdits"),
     environment={
         "ANTHROPIC_BASE_URL": "$url",

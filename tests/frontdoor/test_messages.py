@@ -360,6 +360,25 @@ def test_refusals_name_anthropics_fields(service: Service, fields: dict[str, Any
     assert not service.engine.claimed
 
 
+def test_a_thread_is_refused_so_that_the_tool_runner_goes_on_without_it(
+    service: Service, client: anthropic.Anthropic
+) -> None:
+    """It begins one by default, and looks for the code of this error."""
+
+    @anthropic.beta_tool
+    def wait() -> str:
+        """Wait."""
+        return "It is wet."
+
+    service.engine.texts["It is wet."] = "Done."
+    service.engine.texts["sea"] = '<tool_call>\n{"name": "wait", "arguments": {}}\n</tool_call>'
+    asked: dict[str, Any] = ask("sea", tools=[wait])
+    (text,) = client.beta.messages.tool_runner(**asked).until_done().content
+    assert text.type == "text"
+    assert text.text == "Done."
+    assert len(service.engine.claimed) == 2
+
+
 def test_a_long_prompt_is_refused_with_its_numbers(service: Service, client: anthropic.Anthropic) -> None:
     """Claude Code reads them and makes its chat shorter."""
     with pytest.raises(anthropic.BadRequestError) as caught:
