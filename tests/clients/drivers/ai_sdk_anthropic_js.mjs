@@ -34,6 +34,12 @@ export async function object() {
   assert.deepEqual((await generateObject({ ...asked, schema, prompt: things.PERSON })).object, things.ADA);
 }
 
+export async function objectBySchema() {
+  const providerOptions = { anthropic: { structuredOutputMode: "outputFormat" } };
+  const answer = await generateObject({ ...asked, providerOptions, schema, prompt: things.PERSON });
+  assert.deepEqual(answer.object, things.ADA);
+}
+
 export async function outputObject() {
   const answer = await generateText({ ...asked, output: Output.object({ schema }), prompt: things.PERSON });
   assert.deepEqual(answer.output, things.ADA);
