@@ -34,6 +34,7 @@ _ANTHROPIC_WORDS = [
         ),
         (r"'response_format': json_schema\.schema", "output_config.format.schema"),
         (r"'tools': (\[\d+\])\.function\.parameters", r"tools\1.input_schema"),
+        (r"'tools': (\[\d+\])\.function", r"tools\1"),
         (r"\[(\d+)\]", r".\1"),
         (r"unknown field '([\w.]+)'", r"\1: Extra inputs are not permitted"),
         (r"'([\w.]+)' is required", r"\1: Field required"),

@@ -342,6 +342,7 @@ ODD_TOOL = {"name": "odd", "input_schema": ODD_SCHEMA, "strict": True}
         ),
         ({"tools": [{"name": "a"}]}, "tools.0.custom.input_schema: Field required"),
         ({"tools": [*TOOLS, TOOLS[0]]}, "tools: two tools"),
+        ({"tools": [{**TOOLS[0], "name": "\n"}]}, "tools.0.name must have"),
         ({"tools": [ODD_TOOL]}, "tools.0.input_schema.properties.a: "),
         ({"tool_choice": {"type": "any"}}, "'tool_choice' demands a call"),
         ({"tool_choice": {"type": "tool", "name": "b"}}, "'tools' has no function 'b'"),
