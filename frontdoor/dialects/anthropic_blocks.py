@@ -113,7 +113,7 @@ _BLOCKS_OF_ROLES = {
 }
 
 
-class Message(Body):
+class MessageParam(Body):
     """One message."""
 
     role: Literal["user", "assistant", "system"]

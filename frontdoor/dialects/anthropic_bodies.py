@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from frontdoor.chat_request import make_chat, make_draft
-from frontdoor.dialects.anthropic_blocks import BlockHints, Message, TextBlocks
+from frontdoor.dialects.anthropic_blocks import BlockHints, MessageParam, TextBlocks
 from frontdoor.dialects.anthropic_turns import make_turns
 from frontdoor.dialects.dialect import DialectBody
 from frontdoor.encoding import Draft
@@ -120,7 +120,7 @@ class CountTokensBody(Hints):
     """POST /v1/messages/count_tokens: what the prompt of a message depends on."""
 
     model: str
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[MessageParam], Field(min_length=1)]
     system: TextBlocks | None = None
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None

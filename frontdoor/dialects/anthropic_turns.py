@@ -14,7 +14,7 @@ from typing import Any
 from frontdoor.dialects.anthropic_blocks import (
     Block,
     FileBlock,
-    Message,
+    MessageParam,
     TextBlock,
     ThinkingBlock,
     ToolReferenceBlock,
@@ -29,7 +29,7 @@ _BILLING = "x-anthropic-billing-header:"
 
 
 def make_turns(
-    system: Sequence[TextBlock | FileBlock], messages: Sequence[Message], deferred: Tools
+    system: Sequence[TextBlock | FileBlock], messages: Sequence[MessageParam], deferred: Tools
 ) -> list[Turn]:
     """Return the turns.
 

@@ -38,7 +38,7 @@ _ANTHROPIC_WORDS = [
         (r"\[(\d+)\]", r".\1"),
         (r"unknown field '([\w.]+)'", r"\1: Extra inputs are not permitted"),
         (r"'([\w.]+)' is required", r"\1: Field required"),
-        (r"'([\w.]+)': ", r"\1: "),
+        (r"(^|; )'([\w.]+)': ", r"\1\2: "),
     )
 ]
 
