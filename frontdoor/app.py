@@ -34,6 +34,7 @@ from frontdoor.ring_status import RingStatus
 from frontdoor.routes import (
     generate,
     health,
+    messages,
     metrics,
     openai_chat,
     openai_completions,
@@ -56,6 +57,7 @@ ROUTE_MODULES = (
     openai_chat,
     openai_completions,
     responses,
+    messages,
     requests,
     tokenize,
     openai_models,
@@ -149,7 +151,7 @@ def _layers(settings: Settings, keys: Keys, hosts: HostNames) -> list[Middleware
             allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],
             allow_private_network=True,  # Chrome requires it for a page from the Internet
-            expose_headers=["X-Request-Id", "Location", "Retry-After", *RATE_HEADERS],
+            expose_headers=["X-Request-Id", "Request-Id", "Location", "Retry-After", *RATE_HEADERS],
         )
         layers.insert(1, cors)
     return layers

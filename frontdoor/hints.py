@@ -1,7 +1,7 @@
 """Logs once which hints clients send, and which tools are skipped: neither changes an output here."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from frontdoor.schemas import Hints
 
@@ -18,8 +18,12 @@ class HintLog:
         self._logged: set[str] = set()
 
     def note(self, body: Hints) -> None:
-        """Log the names that a body uses for the first time; never a value."""
-        for name in self._new(body.model_fields_set & Hints.model_fields.keys()):
+        """Log the hints of a body."""
+        self.note_names(body.model_fields_set & Hints.model_fields.keys())
+
+    def note_names(self, names: Set[str]) -> None:
+        """Log the names that are used for the first time; never a value."""
+        for name in self._new(names):
             log.info("clients send %s, which changes no output here (docs/request-bodies.md)", name)
 
     def note_skipped(self, kinds: Iterable[str]) -> None:

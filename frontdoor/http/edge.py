@@ -49,7 +49,9 @@ class Edge:
             nonlocal has_started
             if message["type"] == "http.response.start":
                 has_started = True
-                MutableHeaders(scope=message).update({"x-request-id": request_id, **left["headers"]})
+                # request-id is Anthropic's name for it
+                ids = {"x-request-id": request_id, "request-id": request_id}
+                MutableHeaders(scope=message).update({**ids, **left["headers"]})
             await send(message)
 
         try:

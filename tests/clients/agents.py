@@ -250,7 +250,22 @@ CODEX = Agent(
         },
     ),
 )
-AGENTS = (OPENCODE, QWEN_CODE, CONTINUE, CLINE, AIDER, CODEX)
+CLAUDE_CODE = Agent(
+    name="claude",
+    package="@anthropic-ai/claude-code@2.1.332",
+    arguments=("--print", "$task", "--output-format", "json", "--permission-mode", "acceptEdits"),
+    environment={
+        "ANTHROPIC_BASE_URL": "$url",
+        "ANTHROPIC_AUTH_TOKEN": "$key",
+        "ANTHROPIC_MODEL": "$model",
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+    },
+    reads=("Read", {"file_path": "$file"}),
+    edits=("Edit", {"file_path": "$file", "old_string": "'hi'", "new_string": "'hello'"}),
+)
+AGENTS = (OPENCODE, QWEN_CODE, CONTINUE, CLINE, AIDER, CODEX, CLAUDE_CODE)
 
 
 def make_rules(agent: Agent, file: Path, task: str, final: str) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ import pytest
 
 from config import load_settings
 from distributed.prepare import prepare
-from tests.clients.agents import AGENTS, CODEX, CONTINUE, Agent, make_rules
+from tests.clients.agents import AGENTS, CLAUDE_CODE, CODEX, CONTINUE, Agent, make_rules
 from tests.services.frontdoor_service import serving
 from tests.services.ring_service import RingService
 
@@ -80,7 +80,7 @@ def test_an_agent_reads_a_file_edits_it_and_answers(agent: Agent, tmp_path: Path
         assert totals["cached_tokens"] > totals["prompt_tokens"] / 2, totals
 
 
-@pytest.mark.parametrize("agent", [CONTINUE, CODEX], ids=lambda agent: agent.name)
+@pytest.mark.parametrize("agent", [CONTINUE, CODEX, CLAUDE_CODE], ids=lambda agent: agent.name)
 def test_an_agent_does_not_notice_that_all_ranks_die(agent: Agent, tmp_path: Path) -> None:
     """Killed in the middle of an answer, the ring comes back and continues it on the same stream."""
     with make_workplace(agent, tmp_path, pause_us=50_000) as place, ThreadPoolExecutor(1) as threads:
