@@ -5,9 +5,9 @@
 """
 
 import json
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from frontdoor.accepting import Accepted
 from frontdoor.chat_answer import ChatAnswer
@@ -16,6 +16,9 @@ from frontdoor.http.bodies import explain
 from frontdoor.schemas import ChatBody
 from frontdoor.state import FrontDoor
 from frontdoor.tools import make_tool_use
+from prompts.formats import AnswerReader
+
+BodyModel = TypeVar("BodyModel", bound=BaseModel)
 
 
 def make_chat(fields: dict[str, Any]) -> ChatBody:
@@ -24,9 +27,18 @@ def make_chat(fields: dict[str, Any]) -> ChatBody:
     Raises:
         InvalidRequest: a field is wrong.
     """
+    return make_body(ChatBody, fields)
+
+
+def make_body(model: type[BodyModel], fields: dict[str, Any]) -> BodyModel:
+    """Make a body of its fields, as clients would send them; those that are None are left out.
+
+    Raises:
+        InvalidRequest: a field is wrong.
+    """
     given = {name: value for name, value in fields.items() if value is not None}
     try:
-        return ChatBody.model_validate_json(json.dumps(given))
+        return model.model_validate_json(json.dumps(given))
     except ValidationError as error:
         raise explain(error) from None
 
@@ -49,11 +61,13 @@ def make_draft(body: ChatBody) -> Draft:
 
 
 def make_answer(front: FrontDoor, draft: Draft, accepted: Accepted) -> ChatAnswer:
-    """Make the reader of an accepted request's answer."""
+    """Make the reader of an accepted request's answer; without `tool_use` all of it is content."""
 
     def keep(text: str) -> None:
         if accepted.prompt is not None:
             front.kept_turns.note(accepted.id, accepted.prompt, text)
 
+    if draft.tool_use is None:
+        return ChatAnswer(accepted.id, AnswerReader(None), lambda _: None)
     reader = front.tokenizer.formats.reader(draft.tools, is_thinking=accepted.is_thinking)
     return ChatAnswer(accepted.id, reader, keep)

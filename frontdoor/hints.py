@@ -1,6 +1,7 @@
 """Logs once which hints clients send, because these fields change no output here."""
 
 import logging
+from collections.abc import Set
 
 from frontdoor.schemas import Hints
 
@@ -14,7 +15,11 @@ class HintLog:
         self._logged: set[str] = set()
 
     def note(self, body: Hints) -> None:
-        """Log the names that a body uses for the first time; never a value."""
-        for name in sorted((body.model_fields_set & Hints.model_fields.keys()) - self._logged):
+        """Log the hints of a body."""
+        self.note_names(body.model_fields_set & Hints.model_fields.keys())
+
+    def note_names(self, names: Set[str]) -> None:
+        """Log the names that are used for the first time; never a value."""
+        for name in sorted(names - self._logged):
             self._logged.add(name)
             log.info("clients send %s, which changes no output here (docs/request-bodies.md)", name)

@@ -16,7 +16,6 @@ ErrorWriter = Callable[[int, Mapping[str, Any]], dict[str, Any]]
 NOT_SERVED = {
     "/v1/messages": "the Anthropic Messages API",
     "/v1/responses": "the OpenAI Responses API",
-    "/api": "Ollama's API",
 }
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",

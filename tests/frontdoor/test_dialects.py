@@ -19,7 +19,7 @@ from tests.services.frontdoor_service import Service, make_settings, serving_app
 
 ANTHROPIC = ("/v1/messages", "/v1/messages/count_tokens", "/v1/messages/batches/x")
 OPENAI = ("/v1/responses", "/v1/responses/resp_1", "/v1/embeddings", "/nothing", "/apis", "/v1/messagesx")
-OLLAMA = ("/api", "/api/chat", "/api/tags", "/api/generate")
+OLLAMA = ("/api", "/api/nothing", "/api/chat/completions")
 KEYS = "mine\n"
 KEY = {"Authorization": "Bearer mine"}
 
@@ -76,7 +76,6 @@ def test_every_refusal_has_the_shape_of_its_path(
         ("/v1/messages/count_tokens", "Anthropic Messages API"),
         ("/v1/responses", "OpenAI Responses API"),
         ("/responses", "OpenAI Responses API"),
-        ("/api/chat", "Ollama's API"),
     ],
 )
 def test_an_api_that_is_not_served_says_so(service: Service, path: str, name: str) -> None:
@@ -130,7 +129,7 @@ def test_headers_of_an_error_stay(service: Service) -> None:
             ).items()
 
 
-@pytest.mark.parametrize("path", ["/v1/messages", "/api/chat"])
+@pytest.mark.parametrize("path", ["/v1/messages", "/api/nothing"])
 def test_a_route_of_another_dialect_refuses_in_its_shape(tmp_path: Path, path: str) -> None:
     """Once it is built: 405, 413, 415, a body that is no JSON, and a crash."""
     settings = make_settings(tmp_path)
