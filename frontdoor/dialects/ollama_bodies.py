@@ -68,7 +68,7 @@ class Options(OptionHints):
     min_p: Annotated[float | None, Number("min_p")] = None
     seed: Annotated[int | None, Number("seed")] = None
     stop: StopStrings = None
-    repeat_penalty: Annotated[float | None, Number("repetition_penalty")] = None
+    repeat_penalty: Annotated[float | None, Number(NumberField(0, 2))] = None  # 0 is none: litellm
     presence_penalty: Annotated[float | None, Number("presence_penalty")] = None
     frequency_penalty: Annotated[float | None, Number("frequency_penalty")] = None
 
@@ -83,7 +83,7 @@ class Options(OptionHints):
         """Return the sampling fields by this server's names."""
         return {
             "max_tokens": self.num_predict if (self.num_predict or 0) > 0 else None,
-            "repetition_penalty": self.repeat_penalty,
+            "repetition_penalty": self.repeat_penalty or None,
             **{name: getattr(self, name) for name in _SAME_NAMES},
         }
 

@@ -21,7 +21,7 @@ from frontdoor.dialects.ollama_bodies import (
 )
 from frontdoor.dialects.ollama_models import list_models, list_running, show_model
 from frontdoor.encoding import Draft, in_worker, with_suffix
-from frontdoor.http.bodies import BodyRoute, json_body, read_json
+from frontdoor.http.bodies import JSON_TYPE, BodyModel, BodyRoute, json_body, read_json
 from frontdoor.http.errors import InvalidRequest, ModelNotFound
 from frontdoor.routes.dialect import answer_draft
 from frontdoor.served_model import check_model
@@ -29,6 +29,8 @@ from frontdoor.state import FrontDoor, front_door
 
 API_VERSION = "0.33.0"  # of Ollama, whose API this is: clients compare it
 TAG = ":latest"
+# litellm 1.108 declares nothing, and curl a form: Ollama's own examples are so. No HTML form can write JSON.
+TYPES = (JSON_TYPE, "", "application/x-www-form-urlencoded")
 _ONE_MODEL = "this server serves one model, which MODEL_REPO in .env sets"
 _NO_EMBEDDINGS = "this server makes no embeddings: it serves a model that writes text"
 REFUSED = {
@@ -83,7 +85,7 @@ async def running(http: HttpRequest) -> Response:
 async def show(http: HttpRequest) -> Response:
     """Describe the served model."""
     front = front_door(http)
-    body = await read_json(http, OllamaShowBody, max_bytes=front.settings.max_body_bytes)
+    body = await _read(http, OllamaShowBody)
     name = body.model or body.name
     if not name:
         raise InvalidRequest("'model' is required", param="model")
@@ -113,13 +115,17 @@ def check_name(front: FrontDoor, name: str) -> None:
     check_model(front, name)
 
 
+async def _read(http: HttpRequest, model: type[BodyModel]) -> BodyModel:
+    return await read_json(http, model, max_bytes=front_door(http).settings.max_body_bytes, types=TYPES)
+
+
 async def _answer(
     http: HttpRequest,
     model: type[OllamaChatBody] | type[OllamaGenerateBody],
     renderer: type[OllamaRenderer],
 ) -> Response:
     front = front_door(http)
-    body = await read_json(http, model, max_bytes=front.settings.max_body_bytes)
+    body = await _read(http, model)
     check_name(front, body.model)
     front.hints.note_names(body.hints())
     if body.is_empty:

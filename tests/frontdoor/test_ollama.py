@@ -102,8 +102,9 @@ def test_options_reach_the_request(service: Service, route: str) -> None:
     penalties = params.repetition_penalty, params.presence_penalty, params.frequency_penalty
     assert penalties == (1.1, 0.5, 0.25)
     for unlimited in (-1, -2, 0, None):
-        post(service, route, options={"num_predict": unlimited, "seed": -1})
+        post(service, route, options={"num_predict": unlimited, "seed": -1, "repeat_penalty": 0})
         request = service.engine.claimed[-1]
+        assert request.params.repetition_penalty == 1
         assert request.params.max_tokens == 8192 - len(request.token_ids or ())
 
 

@@ -95,6 +95,20 @@ def test_clients_find_the_service(service: Service) -> None:
 
 
 @BOTH
+def test_a_body_may_be_declared_as_curl_does_it(service: Service, route: str) -> None:
+    """As in Ollama's own examples, or not at all; what an HTML form can send as JSON is refused."""
+    body = json.dumps({"model": "tiny", **ASKED[route]})
+    for headers, status in (
+        ({}, 200),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 200),
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Content-Type": "application/x-www-form-urlencoded", "Origin": "https://evil.com"}, 403),
+    ):
+        answer = service.http.post(f"/api/{route}", content=body, headers=headers)
+        assert answer.status_code == status
+
+
+@BOTH
 def test_an_error_in_a_stream_is_its_last_line(service: Service, route: str) -> None:
     """After the text so far; without a stream it has its status."""
     failing = {"messages": [{"role": "user", "content": "[fail]"}], "prompt": "[fail]"}

@@ -22,17 +22,17 @@ def _run(*words):
 
 
 def models():
-    assert MODEL in _run("ollama", "list-models")
+    assert MODEL in _run("ollama", "models")
 
 
 def chat():
-    assert _run("-m", MODEL, CAPITAL) == CAPITAL_ANSWER
-    assert _run("-m", MODEL, "--no-stream", CAPITAL) == CAPITAL_ANSWER
+    assert _run("-m", f"ollama/{MODEL}", CAPITAL) == CAPITAL_ANSWER
+    assert _run("-m", f"ollama/{MODEL}", "--no-stream", CAPITAL) == CAPITAL_ANSWER
 
 
 def schema():
-    assert json.loads(_run("-m", MODEL, "--schema", "name, age int", PERSON)) == ADA
+    assert json.loads(_run("-m", f"ollama/{MODEL}", "--schema", "name, age int", PERSON)) == ADA
 
 
 def tool():
-    assert _run("-m", MODEL, "--functions", WEATHER_TOOL, WEATHER) == WEATHER_ANSWER
+    assert _run("-m", f"ollama/{MODEL}", "--functions", WEATHER_TOOL, WEATHER) == WEATHER_ANSWER
