@@ -84,8 +84,9 @@ def test_what_would_change_the_model_is_refused_in_words(service: Service) -> No
 
 
 def test_clients_find_the_service(service: Service) -> None:
-    """The command line asks for HEAD / first, others for the version, which they compare."""
+    """The command line asks for HEAD / and shows the model first, others compare the version."""
     assert service.http.head("/").status_code == 200
+    assert post(service, "show", model="tiny", name="", system="", template="", verbose=False, options=None)
     for path in ("/api/version", "/api/tags", "/api/ps"):
         assert service.http.head(path).status_code == 200
     major, minor, _ = service.http.get("/api/version").json()["version"].split(".")
