@@ -1,6 +1,7 @@
 """Ollama's API beside chats and prompts: the model, refusals, errors, silence, clients that leave."""
 
 import json
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from frontdoor.dialects import ollama_models
 from frontdoor.routes.ollama import REFUSED
+from tests.frontdoor.raw_http import read_to_end
 from tests.frontdoor.test_ollama import ASKED, BOTH, USER, post, refused, stream, text_of
 from tests.services.frontdoor_service import (
     Service,
@@ -121,26 +123,33 @@ def test_an_error_in_a_stream_is_its_last_line(service: Service, route: str) -> 
 
 
 def test_silence_sends_nothing(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Readers take each line for JSON: there are no comments, not even for a client that has half closed."""
+    """Readers take each line for JSON, so there are no comments.
+
+    A client that has shut its write side is probed by zeros that belong to the length of the next chunk.
+    """
     monkeypatch.setattr("frontdoor.answering.COMMENT_SECONDS", 0.02)
     monkeypatch.setattr("frontdoor.dialects.ollama_answers.OllamaRenderer.patience_seconds", 0.02)
     monkeypatch.setattr("frontdoor.http.connections.FIRST_PROBE_SECONDS", 0.02)
     monkeypatch.setattr("frontdoor.http.connections.PROBE_SECONDS", 0.02)
     body = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "[hold]"}]})
-    with post_by_hand(service, body, "Connection: close\r\n", path="/api/chat") as connection:
+    with post_by_hand(service, body, path="/api/chat") as connection:
         connection.shutdown(socket.SHUT_WR)
-        connection.settimeout(0.3)
         data = b""
-        while b"Gr" not in data:
+        while not data.endswith(b"\r\n0000"):
             data += connection.recv(65536)
+        connection.settimeout(0.3)
         with pytest.raises(TimeoutError):
             connection.recv(65536)
         service.engine.release()
         connection.settimeout(10)
-        while piece := connection.recv(65536):
-            data += piece
-    assert b":\n\n" not in data
-    assert b'"done":true' in data
+        data += read_to_end(connection)
+    rest, lines = data.partition(b"200 OK")[2].partition(b"\r\n\r\n")[2], b""
+    while length := re.match(rb"(0{0,4}[0-9a-f]+)\r\n", rest):
+        chunk = rest[length.end() :][: int(length[1], 16)]
+        lines, rest = lines + chunk, rest[length.end() + len(chunk) + 2 :]
+    assert rest == b""
+    assert [json.loads(line)["done"] for line in lines.splitlines()][-2:] == [False, True]
+    assert lines.count(b"\n") == len(lines.splitlines())
 
 
 @BOTH
