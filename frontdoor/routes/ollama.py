@@ -99,7 +99,7 @@ async def refuse(http: HttpRequest) -> Response:
 
 
 for _path in REFUSED:
-    router.add_api_route(_path, refuse, methods=["GET", "POST", "DELETE"], include_in_schema=False)
+    router.add_api_route(_path, refuse, methods=["DELETE" if _path == "/api/delete" else "POST"])
 
 
 def check_name(front: FrontDoor, name: str) -> None:
