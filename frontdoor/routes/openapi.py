@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
-from frontdoor.schemas import ChatBody, CompletionBody, DetokenizeBody, GenerateBody, TokenizeBody
+from frontdoor.schemas import BatchBody, ChatBody, CompletionBody, DetokenizeBody, GenerateBody, TokenizeBody
 
 REF_TEMPLATE = "#/components/schemas/{model}"
 
@@ -13,7 +13,7 @@ REF_TEMPLATE = "#/components/schemas/{model}"
 def describe(app: FastAPI) -> dict[str, Any]:
     """Return the description of an app with the schemas of its bodies."""
     description = FastAPI.openapi(app)
-    bodies = (GenerateBody, ChatBody, CompletionBody, TokenizeBody, DetokenizeBody)
+    bodies = (GenerateBody, ChatBody, CompletionBody, TokenizeBody, DetokenizeBody, BatchBody)
     modes = [(body, "validation") for body in bodies]
     _, definitions = models_json_schema(modes, ref_template=REF_TEMPLATE)  # type: ignore[arg-type]
     description.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
