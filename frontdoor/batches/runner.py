@@ -69,7 +69,7 @@ class BatchRunner:
             try:
                 await self._tick()
             except (SpoolUnavailable, OSError) as error:
-                self._pause(error, SOON_SECONDS)
+                self._pause(error)
             except Exception:  # the boundary of the runner: it reads the folders anew
                 log.exception("the batches stopped; they go on from their folders")
                 self._leave_all()
@@ -91,7 +91,7 @@ class BatchRunner:
                     await self._call(running.submit)
                 self._trouble = ""
             except ServiceError as error:
-                self._pause(error, error.retry_seconds or SOON_SECONDS)
+                self._pause(error)
         if time.monotonic() >= self._sweeps_at:
             self._sweeps_at = time.monotonic() + SWEEP_SECONDS
             await self._call(self._sweep, front.settings.file_retention_days * SECONDS_A_DAY)
@@ -186,8 +186,8 @@ class BatchRunner:
             log.info("removed %d files and %d batches (FILE_RETENTION_DAYS)", num_files, num_batches)
         self._done &= set(self._store.names())
 
-    def _pause(self, error: Exception, seconds: float) -> None:
-        self._resumes_at = time.monotonic() + seconds
+    def _pause(self, error: Exception) -> None:
+        self._resumes_at = time.monotonic() + SOON_SECONDS
         reason = str(error)
         if self._running and reason != self._trouble:
             log.warning("batches pause: %s", reason)

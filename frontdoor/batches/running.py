@@ -241,10 +241,11 @@ class RunningBatch:
         counted = self._count()
         if counted != self.state and time.monotonic() - self._saved_at >= SAVE_SECONDS:
             self._saved_at = time.monotonic()
-            self._write_state(counted, is_synced=False)
+            self._store.write_counts(self.batch.id, counted.num_completed, counted.num_failed)
+            self.state = counted
 
-    def _write_state(self, state: BatchState, *, is_synced: bool = True) -> None:
-        self._store.write_state(self.batch.id, state, is_synced=is_synced)
+    def _write_state(self, state: BatchState) -> None:
+        self._store.write_state(self.batch.id, state)
         self.state = state
 
 

@@ -40,12 +40,15 @@ def write_record(spool: Spool, path: Path, record: msgspec.Struct, *, is_synced:
     """Replace a record. Raises OSError.
 
     Args:
-        is_synced: whether it must be on the disk, with all that was written to its folder before.
+        is_synced: whether it must be on the disk, with all that was written to its folder before; without,
+            a power cut may damage it.
     """
     temporary = Path(spool.folder.temporary())
     try:
         data = seal(type(record).__name__, msgspec.to_builtins(record))
         spool.fs.write_new(temporary, data, is_synced=is_synced)
+        if is_synced:
+            spool.fs.order_folder(temporary.parent)  # no power cut may leave the new name without its data
         spool.fs.rename(temporary, path)
     except OSError:
         with contextlib.suppress(OSError):

@@ -6,6 +6,7 @@
         input            a second name of the input file: deleting the file does not touch the batch
         cancel           a marker: somebody cancelled the batch at the time of this file
         state.json       status, counts and times; written by the runner alone
+        counts.json      newer counts of a batch in progress; not synced, and without a loss if it is damaged
         journal          the lines that have ended (journal.py)
 
 An id is "batch_" and 32 characters of 0-9a-f. Journal and input go when the batch has ended: its output is in
@@ -72,6 +73,13 @@ class BatchState(msgspec.Struct, frozen=True):
     @property
     def has_ended(self) -> bool:
         return self.status in ENDED_STATUSES
+
+
+class BatchCounts(msgspec.Struct, frozen=True):
+    """How many lines of a batch have ended."""
+
+    num_completed: int
+    num_failed: int
 
 
 @dataclass(frozen=True)
@@ -141,9 +149,8 @@ class BatchStore:
         batch = read_record(self._fs, folder / "batch.json", Batch)
         if batch is None:
             return None
-        return BatchView(
-            batch, read_record(self._fs, folder / "state.json", BatchState) or BatchState(), marked_unix
-        )
+        state = read_record(self._fs, folder / "state.json", BatchState) or BatchState()
+        return BatchView(batch, self._with_counts(id, state), marked_unix)
 
     def list_all(self) -> list[BatchView]:
         """Return all batches, the newest first; damaged ones are left out. Raises SpoolUnavailable."""
@@ -191,11 +198,17 @@ class BatchStore:
                 self._fs.close(self._lock_fd)
             self._lock_fd = None
 
-    def write_state(self, id: str, state: BatchState, *, is_synced: bool = True) -> None:
+    def write_state(self, id: str, state: BatchState) -> None:
         """Replace a batch's state; only for the runner. Raises SpoolUnavailable."""
         with system_trouble("write a batch's state"):
-            is_synced = is_synced and self.spool.is_synced
-            write_record(self.spool, self._folder / id / "state.json", state, is_synced=is_synced)
+            path = self._folder / id / "state.json"
+            write_record(self.spool, path, state, is_synced=self.spool.is_synced)
+
+    def write_counts(self, id: str, num_completed: int, num_failed: int) -> None:
+        """Replace a batch's counts until its next state; only for the runner. Raises SpoolUnavailable."""
+        with system_trouble("write a batch's counts"):
+            counts = BatchCounts(num_completed, num_failed)
+            write_record(self.spool, self._folder / id / "counts.json", counts, is_synced=False)
 
     def open_journal(self, id: str) -> Journal:
         """Open a batch's journal; only for the runner. Raises SpoolUnavailable."""
@@ -241,7 +254,7 @@ class BatchStore:
     def tidy(self, id: str) -> None:
         """Remove what an ended batch needs no more. Raises SpoolUnavailable."""
         with system_trouble("tidy a batch"):
-            for name in ("journal", "input"):
+            for name in ("journal", "input", "counts.json"):
                 self._fs.unlink(self._folder / id / name)
 
     def sweep(self, now: float, retention_seconds: float) -> int:
@@ -266,6 +279,21 @@ class BatchStore:
                     self._remove(name)
                     num_removed += 1
         return num_removed
+
+    def _with_counts(self, id: str, state: BatchState) -> BatchState:
+        if state.has_ended:
+            return state
+        counts = None
+        with contextlib.suppress(CorruptRequest):
+            counts = read_record(self._fs, self._folder / id / "counts.json", BatchCounts)
+        if (
+            counts is None
+            or counts.num_completed + counts.num_failed <= state.num_completed + state.num_failed
+        ):
+            return state
+        return msgspec.structs.replace(
+            state, num_completed=counts.num_completed, num_failed=counts.num_failed
+        )
 
     def _modified_unix(self, name: str) -> float:
         return self._fs.stat(self._folder / name).st_mtime
