@@ -130,8 +130,7 @@ class RunningBatch:
                 self._end(line, self._close_line(line.number, line.custom_id))
             elif len(results) == len(line.requests) or any(each.error is not None for each in results):
                 self._end(line, answer_line(self.batch, line, results))
-        self._journal.append(self._unwritten)
-        self._unwritten.clear()
+        self._write()
         self._save_counts()
         if time.monotonic() - self._looked_at > LOST_SECONDS:
             self._looked_at = time.monotonic()
@@ -153,14 +152,13 @@ class RunningBatch:
             return
         for line in list(self._open.values()):
             self._end(line, self._close_line(line.number, line.custom_id))
-        entries, self._unwritten = self._unwritten, []
+        self._write()
         for place, number in enumerate(self._numbers):
-            if number not in self._journal.ended:  # the journal leaves out what is twice in the list
-                entries.append(self._close_line(number, self._read_line(place).custom_id))
-            if len(entries) >= CHUNK_LINES:
-                self._journal.append(entries)
-                entries.clear()
-        self._journal.append(entries)
+            if number not in self._journal.ended:
+                self._unwritten.append(self._close_line(number, self._read_line(place).custom_id))
+            if len(self._unwritten) >= CHUNK_LINES:
+                self._write()
+        self._write()
 
     def finish(self) -> None:
         """Publish the outputs and the last status. Raises SpoolUnavailable; repeat the call."""
@@ -201,6 +199,11 @@ class RunningBatch:
         except CorruptRequest as error:
             return [], error
         return results, None
+
+    def _write(self) -> None:
+        """Journal what has ended. Raises SpoolUnavailable; then it is written at the next call."""
+        self._journal.append(self._unwritten)
+        self._unwritten.clear()
 
     def _end(self, line: OpenLine, entry: Ended) -> None:
         """End a line; its other requests have no reader any more."""

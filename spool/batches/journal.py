@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,15 +60,18 @@ class Journal:
         self._is_torn = True  # until a look at the size says otherwise
 
     def append(self, entries: Sequence[Ended]) -> None:
-        """Append entries of lines that have none; all of them count, or none.
+        """Append entries of lines that have none, the first one of each line; all of them count, or none.
 
         Raises:
             SpoolUnavailable: the disk refused; repeat the call.
         """
-        fresh = list({entry.number: entry for entry in entries if entry.number not in self.ended}.values())
+        fresh: dict[int, Ended] = {}
+        for entry in entries:
+            if entry.number not in self.ended:
+                fresh.setdefault(entry.number, entry)
         if not fresh:
             return
-        data, places = self._lay_out(fresh)
+        data, places = self._lay_out(fresh.values())
         with system_trouble("write a batch's journal"):
             if self._is_torn:
                 self._fs.truncate(self._fd, self._num_bytes)
@@ -102,7 +105,7 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _lay_out(self, entries: Sequence[Ended]) -> tuple[bytes, dict[int, Place]]:
+    def _lay_out(self, entries: Iterable[Ended]) -> tuple[bytes, dict[int, Place]]:
         data, places = bytearray(), {}
         for entry in entries:
             data += entry.to_bytes()
