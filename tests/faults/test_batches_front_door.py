@@ -1,4 +1,6 @@
-"""A batch while its front door is killed again and again: the next one goes on, and no line runs twice."""
+"""Row 37 of the faults, without a ring: the front door of a batch is killed again and again, the next one
+goes on, and no line runs twice.
+"""
 
 import json
 import socket

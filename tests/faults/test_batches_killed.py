@@ -1,10 +1,9 @@
-"""Row 36 of the faults: a batch of 1,000 lines on two real ranks, kills of all processes, and a restart with
+"""Row 37 of the faults: a batch of 1,000 lines on two real ranks, kills of all processes, and a restart with
 another split of the layers. Each line has exactly one line of output.
 """
 
 import io
 import json
-import os
 import threading
 import time
 import uuid
@@ -27,8 +26,7 @@ from tests.services.cluster_service import find_free_port
 
 pytestmark = pytest.mark.long
 
-NUM_LINES, NUM_PROMPTS, NUM_KILLS = 1000, 20, 30
-MAX_TOKENS = int(os.environ.get("BATCH_MAX_TOKENS", "120"))
+NUM_LINES, NUM_PROMPTS, NUM_KILLS, MAX_TOKENS = 1000, 20, 30, 250
 WRONG = {17: "temperature", 400: "n", 999: "messages"}
 LIMIT_S = 600.0
 SPLITS = ("1,3", "3,1")

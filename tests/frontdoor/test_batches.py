@@ -4,7 +4,9 @@ second front door finds.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +17,7 @@ import openai
 import pytest
 
 from frontdoor.batches import runner, running
-from spool import Spool
+from spool import FileSystem, Spool
 from spool.batches import Batch, BatchStore, line_request_id
 from spool.names import id_of
 from tests.fakes.fake_engine import FakeEngine
@@ -419,6 +421,37 @@ def test_a_ring_that_was_given_up_pauses_a_batch(alone: Service) -> None:
     assert alone.spool.depth().num_waiting == 0
     status.unlink()
     assert ended(alone, batch_id)["request_counts"]["completed"] == 1
+
+
+def test_a_full_disk_pauses_a_batch(alone: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a submit, and when what has ended cannot be journaled: no line fails, and none is there twice."""
+    real_append, real_statvfs = FileSystem.append, os.statvfs
+    is_full = threading.Event()
+
+    def append(fs: FileSystem, fd: int, data: bytes) -> int:
+        if is_full.is_set() and b'"batch_req_' in data:
+            real_append(fs, fd, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, "full")
+        return real_append(fs, fd, data)
+
+    def statvfs(path: Any) -> os.statvfs_result:
+        values = list(real_statvfs(path))
+        values[4] = 0 if is_full.is_set() else values[4]
+        return os.statvfs_result(values)
+
+    monkeypatch.setattr(FileSystem, "append", append)
+    monkeypatch.setattr("spool.fsio.os.statvfs", statvfs)
+    alone.engine.open_up(0)
+    batch_id = begin(alone, [line(f"r{number}") for number in range(30)])
+    until(lambda: alone.spool.depth().num_waiting == 3)
+    is_full.set()
+    alone.engine.open_up(8)
+    until(lambda: len(alone.spool.names(alone.spool.folder.done)) == 3)
+    assert get(alone, batch_id)["request_counts"]["completed"] == 0
+    is_full.clear()
+    batch = ended(alone, batch_id)
+    assert batch["request_counts"] == {"total": 30, "completed": 30, "failed": 0}
+    assert len(outputs(alone, batch)) == len(alone.engine.claimed) == 30
 
 
 def test_a_result_that_is_gone_is_computed_again(alone: Service, monkeypatch: pytest.MonkeyPatch) -> None:
