@@ -48,7 +48,7 @@ class RunningBatch:
             self._sizes.append(raw.num_bytes)
         if len(self._numbers) != state.num_total:
             raise CorruptRequest(f"the input has {len(self._numbers)} lines instead of {state.num_total}")
-        self._known = store.spool.known_ids()
+        self._known = self._find_known()
         self._journal = store.open_journal(batch.id)
         self._next = 0  # of the lists above
         self._open: dict[int, OpenLine] = {}
@@ -117,7 +117,7 @@ class RunningBatch:
                         raise
                     self._end(line, refuse_line(self.batch, line.number, line.custom_id, error))
                     break
-                log.debug("request %s accepted", request.label)
+                log.info("request %s accepted", request.label)
                 line.unsubmitted.pop(0)
 
     def collect(self) -> None:
@@ -139,7 +139,7 @@ class RunningBatch:
     def close(self, status: str) -> None:
         """Begin to end the batch before all its lines have run. Raises SpoolUnavailable."""
         self._write_state(replace(self._count(), closing=status))
-        for line in self._open.values():
+        for line in reversed(self._open.values()):  # those that wait first, or they would begin meanwhile
             self._cancel(line.requests)
 
     def end_closing(self) -> None:
@@ -179,6 +179,12 @@ class RunningBatch:
     def leave(self) -> None:
         """Let another front door go on with the batch."""
         self._journal.close()
+
+    def _find_known(self) -> set[str]:
+        """Return the ids of requests that are in the spool; none where no line of this batch has begun."""
+        known = self._spool.known_ids()
+        has_begun = any(line_request_id(self.batch.id, number) in known for number in self._numbers)
+        return known if has_begun else set()
 
     def _read_line(self, place: int) -> BatchLine:
         path = self._store.input(self.batch.id)

@@ -161,7 +161,8 @@ def _begin(front: FrontDoor, batch: Batch) -> BatchView:
         return earlier
     find_file(front, batch.input_file_id, batch.owner, param="input_file_id")
     store.spool.check_room()
-    if sum(not view.state.has_ended for view in store.list_all()) >= MAX_UNFINISHED:
+    ours = [view for view in store.list_all() if view.batch.owner == batch.owner]
+    if sum(not view.state.has_ended for view in ours) >= MAX_UNFINISHED:
         raise TooManyBatches(f"{MAX_UNFINISHED} batches have not ended: wait for one, or cancel one")
     try:
         store.create(batch)

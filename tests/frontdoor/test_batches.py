@@ -493,3 +493,17 @@ def test_another_front_door_goes_on(tmp_path: Path) -> None:
         }
         ids = [request.id for request in engine.claimed]
         assert len(ids) == len(set(ids)) == sum(1 + number % 3 for number in range(40))
+
+
+def test_batches_that_have_not_ended_are_limited(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a 429, for each key."""
+    monkeypatch.setattr("frontdoor.routes.batches.MAX_UNFINISHED", 1)
+    service.engine.open_up(0)
+    first = begin(service, [line("a")])
+    body = {"endpoint": CHAT, "completion_window": "24h"}
+    for headers, status in ((MINE, 429), (THEIRS, 200)):
+        file_id = upload(service, [line("a")], headers)
+        answer = service.http.post("/v1/batches", json={**body, "input_file_id": file_id}, headers=headers)
+        assert answer.status_code == status
+    service.engine.open_up(64)
+    ended(service, first)
