@@ -139,15 +139,13 @@ class RunningBatch:
     def close(self, status: str) -> None:
         """Begin to end the batch before all its lines have run. Raises SpoolUnavailable."""
         self._write_state(replace(self._count(), closing=status))
-        for line in reversed(self._open.values()):  # those that wait first, or they would begin meanwhile
-            self._cancel(line.requests)
+        self._cancel_open()
 
     def end_closing(self) -> None:
         """End the lines that will have no answer, once those that ran have ended. Raises SpoolUnavailable."""
         if self._closes_at is None:
             self._closes_at = time.monotonic() + CLOSING_SECONDS
-            for line in self._open.values():  # those of an earlier front door, too
-                self._cancel(line.requests)
+            self._cancel_open()  # those of an earlier front door, too
         if self._open and time.monotonic() < self._closes_at:
             return
         for line in list(self._open.values()):
@@ -218,6 +216,10 @@ class RunningBatch:
         self.num_requests -= len(line.requests)
         self.num_bytes -= line.size
         if len(line.requests) > 1 and entry.is_error:
+            self._cancel(line.requests)
+
+    def _cancel_open(self) -> None:
+        for line in reversed(self._open.values()):  # those that wait first, or they would begin meanwhile
             self._cancel(line.requests)
 
     def _cancel(self, requests: Sequence[Request]) -> None:

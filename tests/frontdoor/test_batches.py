@@ -507,3 +507,49 @@ def test_batches_that_have_not_ended_are_limited(service: Service, monkeypatch: 
         assert answer.status_code == status
     service.engine.open_up(64)
     ended(service, first)
+
+
+def test_another_front_door_ends_a_cancelled_batch(tmp_path: Path) -> None:
+    """What had an answer by then keeps it, also one that the first front door never saw."""
+    settings = make_settings(tmp_path)
+    spool = Spool.open(settings.spool_dir, durability="process")
+    lines = [line("a"), line("b", messages=[{"role": "user", "content": "[hold]"}]), line("c")]
+    lines += [line(f"r{number}") for number in range(200)]
+    with FakeEngine(spool, settings.run_dir, max_open=0) as engine:
+        with serving(settings) as url, make_client(url) as http:
+            batch_id = begin(Service(url, settings, spool, engine, http), lines)
+            until(lambda: spool.depth().num_waiting == 64)
+        engine.open_up(1)
+        until(lambda: len(engine.claimed) == 2)
+        assert spool.state(line_request_id(batch_id, 1)) == "done"
+        BatchStore(spool).cancel(batch_id)
+        with serving(settings) as url, make_client(url) as http:
+            service = Service(url, settings, spool, engine, http)
+            batch = ended(service, batch_id)
+            found = outputs(service, batch)
+        assert batch["status"] == "cancelled"
+        assert found["a"]["response"]["status_code"] == 200
+        assert {found[name]["error"]["code"] for name in ("b", "c", "r199")} == {"batch_cancelled"}
+        assert batch["request_counts"] == {"total": 203, "completed": 1, "failed": 202}
+        assert len(engine.claimed) == 2
+        assert spool.depth().num_waiting + spool.depth().num_active == 0
+
+
+def test_a_cancel_does_not_wait_for_a_ring_that_is_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The requests that wait keep their markers, so that they never run."""
+    monkeypatch.setattr(running, "CLOSING_SECONDS", 0.2)
+    settings = make_settings(tmp_path)
+    spool = Spool.open(settings.spool_dir, durability="process")
+    nothing: Any = None
+    with serving(settings) as url, make_client(url) as http:
+        service = Service(url, settings, spool, nothing, http)
+        batch_id = begin(service, [line("a"), line("b", n=2)])
+        until(lambda: spool.depth().num_waiting == 3)
+        service.http.post(f"/v1/batches/{batch_id}/cancel", headers=MINE)
+        assert ended(service, batch_id)["request_counts"] == {"total": 2, "completed": 0, "failed": 2}
+    with FakeEngine(spool, settings.run_dir):
+        until(lambda: spool.depth().num_waiting + spool.depth().num_active == 0)
+    results = [spool.read_result(line_request_id(batch_id, number)) for number in (1, 2)]
+    assert [result and result.finish_reason for result in results] == ["cancelled"] * 2
