@@ -7,7 +7,7 @@ finds them. Knows nothing of files and of other lines.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from config.errors import ServiceError
@@ -66,6 +66,8 @@ async def open_line(front: FrontDoor, batch: Batch, number: int, line: BatchLine
     )
     texts = sum(len(request.text or "") for request in requests)
     size = texts + _BYTES_A_TOKEN * sum(len(request.token_ids or ()) for request in requests)
+    # Without its prompt an answer is not kept for a next turn: those of clients must not make way for it.
+    accepted = [replace(each, prompt=None) for each in accepted]
     return OpenLine(number, line.custom_id, question, requests, accepted, size=size)
 
 

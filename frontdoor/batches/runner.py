@@ -74,7 +74,8 @@ class BatchRunner:
                 log.exception("the batches stopped; they go on from their folders")
                 self._leave_all()
                 self._resumes_at = time.monotonic() + SOON_SECONDS
-            await asyncio.sleep(self._get_front().settings.poll_interval if self._running else IDLE_SECONDS)
+            interval = self._get_front().settings.poll_interval
+            await asyncio.sleep(min(interval, IDLE_SECONDS) if self._running else IDLE_SECONDS)
 
     async def _tick(self) -> None:
         """Look at everything once. Raises SpoolUnavailable."""
