@@ -216,6 +216,24 @@ class StateSettings(RootedSettings):
         unit="MiB",
         is_live=True,
     )
+    max_file_mb: int = _state(200, "Largest uploaded file.", bounds=(1, 1 << 20), unit="MiB", is_live=True)
+    max_files_mb: int = _state(
+        4096,
+        "Most disk space of all uploaded files and outputs of batches; more uploads are refused.",
+        bounds=(1, 1 << 30),
+        unit="MiB",
+        is_live=True,
+    )
+    max_batch_lines: int = _state(
+        50_000, "Most lines of a batch.", bounds=(1, 10_000_000), unit="lines", is_live=True
+    )
+    file_retention_days: FiniteFloat = _state(
+        30.0,
+        "Time for which files, and batches that have ended, are kept. 0: until they are deleted.",
+        bounds=(0, 36_500),
+        unit="days",
+        is_live=True,
+    )
 
 
 class ProcessSettings(RootedSettings):

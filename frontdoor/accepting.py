@@ -72,11 +72,8 @@ async def accept(
     Raises:
         ServiceError: refused; nothing was accepted.
     """
-    key, body, num_requests = caller.idempotency_key, drafts[0].sampling, len(drafts) * num_choices
-    if num_requests > MAX_REQUESTS:
-        raise InvalidRequest(
-            f"the body asks for {num_requests} answers; up to {MAX_REQUESTS} are allowed", param="prompt"
-        )
+    key, body = caller.idempotency_key, drafts[0].sampling
+    check_number(drafts, num_choices)
     submit_first = front.spool.submit
     if key is not None:  # a known key is answered in any state of the service
         body_hash = hash_body(body)
@@ -90,9 +87,9 @@ async def accept(
     failure = front.ring_status.failure()
     if failure is not None:
         raise RingDown(f"the ring is down: {failure}")
-    ids = [_id_of(caller.request_id, number) for number in range(num_requests)]
+    ids = [_id_of(caller.request_id, number) for number in range(len(drafts) * num_choices)]
     async with front.key_limits.admitting(caller.owner, ids, front.settings, caller.headers):
-        prompts, requests = await _make_requests(front, drafts, caller, num_choices)
+        requests, accepted = await make_requests(front, drafts, caller=caller, num_choices=num_choices)
         first_id = await _submit(front, requests, submit_first)
     front.queue_estimate.update()
     if first_id != requests[0].id:
@@ -100,18 +97,16 @@ async def accept(
     for request in requests:
         log.info("request %s accepted", request.label)
         log.debug("request %s: %d prompt tokens", request.id, len(request.token_ids or ()))
-    return [
-        Accepted(
-            request.id,
-            request.params.seed,
-            request.created_unix,
-            len(request.token_ids or ()),
-            may_return=caller.may_return,
-            is_thinking=prompts[number // num_choices].is_thinking,
-            prompt=request.text,
+    return accepted
+
+
+def check_number(drafts: Sequence[Draft], num_choices: int) -> None:
+    """Raise InvalidRequest where a body asks for too many answers."""
+    num_requests = len(drafts) * num_choices
+    if num_requests > MAX_REQUESTS:
+        raise InvalidRequest(
+            f"the body asks for {num_requests} answers; up to {MAX_REQUESTS} are allowed", param="prompt"
         )
-        for number, request in enumerate(requests)
-    ]
 
 
 async def _submit(
@@ -189,11 +184,15 @@ async def _earlier(
     return accepted
 
 
-async def _make_requests(
-    front: FrontDoor, drafts: Sequence[Draft], caller: Caller, num_choices: int
-) -> tuple[list[Prompt], list[Request]]:
-    """Return the prompts of the drafts, and all requests."""
-    seed, constraints = secrets.randbits(RANDOM_SEED_BITS), drafts[0].sampling.constraints
+async def make_requests(
+    front: FrontDoor, drafts: Sequence[Draft], *, caller: Caller, num_choices: int, seed: int | None = None
+) -> tuple[list[Request], list[Accepted]]:
+    """Return all requests of the drafts, and what they are when they have been submitted.
+
+    Args:
+        seed: where the body names none; None: a random one.
+    """
+    seed, constraints = _seed(seed), drafts[0].sampling.constraints
     content = await in_worker(front, content_grammar, constraints) if constraints else None
     prompts: list[Prompt] = []
     requests: list[Request] = []
@@ -225,7 +224,23 @@ async def _make_requests(
             request_id = _id_of(caller.request_id, len(requests))
             other = replace(params, choice=choice, prompt_logprobs=None)  # the first one's count for all
             requests.append(replace(first, id=request_id, params=other))
-    return prompts, requests
+    accepted = [
+        Accepted(
+            request.id,
+            request.params.seed,
+            request.created_unix,
+            len(request.token_ids or ()),
+            may_return=caller.may_return,
+            is_thinking=prompts[number // num_choices].is_thinking,
+            prompt=request.text,
+        )
+        for number, request in enumerate(requests)
+    ]
+    return requests, accepted
+
+
+def _seed(seed: int | None) -> int:
+    return secrets.randbits(RANDOM_SEED_BITS) if seed is None else seed
 
 
 async def _grammar(front: FrontDoor, draft: Draft, content: str | None, *, is_thinking: bool) -> str | None:

@@ -19,6 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from config import Settings
 from config.context_length import read_model_tokens
 from frontdoor import NAME, VERSION
+from frontdoor.batches.runner import BatchRunner
 from frontdoor.disconnects import Disconnects
 from frontdoor.http.auth import Gate, Keys
 from frontdoor.http.edge import Edge
@@ -31,6 +32,8 @@ from frontdoor.latencies import Latencies
 from frontdoor.queue_estimate import QueueEstimate
 from frontdoor.ring_status import RingStatus
 from frontdoor.routes import (
+    batches,
+    files,
     generate,
     health,
     messages,
@@ -49,6 +52,7 @@ from frontdoor.state import FrontDoor
 from frontdoor.subscriptions import Subscriptions
 from prompts.tokenizer import load_tokenizer
 from spool import Spool
+from spool.batches import BatchStore
 
 NUM_WORKERS = 8
 # In the order of the path look-up: the routes that accept requests come first.
@@ -62,6 +66,8 @@ ROUTE_MODULES = (
     requests,
     tokenize,
     openai_models,
+    files,
+    batches,
     health,
     metrics,
     page,
@@ -85,7 +91,10 @@ def make_app(settings: Settings) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         hosts.learn()
         front.start()
+        runner = BatchRunner(lambda: app.state.front_door)
+        runner.start()
         yield
+        await runner.stop()
         front.stop()
 
     app = FastAPI(
@@ -128,6 +137,7 @@ def make_front_door(settings: Settings, keys: Keys) -> FrontDoor:
         queue_estimate=queue_estimate,
         latencies=Latencies(),
         kept_turns=KeptTurns(spool, tokenizer),
+        batches=BatchStore(spool),
         keys=keys,
         key_limits=KeyLimits(keys, spool, queue_estimate, workers),
         workers=workers,

@@ -179,6 +179,16 @@ ToolCalls = Annotated[
 ]
 
 
+Metadata = Annotated[
+    dict[
+        Annotated[str, Field(max_length=64)],
+        Annotated[str, Field(max_length=512)],
+    ]
+    | None,
+    Field(max_length=16),
+]
+
+
 class Body(BaseModel):
     """The base of every body: strict types, finite numbers, no unknown fields."""
 
@@ -436,3 +446,20 @@ class DetokenizeBody(NoEffectFields):
 
     model: str | None = None
     tokens: TokenIds
+
+
+class ExpiresAfter(Body):
+    """When a file expires."""
+
+    anchor: Literal["created_at"]
+    seconds: int
+
+
+class BatchBody(Body):
+    """POST /v1/batches."""
+
+    input_file_id: str
+    endpoint: str
+    completion_window: str
+    metadata: Metadata = None
+    output_expires_after: ExpiresAfter | None = None

@@ -25,6 +25,7 @@ from frontdoor.ring_status import RingStatus
 from frontdoor.subscriptions import Subscriptions
 from prompts.tokenizer import PromptTokenizer
 from spool import Spool, make_id
+from spool.batches import BatchStore
 
 _IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
 
@@ -46,6 +47,7 @@ class FrontDoor:
     queue_estimate: QueueEstimate
     latencies: Latencies
     kept_turns: KeptTurns
+    batches: BatchStore
     keys: Keys
     key_limits: KeyLimits
     workers: ThreadPoolExecutor

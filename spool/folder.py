@@ -8,6 +8,7 @@
     stream/{id}        token logs; done/{id}.json results; asked/{id}.json what was asked, kept as long
     bad/               foreign and damaged files
     cancel/            cancel markers (names.py); idem/ idempotency keys; bell/ doorbells
+    files/, batches/   uploaded files and batches of requests (spool/batches/)
 
 The folder is on one local file system; folders are 0700, files 0600. Each step of a request is an atomic
 rename or link between the folders. Network file systems (unreliable locks and renames) and FAT (no links) are
@@ -26,7 +27,10 @@ from spool.errors import SpoolRefused, SpoolUnavailable
 from spool.fsio import FileSystem, NotPlainFile, join
 
 VERSION = b"1\n"
-FOLDERS = ("tmp", "incoming", "active", "stream", "done", "asked", "bad", "cancel", "idem", "bell")
+FOLDERS = (
+    "tmp", "incoming", "active", "stream", "done", "asked", "bad", "cancel", "idem", "bell", "files",
+    "batches",
+)  # fmt: skip
 _FAT = frozenset({"exfat", "fat", "fuse.exfat", "msdos", "umsdos", "vfat"})
 _NETWORK = frozenset(
     {
@@ -55,6 +59,8 @@ class SpoolFolder:
         self.cancel = root / "cancel"
         self.idem = root / "idem"
         self.bell = root / "bell"
+        self.files = root / "files"
+        self.batches = root / "batches"
         self.lock = root / "lock"
         self.epoch = root / "epoch"
         self.ballast = root / "ballast"

@@ -124,6 +124,14 @@ class FileSystem:
         finally:
             os.close(fd)
 
+    def read_part(self, path: AnyPath, offset: int, num_bytes: int) -> bytes:
+        """Read up to `num_bytes` of a plain file; none behind its end. Raises as `read` does."""
+        fd, info = _open_plain(path)
+        try:
+            return _read_all(fd, offset, min(num_bytes, info.st_size - offset))
+        finally:
+            os.close(fd)
+
     def open_append(self, path: AnyPath) -> int:
         """Open a file for appending; make it where it is missing. The caller closes the descriptor."""
         return os.open(path, _APPEND, 0o600)
@@ -131,6 +139,10 @@ class FileSystem:
     def append(self, fd: int, data: bytes) -> int:
         """Append in one write(2); return the number of bytes written, which a full disk may cut short."""
         return os.write(fd, data)
+
+    def sync(self, fd: int) -> None:
+        """Sync an open file, as `write_new` does: its data is on the disk after the next `sync_folder`."""
+        os.fsync(fd)
 
     def truncate(self, fd: int, num_bytes: int) -> None:
         """Shorten an open file."""

@@ -221,11 +221,22 @@ class Spool:
         """Return the queue in the order of its claims. Raises SpoolUnavailable."""
         return [id_of(name) for name in sorted(self.admission.waiting_names())]
 
+    def active_ids(self) -> set[str]:
+        """Return the ids of requests that are claimed. Raises SpoolUnavailable."""
+        return {id_of(name) for name in self.names(self.folder.active) if is_entry_name(name)}
+
     def position(self, id: str) -> int | None:
         """Return how many requests will be claimed before this one; None where it does not wait."""
         check_id(id)
         waiting = self.waiting_ids()
         return waiting.index(id) if id in waiting else None
+
+    def known_ids(self) -> set[str]:
+        """Return the ids of all requests that wait, run or have a result. Raises SpoolUnavailable."""
+        # In the order of a request's way, so that none moves past the scan.
+        entries = [*self.names(self.folder.incoming), *self.names(self.folder.active)]
+        done = {name.removesuffix(".json") for name in self.names(self.folder.done)}
+        return done | {id_of(name) for name in entries if is_entry_name(name)}
 
     def make_sure(self) -> None:
         """Sync the folders for a process that may have died before its own sync. Raises OSError."""

@@ -49,11 +49,12 @@ async def read_json(
     _check_declared_type(http.scope, types)
     body = await _read_in_time(http, max_bytes)
     if len(body) > LONG_BODY_BYTES:
-        return await asyncio.to_thread(_parse, body, model)
-    return _parse(body, model)
+        return await asyncio.to_thread(parse_json, body, model)
+    return parse_json(body, model)
 
 
-def _parse(body: bytes | bytearray, model: type[BodyModel]) -> BodyModel:
+def parse_json(body: bytes | bytearray, model: type[BodyModel]) -> BodyModel:
+    """Check a body that has been read. Raises InvalidRequest."""
     if b'"extra_body"' in body:
         body = _without_extra_body(body)
     try:

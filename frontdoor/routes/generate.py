@@ -48,8 +48,7 @@ async def generate(http: HttpRequest) -> Response:
     results = await wait_for_results(front, http, accepted)
 
     def write() -> JSONResponse:
-        answers = [answer(result, texts) for result in results]
-        return JSONResponse(answers[0] if len(answers) == 1 else {**answers[0], "choices": answers})
+        return JSONResponse(whole_answer(results, texts))
 
     return await in_worker(front, write) if has_logprobs(results) else write()
 
@@ -95,6 +94,12 @@ def describe_place(front: FrontDoor, request_id: str) -> dict[str, Any]:
     except SpoolUnavailable:  # the request is accepted nevertheless
         place = None
     return {"position": None, "estimated_wait_s": None} if place is None else dict(vars(place))
+
+
+def whole_answer(results: Sequence[Result], texts: Detokenizer) -> dict[str, Any]:
+    """Write the results of one body."""
+    answers = [answer(result, texts) for result in results]
+    return answers[0] if len(answers) == 1 else {**answers[0], "choices": answers}
 
 
 def answer(result: Result, texts: Detokenizer) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""GET /metrics: Prometheus text from rank 0's current status, and this process's histograms and refusals.
+"""GET /metrics: Prometheus text from rank 0's status, this process's histograms and refusals, and batches.
 
 Names use vLLM's suffixes with our own prefix. Knows the status files; counts nothing itself.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter
@@ -15,8 +17,11 @@ from prometheus_client.registry import Collector
 
 from config.run_files import mapping, number
 from frontdoor import VERSION
+from frontdoor.encoding import in_worker
 from frontdoor.ring_status import RingStatus
 from frontdoor.state import FrontDoor, front_door
+from spool import SpoolUnavailable
+from spool.batches import BatchView
 
 KEY_COUNTS = {
     "requests": "Finished requests of a key.",
@@ -36,6 +41,8 @@ async def metrics(http: HttpRequest) -> Response:
     if front.keys.are_required:
         registry.register(KeyCollector(front))
     registry.register(front.latencies)
+    with suppress(SpoolUnavailable):  # the other figures say more about a failing disk
+        registry.register(BatchCollector(await in_worker(front, front.batches.list_all)))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -140,6 +147,30 @@ def _of_ranks(ring: Mapping[str, Any], *, is_ready: bool) -> Iterator[Metric]:
         memory.add_metric([rank, "weights"], number(entry.get("weights_bytes")))
         memory.add_metric([rank, "process"], number(entry.get("memory_bytes")))
     yield from (up, busy, layers, memory)
+
+
+class BatchCollector(Collector):
+    """Counts the batches that are on the disk, and the lines of those that have not ended."""
+
+    def __init__(self, views: Sequence[BatchView]) -> None:
+        self._views = views
+
+    def collect(self) -> Iterable[Metric]:
+        batches = GaugeMetricFamily("ring_batches", "Batches by status.", labels=["status"])
+        for status, count in Counter(view.status for view in self._views).items():
+            batches.add_metric([status], count)
+        yield batches
+        lines = GaugeMetricFamily(
+            "ring_batch_lines", "Lines of batches that have not ended, by state.", labels=["state"]
+        )
+        states = [view.state for view in self._views if not view.state.has_ended]
+        num_completed, num_failed = (
+            sum(getattr(state, name) for state in states) for name in ("num_completed", "num_failed")
+        )
+        num_open = sum(state.num_total for state in states) - num_completed - num_failed
+        for name, count in (("completed", num_completed), ("failed", num_failed), ("open", num_open)):
+            lines.add_metric([name], count)
+        yield lines
 
 
 def _gauge(name: str, text: str, value: object) -> Metric:

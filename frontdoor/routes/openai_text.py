@@ -81,32 +81,56 @@ async def answer_text(
     """
     front = front_door(http)
     body = await read_json(http, model, max_bytes=front.settings.max_body_bytes)
-    if body.stream_options is not None and not body.stream:
-        raise InvalidRequest("'stream_options' is for streams: set 'stream' to true", param="stream_options")
+    check_stream_options(body)
     asked = read(front, body)
     accepted = await accept(front, asked.drafts, caller=caller(http), num_choices=asked.num_choices)
-    writers = [asked.make_writer(index, each) for index, each in enumerate(accepted)]
-    head = {
-        "id": f"{api.prefix}-{accepted[0].id}",
-        "object": api.chunk_kind if body.stream else api.kind,
-        "created": int(accepted[0].created_unix),
-        "model": front.model_name,
-        "system_fingerprint": f"fp_{front.tokenizer.hash[:12]}",
-    }
     if body.stream:
+        writers = [asked.make_writer(index, each) for index, each in enumerate(accepted)]
+        head = _head(front, api, accepted, api.chunk_kind)
         tokens = [each.num_prompt_tokens for each in accepted[:: asked.num_choices]]
         renderer = ChunkRenderer(writers, head, body.stream_options, sum(tokens), asked)
         return stream_answer(front, accepted, renderer)
     results = await wait_for_results(front, http, accepted)
+
+    def write() -> JSONResponse:
+        return JSONResponse(whole_answer(front, api, asked, accepted, results))
+
+    return await in_worker(front, write) if has_logprobs(results) else write()
+
+
+def check_stream_options(body: OpenAIFields) -> None:
+    """Raise InvalidRequest where they are given without a stream."""
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest("'stream_options' is for streams: set 'stream' to true", param="stream_options")
+
+
+def whole_answer(
+    front: FrontDoor, api: TextApi, asked: Asked, accepted: Sequence[Accepted], results: Sequence[Result]
+) -> dict[str, Any]:
+    """Write a whole answer.
+
+    Raises:
+        Cancelled: a request was cancelled.
+    """
     if any(result.finish_reason == "cancelled" for result in results):
         raise Cancelled("the request was cancelled")
     results = with_prompt_logprobs(results, asked.num_choices)
+    choices = [
+        asked.make_writer(index, each).whole(result)
+        for index, (each, result) in enumerate(zip(accepted, results, strict=True))
+    ]
+    head = _head(front, api, accepted, api.kind)
+    return {**head, "choices": choices, "usage": usage_of(results, asked)}
 
-    def write() -> JSONResponse:
-        choices = [writer.whole(result) for writer, result in zip(writers, results, strict=True)]
-        return JSONResponse({**head, "choices": choices, "usage": usage_of(results, asked)})
 
-    return await in_worker(front, write) if has_logprobs(results) else write()
+def _head(front: FrontDoor, api: TextApi, accepted: Sequence[Accepted], kind: str) -> dict[str, Any]:
+    return {
+        "id": f"{api.prefix}-{accepted[0].id}",
+        "object": kind,
+        "created": int(accepted[0].created_unix),
+        "model": front.model_name,
+        "system_fingerprint": f"fp_{front.tokenizer.hash[:12]}",
+    }
 
 
 def with_prompt_logprobs(results: Sequence[Result], num_choices: int) -> list[Result]:

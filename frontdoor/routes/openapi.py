@@ -8,7 +8,7 @@ from pydantic.json_schema import models_json_schema
 from frontdoor.dialects.anthropic_bodies import CountTokensBody, MessagesBody
 from frontdoor.dialects.ollama_bodies import OllamaChatBody, OllamaGenerateBody, OllamaShowBody
 from frontdoor.dialects.responses_bodies import ResponsesBody
-from frontdoor.schemas import ChatBody, CompletionBody, DetokenizeBody, GenerateBody, TokenizeBody
+from frontdoor.schemas import BatchBody, ChatBody, CompletionBody, DetokenizeBody, GenerateBody, TokenizeBody
 
 REF_TEMPLATE = "#/components/schemas/{model}"
 
@@ -17,7 +17,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
     """Return the description of an app with the schemas of its bodies."""
     description = FastAPI.openapi(app)
     ours = (GenerateBody, TokenizeBody, DetokenizeBody)
-    openai = (ChatBody, CompletionBody, ResponsesBody)
+    openai = (ChatBody, CompletionBody, ResponsesBody, BatchBody)
     ollama = (OllamaChatBody, OllamaGenerateBody, OllamaShowBody)
     bodies = (*ours, *openai, MessagesBody, CountTokensBody, *ollama)
     modes = [(body, "validation") for body in bodies]

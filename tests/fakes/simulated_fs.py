@@ -231,6 +231,9 @@ class SimulatedFileSystem(FileSystem):
         inode = self._find_plain(path)
         return FileTail(inode.number, len(inode.data), inode.data[offset:])
 
+    def read_part(self, path: AnyPath, offset: int, num_bytes: int) -> bytes:
+        return self._find_plain(path).data[offset : offset + num_bytes]
+
     def open_append(self, path: AnyPath) -> int:
         path = Path(path)
         parent = self._find(path.parent)
@@ -242,6 +245,10 @@ class SimulatedFileSystem(FileSystem):
         self._call()
         self._open[fd].data += data
         return len(data)
+
+    def sync(self, fd: int) -> None:
+        self._call()
+        self.disk.drive_cache.append(self._open[fd])
 
     def truncate(self, fd: int, num_bytes: int) -> None:
         self._call()

@@ -1,4 +1,4 @@
-"""Commands that send requests: test, submit, replay, and the HTTP client that they share.
+"""Commands that send requests: test, submit, batches, replay, and the HTTP client that they share.
 
 Others use `client`. Does not know how the service is started.
 """

@@ -1,4 +1,4 @@
-"""Commands that send requests to the service: test, submit, replay."""
+"""Commands that send requests to the service: test, submit, batches, replay."""
 
 from __future__ import annotations
 
@@ -27,16 +27,46 @@ def run_test(options: argparse.Namespace, terminal: Terminal) -> int:
 
 
 def _add_submit_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help='{"prompt": …} per line; max_tokens, seed, … are optional')
-    parser.add_argument("--wait", action="store_true", help="print the answers as they come")
+    parser.add_argument(
+        "file",
+        type=Path,
+        help='{"prompt": …} per line (max_tokens, seed, … are optional), or lines of a batch',
+    )
+    parser.add_argument(
+        "--wait", action="store_true", help="print the answers as they come, and copy them beside FILE"
+    )
 
 
-@command("submit", "put the requests of a file into the queue, one JSON object per line", _add_submit_flags)
+@command(
+    "submit",
+    "make a batch of a file, one JSON object per line",
+    _add_submit_flags,
+    after_interrupt="./launch.sh batches shows what was submitted, and what has become of it",
+)
 def run_submit(options: argparse.Namespace, terminal: Terminal) -> int:
     from cluster.commands.requests.submit import submit_file
 
     file = Path(os.environ.get("CALLED_FROM", "")) / options.file  # launch.sh has left that folder
     return submit_file(load(options), terminal, file, waits=options.wait)
+
+
+def _add_batches_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", nargs="?", default="list", choices=("list", "cancel"), help="default: list")
+    parser.add_argument("id", nargs="?", metavar="ID", help="the batch to cancel")
+    parser.add_argument("--json", action="store_true", help="print the list as JSON")
+
+
+@command("batches", "list the batches with their counts, or cancel one", _add_batches_flags)
+def run_batches(options: argparse.Namespace, terminal: Terminal) -> int:
+    from cluster.commands.requests.batches import cancel_batch, list_batches
+    from cluster.errors import ClusterError
+
+    settings = load_leniently(options)
+    if options.action == "list":
+        return list_batches(settings, terminal, is_json=options.json)
+    if options.id is None:
+        raise ClusterError("which batch? ./launch.sh batches cancel ID")
+    return cancel_batch(settings, terminal, options.id)
 
 
 def _add_replay_flags(parser: argparse.ArgumentParser) -> None:
@@ -50,4 +80,4 @@ def run_replay(options: argparse.Namespace, terminal: Terminal) -> int:
     return replay(load_leniently(options), terminal, options.id)
 
 
-REQUEST_COMMANDS = (run_test, run_submit, run_replay)
+REQUEST_COMMANDS = (run_test, run_submit, run_batches, run_replay)

@@ -1,6 +1,6 @@
 // The official client for JavaScript.
 import assert from "node:assert";
-import OpenAI from "openai";
+import OpenAI, { toFile } from "openai";
 import { zodFunction, zodResponseFormat, zodTextFormat } from "openai/helpers/zod";
 import { z } from "zod";
 import * as things from "./things.mjs";
@@ -90,4 +90,22 @@ export async function responsesTools() {
   const output = things.getWeather(JSON.parse(call.arguments).city);
   input.push(...answer.output, { type: "function_call_output", call_id: call.call_id, output });
   assert.equal((await client.responses.create({ model, input, tools })).output_text, things.WEATHER_ANSWER);
+}
+
+export async function batches() {
+  const body = { model, messages: things.USER };
+  const line = { custom_id: "a", method: "POST", url: "/v1/chat/completions", body };
+  const text = Buffer.from(JSON.stringify(line));
+  const file = await client.files.create({ file: await toFile(text, "lines.jsonl"), purpose: "batch" });
+  let batch = await client.batches.create({
+    input_file_id: file.id,
+    endpoint: "/v1/chat/completions",
+    completion_window: "24h",
+  });
+  for (let look = 0; look < 600 && batch.status !== "completed"; look++) {
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    batch = await client.batches.retrieve(batch.id);
+  }
+  const output = JSON.parse(await (await client.files.content(batch.output_file_id)).text());
+  assert.equal(output.response.body.choices[0].message.content, things.CAPITAL_ANSWER);
 }

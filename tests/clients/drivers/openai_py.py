@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 
 import openai
 from pydantic import BaseModel
@@ -171,6 +172,31 @@ def responses_errors():
     except openai.BadRequestError as error:
         failed = error
     assert failed is not None and failed.code == "previous_response_not_found"
+
+
+def batches():
+    bodies = [{"model": MODEL, "messages": USER}, {"model": MODEL, "messages": ASK_WEATHER, "tools": [TOOL]}]
+    lines = [
+        {"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": body}
+        for number, body in enumerate(bodies)
+    ]
+    text = "\n".join(map(json.dumps, lines))
+    file = client.files.create(file=("lines.jsonl", text.encode()), purpose="batch")
+    batch = client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+    )
+    for _ in range(600):
+        batch = client.batches.retrieve(batch.id)
+        if batch.status == "completed":
+            break
+        time.sleep(0.1)
+    assert batch.request_counts.completed == 2
+    found = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
+    choices = [line["response"]["body"]["choices"][0] for line in found]
+    assert choices[0]["message"]["content"] == CAPITAL_ANSWER
+    assert choices[1]["finish_reason"] == "tool_calls"
+    assert batch.id in {each.id for each in client.batches.list()}
+    assert client.files.delete(file.id).deleted
 
 
 def models():
