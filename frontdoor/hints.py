@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Set
 
-from frontdoor.schemas import Hints
+from frontdoor.schemas import Body, Hints
 
 MAX_LOGGED = 200
 MAX_KIND_LENGTH = 40
@@ -17,7 +17,7 @@ class HintLog:
     def __init__(self) -> None:
         self._logged: set[str] = set()
 
-    def note(self, body: Hints) -> None:
+    def note(self, body: Body) -> None:
         """Log the hints of a body."""
         self.note_names(body.model_fields_set & Hints.model_fields.keys())
 

@@ -9,9 +9,13 @@ from functools import partial
 from typing import Any
 
 from frontdoor.accepting import Accepted
+from frontdoor.chat_request import make_answer
+from frontdoor.dialects import dialect
+from frontdoor.dialects.anthropic_bodies import MessagesBody
+from frontdoor.dialects.responses_bodies import ResponsesBody
 from frontdoor.encoding import Draft
 from frontdoor.http.errors import InvalidRequest
-from frontdoor.routes import generate, openai_chat, openai_completions
+from frontdoor.routes import generate, messages, openai_chat, openai_completions, responses
 from frontdoor.routes.openai_text import Asked, TextApi, check_stream_options, whole_answer
 from frontdoor.schemas import ChatBody, CompletionBody, GenerateBody, OpenAIFields, SamplingFields
 from frontdoor.state import FrontDoor
@@ -33,7 +37,7 @@ class Question:
 class Endpoint:
     """A route: the form of its body, and what such a body asks for."""
 
-    model: type[SamplingFields]
+    model: type[SamplingFields] | type[MessagesBody]
     read: Callable[[FrontDoor, Any], Question]
 
 
@@ -59,6 +63,21 @@ def _generate(front: FrontDoor, body: GenerateBody) -> Question:
     return Question(drafts, body.n or 1, write)
 
 
+def _dialect(
+    make_renderer: Callable[[FrontDoor, Any, dialect.Asked], dialect.DialectRenderer],
+    front: FrontDoor,
+    body: dialect.DialectBody,
+) -> Question:
+    """Read a body of another API; a reference to an item of an earlier answer is refused."""
+    draft = body.draft()
+
+    def write(accepted: Sequence[Accepted], results: Sequence[Result]) -> dict[str, Any]:
+        asked = dialect.Asked(accepted[0], make_answer(front, draft, accepted[0]), front.model_name)
+        return make_renderer(front, body, asked).whole(results[0])
+
+    return Question(_lowest([draft]), 1, write)
+
+
 def _lowest(drafts: Sequence[Draft]) -> list[Draft]:
     return [replace(draft, priority=LOWEST_PRIORITY) for draft in drafts]
 
@@ -68,5 +87,7 @@ ENDPOINTS: Mapping[str, Endpoint] = {
     "/v1/completions": Endpoint(
         CompletionBody, partial(_text, openai_completions.API, openai_completions.read_body)
     ),
+    "/v1/responses": Endpoint(ResponsesBody, partial(_dialect, responses.make_renderer)),
+    "/v1/messages": Endpoint(MessagesBody, partial(_dialect, messages.make_renderer)),
     "/generate": Endpoint(GenerateBody, _generate),
 }

@@ -18,7 +18,7 @@ from frontdoor.encoding import encode_prompt, in_worker
 from frontdoor.http.bodies import BodyRoute, json_body, read_json
 from frontdoor.routes.dialect import answer_in_dialect
 from frontdoor.served_model import check_model
-from frontdoor.state import front_door, owner_of
+from frontdoor.state import FrontDoor, front_door, owner_of
 
 router = APIRouter(prefix="/v1/messages", route_class=BodyRoute)
 
@@ -26,15 +26,15 @@ router = APIRouter(prefix="/v1/messages", route_class=BodyRoute)
 @router.post("", openapi_extra=json_body("MessagesBody"))
 async def messages(http: HttpRequest) -> Response:
     """Answer with the next message."""
-    front = front_door(http)
+    return await answer_in_dialect(http, MessagesBody, partial(make_renderer, front_door(http)))
 
-    def make_renderer(body: MessagesBody, asked: Asked) -> MessagesRenderer:
-        front.hints.note_names(body.hints)
-        front.hints.note_skipped(body.skipped_tools)
-        find = partial(find_stop, front.tokenizer, body.stop_sequences or ())
-        return MessagesRenderer(replace(asked, model=body.model), find)
 
-    return await answer_in_dialect(http, MessagesBody, make_renderer)
+def make_renderer(front: FrontDoor, body: MessagesBody, asked: Asked) -> MessagesRenderer:
+    """Make the renderer of a body's answer."""
+    front.hints.note_names(body.hints)
+    front.hints.note_skipped(body.skipped_tools)
+    find = partial(find_stop, front.tokenizer, body.stop_sequences or ())
+    return MessagesRenderer(replace(asked, model=body.model), find)
 
 
 @router.post("/count_tokens", openapi_extra=json_body("CountTokensBody"))

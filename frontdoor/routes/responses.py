@@ -3,6 +3,7 @@
 frontdoor/dialects/ has the body and the renderer. The routes of stored responses say that there are none.
 """
 
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -17,7 +18,7 @@ from frontdoor.dialects.responses_renderer import ResponsesRenderer
 from frontdoor.http.bodies import BodyRoute, json_body
 from frontdoor.http.errors import InvalidRequest, NotFound
 from frontdoor.routes.dialect import answer_in_dialect
-from frontdoor.state import front_door, owner_of
+from frontdoor.state import FrontDoor, front_door, owner_of
 
 router = APIRouter(route_class=BodyRoute)
 
@@ -34,15 +35,17 @@ async def responses(http: HttpRequest) -> Response:
 
         return body.with_items(find)
 
-    def make_renderer(body: ResponsesBody, asked: Asked) -> ResponsesRenderer:
-        front.hints.note_skipped(body.skipped_tools)
-        return ResponsesRenderer(body, asked, front.tokenizer)
-
     try:
-        return await answer_in_dialect(http, ResponsesBody, make_renderer, complete)
+        return await answer_in_dialect(http, ResponsesBody, partial(make_renderer, front), complete)
     except InvalidRequest as error:
         rename_fields(error)
         raise
+
+
+def make_renderer(front: FrontDoor, body: ResponsesBody, asked: Asked) -> ResponsesRenderer:
+    """Make the renderer of a body's answer."""
+    front.hints.note_skipped(body.skipped_tools)
+    return ResponsesRenderer(body, asked, front.tokenizer)
 
 
 @router.api_route("/v1/responses/{rest:path}", methods=["GET", "POST", "DELETE"], include_in_schema=False)

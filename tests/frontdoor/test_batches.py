@@ -184,6 +184,23 @@ def test_completions_and_generate_are_endpoints_too(service: Service) -> None:
     assert found["c"]["response"]["body"]["error"]["param"] == "background"
 
 
+def test_responses_and_messages_are_endpoints_too(service: Service) -> None:
+    chat = {"messages": [{"role": "user", "content": "hi"}]}
+    lines = [
+        json.dumps({"custom_id": "a", "method": "POST", "url": url, "body": {"model": "tiny", **body}})
+        for url, body in (("/v1/responses", {"input": "hi"}), ("/v1/messages", {"max_tokens": 99, **chat}))
+    ]
+    answers = [
+        outputs(service, ended(service, begin(service, [text], url)))["a"]["response"]["body"]
+        for text, url in zip(lines, ("/v1/responses", "/v1/messages"), strict=True)
+    ]
+    assert [answer["status"] if "status" in answer else answer["stop_reason"] for answer in answers] == [
+        "completed", "end_turn",
+    ]  # fmt: skip
+    texts = answers[0]["output"][0]["content"][0]["text"], answers[1]["content"][0]["text"]
+    assert all(text.startswith("Grüße, wörld! 🎉 ") for text in texts)
+
+
 def test_a_line_that_fails_is_in_the_error_file_and_the_others_go_on(service: Service) -> None:
     """With the status and the error that its route would answer."""
     lines = [

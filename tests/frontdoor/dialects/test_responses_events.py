@@ -19,7 +19,7 @@ from frontdoor.dialects.responses_bodies import ResponsesBody
 from frontdoor.dialects.responses_renderer import ResponsesRenderer
 from prompts.formats import AnswerPart, CallArguments, CallStart, Content, Reasoning
 from spool import Result, TokenRecord, Usage
-from tests.frontdoor.test_responses import CUSTOM, LOOK
+from tests.frontdoor.dialects.test_responses import CUSTOM, LOOK
 
 TEXTS = st.text(min_size=1, max_size=5)
 CALLING = st.tuples(st.sampled_from(["look", "wait"]), st.lists(TEXTS, max_size=3))

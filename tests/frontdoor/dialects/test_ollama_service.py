@@ -10,8 +10,8 @@ import pytest
 
 from frontdoor.dialects import ollama_models
 from frontdoor.routes.ollama import REFUSED
+from tests.frontdoor.dialects.test_ollama import ASKED, BOTH, USER, post, refused, stream, text_of
 from tests.frontdoor.raw_http import read_to_end
-from tests.frontdoor.test_ollama import ASKED, BOTH, USER, post, refused, stream, text_of
 from tests.services.frontdoor_service import (
     Service,
     make_model_folder,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.frontdoor.test_responses import LOOK, WAIT, post, turns
+from tests.frontdoor.dialects.test_responses import LOOK, WAIT, post, turns
 from tests.services.frontdoor_service import Service, running_service
 
 ASKED = {"role": "user", "content": [{"type": "input_text", "text": "sea"}]}
