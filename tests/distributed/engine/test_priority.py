@@ -183,6 +183,28 @@ def test_a_full_ring_claims_and_answers_a_request_at_once(llama: Path, tmp_path:
     assert [each.token_ids for each in results] == [each.token_ids for each in alone]
 
 
+def test_a_prompt_that_comes_during_a_step_is_launched_right_behind_it(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 listens before it launches, where another microbatch keeps the other stages at work."""
+    with EngineInProcess(tmp_path, llama, 2, **FEW_ROWS) as service:
+        batch = [last(service, prompt, max_tokens=40, ignore_eos=True) for prompt in PROMPTS]
+        service.submit(*batch)
+        service.run_until(lambda: all(service.records(each) for each in batch))
+        urgent, finish = service.request(PROMPTS[0]), service.stages[0].finish
+
+        def finish_and_submit(*args: Any) -> None:
+            finish(*args)
+            monkeypatch.undo()
+            service.submit(urgent)
+
+        monkeypatch.setattr(service.stages[0], "finish", finish_and_submit)
+        num_before = service.scheduler.in_flight[-1].number
+        service.step()
+        after = [each for each in service.scheduler.in_flight if each.number > num_before]
+        assert [sequence.id for sequence in after[0].sequences] == [urgent.id]
+
+
 @pytest.mark.parametrize("num_turns", range(1, 12, 2))
 def test_a_kill_while_a_row_is_given_up_loses_nothing(llama: Path, tmp_path: Path, num_turns: int) -> None:
     """Every answer goes on after its log, with the tokens that it has alone, exactly once."""
