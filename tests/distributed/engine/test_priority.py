@@ -68,6 +68,34 @@ def test_rows_that_yield_rest_while_a_prompt_is_left_to_step() -> None:
         assert len(scheduler.in_flight) == 2
 
 
+def test_a_prompt_passes_those_that_are_being_read_and_yield() -> None:
+    """They are no reason to wait for a slot, and their next chunks come after its own."""
+    scheduler = make_scheduler(num_tables=1, chunk=16)
+    for number in range(3):
+        scheduler.add(each := make_sequence(f"{number}", 200, first=1000 * number))
+        each.yields = True
+    launch(scheduler)
+    scheduler.add(urgent := make_sequence("urgent", 40, first=9000))
+    while urgent.num_unscheduled_tokens:
+        give_back(scheduler, scheduler.in_flight[0])
+        assert [microbatch.sequences for microbatch in launch(scheduler)] == [[urgent]]
+    run_all(scheduler)
+
+
+def test_a_row_that_yields_goes_first_where_kv_runs_short() -> None:
+    """Though it is the oldest; it ends when the other has ended."""
+    scheduler = make_scheduler(num_tables=1, max_kv_tokens=2048, kept=0)
+    old, young = (make_sequence(name, 300, 900, first=5000 * i) for i, name in enumerate(("old", "young")))
+    old.yields = True
+    for sequence in (old, young):
+        scheduler.add(sequence)
+        launch(scheduler)
+    assert len(scheduler.running) == 2
+    run_all(scheduler)
+    assert (old.num_preemptions > 0, young.num_preemptions) == (True, 0)
+    assert old.num_answer_tokens == old.max_tokens
+
+
 def test_nothing_is_given_up_for_a_prompt_that_would_not_fit() -> None:
     """It waits for the rows that do not yield; the others go on meanwhile."""
     scheduler = make_scheduler(num_tables=1, max_kv_tokens=2048, kept=0)
