@@ -37,7 +37,8 @@ class SchedulerLimits:
     `max_chunk_tokens` bounds rows x columns of a chunk. With `paces_chunks` a chunk has fewer tokens where
     one takes long, but never fewer than `min_paced_tokens`: a step that reads all experts for a few tokens
     wastes its time. `max_chunk_scores` bounds rows x columns x context, the scores that attention holds in
-    memory. Up to `max_gathered` open sequences share one table.
+    memory. Up to `max_gathered` open sequences share one table. What yields stays within
+    `max_yielding_in_flight`, since a new prompt waits for all that is in flight.
     """
 
     max_in_flight: int
@@ -47,6 +48,7 @@ class SchedulerLimits:
     min_paced_tokens: int = MIN_PACED_TOKENS
     max_chunk_scores: int = 1 << 40
     max_gathered: int = 0
+    max_yielding_in_flight: int = 1 << 10
 
 
 class Scheduler:
@@ -237,13 +239,16 @@ class Scheduler:
         runnable, waiting = self._runnable(), len(self.waiting)
         if any(sequence.is_prefilling and not sequence.yields for sequence in runnable):
             runnable, waiting = [each for each in runnable if not each.yields], self._num_first
+        elif len(self.in_flight) >= self.limits.max_yielding_in_flight:
+            tables = {each.table for each in runnable if not each.yields}
+            runnable = [each for each in runnable if each.is_decoding and each.table in tables]
         prefilling = [sequence for sequence in runnable if sequence.is_prefilling]
         num_others = len(runnable) - len(prefilling)
         decoding = self._decoding_by_table(runnable)
         table = min(decoding, key=self._decode_served.__getitem__, default=None)
         is_rush = len(prefilling) + waiting > num_others
         if prefilling and (table is None or self._is_chunks_turn(table, is_rush=is_rush)):
-            return (*self._chunk_rows(prefilling, is_paced=num_others > 0), True)
+            return (*self._chunk_rows(prefilling, is_paced=num_others > 0 or prefilling[0].yields), True)
         if table is None:
             return [], [], False
         return self._with_drafts(decoding[table]), [], False

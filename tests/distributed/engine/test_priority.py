@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace as replace_limits
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,24 @@ def test_a_prompt_passes_those_that_are_being_read_and_yield() -> None:
     while urgent.num_unscheduled_tokens:
         give_back(scheduler, scheduler.in_flight[0])
         assert [microbatch.sequences for microbatch in launch(scheduler)] == [[urgent]]
+    run_all(scheduler)
+
+
+def test_the_last_place_in_flight_is_not_for_what_yields() -> None:
+    """Neither for its prompts nor for its rows: a new prompt waits for all that is in flight."""
+    scheduler = make_scheduler(num_tables=2, max_rows=4)
+    scheduler.limits = replace_limits(scheduler.limits, max_in_flight=3, max_yielding_in_flight=2)
+    make_batch(scheduler, 4)
+    scheduler.add(late := make_sequence("late", 300, first=8000))
+    late.yields = True
+    kinds = set()
+    while late.num_unscheduled_tokens:
+        give_back(scheduler, scheduler.in_flight[0])
+        launch(scheduler)
+        kinds.add(tuple(microbatch.is_prefill for microbatch in scheduler.in_flight))
+    assert kinds == {(False, False), (False, True), (True, False)}
+    scheduler.add(urgent := make_sequence("urgent", 30, first=9000))
+    assert [microbatch.sequences for microbatch in launch(scheduler)] == [[urgent]]
     run_all(scheduler)
 
 
