@@ -156,6 +156,9 @@ def test_whatever_yields_all_end_and_no_other_waits_for_it(
     scheduler = make_scheduler(
         num_tables=num_tables, max_rows=max_rows, max_kv_tokens=max_kv_tokens, kept=kept
     )
+    scheduler.limits = replace_limits(
+        scheduler.limits, max_in_flight=num_tables + 1, max_yielding_in_flight=num_tables
+    )
     room, coming = most_tokens(1, max_kv_tokens), []
     for i, (num_prompt, max_tokens, yields, pause) in enumerate(prompts):
         sequence = make_sequence(f"{i}", num_prompt, max_tokens, first=1000 * i)
