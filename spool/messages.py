@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from spool.errors import CorruptRequest
-from spool.names import check_id
+from spool.names import LAST_PRIORITY, check_id
 
 VERSION = 1
 T = TypeVar("T")
@@ -93,6 +93,11 @@ class Request(_Message, frozen=True):
     literals: tuple[int, ...] | None = None
 
     @property
+    def yields(self) -> bool:
+        """Whether it gives its row to requests of a higher class."""
+        return self.priority == LAST_PRIORITY
+
+    @property
     def label(self) -> str:
         """The id for logs, with the client's own id where it has one."""
         is_known = self.client_id != self.id and is_sane_client_id(self.client_id)
@@ -100,8 +105,8 @@ class Request(_Message, frozen=True):
 
     def __post_init__(self) -> None:
         check_id(self.id)
-        if not 0 <= self.priority <= 9:
-            raise ValueError(f"priority is {self.priority}; allowed: 0 (first) to 9")
+        if not 0 <= self.priority <= LAST_PRIORITY:
+            raise ValueError(f"priority is {self.priority}; allowed: 0 (first) to {LAST_PRIORITY}")
         if self.text is None and self.token_ids is None:
             raise ValueError("a request needs text or token_ids")
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 MAX_ATTEMPT = 999_999
 _ID = re.compile(r"[0-9a-f]{32}")
 _ID_START = len("5-") + 20 + len("-")
+LAST_PRIORITY = 9  # of 0 to 9: such a request gives way to all others
 MAX_SOLO_CRASHES = 3  # a request with this many is poison
 _NAME = re.compile(
     r"([0-9])-([0-9]{20})-([0-9a-f]{32})"

@@ -28,7 +28,7 @@ from spool.errors import CorruptRequest, SpoolUnavailable, system_trouble
 from spool.fsio import NotPlainFile, join
 from spool.lock import SpoolLock
 from spool.messages import Request, Result
-from spool.names import EntryName, check_id, is_due, is_entry_name, judge, marked_id
+from spool.names import LAST_PRIORITY, EntryName, check_id, is_due, is_entry_name, judge, marked_id
 from spool.prompt_files import PromptFileDefaults, PromptFiles
 from spool.quarantine import Quarantine
 from spool.results import ResultWriter, make_failed
@@ -105,12 +105,17 @@ class SpoolOwner:
         """Return a new epoch, larger than all earlier ones."""
         return self._lock.next_epoch()
 
-    def claim(self, max_claims: int, only: Collection[str] | None = None) -> list[Claim]:
+    def claim(
+        self, max_claims: int, only: Collection[str] | None = None, *, max_yielding: int | None = None
+    ) -> list[Claim]:
         """Take up to `max_claims` requests, lowest priority number first, then oldest first.
 
-        `only` limits it to these ids, at any place in the queue (so that cancelled requests need not wait).
         Damaged and foreign files are quarantined. Raises SpoolUnavailable where the disk or the system
         refused and nothing was claimed: retry at the next poll.
+
+        Args:
+            only: ids, at any place in the queue (so that cancelled requests need not wait).
+            max_yielding: requests of LAST_PRIORITY are taken only up to so many claims in all.
         """
         assert self._is_recovered, "claim before recover"
         names = self._waiting() if max_claims > 0 else iter(())
@@ -119,6 +124,8 @@ class SpoolOwner:
         claims: list[Claim] = []
         trouble: SpoolUnavailable | None = None
         for name in names:
+            if name.priority == LAST_PRIORITY and max_yielding is not None and len(claims) >= max_yielding:
+                break  # all others go first
             try:
                 claim = self._take(name)
             except SpoolUnavailable as error:

@@ -144,7 +144,7 @@ class Engine:
         self._status.enter("stopped")
 
     def _take(self) -> None:
-        """Read the spool when that is due: claim requests for all free rows, then cancel."""
+        """Read the spool when that is due: claim requests for all free and yielded rows, then cancel."""
         now = self._clock()
         if now < self._next_look:
             return
@@ -153,7 +153,7 @@ class Engine:
         self._publish()
         if self._takes_requests:
             num_free = self._scheduler.num_free
-            answers = self._source.claim(num_free)
+            answers = self._source.claim(self._scheduler.num_claimable, num_free)
             for answer in answers:
                 self._scheduler.add(answer.sequence)
             if len(answers) >= num_free:  # the queue may hold more than there are rows
@@ -252,6 +252,9 @@ class Engine:
         draws = None if self._stage.runner.greedy is None else self._begin_draws(microbatch, step, output)
         self._publish()
         self._stage.finish(step, output, *(draws.draws.arrays if draws else ()))
+        if self._sent and self._source.bell.drain():  # a new prompt goes before the next decode group
+            self._next_look = 0.0
+            self._take()
         self._read_prompts(microbatch, output)
         draws = draws or self._begin_draws(microbatch, step, output)
         advanced = self._scheduler.postprocess(microbatch, self._take_draws(draws))

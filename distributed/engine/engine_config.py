@@ -74,6 +74,7 @@ def make_scheduler(settings: Settings, status: RingStatus, chunk: int, thread_ga
     )
     limits = SchedulerLimits(
         max_in_flight=num_tables + 1,
+        max_yielding_in_flight=max(num_tables, len(status.ranks)),
         max_chunk_tokens=chunk,
         slots=slots,
         paces_chunks=settings.prefill_chunk_tokens == "auto",

@@ -85,17 +85,21 @@ class RequestSource:
         self._rest_ends = 0.0  # on the clock; no claims before
         self._held: dict[str, Answer] = {}  # open answers without a row yet
 
-    def claim(self, max_claims: int) -> list[Answer]:
+    def claim(self, max_claims: int, max_yielding: int | None = None) -> list[Answer]:
         """Claim waiting requests, oldest first; end those that cannot run or are complete already.
 
         One with a grammar is returned once that is compiled, by a later call; the bell rings then. A compile
         may end the process, as a step may. So while a suspect is open, only its own begins, when it is marked
         as running alone.
+
+        Args:
+            max_yielding: of yielding requests, see `SpoolOwner.claim`; None: as many as of others.
         """
-        num_new = max_claims - len(self._held)
+        num_held = len(self._held)
+        num_new = max_claims - num_held
         if num_new > 0 and self._clock() >= self._rest_ends:
             now = time.time()
-            for claim in self._claim(num_new):
+            for claim in self._claim(num_new, None if max_yielding is None else max_yielding - num_held):
                 self._try_open(claim, now)
         if not any(answer.sequence.is_suspect for answer in self._writer.answers.values()):
             for answer in self._held.values():
@@ -132,9 +136,9 @@ class RequestSource:
         self._writer.fail(answer, CannotRun("grammar_refused", str(error)))
         return True
 
-    def _claim(self, max_claims: int) -> list[Claim]:
+    def _claim(self, max_claims: int, max_yielding: int | None) -> list[Claim]:
         try:
-            claims = self._owner.claim(max_claims)
+            claims = self._owner.claim(max_claims, max_yielding=max_yielding)
         except SpoolUnavailable as error:
             self._troubles.note(NO_CLAIMS, str(error))
             return []
@@ -269,6 +273,7 @@ class RequestSource:
             end_token_ids=model.end_token_ids if _can_end(request.params) else frozenset(),
             owner=request.owner,
             is_suspect=claim.is_suspect,
+            yields=request.yields,
             reads_prompt=request.params.prompt_logprobs is not None,
         )
 

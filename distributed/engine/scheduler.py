@@ -4,7 +4,10 @@ New, finished and cancelled sequences go in, microbatches come out. A suspect, w
 earlier ring, steps alone until it has a new token; the others keep their slots meanwhile. At most
 `max_in_flight` microbatches are in flight at once, at most one decode group a table. Ready work is served in
 turn (each table's decode group, one prefill chunk), so that a decode row never waits for more than one chunk.
-While more sequences prefill than decode, a chunk follows every decode group."""
+While more sequences prefill than decode, a chunk follows every decode group.
+
+Sequences that yield wait behind all others. They give up their rows to those, and rest while a prompt of
+those is left to step."""
 
 from __future__ import annotations
 
@@ -34,7 +37,8 @@ class SchedulerLimits:
     `max_chunk_tokens` bounds rows x columns of a chunk. With `paces_chunks` a chunk has fewer tokens where
     one takes long, but never fewer than `min_paced_tokens`: a step that reads all experts for a few tokens
     wastes its time. `max_chunk_scores` bounds rows x columns x context, the scores that attention holds in
-    memory. Up to `max_gathered` open sequences share one table.
+    memory. Up to `max_gathered` open sequences share one table. What yields stays within
+    `max_yielding_in_flight`, since a new prompt waits for all that is in flight.
     """
 
     max_in_flight: int
@@ -44,6 +48,7 @@ class SchedulerLimits:
     min_paced_tokens: int = MIN_PACED_TOKENS
     max_chunk_scores: int = 1 << 40
     max_gathered: int = 0
+    max_yielding_in_flight: int = 1 << 10
 
 
 class Scheduler:
@@ -81,8 +86,21 @@ class Scheduler:
         """How many more sequences the tables have rows for; beyond that, requests wait in the spool."""
         return self.limits.slots.num_tables * self.limits.slots.max_rows - self.num_open
 
+    @property
+    def num_claimable(self) -> int:
+        """Rows for sequences that do not yield: the free ones, and those that others yield."""
+        return self.num_free + sum(sequence.yields for sequence in (*self.running, *self.waiting))
+
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        if sequence.yields:
+            self.waiting.append(sequence)
+        else:
+            self.waiting.insert(self._num_first, sequence)
+
+    @property
+    def _num_first(self) -> int:
+        """How many waiting sequences do not yield; they come before all that do."""
+        return sum(not sequence.yields for sequence in self.waiting)
 
     def finish(self, sequence: Sequence) -> None:
         """End a sequence between steps; `postprocess` ignores rows of it that are still in flight."""
@@ -166,24 +184,25 @@ class Scheduler:
     def _make_room(self) -> None:
         """Make room for the KV that running rows write next; if there is none, preempt the youngest.
 
-        The oldest is never preempted, and alone it always fits, so every sequence finishes.
+        Those that yield go first. The oldest of the others is never preempted, and alone it always fits, so
+        every sequence finishes.
         """
         for sequence in list(self._runnable()):
             while sequence.is_running and not self.slots.extend(sequence):
                 assert len(self.running) > 1, "a single row always has room"
                 # A suspect stays: it is marked in the spool as running alone.
-                others = (each for each in self.running[::-1] if each is not sequence or not each.is_suspect)
-                self._put_back(next(others))
+                others = [each for each in self.running[::-1] if each is not sequence or not each.is_suspect]
+                self._put_back(next((each for each in others if each.yields), others[0]))
                 self.num_preemptions += 1
 
     def _put_back(self, sequence: Sequence) -> None:
-        """Preempt a running sequence: it waits again, before all others, without its KV, with its tokens."""
+        """Preempt a running sequence: it waits again, first of its class, without its KV, with its tokens."""
         self.running.remove(sequence)
         self.slots.release(sequence, keeps=False)
         sequence.begin_at(0)
         sequence.status = Status.WAITING
         sequence.num_preemptions += 1
-        self.waiting.appendleft(sequence)
+        self.waiting.insert(self._num_first if sequence.yields else 0, sequence)
 
     def _admit(self) -> None:
         """Move waiting sequences into slots, first come first served, within the KV budget.
@@ -191,41 +210,55 @@ class Scheduler:
         A sequence gets its slot only shortly before its prefill: the later the table is chosen, the better
         its rows are spread, and the more of the prompt can be copied.
         """
-        if not self.waiting:
-            return
-        is_gathered = self.num_open <= self.limits.max_gathered
-        num_ahead = sum(
-            sequence.num_unscheduled_tokens for sequence in self.running if sequence.is_prefilling
-        )
-        while (
-            self.waiting
-            and num_ahead < self._max_ahead
-            and self.slots.admit(self.waiting[0], is_gathered=is_gathered)
-        ):
+        while self.waiting and self._is_due(self.waiting[0]) and self._has_slot(self.waiting[0]):
             sequence = self.waiting.popleft()
             sequence.status = Status.RUNNING
             self.running.append(sequence)
-            num_ahead += sequence.num_unscheduled_tokens
+
+    def _is_due(self, sequence: Sequence) -> bool:
+        """Whether less than a chunk for each table is ahead of a waiting sequence."""
+        ahead = (each for each in self.running if each.is_prefilling and (sequence.yields or not each.yields))
+        return sum(each.num_unscheduled_tokens for each in ahead) < self._max_ahead
+
+    def _has_slot(self, sequence: Sequence) -> bool:
+        """Give a waiting sequence a slot, if need be one that others yield: first the cheapest to resume."""
+        is_gathered = self.num_open <= self.limits.max_gathered
+        if self.slots.admit(sequence, is_gathered=is_gathered):
+            return True
+        if sequence.yields or not self.slots.could_fit(sequence, counts_yielding=False):
+            return False
+        yielding = [each for each in self.running if each.can_yield]
+        for each in sorted(yielding, key=lambda each: each.num_scheduled_tokens):
+            self._put_back(each)
+            if self.slots.admit(sequence, is_gathered=is_gathered):
+                return True
+        return False
 
     def _next_rows(self) -> tuple[list[Row], list[PrefixCopy], bool]:
         """Return the rows of the ready work served longest ago, their copies, and whether it is a chunk."""
-        runnable = self._runnable()
+        runnable, waiting = self._runnable(), len(self.waiting)
+        if any(sequence.is_prefilling and not sequence.yields for sequence in runnable):
+            runnable, waiting = [each for each in runnable if not each.yields], self._num_first
+        elif len(self.in_flight) >= self.limits.max_yielding_in_flight:
+            tables = {each.table for each in runnable if not each.yields}
+            runnable = [each for each in runnable if each.is_decoding and each.table in tables]
         prefilling = [sequence for sequence in runnable if sequence.is_prefilling]
+        num_others = len(runnable) - len(prefilling)
         decoding = self._decoding_by_table(runnable)
         table = min(decoding, key=self._decode_served.__getitem__, default=None)
-        if prefilling and (table is None or self._is_chunks_turn(table, len(prefilling))):
-            return (*self._chunk_rows(prefilling), True)
+        is_rush = len(prefilling) + waiting > num_others
+        if prefilling and (table is None or self._is_chunks_turn(table, is_rush=is_rush)):
+            return (*self._chunk_rows(prefilling, is_paced=num_others > 0 or prefilling[0].yields), True)
         if table is None:
             return [], [], False
         return self._with_drafts(decoding[table]), [], False
 
-    def _is_chunks_turn(self, table: int, num_prefilling: int) -> bool:
+    def _is_chunks_turn(self, table: int, *, is_rush: bool) -> bool:
         """Whether a chunk goes before the decode group of `table`, which was served longest ago.
 
         A chunk comes once in a round of the groups. While more sequences prefill or wait than decode, it
         comes after every group, since the groups are nearly empty then.
         """
-        is_rush = num_prefilling + len(self.waiting) > len(self.running) - num_prefilling
         return (
             self._num_microbatches > self._prefill_served
             if is_rush
@@ -259,14 +292,16 @@ class Scheduler:
                 rows.setdefault(sequence.table, []).append(make_row(sequence, 1))
         return rows
 
-    def _chunk_rows(self, prefilling: list[Sequence]) -> tuple[list[Row], list[PrefixCopy]]:
+    def _chunk_rows(
+        self, prefilling: list[Sequence], *, is_paced: bool
+    ) -> tuple[list[Row], list[PrefixCopy]]:
         """Return one chunk: the oldest prompts of the oldest one's table, as many as fill it best.
 
         A prompt that shares a prefix with another row copies that KV and steps only the rest.
         """
         candidates = self._candidates(prefilling)
         budget = self.limits.max_chunk_tokens
-        if self.limits.paces_chunks and len(prefilling) < len(self.running):
+        if self.limits.paces_chunks and is_paced:
             budget = self._pace.budget(budget)
         context = max(len(each.token_ids) - left + min(left, budget) for each, _, left in candidates)
         budget = within_scores(budget, context, self.limits.max_chunk_scores)

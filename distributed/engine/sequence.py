@@ -32,6 +32,7 @@ class Sequence:
     end_token_ids: frozenset[int] = frozenset()
     owner: str = ""
     is_suspect: bool = False  # was running when a ring crashed: steps alone until a new token is logged
+    yields: bool = False  # of the last priority: gives its row to those that do not yield
     status: Status = Status.WAITING
     table: int = -1
     slot: int = -1
@@ -66,6 +67,11 @@ class Sequence:
     @property
     def is_running(self) -> bool:
         return self.status is Status.RUNNING
+
+    @property
+    def can_yield(self) -> bool:
+        """Whether it may be put back for another; a suspect is marked in the spool as running alone."""
+        return self.is_running and self.yields and not self.is_suspect
 
     @property
     def is_prefilling(self) -> bool:

@@ -69,7 +69,7 @@ class SlotTables:
             or self._find_free(sequence, order)
             or self._find_reusable(sequence, order, 0.0)
         )
-        if place is None and self._could_fit(sequence):
+        if place is None and self.could_fit(sequence):
             for number in self._by_waste():
                 self._tighten(number)
                 place = self._find_free(sequence, order)
@@ -219,13 +219,17 @@ class SlotTables:
         self._resize(sequence.table, *shape)
         return True
 
-    def _could_fit(self, sequence: Sequence) -> bool:
-        """Whether a sequence would get a row if all tables were tightened."""
+    def could_fit(self, sequence: Sequence, *, counts_yielding: bool = True) -> bool:
+        """Whether a sequence would get a row if all tables were tightened.
+
+        Args:
+            counts_yielding: False: if the rows that can yield were free as well.
+        """
         wish = _with_slack if sequence.num_preemptions else _wish
-        sizes = [
-            (table.num_running, max((round_tokens(wish(each)) for each in table.running), default=0))
-            for table in self.tables
+        staying = [
+            [each for each in table.running if counts_yielding or not each.can_yield] for table in self.tables
         ]
+        sizes = [(len(rows), max((round_tokens(wish(each)) for each in rows), default=0)) for rows in staying]
         total = sum(rows * tokens for rows, tokens in sizes)
         own = round_tokens(wish(sequence))
         return any(

@@ -14,7 +14,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from config.disk_trouble import DiskTroubles
 from distributed.engine.answers import Answer
 from distributed.engine.request_lines import log_request, log_sweep, logger
-from distributed.engine.sequence import Advance, Sequence
+from distributed.engine.sequence import Advance, Sequence, Status
 from spool import Claim, Request, Result, SpoolOwner, SpoolUnavailable, TokenRecord, Usage
 from spool.messages import FinishReason
 
@@ -81,7 +81,7 @@ class TokenWriter:
         """Log the new tokens, wake the front doors, end the answers that are complete.
 
         Returns:
-            Running sequences that a stop string ended, which only the text shows; the caller finishes them.
+            Sequences that a stop string ended, which only the text shows; the caller finishes them.
         """
         advanced, self._unpublished = self._unpublished, []
         if not advanced:
@@ -94,7 +94,7 @@ class TokenWriter:
         stopped = []
         for answer, advance in zip(answers, advanced, strict=True):
             if (reason := answer.finish_reason) is not None:
-                if answer.sequence.is_running:
+                if answer.sequence.status is not Status.FINISHED:
                     stopped.append(answer.sequence)
                 self.end(answer, reason)
             elif not advance.is_finite:

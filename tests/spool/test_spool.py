@@ -70,6 +70,17 @@ def test_claims_come_by_priority_then_age_each_once(spool: Spool, owner: SpoolOw
     assert spool.position(late.id) is None
 
 
+def test_requests_of_the_last_priority_are_claimed_up_to_a_limit_of_their_own(
+    spool: Spool, owner: SpoolOwner
+) -> None:
+    """The limit counts all claims; the others go on to the larger one."""
+    last, first, second = [submit(spool, priority) for priority in (9, 8, 0)]
+    assert owner.claim(0, max_yielding=9) == []
+    assert [claim.request for claim in owner.claim(9, max_yielding=2)] == [second, first]
+    assert owner.claim(9, max_yielding=-1) == []
+    assert [claim.request for claim in owner.claim(9, max_yielding=1)] == [last]
+
+
 def test_clock_that_jumps_back_reorders_nothing(
     spool: Spool, owner: SpoolOwner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -373,7 +373,7 @@ def test_a_suspect_waits_for_the_compiles_that_began_before_it(held: tuple[Engin
     service.submit(first)
     claim = service.owner.claim
     with pytest.MonkeyPatch.context() as patch:  # one a call: the new one is claimed before the suspect
-        patch.setattr(service.owner, "claim", lambda num, only=None: claim(min(num, 1), only=only))
+        patch.setattr(service.owner, "claim", lambda num, **rest: claim(min(num, 1), **rest))
         for _ in range(3):
             service.advance(60)
         assert len(service.writer.answers) == 2

@@ -191,7 +191,7 @@ def test_a_signal_wakes_the_loop_once(llama: Path, tmp_path: Path) -> None:
 def test_whatever_happens_each_request_ends_with_its_own_tokens(
     llama: Path, tmp_path: Path, seed: int
 ) -> None:
-    """Kills, drains, cancels and idle seconds at any turn, beside other requests and with little KV."""
+    """Kills, drains, cancels and idle seconds at any turn, beside others of both classes, with little KV."""
     source = random.Random(seed)
     num_ranks, num_rows = source.randint(1, 3), source.randint(1, 4)
     settings: dict[str, Any] = {"max_rows_per_microbatch": num_rows, "kv_cache_reserved_memory_mb": 1}
@@ -200,7 +200,10 @@ def test_whatever_happens_each_request_ends_with_its_own_tokens(
         rules: list[dict[str, Any]] = [{"temperature": 0.8, "seed": seed}, {"temperature": 0.0}]
         rules.append({"temperature": 1.0, "grammar": "start: /[a-f]{20,40}/"})
         requests = [
-            service.request(source.choice(PROMPTS), max_tokens=source.randint(1, 40), **rules[i % 3])
+            replace(
+                service.request(source.choice(PROMPTS), max_tokens=source.randint(1, 40), **rules[i % 3]),
+                priority=source.choice((5, 9)),
+            )
             for i in range(8)
         ]
         alone = [service.ask(replace(request, id=f"{i:032x}"))[0] for i, request in enumerate(requests)]
