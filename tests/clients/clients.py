@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.commands.recipes import Recipe
 from config import REPOSITORY_ROOT as ROOT
 
 DRIVERS = Path(__file__).parent / "drivers"
@@ -35,14 +36,20 @@ class Client:
     Args:
         driver: a file of drivers/; in JavaScript the packages are npm's, else PyPI's.
         packages: with the oldest version that is known to work.
+        recipe: its name on the page; else the driver's.
     """
 
     driver: str
     packages: tuple[str, ...]
+    recipe: str = ""
 
     @property
     def name(self) -> str:
         return self.driver.partition(".")[0]
+
+    @property
+    def recipe_name(self) -> str:
+        return self.recipe or self.name.removesuffix("_py").removesuffix("_cli").replace("_", "-")
 
     @property
     def is_python(self) -> bool:
@@ -52,10 +59,11 @@ class Client:
         """Return the names of the driver's flows."""
         return FLOW.findall((DRIVERS / self.driver).read_text("utf-8"))
 
-    def run(self, url: str, home: Path, words: Mapping[str, str]) -> dict[str, str]:
+    def run(self, url: str, home: Path, recipe: Recipe, words: Mapping[str, str]) -> dict[str, str]:
         """Run all flows; return each name with its error, empty where it works.
 
         Args:
+            recipe: the client's, for this service; drivers of commands take their settings from it.
             words: more environment variables.
         """
         folder = self._install()
@@ -63,15 +71,17 @@ class Client:
             for file in DRIVERS.glob("*.mjs"):
                 shutil.copy(file, folder)
         program = DRIVERS / "run.py" if self.is_python else folder / "run.mjs"
-        printed = self._execute((program, self.name), url, home, words)
+        said = json.dumps({"files": recipe.files, "script": recipe.script})
+        printed = self._execute((program, self.name), url, home, {"RECIPE": said, **words})
         found: dict[str, str] = json.loads(printed.splitlines()[-1])
         return found
 
-    def run_text(self, text: str, url: str, home: Path) -> str:
-        """Run a program; return what it printed."""
+    def run_program(self, recipe: Recipe, url: str, home: Path) -> str:
+        """Run the recipe's program with its one variable; return what it printed."""
+        ((_, text),) = recipe.programs
         program = home / "program.py" if self.is_python else self._install() / "program.mjs"
         program.write_text(text, encoding="utf-8")
-        return self._execute((program,), url, home, {})
+        return self._execute((program,), url, home, {"OPENAI_API_KEY": "", recipe.key_name: "any"})
 
     def _execute(
         self, words: Sequence[str | Path], url: str, home: Path, environment: Mapping[str, str]
@@ -85,7 +95,7 @@ class Client:
                 "HOME": str(home),
                 "LANG": "C.UTF-8",
                 "HTTPS_PROXY": "http://127.0.0.1:9",
-                "OPENAI_API_KEY": "any",
+                "OPENAI_API_KEY": "any",  # the key of the recipes
                 "OPENAI_BASE_URL": f"{url}/v1",
                 "HF_HUB_OFFLINE": "1",
                 "LITELLM_LOCAL_MODEL_COST_MAP": "true",
@@ -138,7 +148,7 @@ def _run_to_end(registry: str, *words: str | Path) -> None:
 CLIENTS = (
     Client("openai_py.py", ("openai>=3.57", "pydantic>=2.12")),
     Client("openai_js.mjs", ("openai@>=6.49", "zod@>=4")),
-    Client("ai_sdk_js.mjs", ("ai@^6.0.326", "@ai-sdk/openai-compatible@^2.0.92", "zod@>=4")),
+    Client("ai_sdk_js.mjs", ("ai@^6.0.326", "@ai-sdk/openai-compatible@^2.0.92", "zod@>=4"), "ai-sdk"),
     Client("langchain_py.py", ("langchain-openai>=1.7.4", "langchain>=1.5", "langgraph>=1.2")),
     Client("litellm_py.py", ("litellm>=1.108.7",)),
     Client("litellm_proxy.py", ("litellm[proxy]>=1.108.7",)),
@@ -151,6 +161,6 @@ CLIENTS = (
     Client("llama_index_py.py", ("llama-index-llms-openai-like>=0.8.1",)),
     Client("dspy_py.py", ("dspy>=3.4.1",)),
     Client("llm_cli.py", ("llm>=0.36",)),
-    Client("interpreter_cli.py", ("open-interpreter>=0.4.3", "setuptools<81")),
+    Client("interpreter_cli.py", ("open-interpreter>=0.4.3", "setuptools<81"), "open-interpreter"),
     Client("lm_eval_cli.py", ("lm-eval[api]>=0.4.13", "transformers>=5")),
 )

@@ -1,27 +1,30 @@
-"""Real clients before a real ring of two ranks: each flow of each client, as its users run it."""
+"""Real clients before a real ring of two ranks: each flow of each client, as its users run it.
+
+The service wants the key of the recipes.
+"""
 
 from __future__ import annotations
 
 import json
-import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from config import REPOSITORY_ROOT as ROOT
 from config import load_settings
 from distributed.prepare import prepare
-from tests.clients.clients import CLIENTS
+from tests.clients.agents import KEY, RECIPES, fill_recipe
+from tests.clients.clients import CLIENTS, Client
 from tests.clients.script import RULES
 from tests.services.frontdoor_service import serving
 from tests.services.ring_service import RingService
 
 pytestmark = pytest.mark.long
 
-PAGE = (ROOT / "docs" / "clients.md").read_text("utf-8")
-BLOCKS = re.findall(r"^### ([\w-]+)(?:(?!^#).)*?```(python|js)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+MODEL = "scripted-script"
 FLOWS = [(client, flow) for client in CLIENTS for flow in client.flows()]
+WITH_PROGRAM = [client for client in CLIENTS if RECIPES[client.recipe_name].programs]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
     """The address of a scripted service with room for agents, and its model's folder."""
     folder = tmp_path_factory.mktemp("clients")
     (folder / "script.json").write_text(json.dumps(RULES))
+    (folder / "keys").write_text(f"{KEY}\n")
     values = {
+        "API_KEYS_FILE": str(folder / "keys"),
         "MODEL_REPO": f"scripted:{folder / 'script.json'}",
         "STATE_DIR": str(folder / "state"),
         "MAX_SEQUENCE_LENGTH": "auto",
@@ -47,10 +52,9 @@ def ran(
 ) -> dict[str, str]:
     """What came of each flow of a client."""
     url, model = service
-    found: dict[str, str] = request.param.run(
-        url, tmp_path_factory.mktemp("home"), {"MODEL": "scripted-script", "TOKENIZER": str(model)}
-    )
-    return found
+    client: Client = request.param
+    recipe, home = fill_recipe(client.recipe_name, url, MODEL), tmp_path_factory.mktemp("home")
+    return client.run(url, home, recipe, {"MODEL": MODEL, "TOKENIZER": str(model)})
 
 
 @pytest.mark.parametrize(
@@ -61,13 +65,17 @@ def test_a_client_works(ran: dict[str, str], flow: str) -> None:
     assert ran[flow] == ""
 
 
-@pytest.mark.parametrize(("name", "language", "text"), BLOCKS, ids=[f"{b[0]}-{b[1]}" for b in BLOCKS])
-def test_a_program_of_the_page_runs(
-    service: tuple[str, Path], tmp_path: Path, name: str, language: str, text: str
-) -> None:
+@pytest.mark.parametrize("client", WITH_PROGRAM, ids=lambda client: client.recipe_name)
+def test_a_program_of_the_page_runs(service: tuple[str, Path], tmp_path: Path, client: Client) -> None:
     """As it stands, with this service's address and model."""
-    driver = f"{name.replace('-', '_')}_{language[:2]}"
-    (client,) = [client for client in CLIENTS if client.name == driver]
-    ours = text.replace("http://127.0.0.1:8100", service[0]).replace("smollm2-135m", "scripted-script")
-    printed = client.run_text(ours, service[0], tmp_path)
+    url, _ = service
+    printed = client.run_program(fill_recipe(client.recipe_name, url, MODEL), url, tmp_path)
     assert "Paris" in printed or "Ada" in printed
+
+
+def test_the_pages_line_for_curl_works(service: tuple[str, Path]) -> None:
+    """With what this machine's curl makes of it."""
+    script = fill_recipe("curl", service[0], MODEL).script
+    assert (
+        "Paris" in subprocess.run(["bash", "-ec", script], capture_output=True, text=True, check=True).stdout
+    )
