@@ -36,7 +36,7 @@ class Client:
     Args:
         driver: a file of drivers/; in JavaScript the packages are npm's, else PyPI's.
         packages: with the oldest version that is known to work.
-        recipe: its name on the page; else the driver's.
+        recipe: its name on the page, if that differs from the driver's.
     """
 
     driver: str
@@ -59,20 +59,22 @@ class Client:
         """Return the names of the driver's flows."""
         return FLOW.findall((DRIVERS / self.driver).read_text("utf-8"))
 
-    def run(self, url: str, home: Path, recipe: Recipe, words: Mapping[str, str]) -> dict[str, str]:
+    def run(self, url: str, home: Path, recipe: Recipe | None, words: Mapping[str, str]) -> dict[str, str]:
         """Run all flows; return each name with its error, empty where it works.
 
         Args:
             recipe: the client's, for this service; drivers of commands take their settings from it.
             words: more environment variables.
         """
+        if recipe is not None:
+            said = json.dumps({"files": recipe.files, "script": recipe.script})
+            words = {"RECIPE": said, recipe.key_name: "any", **words}
         folder = self._install()
         if not self.is_python:  # modules are looked for beside the file
             for file in DRIVERS.glob("*.mjs"):
                 shutil.copy(file, folder)
         program = DRIVERS / "run.py" if self.is_python else folder / "run.mjs"
-        said = json.dumps({"files": recipe.files, "script": recipe.script})
-        printed = self._execute((program, self.name), url, home, {"RECIPE": said, **words})
+        printed = self._execute((program, self.name), url, home, words)
         found: dict[str, str] = json.loads(printed.splitlines()[-1])
         return found
 

@@ -3,7 +3,7 @@
 import json
 import os
 
-RECIPE = json.loads(os.environ["RECIPE"])  # docs/clients.md's, for this service
+RECIPE = json.loads(os.environ.get("RECIPE", "null"))  # docs/clients.md's, for this service
 URL = os.environ["OPENAI_BASE_URL"]
 MODEL = os.environ["MODEL"]
 CAPITAL = "What is the capital of France?"

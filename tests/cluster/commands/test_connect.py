@@ -39,9 +39,10 @@ def test_every_section_of_the_page_has_its_row() -> None:
 
 
 def test_tests_run_what_the_page_says_they_run() -> None:
-    """Each recipe that counts as tried by tests has a driver, and each driver's recipe counts so."""
+    """Each recipe that has a driver counts as tried by tests, and no other."""
     said = {name for name, recipe in RECIPES.items() if recipe.tried.startswith("by tests")}
-    assert said == {"curl", *(client.recipe_name for client in CLIENTS), *(each.recipe for each in AGENTS)}
+    drivers = {"curl", *(client.recipe_name for client in CLIENTS), *(each.recipe for each in AGENTS)}
+    assert said == drivers & RECIPES.keys()
 
 
 @every_recipe
