@@ -61,11 +61,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def ran(
     request: pytest.FixtureRequest, service: Served, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, str]:
-    """What came of each flow of a client; one with a recipe needs its key."""
+    """What came of each flow of a client; a command that takes its settings from a recipe needs the key."""
     client: Client = request.param
-    recipe, url = None, service.url
-    if client.recipe_name in RECIPES:
-        recipe, url = fill_recipe(client.recipe_name, service.locked_url, MODEL), service.locked_url
+    is_locked = client.recipe_name in RECIPES and client not in WITH_PROGRAM
+    url = service.locked_url if is_locked else service.url
+    recipe = fill_recipe(client.recipe_name, url, MODEL) if is_locked else None
     words = {"MODEL": MODEL, "TOKENIZER": str(service.model)}
     return client.run(url, tmp_path_factory.mktemp("home"), recipe, words)
 
