@@ -6,9 +6,9 @@ too long, the client gets a time-out, and its requests go on. When one choice fa
 """
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
-from typing import Protocol
 
 from fastapi import Request as HttpRequest
 from starlette.requests import ClientDisconnect
@@ -19,9 +19,8 @@ from frontdoor.accepting import Accepted
 from frontdoor.following import Event, Follower
 from frontdoor.http.errors import GenerationFailed, GenerationTimeout
 from frontdoor.http.events import (
-    COMMENT_END,
     COMMENT_SECONDS,
-    FIRST_COMMENT_SECONDS,
+    EVENT_STREAM,
     EventStream,
     comment_frame,
 )
@@ -30,23 +29,38 @@ from frontdoor.subscriptions import WatchGroup
 from spool import Result, SpoolUnavailable, TokenRecord
 
 
-class Renderer(Protocol):
+class Renderer(ABC):
     """Turns events into the frames of one API; `choice` is the place of the request among those accepted.
 
-    `ends_at_reset`: clients cannot discard tokens that they received. `is_quiet`: some of the API's readers
-    lose an answer that begins with a comment, so comments start only after a long silence.
+    `ends_at_reset`: clients cannot discard tokens that they received. `patience_seconds`: of silence until
+    the first comment; some readers lose an answer that begins with one.
     """
 
-    ends_at_reset: bool
-    is_quiet: bool
+    ends_at_reset = True
+    patience_seconds = COMMENT_SECONDS
+    media_type = EVENT_STREAM
+    comment_end = b""  # goes before the first frame after a comment
 
+    def opening(self) -> bytes:
+        """Return what a client gets as soon as its requests are accepted."""
+        return b""
+
+    @abstractmethod
     def tokens(self, choice: int, records: tuple[TokenRecord, ...]) -> bytes: ...
 
-    def reset(self, choice: int) -> bytes: ...
+    def reset(self, choice: int) -> bytes:
+        """Return the frames where the log lost tokens that were sent."""
+        return self.error(ServiceError("the log lost tokens that this stream had sent; retry the request"))
 
+    @abstractmethod
     def done(self, choice: int, result: Result) -> bytes: ...
 
+    @abstractmethod
     def error(self, error: ServiceError) -> bytes: ...
+
+    def silence(self, text: str) -> bytes:
+        """Return a frame without meaning, which keeps the connection open."""
+        return comment_frame(text)
 
 
 async def wait_for_results(front: FrontDoor, http: HttpRequest, accepted: Sequence[Accepted]) -> list[Result]:
@@ -77,16 +91,16 @@ async def wait_for_results(front: FrontDoor, http: HttpRequest, accepted: Sequen
 def stream_answer(
     front: FrontDoor, accepted: Sequence[Accepted], renderer: Renderer, *, start: int = 0
 ) -> EventStream:
-    """Answer with server-sent events: the renderer's frames, and comments during silence.
+    """Answer with a stream: the renderer's frames, and comments during silence.
 
     Args:
         start: the index of the first token to send.
     """
 
     async def frames(receive: Receive) -> AsyncGenerator[bytes, None]:
-        if not renderer.is_quiet:
-            yield comment_frame(f"accepted {accepted[0].id}")
-        patience = COMMENT_SECONDS if renderer.is_quiet else FIRST_COMMENT_SECONDS
+        opening, patience = renderer.opening(), renderer.patience_seconds
+        if opening:
+            yield opening
         owes_end = False
         async with (
             _watching(front, accepted, receive, with_tokens=True) as group,
@@ -96,12 +110,12 @@ def stream_answer(
                 frame = _render(front, accepted[choice].id, renderer, choice, event)
                 if not frame:  # no text yet: a character in several tokens
                     continue
-                yield COMMENT_END + frame if owes_end and event.is_news else frame
-                owes_end = renderer.is_quiet and not event.is_news
+                yield renderer.comment_end + frame if owes_end and event.is_news else frame
+                owes_end = not event.is_news
                 if event.is_reset and renderer.ends_at_reset:
                     return
 
-    return EventStream(frames)
+    return EventStream(frames, renderer.media_type)
 
 
 @asynccontextmanager
@@ -178,7 +192,7 @@ def _render(front: FrontDoor, request_id: str, renderer: Renderer, choice: int, 
         place = front.queue_estimate.place(request_id)
     except SpoolUnavailable:
         place = None
-    return comment_frame("working" if place is None else f"waiting, {place}")
+    return renderer.silence("working" if place is None else f"waiting, {place}")
 
 
 @contextmanager

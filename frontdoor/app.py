@@ -33,6 +33,7 @@ from frontdoor.ring_status import RingStatus
 from frontdoor.routes import (
     generate,
     health,
+    messages,
     metrics,
     openai_chat,
     openai_completions,
@@ -53,6 +54,7 @@ ROUTE_MODULES = (
     generate,
     openai_chat,
     openai_completions,
+    messages,
     requests,
     tokenize,
     openai_models,
@@ -142,7 +144,7 @@ def _layers(settings: Settings, keys: Keys, hosts: HostNames) -> list[Middleware
             allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],
             allow_private_network=True,  # Chrome requires it for a page from the Internet
-            expose_headers=["X-Request-Id", "Location", "Retry-After"],
+            expose_headers=["X-Request-Id", "Request-Id", "Location", "Retry-After"],
         )
         layers.insert(1, cors)
     return layers

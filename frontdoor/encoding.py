@@ -6,7 +6,7 @@ thread. Knows the tokenizer and the model's context; nothing of the spool.
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -39,6 +39,7 @@ class Draft:
     `default_max_tokens`: the answer's limit where the body names none; None: the rest of the context.
     `max_text_bytes`: the longest text, for routes with a limit in bytes. `tool_use`: set where the route
     splits the answer into calls, reasoning and text. `variables`: for the chat template.
+    `is_effort_optional`: a template that does not know the effort is used without it.
     """
 
     prompt: str | tuple[int, ...] | Sequence[Message]
@@ -49,6 +50,7 @@ class Draft:
     default_max_tokens: int | None = None
     max_text_bytes: int | None = None
     effort: str | None = None
+    is_effort_optional: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     tool_use: ToolUse | None = None
@@ -119,6 +121,8 @@ def _encode(front: FrontDoor, draft: Draft, owner: str | None) -> Prompt:
                 kept = usual
         return Prompt(chat.text, kept, chat.literals, chat.is_thinking)
     except EffortRefused as error:
+        if draft.is_effort_optional:
+            return _encode(front, replace(draft, effort=None), owner)
         raise InvalidRequest(str(error), param="reasoning_effort") from error
     except VariablesRefused as error:
         raise InvalidRequest(str(error), param="chat_template_kwargs") from error

@@ -16,7 +16,7 @@ import os
 import re
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,7 +146,9 @@ class KeptTurns:
         reasoning = self._tokenizer.formats.reasoning
         is_thinking = reasoning is not None and reasoning.is_open(prompt.text)
         reader = self._tokenizer.formats.reader(tools, is_thinking=is_thinking)
-        return _Kept(request, result) if _read_turn(reader, result.text) == _read_sent(turn) else None
+        defaults = {tool.name: _defaults_of(tool) for tool in tools}
+        is_same = _read_turn(reader, result.text, defaults) == _read_sent(turn, defaults)
+        return _Kept(request, result) if is_same else None
 
     def _is_usable(self, request: Request, result: Result) -> bool:
         """Whether the answer's tokens are its text: not where a stop string was cut off."""
@@ -170,7 +172,16 @@ def _hash(prompt: str, text: str) -> str:
     return hashlib.sha256(f"{prompt}\0{text.strip()}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _read_turn(reader: AnswerReader, text: str) -> tuple[str, list[tuple[str, Any]]]:
+def _defaults_of(tool: Tool) -> Turn:
+    """Return the defaults in a tool's schema; Claude Code 2.1 adds them to the calls that it sends back."""
+    properties = (tool.parameters or {}).get("properties")
+    parts = properties.items() if isinstance(properties, dict) else ()
+    return {name: part["default"] for name, part in parts if isinstance(part, dict) and "default" in part}
+
+
+def _read_turn(
+    reader: AnswerReader, text: str, defaults: Mapping[str, Turn]
+) -> tuple[str, list[tuple[str, Any]]]:
     """Return the text and the calls of an answer."""
     content, names, arguments = "", [], []
     for part in [*reader.add(text), *reader.finish()]:
@@ -182,20 +193,22 @@ def _read_turn(reader: AnswerReader, text: str) -> tuple[str, list[tuple[str, An
                 arguments.append("")
             case CallArguments(index, piece):
                 arguments[index] += piece
-    return content.strip(), [(name, _parsed(text)) for name, text in zip(names, arguments, strict=True)]
+    calls = zip(names, arguments, strict=True)
+    return content.strip(), [(name, _parsed(text, defaults.get(name, {}))) for name, text in calls]
 
 
-def _read_sent(turn: Turn) -> tuple[str, list[tuple[str, Any]]]:
+def _read_sent(turn: Turn, defaults: Mapping[str, Turn]) -> tuple[str, list[tuple[str, Any]]]:
     """Return the text and the calls of a turn that a client sends back."""
     functions = [call["function"] for call in turn.get("tool_calls") or ()]
-    calls = [(function["name"], _parsed(function["arguments"])) for function in functions]
+    calls = [(each["name"], _parsed(each["arguments"], defaults.get(each["name"], {}))) for each in functions]
     return (turn.get("content") or "").strip(), calls
 
 
-def _parsed(arguments: Any) -> Any:
-    if not isinstance(arguments, str):
-        return arguments
-    try:
-        return json.loads(arguments or "{}")
-    except (ValueError, RecursionError):
-        return arguments
+def _parsed(arguments: Any, defaults: Turn) -> Any:
+    """Return the arguments of a call, with the defaults of those that are missing."""
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except (ValueError, RecursionError):
+            return arguments
+    return {**defaults, **arguments} if isinstance(arguments, dict) else arguments

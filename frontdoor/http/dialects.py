@@ -7,6 +7,7 @@
 Clients misread errors in another API's form. Pure: knows paths, nothing of routes.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -14,15 +15,32 @@ Value = TypeVar("Value")
 ErrorWriter = Callable[[int, Mapping[str, Any]], dict[str, Any]]
 
 NOT_SERVED = {
-    "/v1/messages": "the Anthropic Messages API",
     "/v1/responses": "the OpenAI Responses API",
     "/api": "Ollama's API",
 }
+NO_THREADS = "thread_unsupported_request"  # anthropic 2.14's tool runner then sends all messages instead
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
     404: "not_found_error", 408: "timeout_error", 413: "request_too_large", 429: "rate_limit_error",
     500: "api_error", 503: "overloaded_error", 504: "timeout_error", 507: "overloaded_error",
 }  # fmt: skip
+_ANTHROPIC_WORDS = [
+    (re.compile(pattern), words)
+    for pattern, words in (
+        (
+            r"This model's maximum context length is (\d+) tokens\. However, your messages resulted in "
+            r"((?:at least )?\d+) tokens, and the answer needs one or more\.",
+            r"prompt is too long: \2 tokens > \1 maximum.",
+        ),
+        (r"'response_format': json_schema\.schema", "output_config.format.schema"),
+        (r"'tools': (\[\d+\])\.function\.parameters", r"tools\1.input_schema"),
+        (r"'tools': (\[\d+\])\.function", r"tools\1"),
+        (r"\[(\d+)\]", r".\1"),
+        (r"unknown field '([\w.]+)'", r"\1: Extra inputs are not permitted"),
+        (r"'([\w.]+)' is required", r"\1: Field required"),
+        (r"(^|; )'([\w.]+)': ", r"\1\2: "),
+    )
+]
 
 
 def error_body(path: str, status: int, body: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -44,7 +62,16 @@ def _of_path(path: str, by_prefix: Mapping[str, Value]) -> Value | None:
 def _as_anthropic(status: int, error: Mapping[str, Any]) -> dict[str, Any]:
     fallback = "invalid_request_error" if status < 500 else "api_error"
     kind = _ANTHROPIC_TYPES.get(status, fallback)
-    return {"type": "error", "error": {"type": kind, "message": error["message"]}}
+    said = {"type": kind, "message": _in_anthropics_words(error["message"])}
+    details = {"details": {"error_code": NO_THREADS}} if error["code"] == NO_THREADS else {}
+    return {"type": "error", "error": {**said, **details}}
+
+
+def _in_anthropics_words(message: str) -> str:
+    """Say it as its clients know it: Claude Code 2.1 does without a field that is not permitted."""
+    for pattern, words in _ANTHROPIC_WORDS:
+        message = pattern.sub(words, message)
+    return message
 
 
 def _as_ollama(_status: int, error: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Server-sent events: writes frames, and sends them as a streamed answer.
+"""Streamed answers: writes frames of server-sent events, and sends the frames of any form one by one.
 
 Knows framing only; the routes write the frames' content.
 """
@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from frontdoor.http.scope import notes
 
+EVENT_STREAM = "text/event-stream"
 FIRST_COMMENT_SECONDS = 1.0  # then a comment shows the place in the queue
 COMMENT_SECONDS = 10.0
 # Readers that strip each piece (vllm bench serve) read a comment as the beginning of the following data; this
@@ -43,10 +44,10 @@ def to_json(value: Any) -> str:
 class EventStream(Response):
     """Sends frames one by one; `frames` makes them from the connection's receive channel."""
 
-    media_type = "text/event-stream"
-
-    def __init__(self, frames: Callable[[Receive], AsyncGenerator[bytes, None]]) -> None:
-        self.status_code = 200
+    def __init__(
+        self, frames: Callable[[Receive], AsyncGenerator[bytes, None]], media_type: str = EVENT_STREAM
+    ) -> None:
+        self.status_code, self.media_type = 200, media_type
         self.background = None
         self._frames = frames
         # no-cache and X-Accel-Buffering stop proxies from buffering tokens

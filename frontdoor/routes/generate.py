@@ -13,11 +13,11 @@ from fastapi.responses import JSONResponse, Response
 from config import Settings
 from config.errors import ServiceError
 from frontdoor.accepting import Accepted, accept
-from frontdoor.answering import stream_answer, wait_for_results
+from frontdoor.answering import Renderer, stream_answer, wait_for_results
 from frontdoor.encoding import Draft, in_worker
 from frontdoor.http.bodies import BodyRoute, json_body, read_json
 from frontdoor.http.errors import InvalidRequest, body_of
-from frontdoor.http.events import data_frame, to_json
+from frontdoor.http.events import FIRST_COMMENT_SECONDS, comment_frame, data_frame, to_json
 from frontdoor.logprobs import chat_logprobs, has_logprobs
 from frontdoor.schemas import GenerateBody
 from frontdoor.state import FrontDoor, caller, front_door
@@ -42,7 +42,9 @@ async def generate(http: HttpRequest) -> Response:
                 front.disconnects.client_returned(each.id)  # a retry that does not wait any more
         return accepted_response(front, accepted)
     if body.stream:
-        return stream_answer(front, accepted, NativeRenderer(texts, num_choices=len(accepted)))
+        return stream_answer(
+            front, accepted, NativeRenderer(texts, accepted[0].id, num_choices=len(accepted))
+        )
     results = await wait_for_results(front, http, accepted)
 
     def write() -> JSONResponse:
@@ -118,17 +120,20 @@ def answer(result: Result, texts: Detokenizer) -> dict[str, Any]:
     return answered
 
 
-class NativeRenderer:
+class NativeRenderer(Renderer):
     """Writes events as `token`, `reset`, `done` and `error`.
 
     The id of a token event is the token's index. With several choices events have no id, but their choice.
     """
 
     ends_at_reset = False
-    is_quiet = False
+    patience_seconds = FIRST_COMMENT_SECONDS
 
-    def __init__(self, texts: Detokenizer, *, num_choices: int = 1) -> None:
-        self._texts, self._is_alone = texts, num_choices == 1
+    def __init__(self, texts: Detokenizer, first_id: str, *, num_choices: int = 1) -> None:
+        self._texts, self._first_id, self._is_alone = texts, first_id, num_choices == 1
+
+    def opening(self) -> bytes:
+        return comment_frame(f"accepted {self._first_id}")
 
     def tokens(self, choice: int, records: tuple[TokenRecord, ...]) -> bytes:
         return b"".join(self._token(choice, record) for record in records)

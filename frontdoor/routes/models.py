@@ -1,5 +1,9 @@
-"""GET /v1/models and /v1/models/{id}: the served model and its aliases, all with the same root."""
+"""GET /v1/models and /v1/models/{id}: the served model and its aliases, all with the same root.
 
+Models and their list have the fields of OpenAI's form and of Anthropic's.
+"""
+
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter
@@ -15,8 +19,10 @@ router = APIRouter(prefix="/v1/models")
 async def list_models(http: HttpRequest) -> dict[str, Any]:
     """List the models."""
     front = front_door(http)
-    names = (front.model_name, *front.settings.model_alias_list)
-    return {"object": "list", "data": [_model(front, name) for name in dict.fromkeys(names) if name != "*"]}
+    given = dict.fromkeys((front.model_name, *front.settings.model_alias_list))
+    names = [name for name in given if name != "*"]
+    page = {"has_more": False, "first_id": names[0], "last_id": names[-1]}
+    return {"object": "list", "data": [_model(front, name) for name in names], **page}
 
 
 @router.get("/{name:path}")
@@ -36,4 +42,8 @@ def _model(front: FrontDoor, name: str) -> dict[str, Any]:
         "owned_by": "local",
         "root": front.public_model_repo,
         "max_model_len": front.context.max_tokens,
+        "type": "model",
+        "display_name": name,
+        "created_at": datetime.fromtimestamp(int(front.started_unix), UTC).isoformat(),
+        "max_input_tokens": front.context.max_tokens,
     }

@@ -15,11 +15,11 @@ from msgspec.structs import replace
 
 from config.errors import ServiceError
 from frontdoor.accepting import Accepted, accept
-from frontdoor.answering import stream_answer, wait_for_results
+from frontdoor.answering import Renderer, stream_answer, wait_for_results
 from frontdoor.encoding import Draft, in_worker
 from frontdoor.http.bodies import read_json
 from frontdoor.http.errors import Cancelled, InvalidRequest, body_of
-from frontdoor.http.events import data_frame, to_json
+from frontdoor.http.events import COMMENT_END, data_frame, to_json
 from frontdoor.logprobs import has_logprobs
 from frontdoor.schemas import OpenAIFields, StreamOptions
 from frontdoor.state import FrontDoor, caller, front_door
@@ -137,11 +137,10 @@ def count_usage(num_prompt_tokens: int, num_answer_tokens: int) -> dict[str, int
     }
 
 
-class ChunkRenderer:
+class ChunkRenderer(Renderer):
     """Writes events as OpenAI chunks."""
 
-    ends_at_reset = True
-    is_quiet = True
+    comment_end = COMMENT_END
 
     def __init__(
         self,
@@ -168,9 +167,6 @@ class ChunkRenderer:
         written = [part for record in records for part in self._writers[choice].tokens((record,))]
         # Without text the opening goes out as well: the client sees that its answer has begun.
         return self._chunks(self._opening(choice) + written)
-
-    def reset(self, choice: int) -> bytes:
-        return self.error(ServiceError("the log lost tokens that this stream had sent; retry the request"))
 
     def done(self, choice: int, result: Result) -> bytes:
         if result.finish_reason == "cancelled":

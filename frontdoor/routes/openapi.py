@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
+from frontdoor.dialects.anthropic_bodies import CountTokensBody, MessagesBody
 from frontdoor.schemas import ChatBody, CompletionBody, DetokenizeBody, GenerateBody, TokenizeBody
 
 REF_TEMPLATE = "#/components/schemas/{model}"
@@ -13,7 +14,8 @@ REF_TEMPLATE = "#/components/schemas/{model}"
 def describe(app: FastAPI) -> dict[str, Any]:
     """Return the description of an app with the schemas of its bodies."""
     description = FastAPI.openapi(app)
-    bodies = (GenerateBody, ChatBody, CompletionBody, TokenizeBody, DetokenizeBody)
+    ours = (GenerateBody, TokenizeBody, DetokenizeBody)
+    bodies = (*ours, ChatBody, CompletionBody, MessagesBody, CountTokensBody)
     modes = [(body, "validation") for body in bodies]
     _, definitions = models_json_schema(modes, ref_template=REF_TEMPLATE)  # type: ignore[arg-type]
     description.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])

@@ -65,7 +65,9 @@ async def stream_request(http: HttpRequest, request_id: str) -> EventStream:
     start = first_index(http.headers.get("last-event-id"), http.query_params.get("from"))
     found = find_owned(front.spool, request_id, owner=owner_of(http))
     accepted = Accepted(found.id, found.seed, found.created_unix, is_asker=False, is_first=False)
-    return stream_answer(front, [accepted], NativeRenderer(front.tokenizer.detokenizer), start=start)
+    return stream_answer(
+        front, [accepted], NativeRenderer(front.tokenizer.detokenizer, accepted.id), start=start
+    )
 
 
 def first_index(last_event_id: str | None, from_index: str | None) -> int:

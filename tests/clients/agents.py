@@ -190,7 +190,16 @@ AIDER = Agent(
     edits=("", "It prints hello.\n\nhello.py\n```\ndef greet():\n    print('hello')\n```\n"),
     num_turns_before=3,  # an example that it shows the model
 )
-AGENTS = (OPENCODE, QWEN_CODE, CONTINUE, CLINE, AIDER)
+CLAUDE_CODE = Agent(
+    name="claude",
+    package="@anthropic-ai/claude-code@2.1.197",
+    recipe="claude-code",
+    arguments=("--output-format", "json", "--permission-mode", "acceptEdits", "--print"),
+    environment={"DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"},
+    reads=("Read", {"file_path": "$file"}),
+    edits=("Edit", {"file_path": "$file", "old_string": "'hi'", "new_string": "'hello'"}),
+)
+AGENTS = (OPENCODE, QWEN_CODE, CONTINUE, CLINE, AIDER, CLAUDE_CODE)
 
 
 def make_rules(agent: Agent, file: Path, task: str, final: str) -> list[dict[str, Any]]:

@@ -99,6 +99,8 @@ class Client:
                 "HTTPS_PROXY": "http://127.0.0.1:9",
                 "OPENAI_API_KEY": "any",  # the key of the recipes
                 "OPENAI_BASE_URL": f"{url}/v1",
+                "ANTHROPIC_API_KEY": "any",
+                "ANTHROPIC_BASE_URL": url,
                 "HF_HUB_OFFLINE": "1",
                 "LITELLM_LOCAL_MODEL_COST_MAP": "true",
                 "LLM_USER_PATH": str(home / "llm"),
@@ -151,6 +153,9 @@ CLIENTS = (
     Client("openai_py.py", ("openai>=3.57", "pydantic>=2.12")),
     Client("openai_js.mjs", ("openai@>=6.49", "zod@>=4")),
     Client("ai_sdk_js.mjs", ("ai@^6.0.326", "@ai-sdk/openai-compatible@^2.0.92", "zod@>=4"), "ai-sdk"),
+    Client("anthropic_py.py", ("anthropic>=2.14", "pydantic>=2.12")),
+    Client("ai_sdk_anthropic_js.mjs", ("ai@^6.0.326", "@ai-sdk/anthropic@^3.0.140", "zod@>=4")),
+    Client("langchain_anthropic_py.py", ("langchain-anthropic>=1.7", "langchain>=1.5")),
     Client("langchain_py.py", ("langchain-openai>=1.7.4", "langchain>=1.5", "langgraph>=1.2")),
     Client("litellm_py.py", ("litellm>=1.108.7",)),
     Client("litellm_proxy.py", ("litellm[proxy]>=1.108.7",)),

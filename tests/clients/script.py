@@ -26,10 +26,11 @@ def tool(name: str) -> str:
 ASK, ANSWER = 'print(get_weather(city="Paris"))', f'final_answer("{SUNNY}")'
 STRUCTURED = '"thought": "I will proceed'  # an example in smolagents' prompt
 RULES: list[dict[str, Any]] = [
-    # Typed output by a tool: of pydantic-ai, of instructor (and its partial one), langchain and llama-index.
+    # Typed output by a tool: of pydantic-ai, of instructor (and its partial one), langchain and llama-index,
+    # and of the AI SDK before Anthropic's API.
     *(
         {"anywhere": tool(name), "when": "Ada", "say": call(name, ADA)}
-        for name in ("final_result", "PartialPerson", "Person")
+        for name in ("final_result", "PartialPerson", "Person", "json")
     ),
     # smolagents: its tool for the answer; code within JSON; code.
     {"anywhere": tool("final_answer"), "when": "sunny", "say": call("final_answer", {"answer": SUNNY})},

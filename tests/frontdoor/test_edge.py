@@ -44,7 +44,7 @@ def test_a_key_is_required_on_every_route_that_is_not_open(service: Service) -> 
             answer = service.http.request(method, path, headers=headers)
             assert (answer.status_code == 401) == (not is_open), (method, path)
             if not is_open:
-                assert answer.json()["error"]["code"] == "invalid_api_key"
+                assert "API key" in answer.text
                 assert answer.headers["www-authenticate"] == "Bearer"
     assert service.http.get("/nothing").status_code == 401
     assert service.http.get("/openapi.json").status_code == 401
@@ -67,9 +67,8 @@ def test_another_host_name_is_refused_on_every_route(service: Service) -> None:
     for method, path in routes(service):
         answer = service.http.request(method, path, headers={**OWN_PAGE, "Host": "evil.com"})
         assert answer.status_code == 400, (method, path)
-        message = answer.json()["error"]["message"]
-        assert "Host header 'evil.com'" in message
-        assert "ALLOWED_HOSTS" in message
+        assert "Host header 'evil.com'" in answer.text
+        assert "ALLOWED_HOSTS" in answer.text
 
 
 LOCAL_HOSTS = (
@@ -136,7 +135,7 @@ def test_another_origin_is_refused_on_every_route(service: Service) -> None:
         for origin in ("https://evil.com", "null", "http://localhost.evil.com", "http://["):
             answer = service.http.request(method, path, headers={**OWN_PAGE, "Origin": origin})
             assert answer.status_code == 403, (method, path)
-            assert answer.json()["error"]["code"] == "forbidden_origin"
+            assert "add its origin to CORS_ORIGINS" in answer.text
         for origin in (own, "https://friend.example"):
             answer = service.http.request(method, path, headers={**OWN_PAGE, "Origin": origin})
             assert answer.status_code != 403, (method, path)

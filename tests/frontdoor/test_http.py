@@ -13,7 +13,7 @@ from tests.services.frontdoor_service import Service, connect, events
 BODY = b'{"prompt": "hi", "max_tokens": 6}'
 STREAM = b'{"prompt": "hi", "max_tokens": 6, "stream": true}'
 CHAT = b'{"messages": [{"role": "user", "content": "hi"}], "max_tokens": 6, "stream": true}'
-CHANGING = {b"date", b"x-request-id", b"transfer-encoding", b"connection"}
+CHANGING = {b"date", b"x-request-id", b"request-id", b"transfer-encoding", b"connection"}
 
 
 def send(service: Service, head: str, body: bytes = b"") -> tuple[bytes, dict[bytes, bytes], bytes]:
@@ -172,7 +172,7 @@ LARGE = b"x" * 20_000_000
 @pytest.mark.parametrize(
     ("path", "content_type", "status"),
     [
-        ("/v1/messages", "application/json", 404),
+        ("/v1/embeddings", "application/json", 404),
         ("/v1/models", "application/json", 405),
         ("/generate", "text/plain", 415),
         ("/generate", "application/json", 413),

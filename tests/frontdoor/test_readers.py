@@ -152,6 +152,7 @@ def test_comments_of_a_long_silence_lose_no_data(
 ) -> None:
     """They come regularly, before and between data; readers that strip pieces lose no data."""
     monkeypatch.setattr("frontdoor.answering.COMMENT_SECONDS", 0.01)
+    monkeypatch.setattr("frontdoor.answering.Renderer.patience_seconds", 0.01)
     monkeypatch.setattr("frontdoor.queue_estimate.MAX_LISTING_AGE_SECONDS", 0.0)
     held = {
         **body,
@@ -181,6 +182,7 @@ def test_comments_of_a_long_silence_lose_no_data(
 def test_the_openai_client_reads_past_comments(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """The empty comment that ends one is a comment to it."""
     monkeypatch.setattr("frontdoor.answering.COMMENT_SECONDS", 0.01)
+    monkeypatch.setattr("frontdoor.answering.Renderer.patience_seconds", 0.01)
     service.start_over(max_open=0)
     with (
         openai.OpenAI(base_url=f"{service.url}/v1", api_key="any", max_retries=0) as client,

@@ -123,7 +123,7 @@ def test_a_log_that_was_cut_is_a_reset(service: Service) -> None:
 
 def test_comments_carry_the_place_in_the_queue(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """Position and, once the ring's rate is known, an estimate; the 202 and GET have them as well."""
-    monkeypatch.setattr("frontdoor.answering.FIRST_COMMENT_SECONDS", 0.01)
+    monkeypatch.setattr("frontdoor.routes.generate.NativeRenderer.patience_seconds", 0.01)
     monkeypatch.setattr("frontdoor.queue_estimate.MAX_LISTING_AGE_SECONDS", 0.0)
     monkeypatch.setattr("frontdoor.answering.COMMENT_SECONDS", 0.01)
     service.start_over(max_open=0)

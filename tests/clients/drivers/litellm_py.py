@@ -1,5 +1,6 @@
 """litellm as a library. Its proxy is a driver of its own."""
 
+import asyncio
 import json
 
 import litellm
@@ -65,6 +66,17 @@ def json_schema():
 def provider_hosted_vllm():
     service = {**SERVICE, "model": f"hosted_vllm/{MODEL}"}
     assert litellm.completion(messages=USER, **service).choices[0].message.content == CAPITAL_ANSWER
+
+
+def anthropic_bridge():
+    """To Anthropic's route, and from litellm's own one of that form."""
+    service = {"api_base": URL.removesuffix("/v1"), "api_key": "any", "model": f"anthropic/{MODEL}"}
+    assert litellm.completion(messages=USER, **service).choices[0].message.content == CAPITAL_ANSWER
+    chunks = list(litellm.completion(messages=ASK_WEATHER, tools=[TOOL], stream=True, **service))
+    (call,) = litellm.stream_chunk_builder(chunks).choices[0].message.tool_calls
+    assert json.loads(call.function.arguments) == {"city": "Paris"}
+    message = asyncio.run(litellm.anthropic.messages.acreate(messages=USER, max_tokens=99, **service))
+    assert message["content"][0]["text"] == CAPITAL_ANSWER
 
 
 def text_completion():

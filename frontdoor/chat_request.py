@@ -1,0 +1,59 @@
+"""Turns a chat into a draft, and makes the reader of its answer.
+
+`ChatBody` is the internal form of a chat: the adapters of other APIs translate their bodies to it
+(`make_chat`). Knows nothing of how an answer comes about.
+"""
+
+import json
+from typing import Any
+
+from pydantic import ValidationError
+
+from frontdoor.accepting import Accepted
+from frontdoor.chat_answer import ChatAnswer
+from frontdoor.encoding import Draft
+from frontdoor.http.bodies import explain
+from frontdoor.schemas import ChatBody
+from frontdoor.state import FrontDoor
+from frontdoor.tools import make_tool_use
+
+
+def make_chat(fields: dict[str, Any]) -> ChatBody:
+    """Make a chat of its fields, as OpenAI's clients would send them; those that are None are left out.
+
+    Raises:
+        InvalidRequest: a field is wrong.
+    """
+    given = {name: value for name, value in fields.items() if value is not None}
+    try:
+        return ChatBody.model_validate_json(json.dumps(given))
+    except ValidationError as error:
+        raise explain(error) from None
+
+
+def make_draft(body: ChatBody) -> Draft:
+    """Turn a chat into a draft.
+
+    Raises:
+        InvalidRequest: a tool is demanded that does not exist.
+    """
+    return Draft(
+        prompt=body.messages,
+        prompt_field="messages",
+        sampling=body,
+        effort=body.reasoning_effort,
+        logprobs=body.num_alternatives,
+        tool_use=make_tool_use(body.tools, body.tool_choice, is_parallel=body.parallel_tool_calls),
+        variables=body.chat_template_kwargs,
+    )
+
+
+def make_answer(front: FrontDoor, draft: Draft, accepted: Accepted) -> ChatAnswer:
+    """Make the reader of an accepted request's answer."""
+
+    def keep(text: str) -> None:
+        if accepted.prompt is not None:
+            front.kept_turns.note(accepted.id, accepted.prompt, text)
+
+    reader = front.tokenizer.formats.reader(draft.tools, is_thinking=accepted.is_thinking)
+    return ChatAnswer(accepted.id, reader, keep)
