@@ -39,6 +39,7 @@ from frontdoor.routes import (
     openai_completions,
     page,
     requests,
+    responses,
     tokenize,
 )
 from frontdoor.routes import models as openai_models
@@ -55,6 +56,7 @@ ROUTE_MODULES = (
     openai_chat,
     openai_completions,
     messages,
+    responses,
     requests,
     tokenize,
     openai_models,

@@ -5,6 +5,7 @@
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,9 +14,12 @@ from frontdoor.accepting import Accepted
 from frontdoor.chat_answer import ChatAnswer
 from frontdoor.encoding import Draft
 from frontdoor.http.bodies import explain
+from frontdoor.request_lookup import find, may_see
 from frontdoor.schemas import ChatBody
 from frontdoor.state import FrontDoor
 from frontdoor.tools import make_tool_use
+from prompts.formats import Tool
+from spool import Result
 
 
 def make_chat(fields: dict[str, Any]) -> ChatBody:
@@ -46,6 +50,24 @@ def make_draft(body: ChatBody) -> Draft:
         tool_use=make_tool_use(body.tools, body.tool_choice, is_parallel=body.parallel_tool_calls),
         variables=body.chat_template_kwargs,
     )
+
+
+def earlier_answer(
+    front: FrontDoor, request_id: str, owner: str, tools: Sequence[Tool]
+) -> tuple[ChatAnswer, Result] | None:
+    """Return a finished answer and its reader; None: it does not exist, or belongs to another key.
+
+    Args:
+        tools: of the request, which the spool does not have.
+    """
+    found = find(front.spool, request_id)
+    request = front.spool.read_request(request_id) if found is not None else None
+    if found is None or request is None or found.result is None or not may_see(found, owner):
+        return None
+    reasoning = front.tokenizer.formats.reasoning
+    is_thinking = reasoning is not None and reasoning.is_open(request.text or "")
+    reader = front.tokenizer.formats.reader(tools, is_thinking=is_thinking)
+    return ChatAnswer(request_id, reader, lambda _: None), found.result
 
 
 def make_answer(front: FrontDoor, draft: Draft, accepted: Accepted) -> ChatAnswer:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from frontdoor.http.errors import NotFound
 from spool import CorruptRequest, Request, Result, Spool, State
 
-_ID = re.compile(r"(?:chatcmpl-|cmpl-|msg_)?([0-9a-f]{32})")
+_ID = re.compile(r"(?:chatcmpl-|cmpl-|msg_|resp_)?([0-9a-f]{32})")
 _NUM_TRIES = 3  # it may end between two reads
 
 

@@ -15,7 +15,6 @@ Value = TypeVar("Value")
 ErrorWriter = Callable[[int, Mapping[str, Any]], dict[str, Any]]
 
 NOT_SERVED = {
-    "/v1/responses": "the OpenAI Responses API",
     "/api": "Ollama's API",
 }
 NO_THREADS = "thread_unsupported_request"  # anthropic 2.14's tool runner then sends all messages instead

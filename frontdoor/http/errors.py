@@ -46,7 +46,7 @@ _HEADERS = {
     409: _DO_NOT_RETRY,
     504: _DO_NOT_RETRY,
 }
-SERVED = "/generate, /v1/chat/completions, /v1/completions and /v1/models"
+SERVED = "/generate, /v1/chat/completions, /v1/completions, /v1/responses and /v1/models"
 
 log = logging.getLogger(__name__)
 

@@ -22,14 +22,20 @@ async def answer_in_dialect(
     http: HttpRequest,
     model: type[DialectModel],
     make_renderer: Callable[[DialectModel, Asked], DialectRenderer],
+    complete: Callable[[DialectModel], DialectModel] | None = None,
 ) -> Response:
     """Read the body, accept its request, and answer.
+
+    Args:
+        complete: replaces what a body refers to; it may take long.
 
     Raises:
         ServiceError: the handler writes it in the form of the path's API (frontdoor/http/dialects.py).
     """
     front = front_door(http)
     body = await read_json(http, model, max_bytes=front.settings.max_body_bytes)
+    if complete is not None:
+        body = await in_worker(front, complete, body)
     draft = await in_worker(front, body.draft)
     accepted = (await accept(front, [draft], caller=caller(http)))[0]
     asked = Asked(accepted, make_answer(front, draft, accepted), front.model_name)

@@ -199,7 +199,22 @@ CLAUDE_CODE = Agent(
     reads=("Read", {"file_path": "$file"}),
     edits=("Edit", {"file_path": "$file", "old_string": "'hi'", "new_string": "'hello'"}),
 )
-AGENTS = (OPENCODE, QWEN_CODE, CONTINUE, CLINE, AIDER, CLAUDE_CODE)
+CODEX = Agent(
+    name="codex",
+    package="@openai/codex@0.171.0",
+    recipe="codex",
+    arguments=("exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"),
+    reads=("exec_command", {"cmd": "cat $file"}),
+    # Without a tool for it, codex offers the command apply_patch.
+    edits=(
+        "exec_command",
+        {
+            "cmd": "apply_patch <<'EOF'\n*** Begin Patch\n*** Update File: $file\n@@ def greet():\n"
+            "-    print('hi')\n+    print('hello')\n*** End Patch\nEOF"
+        },
+    ),
+)
+AGENTS = (OPENCODE, QWEN_CODE, CONTINUE, CLINE, AIDER, CLAUDE_CODE, CODEX)
 
 
 def make_rules(agent: Agent, file: Path, task: str, final: str) -> list[dict[str, Any]]:

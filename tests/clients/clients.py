@@ -153,6 +153,7 @@ CLIENTS = (
     Client("openai_py.py", ("openai>=3.57", "pydantic>=2.12")),
     Client("openai_js.mjs", ("openai@>=6.49", "zod@>=4")),
     Client("ai_sdk_js.mjs", ("ai@^6.0.326", "@ai-sdk/openai-compatible@^2.0.92", "zod@>=4"), "ai-sdk"),
+    Client("ai_sdk_openai_js.mjs", ("ai@^6.0.326", "@ai-sdk/openai@^3.0.141", "zod@>=4")),
     Client("anthropic_py.py", ("anthropic>=2.14", "pydantic>=2.12")),
     Client("ai_sdk_anthropic_js.mjs", ("ai@^6.0.326", "@ai-sdk/anthropic@^3.0.140", "zod@>=4")),
     Client("langchain_anthropic_py.py", ("langchain-anthropic>=1.7", "langchain>=1.5")),

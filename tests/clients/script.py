@@ -24,6 +24,7 @@ def tool(name: str) -> str:
 
 
 ASK, ANSWER = 'print(get_weather(city="Paris"))', f'final_answer("{SUNNY}")'
+LOOK = call("get_weather", {"city": "Paris"})
 STRUCTURED = '"thought": "I will proceed'  # an example in smolagents' prompt
 RULES: list[dict[str, Any]] = [
     # Typed output by a tool: of pydantic-ai, of instructor (and its partial one), langchain and llama-index,
@@ -46,7 +47,8 @@ RULES: list[dict[str, Any]] = [
     {"anywhere": "Your input fields", "when": "capital of France", "say": "[[ ## answer ## ]]\nParis\n"},
     # All others.
     {"when": "sunny", "say": SUNNY},
-    {"anywhere": tool("get_weather"), "when": WEATHER, "say": call("get_weather", {"city": "Paris"})},
+    {"anywhere": tool("get_weather"), "when": "Speak first", "say": f"I look.\n{LOOK}"},
+    {"anywhere": tool("get_weather"), "when": WEATHER, "say": LOOK},
     {"when": "Ada", "say": json.dumps(ADA)},
     {"when": "capital of France", "say": "The capital of France is Paris."},
 ]

@@ -15,7 +15,16 @@ import pytest
 
 from config import load_settings
 from distributed.prepare import prepare
-from tests.clients.agents import AGENTS, CLAUDE_CODE, CONTINUE, KEY, RECIPES, Agent, make_rules
+from tests.clients.agents import (
+    AGENTS,
+    CLAUDE_CODE,
+    CODEX,
+    CONTINUE,
+    KEY,
+    RECIPES,
+    Agent,
+    make_rules,
+)
 from tests.services.frontdoor_service import serving
 from tests.services.ring_service import RingService
 
@@ -90,7 +99,7 @@ def first_prompt(agent: Agent, state: Path) -> int:
     return int(lengths[-1 if agent.reads is None else -3])
 
 
-@pytest.mark.parametrize("agent", [CONTINUE, CLAUDE_CODE], ids=lambda agent: agent.name)
+@pytest.mark.parametrize("agent", [CONTINUE, CLAUDE_CODE, CODEX], ids=lambda agent: agent.name)
 def test_an_agent_does_not_notice_that_all_ranks_die(agent: Agent, tmp_path: Path) -> None:
     """Killed in the middle of an answer, the ring comes back and continues it on the same stream."""
     with make_workplace(agent, tmp_path, pause_us=50_000) as place, ThreadPoolExecutor(1) as threads:

@@ -18,6 +18,7 @@ POSTS: dict[str, dict[str, Any]] = {
     "/generate": {"prompt": "hi"},
     "/v1/completions": {"prompt": "hi"},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+    "/v1/responses": {"input": "hi"},
 }
 JSON, FORM = "application/json", "application/x-www-form-urlencoded"
 

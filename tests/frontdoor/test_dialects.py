@@ -18,7 +18,7 @@ from spool import IdempotencyConflict
 from tests.services.frontdoor_service import Service, make_settings, serving_app
 
 ANTHROPIC = ("/v1/messages/x", "/v1/messages/batches", "/v1/messages/batches/x")
-OPENAI = ("/v1/responses", "/v1/responses/resp_1", "/v1/embeddings", "/nothing", "/apis", "/v1/messagesx")
+OPENAI = ("/v1/responses/resp_1", "/v1/embeddings", "/nothing", "/apis", "/v1/messagesx")
 OLLAMA = ("/api", "/api/chat", "/api/tags", "/api/generate")
 KEYS = "mine\n"
 KEY = {"Authorization": "Bearer mine"}
@@ -78,8 +78,6 @@ def test_a_served_api_asks_for_a_key_in_its_shape(service: Service) -> None:
 @pytest.mark.parametrize(
     ("path", "name"),
     [
-        ("/v1/responses", "OpenAI Responses API"),
-        ("/responses", "OpenAI Responses API"),
         ("/api/chat", "Ollama's API"),
     ],
 )
@@ -90,8 +88,6 @@ def test_an_api_that_is_not_served_says_so(service: Service, path: str, name: st
     assert f"does not serve the {name}" in answer.text or f"does not serve {name}" in answer.text
     assert "/v1/chat/completions" in answer.text
     assert "model_not_found" not in answer.text
-    if "responses" in path:
-        assert answer.json()["error"]["code"] == "api_not_served"
 
 
 def test_an_api_that_is_served_is_no_longer_named() -> None:

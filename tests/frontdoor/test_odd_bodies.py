@@ -27,6 +27,20 @@ TURNS = [
     {"role": "tool", "tool_call_id": CALL["id"], "content": "wet"},
     {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}},
 ]
+FLAT = [
+    {"type": "function", **TOOL["function"]},  # type: ignore[dict-item]
+    {"type": "custom", "name": "g", "format": {"type": "grammar", "definition": "start: /a/"}},
+    {"type": "web_search"},
+]
+ITEMS = [
+    {"role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+    {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "r"}]},
+    {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "a"}]},
+    {"type": "function_call", "call_id": CALL["id"], "name": "f", "arguments": '{"a":[1]}'},
+    {"type": "custom_tool_call", "call_id": "c", "name": "g", "input": "a"},
+    {"type": "function_call_output", "call_id": CALL["id"], "output": [{"type": "text", "text": "wet"}]},
+    {"type": "custom_tool_call_output", "call_id": "c", "output": "wet"},
+]
 SAMPLING = {
     "max_tokens": 2,
     "stop": ["z"],
@@ -57,6 +71,24 @@ BODIES: list[tuple[str, dict[str, Any]]] = [
     (
         "/generate",
         {**SAMPLING, "prompt": "a", "priority": 1, "raw": True, "structured_outputs": {"choice": ["a"]}},
+    ),
+    (
+        "/v1/responses",
+        {"max_output_tokens": 2, "input": ITEMS, "tools": FLAT, "tool_choice": FLAT[0], "top_logprobs": 2},
+    ),
+    (
+        "/v1/responses",
+        {
+            "max_output_tokens": 2,
+            "input": "a",
+            "instructions": "b",
+            "text": {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA, "strict": True}},
+            "reasoning": {"effort": "none", "summary": "auto"},
+            "include": ["message.output_text.logprobs"],
+            "metadata": {"a": "b"},
+            "parallel_tool_calls": False,
+            "stream_options": {"include_obfuscation": False},
+        },
     ),
     ("/tokenize", {"messages": TURNS, "tools": [TOOL], "return_token_strs": True}),
     ("/tokenize", {"prompt": "a", "add_special_tokens": False}),

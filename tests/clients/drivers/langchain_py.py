@@ -6,6 +6,7 @@ from pydantic import BaseModel
 from things import ADA, CAPITAL, CAPITAL_ANSWER, MODEL, PERSON, WEATHER, WEATHER_ANSWER, get_weather
 
 llm = ChatOpenAI(model=MODEL, max_retries=0)
+by_responses = ChatOpenAI(model=MODEL, max_retries=0, use_responses_api=True)
 
 
 class Person(BaseModel):
@@ -68,4 +69,25 @@ def agent_streamed():
         create_agent(llm, [get_weather]).stream({"messages": [("user", WEATHER)]}, stream_mode="messages")
     )
     text = "".join(chunk.content for chunk, _ in steps if chunk.type == "AIMessageChunk")
+    assert text.endswith(WEATHER_ANSWER)
+
+
+def responses():
+    assert by_responses.invoke(CAPITAL).text == CAPITAL_ANSWER
+
+
+def responses_structured_output():
+    assert by_responses.with_structured_output(Person).invoke(PERSON) == Person(**ADA)
+
+
+def responses_agent():
+    ended = create_agent(by_responses, [get_weather]).invoke({"messages": [("user", WEATHER)]})
+    assert ended["messages"][-1].text == WEATHER_ANSWER
+
+
+def responses_agent_streamed():
+    steps = create_agent(by_responses, [get_weather]).stream(
+        {"messages": [("user", WEATHER)]}, stream_mode="messages"
+    )
+    text = "".join(chunk.text for chunk, _ in steps if chunk.type == "AIMessageChunk")
     assert text.endswith(WEATHER_ANSWER)

@@ -8,6 +8,7 @@ from things import (
     ADA,
     ASK_PERSON,
     ASK_WEATHER,
+    CAPITAL,
     CAPITAL_ANSWER,
     MODEL,
     PERSON_SCHEMA,
@@ -91,3 +92,25 @@ def too_long():
     except litellm.ContextWindowExceededError:
         return
     raise AssertionError("no error")
+
+
+def responses():
+    assert litellm.responses(input=CAPITAL, **SERVICE).output_text == CAPITAL_ANSWER
+
+
+def responses_stream():
+    events = list(litellm.responses(input=CAPITAL, stream=True, **SERVICE))
+    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == CAPITAL_ANSWER
+
+
+def responses_bridge():
+    """A chat that litellm sends to the Responses API."""
+    service = {**SERVICE, "model": f"openai/responses/{MODEL}"}
+    messages = list(ASK_WEATHER)
+    answer = litellm.completion(messages=messages, tools=[TOOL], **service).choices[0].message
+    (call,) = answer.tool_calls
+    result = get_weather(**json.loads(call.function.arguments))
+    messages += [answer, {"role": "tool", "tool_call_id": call.id, "content": result}]
+    last = litellm.completion(messages=messages, tools=[TOOL], **service)
+    assert last.choices[0].message.content == WEATHER_ANSWER

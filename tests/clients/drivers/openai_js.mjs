@@ -1,7 +1,7 @@
 // The official client for JavaScript.
 import assert from "node:assert";
 import OpenAI from "openai";
-import { zodResponseFormat, zodFunction } from "openai/helpers/zod";
+import { zodFunction, zodResponseFormat, zodTextFormat } from "openai/helpers/zod";
 import { z } from "zod";
 import * as things from "./things.mjs";
 
@@ -55,4 +55,39 @@ export async function runToolsStreamed() {
     stream: true,
   });
   assert.equal(await running.finalContent(), things.WEATHER_ANSWER);
+}
+
+export async function responses() {
+  const answer = await client.responses.create({ model, input: things.CAPITAL });
+  assert.equal(answer.output_text, things.CAPITAL_ANSWER);
+}
+
+export async function responsesStreamHelper() {
+  const running = client.responses.stream({ model, input: things.CAPITAL });
+  let text = "";
+  running.on("response.output_text.delta", (event) => (text += event.delta));
+  assert.equal((await running.finalResponse()).output_text, things.CAPITAL_ANSWER);
+  assert.equal(text, things.CAPITAL_ANSWER);
+}
+
+export async function responsesParse() {
+  const text = { format: zodTextFormat(Person, "person") };
+  const answer = await client.responses.parse({ model, input: things.PERSON, text });
+  assert.deepEqual(answer.output_parsed, things.ADA);
+}
+
+export async function responsesTools() {
+  const parameters = {
+    type: "object",
+    properties: { city: { type: "string" } },
+    required: ["city"],
+    additionalProperties: false,
+  };
+  const tools = [{ type: "function", name: "get_weather", parameters, strict: true }];
+  const input = [{ role: "user", content: things.WEATHER }];
+  const answer = await client.responses.stream({ model, input, tools }).finalResponse();
+  const [call] = answer.output;
+  const output = things.getWeather(JSON.parse(call.arguments).city);
+  input.push(...answer.output, { type: "function_call_output", call_id: call.call_id, output });
+  assert.equal((await client.responses.create({ model, input, tools })).output_text, things.WEATHER_ANSWER);
 }

@@ -9,10 +9,13 @@ from things import (
     ADA,
     ASK_PERSON,
     ASK_WEATHER,
+    CAPITAL,
     CAPITAL_ANSWER,
     MODEL,
+    PERSON,
     TOOL,
     USER,
+    WEATHER,
     WEATHER_ANSWER,
     get_weather,
 )
@@ -124,6 +127,50 @@ def several_answers():
 def completions():
     answer = client.completions.create(model=MODEL, prompt=["The capital of France is", "Ada"], max_tokens=4)
     assert len(answer.choices) == 2
+
+
+def responses():
+    answer = client.responses.create(model=MODEL, input=CAPITAL, instructions="Be brief.")
+    assert (answer.output_text, answer.status) == (CAPITAL_ANSWER, "completed")
+    assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
+
+
+def responses_stream():
+    events = list(client.responses.create(model=MODEL, input=CAPITAL, stream=True))
+    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == CAPITAL_ANSWER
+    assert (events[0].type, events[-1].type) == ("response.created", "response.completed")
+
+
+def responses_stream_helper():
+    with client.responses.stream(model=MODEL, input=PERSON, text_format=Person) as events:
+        kinds = {event.type for event in events}
+        assert events.get_final_response().output_parsed == Person(**ADA)
+    assert {"response.output_text.delta", "response.output_text.done"} <= kinds
+
+
+def responses_parse():
+    answer = client.responses.parse(model=MODEL, input=PERSON, text_format=Person)
+    assert answer.output_parsed == Person(**ADA)
+
+
+def responses_tools():
+    """The answer's items go back as they came."""
+    tools = [{"type": "function", **TOOL["function"]}]
+    items = [{"role": "user", "content": WEATHER}]
+    answer = client.responses.create(model=MODEL, input=items, tools=tools)
+    (call,) = answer.output
+    result = get_weather(**json.loads(call.arguments))
+    items += [*answer.output, {"type": "function_call_output", "call_id": call.call_id, "output": result}]
+    assert client.responses.create(model=MODEL, input=items, tools=tools).output_text == WEATHER_ANSWER
+
+
+def responses_errors():
+    failed = None
+    try:
+        client.responses.create(model=MODEL, input=CAPITAL, previous_response_id="resp_1")
+    except openai.BadRequestError as error:
+        failed = error
+    assert failed is not None and failed.code == "previous_response_not_found"
 
 
 def models():

@@ -4,16 +4,26 @@ import asyncio
 
 from pydantic import BaseModel
 from pydantic_ai import Agent, NativeOutput, PromptedOutput
-from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 from things import ADA, CAPITAL, CAPITAL_ANSWER, MODEL, PERSON, URL, WEATHER, WEATHER_ANSWER, get_weather
 
-model = OpenAIChatModel(MODEL, provider=OpenAIProvider(base_url=URL, api_key="any"))
+provider = OpenAIProvider(base_url=URL, api_key="any")
+model = OpenAIChatModel(MODEL, provider=provider)
+by_responses = OpenAIResponsesModel(MODEL, provider=provider)
 
 
 class Person(BaseModel):
     name: str
     age: int
+
+
+def _stream(agent):
+    async def ask():
+        async with agent.run_stream(WEATHER) as answer:
+            return await answer.get_output()
+
+    return asyncio.run(ask())
 
 
 def text():
@@ -25,11 +35,7 @@ def agent():
 
 
 def agent_streamed():
-    async def ask():
-        async with Agent(model, tools=[get_weather]).run_stream(WEATHER) as answer:
-            return await answer.get_output()
-
-    assert asyncio.run(ask()) == WEATHER_ANSWER
+    assert _stream(Agent(model, tools=[get_weather])) == WEATHER_ANSWER
 
 
 def typed():
@@ -42,3 +48,19 @@ def typed_native():
 
 def typed_prompted():
     assert Agent(model, output_type=PromptedOutput(Person)).run_sync(PERSON).output == Person(**ADA)
+
+
+def responses_agent():
+    assert Agent(by_responses, tools=[get_weather]).run_sync(WEATHER).output == WEATHER_ANSWER
+
+
+def responses_agent_streamed():
+    assert _stream(Agent(by_responses, tools=[get_weather])) == WEATHER_ANSWER
+
+
+def responses_typed():
+    assert Agent(by_responses, output_type=Person).run_sync(PERSON).output == Person(**ADA)
+
+
+def responses_typed_native():
+    assert Agent(by_responses, output_type=NativeOutput(Person)).run_sync(PERSON).output == Person(**ADA)
