@@ -21,7 +21,6 @@ from config.context_length import read_model_tokens
 from frontdoor import NAME, VERSION
 from frontdoor.disconnects import Disconnects
 from frontdoor.http.auth import Gate, Keys
-from frontdoor.http.dialects import NOT_SERVED
 from frontdoor.http.edge import Edge
 from frontdoor.http.errors import install_error_handler
 from frontdoor.http.hosts import HostNames
@@ -35,6 +34,7 @@ from frontdoor.routes import (
     health,
     messages,
     metrics,
+    ollama,
     openai_chat,
     openai_completions,
     page,
@@ -57,6 +57,7 @@ ROUTE_MODULES = (
     openai_completions,
     messages,
     responses,
+    ollama,
     requests,
     tokenize,
     openai_models,
@@ -136,7 +137,7 @@ def _layers(settings: Settings, keys: Keys, hosts: HostNames) -> list[Middleware
     paths = [route.path for route in routes if isinstance(route, APIRoute)]
     origins = frozenset(origin.lower() for origin in settings.cors_origin_list)
     layers = [
-        Middleware(Edge, hosts=hosts, v1_names=names_behind_v1([*paths, *NOT_SERVED])),
+        Middleware(Edge, hosts=hosts, v1_names=names_behind_v1(paths)),
         Middleware(Gate, keys=keys, origins=origins),
     ]
     if origins:

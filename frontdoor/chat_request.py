@@ -6,9 +6,9 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from frontdoor.accepting import Accepted
 from frontdoor.chat_answer import ChatAnswer
@@ -18,8 +18,10 @@ from frontdoor.request_lookup import find, may_see
 from frontdoor.schemas import ChatBody
 from frontdoor.state import FrontDoor
 from frontdoor.tools import make_tool_use
-from prompts.formats import Tool
+from prompts.formats import AnswerReader, Tool
 from spool import Result
+
+BodyModel = TypeVar("BodyModel", bound=BaseModel)
 
 
 def make_chat(fields: dict[str, Any]) -> ChatBody:
@@ -28,9 +30,18 @@ def make_chat(fields: dict[str, Any]) -> ChatBody:
     Raises:
         InvalidRequest: a field is wrong.
     """
+    return make_body(ChatBody, fields)
+
+
+def make_body(model: type[BodyModel], fields: dict[str, Any]) -> BodyModel:
+    """Make a body of its fields, as clients would send them; those that are None are left out.
+
+    Raises:
+        InvalidRequest: a field is wrong.
+    """
     given = {name: value for name, value in fields.items() if value is not None}
     try:
-        return ChatBody.model_validate_json(json.dumps(given))
+        return model.model_validate_json(json.dumps(given))
     except ValidationError as error:
         raise explain(error) from None
 
@@ -71,11 +82,13 @@ def earlier_answer(
 
 
 def make_answer(front: FrontDoor, draft: Draft, accepted: Accepted) -> ChatAnswer:
-    """Make the reader of an accepted request's answer."""
+    """Make the reader of an accepted request's answer; without `tool_use` all of it is content."""
 
     def keep(text: str) -> None:
         if accepted.prompt is not None:
             front.kept_turns.note(accepted.id, accepted.prompt, text)
 
+    if draft.tool_use is None:
+        return ChatAnswer(accepted.id, AnswerReader(None), lambda _: None)
     reader = front.tokenizer.formats.reader(draft.tools, is_thinking=accepted.is_thinking)
     return ChatAnswer(accepted.id, reader, keep)

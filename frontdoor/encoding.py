@@ -93,6 +93,24 @@ def _is_short(draft: Draft, prompt: str | Sequence[Message]) -> bool:
     return not has_calls and sum(len(text) for message in prompt for text in message.texts()) <= LONG_TEXT
 
 
+def with_suffix(front: FrontDoor, prompt: str | tuple[int, ...], suffix: str | None) -> str | tuple[int, ...]:
+    """Return the prompt, or the token ids that ask for what comes between it and the suffix.
+
+    Raises:
+        InvalidRequest: the model, or this prompt, cannot have a suffix.
+    """
+    if not suffix:
+        return prompt
+    if isinstance(prompt, str) and (ids := front.tokenizer.encode_fill_in(prompt, suffix)) is not None:
+        return tuple(ids)
+    what = (
+        "this model has no tokens for text between"
+        if isinstance(prompt, str)
+        else "prompts of token ids have no"
+    )
+    raise InvalidRequest(f"{what} 'prompt' and 'suffix'", param="suffix")
+
+
 async def in_worker(front: FrontDoor, call: Callable[..., Answer], *arguments: Any) -> Answer:
     """Run a call that may take long beside the event loop."""
     return await asyncio.get_running_loop().run_in_executor(front.workers, call, *arguments)

@@ -3,8 +3,9 @@
 Clients send the whole chat back, with tool calls in their own JSON. Rendered again, such a turn has other
 tokens than the model wrote, and the KV of the earlier request matches only up to there. So where a chat goes
 on from an answer of this service, its prompt begins with the tokens of that earlier prompt and answer. The
-answer is found by the ids of its tool calls, or by its text. It counts only if its owner asks, the turn is
-unchanged, and the chat before it renders as it did then; otherwise the chat is rendered as usual.
+answer is found by the ids of its tool calls, or by its text where they are not ours: Ollama's clients send
+none. It counts only if its owner asks, the turn is unchanged, and the chat before it renders as it did then;
+otherwise the chat is rendered as usual.
 
 Knows the spool and the tokenizer; nothing of HTTP.
 """
@@ -56,12 +57,11 @@ class KeptTurns:
 
     def note(self, request_id: str, prompt: str, text: str) -> None:
         """Remember an answer by its prompt and its text, without reasoning and tool calls."""
-        if text.strip():
-            key = _hash(prompt, text)
-            self._ids.pop(key, None)  # the newest is last; each step is safe beside other threads
-            self._ids[key] = request_id
-            if len(self._ids) > MAX_ANSWERS:
-                self._ids.popitem(last=False)
+        key = _hash(prompt, text)
+        self._ids.pop(key, None)  # the newest is last; each step is safe beside other threads
+        self._ids[key] = request_id
+        if len(self._ids) > MAX_ANSWERS:
+            self._ids.popitem(last=False)
 
     def scan(self) -> None:
         """Remember the newest answers of an earlier process."""
@@ -129,9 +129,9 @@ class KeptTurns:
         Where a client wrote what looks like a control token, the same text can be another prompt.
         """
         calls = turn.get("tool_calls") or ()
-        if calls:
-            match = _CALL_ID.fullmatch(str(calls[0].get("id")))
-            request_id = match[1] if match is not None else None
+        match = _CALL_ID.fullmatch(str(calls[0].get("id"))) if calls else None
+        if match is not None:
+            request_id: str | None = match[1]
         else:
             request_id = self._ids.get(_hash(prompt.text, turn.get("content") or ""))
         if request_id is None:

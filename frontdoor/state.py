@@ -85,7 +85,7 @@ class Caller:
 
     `request_id` is new for each HTTP request; `received_unix` is the arrival of its first bytes.
     `may_return`: a disconnected client can return to its request, so there is a grace time; clients of /v1
-    without an Idempotency-Key cannot.
+    and /api without an Idempotency-Key cannot.
     """
 
     owner: str
@@ -110,7 +110,7 @@ def caller(http: Request) -> Caller:
     left = notes(http.scope)
     http_id = left["request_id"]
     request_id = http_id if left["is_request_id_new"] else make_id()
-    may_return = key is not None or not http.scope["path"].startswith("/v1/")
+    may_return = key is not None or not http.scope["path"].startswith(("/v1/", "/api/"))
     return Caller(left["owner"], http_id, request_id, left["received_unix"], key, may_return)
 
 

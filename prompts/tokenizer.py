@@ -80,6 +80,7 @@ class PromptTokenizer:
         self._tokenizer.no_padding()
         self._knows_calls = "tool_calls" in (template or "")
         described = json.loads(data)
+        self.chat_template = template
         self._special = named_tokens(config)
         self.formats = self._find_formats(config, tool_format)
         self.end_token_ids = end_token_ids(
@@ -108,6 +109,18 @@ class PromptTokenizer:
     @property
     def has_chat_template(self) -> bool:
         return self._template is not None
+
+    @property
+    def can_fill_in(self) -> bool:
+        """Whether the model has tokens for the text between two others."""
+        return self._fill_in is not None
+
+    def can_set_effort(self, effort: str) -> bool:
+        """Whether the chat template has a variable for a reasoning effort."""
+        try:
+            return self._template is not None and bool(effort_variables(self._template, effort))
+        except EffortRefused:
+            return False
 
     def least_tokens(self, text: str) -> int:
         """Return a lower bound of a text's tokens without tokenizing it: to refuse far too long texts."""

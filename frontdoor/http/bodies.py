@@ -6,7 +6,7 @@ Knows nothing of the body's meaning.
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
@@ -18,6 +18,7 @@ from starlette.types import Scope
 from frontdoor.http.errors import BodyTooLarge, BodyTooSlow, InvalidRequest, UnsupportedMediaType
 from frontdoor.http.scope import header
 
+JSON_TYPE = "application/json"
 BODY_TIMEOUT_SECONDS = 30.0
 LONG_BODY_BYTES = 16384  # a thread reads longer bodies, so that other clients need not wait
 MAX_NAMED_PROBLEMS = 3
@@ -33,14 +34,19 @@ class BodyRoute(APIRoute):
         return self.endpoint
 
 
-async def read_json(http: Request, model: type[BodyModel], *, max_bytes: int) -> BodyModel:
+async def read_json(
+    http: Request, model: type[BodyModel], *, max_bytes: int, types: Collection[str] = (JSON_TYPE,)
+) -> BodyModel:
     """Read and check the body.
+
+    Args:
+        types: how it may be declared; the empty string allows no Content-Type.
 
     Raises:
         InvalidRequest, UnsupportedMediaType, BodyTooLarge, BodyTooSlow: answered by the error handler.
         ClientDisconnect: the client has left.
     """
-    _check_declared_type(http.scope)
+    _check_declared_type(http.scope, types)
     body = await _read_in_time(http, max_bytes)
     if len(body) > LONG_BODY_BYTES:
         return await asyncio.to_thread(_parse, body, model)
@@ -75,9 +81,9 @@ def explain(error: ValidationError) -> InvalidRequest:
     return InvalidRequest("; ".join(named), param=_path(problems[0]["loc"]) or None)
 
 
-def _check_declared_type(scope: Scope) -> None:
+def _check_declared_type(scope: Scope, types: Collection[str]) -> None:
     media_type = (header(scope, b"content-type") or "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
+    if media_type not in types:
         given = f"is declared as {media_type[:MAX_SHOWN]!r}" if media_type else "has no Content-Type"
         raise UnsupportedMediaType(
             f"the body {given}: send the header Content-Type: application/json (curl: --json instead of -d, "

@@ -12,11 +12,12 @@
 
 Closing instead of reading the rest would reset the connection, and the client would lose its answer. A
 client that shuts its write side looks like one that left, until a write to the latter fails. So the
-connection writes bytes without meaning now and then: "100 Continue" before an answer, and an empty comment in
-a stream. HTTP/1.0 has no such bytes before an answer, so there a client that shuts its write side counts as
-gone: proxies that speak HTTP/1.0 close their connection when their own client leaves. The connection also
-notes the arrival of each request's first bytes (scope.py). Uses uvicorn 0.54's HttpToolsProtocol and
-RequestResponseCycle. Knows nothing of routes.
+connection writes bytes without meaning now and then: "100 Continue" before an answer, an empty comment in a
+stream of events, and in another stream a few zeros, with which the length of the next chunk begins. HTTP/1.0
+has no such bytes before an answer, so there a client that shuts its write side counts as gone: proxies that
+speak HTTP/1.0 close their connection when their own client leaves. The connection also notes the arrival of
+each request's first bytes (scope.py). Uses uvicorn 0.54's HttpToolsProtocol and RequestResponseCycle. Knows
+nothing of routes.
 """
 
 import asyncio
@@ -49,6 +50,7 @@ NUM_TURNED_AWAY = 32
 MAX_DROPPED_BYTES = 64 * 2**20  # of a body after its answer, for HEADER_TIMEOUT_SECONDS
 FIRST_PROBE_SECONDS = 0.05
 PROBE_SECONDS = 0.3  # a client that is gone is noticed within twice this time
+MAX_ZEROS = 4  # curl and Go take chunk lengths of up to 16 digits
 UPGRADING = frozenset({b"connection", b"upgrade", b"http2-settings"})
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class Connection(HttpToolsProtocol):
         self._header_timer: asyncio.TimerHandle | None = None
         self._num_header_bytes = 0
         self._num_dropped_bytes = 0
+        self._num_zeros = 0
         self._is_in_body = False
         self._closes_after_body = False
         self._read_unix = 0.0
@@ -190,6 +193,9 @@ class Connection(HttpToolsProtocol):
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         elif self.scope["state"].get("is_event_stream"):
             self.transport.write(b"3\r\n:\n\n\r\n" if cycle.chunked_encoding else b":\n\n")
+        elif cycle.chunked_encoding and self._num_zeros < MAX_ZEROS:
+            self._num_zeros += 1
+            self.transport.write(b"0")  # the next chunk's length begins with it
         self.loop.call_later(next_seconds, self._probe, PROBE_SECONDS)
 
     def _is_over_limit(self, num_more: int) -> bool:

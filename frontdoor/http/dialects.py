@@ -1,4 +1,4 @@
-"""Maps a path to its API, writes errors in that API's form, and names known APIs that are not served.
+"""Maps a path to its API, and writes errors in that API's form.
 
     /v1/messages     Anthropic   {"type": "error", "error": {"type", "message"}}
     /api             Ollama      {"error": "…"}
@@ -14,9 +14,6 @@ from typing import Any, TypeVar
 Value = TypeVar("Value")
 ErrorWriter = Callable[[int, Mapping[str, Any]], dict[str, Any]]
 
-NOT_SERVED = {
-    "/api": "Ollama's API",
-}
 NO_THREADS = "thread_unsupported_request"  # anthropic 2.14's tool runner then sends all messages instead
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
@@ -46,11 +43,6 @@ def error_body(path: str, status: int, body: Mapping[str, Any]) -> Mapping[str, 
     """Write an error in the form of this path's API; `body` is the OpenAI form, which most APIs use."""
     write = _of_path(path, _WRITERS)
     return body if write is None else write(status, body["error"])
-
-
-def api_not_served(path: str) -> str | None:
-    """Return the name of a path's API, if it is known and not served."""
-    return _of_path(path, NOT_SERVED)
 
 
 def _of_path(path: str, by_prefix: Mapping[str, Value]) -> Value | None:

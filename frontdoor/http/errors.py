@@ -7,8 +7,7 @@
     │   ├── Unauthorized                401 invalid_api_key
     │   ├── ForbiddenOrigin             403 forbidden_origin
     │   ├── NotFound                    404 not_found
-    │   │   ├── ModelNotFound           404 model_not_found
-    │   │   └── ApiNotServed            404 api_not_served
+    │   │   └── ModelNotFound           404 model_not_found
     │   ├── MethodNotAllowed            405 method_not_allowed
     │   ├── BadHttp                     400 bad_http
     │   ├── BodyTooSlow                 408 body_too_slow
@@ -37,7 +36,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from config.errors import SOON_SECONDS, ServiceError
-from frontdoor.http.dialects import api_not_served, error_body
+from frontdoor.http.dialects import error_body
 
 _DO_NOT_RETRY = {"x-should-retry": "false"}  # OpenAI's clients would retry these
 _HEADERS = {
@@ -77,12 +76,6 @@ class NotFound(InvalidRequest):
 
 class ModelNotFound(NotFound):
     code = "model_not_found"
-
-
-class ApiNotServed(NotFound):
-    """The path belongs to a known API that this server does not serve."""
-
-    code = "api_not_served"
 
 
 class MethodNotAllowed(InvalidRequest):
@@ -195,12 +188,9 @@ def internal_error() -> ServiceError:
     return ServiceError("internal error; ./launch.sh logs shows the details")
 
 
-def from_http_exception(exception: HTTPException, path: str) -> ServiceError:
+def from_http_exception(exception: HTTPException) -> ServiceError:
     """Translate the router's own exceptions (no route, wrong method)."""
     if exception.status_code == 404:
-        api = api_not_served(path)
-        if api is not None:
-            return ApiNotServed(f"this server does not serve {api}; it serves {SERVED}")
         return NotFound(f"no such path; this server serves {SERVED}; GET / lists the endpoints")
     if exception.status_code == 405:
         return MethodNotAllowed("method not allowed on this path; GET / lists the endpoints")
@@ -215,7 +205,7 @@ def install_error_handler(app: FastAPI) -> None:
     async def handle(http: Request, exception: Exception) -> Response:
         path = http.scope["path"]
         if isinstance(exception, HTTPException):
-            response = error_response(from_http_exception(exception, path), path)
+            response = error_response(from_http_exception(exception), path)
             response.headers.update(exception.headers or {})
             if response.headers.get("allow") == "GET":
                 response.headers["allow"] = "GET, HEAD"

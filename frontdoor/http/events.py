@@ -54,7 +54,7 @@ class EventStream(Response):
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        notes(scope)["is_event_stream"] = True
+        notes(scope)["is_event_stream"] = self.media_type == EVENT_STREAM
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async with aclosing(self._frames(receive)) as frames:
             async for frame in frames:

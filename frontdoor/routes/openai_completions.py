@@ -10,7 +10,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
 from frontdoor.accepting import Accepted
-from frontdoor.encoding import Draft
+from frontdoor.encoding import Draft, with_suffix
 from frontdoor.http.bodies import BodyRoute, json_body
 from frontdoor.http.errors import InvalidRequest
 from frontdoor.logprobs import completion_logprobs
@@ -50,7 +50,7 @@ def read_body(front: FrontDoor, body: CompletionBody) -> Asked:
     texts = front.tokenizer.detokenizer
     drafts = [
         Draft(
-            prompt=_with_suffix(front, prompt, body.suffix),
+            prompt=with_suffix(front, prompt, body.suffix),
             sampling=body,
             logprobs=body.logprobs,
             prompt_logprobs=body.logprobs if with_prompt else None,
@@ -65,22 +65,6 @@ def read_body(front: FrontDoor, body: CompletionBody) -> Asked:
         return CompletionWriter(index, texts, shown, has_answer=has_answer)
 
     return Asked(drafts, num_choices, make_writer, has_answer)
-
-
-def _with_suffix(
-    front: FrontDoor, prompt: str | tuple[int, ...], suffix: str | None
-) -> str | tuple[int, ...]:
-    """Return the prompt, or the token ids that ask for what comes between it and the suffix."""
-    if not suffix:
-        return prompt
-    if isinstance(prompt, str) and (ids := front.tokenizer.encode_fill_in(prompt, suffix)) is not None:
-        return tuple(ids)
-    what = (
-        "this model has no tokens for text between"
-        if isinstance(prompt, str)
-        else "prompts of token ids have no"
-    )
-    raise InvalidRequest(f"{what} 'prompt' and 'suffix'", param="suffix")
 
 
 class CompletionWriter:

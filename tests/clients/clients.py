@@ -170,5 +170,9 @@ CLIENTS = (
     Client("dspy_py.py", ("dspy>=3.4.1",)),
     Client("llm_cli.py", ("llm>=0.36",)),
     Client("interpreter_cli.py", ("open-interpreter>=0.4.3", "setuptools<81"), "open-interpreter"),
+    Client("ollama_py.py", ("ollama>=0.6.3",)),
+    Client("ollama_js.mjs", ("ollama@>=0.6.4",)),
+    Client("langchain_ollama_py.py", ("langchain-ollama>=1.1", "langchain>=1.5", "langgraph>=1.2")),
+    Client("llm_ollama_cli.py", ("llm>=0.36", "llm-ollama>=0.19")),
     Client("lm_eval_cli.py", ("lm-eval[api]>=0.4.13", "transformers>=5")),
 )

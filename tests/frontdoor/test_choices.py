@@ -218,6 +218,10 @@ def test_suffix_asks_for_the_text_between(tmp_path: Path) -> None:
             "/detokenize", json={"tokens": [before_prefix, a, before_suffix, b, before_answer]}
         ).json()["prompt"]
         assert names_of == "<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>"
+        by_ollama = {"model": "model", "prompt": "a", "suffix": "b", "stream": False}
+        assert service.http.post("/api/generate", json=by_ollama).status_code == 200
+        assert service.engine.claimed[-1].token_ids == service.engine.claimed[-2].token_ids
+        assert "insert" in service.http.post("/api/show", json={"model": "model"}).json()["capabilities"]
 
 
 def test_tokenize_counts_as_a_request_does(service: Service) -> None:

@@ -135,7 +135,7 @@ def test_another_origin_is_refused_on_every_route(service: Service) -> None:
         for origin in ("https://evil.com", "null", "http://localhost.evil.com", "http://["):
             answer = service.http.request(method, path, headers={**OWN_PAGE, "Origin": origin})
             assert answer.status_code == 403, (method, path)
-            assert "add its origin to CORS_ORIGINS" in answer.text
+            assert "CORS_ORIGINS" in answer.text
         for origin in (own, "https://friend.example"):
             answer = service.http.request(method, path, headers={**OWN_PAGE, "Origin": origin})
             assert answer.status_code != 403, (method, path)

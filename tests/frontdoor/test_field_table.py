@@ -65,6 +65,7 @@ BY_HAND = {
     ),
     **dict.fromkeys(
         (
+            "MessagesBody.thread",
             "ResponsesBody.response_format",
             "ResponsesBody.previous_response_id",
             "ResponsesBody.conversation",

@@ -85,6 +85,30 @@ def text_completion():
     assert litellm.text_completion(prompt="The capital of France is", max_tokens=4, **service).choices[0].text
 
 
+def provider_ollama_chat():
+    """By Ollama's API: whole, streamed, a schema, and a tool with its result."""
+    service = {"model": f"ollama_chat/{MODEL}", "api_base": URL.removesuffix("/v1"), "max_tokens": 200}
+    assert litellm.completion(messages=USER, **service).choices[0].message.content == CAPITAL_ANSWER
+    chunks = litellm.completion(messages=USER, stream=True, **service)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == CAPITAL_ANSWER
+    wanted = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON_SCHEMA}}
+    answer = litellm.completion(messages=ASK_PERSON, response_format=wanted, **service)
+    assert json.loads(answer.choices[0].message.content) == ADA
+    answer = litellm.completion(messages=ASK_WEATHER, tools=[TOOL], **service).choices[0]
+    (call,) = answer.message.tool_calls
+    assert answer.finish_reason == "tool_calls"
+    result = get_weather(**json.loads(call.function.arguments))
+    turns = [answer.message, {"role": "tool", "tool_call_id": call.id, "content": result}]
+    last = litellm.completion(messages=[*ASK_WEATHER, *turns], tools=[TOOL], **service)
+    assert last.choices[0].message.content == WEATHER_ANSWER
+
+
+def provider_ollama():
+    """By /api/generate."""
+    service = {"model": f"ollama/{MODEL}", "api_base": URL.removesuffix("/v1")}
+    assert litellm.completion(messages=USER, **service).choices[0].message.content.strip()
+
+
 def too_long():
     """The error has the class that makes a router take another model."""
     try:
