@@ -34,8 +34,9 @@ ROUTES: dict[str, dict[str, Any]] = {
     "/api/chat": {"model": "tiny", "messages": USER, "stream": False},
     "/api/generate": {"model": "tiny", "prompt": "hi", "stream": False},
 }
+HINTS: dict[str, Any] = {"truncation": "auto", "stream_options": {}}  # hints that may not hold anything
 NO_EFFECT = ("NoEffectFields", "Hints")  # ends of names of classes
-# What becomes of fields that may hold anything, where no class and no annotation says it.
+# What becomes of fields where no class and no annotation says it; those that may hold anything must be here.
 BY_HAND = {
     **dict.fromkeys(
         (
@@ -56,6 +57,8 @@ BY_HAND = {
             "Thinking.display",
             "ResponsesBody.client_metadata",
             "ResponsesBody.max_tool_calls",
+            "ResponsesBody.stream_options",
+            "ResponsesBody.truncation",
             "ReasoningOptions.summary",
             "ReasoningOptions.generate_summary",
             "ReasoningOptions.context",
@@ -104,7 +107,11 @@ def judge_fields(body: type[BaseModel], place: str = "") -> dict[str, str]:
         path = place + (field.alias or name)
         found[path] = _judge(body, name)
         if inner := _find_inner(field.annotation):
-            found |= judge_fields(inner, f"{path}.")
+            members = judge_fields(inner, f"{path}.")
+            is_hint = found[path] == "hint"
+            found |= {
+                key: "hint" if is_hint and said == "honoured" else said for key, said in members.items()
+            }
     return found
 
 
@@ -150,7 +157,7 @@ def test_hints_are_accepted_and_refused_fields_are_not(service: Service, path: s
     """Each alone, beside the least that the route takes."""
     for name, word in judge_fields(find_bodies()[path]).items():
         if word == "hint" or word.startswith("refused"):
-            value: Any = True if word == "hint" else {"x": 1}
+            value: Any = HINTS.get(name, True) if word == "hint" else {"x": 1}
             outer, _, inner = name.partition(".")
             sent = {**ROUTES[path].get(outer, {}), inner: value} if inner else value
             answer = service.http.post(path, json={**ROUTES[path], outer: sent})
