@@ -1,4 +1,7 @@
-"""Commands that report: status, logs, doctor, plan, config, key. Only `doctor --fix` changes anything."""
+"""Commands that report: status, logs, doctor, plan, config, key, connect.
+
+They change nothing, but for `doctor --fix`.
+"""
 
 from __future__ import annotations
 
@@ -156,4 +159,27 @@ def run_key(options: argparse.Namespace, _: Terminal) -> int:
     return 0
 
 
-REPORT_COMMANDS = (run_status, run_logs, run_doctor, run_plan, run_config, run_key)
+def _add_connect_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("client", nargs="?", metavar="NAME", help="a client; without it: list all")
+
+
+@command(
+    "connect",
+    "print what to enter in a client: address, model, key, and whether the context is long enough",
+    _add_connect_flags,
+)
+def run_connect(options: argparse.Namespace, terminal: Terminal) -> int:
+    """Run `connect`, with the flags of the running service below those given now."""
+    from cluster.commands import connect
+    from cluster.supervisor.service import read_service
+    from config.live import load_for_looking
+
+    if not options.client:
+        return connect.list_clients(terminal)
+    service = read_service(load_leniently(options))
+    kept = service.supervisor.get("overrides", {}) if service.holder else {}
+    settings = load_for_looking({**kept, **read_overrides(options)})
+    return connect.show_client(connect.find_target(settings, service), terminal, options.client)
+
+
+REPORT_COMMANDS = (run_status, run_logs, run_doctor, run_plan, run_config, run_key, run_connect)

@@ -1,5 +1,6 @@
-"""Coding agents, as a person installs and starts them: package, settings, and one task without questions.
+"""Coding agents, as a person installs and starts them: package, recipe, and one task without questions.
 
+The recipe of docs/clients.md gives the settings and the command; what a test needs beside it stands here.
 Each is installed once, in the user's cache, from npm or PyPI. In a test it has a home folder of its own, so
 it meets no settings of this machine, and a proxy that refuses, so it reaches no other server.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,18 +22,30 @@ from typing import Any
 
 import pytest
 
+from cluster.commands.connect import PAGE
+from cluster.commands.recipes import EXAMPLE_REPO, Recipe, Values, read_recipes
+
+RECIPES = read_recipes(PAGE)
 INSTALL_SECONDS = 900.0
 RUN_SECONDS = 180.0
-KEY = "any"
+KEY = "any"  # as the recipes have it
+
+
+def fill_recipe(name: str, url: str, model: str) -> Recipe:
+    """Return a recipe of the page for a service of a test."""
+    return RECIPES[name].fill(Values(url, model, EXAMPLE_REPO, context=32768))
 
 
 @dataclass(frozen=True)
 class Agent:
-    """One agent. Texts may hold $url, $model, $key, $task, $home, $file.
+    """One agent. The texts of its tools' arguments may hold $file.
 
     Args:
+        name: of its program.
         package: as its registry names it; with == it is PyPI's, else npm's.
-        settings: a file in its home folder, and what it says, as JSON.
+        recipe: its name on the page.
+        arguments: more of the recipe's last command; the task follows.
+        settings: a file in its home folder beside the recipe's, and what it says, as JSON.
         reads, edits: its tools, and their arguments; an agent without tools writes `edits` as text.
         num_turns_before: assistant turns in its first prompt.
         asides: the answers to what it asks beside the task, by text of those prompts.
@@ -39,6 +53,7 @@ class Agent:
 
     name: str
     package: str
+    recipe: str
     arguments: Sequence[str]
     edits: tuple[str, Any]
     reads: tuple[str, Any] | None = None
@@ -58,24 +73,25 @@ class Agent:
 
     def run(self, url: str, model: str, file: Path, home: Path, task: str) -> str:
         """Give the agent a task in the file's folder; return what it printed."""
-        program = self.install()
-        words = {"url": url, "model": model, "key": KEY, "task": task, "home": str(home), "file": str(file)}
-        home.mkdir()
+        program, recipe = self.install(), fill_recipe(self.recipe, url, model)
+        files = {name.removeprefix("~/"): text for name, text in recipe.files.items()}
         if self.settings is not None:
-            name, said = self.settings
+            files[self.settings[0]] = json.dumps(self.settings[1])
+        for name, text in files.items():
             (home / name).parent.mkdir(parents=True, exist_ok=True)
-            (home / name).write_text(Template(json.dumps(said)).substitute(words))
+            (home / name).write_text(text)
+        home.mkdir(exist_ok=True)
         ended = subprocess.run(
-            [program, *(Template(argument).substitute(words) for argument in self.arguments)],
+            ["bash", "-ec", f"{recipe.script} {shlex.join([*self.arguments, task])}"],
             cwd=file.parent,
             env={
-                "PATH": os.environ["PATH"],
+                "PATH": f"{program.parent}:{os.environ['PATH']}",
                 "HOME": str(home),
                 "TERM": "dumb",
                 "LANG": "C.UTF-8",
                 "DO_NOT_TRACK": "1",
                 "HTTPS_PROXY": "http://127.0.0.1:9",
-                **{name: Template(value).substitute(words) for name, value in self.environment.items()},
+                **self.environment,
             },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -115,21 +131,11 @@ class Agent:
 OPENCODE = Agent(
     name="opencode",
     package="opencode-ai@1.18.33",
-    arguments=("run", "--model", "local/$model", "$task"),
+    recipe="opencode",
+    arguments=("run",),
     settings=(
-        ".config/opencode/opencode.json",
-        {
-            "autoupdate": False,
-            "share": "disabled",
-            "permission": {"*": "allow"},
-            "provider": {
-                "local": {
-                    "npm": "@ai-sdk/openai-compatible",
-                    "options": {"baseURL": "$url/v1", "apiKey": "$key"},
-                    "models": {"$model": {"limit": {"context": 32768, "output": 4096}}},
-                }
-            },
-        },
+        ".config/opencode/config.json",
+        {"autoupdate": False, "share": "disabled", "permission": {"*": "allow"}},
     ),
     environment={"OPENCODE_DISABLE_MODELS_FETCH": "1", "OPENCODE_DISABLE_LSP_DOWNLOAD": "1"},
     reads=("read", {"filePath": "$file"}),
@@ -139,14 +145,10 @@ OPENCODE = Agent(
 QWEN_CODE = Agent(
     name="qwen",
     package="@qwen-code/qwen-code@0.15.10",
-    arguments=("--auth-type", "openai", "--approval-mode", "yolo", "$task"),
+    recipe="qwen-code",
+    arguments=("--approval-mode", "yolo"),
     settings=(".qwen/settings.json", {"privacy": {"usageStatisticsEnabled": False}}),
-    environment={
-        "OPENAI_API_KEY": "$key",
-        "OPENAI_BASE_URL": "$url/v1",
-        "OPENAI_MODEL": "$model",
-        "HTTPS_PROXY": "",  # it would send everything there
-    },
+    environment={"HTTPS_PROXY": ""},  # it would send everything there
     reads=("read_file", {"file_path": "$file"}),
     edits=("edit", {"file_path": "$file", "old_string": "'hi'", "new_string": "'hello'"}),
     num_turns_before=1,
@@ -155,26 +157,8 @@ QWEN_CODE = Agent(
 CONTINUE = Agent(
     name="cn",
     package="@continuedev/cli@1.5.47",
-    arguments=("--config", "$home/config.yaml", "--auto", "--print", "$task"),
-    settings=(
-        "config.yaml",
-        {
-            "name": "local",
-            "version": "1.0.0",
-            "schema": "v1",
-            "models": [
-                {
-                    "name": "$model",
-                    "provider": "openai",
-                    "model": "$model",
-                    "apiBase": "$url/v1",
-                    "apiKey": "$key",
-                    "capabilities": ["tool_use"],
-                    "roles": ["chat", "edit"],
-                }
-            ],
-        },
-    ),
+    recipe="continue",
+    arguments=("--auto", "--print"),
     environment={"CONTINUE_TELEMETRY_ENABLED": "0", "CI": "1"},
     reads=("Read", {"filepath": "$file"}),
     edits=("Edit", {"file_path": "$file", "old_string": "'hi'", "new_string": "'hello'"}),
@@ -182,38 +166,17 @@ CONTINUE = Agent(
 CLINE = Agent(
     name="cline",
     package="cline@3.0.65",
-    arguments=("--data-dir", "$home/data", "-P", "openai-compatible", "-m", "$model", "--json", "$task"),
-    settings=(
-        "data/settings/providers.json",
-        {
-            "version": 1,
-            "lastUsedProvider": "openai-compatible",
-            "modes": {},
-            "providers": {
-                "openai-compatible": {
-                    "settings": {
-                        "provider": "openai-compatible",
-                        "apiKey": "$key",
-                        "model": "$model",
-                        "baseUrl": "$url/v1",
-                    },
-                    "updatedAt": "2026-01-01T00:00:00.000Z",
-                    "tokenSource": "manual",
-                }
-            },
-        },
-    ),
-    environment={"CLINE_NO_AUTO_UPDATE": "1"},
+    recipe="cline",
+    arguments=("--json",),
+    environment={"CLINE_NO_AUTO_UPDATE": "1", "CLINE_SESSION_BACKEND_MODE": "local"},  # no daemon
     reads=("read_files", {"files": [{"path": "$file"}]}),
     edits=("editor", {"path": "$file", "old_text": "'hi'", "new_text": "'hello'"}),
 )
 AIDER = Agent(
     name="aider",
     package="aider-chat==0.86.2",
+    recipe="aider",
     arguments=(
-        "--model=openai/$model",
-        "--openai-api-base=$url/v1",
-        "--openai-api-key=$key",
         "--yes-always",
         "--no-git",
         "--no-check-update",
@@ -221,25 +184,26 @@ AIDER = Agent(
         "--no-show-release-notes",
         "--no-pretty",
         "--analytics-disable",
-        "--message=$task",
         "hello.py",
+        "--message",
     ),
     edits=("", "It prints hello.\n\nhello.py\n```\ndef greet():\n    print('hello')\n```\n"),
     num_turns_before=3,  # an example that it shows the model
 )
+CLAUDE_CODE = Agent(
+    name="claude",
+    package="@anthropic-ai/claude-code@2.1.197",
+    recipe="claude-code",
+    arguments=("--output-format", "json", "--permission-mode", "acceptEdits", "--print"),
+    environment={"DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"},
+    reads=("Read", {"file_path": "$file"}),
+    edits=("Edit", {"file_path": "$file", "old_string": "'hi'", "new_string": "'hello'"}),
+)
 CODEX = Agent(
     name="codex",
     package="@openai/codex@0.171.0",
-    arguments=(
-        "exec",
-        "--skip-git-repo-check",
-        "--dangerously-bypass-approvals-and-sandbox",
-        '--config=model_providers.local={name="local", base_url="$url/v1", env_key="LOCAL_KEY"}',
-        "--config=model_provider=local",
-        "--model=$model",
-        "$task",
-    ),
-    environment={"LOCAL_KEY": "$key"},
+    recipe="codex",
+    arguments=("exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"),
     reads=("exec_command", {"cmd": "cat $file"}),
     # Without a tool for it, codex offers the command apply_patch.
     edits=(
@@ -250,22 +214,7 @@ CODEX = Agent(
         },
     ),
 )
-CLAUDE_CODE = Agent(
-    name="claude",
-    package="@anthropic-ai/claude-code@2.1.332",
-    arguments=("--print", "$task", "--output-format", "json", "--permission-mode", "acceptEdits"),
-    environment={
-        "ANTHROPIC_BASE_URL": "$url",
-        "ANTHROPIC_AUTH_TOKEN": "$key",
-        "ANTHROPIC_MODEL": "$model",
-        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-        "DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "127.0.0.1",
-    },
-    reads=("Read", {"file_path": "$file"}),
-    edits=("Edit", {"file_path": "$file", "old_string": "'hi'", "new_string": "'hello'"}),
-)
-AGENTS = (OPENCODE, QWEN_CODE, CONTINUE, CLINE, AIDER, CODEX, CLAUDE_CODE)
+AGENTS = (OPENCODE, QWEN_CODE, CONTINUE, CLINE, AIDER, CLAUDE_CODE, CODEX)
 
 
 def make_rules(agent: Agent, file: Path, task: str, final: str) -> list[dict[str, Any]]:

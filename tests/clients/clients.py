@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.commands.recipes import Recipe
 from config import REPOSITORY_ROOT as ROOT
 
 DRIVERS = Path(__file__).parent / "drivers"
@@ -35,14 +36,20 @@ class Client:
     Args:
         driver: a file of drivers/; in JavaScript the packages are npm's, else PyPI's.
         packages: with the oldest version that is known to work.
+        recipe: its name on the page, if that differs from the driver's.
     """
 
     driver: str
     packages: tuple[str, ...]
+    recipe: str = ""
 
     @property
     def name(self) -> str:
         return self.driver.partition(".")[0]
+
+    @property
+    def recipe_name(self) -> str:
+        return self.recipe or self.name.removesuffix("_py").removesuffix("_cli").replace("_", "-")
 
     @property
     def is_python(self) -> bool:
@@ -52,12 +59,16 @@ class Client:
         """Return the names of the driver's flows."""
         return FLOW.findall((DRIVERS / self.driver).read_text("utf-8"))
 
-    def run(self, url: str, home: Path, words: Mapping[str, str]) -> dict[str, str]:
+    def run(self, url: str, home: Path, recipe: Recipe | None, words: Mapping[str, str]) -> dict[str, str]:
         """Run all flows; return each name with its error, empty where it works.
 
         Args:
+            recipe: the client's, for this service; drivers of commands take their settings from it.
             words: more environment variables.
         """
+        if recipe is not None:
+            said = json.dumps({"files": recipe.files, "script": recipe.script})
+            words = {"RECIPE": said, recipe.key_name: "any", **words}
         folder = self._install()
         if not self.is_python:  # modules are looked for beside the file
             for file in DRIVERS.glob("*.mjs"):
@@ -67,11 +78,12 @@ class Client:
         found: dict[str, str] = json.loads(printed.splitlines()[-1])
         return found
 
-    def run_text(self, text: str, url: str, home: Path) -> str:
-        """Run a program; return what it printed."""
+    def run_program(self, recipe: Recipe, url: str, home: Path) -> str:
+        """Run the recipe's program with its one variable; return what it printed."""
+        ((_, text),) = recipe.programs
         program = home / "program.py" if self.is_python else self._install() / "program.mjs"
         program.write_text(text, encoding="utf-8")
-        return self._execute((program,), url, home, {})
+        return self._execute((program,), url, home, {"OPENAI_API_KEY": "", recipe.key_name: "any"})
 
     def _execute(
         self, words: Sequence[str | Path], url: str, home: Path, environment: Mapping[str, str]
@@ -85,7 +97,7 @@ class Client:
                 "HOME": str(home),
                 "LANG": "C.UTF-8",
                 "HTTPS_PROXY": "http://127.0.0.1:9",
-                "OPENAI_API_KEY": "any",
+                "OPENAI_API_KEY": "any",  # the key of the recipes
                 "OPENAI_BASE_URL": f"{url}/v1",
                 "ANTHROPIC_API_KEY": "any",
                 "ANTHROPIC_BASE_URL": url,
@@ -140,7 +152,7 @@ def _run_to_end(registry: str, *words: str | Path) -> None:
 CLIENTS = (
     Client("openai_py.py", ("openai>=3.57", "pydantic>=2.12")),
     Client("openai_js.mjs", ("openai@>=6.49", "zod@>=4")),
-    Client("ai_sdk_js.mjs", ("ai@^6.0.326", "@ai-sdk/openai-compatible@^2.0.92", "zod@>=4")),
+    Client("ai_sdk_js.mjs", ("ai@^6.0.326", "@ai-sdk/openai-compatible@^2.0.92", "zod@>=4"), "ai-sdk"),
     Client("ai_sdk_openai_js.mjs", ("ai@^6.0.326", "@ai-sdk/openai@^3.0.141", "zod@>=4")),
     Client("anthropic_py.py", ("anthropic>=2.14", "pydantic>=2.12")),
     Client("ai_sdk_anthropic_js.mjs", ("ai@^6.0.326", "@ai-sdk/anthropic@^3.0.140", "zod@>=4")),
@@ -157,7 +169,7 @@ CLIENTS = (
     Client("llama_index_py.py", ("llama-index-llms-openai-like>=0.8.1",)),
     Client("dspy_py.py", ("dspy>=3.4.1",)),
     Client("llm_cli.py", ("llm>=0.36",)),
-    Client("interpreter_cli.py", ("open-interpreter>=0.4.3", "setuptools<81")),
+    Client("interpreter_cli.py", ("open-interpreter>=0.4.3", "setuptools<81"), "open-interpreter"),
     Client("ollama_py.py", ("ollama>=0.6.3",)),
     Client("ollama_js.mjs", ("ollama@>=0.6.4",)),
     Client("langchain_ollama_py.py", ("langchain-ollama>=1.1", "langchain>=1.5", "langgraph>=1.2")),

@@ -15,7 +15,16 @@ import pytest
 
 from config import load_settings
 from distributed.prepare import prepare
-from tests.clients.agents import AGENTS, CLAUDE_CODE, CODEX, CONTINUE, Agent, make_rules
+from tests.clients.agents import (
+    AGENTS,
+    CLAUDE_CODE,
+    CODEX,
+    CONTINUE,
+    KEY,
+    RECIPES,
+    Agent,
+    make_rules,
+)
 from tests.services.frontdoor_service import serving
 from tests.services.ring_service import RingService
 
@@ -52,7 +61,9 @@ def make_workplace(agent: Agent, folder: Path, pause_us: int = 0) -> Iterator[Wo
     script = folder / "agent.json"
     rules = [{**rule, "pause_us": pause_us} for rule in make_rules(agent, file, TASK, FINAL)]
     script.write_text(json.dumps(rules))
+    (folder / "keys").write_text(f"{KEY}\n")
     values = {
+        "API_KEYS_FILE": str(folder / "keys"),
         "MODEL_REPO": f"scripted:{script}",
         "STATE_DIR": str(folder / "state"),
         "MAX_SEQUENCE_LENGTH": "auto",
@@ -78,9 +89,17 @@ def test_an_agent_reads_a_file_edits_it_and_answers(agent: Agent, tmp_path: Path
     totals = json.loads((tmp_path / "state" / "run" / "ring.json").read_text())["totals"]
     if agent.reads is not None:
         assert totals["cached_tokens"] > totals["prompt_tokens"] / 2, totals
+    assert first_prompt(agent, tmp_path / "state") <= RECIPES[agent.recipe].first_prompt
 
 
-@pytest.mark.parametrize("agent", [CONTINUE, CODEX, CLAUDE_CODE], ids=lambda agent: agent.name)
+def first_prompt(agent: Agent, state: Path) -> int:
+    """The tokens of the agent's first prompt of the task; those of its asides are shorter."""
+    results = (json.loads(path.read_text())["body"] for path in (state / "spool" / "done").iterdir())
+    lengths = sorted(result["usage"]["prompt_tokens"] for result in results)
+    return int(lengths[-1 if agent.reads is None else -3])
+
+
+@pytest.mark.parametrize("agent", [CONTINUE, CLAUDE_CODE, CODEX], ids=lambda agent: agent.name)
 def test_an_agent_does_not_notice_that_all_ranks_die(agent: Agent, tmp_path: Path) -> None:
     """Killed in the middle of an answer, the ring comes back and continues it on the same stream."""
     with make_workplace(agent, tmp_path, pause_us=50_000) as place, ThreadPoolExecutor(1) as threads:

@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import json
-import re
+import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from config import REPOSITORY_ROOT as ROOT
 from config import load_settings
 from distributed.prepare import prepare
-from tests.clients.clients import CLIENTS
+from tests.clients.agents import KEY, RECIPES, fill_recipe
+from tests.clients.clients import CLIENTS, Client
 from tests.clients.script import RULES
 from tests.services.frontdoor_service import serving
 from tests.services.ring_service import RingService
 
 pytestmark = pytest.mark.long
 
-PAGE = (ROOT / "docs" / "clients.md").read_text("utf-8")
-BLOCKS = re.findall(r"^### ([\w-]+)(?:(?!^#).)*?```(python|js)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+MODEL = "scripted-script"
 FLOWS = [(client, flow) for client in CLIENTS for flow in client.flows()]
+WITH_PROGRAM = [client for client in CLIENTS if (found := RECIPES.get(client.recipe_name)) and found.programs]
+
+
+@dataclass(frozen=True)
+class Served:
+    """The addresses of a scripted service with room for agents, and its model's folder."""
+
+    url: str
+    locked_url: str  # wants the key of the recipes
+    model: Path
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """The address of a scripted service with room for agents, and its model's folder."""
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One ring behind two front doors."""
     folder = tmp_path_factory.mktemp("clients")
     (folder / "script.json").write_text(json.dumps(RULES))
+    (folder / "keys").write_text(f"{KEY}\n")
     values = {
         "MODEL_REPO": f"scripted:{folder / 'script.json'}",
         "STATE_DIR": str(folder / "state"),
@@ -36,21 +47,27 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
         "SPOOL_DURABILITY": "process",
     }
     settings = load_settings(values, root=folder, environ={})
+    locked = load_settings({**values, "API_KEYS_FILE": str(folder / "keys")}, root=folder, environ={})
     model = prepare(settings)
-    with RingService(folder / "state", model, 2, **values), serving(settings) as url:
-        yield url, model
+    with (
+        RingService(folder / "state", model, 2, **values),
+        serving(settings) as url,
+        serving(locked) as locked_url,
+    ):
+        yield Served(url, locked_url, model)
 
 
 @pytest.fixture(scope="module")
 def ran(
-    request: pytest.FixtureRequest, service: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, service: Served, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, str]:
-    """What came of each flow of a client."""
-    url, model = service
-    found: dict[str, str] = request.param.run(
-        url, tmp_path_factory.mktemp("home"), {"MODEL": "scripted-script", "TOKENIZER": str(model)}
-    )
-    return found
+    """What came of each flow of a client; a command that takes its settings from a recipe needs the key."""
+    client: Client = request.param
+    is_locked = client.recipe_name in RECIPES and client not in WITH_PROGRAM
+    url = service.locked_url if is_locked else service.url
+    recipe = fill_recipe(client.recipe_name, url, MODEL) if is_locked else None
+    words = {"MODEL": MODEL, "TOKENIZER": str(service.model)}
+    return client.run(url, tmp_path_factory.mktemp("home"), recipe, words)
 
 
 @pytest.mark.parametrize(
@@ -61,13 +78,16 @@ def test_a_client_works(ran: dict[str, str], flow: str) -> None:
     assert ran[flow] == ""
 
 
-@pytest.mark.parametrize(("name", "language", "text"), BLOCKS, ids=[f"{b[0]}-{b[1]}" for b in BLOCKS])
-def test_a_program_of_the_page_runs(
-    service: tuple[str, Path], tmp_path: Path, name: str, language: str, text: str
-) -> None:
+@pytest.mark.parametrize("client", WITH_PROGRAM, ids=lambda client: client.recipe_name)
+def test_a_program_of_the_page_runs(service: Served, tmp_path: Path, client: Client) -> None:
     """As it stands, with this service's address and model."""
-    driver = f"{name.replace('-', '_')}_{language[:2]}"
-    (client,) = [client for client in CLIENTS if client.name == driver]
-    ours = text.replace("http://127.0.0.1:8100", service[0]).replace("smollm2-135m", "scripted-script")
-    printed = client.run_text(ours, service[0], tmp_path)
+    url = service.locked_url
+    printed = client.run_program(fill_recipe(client.recipe_name, url, MODEL), url, tmp_path)
     assert "Paris" in printed or "Ada" in printed
+
+
+def test_the_pages_line_for_curl_works(service: Served) -> None:
+    """With what this machine's curl makes of it."""
+    script = fill_recipe("curl", service.locked_url, MODEL).script
+    ended = subprocess.run(["bash", "-ec", script], capture_output=True, text=True, check=True)
+    assert "Paris" in ended.stdout

@@ -1,19 +1,20 @@
 """open-interpreter: runs the code of an answer, and shows the model its output."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-from things import MODEL, URL
+from things import RECIPE
 
-FLAGS = "--auto_run --plain --stdin --offline --disable_telemetry --context_window 32000 --max_tokens 1000"
+FLAGS = "--auto_run --plain --stdin --offline --disable_telemetry --max_tokens 1000"
 
 
 def task():
-    program = Path(sys.executable).with_name("interpreter")
-    service = ["--model", f"openai/{MODEL}", "--api_base", URL, "--api_key", "any"]
+    folder = Path(sys.executable).parent
     ended = subprocess.run(
-        [program, *service, *FLAGS.split()],
+        ["bash", "-ec", f"{RECIPE['script']} {FLAGS}"],
+        env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"},
         input="What is six times seven? Run code.\n",
         capture_output=True,
         text=True,

@@ -1,6 +1,5 @@
 """litellm's proxy between the openai client and the service."""
 
-import json
 import os
 import socket
 import subprocess
@@ -9,16 +8,12 @@ import time
 import urllib.request
 from pathlib import Path
 
-from things import MODEL, URL
+from things import RECIPE
 
 with socket.create_server(("127.0.0.1", 0)) as free:
     PORT = str(free.getsockname()[1])
-route = {
-    "model_name": MODEL,
-    "litellm_params": {"model": f"openai/{MODEL}", "api_base": URL, "api_key": "any"},
-}
-config = Path(os.environ["HOME"]) / "proxy.yaml"
-config.write_text(json.dumps({"model_list": [route]}))
+config = Path(os.environ["HOME"]) / "litellm.yaml"
+config.write_text(RECIPE["files"]["~/litellm.yaml"])
 proxy = subprocess.Popen(
     [Path(sys.executable).with_name("litellm"), "--config", config, *("--host", "127.0.0.1"), "--port", PORT],
     env={**os.environ, "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"},

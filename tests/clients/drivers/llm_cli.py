@@ -6,18 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from things import ADA, CAPITAL, CAPITAL_ANSWER, MODEL, PERSON, URL, WEATHER, WEATHER_ANSWER
+from things import ADA, CAPITAL, CAPITAL_ANSWER, PERSON, RECIPE, WEATHER, WEATHER_ANSWER
 
 home = Path(os.environ["LLM_USER_PATH"])
 home.mkdir(exist_ok=True)
-(home / "extra-openai-models.yaml").write_text(f"""
-- model_id: ring
-  model_name: {MODEL}
-  api_base: {URL}
-  api_key: any
-  supports_schema: true
-  supports_tools: true
-""")
+for name, text in RECIPE["files"].items():
+    (home / name).write_text(text)
 WEATHER_TOOL = 'def get_weather(city: str) -> str:\n    return f"It is sunny in {city}."'
 
 

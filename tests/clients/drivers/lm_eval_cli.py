@@ -6,8 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from things import CAPITAL, CAPITAL_ANSWER, MODEL, URL
+from things import CAPITAL, CAPITAL_ANSWER, MODEL, RECIPE, URL
 
+LM_EVAL = Path(sys.executable).with_name("lm_eval")
 TASK = """
 task: {name}
 dataset_path: json
@@ -35,30 +36,32 @@ for name, rest in (("generate", GENERATE), ("choose", CHOOSE)):
     (folder / f"{name}.yaml").write_text(TASK.format(name=f"ring_{name}", data=data) + rest)
 
 
-def _run(task, model, route, *words, **options):
-    arguments = {"model": MODEL, "base_url": f"{URL}/{route}", "num_concurrent": 2, **options}
-    ended = subprocess.run(
-        [
-            *(Path(sys.executable).with_name("lm_eval"), "--model", model, "--tasks", task),
-            *("--model_args", ",".join(f"{key}={value}" for key, value in arguments.items())),
-            *("--include_path", folder, *words),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def _run(task, *words, env=None):
+    ended = subprocess.run(words, env=env, capture_output=True, text=True, timeout=120, check=False)
     rows = [line.split("|") for line in ended.stdout.splitlines() if f"|{task}" in line]
     assert [row[7].strip() for row in rows] == ["1"], ended.stdout + ended.stderr
 
 
+def _complete(task):
+    arguments = (
+        f"model={MODEL},base_url={URL}/completions,num_concurrent=2,tokenizer={os.environ['TOKENIZER']}"
+    )
+    service = ("--model", "local-completions", "--model_args", arguments)
+    _run(task, LM_EVAL, *service, "--tasks", task, "--include_path", folder)
+
+
 def generate_by_chat():
-    _run("ring_generate", "local-chat-completions", "chat/completions", "--apply_chat_template")
+    """As the recipe does, with another task."""
+    script = RECIPE["script"].replace("ifeval", "ring_generate")
+    path = f"{LM_EVAL.parent}:{os.environ['PATH']}"
+    _run(
+        "ring_generate", "bash", "-ec", f"{script} --include_path {folder}", env={**os.environ, "PATH": path}
+    )
 
 
 def generate_by_completions():
-    _run("ring_generate", "local-completions", "completions", tokenizer=os.environ["TOKENIZER"])
+    _complete("ring_generate")
 
 
 def loglikelihood():
-    _run("ring_choose", "local-completions", "completions", tokenizer=os.environ["TOKENIZER"])
+    _complete("ring_choose")

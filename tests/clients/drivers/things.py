@@ -1,7 +1,9 @@
 """What all drivers ask and expect; tests/clients/script.py has the model's answers."""
 
+import json
 import os
 
+RECIPE = json.loads(os.environ.get("RECIPE", "null"))  # docs/clients.md's, for this service
 URL = os.environ["OPENAI_BASE_URL"]
 MODEL = os.environ["MODEL"]
 CAPITAL = "What is the capital of France?"
