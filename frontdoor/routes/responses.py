@@ -48,7 +48,9 @@ def make_renderer(front: FrontDoor, body: ResponsesBody, asked: Asked) -> Respon
     return ResponsesRenderer(body, asked, front.tokenizer)
 
 
-@router.api_route("/v1/responses/{rest:path}", methods=["GET", "POST", "DELETE"], include_in_schema=False)
+@router.get("/v1/responses/{rest:path}")
+@router.post("/v1/responses/{rest:path}")
+@router.delete("/v1/responses/{rest:path}")
 async def stored_responses(http: HttpRequest) -> Response:
     """Refuse what needs a store."""
     raise NotFound(
