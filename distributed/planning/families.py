@@ -1,185 +1,361 @@
-"""The served model types as data: the keys of config.json that each follows, and those that it ignores.
-
-One record a type. A key is honoured (the model follows it), neutral (the model ignores it, but these values
-match its behaviour), or harmless (it changes no numbers). model_config.py refuses any other key whose name
-suggests that it changes numbers. Knows nothing of MLX, files or stages.
+"""The served model types as data, one record a type; docs/models.md tells how to add one.
 
 The defaults are those of transformers' config classes (transformers 5.24), which differ from some of mlx-lm's
-classes; tests compare them.
+classes; tests compare them. Knows nothing of MLX, files or stages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
 
+from distributed.planning.family import Family
+from distributed.planning.family import make_family as _family
 
-def _keys(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-# Keys that every model's class follows, or that model_config.py and rope_config.py handle.
-_HONOURED = _keys(
-    "hidden_size intermediate_size num_hidden_layers num_attention_heads vocab_size rms_norm_eps rope_theta "
-    "rope_scaling rope_parameters max_position_embeddings original_max_position_embeddings "
-    "tie_word_embeddings quantization layer_types sliding_window use_sliding_window max_window_layers "
-    "partial_rotary_factor"
+_UNTIED = {"tie_word_embeddings": (False,)}
+_TIED = {"tie_word_embeddings": (True,)}
+_SIGMOID = {"scoring_func": ("sigmoid",)}
+_MULTIPLIERS = "embedding_multiplier attention_multiplier residual_multiplier logits_scaling"
+_UNITY = dict.fromkeys(_MULTIPLIERS.split(), 1.0)
+_DEEPSEEK_EXPERTS = (
+    "n_routed_experts n_shared_experts num_experts_per_tok moe_intermediate_size first_k_dense_replace "
+    "n_group topk_group routed_scaling_factor"
 )
-_NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
-    {
-        "hidden_act": ("silu", "swish"),
-        "hidden_activation": ("silu", "swish"),
-        "rope_interleaved": (False,),
-        "position_embedding_type": ("rope", "rotary"),
-        "scoring_func": ("softmax",),
-        "is_causal": (True,),
-        "num_experts": (0,),
-        "num_local_experts": (0,),
-        "n_routed_experts": (0,),
-    }
-)
-# Keys that look as if they changed numbers but are for training, for sampling or for other programs.
-HARMLESS = _keys(
-    "temperature top_k add_cross_attention "
-    "cross_attention_hidden_size use_memory_efficient_attention model_parallel tensor_parallel_size "
-    "expert_parallel_size gradient_checkpointing"
-)
-
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-
-
-@dataclass(frozen=True)
-class Family:
-    """A model type.
-
-    Args:
-        runs_as: the type whose mlx-lm class runs it.
-        honoured: keys that the class follows, beyond those of every model.
-        neutral: key -> values that match the behaviour of the class.
-        defaults: what an absent key means.
-        window: when sliding_window is meant: never, always, or where use_sliding_window is set.
-    """
-
-    runs_as: str
-    honoured: frozenset[str]
-    window: Literal["never", "always", "switched"]
-    defaults: Mapping[str, Any]
-    neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    rope_keys: frozenset[str] = frozenset()
-
-    def neutral_values(self, key: str) -> tuple[Any, ...] | None:
-        """Return the values of a key that change nothing; None if the key is not neutral."""
-        return None if key in self.honoured else self.neutral.get(key, _NEUTRAL.get(key))
-
-    def is_known(self, key: str) -> bool:
-        """Whether the key is followed or changes no numbers."""
-        return key in _HONOURED or key in self.honoured or key in HARMLESS
-
-
-_LLAMA = _keys("num_key_value_heads head_dim attention_bias mlp_bias rope_traditional")
-_NO_BIASES = {"attention_bias": (False,), "mlp_bias": (False,), "rope_traditional": (False,)}
-_QWEN_EXPERTS = _keys(
+_QWEN_EXPERTS = (
     "num_experts num_experts_per_tok decoder_sparse_step mlp_only_layers moe_intermediate_size norm_topk_prob"
 )
-_DEEPSEEK = _keys(
-    "num_key_value_heads head_dim qk_head_dim attention_bias kv_lora_rank q_lora_rank qk_nope_head_dim "
-    "qk_rope_head_dim v_head_dim n_routed_experts n_shared_experts num_experts_per_tok moe_intermediate_size "
-    "first_k_dense_replace moe_layer_freq topk_method n_group topk_group routed_scaling_factor"
-)
-_DEFAULTS = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0}
-_QWEN_DEFAULTS = {
-    **_DEFAULTS,
-    "max_position_embeddings": 32768,
-    "num_key_value_heads": 32,
-    "max_window_layers": 28,
-}
+_QWEN = {"max_position_embeddings": 32768, "num_key_value_heads": 32, "max_window_layers": 28}
 
-FAMILIES: Mapping[str, Family] = MappingProxyType(
-    {
-        "deepseek_v2": Family(
-            "deepseek_v2",
-            _DEEPSEEK,
-            "never",
-            {
-                **_DEFAULTS,
-                "max_position_embeddings": 2048,
-                "routed_scaling_factor": 1.0,
-                "first_k_dense_replace": 0,
-                "topk_method": "greedy",
-            },
-            {
-                "mlp_bias": (False,),
-                "norm_topk_prob": (False,),
-                "rope_interleave": (True,),
-                "tie_word_embeddings": (False,),
-            },
-        ),
-        "llama": Family(
-            "llama",
-            _LLAMA,
-            "never",
-            {**_DEFAULTS, "max_position_embeddings": 2048},
-        ),
-        "ministral3": Family(
-            "ministral3",
-            _keys("num_key_value_heads head_dim"),
-            "always",
-            {
-                **_DEFAULTS,
-                "rms_norm_eps": 1e-5,
-                "max_position_embeddings": 262144,
-                "num_key_value_heads": 8,
-            },
-            _NO_BIASES,
-            rope_keys=_keys("llama_4_scaling_beta"),
-        ),
-        "mistral": Family(
-            "llama",
-            _keys("num_key_value_heads head_dim"),
-            "always",
-            {
-                **_DEFAULTS,
-                "max_position_embeddings": 131072,
-                "num_key_value_heads": 8,
-                "sliding_window": 4096,
-            },
-            _NO_BIASES,
-        ),
-        "qwen2": Family(
-            "qwen2",
-            _keys("num_key_value_heads rope_traditional"),
-            "switched",
-            _QWEN_DEFAULTS,
-            {"attention_bias": (True,), "mlp_bias": (False,)},
-        ),
-        "qwen3": Family(
-            "qwen3",
-            _keys("num_key_value_heads head_dim"),
-            "switched",
-            {**_QWEN_DEFAULTS, "head_dim": 128},
-            _NO_BIASES,
-        ),
-        "qwen3_moe": Family(
-            "qwen3_moe",
-            _QWEN_EXPERTS | _keys("num_key_value_heads head_dim"),
-            "switched",
-            {
-                **_QWEN_DEFAULTS,
-                "num_key_value_heads": 4,
-                "num_experts": 128,
-                "num_experts_per_tok": 8,
-                "decoder_sparse_step": 1,
-                "mlp_only_layers": [],
-                "moe_intermediate_size": 768,
-                "norm_topk_prob": False,
-                "max_window_layers": 0,
-            },
-            _NO_BIASES,
-        ),
-    }
+_LLAMA = _family(
+    "llama",
+    "head_dim attention_bias mlp_bias rope_traditional",
+    "never",
+    max_position_embeddings=2048,
 )
+
+_FAMILIES = {
+    "apertus": _family(
+        "apertus",
+        "mlp_bias",
+        "never",
+        {"hidden_act": ("xielu",), "qk_norm": (True,), "post_norm": (False,)},
+        rms_norm_eps=1e-5,
+        rope_theta=12e6,
+        max_position_embeddings=65536,
+        attention_bias=False,
+        mlp_bias=False,
+        qk_norm=True,
+        post_norm=False,
+    ),
+    "cohere": _family(
+        "cohere",
+        "layer_norm_eps logit_scale attention_bias use_qk_norm layer_norm_bias",
+        "never",
+        {**_TIED, "rope_traditional": (True,)},
+        rope_theta=500000.0,
+        max_position_embeddings=8192,
+        layer_norm_eps=1e-5,
+        logit_scale=0.0625,
+    ),
+    "deepseek_v2": _family(
+        "deepseek_v2",
+        f"{_DEEPSEEK_EXPERTS} head_dim qk_head_dim attention_bias kv_lora_rank q_lora_rank qk_nope_head_dim "
+        "qk_rope_head_dim v_head_dim moe_layer_freq topk_method",
+        "never",
+        {**_UNTIED, "norm_topk_prob": (False,), "rope_interleave": (True,)},
+        max_position_embeddings=2048,
+        routed_scaling_factor=1.0,
+        first_k_dense_replace=0,
+        topk_method="greedy",
+    ),
+    "dots1": _family(
+        "dots1",
+        f"{_DEEPSEEK_EXPERTS} head_dim mlp_bias norm_topk_prob",
+        "beyond",
+        {**_SIGMOID, "use_qk_norm": (True,), "topk_method": ("noaux_tc",), "moe_layer_freq": (1,)},
+        max_position_embeddings=2048,
+        num_key_value_heads=32,
+        first_k_dense_replace=0,
+        n_group=1,
+        topk_group=1,
+        norm_topk_prob=False,
+        routed_scaling_factor=1.0,
+        sliding_window=4096,
+        max_window_layers=62,
+    ),
+    "ernie4_5": _family(
+        "ernie4_5",
+        "head_dim use_bias",
+        "never",
+        rms_norm_eps=1e-5,
+        rope_theta=500000.0,
+        max_position_embeddings=131072,
+        num_key_value_heads=2,
+        head_dim=128,
+        use_bias=False,
+    ),
+    "glm": _family(
+        "glm",
+        "head_dim attention_bias partial_rotary_factor",
+        "never",
+        {"rope_traditional": (True,)},
+        rms_norm_eps=1.5625e-07,
+        max_position_embeddings=131072,
+        num_key_value_heads=2,
+        head_dim=128,
+        attention_bias=True,
+        partial_rotary_factor=0.5,
+    ),
+    "glm4": _family(
+        "glm4",
+        "head_dim attention_bias partial_rotary_factor rope_traditional",
+        "never",
+        _UNTIED,
+        rms_norm_eps=1.5625e-07,
+        max_position_embeddings=131072,
+        num_key_value_heads=2,
+        head_dim=128,
+        attention_bias=True,
+        partial_rotary_factor=0.5,
+    ),
+    "glm4_moe": _family(
+        "glm4_moe",
+        f"{_DEEPSEEK_EXPERTS} head_dim attention_bias norm_topk_prob use_qk_norm partial_rotary_factor",
+        "never",
+        {**_UNTIED, **_SIGMOID, "topk_method": ("noaux_tc",)},
+        rms_norm_eps=1e-5,
+        max_position_embeddings=131072,
+        num_key_value_heads=8,
+        moe_intermediate_size=1408,
+        num_experts_per_tok=8,
+        n_routed_experts=128,
+        n_shared_experts=1,
+        routed_scaling_factor=1.0,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+        norm_topk_prob=True,
+        attention_bias=False,
+        use_qk_norm=False,
+        partial_rotary_factor=0.5,
+    ),
+    "granite": _family(
+        "granite",
+        f"{_MULTIPLIERS} attention_bias mlp_bias",
+        "never",
+        embedding_factor="embedding_multiplier",
+        max_position_embeddings=2048,
+        attention_bias=False,
+        mlp_bias=False,
+        **_UNITY,
+    ),
+    "granitemoe": _family(
+        "granitemoe",
+        f"{_MULTIPLIERS} attention_bias num_local_experts num_experts_per_tok",
+        "never",
+        embedding_factor="embedding_multiplier",
+        max_position_embeddings=2048,
+        attention_bias=False,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+        **_UNITY,
+    ),
+    "helium": _family(
+        "helium",
+        "head_dim attention_bias mlp_bias",
+        "never",
+        rms_norm_eps=1e-8,
+        rope_theta=100000.0,
+        max_position_embeddings=4096,
+        num_key_value_heads=20,
+        head_dim=128,
+        attention_bias=False,
+        mlp_bias=False,
+    ),
+    "iquestcoder": _LLAMA,
+    "llama": _LLAMA,
+    "mimo": _family(
+        "mimo",
+        "num_nextn_predict_layers",
+        "switched",
+        {"attention_bias": (True,)},
+        max_position_embeddings=32768,
+        max_window_layers=28,
+    ),
+    "minimax": _family(
+        "minimax",
+        "head_dim num_local_experts num_experts_per_tok rotary_dim use_qk_norm partial_rotary_factor",
+        "always",
+        {
+            **_SIGMOID,
+            "attn_type_list": (1,),
+            "layernorm_full_attention_beta": (1,),
+            "layernorm_linear_attention_beta": (1,),
+            "layernorm_mlp_beta": (1,),
+            "qk_norm_type": ("per_layer",),
+            "shared_intermediate_size": (0,),
+            "use_routing_bias": (True,),
+        },
+        rope_theta=5e6,
+        max_position_embeddings=196608,
+        num_key_value_heads=8,
+        head_dim=128,
+        num_local_experts=256,
+        num_experts_per_tok=8,
+        shared_intermediate_size=0,
+        partial_rotary_factor=1.0,
+    ),
+    "ministral3": _family(
+        "ministral3",
+        "head_dim",
+        "always",
+        rope_keys="llama_4_scaling_beta",
+        rms_norm_eps=1e-5,
+        max_position_embeddings=262144,
+        num_key_value_heads=8,
+    ),
+    "mistral": _family(
+        "llama",
+        "head_dim",
+        "always",
+        max_position_embeddings=131072,
+        num_key_value_heads=8,
+        sliding_window=4096,
+    ),
+    "mixtral": _family(
+        "mixtral",
+        "num_local_experts num_experts_per_tok",
+        "always",
+        rms_norm_eps=1e-5,
+        rope_theta=1e6,
+        max_position_embeddings=131072,
+        num_key_value_heads=8,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+    ),
+    "nemotron": _family(
+        "nemotron",
+        "head_dim attention_bias mlp_bias norm_eps partial_rotary_factor",
+        "never",
+        {"hidden_act": ("relu2",)},
+        hidden_act="relu2",
+        max_position_embeddings=4096,
+        head_dim=128,
+        norm_eps=1e-5,
+        partial_rotary_factor=0.5,
+    ),
+    "olmo2": _family(
+        "olmo2",
+        "head_dim attention_bias mlp_bias",
+        "never",
+        rms_norm_eps=1e-5,
+        max_position_embeddings=2048,
+    ),
+    "olmoe": _family(
+        "olmoe",
+        "head_dim attention_bias mlp_bias num_experts num_experts_per_tok norm_topk_prob",
+        "never",
+        rms_norm_eps=1e-5,
+        max_position_embeddings=4096,
+        num_experts=64,
+        num_experts_per_tok=8,
+    ),
+    "phi3": _family(
+        "phi3",
+        "partial_rotary_factor",
+        "always",
+        rms_norm_eps=1e-5,
+        max_position_embeddings=4096,
+        partial_rotary_factor=1.0,
+    ),
+    "qwen2": _family("qwen2", "rope_traditional", "switched", {"attention_bias": (True,)}, **_QWEN),
+    "qwen2_moe": _family(
+        "qwen2_moe",
+        "num_experts num_experts_per_tok moe_intermediate_size shared_expert_intermediate_size",
+        "switched",
+        {
+            **_UNTIED,
+            "attention_bias": (True,),
+            "qkv_bias": (True,),
+            "norm_topk_prob": (False,),
+            "decoder_sparse_step": (1,),
+            "mlp_only_layers": (),
+        },
+        **{**_QWEN, "num_key_value_heads": 16},
+        num_experts=60,
+        num_experts_per_tok=4,
+        moe_intermediate_size=1408,
+        shared_expert_intermediate_size=5632,
+    ),
+    "qwen3": _family("qwen3", "head_dim", "switched", **_QWEN, head_dim=128),
+    "qwen3_moe": _family(
+        "qwen3_moe",
+        f"{_QWEN_EXPERTS} head_dim",
+        "switched",
+        **{**_QWEN, "num_key_value_heads": 4, "max_window_layers": 0},
+        num_experts=128,
+        num_experts_per_tok=8,
+        decoder_sparse_step=1,
+        mlp_only_layers=[],
+        moe_intermediate_size=768,
+        norm_topk_prob=False,
+    ),
+    "seed_oss": _family(
+        "seed_oss",
+        "head_dim attention_bias attention_out_bias mlp_bias rope_traditional",
+        "never",
+        _UNTIED,
+        max_position_embeddings=524288,
+        num_key_value_heads=8,
+        head_dim=128,
+        attention_bias=True,
+    ),
+    "smollm3": _family(
+        "smollm3",
+        "head_dim attention_bias mlp_bias no_rope_layers no_rope_layer_interval",
+        "switched",
+        rope_theta=2e6,
+        max_position_embeddings=32768,
+        num_key_value_heads=4,
+        max_window_layers=28,
+    ),
+    "solar_open": _family(
+        "solar_open",
+        f"{_DEEPSEEK_EXPERTS} head_dim attention_bias norm_topk_prob use_qk_norm partial_rotary_factor",
+        "never",
+        {**_UNTIED, **_SIGMOID, "topk_method": ("noaux_tc",)},
+        rms_norm_eps=1e-5,
+        rope_theta=1e6,
+        max_position_embeddings=131072,
+        num_key_value_heads=8,
+        head_dim=128,
+        intermediate_size=10240,
+        moe_intermediate_size=1280,
+        num_experts_per_tok=8,
+        n_routed_experts=128,
+        n_shared_experts=1,
+        routed_scaling_factor=1.0,
+        n_group=1,
+        topk_group=1,
+        norm_topk_prob=True,
+        first_k_dense_replace=0,
+        partial_rotary_factor=1.0,
+    ),
+    "stablelm": _family(
+        "stablelm",
+        "layer_norm_eps qk_layernorm use_parallel_residual use_qkv_bias partial_rotary_factor",
+        "never",
+        _UNTIED,
+        max_position_embeddings=4096,
+        num_key_value_heads=32,
+        layer_norm_eps=1e-5,
+        use_qkv_bias=False,
+        partial_rotary_factor=0.25,
+    ),
+    "xverse": _LLAMA,
+}
+_FAMILIES["minimax_m2"] = _FAMILIES["minimax"]
+FAMILIES: Mapping[str, Family] = MappingProxyType(dict(sorted(_FAMILIES.items())))
 # Multimodal models whose text_config is of a served type; they are served with text only.
-WRAPPERS = ("mistral3",)
+WRAPPERS = ("llava", "mistral3")
 SERVED_TYPES = tuple(sorted([*FAMILIES, *WRAPPERS]))

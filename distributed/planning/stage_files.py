@@ -41,8 +41,7 @@ class StageCut:
     def local_name(self, name: str) -> str | None:
         """Return the stage's own name of a tensor of the checkpoint; None: another stage owns it."""
         if match := LAYER.fullmatch(name):
-            layer = int(match[1])
-            return f"inner.layers.{layer - self.layers.start}.{match[2]}" if layer in self.layers else None
+            return f"inner.layers.{match[1]}.{match[2]}" if int(match[1]) in self.layers else None
         place, _, rest = name.removeprefix("model.").partition(".")
         if place == "embed_tokens" and self.is_first:
             return f"inner.embed_tokens.{rest}"
