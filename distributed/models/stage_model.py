@@ -23,7 +23,7 @@ class PassThrough(nn.Module):
     def __init__(self, part: nn.Module) -> None:
         super().__init__()
         plain = {name: value for name, value in vars(part).items() if not name.startswith("_")}
-        vars(self).update(plain)
+        self.__dict__.update(plain)
 
     def __call__(self, inputs: mx.array, *_: Any, **__: Any) -> mx.array:
         return inputs
@@ -49,4 +49,5 @@ class StageModel:
     @property
     def own_layers(self) -> Sequence[Any]:
         """The stage's own layers; `inner` has all places."""
-        return self.inner.layers[self.layers.start : self.layers.stop]
+        layers: Sequence[Any] = self.inner.layers
+        return layers[self.layers.start : self.layers.stop]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from distributed.planning.family import Family
 from distributed.planning.family import make_family as _family
@@ -16,7 +17,7 @@ _UNTIED = {"tie_word_embeddings": (False,)}
 _TIED = {"tie_word_embeddings": (True,)}
 _SIGMOID = {"scoring_func": ("sigmoid",)}
 _MULTIPLIERS = "embedding_multiplier attention_multiplier residual_multiplier logits_scaling"
-_UNITY = dict.fromkeys(_MULTIPLIERS.split(), 1.0)
+_UNITY: dict[str, Any] = dict.fromkeys(_MULTIPLIERS.split(), 1.0)
 _DEEPSEEK_EXPERTS = (
     "n_routed_experts n_shared_experts num_experts_per_tok moe_intermediate_size first_k_dense_replace "
     "n_group topk_group routed_scaling_factor"
@@ -24,7 +25,7 @@ _DEEPSEEK_EXPERTS = (
 _QWEN_EXPERTS = (
     "num_experts num_experts_per_tok decoder_sparse_step mlp_only_layers moe_intermediate_size norm_topk_prob"
 )
-_QWEN = {"max_position_embeddings": 32768, "num_key_value_heads": 32, "max_window_layers": 28}
+_QWEN: dict[str, Any] = {"max_position_embeddings": 32768, "num_key_value_heads": 32, "max_window_layers": 28}
 
 _LLAMA = _family(
     "llama",
@@ -94,18 +95,6 @@ _FAMILIES = {
         head_dim=128,
         use_bias=False,
     ),
-    "glm": _family(
-        "glm",
-        "head_dim attention_bias partial_rotary_factor",
-        "never",
-        {"rope_traditional": (True,)},
-        rms_norm_eps=1.5625e-07,
-        max_position_embeddings=131072,
-        num_key_value_heads=2,
-        head_dim=128,
-        attention_bias=True,
-        partial_rotary_factor=0.5,
-    ),
     "glm4": _family(
         "glm4",
         "head_dim attention_bias partial_rotary_factor rope_traditional",
@@ -162,7 +151,7 @@ _FAMILIES = {
     ),
     "helium": _family(
         "helium",
-        "head_dim attention_bias mlp_bias",
+        "attention_bias mlp_bias",
         "never",
         rms_norm_eps=1e-8,
         rope_theta=100000.0,

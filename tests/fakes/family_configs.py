@@ -1,6 +1,6 @@
-"""A tiny config of each served type, with every option of its record that its class follows.
+"""A tiny config of each served type, with the options that its class follows.
 
-docs/models.md says which of them are proven how. Sizes of heads, experts and rotations are unlike each other,
+Sizes of heads, experts and rotations are unlike each other,
 so that one taken for another shows.
 """
 
@@ -42,16 +42,20 @@ _GLM4_MOE = {
 _MINIMAX = {**_LOCAL_EXPERTS, "head_dim": 32, "rotary_dim": 16, "use_qk_norm": True} | {
     "shared_intermediate_size": 0
 }
-_GLM = {"head_dim": 32, "attention_bias": True, "partial_rotary_factor": 0.5}
 
 # What differs from COMMON and from two KV heads.
 _BEYOND: dict[str, dict[str, Any]] = {
-    "apertus": {**_BIASES, "attention_bias": False, "qk_norm": True, "post_norm": False, "hidden_act": "xielu"},
+    "apertus": {
+        **_BIASES,
+        "attention_bias": False,
+        "qk_norm": True,
+        "post_norm": False,
+        "hidden_act": "xielu",
+    },
     "cohere": {"layer_norm_eps": 1e-5, "logit_scale": 0.25, "use_qk_norm": True, "tie_word_embeddings": True},
     "dots1": {**_DEEPSEEK_EXPERTS, "head_dim": 32, "scoring_func": "sigmoid", "sliding_window": None},
     "ernie4_5": {"head_dim": 32, "use_bias": True, "tie_word_embeddings": True},
-    "glm": _GLM,
-    "glm4": _GLM,
+    "glm4": {"head_dim": 32, "attention_bias": True, "partial_rotary_factor": 0.5},
     "glm4_moe": _GLM4_MOE,
     "granite": {**_MULTIPLIERS, **_BIASES, "tie_word_embeddings": True},
     "granitemoe": {**_MULTIPLIERS, **_LOCAL_EXPERTS, "attention_bias": True},

@@ -51,6 +51,26 @@ _DEEPSEEK = {
 }
 _BETA = {"llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 64}
 
+_MULTIPLIERS = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.3,
+    "residual_multiplier": 0.7,
+    "logits_scaling": 0.5,
+}
+_LOCAL_EXPERTS = {"num_local_experts": 8, "num_experts_per_tok": 3}
+_SIGMOID_EXPERTS = {
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 48,
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 1.5,
+    "norm_topk_prob": True,
+}
+_HALF = {"rope_parameters": {**_PLAIN, "partial_rotary_factor": 0.5}}
+_GLM = {**_KV, **_HALF, "head_dim": 32, "attention_bias": True, "pad_token_id": 0}
+
 _VISION = {
     "vision_config": {
         "model_type": "pixtral",
@@ -111,6 +131,62 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "deepseek_v2",
         {**_DEEPSEEK, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}
         | {"routed_scaling_factor": 2.5, "rope_parameters": _PLAIN},
+    ),
+    "apertus": ("apertus", {**_KV, "rope_parameters": _LLAMA3}),
+    "cohere": ("cohere", {**_KV, "rope_parameters": _PLAIN, "logit_scale": 0.25, "use_qk_norm": True}),
+    "dots1": (
+        "dots1",
+        {**_KV, **_SIGMOID_EXPERTS, "rope_parameters": _PLAIN, "first_k_dense_replace": 1, "head_dim": 32},
+    ),
+    "ernie4_5": ("ernie4_5", {**_KV, "rope_parameters": _PLAIN, "use_bias": True, "head_dim": 32}),
+    "glm4": ("glm4", _GLM),
+    "glm4_moe": (
+        "glm4_moe",
+        {**_GLM, **_SIGMOID_EXPERTS, "use_qk_norm": True, "first_k_dense_replace": 1},
+    ),
+    "glm4_moe-yarn": (
+        "glm4_moe",
+        {**_GLM, **_SIGMOID_EXPERTS, "rope_parameters": {**_YARN, "partial_rotary_factor": 0.5}},
+    ),
+    "granite": (
+        "granite",
+        {**_KV, **_MULTIPLIERS, "rope_parameters": _PLAIN, "attention_bias": True, "mlp_bias": True},
+    ),
+    "granitemoe": ("granitemoe", {**_KV, **_MULTIPLIERS, **_LOCAL_EXPERTS, "rope_parameters": _PLAIN}),
+    "helium": ("helium", {**_KV, "rope_parameters": _PLAIN, "head_dim": 16}),
+    "minimax_m2": ("minimax_m2", {**_KV, **_LOCAL_EXPERTS, **_HALF, "head_dim": 32}),
+    "mixtral": ("mixtral", {**_KV, **_LOCAL_EXPERTS, "rope_parameters": _PLAIN}),
+    "mixtral-yarn": ("mixtral", {**_KV, **_LOCAL_EXPERTS, "rope_parameters": _YARN, "head_dim": 16}),
+    "nemotron": ("nemotron", {**_KV, **_HALF, "head_dim": 32}),
+    "olmo2": ("olmo2", {**_KV, "rope_parameters": _PLAIN}),
+    "olmoe": (
+        "olmoe",
+        {
+            **_KV,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "norm_topk_prob": True,
+            "rope_parameters": _PLAIN,
+        },
+    ),
+    "phi3": ("phi3", {**_KV, **_HALF, "pad_token_id": 0}),
+    "qwen2_moe": (
+        "qwen2_moe",
+        {**_KV, **_EXPERTS, "shared_expert_intermediate_size": 64, "head_dim": 16, "rope_parameters": _YARN},
+    ),
+    "seed_oss": (
+        "seed_oss",
+        {**_KV, "rope_parameters": _PLAIN, "head_dim": 32, "attention_out_bias": True, "mlp_bias": True},
+    ),
+    "smollm3": (
+        "smollm3",
+        {**_KV, "rope_parameters": _YARN, "no_rope_layers": [1, 0, 1, 0], "pad_token_id": 0},
+    ),
+    "solar_open": ("solar_open", {**_KV, **_SIGMOID_EXPERTS, "rope_parameters": _YARN, "head_dim": 32}),
+    "stablelm": (
+        "stablelm",
+        {**_KV, "rope_parameters": {**_PLAIN, "partial_rotary_factor": 0.25}}
+        | {"use_qkv_bias": True, "qk_layernorm": True, "use_parallel_residual": True},
     ),
 }
 
