@@ -34,6 +34,21 @@ _LLAMA = _family(
     max_position_embeddings=2048,
 )
 
+# Rotations by position in an image: of text, all sections have the same position.
+_SECTIONS = "mrope_section mrope_interleaved"
+_QWEN2_VL = _family(
+    "qwen2",
+    "",
+    "switched",
+    {"attention_bias": (True,)},
+    rope_keys=_SECTIONS,
+    rms_norm_eps=1e-5,
+    rope_theta=1e6,
+    max_position_embeddings=32768,
+    num_key_value_heads=8,
+    max_window_layers=80,
+)
+
 _FAMILIES = {
     "apertus": _family(
         "apertus",
@@ -289,6 +304,37 @@ _FAMILIES = {
         moe_intermediate_size=768,
         norm_topk_prob=False,
     ),
+    "qwen2_5_vl": _QWEN2_VL,
+    "qwen2_5_vl_text": _QWEN2_VL,
+    "qwen2_vl": _QWEN2_VL,
+    "qwen2_vl_text": _QWEN2_VL,
+    "qwen3_vl_text": _family(
+        "qwen3",
+        "head_dim",
+        "never",
+        rope_keys=_SECTIONS,
+        rope_theta=500000.0,
+        max_position_embeddings=128000,
+        num_key_value_heads=32,
+        head_dim=128,
+    ),
+    "qwen3_vl_moe_text": _family(
+        "qwen3_moe",
+        f"{_QWEN_EXPERTS} head_dim",
+        "always",
+        {"norm_topk_prob": (True,)},
+        rope_keys=_SECTIONS,
+        rope_theta=500000.0,
+        max_position_embeddings=128000,
+        num_key_value_heads=16,
+        head_dim=128,
+        num_experts=60,
+        num_experts_per_tok=4,
+        decoder_sparse_step=1,
+        mlp_only_layers=[],
+        moe_intermediate_size=1408,
+        norm_topk_prob=True,
+    ),
     "seed_oss": _family(
         "seed_oss",
         "head_dim attention_bias attention_out_bias mlp_bias rope_traditional",
@@ -346,5 +392,5 @@ _FAMILIES = {
 _FAMILIES["minimax_m2"] = _FAMILIES["minimax"]
 FAMILIES: Mapping[str, Family] = MappingProxyType(dict(sorted(_FAMILIES.items())))
 # Multimodal models whose text_config is of a served type; they are served with text only.
-WRAPPERS = ("llava", "mistral3")
-SERVED_TYPES = tuple(sorted([*FAMILIES, *WRAPPERS]))
+WRAPPERS = ("llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe")
+SERVED_TYPES = tuple(sorted({*FAMILIES, *WRAPPERS}))

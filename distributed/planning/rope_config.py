@@ -58,6 +58,8 @@ def normalise_rope(config: dict[str, Any], family: Family) -> None:
     theta = given.get("rope_theta") or config["rope_theta"]
     check_number("rope_theta", theta)
     kind = str(given.get("rope_type", "default"))
+    if kind == "mrope" and "mrope_section" in family.rope_keys:
+        kind = "default"
     if kind not in ROPE_TYPES:
         raise UnsupportedModel(
             f"{_name(config)} of type {kind!r} is not served; served are {', '.join(ROPE_TYPES)}"

@@ -91,7 +91,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
 # Types that are others under another name.
 CONFIGS |= {
     name: {**CONFIGS[like], "model_type": name}
-    for name, like in {"iquestcoder": "llama", "minimax": "minimax_m2", "xverse": "llama"}.items()
+    for name, like in {
+        "iquestcoder": "llama",
+        "minimax": "minimax_m2",
+        "qwen2_5_vl": "qwen2",
+        "qwen2_5_vl_text": "qwen2",
+        "qwen2_vl": "qwen2",
+        "qwen2_vl_text": "qwen2",
+        "qwen3_vl_moe_text": "qwen3_moe",
+        "qwen3_vl_text": "qwen3",
+        "xverse": "llama",
+    }.items()
 }
 # The types whose layers no other test runs.
-NEW = [name for name in FAMILIES if name not in FAMILY_CONFIGS]
+NEW = [name for name, record in FAMILIES.items() if record.runs_as == name and name not in FAMILY_CONFIGS]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -131,10 +132,8 @@ def test_every_served_type_has_a_tiny_config_and_a_row_on_the_page() -> None:
     assert {record.runs_as for record in FAMILIES.values()} <= set(FAMILIES)
     with_torch = {name for name, _ in VARIANTS.values()} | {name.partition("-")[0] for name in VARIANTS}
     page = (REPOSITORY_ROOT / "docs" / "models.md").read_text(encoding="utf-8")
-    rows = [
-        [cell.strip(" `") for cell in line.split("|")[1:-1]] for line in page.splitlines() if "` |" in line
-    ]
-    listed = {name: proof for name, *_, proof in rows}
+    rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| `")]
+    listed = {name: proof for names, _, proof in rows for name in re.findall(r"`(\w+)`", names)}
     assert set(listed) == set(SERVED_TYPES)
     for name in FAMILIES.keys() | WRAPPERS:
         assert ("transformers" in listed[name]) == (name in with_torch), name

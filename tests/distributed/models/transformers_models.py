@@ -71,17 +71,37 @@ _SIGMOID_EXPERTS = {
 _HALF = {"rope_parameters": {**_PLAIN, "partial_rotary_factor": 0.5}}
 _GLM = {**_KV, **_HALF, "head_dim": 32, "attention_bias": True, "pad_token_id": 0}
 
-_VISION = {
+_QWEN_VISION = {
     "vision_config": {
-        "model_type": "pixtral",
+        "depth": 1,
         "hidden_size": 32,
         "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 28,
-        "patch_size": 14,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "deepstack_visual_indexes": [0],
     },
-    "image_token_index": 7,
+}
+_SEES: dict[str, dict[str, Any]] = {
+    "mistral3": {
+        "vision_config": {
+            "model_type": "pixtral",
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        "image_token_index": 7,
+    },
+    "qwen2_vl": {"vision_config": {"depth": 1, "embed_dim": 32, "num_heads": 2, "hidden_size": 64}},
+    "qwen2_5_vl": _QWEN_VISION,
+    "qwen3_vl": _QWEN_VISION,
+}
+_SECTIONS = {"rope_parameters": {**_PLAIN, "mrope_section": [4, 2, 2]}}
+_WIDE_SECTIONS = {
+    "rope_parameters": {**_PLAIN, "mrope_section": [8, 4, 4], "mrope_interleaved": True},
+    "head_dim": 32,
 }
 
 # name: (model type, what its config differs in)
@@ -174,6 +194,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen2_moe",
         {**_KV, **_EXPERTS, "shared_expert_intermediate_size": 64, "head_dim": 16, "rope_parameters": _YARN},
     ),
+    "qwen2_vl-text": ("qwen2_vl_text", {**_KV, **_SECTIONS}),
+    "qwen2_5_vl-text": ("qwen2_5_vl_text", {**_KV, **_SECTIONS}),
+    "qwen3_vl-text": ("qwen3_vl_text", {**_KV, **_WIDE_SECTIONS}),
     "seed_oss": (
         "seed_oss",
         {**_KV, "rope_parameters": _PLAIN, "head_dim": 32, "attention_out_bias": True, "mlp_bias": True},
@@ -209,17 +232,18 @@ def make_all(root: Path) -> None:
 
 
 def _make_model(name: str) -> Any:
-    """The variant's model; one that begins with `mistral3-` inside of a model that also sees."""
+    """The variant's model; one that begins with a wrapper's name inside of a model that also sees."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     model_type, extra = VARIANTS[name]
     how = {"dtype": torch.float32, "attn_implementation": "eager"}
-    if not name.startswith("mistral3-"):
+    wrapper, _, _ = name.partition("-")
+    if wrapper not in _SEES:
         config = AutoConfig.for_model(model_type, **_SIZES, **extra)
         return AutoModelForCausalLM.from_config(config, **how).eval()
     text = {"model_type": model_type, **_SIZES, **extra}
-    config = AutoConfig.for_model("mistral3", text_config=text, **_VISION)
+    config = AutoConfig.for_model(wrapper, text_config=text, **_SEES[wrapper])
     return AutoModelForImageTextToText.from_config(config, **how).eval()
 
 

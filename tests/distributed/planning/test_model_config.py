@@ -54,8 +54,9 @@ def normalise(config: dict[str, Any]) -> dict[str, Any]:
     return normalise_config(json.loads(json.dumps(config)), "config.json")
 
 
-# What transformers calls minimax is another model; the others are unknown to it.
-COMPARED = [name for name in FAMILIES if name not in ("iquestcoder", "mimo", "minimax", "xverse")]
+# What transformers calls minimax is another model; it knows the last two with a text_config only.
+UNKNOWN = ("iquestcoder", "mimo", "minimax", "xverse", "qwen2_5_vl", "qwen2_vl")
+COMPARED = [name for name in FAMILIES if name not in UNKNOWN]
 NEEDED: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": None},
     "deepseek_v2": {"num_experts_per_tok": 6},
@@ -103,6 +104,75 @@ def test_absent_keys_mean_what_they_mean_to_transformers(model_type: str) -> Non
     if model_type in ("apertus", "ministral3"):
         short["rope_parameters"] = full["rope_parameters"]
     assert arguments_of(normalise(short)) == arguments_of(normalise(full))
+
+
+# Keys as published that are no sizes.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "glm4_moe": {
+        "attention_bias": True,
+        "partial_rotary_factor": 0.5,
+        "rope_scaling": None,
+        "rope_theta": 1000000,
+        "use_qk_norm": False,
+        "head_dim": 128,
+        "num_attention_heads": 96,
+        "hidden_size": 4096,
+        "n_group": 1,
+        "topk_group": 1,
+        "n_routed_experts": 128,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 8,
+        "first_k_dense_replace": 1,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 1.0,
+        "num_nextn_predict_layers": 1,
+    },
+    "minimax_m2": {
+        "attn_type_list": [1, 1, 1, 1],
+        "layernorm_full_attention_beta": 1.0,
+        "layernorm_linear_attention_beta": 1.0,
+        "layernorm_mlp_beta": 1.0,
+        "mlp_intermediate_size": 8192,
+        "mtp_transformer_layers": 1,
+        "num_mtp_modules": 3,
+        "qk_norm_type": "per_layer",
+        "rotary_dim": 64,
+        "router_aux_loss_coef": 0.001,
+        "router_jitter_noise": 0.0,
+        "scoring_func": "sigmoid",
+        "shared_intermediate_size": 0,
+        "shared_moe_mode": "sigmoid",
+        "sliding_window": None,
+        "use_mtp": True,
+        "use_qk_norm": True,
+        "use_routing_bias": True,
+    },
+    "phi3": {
+        "attention_bias": False,
+        "embd_pdrop": 0.0,
+        "original_max_position_embeddings": 4096,
+        "partial_rotary_factor": 1.0,
+        "resid_pdrop": 0.0,
+        "rope_scaling": None,
+        "sliding_window": None,
+    },
+    "qwen2_5_vl": {
+        "rope_scaling": {"type": "mrope", "mrope_section": [4, 2, 2]},
+        "use_sliding_window": False,
+        "sliding_window": 32768,
+        "max_window_layers": 70,
+        "vision_config": {"depth": 32, "hidden_act": "silu"},
+    },
+}
+
+
+@pytest.mark.parametrize("model_type", PUBLISHED)
+def test_what_is_published_is_accepted(model_type: str) -> None:
+    """Keys of the first releases, before transformers had a class."""
+    config = normalise({"model_type": model_type, **SIZES, **PUBLISHED[model_type]})
+    assert config["rope_scaling"] is None
+    for key in ("rotary_dim", "partial_rotary_factor"):
+        assert key not in PUBLISHED[model_type] or config[key] == PUBLISHED[model_type][key]
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -270,6 +340,14 @@ REFUSED = [
         "bitsandbytes",
     ),
     ("llama", {"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
+    ("minimax_m2", {"quantization_config": {"quant_method": "fp8", "fmt": "float8_e4m3fn"}}, "fp8"),
+    ("minimax_m2", {"attn_type_list": [1, 0, 1, 1]}, "attn_type_list"),
+    ("minimax_m2", {"shared_intermediate_size": 64}, "shared_intermediate_size = 64"),
+    ("qwen2_moe", {"mlp_only_layers": [1]}, r"mlp_only_layers = \[1\]"),
+    ("mixtral", {"head_dim": 32}, "head_dim = 32"),
+    ("cohere", {"tie_word_embeddings": False}, "tie_word_embeddings"),
+    ("granite", {"residual_multipliers": 0.5}, "residual_multipliers"),
+    ("llama", {"rope_scaling": {"type": "mrope", "mrope_section": [4, 2, 2]}}, "'mrope'"),
     ("llama", {"quantization": {"group_size": 64, "bits": 4, "mode": "new"}}, "'new'"),
     (
         "qwen2",
