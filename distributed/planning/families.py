@@ -393,4 +393,5 @@ _FAMILIES["minimax_m2"] = _FAMILIES["minimax"]
 FAMILIES: Mapping[str, Family] = MappingProxyType(dict(sorted(_FAMILIES.items())))
 # Multimodal models whose text_config is of a served type; they are served with text only.
 WRAPPERS = ("llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe")
-SERVED_TYPES = tuple(sorted({*FAMILIES, *WRAPPERS}))
+# Named in messages; a type of a text_config is known by its wrapper.
+SERVED_TYPES = tuple(sorted(name for name in {*FAMILIES, *WRAPPERS} if not name.endswith("_text")))
