@@ -21,8 +21,8 @@ from distributed.planning.model_errors import BadCheckpoint, UnsupportedModel
 STORED_TYPES = ("F32", "F16", "BF16", "U32", "U8")
 SUMS_NAME = ".sums.json"  # cluster/hosts/remote_scripts/file_sums.py writes it
 
-# Parts of models that see, which are served with text only.
-_OF_IMAGES = ("vision_tower.", "multi_modal_projector.", "visual.")
+# What sees images, and layers that predict more than the next token.
+_NOT_SERVED = ("vision_tower.", "multi_modal_projector.", "visual.", "mtp_layers.")
 
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.*)")
 
@@ -113,9 +113,9 @@ def _is_unused(tensor: str, cut: StageCut) -> bool:
     """Whether serving ignores a tensor: RoPE tables, tied heads, layers for training, vision towers."""
     layer = LAYER.fullmatch(tensor)
     is_beyond = layer is not None and int(layer[1]) >= cut.layers.stop
-    is_of_images = tensor.removeprefix("model.").startswith(_OF_IMAGES)
+    is_aside = tensor.removeprefix("model.").startswith(_NOT_SERVED)
     is_table = tensor.endswith("rotary_emb.inv_freq")
-    return is_beyond or is_of_images or is_table or (cut.is_tied and tensor == "lm_head.weight")
+    return is_beyond or is_aside or is_table or (cut.is_tied and tensor == "lm_head.weight")
 
 
 def weights_of(files: Mapping[str, str], cuts: Iterable[StageCut]) -> tuple[str, ...]:
