@@ -56,9 +56,10 @@ class GeneralProvider:
         model = module.Model(module.ModelArgs.from_dict({**config, "rope_scaling": None}))
         attentions = [layer.self_attn for layer in model.layers] if config.get("rope_scaling") else []
         for attention in attentions:
-            if type(attention.rope) is nn.RoPE:  # a layer may have no positions
-                rope = attention.rope
-                attention.rope = make_rope(config, rope.dims, is_traditional=rope.traditional)
+            rope = attention.rope
+            if hasattr(rope, "dims"):  # a layer may have no positions
+                is_traditional = getattr(rope, "traditional", False)
+                attention.rope = make_rope(config, rope.dims, is_traditional=is_traditional)
         return model
 
     def adapt(self, weights: Weights, config: dict[str, Any]) -> Weights:

@@ -176,6 +176,21 @@ _FAMILIES = {
         attention_bias=False,
         mlp_bias=False,
     ),
+    "hunyuan_v1_dense": _family(
+        "hunyuan_v1_dense",
+        "head_dim attention_bias use_qk_norm",
+        "never",
+        {
+            "attention_head_dim": (128,),
+            "cla_share_factor": (2,),
+            "norm_type": ("rms", "hf_rms"),
+            "use_cla": (False,),
+            "use_rotary_pos_emb": (True,),
+        },
+        rope_keys="alpha",
+        rms_norm_eps=1e-5,
+        max_position_embeddings=2048,
+    ),
     "iquestcoder": _LLAMA,
     "llama": _LLAMA,
     "mimo": _family(

@@ -60,6 +60,10 @@ def normalise_rope(config: dict[str, Any], family: Family) -> None:
     kind = str(given.get("rope_type", "default"))
     if kind == "mrope" and "mrope_section" in family.rope_keys:
         kind = "default"
+    if kind == "dynamic" and given.get("alpha") and "alpha" in family.rope_keys:
+        check_number("alpha", given["alpha"])
+        num_values = max(4, config["head_dim"])
+        theta, kind = theta * given["alpha"] ** (num_values / (num_values - 2)), "default"
     if kind not in ROPE_TYPES:
         raise UnsupportedModel(
             f"{_name(config)} of type {kind!r} is not served; served are {', '.join(ROPE_TYPES)}"

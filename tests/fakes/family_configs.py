@@ -60,6 +60,11 @@ _BEYOND: dict[str, dict[str, Any]] = {
     "granite": {**_MULTIPLIERS, **_BIASES, "tie_word_embeddings": True},
     "granitemoe": {**_MULTIPLIERS, **_LOCAL_EXPERTS, "attention_bias": True},
     "helium": {**_BIASES, "head_dim": 16},
+    "hunyuan_v1_dense": {
+        "attention_bias": True,
+        "head_dim": 32,
+        "rope_scaling": {"type": "dynamic", "alpha": 50.0, "factor": 1.0},
+    },
     "mimo": {"num_nextn_predict_layers": 1},
     "minimax_m2": _MINIMAX,
     "mixtral": _LOCAL_EXPERTS,

@@ -174,6 +174,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "granitemoe": ("granitemoe", {**_KV, **_MULTIPLIERS, **_LOCAL_EXPERTS, "rope_parameters": _PLAIN}),
     "helium": ("helium", {**_KV, "rope_parameters": _PLAIN, "head_dim": 16}),
+    "hunyuan_v1_dense": (
+        "hunyuan_v1_dense",
+        {**_KV, "head_dim": 32, "attention_bias": True}
+        | {"rope_parameters": {**_PLAIN, "rope_type": "dynamic", "alpha": 50.0, "factor": 1.0}},
+    ),
+    "hunyuan_v1_dense-yarn": ("hunyuan_v1_dense", {**_KV, "head_dim": 32, "rope_parameters": _YARN}),
     "minimax_m2": ("minimax_m2", {**_KV, **_LOCAL_EXPERTS, **_HALF, "head_dim": 32}),
     "mixtral": ("mixtral", {**_KV, **_LOCAL_EXPERTS, "rope_parameters": _PLAIN}),
     "mixtral-yarn": ("mixtral", {**_KV, **_LOCAL_EXPERTS, "rope_parameters": _YARN, "head_dim": 16}),

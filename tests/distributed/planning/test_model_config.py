@@ -15,6 +15,7 @@ from distributed.models import open_stage
 from distributed.planning.checkpoint import BadCheckpoint, UnsupportedModel, read_config
 from distributed.planning.families import FAMILIES
 from distributed.planning.model_config import NEEDED_KEYS, normalise_config
+from distributed.self_test.seeded_models import make_model_folder
 from prompts.mlx_lm_import import import_mlx_lm
 from tests.fakes.checkpoints import VARIANTS, edit_config, make_checkpoint
 from tests.fakes.family_configs import CONFIGS
@@ -510,7 +511,7 @@ ODD_VALUES: list[Any] = ["x", "", -1, 0, 1.5, 10**400, math.nan, math.inf, True,
 ODD_VALUES += [[], [1], ["x"], [[]], {}, {"x": 1}]
 ROPE_KEYS = ["rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "beta_fast"]
 ROPE_KEYS += ["mscale", "mscale_all_dim", "attention_factor", "truncate"]
-ROPE_KEYS += ["low_freq_factor", "llama_4_scaling_beta", "partial_rotary_factor"]
+ROPE_KEYS += ["low_freq_factor", "llama_4_scaling_beta", "partial_rotary_factor", "alpha"]
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -572,22 +573,33 @@ def inverse_frequencies(rope: dict[str, Any], num_values: int) -> Any:
     return plain / factor * ramp + plain * (1 - ramp)
 
 
-@pytest.mark.parametrize("kind", INVERSE_FREQUENCIES)
-@pytest.mark.parametrize("variant", ["llama", "ministral3", "qwen2", "qwen3", "qwen3_moe", "deepseek_v2"])
-def test_a_stage_rotates_by_the_angles_of_the_config(tmp_path: Path, variant: str, kind: str) -> None:
+@pytest.mark.parametrize("model_type", [name for name, record in FAMILIES.items() if record.runs_as == name])
+def test_a_stage_rotates_by_the_angles_of_the_config(tmp_path: Path, model_type: str) -> None:
     """Every kind of scaling that is served, in every type, against the formulas in NumPy."""
-    folder, (rope, factor) = make_checkpoint(tmp_path, variant), INVERSE_FREQUENCIES[kind]
-    edit_config(folder, "rope_theta", "rope_scaling", rope_parameters={**rope, "rope_theta": THETA})
-    module = open_stage(folder, range(1), is_first=True, is_last=False).inner.layers[0].self_attn.rope
-    read = read_config(folder)
-    num_values = read["qk_rope_head_dim"] if variant == "deepseek_v2" else read["head_dim"]
+    folder = make_model_folder(tmp_path, CONFIGS[model_type])
+    width = CONFIGS[model_type].get("rotary_dim")
+    partial = {"partial_rotary_factor": CONFIGS[model_type].get("partial_rotary_factor", 1.0)}
+    for rope, factor in INVERSE_FREQUENCIES.values():
+        edit_config(
+            folder, "rope_theta", "rope_scaling", rope_parameters={**rope, "rope_theta": THETA, **partial}
+        )
+        read = read_config(folder)
+        module = open_stage(folder, range(1), is_first=True, is_last=False).inner.layers[0].self_attn.rope
+        if model_type == "deepseek_v2":
+            width = read["qk_rope_head_dim"]
+        num_values = width or int(read["head_dim"] * partial["partial_rotary_factor"])
+        is_traditional = model_type in ("cohere", "deepseek_v2", "ernie4_5", "glm4", "helium")
+        check_angles(module, num_values, is_traditional, factor, inverse_frequencies(rope, num_values))
+
+
+def check_angles(module: Any, num_values: int, is_traditional: bool, factor: float, frequencies: Any) -> None:
+    """Check that a rotation turns unit vectors by position times frequency, and scales them."""
     pairs = np.zeros((num_values // 2, 2), np.float32)
     pairs[:, 0] = 1  # every pair is the unit vector
-    is_traditional = variant == "deepseek_v2"
     x = pairs.reshape(-1) if is_traditional else pairs.T.reshape(-1)
     for position in (0, 1, 63, 300):
         rotated = np.array(module(mx.array(x)[None, None, None], offset=position))[0, 0, 0]
         turned = rotated.reshape(-1, 2) if is_traditional else rotated.reshape(2, -1).T
-        angles = position * inverse_frequencies(rope, num_values)
+        angles = position * frequencies
         expected = factor * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
         assert np.abs(turned - expected).max() < 2e-4, position
