@@ -8,7 +8,6 @@ tensors read. Which model types may be cut this way is decided by the records in
 structure.
 """
 
-import copy
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,19 +146,10 @@ def _cut_parts(model: Any, cut: StageCut, embedding_factor: str) -> nn.Module:
     if not cut.is_first:
         inner.embed_tokens = PassThrough(inner.embed_tokens)
         if embedding_factor:
-            _set_to_one(inner, embedding_factor)
+            setattr(inner, embedding_factor, 1)  # applied by the first stage
     if not cut.is_last:
         inner.norm = PassThrough(inner.norm)
     return parts
-
-
-def _set_to_one(inner: Any, path: str) -> None:
-    """Set an attribute of the inner model, or of its arguments, to 1; layers may share the arguments."""
-    *owner, name = path.split(".")
-    for part in owner:
-        setattr(inner, part, copy.copy(getattr(inner, part)))
-        inner = getattr(inner, part)
-    setattr(inner, name, 1)
 
 
 @dataclass(frozen=True)
