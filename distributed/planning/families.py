@@ -8,40 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
-from distributed.planning.family import Family
-from distributed.planning.family import make_family as _family
+from distributed.planning.family import MULTIPLIERS, QWEN, SECTIONS, TIED, UNITY, UNTIED, Family, make_family
+from distributed.planning.mixture_families import MIXTURES
 
-_UNTIED = {"tie_word_embeddings": (False,)}
-_TIED = {"tie_word_embeddings": (True,)}
-_SIGMOID = {"scoring_func": ("sigmoid",)}
-_MULTIPLIERS = "embedding_multiplier attention_multiplier residual_multiplier logits_scaling"
-_UNITY: dict[str, Any] = dict.fromkeys(_MULTIPLIERS.split(), 1.0)
-_DEEPSEEK_EXPERTS = (
-    "n_routed_experts n_shared_experts num_experts_per_tok moe_intermediate_size first_k_dense_replace "
-    "n_group topk_group routed_scaling_factor"
-)
-_QWEN_EXPERTS = (
-    "num_experts num_experts_per_tok decoder_sparse_step mlp_only_layers moe_intermediate_size norm_topk_prob"
-)
-_QWEN: dict[str, Any] = {"max_position_embeddings": 32768, "num_key_value_heads": 32, "max_window_layers": 28}
-
-_LLAMA = _family(
+_LLAMA = make_family(
     "llama",
     "head_dim attention_bias mlp_bias rope_traditional",
-    "never",
     max_position_embeddings=2048,
 )
 
-# Rotations by position in an image: of text, all sections have the same position.
-_SECTIONS = "mrope_section mrope_interleaved"
-_QWEN2_VL = _family(
+_QWEN2_VL = make_family(
     "qwen2",
     "",
-    "switched",
     {"attention_bias": (True,)},
-    rope_keys=_SECTIONS,
+    window="switched",
+    rope_keys=SECTIONS,
     rms_norm_eps=1e-5,
     rope_theta=1e6,
     max_position_embeddings=32768,
@@ -49,11 +31,10 @@ _QWEN2_VL = _family(
     max_window_layers=80,
 )
 
-_FAMILIES = {
-    "apertus": _family(
+_DENSE = {
+    "apertus": make_family(
         "apertus",
         "mlp_bias",
-        "never",
         {"hidden_act": ("xielu",), "qk_norm": (True,), "post_norm": (False,)},
         rms_norm_eps=1e-5,
         rope_theta=12e6,
@@ -63,46 +44,18 @@ _FAMILIES = {
         qk_norm=True,
         post_norm=False,
     ),
-    "cohere": _family(
+    "cohere": make_family(
         "cohere",
         "layer_norm_eps logit_scale attention_bias use_qk_norm layer_norm_bias",
-        "never",
-        {**_TIED, "rope_traditional": (True,)},
+        {**TIED, "rope_traditional": (True,)},
         rope_theta=500000.0,
         max_position_embeddings=8192,
         layer_norm_eps=1e-5,
         logit_scale=0.0625,
     ),
-    "deepseek_v2": _family(
-        "deepseek_v2",
-        f"{_DEEPSEEK_EXPERTS} head_dim qk_head_dim attention_bias kv_lora_rank q_lora_rank qk_nope_head_dim "
-        "qk_rope_head_dim v_head_dim moe_layer_freq topk_method",
-        "never",
-        {**_UNTIED, "norm_topk_prob": (False,), "rope_interleave": (True,)},
-        max_position_embeddings=2048,
-        routed_scaling_factor=1.0,
-        first_k_dense_replace=0,
-        topk_method="greedy",
-    ),
-    "dots1": _family(
-        "dots1",
-        f"{_DEEPSEEK_EXPERTS} head_dim mlp_bias norm_topk_prob",
-        "beyond",
-        {**_SIGMOID, "use_qk_norm": (True,), "topk_method": ("noaux_tc",), "moe_layer_freq": (1,)},
-        max_position_embeddings=2048,
-        num_key_value_heads=32,
-        first_k_dense_replace=0,
-        n_group=1,
-        topk_group=1,
-        norm_topk_prob=False,
-        routed_scaling_factor=1.0,
-        sliding_window=4096,
-        max_window_layers=62,
-    ),
-    "ernie4_5": _family(
+    "ernie4_5": make_family(
         "ernie4_5",
         "head_dim use_bias",
-        "never",
         rms_norm_eps=1e-5,
         rope_theta=500000.0,
         max_position_embeddings=131072,
@@ -110,11 +63,10 @@ _FAMILIES = {
         head_dim=128,
         use_bias=False,
     ),
-    "glm4": _family(
+    "glm4": make_family(
         "glm4",
         "head_dim attention_bias partial_rotary_factor rope_traditional",
-        "never",
-        _UNTIED,
+        UNTIED,
         rms_norm_eps=1.5625e-07,
         max_position_embeddings=131072,
         num_key_value_heads=2,
@@ -122,52 +74,18 @@ _FAMILIES = {
         attention_bias=True,
         partial_rotary_factor=0.5,
     ),
-    "glm4_moe": _family(
-        "glm4_moe",
-        f"{_DEEPSEEK_EXPERTS} head_dim attention_bias norm_topk_prob use_qk_norm partial_rotary_factor",
-        "never",
-        {**_UNTIED, **_SIGMOID, "topk_method": ("noaux_tc",)},
-        rms_norm_eps=1e-5,
-        max_position_embeddings=131072,
-        num_key_value_heads=8,
-        moe_intermediate_size=1408,
-        num_experts_per_tok=8,
-        n_routed_experts=128,
-        n_shared_experts=1,
-        routed_scaling_factor=1.0,
-        n_group=1,
-        topk_group=1,
-        first_k_dense_replace=1,
-        norm_topk_prob=True,
-        attention_bias=False,
-        use_qk_norm=False,
-        partial_rotary_factor=0.5,
-    ),
-    "granite": _family(
+    "granite": make_family(
         "granite",
-        f"{_MULTIPLIERS} attention_bias mlp_bias",
-        "never",
+        f"{MULTIPLIERS} attention_bias mlp_bias",
         embedding_factor="embedding_multiplier",
         max_position_embeddings=2048,
         attention_bias=False,
         mlp_bias=False,
-        **_UNITY,
+        **UNITY,
     ),
-    "granitemoe": _family(
-        "granitemoe",
-        f"{_MULTIPLIERS} attention_bias num_local_experts num_experts_per_tok",
-        "never",
-        embedding_factor="embedding_multiplier",
-        max_position_embeddings=2048,
-        attention_bias=False,
-        num_local_experts=8,
-        num_experts_per_tok=2,
-        **_UNITY,
-    ),
-    "helium": _family(
+    "helium": make_family(
         "helium",
         "attention_bias mlp_bias",
-        "never",
         rms_norm_eps=1e-8,
         rope_theta=100000.0,
         max_position_embeddings=4096,
@@ -176,10 +94,9 @@ _FAMILIES = {
         attention_bias=False,
         mlp_bias=False,
     ),
-    "hunyuan_v1_dense": _family(
+    "hunyuan_v1_dense": make_family(
         "hunyuan_v1_dense",
         "head_dim attention_bias use_qk_norm",
-        "never",
         {
             "attention_head_dim": (128,),
             "cla_share_factor": (2,),
@@ -193,69 +110,34 @@ _FAMILIES = {
     ),
     "iquestcoder": _LLAMA,
     "llama": _LLAMA,
-    "mimo": _family(
+    "mimo": make_family(
         "mimo",
         "num_nextn_predict_layers",
-        "switched",
         {"attention_bias": (True,)},
+        window="switched",
         max_position_embeddings=32768,
         max_window_layers=28,
     ),
-    "minimax": _family(
-        "minimax",
-        "head_dim num_local_experts num_experts_per_tok rotary_dim use_qk_norm partial_rotary_factor",
-        "always",
-        {
-            **_SIGMOID,
-            "attn_type_list": (1,),
-            "layernorm_full_attention_beta": (1,),
-            "layernorm_linear_attention_beta": (1,),
-            "layernorm_mlp_beta": (1,),
-            "qk_norm_type": ("per_layer",),
-            "shared_intermediate_size": (0,),
-            "use_routing_bias": (True,),
-        },
-        rope_theta=5e6,
-        max_position_embeddings=196608,
-        num_key_value_heads=8,
-        head_dim=128,
-        num_local_experts=256,
-        num_experts_per_tok=8,
-        shared_intermediate_size=0,
-        partial_rotary_factor=1.0,
-    ),
-    "ministral3": _family(
+    "ministral3": make_family(
         "ministral3",
         "head_dim",
-        "always",
+        window="always",
         rope_keys="llama_4_scaling_beta",
         rms_norm_eps=1e-5,
         max_position_embeddings=262144,
         num_key_value_heads=8,
     ),
-    "mistral": _family(
+    "mistral": make_family(
         "llama",
         "head_dim",
-        "always",
+        window="always",
         max_position_embeddings=131072,
         num_key_value_heads=8,
         sliding_window=4096,
     ),
-    "mixtral": _family(
-        "mixtral",
-        "num_local_experts num_experts_per_tok",
-        "always",
-        rms_norm_eps=1e-5,
-        rope_theta=1e6,
-        max_position_embeddings=131072,
-        num_key_value_heads=8,
-        num_local_experts=8,
-        num_experts_per_tok=2,
-    ),
-    "nemotron": _family(
+    "nemotron": make_family(
         "nemotron",
         "head_dim attention_bias mlp_bias norm_eps partial_rotary_factor",
-        "never",
         {"hidden_act": ("relu2",)},
         hidden_act="relu2",
         max_position_embeddings=4096,
@@ -263,139 +145,57 @@ _FAMILIES = {
         norm_eps=1e-5,
         partial_rotary_factor=0.5,
     ),
-    "olmo2": _family(
+    "olmo2": make_family(
         "olmo2",
         "head_dim attention_bias mlp_bias",
-        "never",
         rms_norm_eps=1e-5,
         max_position_embeddings=2048,
     ),
-    "olmoe": _family(
-        "olmoe",
-        "head_dim attention_bias mlp_bias num_experts num_experts_per_tok norm_topk_prob",
-        "never",
-        rms_norm_eps=1e-5,
-        max_position_embeddings=4096,
-        num_experts=64,
-        num_experts_per_tok=8,
-    ),
-    "phi3": _family(
+    "phi3": make_family(
         "phi3",
         "partial_rotary_factor",
-        "always",
+        window="always",
         rms_norm_eps=1e-5,
         max_position_embeddings=4096,
         partial_rotary_factor=1.0,
     ),
-    "qwen2": _family("qwen2", "rope_traditional", "switched", {"attention_bias": (True,)}, **_QWEN),
-    "qwen2_moe": _family(
-        "qwen2_moe",
-        "num_experts num_experts_per_tok moe_intermediate_size shared_expert_intermediate_size",
-        "switched",
-        {
-            **_UNTIED,
-            "attention_bias": (True,),
-            "qkv_bias": (True,),
-            "norm_topk_prob": (False,),
-            "decoder_sparse_step": (1,),
-            "mlp_only_layers": (),
-        },
-        **{**_QWEN, "num_key_value_heads": 16},
-        num_experts=60,
-        num_experts_per_tok=4,
-        moe_intermediate_size=1408,
-        shared_expert_intermediate_size=5632,
-    ),
-    "qwen3": _family("qwen3", "head_dim", "switched", **_QWEN, head_dim=128),
-    "qwen3_moe": _family(
-        "qwen3_moe",
-        f"{_QWEN_EXPERTS} head_dim",
-        "switched",
-        **{**_QWEN, "num_key_value_heads": 4, "max_window_layers": 0},
-        num_experts=128,
-        num_experts_per_tok=8,
-        decoder_sparse_step=1,
-        mlp_only_layers=[],
-        moe_intermediate_size=768,
-        norm_topk_prob=False,
-    ),
+    "qwen2": make_family("qwen2", "rope_traditional", {"attention_bias": (True,)}, window="switched", **QWEN),
+    "qwen3": make_family("qwen3", "head_dim", window="switched", **QWEN, head_dim=128),
     "qwen2_5_vl": _QWEN2_VL,
     "qwen2_5_vl_text": _QWEN2_VL,
     "qwen2_vl": _QWEN2_VL,
     "qwen2_vl_text": _QWEN2_VL,
-    "qwen3_vl_text": _family(
+    "qwen3_vl_text": make_family(
         "qwen3",
         "head_dim",
-        "never",
-        rope_keys=_SECTIONS,
+        rope_keys=SECTIONS,
         rope_theta=500000.0,
         max_position_embeddings=128000,
         num_key_value_heads=32,
         head_dim=128,
     ),
-    "qwen3_vl_moe_text": _family(
-        "qwen3_moe",
-        f"{_QWEN_EXPERTS} head_dim",
-        "always",
-        {"norm_topk_prob": (True,)},
-        rope_keys=_SECTIONS,
-        rope_theta=500000.0,
-        max_position_embeddings=128000,
-        num_key_value_heads=16,
-        head_dim=128,
-        num_experts=60,
-        num_experts_per_tok=4,
-        decoder_sparse_step=1,
-        mlp_only_layers=[],
-        moe_intermediate_size=1408,
-        norm_topk_prob=True,
-    ),
-    "seed_oss": _family(
+    "seed_oss": make_family(
         "seed_oss",
         "head_dim attention_bias attention_out_bias mlp_bias rope_traditional",
-        "never",
-        _UNTIED,
+        UNTIED,
         max_position_embeddings=524288,
         num_key_value_heads=8,
         head_dim=128,
         attention_bias=True,
     ),
-    "smollm3": _family(
+    "smollm3": make_family(
         "smollm3",
         "head_dim attention_bias mlp_bias no_rope_layers no_rope_layer_interval",
-        "switched",
+        window="switched",
         rope_theta=2e6,
         max_position_embeddings=32768,
         num_key_value_heads=4,
         max_window_layers=28,
     ),
-    "solar_open": _family(
-        "solar_open",
-        f"{_DEEPSEEK_EXPERTS} head_dim attention_bias norm_topk_prob use_qk_norm partial_rotary_factor",
-        "never",
-        {**_UNTIED, **_SIGMOID, "topk_method": ("noaux_tc",)},
-        rms_norm_eps=1e-5,
-        rope_theta=1e6,
-        max_position_embeddings=131072,
-        num_key_value_heads=8,
-        head_dim=128,
-        intermediate_size=10240,
-        moe_intermediate_size=1280,
-        num_experts_per_tok=8,
-        n_routed_experts=128,
-        n_shared_experts=1,
-        routed_scaling_factor=1.0,
-        n_group=1,
-        topk_group=1,
-        norm_topk_prob=True,
-        first_k_dense_replace=0,
-        partial_rotary_factor=1.0,
-    ),
-    "stablelm": _family(
+    "stablelm": make_family(
         "stablelm",
         "layer_norm_eps qk_layernorm use_parallel_residual use_qkv_bias partial_rotary_factor",
-        "never",
-        _UNTIED,
+        UNTIED,
         max_position_embeddings=4096,
         num_key_value_heads=32,
         layer_norm_eps=1e-5,
@@ -404,8 +204,7 @@ _FAMILIES = {
     ),
     "xverse": _LLAMA,
 }
-_FAMILIES["minimax_m2"] = _FAMILIES["minimax"]
-FAMILIES: Mapping[str, Family] = MappingProxyType(dict(sorted(_FAMILIES.items())))
+FAMILIES: Mapping[str, Family] = MappingProxyType(dict(sorted({**_DENSE, **MIXTURES}.items())))
 # Multimodal models whose text_config is of a served type; they are served with text only.
 WRAPPERS = ("llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe")
 # Named in messages; a type of a text_config is known by its wrapper.

@@ -94,10 +94,10 @@ class Family:
 
 def make_family(
     runs_as: str,
-    honoured: str,
-    window: Window,
+    honoured: str = "",
     neutral: Mapping[str, tuple[Any, ...]] | None = None,
     *,
+    window: Window = "never",
     rope_keys: str = "",
     embedding_factor: str = "",
     **defaults: Any,
@@ -112,3 +112,13 @@ def make_family(
 def count_experts(config: Mapping[str, Any]) -> int:
     """Return the number of routed experts of a layer with experts; 0: the model has none."""
     return next((int(config[key]) for key in EXPERT_COUNTS if config.get(key)), 0)
+
+
+# Parts of records that several types share.
+UNTIED = {"tie_word_embeddings": (False,)}
+TIED = {"tie_word_embeddings": (True,)}
+MULTIPLIERS = "embedding_multiplier attention_multiplier residual_multiplier logits_scaling"
+UNITY: dict[str, Any] = dict.fromkeys(MULTIPLIERS.split(), 1.0)
+QWEN: dict[str, Any] = {"max_position_embeddings": 32768, "num_key_value_heads": 32, "max_window_layers": 28}
+# Rotations by position in an image: of text, all sections have the same position.
+SECTIONS = "mrope_section mrope_interleaved"
