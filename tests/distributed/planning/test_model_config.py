@@ -505,6 +505,8 @@ def test_every_variant_of_the_tests_is_normal(tmp_path: Path) -> None:
     for variant in VARIANTS:
         once = read_config(make_checkpoint(tmp_path / variant, variant))
         assert normalise(once) == once, variant
+    for name, config in CONFIGS.items():
+        assert normalise(normalise(config)) == normalise(config), name
 
 
 ODD_VALUES: list[Any] = ["x", "", -1, 0, 1.5, 10**400, math.nan, math.inf, True, False, None]
