@@ -113,7 +113,10 @@ class MlxRunner(StageRunner):
         return KVTable(len(self.model.layers), self.submit)
 
     def forward(self, x: mx.array, begun: Any) -> mx.array:
-        hidden: mx.array = self.model.inner(x, begun)
+        layers, num_places = self.model.layers, len(self.model.inner.layers)
+        # One cache a place; those that are passed through ask theirs for a mask at most.
+        caches = [*begun[:1] * layers.start, *begun, *begun[:1] * (num_places - layers.stop)]
+        hidden: mx.array = self.model.inner(x, cache=caches)
         return hidden
 
     def logits(self, hidden: mx.array, rows: Sequence[int], columns: Sequence[int]) -> mx.array:

@@ -16,8 +16,8 @@ from distributed.engine.slots import SlotLimits
 from distributed.engine.status import RingStatus
 from distributed.planning.capacities import max_chunk_scores
 from distributed.planning.checkpoint import read_config
+from distributed.planning.family import count_experts
 from distributed.planning.kv_sizes import most_tokens
-from distributed.planning.model_shape import count_experts
 
 MIN_MIXTURE_CHUNK_TOKENS = 64  # also beside answers that wait: a step reads about every expert
 # So few rows are one decode group where the stage that works may use the cores of those that wait: every

@@ -1,10 +1,11 @@
 """The general provider: cut any mlx-lm model whose inner model is embed -> layers -> norm into stages.
 
 The whole model is built lazily with its published class (its random initial weights are never evaluated),
-packed modules are set up, and the model is cut: other stages' layers are dropped, and where this stage does
-not own the embeddings or the norm an identity takes their place, so the layers run unchanged. Only then are
-this stage's tensors read. Which model types may be cut this way is decided by the allow-list in __init__.py,
-never by structure.
+packed modules are set up, and the model is cut: what other stages own passes through. So every layer keeps
+its place, and what a model decides by a layer's number comes right. The head is the model's own call around
+an inner model that passes through, with every scale and cap that the call applies. Only then are this stage's
+tensors read. Which model types may be cut this way is decided by the records in families.py, never by
+structure.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -16,10 +17,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from distributed.models.stage_model import HEAD, Identity, StageModel
+from distributed.models.stage_model import HEAD, PassThrough, StageModel
 from distributed.models.weights import Weights, fill, load_tensors, materialize, quantize_modules
 from distributed.planning.checkpoint import BadCheckpoint, TensorInfo, is_tied, tensor_files
-from distributed.planning.stage_files import StageCut, check_tensors
+from distributed.planning.families import FAMILIES
+from distributed.planning.stage_files import LAYER, StageCut, check_tensors
 from prompts.mlx_lm_import import import_mlx_lm
 
 rope_utils = import_mlx_lm("models.rope_utils")
@@ -45,13 +47,18 @@ class GeneralProvider:
             raise BadCheckpoint(f"{name}: {error}") from error
 
     def build(self, config: dict[str, Any]) -> Any:
-        """Build the whole model, lazily, with mlx-lm's own class."""
+        """Build the whole model, lazily, with mlx-lm's own class; ours is the scaling of rotary embeddings.
+
+        Of the classes some ignore a scaling, some know one kind alone (mlx_lm 0.32.2).
+        """
         module = import_mlx_lm(f"models.{config['model_type']}")
-        model = module.Model(module.ModelArgs.from_dict(config))
-        if config["model_type"] == "qwen3_moe":  # its class ignores rope_scaling (mlx_lm 0.32.2)
-            rope = make_rope(config, config["head_dim"], is_traditional=False)
-            for layer in model.layers:
-                layer.self_attn.rope = rope
+        model = module.Model(module.ModelArgs.from_dict({**config, "rope_scaling": None}))
+        attentions = [layer.self_attn for layer in model.layers] if config.get("rope_scaling") else []
+        for attention in attentions:
+            rope = attention.rope
+            if hasattr(rope, "dims"):  # a layer may have no positions
+                is_traditional = getattr(rope, "traditional", False)
+                attention.rope = make_rope(config, rope.dims, is_traditional=is_traditional)
         return model
 
     def adapt(self, weights: Weights, config: dict[str, Any]) -> Weights:
@@ -65,9 +72,8 @@ class GeneralProvider:
         names = tensor_files(folder)
         whole, cut = self._build_whole(str(folder), config, names, layers, is_first=is_first, is_last=is_last)
         weights = load_tensors(folder, lambda name: cut.local_name(name) is not None)
-        weights, modules = self._assemble(whole, cut, config, weights)
-        norm = weights[f"model.layers.{layers.start}.input_layernorm.weight"]
-        return StageParts(modules, cut, config, norm.dtype)
+        weights, modules = self._assemble(whole, cut, config, _with_stand_ins(weights, names, cut))
+        return StageParts(modules, whole, cut, config, _stored_dtype(weights))
 
     def _build_whole(
         self,
@@ -91,9 +97,12 @@ class GeneralProvider:
         self, whole: Any, cut: StageCut, config: dict[str, Any], weights: Weights
     ) -> tuple[Weights, Any]:
         """Put a stage's weights into its part of the model, lazily; returns both."""
-        weights = self.adapt(whole.sanitize(weights), config)
+        if hasattr(whole, "sanitize"):
+            weights = whole.sanitize(weights)
+        weights = {name: array for name, array in weights.items() if cut.local_name(name) is not None}
+        weights = self.adapt(weights, config)
         quantize_modules(whole, weights, config)
-        parts = _cut_parts(whole, cut)
+        parts = _cut_parts(whole, cut, FAMILIES[config["model_type"]].embedding_factor)
         fill(parts, {cut.local_name(name) or name: array for name, array in weights.items()})
         return weights, parts
 
@@ -109,17 +118,37 @@ def make_rope(config: dict[str, Any], num_values: int, *, is_traditional: bool) 
     )
 
 
-def _cut_parts(model: Any, cut: StageCut) -> nn.Module:
+def _with_stand_ins(weights: Weights, names: Collection[str], cut: StageCut) -> Weights:
+    """Return the weights with arrays that are never read in the place of other stages' layers.
+
+    A class may join experts in all layers if it finds them in the first (mlx_lm 0.32.2).
+    """
+    matches = [match for match in map(LAYER.fullmatch, names) if match]
+    own = {match[2]: weights[match[0]] for match in matches if match[0] in weights}
+    others = {match[0]: match[2] for match in matches if int(match[1]) not in cut.layers}
+    return weights | {name: own[rest] for name, rest in others.items() if rest in own}
+
+
+def _stored_dtype(weights: Weights) -> Any:
+    """Return the type that norms are stored in: a stage computes in it."""
+    return weights[min(name for name in weights if name.endswith("layernorm.weight"))].dtype
+
+
+def _cut_parts(model: Any, cut: StageCut, embedding_factor: str) -> nn.Module:
     """Return a module of `inner` (the cut inner model) and, where the stage has one of its own, `head`."""
-    parts = nn.Module()
-    parts.inner = model.model
+    parts, inner = nn.Module(), model.model
+    parts.inner = inner
     if cut.has_own_head:
-        parts[HEAD] = parts.inner.embed_tokens if cut.is_tied else model.lm_head
-    parts.inner.layers = parts.inner.layers[cut.layers.start : cut.layers.stop]
+        parts[HEAD] = inner.embed_tokens if cut.is_tied else model.lm_head
+    inner.layers = [
+        layer if number in cut.layers else PassThrough(layer) for number, layer in enumerate(inner.layers)
+    ]
     if not cut.is_first:
-        parts.inner.embed_tokens = Identity()
+        inner.embed_tokens = PassThrough(inner.embed_tokens)
+        if embedding_factor:
+            setattr(inner, embedding_factor, 1)  # applied by the first stage
     if not cut.is_last:
-        parts.inner.norm = Identity()
+        inner.norm = PassThrough(inner.norm)
     return parts
 
 
@@ -128,6 +157,7 @@ class StageParts:
     """One stage, built and cut; its weights are read by `read`, and stay lazy until then."""
 
     modules: Any  # `inner`, and `head` where the stage has one of its own
+    whole: Any  # the model that `inner` was cut from
     cut: StageCut
     config: dict[str, Any]
     stored_dtype: Any  # mx.Dtype of a norm
@@ -154,10 +184,9 @@ class StageParts:
     ) -> StageModel:
         """Read the weights, floats cast to dtype; see `materialize`."""
         materialize(self.modules, dtype, dequantize=dequantize, on_module=on_module, on_progress=on_progress)
-        head = self.head
         return StageModel(
             inner=self.inner,
-            head=head.as_linear if head is not None and self.cut.is_tied else head,
+            head=self._make_head() if self.cut.is_last else None,
             layers=self.cut.layers,
             is_first=self.cut.is_first,
             is_last=self.cut.is_last,
@@ -166,3 +195,12 @@ class StageParts:
             dtype=dtype,
             weights_bytes=sum(array.nbytes for _, array in tree_flatten(self.modules.parameters())),
         )
+
+    def _make_head(self) -> Any:
+        """Return the model's own call, which takes hidden states for those of its inner model."""
+        self.whole.model = PassThrough(self.inner)
+        if self.cut.is_tied:
+            self.whole.model.embed_tokens = self.head
+        else:
+            self.whole.lm_head = self.head
+        return self.whole

@@ -4,7 +4,7 @@ Knows nothing of ranks, of what caches hold, of files, or of what runs the layer
 here evaluates.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,16 +14,27 @@ import mlx.nn as nn
 HEAD = "head"  # the cut's part that is the last stage's own head
 
 
-class Identity(nn.Module):
-    """Stands in the place of the embeddings or the norm on stages that do not own them."""
+class PassThrough(nn.Module):
+    """Stands in the place of a part that a stage does not own: what comes in goes out.
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return x
+    It keeps the part's plain attributes, which the model around it may ask for: the kind of a layer, a scale.
+    """
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        plain = {name: value for name, value in vars(part).items() if not name.startswith("_")}
+        self.__dict__.update(plain)
+
+    def __call__(self, inputs: mx.array, *_: Any, **__: Any) -> mx.array:
+        return inputs
 
 
 @dataclass(frozen=True)
 class StageModel:
-    """One stage with its weights; `inner` is mlx-lm's embed -> layers -> norm, cut to this stage."""
+    """One stage with its weights.
+
+    `inner` is mlx-lm's embed -> layers -> norm; what other stages own passes through.
+    """
 
     inner: Any
     head: Callable[[mx.array], mx.array] | None  # (B, D) -> (B, V); only on the last stage
@@ -34,3 +45,9 @@ class StageModel:
     vocab_size: int
     dtype: Any  # mx.Dtype of the hidden states
     weights_bytes: int
+
+    @property
+    def own_layers(self) -> Sequence[Any]:
+        """The stage's own layers; `inner` has all places."""
+        layers: Sequence[Any] = self.inner.layers
+        return layers[self.layers.start : self.layers.stop]

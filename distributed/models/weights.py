@@ -22,6 +22,8 @@ switch_layers = import_mlx_lm("models.switch_layers")
 
 Weights = dict[str, mx.array]
 
+# Rounded, they would choose other experts.
+_NEVER_CAST = ("e_score_correction_bias", "expert_bias")
 _UNPACK_VALUES = 1 << 16
 _PLAIN = {
     nn.QuantizedLinear: nn.Linear,
@@ -156,7 +158,7 @@ def _own_bytes(module: nn.Module) -> int:
 
 def _materialize_own(module: nn.Module, dtype: Any) -> None:
     for key in _own_parameters(module):
-        if mx.issubdtype(module[key].dtype, mx.floating):
+        if mx.issubdtype(module[key].dtype, mx.floating) and key not in _NEVER_CAST:
             module[key] = module[key].astype(dtype)
         mx.eval(module[key])
 

@@ -13,21 +13,20 @@ _FROM_1 = (
     "hidden_size vocab_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size "
     "head_dim max_position_embeddings original_max_position_embeddings kv_lora_rank q_lora_rank "
     "qk_nope_head_dim qk_rope_head_dim v_head_dim num_experts_per_tok moe_intermediate_size moe_layer_freq "
-    "n_group topk_group decoder_sparse_step"
+    "n_group topk_group decoder_sparse_step shared_expert_intermediate_size rotary_dim no_rope_layer_interval"
 )
 _FROM_0 = (
     "sliding_window max_window_layers num_experts num_local_experts n_routed_experts n_shared_experts "
-    "first_k_dense_replace"
+    "first_k_dense_replace num_nextn_predict_layers shared_intermediate_size"
 )
 _INTEGERS = dict.fromkeys(_FROM_1.split(), 1) | dict.fromkeys(_FROM_0.split(), 0)
-_NUMBERS = ("rms_norm_eps", "rope_theta", "routed_scaling_factor", "partial_rotary_factor")
+_NUMBERS = (
+    "rms_norm_eps norm_eps layer_norm_eps rope_theta routed_scaling_factor partial_rotary_factor logit_scale "
+    "embedding_multiplier attention_multiplier residual_multiplier logits_scaling"
+)
 _SWITCHES = (
-    "tie_word_embeddings",
-    "attention_bias",
-    "mlp_bias",
-    "norm_topk_prob",
-    "use_sliding_window",
-    "rope_traditional",
+    "tie_word_embeddings attention_bias attention_out_bias mlp_bias use_bias use_qkv_bias layer_norm_bias "
+    "norm_topk_prob use_sliding_window rope_traditional use_qk_norm qk_layernorm use_parallel_residual"
 )
 _TEXTS = ("model_type", "topk_method", "hidden_act", "scoring_func", "model_file")
 _OBJECTS = (
@@ -52,9 +51,9 @@ def check_types(config: Mapping[str, Any]) -> None:
     """
     for key, least in _INTEGERS.items():
         check_integer(key, config.get(key), least, MAX_LAYERS if key == "num_hidden_layers" else MAX_INTEGER)
-    for key in _NUMBERS:
+    for key in _NUMBERS.split():
         check_number(key, config.get(key))
-    for key in _SWITCHES:
+    for key in _SWITCHES.split():
         _check(config, key, bool, "true or false")
     for key in _TEXTS:
         _check(config, key, str, "text")
@@ -62,6 +61,7 @@ def check_types(config: Mapping[str, Any]) -> None:
         _check(config, key, dict, "an object")
     _check_list(config, "layer_types", str, "names of kinds of layers")
     _check_list(config, "mlp_only_layers", int, "numbers of layers")
+    _check_list(config, "no_rope_layers", int, "0 and 1")
 
 
 def check_integer(key: str, value: Any, least: int, most: int = MAX_INTEGER) -> None:

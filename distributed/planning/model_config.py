@@ -20,7 +20,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from distributed.planning.config_types import BadValue, check_types
-from distributed.planning.families import FAMILIES, SERVED_TYPES, WRAPPERS, Family
+from distributed.planning.families import FAMILIES, SERVED_TYPES, WRAPPERS
+from distributed.planning.family import EXPERT_COUNTS, Family, count_experts
 from distributed.planning.model_errors import BadCheckpoint, UnsupportedModel
 from distributed.planning.rope_config import normalise_rope
 
@@ -68,8 +69,8 @@ def normalise_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
             return dict(raw)
         config = _with_defaults(raw, family)
         _join_expert_counts(config, family)
-        _check_experts(config)
-        _check_heads(config)
+        _check_experts(config, family)
+        _check_heads(config, family)
         _check_window(config, family)
         _take_quantization(config)
         _check_keys(config, family)
@@ -142,18 +143,18 @@ def _with_defaults(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
                 config[key] = value
     if config.get("tie_word_embeddings") is None:
         config.pop("tie_word_embeddings", None)
-    if "num_key_value_heads" in family.honoured and config.get("num_key_value_heads") is None:
+    if config.get("num_key_value_heads") is None:
         config["num_key_value_heads"] = config["num_attention_heads"]
     return config
 
 
 def _join_expert_counts(config: dict[str, Any], family: Family) -> None:
     """Keep the number of routed experts under the key that the class reads."""
-    name = next((key for key in ("num_experts", "n_routed_experts") if key in family.honoured), None)
+    name = family.expert_count
     if name is None:
         return
     is_default = config.get(name) == family.defaults.get(name)
-    for other in ("num_local_experts", "num_experts", "n_routed_experts"):
+    for other in EXPERT_COUNTS:
         if other == name or config.get(other) is None:
             continue
         count = config.pop(other)
@@ -165,9 +166,9 @@ def _join_expert_counts(config: dict[str, Any], family: Family) -> None:
             config[key] = None  # mlx_lm 0.32.2 deepseek_v2: None is none, 0 is a layer of width 0
 
 
-def _check_experts(config: dict[str, Any]) -> None:
-    count = config.get("num_experts") or config.get("n_routed_experts")
-    if not count:
+def _check_experts(config: dict[str, Any], family: Family) -> None:
+    count = count_experts(config)
+    if not count or family.expert_count is None:
         return
     if config.get("num_experts_per_tok") is None:
         raise BadValue(f"there is no num_experts_per_tok, but there are {count} experts")
@@ -175,25 +176,25 @@ def _check_experts(config: dict[str, Any]) -> None:
         raise BadValue(
             f"num_experts_per_tok = {config['num_experts_per_tok']}, but there are {count} experts"
         )
-    method = config.get("topk_method")
-    if method is None:
-        return
-    if method not in TOPK_METHODS:
-        raise UnsupportedModel(
-            f"topk_method = {method!r} is not served; served are {', '.join(TOPK_METHODS)}"
-        )
-    if method == "group_limited_greedy":
-        groups, chosen = config.get("n_group"), config.get("topk_group")
-        if not groups or not chosen or count % groups or chosen > groups:
-            raise BadValue(
-                f"topk_method = {method!r} needs an n_group that divides {count} experts and a topk_group up "
-                f"to it; here are n_group = {groups}, topk_group = {chosen}"
+    groups, chosen = config.get("n_group"), config.get("topk_group")
+    if "topk_method" in family.honoured:
+        method = config.get("topk_method")
+        if method not in TOPK_METHODS:
+            raise UnsupportedModel(
+                f"topk_method = {method!r} is not served; served are {', '.join(TOPK_METHODS)}"
             )
-        if groups == chosen:
-            config["topk_method"] = "greedy"  # every group is chosen
+        if method == "group_limited_greedy" and groups == chosen:
+            config["topk_method"] = method = "greedy"  # every group is chosen
+        has_groups = method == "group_limited_greedy"
+    else:
+        has_groups = "n_group" in family.honoured
+    if has_groups and (not groups or not chosen or count % groups or chosen > groups):
+        raise BadValue(
+            f"n_group = {groups} does not divide {count} experts, or topk_group = {chosen} is not up to it"
+        )
 
 
-def _check_heads(config: dict[str, Any]) -> None:
+def _check_heads(config: dict[str, Any], family: Family) -> None:
     """Check that heads divide evenly and rotated sizes are even."""
     width, num_heads = config["hidden_size"], config["num_attention_heads"]
     if config["model_type"] == "deepseek_v2":
@@ -212,10 +213,10 @@ def _check_heads(config: dict[str, Any]) -> None:
                 raise BadValue(f"hidden_size = {width} is no multiple of num_attention_heads = {num_heads}")
             config["head_dim"] = width // num_heads
         rotated, name = config["head_dim"], "head_dim"
-        if config["model_type"] == "qwen2" and rotated * num_heads != width:
+        if "head_dim" not in family.honoured and rotated * num_heads != width:
             raise UnsupportedModel(
-                f"head_dim = {rotated} is not served; qwen2 is with hidden_size / num_attention_heads = "
-                f"{width} / {num_heads}"
+                f"head_dim = {rotated} is not served; {config['model_type']} is with hidden_size / "
+                f"num_attention_heads = {width} / {num_heads}"
             )
     if rotated % 2:
         raise BadValue(f"{name} = {rotated} is odd: rotary embedding turns pairs of values")
@@ -233,8 +234,10 @@ def _check_window(config: dict[str, Any], family: Family) -> None:
         raise UnsupportedModel(f"layer_types holds {others[0]!r}; only full_attention is served")
     window = config.get("sliding_window")
     is_meant = family.window == "always" or (
-        family.window == "switched"
-        and bool(config.get("use_sliding_window"))
+        (
+            family.window == "beyond"
+            or (family.window == "switched" and bool(config.get("use_sliding_window")))
+        )
         and not types
         and config["max_window_layers"] < config["num_hidden_layers"]
     )
@@ -252,8 +255,9 @@ def _check_keys(config: Mapping[str, Any], family: Family) -> None:
     for key, value in config.items():
         neutral = family.neutral_values(key)
         if neutral is not None:
-            if value is not None and value not in neutral:
-                allowed = " or ".join(repr(other) for other in neutral)
+            entries = value if isinstance(value, list) else [value]
+            if any(entry is not None and entry not in neutral for entry in entries):
+                allowed = " or ".join(repr(other) for other in neutral) or "[]"
                 raise UnsupportedModel(
                     f"{key} = {_shorten(value)} is not served for {config['model_type']}; {allowed} is"
                 )

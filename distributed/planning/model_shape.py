@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from distributed.planning.checkpoint import BadCheckpoint, TensorInfo, is_tied, read_config, read_tensors
+from distributed.planning.family import count_experts
 from distributed.planning.model_listing import check_config_listed, check_files_listed
 from distributed.planning.stage_files import LAYER, check_tensors
 
-_EXPERT = re.compile(r"\.mlp\.(switch_mlp|experts\.\d+)\.")
+_EXPERT = re.compile(r"\.(switch_mlp|experts|input_linear|output_linear)\.")
 # Only the last token of a prompt passes the head, and its one large product runs closer to the machine's peak
 # than a layer does.
 HEAD_COST_SHARE = 0.75
@@ -170,11 +171,6 @@ def _active_share(config: Mapping[str, Any]) -> float:
     """Return the share of a layer's routed experts that one token uses."""
     num_experts = count_experts(config)
     return config["num_experts_per_tok"] / num_experts if num_experts else 1.0
-
-
-def count_experts(config: Mapping[str, Any]) -> int:
-    """Return the number of routed experts of a layer with experts; 0: the model has none."""
-    return int(config.get("n_routed_experts") or config.get("num_experts") or 0)
 
 
 def _head_size(config: Mapping[str, Any]) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distributed.planning.config_types import BadValue, check_integer, check_number
-from distributed.planning.families import ROPE_TYPES, Family
+from distributed.planning.family import ROPE_TYPES, Family
 from distributed.planning.model_errors import UnsupportedModel
 
 # rope type -> keys beyond rope_theta that mlx-lm's rope_utils follows (mlx_lm 0.32.2).
@@ -58,6 +58,12 @@ def normalise_rope(config: dict[str, Any], family: Family) -> None:
     theta = given.get("rope_theta") or config["rope_theta"]
     check_number("rope_theta", theta)
     kind = str(given.get("rope_type", "default"))
+    if kind == "mrope" and "mrope_section" in family.rope_keys:
+        kind = "default"
+    if kind == "dynamic" and given.get("alpha") and "alpha" in family.rope_keys:
+        check_number("alpha", given["alpha"])
+        num_values = max(4, config["head_dim"])
+        theta, kind = theta * given["alpha"] ** (num_values / (num_values - 2)), "default"
     if kind not in ROPE_TYPES:
         raise UnsupportedModel(
             f"{_name(config)} of type {kind!r} is not served; served are {', '.join(ROPE_TYPES)}"
@@ -66,7 +72,11 @@ def normalise_rope(config: dict[str, Any], family: Family) -> None:
     scaling = _make_scaling(given, kind, config)
     for key in ("rope_parameters", "rope_scaling", "rope_theta", "original_max_position_embeddings"):
         config.pop(key, None)
-    config.pop("partial_rotary_factor", None)
+    factor = config.pop("partial_rotary_factor", None)
+    if "partial_rotary_factor" in family.honoured:
+        config["partial_rotary_factor"] = given.get("partial_rotary_factor", factor)
+    if "rotary_dim" in family.honoured and config.get("rotary_dim") is None:
+        config["rotary_dim"] = int(config["head_dim"] * config["partial_rotary_factor"])
     if family.runs_as == "ministral3":
         original = scaling.get("original_max_position_embeddings") or given.get(
             "original_max_position_embeddings"
@@ -110,7 +120,9 @@ def _collect(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_keys(given: Mapping[str, Any], kind: str, config: Mapping[str, Any], family: Family) -> None:
-    followed = {*_FOLLOWED[kind], *family.rope_keys, *(("attention_factor",) if kind == "yarn" else ())}
+    followed = {*_FOLLOWED[kind], *family.rope_keys, *(family.honoured & {"partial_rotary_factor"})}
+    if kind == "yarn":
+        followed.add("attention_factor")
     for key, value in given.items():
         if key == "original_max_position_embeddings":
             check_integer(key, value, 1)

@@ -21,6 +21,9 @@ from distributed.planning.model_errors import BadCheckpoint, UnsupportedModel
 STORED_TYPES = ("F32", "F16", "BF16", "U32", "U8")
 SUMS_NAME = ".sums.json"  # cluster/hosts/remote_scripts/file_sums.py writes it
 
+# What sees images, and layers that predict more than the next token.
+_NOT_SERVED = ("vision_tower.", "multi_modal_projector.", "visual.", "mtp_layers.")
+
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.*)")
 
 
@@ -41,8 +44,7 @@ class StageCut:
     def local_name(self, name: str) -> str | None:
         """Return the stage's own name of a tensor of the checkpoint; None: another stage owns it."""
         if match := LAYER.fullmatch(name):
-            layer = int(match[1])
-            return f"inner.layers.{layer - self.layers.start}.{match[2]}" if layer in self.layers else None
+            return f"inner.layers.{match[1]}.{match[2]}" if int(match[1]) in self.layers else None
         place, _, rest = name.removeprefix("model.").partition(".")
         if place == "embed_tokens" and self.is_first:
             return f"inner.embed_tokens.{rest}"
@@ -111,9 +113,9 @@ def _is_unused(tensor: str, cut: StageCut) -> bool:
     """Whether serving ignores a tensor: RoPE tables, tied heads, layers for training, vision towers."""
     layer = LAYER.fullmatch(tensor)
     is_beyond = layer is not None and int(layer[1]) >= cut.layers.stop
-    is_of_images = tensor.removeprefix("model.").startswith(("vision_tower.", "multi_modal_projector."))
+    is_aside = tensor.removeprefix("model.").startswith(_NOT_SERVED)
     is_table = tensor.endswith("rotary_emb.inv_freq")
-    return is_beyond or is_of_images or is_table or (cut.is_tied and tensor == "lm_head.weight")
+    return is_beyond or is_aside or is_table or (cut.is_tied and tensor == "lm_head.weight")
 
 
 def weights_of(files: Mapping[str, str], cuts: Iterable[StageCut]) -> tuple[str, ...]:

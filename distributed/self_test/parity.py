@@ -1,4 +1,4 @@
-"""The parity lines: greedy tokens of each served family on this machine's device against mlx-lm's own model.
+"""The parity lines: greedy tokens of the commonest families on this machine's device against mlx-lm's own.
 
 Ours runs in the type that this device computes in: as stored on a GPU, packed weights too. mlx-lm's model
 runs once in the same type on the same device, once in float32 on the CPU. Rounding may choose another of two

@@ -1,7 +1,7 @@
 """Model folders made on the spot: seeded random weights in mlx-lm's own classes, and a byte-level tokenizer.
 
 Weights are scaled so that greedy text wanders (no fixed point after two tokens) and the two best logits are
-apart. FAMILY_CONFIGS has a tiny model of each served type. Knows no stages.
+apart. FAMILY_CONFIGS has a tiny model of the commonest types. Knows no stages.
 """
 
 from __future__ import annotations

@@ -207,7 +207,7 @@ def _report_latents(task: Task, report: Report) -> None:
     for name, max_absorbed in (("keys_and_values", 0.0), ("absorbed", math.inf)):
         num_layers = min(LATENT_LAYERS, int(read_config(task.model)["num_hidden_layers"]) - 1)
         stage = load_stage(task, layers=range(num_layers))
-        for layer in stage.model.inner.layers:
+        for layer in stage.model.own_layers:
             layer.self_attn.max_absorbed_tokens = max_absorbed
         stepper = Stepper(stage)
         shape = (1, chunk, size.long_tokens - chunk)

@@ -164,11 +164,11 @@ def _without(folder: Path, name: str, other: str) -> None:
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "type": (
         lambda folder: edit_config(folder, model_type="gemma3"),
-        r"'gemma3' is not served; served are deepseek",
+        r"'gemma3' is not served; served are .*deepseek",
     ),
     "images": (
-        lambda folder: edit_config(folder, model_type="llava", text_config={"model_type": "llama"}),
-        r"'llava' \(its text_config is of type 'llama'\) is not served",
+        lambda folder: edit_config(folder, model_type="idefics3", text_config={"model_type": "llama"}),
+        r"'idefics3' \(its text_config is of type 'llama'\) is not served",
     ),
     "key": (lambda folder: edit_config(folder, attention_bias=True), r"attention_bias = True is not served"),
     "wrong": (lambda folder: edit_config(folder, hidden_size="64"), r"hidden_size = '64' is not a whole"),

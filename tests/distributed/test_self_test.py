@@ -28,9 +28,9 @@ def report(lines: list[dict[str, Any]]) -> Report:
     return Report(lines.append)
 
 
-def test_every_served_family_has_a_tiny_model() -> None:
-    """A family without one would not be compared."""
-    assert set(FAMILY_CONFIGS) == set(FAMILIES)
+def test_the_compared_families_are_served() -> None:
+    """Each has a record of its own name."""
+    assert FAMILY_CONFIGS.keys() <= FAMILIES.keys()
 
 
 def test_a_line_that_fails_ends_no_part(report: Report, lines: list[dict[str, Any]]) -> None:
@@ -93,7 +93,7 @@ def test_a_wrong_token_fails_its_family_alone(
     monkeypatch.setattr(parity, "make_tiny", lambda folder, family, bits: folder / family)
     parity.run(Task(tmp_path, tmp_path / "model", "tiny"), report)
     failed = {line["name"]: line["failed"] for line in lines}
-    assert len(failed) == len(FAMILIES)
+    assert len(failed) == len(FAMILY_CONFIGS)
     assert failed["parity-llama"]
     assert not failed["parity-qwen2"]
     assert failed["parity-qwen3"]

@@ -19,7 +19,8 @@ from distributed.backends.memory import free_bytes
 from distributed.backends.mlx import MlxRunner
 from distributed.models import StageModel
 from distributed.models.general import StageParts
-from distributed.planning.model_shape import ModelShape, count_experts
+from distributed.planning.family import count_experts
+from distributed.planning.model_shape import ModelShape
 
 CHUNK_TOKENS = 128
 MIXTURE_CHUNK_TOKENS = 256  # an expert gets a share of them; latents gain, too (models/deepseek.py)
@@ -50,12 +51,7 @@ class CpuBackend(Backend):
     def plan(self, parts: StageParts, dtype: Any, **options: Any) -> StageRunner:
         if self._products is not None:
             dense = plan_dense_layers(
-                parts.inner,
-                parts.head,
-                parts.config,
-                dtype=dtype,
-                dequantize=options["dequantize"],
-                products=self._products,
+                parts, dtype=dtype, dequantize=options["dequantize"], products=self._products
             )
             if dense is not None:
                 return DenseLayers(dense, parts.read(dtype, on_module=dense.take, **options), parts.head)

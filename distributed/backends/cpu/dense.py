@@ -25,6 +25,7 @@ from distributed.backends.cpu.layer_kernels import LayerKernels
 from distributed.backends.cpu.operations import Operations
 from distributed.backends.cpu.products import Blas, Linear, Linears, NoBlas, choose_kernels, on_blas, view
 from distributed.backends.cpu.rotary import Rotary, Rotation, UnknownRotation
+from distributed.models.general import StageParts
 from distributed.models.stage_model import HEAD, StageModel
 
 SERVED_TYPES = ("llama", "ministral3", "qwen2", "qwen3")
@@ -32,16 +33,12 @@ SERVED_TYPES = ("llama", "ministral3", "qwen2", "qwen3")
 logger = logging.getLogger(__name__)
 
 
-def plan_dense_layers(
-    inner: Any, head: Any, config: dict[str, Any], *, dtype: Any, dequantize: bool, products: str
-) -> DensePlan | None:
+def plan_dense_layers(parts: StageParts, *, dtype: Any, dequantize: bool, products: str) -> DensePlan | None:
     """Return how the stage's layers run on the CPU, or None where MLX has to run them.
 
     To be asked before weights are read, so that each is packed as it comes.
 
     Args:
-        inner: mlx-lm's inner model, cut to the stage.
-        head: the module of the head (a linear layer, or the embedding it is tied to); None but on the last.
         dtype: what floats will be cast to.
         dequantize: whether quantized modules will be replaced by plain ones.
         products: a value of CPU_PRODUCTS.
@@ -49,12 +46,13 @@ def plan_dense_layers(
     Raises:
         NoPackedProducts: what was asked for by name cannot be used.
     """
+    config = parts.config
     if config["model_type"] not in SERVED_TYPES or dtype != mx.float32:
         return None
-    if not dequantize and not _is_plain(inner, head):
+    if not dequantize and not _is_plain(parts.inner, parts.head):
         return None
     try:
-        blas, rotary = Blas(), _make_rotary(inner.layers[0].self_attn, config)
+        blas, rotary = Blas(), _make_rotary(parts.inner.layers[parts.cut.layers.start].self_attn, config)
     except (NoBlas, UnknownRotation) as reason:
         logger.info("the layers run with MLX's own CPU code: %s", reason)
         return None
@@ -163,12 +161,12 @@ class DenseLayers(StageRunner):
     """A stage's layers with embedding or norm and head where it has them."""
 
     def __init__(self, plan: DensePlan, model: StageModel, head: Any) -> None:
-        """Args: head: see plan_dense_layers."""
+        """Args: head: a linear layer, or the embedding it is tied to; None but on the last stage."""
         super().__init__(replace(model, weights_bytes=model.weights_bytes + plan.packed_bytes))
         inner = model.inner
         self.use_threads = plan.kernels.use_threads if plan.kernels is not None else None
         self._rotary = plan.rotary
-        self._layers = [DenseLayer(plan, layer) for layer in inner.layers]
+        self._layers = [DenseLayer(plan, layer) for layer in model.own_layers]
         embedding = getattr(inner, "embed_tokens", None)
         self._embedding = view(embedding["weight"]) if isinstance(embedding, nn.Embedding) else None
         self._norm = Norm(plan.operations, inner.norm) if isinstance(inner.norm, nn.RMSNorm) else None

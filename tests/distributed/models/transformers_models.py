@@ -51,17 +51,57 @@ _DEEPSEEK = {
 }
 _BETA = {"llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 64}
 
-_VISION = {
+_MULTIPLIERS = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.3,
+    "residual_multiplier": 0.7,
+    "logits_scaling": 0.5,
+}
+_LOCAL_EXPERTS = {"num_local_experts": 8, "num_experts_per_tok": 3}
+_SIGMOID_EXPERTS = {
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 48,
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 1.5,
+    "norm_topk_prob": True,
+}
+_HALF = {"rope_parameters": {**_PLAIN, "partial_rotary_factor": 0.5}}
+_GLM = {**_KV, **_HALF, "head_dim": 32, "attention_bias": True, "pad_token_id": 0}
+
+_QWEN_VISION = {
     "vision_config": {
-        "model_type": "pixtral",
+        "depth": 1,
         "hidden_size": 32,
         "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 28,
-        "patch_size": 14,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "deepstack_visual_indexes": [0],
     },
-    "image_token_index": 7,
+}
+_SEES: dict[str, dict[str, Any]] = {
+    "mistral3": {
+        "vision_config": {
+            "model_type": "pixtral",
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        "image_token_index": 7,
+    },
+    "qwen2_vl": {"vision_config": {"depth": 1, "embed_dim": 32, "num_heads": 2, "hidden_size": 64}},
+    "qwen2_5_vl": _QWEN_VISION,
+    "qwen3_vl": _QWEN_VISION,
+}
+_SECTIONS = {"rope_parameters": {**_PLAIN, "mrope_section": [4, 2, 2]}}
+_WIDE_SECTIONS = {
+    "rope_parameters": {**_PLAIN, "mrope_section": [8, 4, 4], "mrope_interleaved": True},
+    "head_dim": 32,
 }
 
 # name: (model type, what its config differs in)
@@ -112,6 +152,71 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {**_DEEPSEEK, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}
         | {"routed_scaling_factor": 2.5, "rope_parameters": _PLAIN},
     ),
+    "apertus": ("apertus", {**_KV, "rope_parameters": _LLAMA3}),
+    "cohere": ("cohere", {**_KV, "rope_parameters": _PLAIN, "logit_scale": 0.25, "use_qk_norm": True}),
+    "dots1": (
+        "dots1",
+        {**_KV, **_SIGMOID_EXPERTS, "rope_parameters": _PLAIN, "first_k_dense_replace": 1, "head_dim": 32},
+    ),
+    "ernie4_5": ("ernie4_5", {**_KV, "rope_parameters": _PLAIN, "use_bias": True, "head_dim": 32}),
+    "glm4": ("glm4", _GLM),
+    "glm4_moe": (
+        "glm4_moe",
+        {**_GLM, **_SIGMOID_EXPERTS, "use_qk_norm": True, "first_k_dense_replace": 1},
+    ),
+    "glm4_moe-yarn": (
+        "glm4_moe",
+        {**_GLM, **_SIGMOID_EXPERTS, "rope_parameters": {**_YARN, "partial_rotary_factor": 0.5}},
+    ),
+    "granite": (
+        "granite",
+        {**_KV, **_MULTIPLIERS, "rope_parameters": _PLAIN, "attention_bias": True, "mlp_bias": True},
+    ),
+    "granitemoe": ("granitemoe", {**_KV, **_MULTIPLIERS, **_LOCAL_EXPERTS, "rope_parameters": _PLAIN}),
+    "helium": ("helium", {**_KV, "rope_parameters": _PLAIN, "head_dim": 16}),
+    "hunyuan_v1_dense": (
+        "hunyuan_v1_dense",
+        {**_KV, "head_dim": 32, "attention_bias": True}
+        | {"rope_parameters": {**_PLAIN, "rope_type": "dynamic", "alpha": 50.0, "factor": 1.0}},
+    ),
+    "hunyuan_v1_dense-yarn": ("hunyuan_v1_dense", {**_KV, "head_dim": 32, "rope_parameters": _YARN}),
+    "minimax_m2": ("minimax_m2", {**_KV, **_LOCAL_EXPERTS, **_HALF, "head_dim": 32}),
+    "mixtral": ("mixtral", {**_KV, **_LOCAL_EXPERTS, "rope_parameters": _PLAIN}),
+    "mixtral-yarn": ("mixtral", {**_KV, **_LOCAL_EXPERTS, "rope_parameters": _YARN, "head_dim": 16}),
+    "nemotron": ("nemotron", {**_KV, **_HALF, "head_dim": 32}),
+    "olmo2": ("olmo2", {**_KV, "rope_parameters": _PLAIN}),
+    "olmoe": (
+        "olmoe",
+        {
+            **_KV,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "norm_topk_prob": True,
+            "rope_parameters": _PLAIN,
+        },
+    ),
+    "phi3": ("phi3", {**_KV, **_HALF, "pad_token_id": 0}),
+    "qwen2_moe": (
+        "qwen2_moe",
+        {**_KV, **_EXPERTS, "shared_expert_intermediate_size": 64, "head_dim": 16, "rope_parameters": _YARN},
+    ),
+    "qwen2_vl-text": ("qwen2_vl_text", {**_KV, **_SECTIONS}),
+    "qwen2_5_vl-text": ("qwen2_5_vl_text", {**_KV, **_SECTIONS}),
+    "qwen3_vl-text": ("qwen3_vl_text", {**_KV, **_WIDE_SECTIONS}),
+    "seed_oss": (
+        "seed_oss",
+        {**_KV, "rope_parameters": _PLAIN, "head_dim": 32, "attention_out_bias": True, "mlp_bias": True},
+    ),
+    "smollm3": (
+        "smollm3",
+        {**_KV, "rope_parameters": _YARN, "no_rope_layers": [1, 0, 1, 0], "pad_token_id": 0},
+    ),
+    "solar_open": ("solar_open", {**_KV, **_SIGMOID_EXPERTS, "rope_parameters": _YARN, "head_dim": 32}),
+    "stablelm": (
+        "stablelm",
+        {**_KV, "rope_parameters": {**_PLAIN, "partial_rotary_factor": 0.25}}
+        | {"use_qkv_bias": True, "qk_layernorm": True, "use_parallel_residual": True},
+    ),
 }
 
 
@@ -133,17 +238,18 @@ def make_all(root: Path) -> None:
 
 
 def _make_model(name: str) -> Any:
-    """The variant's model; one that begins with `mistral3-` inside of a model that also sees."""
+    """The variant's model; one that begins with a wrapper's name inside of a model that also sees."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     model_type, extra = VARIANTS[name]
     how = {"dtype": torch.float32, "attn_implementation": "eager"}
-    if not name.startswith("mistral3-"):
+    wrapper, _, _ = name.partition("-")
+    if wrapper not in _SEES:
         config = AutoConfig.for_model(model_type, **_SIZES, **extra)
         return AutoModelForCausalLM.from_config(config, **how).eval()
     text = {"model_type": model_type, **_SIZES, **extra}
-    config = AutoConfig.for_model("mistral3", text_config=text, **_VISION)
+    config = AutoConfig.for_model(wrapper, text_config=text, **_SEES[wrapper])
     return AutoModelForImageTextToText.from_config(config, **how).eval()
 
 

@@ -1,7 +1,6 @@
 """config.json: spellings of one model, keys that are refused by name, keys that change nothing."""
 
 import contextlib
-import inspect
 import json
 import math
 import re
@@ -15,9 +14,11 @@ import pytest
 from distributed.models import open_stage
 from distributed.planning.checkpoint import BadCheckpoint, UnsupportedModel, read_config
 from distributed.planning.families import FAMILIES
-from distributed.planning.model_config import normalise_config
+from distributed.planning.model_config import NEEDED_KEYS, normalise_config
+from distributed.self_test.seeded_models import make_model_folder
 from prompts.mlx_lm_import import import_mlx_lm
 from tests.fakes.checkpoints import VARIANTS, edit_config, make_checkpoint
+from tests.fakes.family_configs import CONFIGS
 
 SIZES = {
     "vocab_size": 320,
@@ -54,46 +55,159 @@ def normalise(config: dict[str, Any]) -> dict[str, Any]:
     return normalise_config(json.loads(json.dumps(config)), "config.json")
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
-def test_what_transformers_writes_by_itself_is_accepted(model_type: str) -> None:
-    """Every key of transformers' own config class, at its default, is served."""
+# What transformers calls minimax is another model; it knows the last two with a text_config only.
+UNKNOWN = ("iquestcoder", "mimo", "minimax", "xverse", "qwen2_5_vl", "qwen2_vl")
+COMPARED = [name for name in FAMILIES if name not in UNKNOWN]
+NEEDED: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": None},
+    "deepseek_v2": {"num_experts_per_tok": 6},
+    "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "glm4_moe": {"head_dim": 128},
+    "nemotron": {"num_key_value_heads": 8},
+}
+
+
+def default_config(model_type: str) -> Any:
     from transformers import AutoConfig
 
-    needed: dict[str, dict[str, Any]] = {
-        "mistral": {"sliding_window": None},
-        "deepseek_v2": {"num_experts_per_tok": 6},
-    }
-    written = AutoConfig.for_model(model_type, **needed.get(model_type, {}))
+    return AutoConfig.for_model(model_type, **NEEDED.get(model_type, {}))
+
+
+def arguments_of(config: dict[str, Any]) -> Any:
+    """What mlx-lm's class is made from."""
+    module = import_mlx_lm(f"models.{config['model_type']}")
+    return module.ModelArgs.from_dict({"tie_word_embeddings": False, **config})
+
+
+@pytest.mark.parametrize("model_type", COMPARED)
+def test_what_transformers_writes_by_itself_is_accepted(model_type: str) -> None:
+    """Every key of transformers' own config class, at its default, is served."""
+    written = default_config(model_type)
     config = normalise(written.to_dict())
-    for key in ("num_key_value_heads", "rms_norm_eps", "max_position_embeddings", "hidden_size"):
-        assert config[key] == getattr(written, key), key
-    if model_type == "qwen3_moe":
-        assert config["num_experts"] == written.num_experts
+    for key in ("num_key_value_heads", "max_position_embeddings", "hidden_size", "head_dim"):
+        wanted = getattr(written, key, None)
+        assert wanted is None or model_type == "deepseek_v2" or config[key] == wanted, key
     theta = (config.get("rope_parameters") or config)["rope_theta"]
     assert theta == written.rope_parameters["rope_theta"]
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", COMPARED)
 def test_absent_keys_mean_what_they_mean_to_transformers(model_type: str) -> None:
     """Defaults are those of transformers' classes, not those of mlx-lm's."""
-    from transformers import AutoConfig
+    full = default_config(model_type).to_dict()
+    kept = {*NEEDED_KEYS, *NEEDED.get(model_type, {}), "intermediate_size", "tie_word_embeddings"}
+    kept |= {*LATENT, "moe_intermediate_size"} if model_type == "deepseek_v2" else set()
+    kept |= {"moe_intermediate_size"} if model_type == "dots1" else set()
+    short = {key: value for key, value in full.items() if key in kept}
+    if model_type == "deepseek_v2":
+        full |= dict.fromkeys(("n_routed_experts", "n_shared_experts", "num_experts_per_tok"))
+        short |= dict.fromkeys(("n_routed_experts", "num_experts_per_tok"))
+    if model_type in ("apertus", "ministral3"):
+        short["rope_parameters"] = full["rope_parameters"]
+    assert arguments_of(normalise(short)) == arguments_of(normalise(full))
 
-    written = AutoConfig.for_model(model_type, use_sliding_window=True)
-    absent = {"max_window_layers"} if model_type == "qwen3_moe" else {"rope_theta"}
-    for key, value in FAMILIES[model_type].defaults.items():
-        if key not in absent and hasattr(written, key):
-            assert getattr(written, key) == value, key
-    assert type(written).default_theta == FAMILIES[model_type].defaults["rope_theta"]
+
+# Keys as published that are no sizes.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "glm4_moe": {
+        "attention_bias": True,
+        "partial_rotary_factor": 0.5,
+        "rope_scaling": None,
+        "rope_theta": 1000000,
+        "use_qk_norm": False,
+        "head_dim": 128,
+        "num_attention_heads": 96,
+        "hidden_size": 4096,
+        "n_group": 1,
+        "topk_group": 1,
+        "n_routed_experts": 128,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 8,
+        "first_k_dense_replace": 1,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 1.0,
+        "num_nextn_predict_layers": 1,
+    },
+    "minimax_m2": {
+        "attn_type_list": [1, 1, 1, 1],
+        "layernorm_full_attention_beta": 1.0,
+        "layernorm_linear_attention_beta": 1.0,
+        "layernorm_mlp_beta": 1.0,
+        "mlp_intermediate_size": 8192,
+        "mtp_transformer_layers": 1,
+        "num_mtp_modules": 3,
+        "qk_norm_type": "per_layer",
+        "rotary_dim": 64,
+        "router_aux_loss_coef": 0.001,
+        "router_jitter_noise": 0.0,
+        "scoring_func": "sigmoid",
+        "shared_intermediate_size": 0,
+        "shared_moe_mode": "sigmoid",
+        "sliding_window": None,
+        "use_mtp": True,
+        "use_qk_norm": True,
+        "use_routing_bias": True,
+    },
+    "phi3": {
+        "attention_bias": False,
+        "embd_pdrop": 0.0,
+        "original_max_position_embeddings": 4096,
+        "partial_rotary_factor": 1.0,
+        "resid_pdrop": 0.0,
+        "rope_scaling": None,
+        "sliding_window": None,
+    },
+    "qwen2_5_vl": {
+        "rope_scaling": {"type": "mrope", "mrope_section": [4, 2, 2]},
+        "use_sliding_window": False,
+        "sliding_window": 32768,
+        "max_window_layers": 70,
+        "vision_config": {"depth": 32, "hidden_act": "silu"},
+    },
+}
+
+
+@pytest.mark.parametrize("model_type", PUBLISHED)
+def test_what_is_published_is_accepted(model_type: str) -> None:
+    """Keys of the first releases, before transformers had a class."""
+    config = normalise({"model_type": model_type, **SIZES, **PUBLISHED[model_type]})
+    assert config["rope_scaling"] is None
+    for key in ("rotary_dim", "partial_rotary_factor"):
+        assert key not in PUBLISHED[model_type] or config[key] == PUBLISHED[model_type][key]
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_honoured_keys_are_read_by_the_class(model_type: str) -> None:
-    """A key is called honoured only where mlx-lm's class takes it."""
-    family = FAMILIES[model_type]
-    arguments = import_mlx_lm(f"models.{family.runs_as}").ModelArgs
-    unread = {"deepseek_v2": {"head_dim", "qk_head_dim"}}  # follow from the other sizes of its heads
-    missing = family.honoured - inspect.signature(arguments).parameters.keys()
-    assert missing == unread.get(model_type, set())
+def test_a_record_says_what_the_class_reads(model_type: str) -> None:
+    """A key is called honoured only where mlx-lm's class asks for it."""
+    family, read = FAMILIES[model_type], read_keys(model_type)
+    implied = {
+        "deepseek_v2": {"head_dim", "qk_head_dim"},
+        "minimax": {"partial_rotary_factor"},  # rotary_dim
+        "smollm3": {"no_rope_layer_interval"},  # no_rope_layers
+    }
+    assert family.honoured - read == implied.get(family.runs_as, set())
+    assert "tie_word_embeddings" in read | family.neutral.keys()
+
+
+def read_keys(model_type: str) -> set[str]:
+    """The arguments that the class asks for while a tiny model is built and run."""
+    config = CONFIGS[model_type]
+    module = import_mlx_lm(f"models.{FAMILIES[model_type].runs_as}")
+    read: set[str] = set()
+
+    class Watched(module.ModelArgs):  # type: ignore[name-defined]
+        def __getattribute__(self, name: str) -> Any:
+            read.add(name)
+            return super().__getattribute__(name)
+
+    arguments = Watched.from_dict({**config, "model_type": FAMILIES[model_type].runs_as})
+    read.clear()
+    model = module.Model(arguments)
+    model(mx.array([[1, 2, 3]]))
+    if hasattr(model, "sanitize"):
+        with contextlib.suppress(KeyError):
+            model.sanitize({})
+    return read
 
 
 SPELLINGS = [
@@ -188,8 +302,8 @@ def test_yarn_factors_are_those_of_transformers() -> None:
 
 
 REFUSED = [
-    ("gemma3", {}, r"gemma3.*served are deepseek_v2, llama"),
-    ("llava", {"text_config": {"model_type": "llama"}}, r"llava.*text_config.*llama.*served are"),
+    ("gemma3", {}, r"gemma3.*served are .*deepseek_v2, .*llama"),
+    ("idefics3", {"text_config": {"model_type": "llama"}}, r"idefics3.*text_config.*llama.*served are"),
     ("mistral3", {"text_config": {"model_type": "gemma3_text"}}, r"mistral3.*gemma3_text.*served are"),
     ("llama", {"text_config": {"model_type": "llama"}}, "text_config"),
     ("llama", {"model_file": "evil.py"}, r"evil\.py.*own code"),
@@ -227,6 +341,14 @@ REFUSED = [
         "bitsandbytes",
     ),
     ("llama", {"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
+    ("minimax_m2", {"quantization_config": {"quant_method": "fp8", "fmt": "float8_e4m3fn"}}, "fp8"),
+    ("minimax_m2", {"attn_type_list": [1, 0, 1, 1]}, "attn_type_list"),
+    ("minimax_m2", {"shared_intermediate_size": 64}, "shared_intermediate_size = 64"),
+    ("qwen2_moe", {"mlp_only_layers": [1]}, r"mlp_only_layers = \[1\]"),
+    ("mixtral", {"head_dim": 32}, "head_dim = 32"),
+    ("cohere", {"tie_word_embeddings": False}, "tie_word_embeddings"),
+    ("granite", {"residual_multipliers": 0.5}, "residual_multipliers"),
+    ("llama", {"rope_scaling": {"type": "mrope", "mrope_section": [4, 2, 2]}}, "'mrope'"),
     ("llama", {"quantization": {"group_size": 64, "bits": 4, "mode": "new"}}, "'new'"),
     (
         "qwen2",
@@ -383,13 +505,15 @@ def test_every_variant_of_the_tests_is_normal(tmp_path: Path) -> None:
     for variant in VARIANTS:
         once = read_config(make_checkpoint(tmp_path / variant, variant))
         assert normalise(once) == once, variant
+    for name, config in CONFIGS.items():
+        assert normalise(normalise(config)) == normalise(config), name
 
 
 ODD_VALUES: list[Any] = ["x", "", -1, 0, 1.5, 10**400, math.nan, math.inf, True, False, None]
 ODD_VALUES += [[], [1], ["x"], [[]], {}, {"x": 1}]
 ROPE_KEYS = ["rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "beta_fast"]
 ROPE_KEYS += ["mscale", "mscale_all_dim", "attention_factor", "truncate"]
-ROPE_KEYS += ["low_freq_factor", "llama_4_scaling_beta", "partial_rotary_factor"]
+ROPE_KEYS += ["low_freq_factor", "llama_4_scaling_beta", "partial_rotary_factor", "alpha"]
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -451,22 +575,33 @@ def inverse_frequencies(rope: dict[str, Any], num_values: int) -> Any:
     return plain / factor * ramp + plain * (1 - ramp)
 
 
-@pytest.mark.parametrize("kind", INVERSE_FREQUENCIES)
-@pytest.mark.parametrize("variant", ["llama", "ministral3", "qwen2", "qwen3", "qwen3_moe", "deepseek_v2"])
-def test_a_stage_rotates_by_the_angles_of_the_config(tmp_path: Path, variant: str, kind: str) -> None:
+@pytest.mark.parametrize("model_type", [name for name, record in FAMILIES.items() if record.runs_as == name])
+def test_a_stage_rotates_by_the_angles_of_the_config(tmp_path: Path, model_type: str) -> None:
     """Every kind of scaling that is served, in every type, against the formulas in NumPy."""
-    folder, (rope, factor) = make_checkpoint(tmp_path, variant), INVERSE_FREQUENCIES[kind]
-    edit_config(folder, "rope_theta", "rope_scaling", rope_parameters={**rope, "rope_theta": THETA})
-    module = open_stage(folder, range(1), is_first=True, is_last=False).inner.layers[0].self_attn.rope
-    read = read_config(folder)
-    num_values = read["qk_rope_head_dim"] if variant == "deepseek_v2" else read["head_dim"]
+    folder = make_model_folder(tmp_path, CONFIGS[model_type])
+    width = CONFIGS[model_type].get("rotary_dim")
+    partial = {"partial_rotary_factor": CONFIGS[model_type].get("partial_rotary_factor", 1.0)}
+    for rope, factor in INVERSE_FREQUENCIES.values():
+        edit_config(
+            folder, "rope_theta", "rope_scaling", rope_parameters={**rope, "rope_theta": THETA, **partial}
+        )
+        read = read_config(folder)
+        module = open_stage(folder, range(1), is_first=True, is_last=False).inner.layers[0].self_attn.rope
+        if model_type == "deepseek_v2":
+            width = read["qk_rope_head_dim"]
+        num_values = width or int(read["head_dim"] * partial["partial_rotary_factor"])
+        is_traditional = model_type in ("cohere", "deepseek_v2", "ernie4_5", "glm4", "helium")
+        check_angles(module, num_values, is_traditional, factor, inverse_frequencies(rope, num_values))
+
+
+def check_angles(module: Any, num_values: int, is_traditional: bool, factor: float, frequencies: Any) -> None:
+    """Check that a rotation turns unit vectors by position times frequency, and scales them."""
     pairs = np.zeros((num_values // 2, 2), np.float32)
     pairs[:, 0] = 1  # every pair is the unit vector
-    is_traditional = variant == "deepseek_v2"
     x = pairs.reshape(-1) if is_traditional else pairs.T.reshape(-1)
     for position in (0, 1, 63, 300):
         rotated = np.array(module(mx.array(x)[None, None, None], offset=position))[0, 0, 0]
         turned = rotated.reshape(-1, 2) if is_traditional else rotated.reshape(2, -1).T
-        angles = position * inverse_frequencies(rope, num_values)
+        angles = position * frequencies
         expected = factor * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
         assert np.abs(turned - expected).max() < 2e-4, position

@@ -1,0 +1,145 @@
+"""Every served type against mlx-lm's own model of it: the same tokens, however the layers are cut."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+from config import REPOSITORY_ROOT
+from distributed.backends.backend import Backend
+from distributed.backends.cpu.backend import CpuBackend
+from distributed.planning.families import FAMILIES, WRAPPERS
+from distributed.planning.model_shape import ModelShape, read_shape
+from distributed.self_test.seeded_models import make_model_folder
+from tests.distributed.models.transformers_models import VARIANTS
+from tests.fakes.checkpoints import reference_model
+from tests.fakes.family_configs import CONFIGS, NEW
+from tests.fakes.stand_in_gpu import StandInGpu
+from tests.services.stages import StageChain, load_chain, reference_logits, reference_tokens
+
+PROMPT = [(7 * i + 3) % 250 for i in range(13)]
+NUM_TOKENS = 10
+TOLERANCE = 5e-4
+MIN_LEAD = 1e-3  # below it float32 sums in another order may decide otherwise
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("families")
+
+
+@cache
+def folder_of(root: Path, name: str, bits: int | None = None, dtype: Any = mx.float32) -> Path:
+    return make_model_folder(root / f"{name}-{bits}-{dtype}", CONFIGS[name], bits=bits, dtype=dtype)
+
+
+@cache
+def reference_of(folder: Path, dtype: Any = mx.float32) -> tuple[Any, list[int], list[float]]:
+    """Return mlx-lm's own model, what it generates, and its leads over the second best."""
+    model = reference_model(folder, dtype)
+    return model, *reference_tokens(model, PROMPT, NUM_TOKENS)
+
+
+def check_tokens(
+    chain: StageChain, folder: Path, dtype: Any = mx.float32, chunk: int = 1 << 30, min_lead: float = MIN_LEAD
+) -> None:
+    """Check that the chain generates what mlx-lm does, up to the first call that is too close."""
+    _, tokens, leads = reference_of(folder, dtype)
+    logits = chain.prefill(PROMPT, chunk=chunk)[-1]
+    for i, (token, lead) in enumerate(zip(tokens, leads, strict=True)):
+        if lead < min_lead:
+            assert i > 2, "the checkpoint is too close a call to compare tokens"
+            return
+        assert int(mx.argmax(logits).item()) == token, i
+        logits = chain.run([[token]], [0], [len(PROMPT) + i])[0, 0]
+
+
+def check_rows(chain: StageChain, model: Any) -> None:
+    """Check that rows of unlike length decode together as each does alone."""
+    rows, order = [PROMPT[:n] for n in (3, 7, 1)], [2, 0, 1]
+    for slot, row in enumerate(rows):
+        chain.prefill(row, slot=slot)
+    logits = chain.run([[9]] * 3, order, [len(rows[slot]) for slot in order])
+    for got, slot in zip(logits, order, strict=True):
+        wanted = reference_logits(model, [*rows[slot], 9])[-1]
+        assert mx.allclose(got[0], wanted, rtol=0, atol=TOLERANCE), slot
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_three_uneven_stages_give_the_numbers_of_mlx_lm(root: Path, name: str) -> None:
+    """A prompt in chunks, then rows of unlike length."""
+    folder = folder_of(root, name)
+    model, chain = reference_of(folder)[0], load_chain(folder, (1, 2, 1))
+    assert mx.allclose(
+        chain.prefill(PROMPT, chunk=5), reference_logits(model, PROMPT), rtol=0, atol=TOLERANCE
+    )
+    check_tokens(chain, folder)
+    check_rows(chain, model)
+    check_sizes(chain, read_shape(folder, float_bytes=4), model, CONFIGS[name])
+
+
+def check_sizes(chain: StageChain, shape: ModelShape, model: Any, config: dict[str, Any]) -> None:
+    """Check what plans and admission count with against what the stages hold."""
+    for stage in chain.stages:
+        held = stage.model
+        planned = shape.stage_bytes(held.layers, is_first=held.is_first, is_last=held.is_last)
+        assert planned == held.weights_bytes
+        stage.drop_tables()
+        stage.measure_kv()
+        assert stage.kv_bytes_per_token == shape.kv_bytes_per_token * len(held.layers)
+    for layer, cost in zip(model.layers, shape.layer_costs, strict=True):
+        arrays = [array for _, array in tree_flatten(layer.parameters())]
+        every = sum(array.nbytes for array in arrays)
+        experts = [array for array in arrays if array.ndim == 3]  # nothing else is stacked
+        idle = sum(array.nbytes * (1 - config["num_experts_per_tok"] / len(array)) for array in experts)
+        assert cost == pytest.approx(every - idle)
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_two_stages_as_on_a_gpu_give_the_tokens_of_mlx_lm(root: Path, name: str) -> None:
+    """In bfloat16 with products of 4 bits: bit for bit the same work."""
+    folder = folder_of(root, name, 4, mx.bfloat16)
+    check_tokens(load_chain(folder, (1, 3), StandInGpu()), folder, mx.bfloat16, min_lead=0)
+
+
+WAYS: list[tuple[Backend, Any, tuple[int | None, ...]]] = [
+    (CpuBackend(None), mx.float32, (None, 8, 6, 4)),
+    (CpuBackend("auto"), mx.float32, (None,)),
+    (StandInGpu(), mx.bfloat16, (8, 6, 4)),
+]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("counts", [(4,), (2, 2), (3, 1), (1, 2, 1)])
+@pytest.mark.parametrize("name", [name for name, record in FAMILIES.items() if record.runs_as == name])
+def test_every_cut_gives_the_tokens_of_mlx_lm(root: Path, name: str, counts: tuple[int, ...]) -> None:
+    """Float32 and bfloat16, plain and packed, a prompt whole, in chunks and token by token."""
+    for backend, dtype, widths in WAYS:
+        for bits in widths:
+            folder = folder_of(root, name, bits, dtype)
+            chain = load_chain(folder, counts, backend)
+            if dtype == mx.float32:
+                for chunk in (1, 5, len(PROMPT)):
+                    check_tokens(chain, folder, chunk=chunk)
+                check_rows(chain, reference_of(folder)[0])
+            elif name != "deepseek_v2":  # its products are others; see test_stand_in_gpu.py
+                check_tokens(chain, folder, dtype, min_lead=0)
+
+
+def test_every_served_type_has_a_tiny_config_and_a_row_on_the_page() -> None:
+    """Nothing is on the list without a test; the page says what each type is compared with."""
+    assert set(CONFIGS) == set(FAMILIES)
+    assert {record.runs_as for record in FAMILIES.values()} <= set(FAMILIES)
+    with_torch = {name for name, _ in VARIANTS.values()} | {name.partition("-")[0] for name in VARIANTS}
+    page = (REPOSITORY_ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| `")]
+    listed = {name: proof for names, _, proof in rows for name in re.findall(r"`(\w+)`", names)}
+    assert listed.keys() == FAMILIES.keys() | WRAPPERS
+    for name in FAMILIES.keys() | WRAPPERS:
+        assert ("transformers" in listed[name]) == (name in with_torch), name
