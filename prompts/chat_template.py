@@ -55,7 +55,7 @@ class ChatTemplate:
     """A compiled template; safe to use from several threads.
 
     `variables`: the names that it reads. `options`: those of them that a client may set. `literals`: all its
-    own texts, joined with zero bytes.
+    own texts, joined with zero bytes. `knows_calls`: whether it writes tool calls.
     """
 
     def __init__(self, source: str) -> None:
@@ -68,6 +68,7 @@ class ChatTemplate:
         self.options = self.variables - _OWN_VARIABLES - environment.globals.keys()
         self.constants = frozenset(constants)
         self.literals = "\0".join([*written, *constants])
+        self.knows_calls = "tool_calls" in source
         self._compiled = environment.from_string(source)
         # At every rendering, jinja searches two layers of constant names; one dict is faster.
         self._compiled.globals = dict(self._compiled.globals)

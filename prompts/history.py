@@ -66,6 +66,15 @@ def _with_call_ids(turns: Sequence[Turn], form: str) -> list[Turn]:
     return written
 
 
+def with_thinking(turn: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the turn with its reasoning also under `thinking`, which gpt-oss templates read.
+
+    They refuse turns that have both this and a text.
+    """
+    thoughts = turn.get("reasoning_content")
+    return {"thinking": thoughts, **turn} if thoughts and not turn.get("content") else turn
+
+
 def has_tools(turns: Sequence[Turn]) -> bool:
     """Whether a chat has tool calls or their results."""
     return any(turn["role"] == "tool" or turn.get("tool_calls") for turn in turns)
