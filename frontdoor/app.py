@@ -42,6 +42,7 @@ from frontdoor.routes import (
 )
 from frontdoor.routes import models as openai_models
 from frontdoor.routes.openapi import describe
+from frontdoor.sampling_defaults import read_sampling_defaults
 from frontdoor.state import FrontDoor
 from frontdoor.subscriptions import Subscriptions
 from prompts.tokenizer import load_tokenizer
@@ -123,6 +124,7 @@ def make_front_door(settings: Settings) -> FrontDoor:
         workers=ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="front-door"),
         started_unix=time.time(),
         model_tokens=read_model_tokens(settings.model_dir),
+        sampling_defaults=read_sampling_defaults(settings),
     )
 
 
