@@ -11,7 +11,8 @@ from prompts.tokenizer import PromptTokenizer
 from tests.fakes.family_templates import FAMILY_TEMPLATES
 from tests.services.frontdoor_service import make_model_folder
 
-SYSTEM, USER = {"role": "system", "content": "be brief"}, {"role": "user", "content": "Wie heiß? <b>"}
+SYSTEM: dict[str, Any] = {"role": "system", "content": "be brief"}
+USER: dict[str, Any] = {"role": "user", "content": "Wie heiß? <b>"}
 TURNS = [SYSTEM, USER, {"role": "assistant", "content": "ja\n"}, USER]
 ARGUMENTS = {"city": "Größe", "days": 3, "near": ["a b"]}
 CALL = {
@@ -19,7 +20,7 @@ CALL = {
     "type": "function",
     "function": {"name": "weather", "arguments": ARGUMENTS},
 }
-CALLED = [
+CALLED: list[dict[str, Any]] = [
     *TURNS,
     {"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": [CALL]},
     {"role": "tool", "content": "rain", "tool_call_id": CALL["id"]},
@@ -84,7 +85,7 @@ def test_texts_equal_those_of_transformers(family: tuple[str, Path]) -> None:
     if ours.formats.has_template_tools:
         assert ours.render(TURNS, tools=TOOLS).text == render(TURNS, has_tools=True)
     if name in CALLERS:
-        turns: list[dict[str, Any]] = CALLED
+        turns = CALLED
         if name == "deepseek_v31":
             as_text = {"name": "weather", "arguments": '{"city": "Größe", "days": 3, "near": ["a b"]}'}
             called = {**CALLED[-2], "content": "", "tool_calls": [{**CALL, "function": as_text}]}
