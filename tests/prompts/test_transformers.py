@@ -1,5 +1,6 @@
 """Token ids equal those of AutoTokenizer, which replaces parts of the tokenizers of some families."""
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -137,3 +138,37 @@ def test_where_the_first_files_of_llama_differ(tmp_path: Path) -> None:
     text = "the sea</s>cold"
     assert PromptTokenizer(folder)._tokenizer.encode(text).tokens[-4] == "▁"
     assert "▁" not in theirs.tokenize(text)
+
+
+@pytest.mark.parametrize(("name", "file"), [("qwen3", "vocab.json"), ("devstral", "tekken.json")])
+def test_what_a_refusal_advises_makes_a_folder_that_is_read_alike(
+    tmp_path: Path, name: str, file: str
+) -> None:
+    """AutoTokenizer reads other files, and writes a tokenizer.json with the same ids."""
+    from transformers import AutoTokenizer
+
+    folder = make_folder(tmp_path, name, eos_token="<|im_end|>")
+    (folder / "tokenizer.json").unlink()
+    if file == "vocab.json":
+        FAMILIES[name][0].model.save(str(folder))
+    else:
+        write_tekken(folder / file)
+    AutoTokenizer.from_pretrained(folder, trust_remote_code=False).save_pretrained(folder)
+    theirs, ours = AutoTokenizer.from_pretrained(folder), PromptTokenizer(folder)
+    for text in TEXTS:
+        assert ours.encode_rendered(text) == theirs.encode(text, add_special_tokens=False)
+
+
+def write_tekken(path: Path) -> None:
+    """Write a vocabulary in Mistral's own form, of single bytes."""
+    tokens = [
+        {"rank": byte, "token_bytes": base64.b64encode(bytes([byte])).decode(), "token_str": None}
+        for byte in range(256)
+    ]
+    special = [
+        {"rank": rank, "token_str": text, "is_control": True}
+        for rank, text in enumerate(("<unk>", "<s>", "</s>"))
+    ]
+    config = {"pattern": LLAMA3, "num_vocab_tokens": 259, "default_vocab_size": 259}
+    config |= {"default_num_special_tokens": 3, "version": "v11"}
+    path.write_text(json.dumps({"config": config, "vocab": tokens, "special_tokens": special}))
