@@ -78,6 +78,11 @@ class ModelSettings(RootedSettings):
         unit="tokens",
         allowed="auto, or a whole number from 2 to 10000000",
     )
+    sampling_defaults: Literal["model", "neutral"] = _model(
+        "model",
+        "Sampling parameters of requests that name none, except on /generate: those of the model's "
+        "generation_config.json (model), or greedy (neutral).",
+    )
     control_tokens_in_text: Literal["off", "on"] = _model(
         "off", "How to read a control token in a chat's message: as a control token (on), or as text (off)."
     )

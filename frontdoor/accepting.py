@@ -199,7 +199,7 @@ async def make_requests(
     for draft in drafts:
         prompt = await encode_prompt(front, draft, caller.owner)
         params = replace(
-            _sampling_params(draft, seed=seed, room=_room(front.context, draft, len(prompt.token_ids))),
+            _sampling_params(front, draft, seed=seed, num_prompt_tokens=len(prompt.token_ids)),
             grammar=await _grammar(front, draft, content, is_thinking=prompt.is_thinking),
             shows_special=draft.tool_use is not None and front.tokenizer.formats.shows_special(draft.tools),
         )
@@ -270,12 +270,14 @@ def _make_checked(make: Callable[[], str | None], tools: Sequence[Tool]) -> str 
     return grammar
 
 
-def _sampling_params(draft: Draft, *, seed: int, room: int) -> SamplingParams:
+def _sampling_params(front: FrontDoor, draft: Draft, *, seed: int, num_prompt_tokens: int) -> SamplingParams:
+    room = _room(front.context, draft, num_prompt_tokens)
     default = room if draft.default_max_tokens is None else draft.default_max_tokens
     params = make_params(
         {**dict(draft.sampling), "max_tokens": draft.sampling.most_tokens},
         max_tokens=default,
         seed=seed,
+        defaults=front.sampling_defaults if draft.has_model_sampling else None,
     )
     return replace(
         params,

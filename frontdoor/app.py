@@ -48,6 +48,7 @@ from frontdoor.routes import (
 )
 from frontdoor.routes import models as openai_models
 from frontdoor.routes.openapi import describe
+from frontdoor.sampling_defaults import read_sampling_defaults
 from frontdoor.state import FrontDoor
 from frontdoor.subscriptions import Subscriptions
 from prompts.tokenizer import load_tokenizer
@@ -143,6 +144,7 @@ def make_front_door(settings: Settings, keys: Keys) -> FrontDoor:
         workers=workers,
         started_unix=time.time(),
         model_tokens=read_model_tokens(settings.model_dir),
+        sampling_defaults=read_sampling_defaults(settings),
     )
 
 

@@ -37,6 +37,7 @@ class Draft:
     """A request before it is counted and accepted; `prompt` is text, messages, or token ids.
 
     `default_max_tokens`: the answer's limit where the body names none; None: the rest of the context.
+    `has_model_sampling`: whether sampling fields that the body leaves out are the model's own.
     `max_text_bytes`: the longest text, for routes with a limit in bytes. `tool_use`: set where the route
     splits the answer into calls, reasoning and text. `variables`: for the chat template.
     `is_effort_optional`: a template that does not know the effort is used without it.
@@ -48,6 +49,7 @@ class Draft:
     is_raw: bool = True
     priority: int = 5
     default_max_tokens: int | None = None
+    has_model_sampling: bool = True
     max_text_bytes: int | None = None
     effort: str | None = None
     is_effort_optional: bool = False

@@ -4,6 +4,7 @@ Holds the parts, and starts and stops them; knows nothing of bodies, answers or 
 """
 
 import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -34,7 +35,8 @@ _IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
 class FrontDoor:
     """The parts; `workers` are threads for blocking work (fsync, long texts).
 
-    `model_tokens` is the model's own length; None where its config names none.
+    `model_tokens` is the model's own length; None where its config names none. `sampling_defaults`: of
+    requests outside /generate.
     """
 
     settings: Settings
@@ -53,6 +55,7 @@ class FrontDoor:
     workers: ThreadPoolExecutor
     started_unix: float
     model_tokens: int | None = None
+    sampling_defaults: Mapping[str, float] = field(default_factory=dict)
     hints: HintLog = field(default_factory=HintLog)
 
     @property

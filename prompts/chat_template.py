@@ -11,11 +11,13 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
+import jinja2.exceptions
 import jinja2.ext
 import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
+import jinja2.utils
 
 # The errors of a template for messages that it does not expect.
 _TEMPLATE_ERRORS = (
@@ -55,7 +57,7 @@ class ChatTemplate:
     """A compiled template; safe to use from several threads.
 
     `variables`: the names that it reads. `options`: those of them that a client may set. `literals`: all its
-    own texts, joined with zero bytes.
+    own texts, joined with zero bytes. `knows_calls`: whether it writes tool calls.
     """
 
     def __init__(self, source: str) -> None:
@@ -68,6 +70,7 @@ class ChatTemplate:
         self.options = self.variables - _OWN_VARIABLES - environment.globals.keys()
         self.constants = frozenset(constants)
         self.literals = "\0".join([*written, *constants])
+        self.knows_calls = "tool_calls" in source
         self._compiled = environment.from_string(source)
         # At every rendering, jinja searches two layers of constant names; one dict is faster.
         self._compiled.globals = dict(self._compiled.globals)
@@ -104,11 +107,30 @@ class _GenerationTag(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+class _Namespace(jinja2.utils.Namespace):
+    """A namespace without underscore names, which Python itself may look up."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # `self` may be a name of the template's
+        jinja2.utils.Namespace.__init__(*args, **kwargs)
+        for name in dict(*args[1:], **kwargs):
+            _check_name(name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_name(name: str) -> None:
+    if name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a template cannot set {name!r} on a namespace")
+
+
 def _make_environment() -> jinja2.Environment:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _GenerationTag]
     )
     environment.filters["tojson"] = _to_json
+    environment.globals["namespace"] = _Namespace
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda style: datetime.now().strftime(style)
     return environment

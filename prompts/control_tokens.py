@@ -17,7 +17,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, models
 
-from prompts.chat_template import ChatTemplate, MessagesRefused, RenderedChat
+from prompts.chat_template import MessagesRefused, RenderedChat
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -33,13 +33,13 @@ _FULL_WIDTH = 0xFEE0  # from an ASCII character to its wide form, which NFKC map
 class ControlTokens:
     """The control tokens of one tokenizer; safe to use from several threads."""
 
-    def __init__(self, tokenizer: Tokenizer, special: frozenset[int], template: ChatTemplate | None) -> None:
+    def __init__(self, tokenizer: Tokenizer, special: frozenset[int], written: str) -> None:
         """
         Args:
             special: ids that the model's configuration calls special.
+            written: the texts of the chat templates.
         """
         added = tokenizer.get_added_tokens_decoder()
-        written = "" if template is None else template.literals
         is_control = {
             token_id: token_id in special or token.special or _is_markup(token.content, written)
             for token_id, token in added.items()

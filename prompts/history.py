@@ -19,8 +19,9 @@ def ways_to_write(
 ) -> Iterator[Sequence[Turn]]:
     """Yield the forms of a chat, the best first; the next is for a template that refuses the previous one.
 
-    A turn with only tool calls has None for its content: some templates expect that, others fail. Some accept
-    only certain tool calls (one at a time, ids of nine characters).
+    A turn with only tool calls has None for its content: some templates expect that, others fail. Arguments
+    are objects, or texts where a template fails on those. Some accept only certain tool calls (one at a time,
+    ids of nine characters).
 
     Args:
         knows_tools: whether the template writes tool calls.
@@ -41,12 +42,31 @@ def _histories(
     given = [dict(turn) for turn in turns]
     if knows_tools and call_id:
         given = _with_call_ids(given, call_id)
-    if knows_tools or not has_tools(given):
+    if not has_tools(given):
         yield given
-    if knows_tools and any(turn["content"] is None for turn in given):
-        yield [{**turn, "content": turn["content"] or ""} for turn in given]
+    elif knows_tools:
+        for turns in (given, _with_argument_texts(given)):
+            yield turns
+            yield [{**turn, "content": turn["content"] or ""} for turn in turns]
     if has_tools(given):
         yield without_tools(given)
+
+
+def _with_argument_texts(turns: Sequence[Turn]) -> list[Turn]:
+    """Return the same chat with the arguments of calls as JSON, which DeepSeek's templates join to texts."""
+    return [
+        {**turn, "tool_calls": [*map(_with_argument_text, turn["tool_calls"])]}
+        if turn.get("tool_calls")
+        else turn
+        for turn in turns
+    ]
+
+
+def _with_argument_text(call: Mapping[str, Any]) -> Turn:
+    function = call["function"]
+    arguments = function["arguments"]
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return {**call, "function": {**function, "arguments": text}}
 
 
 def _with_call_ids(turns: Sequence[Turn], form: str) -> list[Turn]:
@@ -64,6 +84,15 @@ def _with_call_ids(turns: Sequence[Turn], form: str) -> list[Turn]:
             changed = {"tool_call_id": ids[turn["tool_call_id"]]}
         written.append({**turn, **changed})
     return written
+
+
+def with_thinking(turn: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the turn with its reasoning also under `thinking`, which gpt-oss templates read.
+
+    They refuse turns that have both this and a text.
+    """
+    thoughts = turn.get("reasoning_content")
+    return {"thinking": thoughts, **turn} if thoughts and not turn.get("content") else turn
 
 
 def has_tools(turns: Sequence[Turn]) -> bool:

@@ -1,4 +1,4 @@
-"""The special tokens of a model's folder, and the tokens that end an answer.
+"""The special and added tokens of a model's folder, and the tokens that end an answer.
 
 They come from tokenizer_config.json, special_tokens_map.json, generation_config.json and config.json, as in
 transformers 5.24. A value of the wrong type is ignored with a warning that names the file, so one bad line
@@ -8,6 +8,8 @@ does not stop a model. Knows no template.
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from tokenizers import AddedToken
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
@@ -39,6 +41,34 @@ def special_texts(config: Mapping[str, Any]) -> frozenset[str]:
             listed = list(listed.values())
         values += listed if isinstance(listed, list) else ()
     return frozenset(text for value in values if (text := _text(value)))
+
+
+def added_tokens(
+    config: Mapping[str, Any], by_text: Mapping[str, Any], token_to_id: Callable[[str], int | None]
+) -> list[AddedToken]:
+    """Return the tokens that the configuration adds to tokenizer.json or describes otherwise, by rising id.
+
+    Args:
+        by_text: added_tokens.json, which counts for tokens that tokenizer.json lacks.
+    """
+    listed = config.get("added_tokens_decoder")
+    if not isinstance(listed, Mapping):
+        special = special_texts(config)
+        missing = [text for text in by_text if token_to_id(text) is None]
+        return [
+            AddedToken(text, special=text in special, normalized=text not in special)
+            for text in sorted(missing, key=lambda text: int(by_text[text]))
+        ]
+    described = [listed[name] for name in sorted(listed, key=int)]
+    return [AddedToken(text, **_flags(token)) for token in described if (text := _text(token))]
+
+
+def _flags(token: object) -> dict[str, bool]:
+    """Return the flags of an AddedToken that is written out."""
+    if not isinstance(token, Mapping):
+        return {}
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    return {name: token[name] for name in flags if isinstance(token.get(name), bool)}
 
 
 def end_token_ids(

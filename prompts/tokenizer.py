@@ -2,11 +2,9 @@
 
 Reads tokenizer.json with the `tokenizers` library, and renders the chat template with jinja2 in the sandbox
 (chat_template.py). The token ids equal those of `AutoTokenizer.apply_chat_template`; a test compares them. No
-code from the model's folder ever runs. Each request file has the tokenizer's hash: the SHA-256 over the bytes
-of tokenizer.json, one zero byte, and the chat template in UTF-8 (empty, if there is none).
+code from the model's folder ever runs. Each request file has the tokenizer's hash (model_files.py).
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,9 +25,21 @@ from prompts.detokenizer import Detokenizer
 from prompts.fill_in import find_fill_in_ids
 from prompts.formats import Formats
 from prompts.grammars import is_special
-from prompts.history import ways_to_write
+from prompts.history import ways_to_write, with_thinking
+from prompts.model_files import (
+    DEFAULT,
+    TOKENIZER_CONFIG,
+    TOOL_USE,
+    TokenizerUnusable,
+    hash_tokenizer,
+    read_bytes,
+    read_config,
+    read_end_sources,
+    read_templates,
+    tokenizer_hash,
+)
 from prompts.reasoning import find_reasoning
-from prompts.special_tokens import end_token_ids, merge_configs, named_tokens, special_texts
+from prompts.special_tokens import added_tokens, end_token_ids, merge_configs, named_tokens, special_texts
 from prompts.thinking import EffortRefused, effort_variables
 from prompts.tool_families import GENERIC, find_tool_format, named_format
 from prompts.tool_prompt import describe_tools
@@ -46,8 +56,7 @@ __all__ = [
 ]
 
 
-class TokenizerUnusable(Exception):
-    """The model's folder has no readable tokenizer; the start stops with the message."""
+_USED = (DEFAULT, TOOL_USE)
 
 
 class PromptTokenizer:
@@ -67,24 +76,25 @@ class PromptTokenizer:
         Raises:
             TokenizerUnusable: a file is missing or damaged (the entry point prints the message).
         """
-        data = _read_bytes(folder / "tokenizer.json")
-        own = _read_config(folder / "tokenizer_config.json")
-        config = merge_configs(own, _read_config(folder / "special_tokens_map.json"))
-        template = _read_template(folder, own)
+        data = read_bytes(folder / "tokenizer.json")
+        own, templates = read_config(folder / TOKENIZER_CONFIG), read_templates(folder)
+        config = merge_configs(own, read_config(folder / "special_tokens_map.json"))
         try:
             self._tokenizer = Tokenizer.from_buffer(data)
-            self._template = ChatTemplate(template) if template is not None else None
-        except (ValueError, jinja2.TemplateError) as error:
+            self._templates = {name: ChatTemplate(templates[name]) for name in _USED if name in templates}
+            by_text = read_config(folder / "added_tokens.json")
+            self._tokenizer.add_tokens(added_tokens(config, by_text, self._tokenizer.token_to_id))
+        except (ValueError, TypeError, jinja2.TemplateError) as error:
             raise TokenizerUnusable(f"the tokenizer in {folder} cannot be read: {error}") from error
         self._tokenizer.no_truncation()  # a setting of training: here a prompt is read whole or refused
         self._tokenizer.no_padding()
-        self._knows_calls = "tool_calls" in (template or "")
+        written = "\0".join(template.literals for template in self._templates.values())
         described = json.loads(data)
         self.chat_template = template
         self._special = named_tokens(config)
-        self.formats = self._find_formats(config, tool_format)
+        self.formats = self._find_formats(config, tool_format, written)
         self.end_token_ids = end_token_ids(
-            _end_sources(folder), self._special.get("eos_token"), self._tokenizer.token_to_id
+            read_end_sources(folder), self._special.get("eos_token"), self._tokenizer.token_to_id
         )
         ids = map(self._tokenizer.token_to_id, special_texts(config))
         special = self.end_token_ids.union(token_id for token_id in ids if token_id is not None)
@@ -96,19 +106,19 @@ class PromptTokenizer:
         )
         self.detokenizer = make_detokenizer(special)
         self.special_detokenizer = make_detokenizer(self.end_token_ids)
-        self._control = ControlTokens(self._tokenizer, special, self._template)
+        self._control = ControlTokens(self._tokenizer, special, written)
         self._has_control_in_text = has_control_in_text
         self._opening = self._opening_ids(config)
         self._fill_in = find_fill_in_ids(self._tokenizer.token_to_id)
-        self.hash = _hash(data, template)
+        self.hash = hash_tokenizer(data, templates)
         vocab = self._tokenizer.get_vocab(with_added_tokens=True)
-        self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self.vocab_size = max(vocab.values(), default=-1) + 1  # ids may have gaps
         # A byte-level token's name has at least as many bytes as its text.
         self._max_token_bytes = max((len(token.encode()) for token in vocab), default=1)
 
     @property
     def has_chat_template(self) -> bool:
-        return self._template is not None
+        return DEFAULT in self._templates
 
     @property
     def can_fill_in(self) -> bool:
@@ -147,10 +157,10 @@ class PromptTokenizer:
             MessagesRefused: the template refuses these messages, or the model has no template.
             EffortRefused: the template does not support this effort.
         """
-        self._check_variables(variables or {})
+        self._check_variables(variables or {}, has_tools=bool(tools))
         # What the client wrote besides messages goes the way of one, so that control tokens in it are found.
         extras = {"role": "extras", "tools": [tool.for_template() for tool in tools], "set": variables or {}}
-        given = [*messages, extras]
+        given = [*map(with_thinking, messages), extras]
 
         def write(turns: Messages) -> str:
             *others, last = turns
@@ -196,8 +206,15 @@ class PromptTokenizer:
         encodings = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         return list(encodings[0].ids)
 
-    def _check_variables(self, variables: Mapping[str, Any]) -> None:
-        options = self._template.options - self._special.keys() if self._template else frozenset()
+    def _find_template(self, *, has_tools: bool) -> ChatTemplate | None:
+        """Return the template for tools, where it exists and the chat has any; else the default one."""
+        default = self._templates.get(DEFAULT)
+        is_listed = has_tools and self.formats.has_template_tools
+        return self._templates.get(TOOL_USE, default) if is_listed else default
+
+    def _check_variables(self, variables: Mapping[str, Any], *, has_tools: bool) -> None:
+        template = self._find_template(has_tools=has_tools)
+        options = template.options - self._special.keys() if template else frozenset()
         unknown = sorted(variables.keys() - options)
         if unknown:
             known = ", ".join(sorted(options)) or "none"
@@ -214,14 +231,15 @@ class PromptTokenizer:
         tools: Sequence[Mapping[str, Any]] = (),
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        if self._template is None:
+        template = self._find_template(has_tools=bool(tools))
+        if template is None:
             raise MessagesRefused("this model has no chat template: send a prompt instead")
         given = {**self._special, **(variables or {})}
         if effort is None:
-            return self._render_history(self._template, messages, given, tools)
-        efforts = effort_variables(self._template, effort)
+            return self._render_history(template, messages, given, tools)
+        efforts = effort_variables(template, effort)
         try:
-            return self._render_history(self._template, messages, efforts | given, tools)
+            return self._render_history(template, messages, efforts | given, tools)
         except MessagesRefused as error:
             self._write(messages, tools=tools, variables=variables)  # may be refused with any effort
             raise EffortRefused(str(error)) from error
@@ -240,7 +258,7 @@ class PromptTokenizer:
         is_text = bool(described) and form == GENERIC  # then earlier calls are written in the same form
         ways = ways_to_write(
             messages,
-            knows_tools=self._knows_calls and not is_text,
+            knows_tools=template.knows_calls and not is_text,
             described=described,
             call_id=form.call_id,
         )
@@ -258,12 +276,13 @@ class PromptTokenizer:
             raise refusal
         return incomplete
 
-    def _find_formats(self, config: Mapping[str, Any], tool_format: str) -> Formats:
+    def _find_formats(self, config: Mapping[str, Any], tool_format: str, literals: str) -> Formats:
+        """Args: literals: the texts of all templates."""
         added = self._tokenizer.get_added_tokens_decoder()
         special_ids = {token.content: number for number, token in added.items() if is_special(token)}
-        literals = "" if self._template is None else self._template.literals
         found = find_tool_format(literals) if tool_format == "auto" else named_format(tool_format)
-        reads_tools = self._template is not None and "tools" in self._template.variables
+        with_tools = self._templates.get(TOOL_USE, self._templates.get(DEFAULT))
+        reads_tools = with_tools is not None and "tools" in with_tools.variables
         return Formats(
             found,
             find_reasoning(literals),
@@ -300,56 +319,3 @@ def load_tokenizer(settings: Settings) -> PromptTokenizer:
         has_control_in_text=has_control_in_text,
         tool_format=settings.tool_format,
     )
-
-
-def tokenizer_hash(folder: Path) -> str:
-    """Return the hash of a model folder's tokenizer and chat template without loading them."""
-    config = _read_config(folder / "tokenizer_config.json")
-    return _hash(_read_bytes(folder / "tokenizer.json"), _read_template(folder, config))
-
-
-def _hash(data: bytes, template: str | None) -> str:
-    digest = hashlib.sha256(data)
-    digest.update(b"\0" + (template or "").encode())
-    return digest.hexdigest()
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise TokenizerUnusable(f"cannot read the model's tokenizer: {error}") from error
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise TokenizerUnusable(f"cannot read {path}: {error}") from error
-    if not isinstance(config, dict):
-        raise TokenizerUnusable(f"{path} is not a JSON object")
-    return config
-
-
-def _read_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    path = folder / "chat_template.jinja"
-    if path.exists():
-        return path.read_text("utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several named templates: the default one is for plain chat
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
-
-
-def _end_sources(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the files that name end tokens, in the order of precedence."""
-    config = _read_config(folder / "config.json")
-    inner = config.get("text_config")
-    return {
-        "generation_config.json": _read_config(folder / "generation_config.json"),
-        "config.json": config,
-        "text_config of config.json": inner if isinstance(inner, dict) else {},
-    }

@@ -102,14 +102,18 @@ def read_logit_bias(value: object) -> dict[int, float]:
     return bias
 
 
-def make_params(asked: Mapping[str, Any], *, max_tokens: int, seed: int) -> SamplingParams:
+def make_params(
+    asked: Mapping[str, Any], *, max_tokens: int, seed: int, defaults: Mapping[str, float] | None = None
+) -> SamplingParams:
     """Return the parameters of a request.
 
     Args:
         asked: checked fields, by name; None counts as missing.
         max_tokens, seed: the values where the request names none.
+        defaults: checked values of other fields that the request does not name; None: neutral ones.
     """
-    known = {name: value for name, value in asked.items() if value is not None}
+    known: dict[str, Any] = {**(defaults or {})}
+    known |= {name: value for name, value in asked.items() if value is not None}
     is_greedy = known.get("top_p") == 0  # only the likeliest token remains
     asked_seed = known.get("seed", NO_SEED)
     return SamplingParams(

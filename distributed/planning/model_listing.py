@@ -25,7 +25,22 @@ _OTHER_WEIGHTS = {
     "*.msgpack": "only Flax weights",
     "*.onnx": "only ONNX weights",
 }
-_OTHER_TOKENIZERS = ("*.tiktoken", "tiktoken.model", "*.model", "vocab.json", "vocab.txt")
+_TO_JSON = (
+    "`python -c \"from transformers import AutoTokenizer as A; A.from_pretrained('FOLDER').save_pretrained("
+    "'FOLDER')\"` writes one of it"
+)
+_CODE = (
+    "the code that reads it is the model's own and is never run: take a conversion that has tokenizer.json"
+)
+# pattern -> what to do about folders with such a tokenizer alone; the first that matches counts.
+_OTHER_TOKENIZERS = {
+    "*.tiktoken": _CODE,
+    "tiktoken.model": _CODE,
+    "tekken.json": _TO_JSON,
+    "*.model": _TO_JSON,
+    "vocab.json": _TO_JSON,
+    "vocab.txt": _TO_JSON,
+}
 
 
 def check_config_listed(where: str, names: Collection[str]) -> None:
@@ -54,16 +69,14 @@ def check_files_listed(where: str, names: Collection[str]) -> None:
             raise UnsupportedModel(f"{where} has no {WEIGHTS_PATTERN}; it holds {other}")
         raise BadCheckpoint(f"{where} has no {WEIGHTS_PATTERN}: it holds no weights")
     if "tokenizer.json" not in names:
-        other = next((name for name in sorted(names) if _is_tokenizer(name)), "")
-        holds = f" ({other} alone is not served)" if other else ""
-        raise UnsupportedModel(
-            f"{where} has no tokenizer.json{holds}; where transformers can read its tokenizer, "
-            "AutoTokenizer.from_pretrained(…).save_pretrained(…) writes one"
-        )
+        raise UnsupportedModel(f"{where} has no tokenizer.json{_describe_other_tokenizer(names)}")
 
 
-def _is_tokenizer(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in _OTHER_TOKENIZERS)
+def _describe_other_tokenizer(names: Collection[str]) -> str:
+    for pattern, what in _OTHER_TOKENIZERS.items():
+        if found := sorted(name for name in names if fnmatch(name, pattern)):
+            return f" ({found[0]} alone is not served); {what}"
+    return ", and no other tokenizer"
 
 
 def _name_other_weights(names: Collection[str]) -> str:

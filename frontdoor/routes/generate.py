@@ -72,6 +72,7 @@ def draft_of(body: GenerateBody, settings: Settings) -> Draft:
         is_raw=bool(body.raw),
         priority=DEFAULT_PRIORITY if body.priority is None else body.priority,
         default_max_tokens=settings.default_max_tokens,
+        has_model_sampling=False,
         max_text_bytes=settings.max_prompt_len_bytes,
         logprobs=body.num_alternatives,
     )

@@ -51,6 +51,7 @@ async def health(http: HttpRequest) -> JSONResponse:
         "model": front.model_name,
         "uptime_s": _uptime_s(front),
         "context": vars(front.context),
+        "sampling_defaults": front.sampling_defaults,
         "ring": {name: ring[name] for name in RING_MEMBERS if name in ring},
         "supervisor": {name: supervisor[name] for name in SUPERVISOR_MEMBERS if name in supervisor},
         "settings": public_settings(front),

@@ -39,7 +39,7 @@ class Chats:
 
     def __init__(self, tokenizer: Tokenizer, template: str = CHATML) -> None:
         self.tokenizer, self.template = tokenizer, ChatTemplate(template)
-        self.control = ControlTokens(tokenizer, frozenset(), self.template)
+        self.control = ControlTokens(tokenizer, frozenset(), self.template.literals)
 
     def write(self, messages: Sequence[Any]) -> str:
         return self.template.render(messages, {})
@@ -230,7 +230,7 @@ def test_a_template_finds_the_end_of_earlier_thoughts(is_special: bool, named: b
     special = frozenset(map(tokenizer.token_to_id, ("<think>", "</think>"))) if named else frozenset()
     template = "{% for m in messages %}<|im_start|>{{ m.content.split('</think>')[-1] }}{% endfor %}"
     chats = Chats(tokenizer, template)
-    chats.control = ControlTokens(tokenizer, special, chats.template)
+    chats.control = ControlTokens(tokenizer, special, chats.template.literals)
     chat = chats.render(("assistant", "<think>so</think>yes"), "<|im_end|>")
     assert (chat.text == "<|im_start|>yes<|im_start|><|im_end|>") == (not named)
     assert chats.control_of(chats.encode(chat)) == ["<|im_start|>"] * 2

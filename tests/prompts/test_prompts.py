@@ -203,6 +203,9 @@ def test_a_template_that_fails_stops_no_start(tmp_path: Path, fault: str) -> Non
         "{{ ''.__class__.__base__.__subclasses__() }}",
         "{{ messages.append({'role': 'user'}) }}",
         "{{ raise_exception.__globals__.os }}",
+        "{% set ns = namespace(__call__=1) %}",
+        "{% set ns = namespace({'__class__': 1}) %}",
+        "{% set ns = namespace() %}{% set ns.__html__ = 1 %}",
     ],
 )
 def test_a_template_cannot_reach_python(tmp_path: Path, template: str) -> None:
