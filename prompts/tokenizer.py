@@ -90,7 +90,7 @@ class PromptTokenizer:
         self._tokenizer.no_padding()
         written = "\0".join(template.literals for template in self._templates.values())
         described = json.loads(data)
-        self.chat_template = template
+        self.chat_template = templates.get(DEFAULT)
         self._special = named_tokens(config)
         self.formats = self._find_formats(config, tool_format, written)
         self.end_token_ids = end_token_ids(
@@ -127,8 +127,9 @@ class PromptTokenizer:
 
     def can_set_effort(self, effort: str) -> bool:
         """Whether the chat template has a variable for a reasoning effort."""
+        template = self._templates.get(DEFAULT)
         try:
-            return self._template is not None and bool(effort_variables(self._template, effort))
+            return template is not None and bool(effort_variables(template, effort))
         except EffortRefused:
             return False
 
