@@ -44,7 +44,9 @@ class Service:
         """
         stop_leftovers(self._setup.folder)
         state_dir = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self._setup.folder))
-        values = {**make_overrides(self._setup), **self._extra, "STATE_DIR": str(state_dir)}
+        # The other servers know no sampling defaults of a model.
+        values = {"SAMPLING_DEFAULTS": "neutral", **make_overrides(self._setup), **self._extra}
+        values["STATE_DIR"] = str(state_dir)
         self.settings = load_settings(values)
         try:
             flags = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
