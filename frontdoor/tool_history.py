@@ -5,9 +5,10 @@ in a string become that object, because templates print it themselves. Knows one
 prompts/history.py writes calls for templates without tools.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
+
+from pydantic_core import from_json
 
 
 def read_tool_calls(value: object) -> tuple[dict[str, Any], ...] | None:
@@ -42,8 +43,7 @@ def _read_arguments(arguments: object) -> dict[str, Any] | str:
     if not isinstance(arguments, str):
         raise ValueError("the arguments of a tool call must be a string or an object")
     try:
-        found = json.loads(arguments)
-        json.dumps(found, ensure_ascii=False).encode()  # a template does the same: half a character fails
-    except (ValueError, RecursionError):  # a model's broken call stays unchanged
+        found = from_json(arguments)
+    except ValueError:  # a model's broken call stays unchanged, as do half a character and very deep nesting
         return arguments
     return found if isinstance(found, dict) else arguments

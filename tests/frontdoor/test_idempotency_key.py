@@ -56,6 +56,16 @@ def test_a_retry_of_a_finished_request_gets_its_answer(
     assert post(service.http, path, body, f"{key}-2").json()["id"] != first.json()["id"]
 
 
+def test_arguments_of_an_earlier_call_may_nest_deep(service: Service, key: str) -> None:
+    """They are hashed as the model wrote them."""
+    arguments = '{"a":' * 900 + "1" + "}" * 900
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    turns = [*CHAT["messages"], {"role": "assistant", "tool_calls": [call]}, *CHAT["messages"]]
+    answer = post(service.http, "/v1/chat/completions", {"messages": turns}, key)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+
+
 def test_retries_attach_to_a_request_that_runs(service: Service, key: str) -> None:
     """All get the one answer, in any order; a streaming retry gets every token from the first on."""
     answers: list[dict[str, Any]] = []
