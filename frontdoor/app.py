@@ -111,7 +111,7 @@ def make_app(settings: Settings) -> FastAPI:
     install_error_handler(app)
     for module in ROUTE_MODULES:
         app.include_router(module.router)
-    description = describe(app)
+    description = describe(app, needs_keys=keys.are_required)
     app.openapi = lambda: description  # type: ignore[method-assign]
     return app
 

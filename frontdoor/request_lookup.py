@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from frontdoor.http.errors import NotFound
 from spool import CorruptRequest, Request, Result, Spool, State
 
-_ID = re.compile(r"(?:chatcmpl-|cmpl-|msg_|resp_)?([0-9a-f]{32})")
+ID = re.compile(r"(?:chatcmpl-|cmpl-|msg_|resp_)?([0-9a-f]{32})")
 _NUM_TRIES = 3  # it may end between two reads
 
 
@@ -34,7 +34,7 @@ def find_owned(spool: Spool, text: str, *, owner: str) -> FoundRequest:
         NotFound: not an id, unknown, or of another key.
         SpoolUnavailable, CorruptRequest: the disk refuses to read it.
     """
-    match = _ID.fullmatch(text)
+    match = ID.fullmatch(text)
     found = find(spool, match[1]) if match is not None else None
     if found is None or not may_see(found, owner):
         limits = "RESULT_RETENTION_HOURS, RESULT_RETENTION_MB"

@@ -150,7 +150,8 @@ def _is_ids(value: object) -> TypeGuard[list[int]]:
 
 def _raw(read: Callable[[object], Any], schema: dict[str, Any]) -> tuple[Any, ...]:
     """Annotate a field that a function reads; `schema` describes it for the API page."""
-    return BeforeValidator(_worded(read), json_schema_input_type=Any), WithJsonSchema(schema)
+    described = WithJsonSchema({"anyOf": [schema, {"type": "null"}]})
+    return BeforeValidator(_worded(read), json_schema_input_type=Any), described
 
 
 _FUNCTION = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
@@ -159,8 +160,8 @@ _TOOL = {
     "properties": {"type": {"const": "function"}, "function": _FUNCTION},
     "required": ["type", "function"],
 }
-_TOOLS = {"anyOf": [{"type": "array", "items": _TOOL}, {"type": "null"}]}
-_TOOL_CHOICE = {"anyOf": [{"enum": [*CHOICES, None]}, _TOOL]}
+_TOOLS = {"type": "array", "items": _TOOL}
+_TOOL_CHOICE = {"anyOf": [{"enum": [*CHOICES]}, _TOOL]}
 StopStrings = Annotated[tuple[str, ...] | None, *_raw(read_stop, _TEXT_OR_TEXTS)]
 LogitBias = Annotated[
     dict[int, float] | None,

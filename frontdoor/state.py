@@ -28,7 +28,7 @@ from prompts.tokenizer import PromptTokenizer
 from spool import Spool, make_id
 from spool.batches import BatchStore
 
-_IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
+IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def caller(http: Request) -> Caller:
         InvalidRequest: the key is not valid.
     """
     key = header(http.scope, b"idempotency-key")
-    if key is not None and _IDEMPOTENCY_KEY.fullmatch(key) is None:
+    if key is not None and IDEMPOTENCY_KEY.fullmatch(key) is None:
         raise InvalidRequest(
             "Idempotency-Key must have 1 to 255 visible ASCII characters", param="Idempotency-Key"
         )

@@ -102,8 +102,7 @@ class Gate:
         try:
             check_origin(header(scope, b"origin"), header(scope, b"host"), self._origins)
             path = scope["path"]
-            is_open = path in OPEN_PATHS or path.startswith(OPEN_PREFIX)
-            notes(scope)["owner"] = "" if is_open else self._owner(scope)
+            notes(scope)["owner"] = "" if is_open(path) else self._owner(scope)
         except InvalidRequest as error:
             await error_response(error, scope["path"])(scope, receive, send)
             return
@@ -111,6 +110,11 @@ class Gate:
 
     def _owner(self, scope: Scope) -> str:
         return self._keys.owner(header(scope, b"authorization"), header(scope, b"x-api-key"))
+
+
+def is_open(path: str) -> bool:
+    """Whether a path needs no key."""
+    return path in OPEN_PATHS or path.startswith(OPEN_PREFIX)
 
 
 def check_origin(origin: str | None, host: str | None, allowed: frozenset[str]) -> None:

@@ -32,6 +32,7 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from config.errors import ServiceError
+from frontdoor.http.dialects import error_body
 from frontdoor.http.errors import (
     BadHttp,
     HeadersTooLarge,
@@ -42,6 +43,7 @@ from frontdoor.http.errors import (
     headers_of,
 )
 from frontdoor.http.events import to_json
+from frontdoor.http.paths import canonical_path
 from spool import make_id
 
 HEADER_TIMEOUT_SECONDS = 10.0
@@ -61,6 +63,7 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.url = b""  # of the request that is being read, as far as it has come
         self._max_connections = self.limit_concurrency
         self.limit_concurrency = None  # uvicorn's own answer at the limit is plain text
         self._served_app = self.app
@@ -226,7 +229,8 @@ class Connection(HttpToolsProtocol):
         self._have_headers()
         if self.transport.is_closing():
             return
-        body = to_json(body_of(error)).encode()
+        path = canonical_path(self.url.decode("latin-1").partition("?")[0], frozenset())
+        body = to_json(error_body(path, error.status, body_of(error))).encode()
         headers = {
             **headers_of(error),
             "content-type": "application/json",
@@ -241,7 +245,7 @@ class Connection(HttpToolsProtocol):
 
 async def _turn_away(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer as the app of a connection over the limit."""
-    response = error_response(TooManyConnections(), scope["path"])
+    response = error_response(TooManyConnections(), canonical_path(scope["path"], frozenset()))
     response.headers.update({"x-request-id": make_id(), "connection": "close"})
     await response(scope, receive, send)
 

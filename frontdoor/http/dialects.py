@@ -14,12 +14,30 @@ from typing import Any, TypeVar
 Value = TypeVar("Value")
 ErrorWriter = Callable[[int, Mapping[str, Any]], dict[str, Any]]
 
+
+def _all_of(members: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "required": list(members), "properties": members}
+
+
 NO_THREADS = "thread_unsupported_request"  # anthropic 2.14's tool runner then sends all messages instead
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
     404: "not_found_error", 408: "timeout_error", 413: "request_too_large", 429: "rate_limit_error",
     500: "api_error", 503: "overloaded_error", 504: "timeout_error", 507: "overloaded_error",
 }  # fmt: skip
+_MAYBE_STRING = {"type": ["string", "null"]}
+_OPENAI_MEMBERS = {
+    "message": {"type": "string"},
+    "type": {"type": "string"},
+    "param": _MAYBE_STRING,
+    "code": _MAYBE_STRING,
+}
+_ANTHROPIC_MEMBERS = {"type": {"enum": sorted({*_ANTHROPIC_TYPES.values()})}, "message": {"type": "string"}}
+ERROR_SCHEMAS = {
+    "OpenAIError": _all_of({"error": _all_of(_OPENAI_MEMBERS)}),
+    "AnthropicError": _all_of({"type": {"const": "error"}, "error": _all_of(_ANTHROPIC_MEMBERS)}),
+    "OllamaError": _all_of({"error": {"type": "string"}}),
+}
 _ANTHROPIC_WORDS = [
     (re.compile(pattern), words)
     for pattern, words in (
@@ -43,6 +61,11 @@ def error_body(path: str, status: int, body: Mapping[str, Any]) -> Mapping[str, 
     """Write an error in the form of this path's API; `body` is the OpenAI form, which most APIs use."""
     write = _of_path(path, _WRITERS)
     return body if write is None else write(status, body["error"])
+
+
+def error_schema(path: str) -> str:
+    """Return the name of the schema of this path's errors."""
+    return _of_path(path, _SCHEMAS) or "OpenAIError"
 
 
 def _of_path(path: str, by_prefix: Mapping[str, Value]) -> Value | None:
@@ -70,3 +93,4 @@ def _as_ollama(_status: int, error: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _WRITERS: Mapping[str, ErrorWriter] = {"/v1/messages": _as_anthropic, "/api": _as_ollama}
+_SCHEMAS = {"/v1/messages": "AnthropicError", "/api": "OllamaError"}

@@ -15,6 +15,7 @@
     │   ├── Cancelled                   410 cancelled
     │   ├── BodyTooLarge                413 body_too_large
     │   ├── UnsupportedMediaType        415 unsupported_media_type
+    │   ├── RangeNotSatisfiable         416 range_not_satisfiable
     │   └── HeadersTooLarge             431 headers_too_large
     ├── GenerationFailed                status and code of the failed Result
     ├── KeyLimitReached                 429 rate_limit_exceeded
@@ -35,6 +36,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from config.errors import SOON_SECONDS, ServiceError
 from frontdoor.http.dialects import error_body
@@ -46,6 +48,7 @@ _HEADERS = {
     409: _DO_NOT_RETRY,
     504: _DO_NOT_RETRY,
 }
+RETRIED = frozenset({429, 503, 507})  # each says when, in Retry-After
 SERVED = (
     "/generate, /v1/chat/completions, /v1/completions, /v1/responses, /v1/messages, /v1/models and "
     "Ollama's routes under /api"
@@ -120,6 +123,10 @@ class UnsupportedMediaType(InvalidRequest):
     status, code = 415, "unsupported_media_type"
 
 
+class RangeNotSatisfiable(InvalidRequest):
+    status, code = 416, "range_not_satisfiable"
+
+
 class KeyLimitReached(ServiceError):
     """The API key is at one of its limits; nothing was accepted."""
 
@@ -184,8 +191,11 @@ def body_of(error: ServiceError) -> dict[str, Any]:
 def headers_of(error: ServiceError) -> dict[str, str]:
     """Return the headers of an error, the same in every API."""
     headers = dict(_HEADERS.get(error.status, {}))
-    if error.retry_seconds is not None:
-        headers["Retry-After"] = str(error.retry_seconds)
+    retry_seconds = error.retry_seconds
+    if retry_seconds is None and error.status in RETRIED:  # an accepted request that failed
+        retry_seconds = SOON_SECONDS
+    if retry_seconds is not None:
+        headers["Retry-After"] = str(retry_seconds)
     if isinstance(error, GenerationTimeout):
         headers["Location"] = f"/requests/{error.request_id}"
     return headers
@@ -213,6 +223,17 @@ def from_http_exception(exception: HTTPException) -> ServiceError:
     return internal_error()
 
 
+def _methods_of(http: Request) -> list[str]:
+    """Return the methods of a path; the router names those of the first of its routes only."""
+
+    def is_served(method: str) -> bool:
+        scope = {**http.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in http.app.routes)
+
+    found = [method for method in ("DELETE", "GET", "POST") if is_served(method)]
+    return [*found, "HEAD"] if "GET" in found else found
+
+
 def install_error_handler(app: FastAPI) -> None:
     """Turn ServiceErrors and the router's exceptions into answers; Edge handles all others."""
 
@@ -221,8 +242,8 @@ def install_error_handler(app: FastAPI) -> None:
         if isinstance(exception, HTTPException):
             response = error_response(from_http_exception(exception), path)
             response.headers.update(exception.headers or {})
-            if response.headers.get("allow") == "GET":
-                response.headers["allow"] = "GET, HEAD"
+            if exception.status_code == 405:
+                response.headers["allow"] = ", ".join(_methods_of(http))
             return response
         if not isinstance(exception, ServiceError):
             exception = InvalidRequest("the path or query is not valid")

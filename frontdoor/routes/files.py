@@ -9,7 +9,6 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
-from fastapi.responses import FileResponse
 
 from config import Settings
 from frontdoor.encoding import in_worker
@@ -17,6 +16,7 @@ from frontdoor.http.errors import BodyTooLarge, InvalidRequest, NotFound
 from frontdoor.http.multipart import Form, read_form
 from frontdoor.http.paging import make_page
 from frontdoor.http.scope import header
+from frontdoor.http.sent_file import SentFile
 from frontdoor.state import FrontDoor, front_door, owner_of
 from spool.batches import StoredFile, Upload, make_record
 
@@ -86,12 +86,12 @@ async def get_file(http: HttpRequest, file_id: str) -> dict[str, Any]:
     return describe(find_file(front, file_id, owner_of(http)), front.settings)
 
 
-@router.get("/{file_id}/content", response_class=FileResponse)
-async def get_content(http: HttpRequest, file_id: str) -> FileResponse:
+@router.get("/{file_id}/content", response_class=SentFile)
+async def get_content(http: HttpRequest, file_id: str) -> SentFile:
     """Send a file."""
     front = front_door(http)
     file = find_file(front, file_id, owner_of(http))
-    return FileResponse(
+    return SentFile(
         front.batches.files.path(file.id), media_type="application/octet-stream", filename=file.filename
     )
 

@@ -8,10 +8,12 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 
 from frontdoor import NAME, VERSION
 from frontdoor.http.errors import NotFound
+from frontdoor.http.sent_file import SentFile
+from frontdoor.routes.openapi import endpoints
 from frontdoor.state import front_door
 
 PAGE_DIR = Path(__file__).resolve().parent.parent / "page"
@@ -52,16 +54,13 @@ def _file(name: str) -> Response:
     media_type = MEDIA_TYPES.get(name)
     if media_type is None:
         raise NotFound("no such path; GET / lists the endpoints")
-    return FileResponse(PAGE_DIR / name, media_type=media_type, headers=HEADERS)
+    return SentFile(PAGE_DIR / name, media_type=media_type, headers=HEADERS)
 
 
 def _introduction(http: HttpRequest) -> dict[str, Any]:
-    endpoints = []
-    for path, methods in http.app.openapi()["paths"].items():
-        endpoints += [f"{method.upper()} {path}" for method in methods]
     return {
         "name": NAME,
         "version": VERSION,
         "model": front_door(http).model_name,
-        "endpoints": endpoints,
+        "endpoints": list(endpoints(http.app.openapi())),
     }

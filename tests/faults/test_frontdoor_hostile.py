@@ -8,8 +8,7 @@ import pytest
 from starlette.routing import Route
 
 from frontdoor.app import ROUTE_MODULES, make_app
-from frontdoor.http.auth import OPEN_PATHS, OPEN_PREFIX
-from tests.services.frontdoor_service import Service, until
+from tests.services.frontdoor_service import Service, routes, until
 
 MAX_SECONDS = 1.0  # some milliseconds here; what grew with the input would take many
 KEYS = "mine\ntheirs\n"
@@ -64,16 +63,6 @@ def test_a_body_that_cannot_be_is_refused_at_once(
     assert service.spool.depth().num_waiting + service.spool.depth().num_active == 0
 
 
-def routes(service: Service, request_id: str = "0" * 32) -> list[tuple[str, str]]:
-    """Every (method, path) there is, from the route table."""
-    paths = make_app(service.settings).openapi()["paths"]
-    return [
-        (method.upper(), path.replace("{request_id}", request_id).replace("{name}", "page.css"))
-        for path, methods in paths.items()
-        for method in methods
-    ]
-
-
 def test_the_table_has_every_route_that_is_served(service: Service) -> None:
     """Row 31 holds for what is tested only: nothing is routed that the table does not show."""
     app = make_app(service.settings)
@@ -83,31 +72,6 @@ def test_the_table_has_every_route_that_is_served(service: Service) -> None:
     }
     assert "/generate" in served
     assert {path.replace(":path}", "}") for path in served} <= {*app.openapi()["paths"], "/openapi.json"}
-
-
-@pytest.mark.parametrize(
-    ("headers", "status", "code"),
-    [
-        ({}, 401, "invalid_api_key"),
-        ({"Authorization": "Bearer wrong"}, 401, "invalid_api_key"),
-        ({"Authorization": "Basic mine"}, 401, "invalid_api_key"),
-        ({**KEY, "Host": "evil.com"}, 400, "invalid_request_error"),
-        ({**KEY, "Origin": "https://evil.com"}, 403, "forbidden_origin"),
-    ],
-)
-def test_who_may_not_is_told_so_on_every_route(
-    service: Service, headers: dict[str, str], status: int, code: str
-) -> None:
-    """Row 31: the same for each route, whatever its method; the open routes need no key."""
-    for method, path in routes(service):
-        is_open = path in OPEN_PATHS or path.startswith(OPEN_PREFIX)
-        answer = service.http.request(method, path, headers=headers)
-        if status == 401 and is_open:
-            assert answer.status_code != 401, (method, path)
-            continue
-        assert answer.status_code == status, (method, path)
-        said = answer.json()["error"]
-        assert isinstance(said, str) or said.get("code", code) == code  # other APIs have no codes
 
 
 def test_ids_that_lead_elsewhere_and_other_peoples_ids_are_not_found(service: Service) -> None:

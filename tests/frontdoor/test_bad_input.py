@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from prompts.tokenizer import PromptTokenizer
-from tests.frontdoor.raw_http import post_bytes, read_to_end
+from tests.frontdoor.raw_http import post_bytes
 from tests.services.frontdoor_service import Service, connect, make_model_folder, running_service
 
 TOOL = {"type": "function", "function": {"name": "look"}}
@@ -310,16 +310,6 @@ def test_unknown_paths_and_methods_have_the_same_shape(service: Service) -> None
     assert answer.status_code == 405
     assert answer.headers["allow"] == "POST"
     assert answer.json()["error"]["code"] == "method_not_allowed"
-
-
-def test_a_body_that_dribbles_in_is_given_up(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that announces a body and does not send it gets a 408 and loses its connection."""
-    monkeypatch.setattr("frontdoor.http.bodies.BODY_TIMEOUT_SECONDS", 0.1)
-    with connect(service.url) as connection:
-        connection.sendall(post_bytes("/generate", b'{"prompt": "hi"}')[:-5])
-        answer = read_to_end(connection)
-    assert answer.startswith(b"HTTP/1.1 408 ")
-    assert b"body_too_slow" in answer
 
 
 def test_messages_that_the_chat_template_refuses_are_a_400(tmp_path: Path) -> None:

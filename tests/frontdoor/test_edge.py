@@ -16,6 +16,7 @@ from tests.services.frontdoor_service import (
     Service,
     make_client,
     make_settings,
+    routes,
     running_service,
     serving,
     serving_app,
@@ -25,16 +26,6 @@ KEY = "secret-key"
 KEYS = f"# one a line\n\nother-key\n  {KEY}  \n"
 SETTINGS = {"CORS_ORIGINS": "https://friend.example"}
 OWN_PAGE = {"Authorization": f"Bearer {KEY}"}
-
-
-def routes(service: Service) -> list[tuple[str, str]]:
-    """List every route as (method, path), with something in the place of parameters."""
-    described = make_app(service.settings).openapi()["paths"]
-    return [
-        (method.upper(), path.replace("{request_id}", "0" * 32).replace("{name}", "page.css"))
-        for path, methods in described.items()
-        for method in methods
-    ]
 
 
 def test_a_key_is_required_on_every_route_that_is_not_open(service: Service) -> None:

@@ -256,3 +256,29 @@ def test_garbage_after_an_answer_has_begun_is_no_second_answer(service: Service)
         )
         connection.sendall(b"no chunk\r\n")
         assert read_to_end(connection).startswith(b"HTTP/1.1 400 Bad Request")
+
+
+def test_a_range_of_a_file(service: Service) -> None:
+    """A part, the whole where the header is wrong, and an error in our form where nothing is left."""
+    page = service.http.get("/ui/page.css").content
+    for asked, status, sent in (
+        ("bytes=2-4", 206, page[2:5]),
+        ("bytes=x", 200, page),
+        ("lines=1-", 200, page),
+    ):
+        answer = service.http.get("/ui/page.css", headers={"Range": asked})
+        assert (answer.status_code, answer.content) == (status, sent)
+    answer = service.http.get("/ui/page.css", headers={"Range": "bytes=99999999-"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (416, "range_not_satisfiable")
+
+
+def test_a_wrong_method_is_answered_with_all_methods_of_the_path(service: Service) -> None:
+    """Also where several routes share it."""
+    for path, allowed in (
+        ("/generate", "POST"),
+        ("/v1/models", "GET, HEAD"),
+        (f"/requests/{'0' * 32}", "DELETE, GET, HEAD"),
+        ("/v1/files", "GET, POST, HEAD"),
+    ):
+        answer = service.http.put(path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, allowed)

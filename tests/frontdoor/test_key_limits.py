@@ -152,19 +152,9 @@ def test_what_is_refused_for_another_reason_does_not_count(service: Service) -> 
     assert [post(service, "failed").status_code for _ in range(3)] == [200, 200, 429]
 
 
-def test_every_route_that_accepts_is_limited_and_reads_are_not(service: Service) -> None:
-    """In the words of its API; /tokenize accepts nothing."""
-    chat = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
-    assert post(service, "routes").status_code == 200
-    for path, body in (
-        ("/generate", {"prompt": "hi"}),
-        ("/v1/chat/completions", chat),
-        ("/v1/chat/completions", {**chat, "stream": True}),
-        ("/v1/completions", {"model": "tiny", "prompt": "hi"}),
-    ):
-        answer = service.http.post(path, json=body, headers=of("routes"))
-        assert answer.status_code == 429
-        assert answer.json()["error"]["type"] == "rate_limit_error"
+def test_reads_are_not_limited(service: Service) -> None:
+    """/tokenize accepts nothing."""
+    assert [post(service, "routes").status_code for _ in range(2)] == [200, 429]
     assert service.http.post("/tokenize", json={"prompt": "hi"}, headers=of("routes")).status_code == 200
     for path in ("/health", "/v1/models", "/metrics"):
         assert service.http.get(path, headers=of("routes")).status_code == 200

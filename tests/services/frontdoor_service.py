@@ -85,6 +85,17 @@ def make_settings(folder: Path, overrides: Mapping[str, str] | None = None) -> S
     return load_settings(ours, root=folder, environ={})
 
 
+def routes(service: Service, request_id: str = "0" * 32) -> list[tuple[str, str]]:
+    """List every described route as (method, path), with something in the place of parameters; HEAD apart."""
+    described = make_app(service.settings).openapi()["paths"]
+    return [
+        (method.upper(), path.replace("{request_id}", request_id).replace("{name}", "page.css"))
+        for path, methods in described.items()
+        for method in methods
+        if method != "head"
+    ]
+
+
 def events(text: str) -> list[tuple[str, str | None, Any]]:
     """Split a stream of /generate into (event, id, data); comments are left out."""
     found = []

@@ -20,10 +20,10 @@ from frontdoor.chat_answer import ChatAnswer
 from frontdoor.dialects.anthropic_bodies import CountTokensBody, MessagesBody
 from frontdoor.dialects.anthropic_renderer import MessagesRenderer, find_stop, read_input
 from frontdoor.dialects.dialect import Asked
-from frontdoor.http.errors import GenerationFailed, RingDown
+from frontdoor.http.errors import GenerationFailed
 from prompts.formats import AnswerPart, CallArguments, CallStart, Content, Reasoning
 from prompts.tokenizer import load_tokenizer
-from spool import Result, SpoolFull, TokenRecord, Usage
+from spool import Result, TokenRecord, Usage
 from tests.frontdoor.test_chat_tools import CALLS, SCHEMA, THINKING_TEMPLATE
 from tests.services.frontdoor_service import Service, make_model_folder, running_service, until
 
@@ -395,46 +395,6 @@ def test_a_refusal_of_the_ring_has_the_same_words(service: Service) -> None:
     assert refusal(answer, 400, "invalid_request_error").startswith(
         "prompt is too long: 100 tokens > 99 maximum."
     )
-
-
-def test_each_status_has_its_type(service: Service) -> None:
-    """Whatever fails, before an answer or instead of it."""
-    body = ask("x")
-    refusal(service.http.post(PATH, json={**body, "model": "another"}), 404, "not_found_error")
-    refusal(
-        service.http.post(f"{PATH}/count_tokens", json={**_counted(body), "model": "b"}),
-        404,
-        "not_found_error",
-    )
-    large = b'{"model": "%s"}' % (b"x" * service.settings.max_body_bytes)
-    sent = service.http.post(PATH, content=large, headers={"Content-Type": "application/json"})
-    refusal(sent, 413, "request_too_large")
-    refusal(
-        service.http.post(PATH, content=b"{", headers={"Content-Type": "application/json"}),
-        400,
-        "invalid_request_error",
-    )
-    refusal(service.http.put(PATH, json=body), 405, "invalid_request_error")
-    refusal(service.http.post(PATH, json=ask("[fail]")), 500, "api_error")
-
-
-@pytest.mark.parametrize(
-    ("error", "status", "kind"),
-    [
-        (SpoolFull("the queue is full"), 429, "rate_limit_error"),
-        (RingDown("the ring is down"), 503, "overloaded_error"),
-    ],
-)
-def test_a_full_queue_and_a_lost_ring(
-    service: Service, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, kind: str
-) -> None:
-    """With the time after which clients retry."""
-
-    async def accept(*_: Any, **__: Any) -> Any:
-        raise error
-
-    monkeypatch.setattr("frontdoor.routes.dialect.accept", accept)
-    refusal(service.http.post(PATH, json=ask("x")), status, kind)
 
 
 def test_an_answer_that_takes_too_long(tmp_path: Path) -> None:

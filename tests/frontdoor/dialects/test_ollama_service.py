@@ -10,7 +10,7 @@ import pytest
 
 from frontdoor.dialects import ollama_models
 from frontdoor.routes.ollama import REFUSED
-from tests.frontdoor.dialects.test_ollama import ASKED, BOTH, USER, post, refused, stream, text_of
+from tests.frontdoor.dialects.test_ollama import ASKED, BOTH, post, refused, stream, text_of
 from tests.frontdoor.raw_http import read_to_end
 from tests.services.frontdoor_service import (
     Service,
@@ -167,22 +167,3 @@ def test_a_client_that_leaves_cancels(tmp_path: Path, route: str) -> None:
             return result is not None and result.finish_reason == "cancelled"
 
         until(is_cancelled)
-
-
-def test_refusals_keep_their_status(tmp_path: Path) -> None:
-    """Too long, too large, no key, a full queue, a ring that is down: Ollama's form each time."""
-    (tmp_path / "keys").write_text("mine\n")
-    ours = {"API_KEYS_FILE": str(tmp_path / "keys"), "MAX_QUEUE_DEPTH": "1", "MAX_BODY_BYTES": "2000"}
-    with running_service(tmp_path, ours, max_open=0) as service:
-        assert "API key" in refused(service, "chat", 401)
-        service.http.headers["Authorization"] = "Bearer mine"
-        long = {"messages": [{"role": "user", "content": "x" * 400}]}
-        assert "maximum context length is 256 tokens" in refused(service, "chat", **long)
-        assert "MAX_BODY_BYTES" in refused(service, "chat", 413, messages=[{**USER, "content": "x" * 3000}])
-        assert service.http.post("/generate", json={"prompt": "x", "background": True}).status_code == 202
-        answer = service.http.post("/api/chat", json={"model": "tiny", "messages": [USER]})
-        assert (answer.status_code, list(answer.json())) == (429, ["error"])
-        assert "retry-after" in answer.headers
-        status = {"state": "failed", "reason": "no ring"}
-        (service.settings.run_dir / "supervisor.json").write_text(json.dumps(status))
-        assert refused(service, "chat", 503) == "the ring is down: no ring"
