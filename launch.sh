@@ -124,7 +124,7 @@ make_venv() {
 # pip's own progress on a terminal, one line a package elsewhere; errors are shown in both. $@: more flags of pip.
 install_requirements() {
     printf 'Installing requirements.txt (once; about 440 MB to download on Linux)\n'
-    if [ -t 1 ]; then
+    if [ -t 2 ]; then
         "$venv/bin/python" -m pip install --disable-pip-version-check "$@" -r requirements.txt
     else
         "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off "$@" -r requirements.txt |
@@ -208,9 +208,10 @@ say_interrupted() {
     printf '\nlaunch.sh: interrupted while %s was made: nothing was started; the same command goes on\n' "$venv" >&2
 }
 
+# Only the command itself writes to stdout, so that a program can read it.
 if ! is_whole; then
-    take_lock
-    is_whole || make_environment
+    take_lock >&2
+    is_whole || make_environment >&2
     trap - EXIT INT
     rm -rf "$lock"
 fi

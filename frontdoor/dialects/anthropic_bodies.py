@@ -54,7 +54,8 @@ class BuiltinTool(Body):
 
 def _kind_of_tool(tool: Any) -> str:
     kind = tool.get("type") if isinstance(tool, dict) else getattr(tool, "type", None)
-    return "builtin" if isinstance(kind, str) and kind != "custom" else "custom"
+    # A tool in OpenAI's form is refused as a wrong custom one, not skipped.
+    return "builtin" if isinstance(kind, str) and kind not in ("custom", "function") else "custom"
 
 
 Tools = list[
@@ -202,6 +203,8 @@ class MessagesBody(CountTokensBody, DialectBody):
         if self.thread is not None:
             said = "'thread': this server keeps no conversations: send all messages without it"
             raise InvalidRequest(said, param="thread", code=NO_THREADS)
+        if self.max_tokens is None:
+            raise InvalidRequest("'max_tokens' is required", param="max_tokens")
         if self.messages[-1].role == "assistant":
             raise InvalidRequest(
                 "'messages': the last one must be the user's: this server does not continue an answer that "

@@ -159,6 +159,8 @@ class ResponsesBody(SamplingFields, NoEffectFields, DialectBody):
         """Yield the tools as functions of a chat."""
         for number, tool in enumerate(self.tools or ()):
             kind = tool.get("type")
+            if not isinstance(kind, str):
+                raise invalid(f"tools[{number}]", "each tool needs a type, such as function")
             if kind not in ("function", "custom"):
                 continue
             shown = ("name", "description", "parameters", "strict")

@@ -326,6 +326,8 @@ ODD_TOOL = {"name": "odd", "input_schema": ODD_SCHEMA, "strict": True}
     ("fields", "named"),
     [
         ({"max_tokens": 0}, "max_tokens: must be"),
+        ({"max_tokens": None}, "max_tokens"),
+        ({"tools": [{"type": "function", "function": {"name": "a"}}]}, "tools.0.custom.type"),
         ({"messages": []}, "messages: List should"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role: Input"),
         ({"messages": [user("x"), {"role": "assistant", "content": "I"}]}, "messages: the last one"),

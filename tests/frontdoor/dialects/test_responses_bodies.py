@@ -104,6 +104,7 @@ def test_items_become_turns(roomy: Service, items: list[Any], expected: list[str
         ({"reasoning": {"effort": "low"}}, "reasoning.effort", "does not think"),
         ({"reasoning": {"effort": "huge"}}, "reasoning.effort", "'reasoning.effort'"),
         ({"tools": [{"type": "web_search"}, {"type": "function"}]}, "tools[1]", "tools[1].name must"),
+        ({"tools": [{}]}, "tools[0]", "needs a type"),
         ({"tool_choice": {"type": "web_search"}}, "tool_choice", "must be"),
         ({"tool_choice": "required", "tools": [{"type": "web_search"}]}, "tool_choice", "demands a call"),
         ({"n": 2}, "n", "not support"),
