@@ -35,7 +35,7 @@ class ProcessIdentity:
         """True while this process runs (a zombie does not). Where psutil fails, the pid decides."""
         try:
             found = self._find()
-            return found is not None and found.status() != psutil.STATUS_ZOMBIE
+            return found is not None and insist(found.status) != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
         except PSUTIL_ERRORS:

@@ -53,6 +53,8 @@ class ControlTokens:
         self._found_ids = frozenset(map(self._finder.token_to_id, self._contents))
         unknown = getattr(tokenizer.model, "unk_token", None)  # any text may give it
         self._ids = {tokenizer.token_to_id(token.content) for token in control if token.content != unknown}
+        vocabulary = tokenizer.get_vocab(with_added_tokens=False)
+        self._can_spell = not self._contents.isdisjoint(vocabulary)
         self._beginnings = sorted(set().union(*map(_beginnings, control)))
         self._patterns = {first: _continuations(first, control) for first in self._beginnings}
         self._outside_tags = _outside(_tags(unnamed, written), self._beginnings)
@@ -75,15 +77,27 @@ class ControlTokens:
         except MessagesRefused:
             if self._count(said):
                 raise
-            return RenderedChat(text)
+            return self._without_spelled(text)
         is_same = _unmarked(marked, marks) == text  # otherwise the template inspects the messages
         if is_same and not any(
             re.search(mark + self._patterns[first], marked) for first, mark in marks.items()
         ):
-            return RenderedChat(text)
+            return self._without_spelled(text)
         if self._count(text) == self._count(marked) and (is_same or not self._count(said)):
-            return RenderedChat(text)
+            return self._without_spelled(text)
         return self._locate(marked, marks)
+
+    def _without_spelled(self, text: str) -> RenderedChat:
+        """Return a chat whose added tokens are the template's; what the model's own vocabulary makes of the
+        rest is no control token, even if it drops characters from within.
+        """
+        if self._can_spell:
+            found = self._find(text)
+            if self._encode(text, found, ())[1]:
+                inside = {offset for start, end, _ in found for offset in range(start, end)}
+                firsts = (at for at, char in enumerate(text) if char in self._beginnings)
+                return RenderedChat(text, tuple(at for at in firsts if at not in inside))
+        return RenderedChat(text)
 
     def encode(self, chat: RenderedChat) -> list[int]:
         """Encode a chat, with its literals as plain text."""

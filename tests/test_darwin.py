@@ -177,6 +177,25 @@ def test_where_psutil_tells_nothing_a_start_goes_on(capsys: pytest.CaptureFixtur
     assert list(flatness.marked_processes("mine")) == []
 
 
+def test_a_zombie_is_dead_even_if_psutil_fails_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody reaps a supervisor, `status` must not call it alive."""
+    real, outcomes = psutil.Process.status, iter([RuntimeError(), psutil.AccessDenied(1)])
+
+    def status(self: psutil.Process) -> str:
+        for error in outcomes:
+            raise error
+        return str(real(self))
+
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        identity = identify(child.pid)
+        assert identity is not None
+        assert child.stdin is not None
+        child.stdin.close()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        monkeypatch.setattr(psutil.Process, "status", status)
+        assert not identity.is_alive()
+
+
 def test_a_failure_of_psutil_by_chance_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice in a row changes nothing: this very process is found."""
     me = identify(os.getpid())
