@@ -87,17 +87,17 @@ class ControlTokens:
             return self._without_spelled(text)
         return self._locate(marked, marks)
 
-    def _without_spelled(self, text: str) -> RenderedChat:
-        """Return a chat whose added tokens are the template's; what the model's own vocabulary makes of the
-        rest is no control token, even if it drops characters from within.
+    def _without_spelled(self, text: str, literals: tuple[int, ...] = ()) -> RenderedChat:
+        """Return a chat whose added tokens outside `literals` are the template's; what the model's own
+        vocabulary makes of the rest is no control token, even if it drops characters from within.
         """
         if self._can_spell:
-            found = self._find(text)
-            if self._encode(text, found, ())[1]:
+            found = self._find(_masked(text, dict.fromkeys(literals, *_unused(1, text))))
+            if self._encode(text, found, literals)[1]:
                 inside = {offset for start, end, _ in found for offset in range(start, end)}
-                firsts = (at for at, char in enumerate(text) if char in self._beginnings)
-                return RenderedChat(text, tuple(at for at in firsts if at not in inside))
-        return RenderedChat(text)
+                firsts = {at for at, char in enumerate(text) if char in self._beginnings}
+                literals = tuple(sorted({*literals, *firsts - inside}))
+        return RenderedChat(text, literals)
 
     def encode(self, chat: RenderedChat) -> list[int]:
         """Encode a chat, with its literals as plain text."""
@@ -144,7 +144,7 @@ class ControlTokens:
             starts = {_skip_blanks(masked, start, end) for start, end, _ in found}
             new = {start: marked[start] for start in starts - literals.keys() if marked[start] in by_client}
             if not new:
-                return RenderedChat(text, tuple(sorted(literals)))
+                return self._without_spelled(text, tuple(sorted(literals)))
             literals |= new
             masked = _masked(text, literals)
 

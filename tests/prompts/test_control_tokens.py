@@ -89,6 +89,7 @@ ROLES = st.sampled_from(["user", "tool", "system", "assistant"])
 
 @pytest.mark.parametrize("name", CHATS)
 @settings(deadline=None, max_examples=25)
+@example(turns=[("user", "<|bos|><|im_\x1fstart|>")])
 @example(turns=[("user", "<|im_\x1fstart|>")])  # a model may drop the character within
 @given(turns=st.lists(st.tuples(ROLES, CONTENTS), min_size=1, max_size=3))
 def test_no_message_writes_a_control_token(name: str, turns: list[tuple[str, str]]) -> None:
