@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from distributed.models.stage_model import StageModel
 from distributed.planning.checkpoint import TensorInfo, read_config
+from distributed.planning.families import FAMILIES
 
 if TYPE_CHECKING:
     from distributed.models.general import GeneralProvider, StageParts
@@ -21,7 +22,7 @@ __all__ = ["StageModel", "check_model", "open_stage", "provider_for"]
 
 def provider_for(config: dict[str, Any]) -> "GeneralProvider":
     """Return the provider of a config's model type, which `read_config` has found to be served."""
-    if config["model_type"] == "deepseek_v2":
+    if FAMILIES[config["model_type"]].kv == "latent":
         from distributed.models.deepseek import DeepseekV2Provider
 
         return DeepseekV2Provider()

@@ -53,6 +53,7 @@ EXPERT_COUNTS = ("num_experts", "n_routed_experts", "num_local_experts")
 
 
 Window = Literal["never", "always", "switched", "beyond"]
+KVKind = Literal["full", "latent"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Family:
         neutral: key -> values that match the behaviour of the class; of a list, each entry's.
         rope_keys: keys of rope_parameters that the class follows, beyond those of every model.
         embedding_factor: the attribute of mlx-lm's inner model that multiplies embeddings.
+        kv: what a layer caches of a token: keys and values of all KV heads, or one latent.
     """
 
     runs_as: str
@@ -77,6 +79,7 @@ class Family:
     neutral: Mapping[str, tuple[Any, ...]]
     rope_keys: frozenset[str] = frozenset()
     embedding_factor: str = ""
+    kv: KVKind = "full"
 
     def neutral_values(self, key: str) -> tuple[Any, ...] | None:
         """Return the values of a key that change nothing; None if the key is not neutral."""
@@ -100,12 +103,13 @@ def make_family(
     window: Window = "never",
     rope_keys: str = "",
     embedding_factor: str = "",
+    kv: KVKind = "full",
     **defaults: Any,
 ) -> Family:
     """Make a record; `defaults` on top of the commonest ones."""
     defaults = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, **defaults}
     return Family(
-        runs_as, _keys(honoured), window, defaults, neutral or {}, _keys(rope_keys), embedding_factor
+        runs_as, _keys(honoured), window, defaults, neutral or {}, _keys(rope_keys), embedding_factor, kv
     )
 
 

@@ -44,6 +44,7 @@ MIXTURES: Mapping[str, Family] = {
         f"{_DEEPSEEK_EXPERTS} head_dim qk_head_dim attention_bias kv_lora_rank q_lora_rank qk_nope_head_dim "
         "qk_rope_head_dim v_head_dim moe_layer_freq topk_method",
         {**UNTIED, "norm_topk_prob": (False,), "rope_interleave": (True,)},
+        kv="latent",
         max_position_embeddings=2048,
         routed_scaling_factor=1.0,
         first_k_dense_replace=0,

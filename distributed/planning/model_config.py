@@ -197,7 +197,7 @@ def _check_experts(config: dict[str, Any], family: Family) -> None:
 def _check_heads(config: dict[str, Any], family: Family) -> None:
     """Check that heads divide evenly and rotated sizes are even."""
     width, num_heads = config["hidden_size"], config["num_attention_heads"]
-    if config["model_type"] == "deepseek_v2":
+    if family.kv == "latent":
         for key in LATENT_KEYS:
             if config.get(key) is None:
                 raise BadValue(f"there is no {key}")

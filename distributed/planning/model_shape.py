@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed.planning.checkpoint import BadCheckpoint, TensorInfo, is_tied, read_config, read_tensors
+from distributed.planning.families import FAMILIES
 from distributed.planning.family import count_experts
 from distributed.planning.model_listing import check_config_listed, check_files_listed
 from distributed.planning.stage_files import LAYER, check_tensors
@@ -187,7 +188,7 @@ def _score_bytes(config: Mapping[str, Any]) -> int:
 def _kv_values(name: str, config: Mapping[str, Any]) -> int:
     """Return the values that a layer caches for a token: the latent, or keys and values of all KV heads."""
     try:
-        if config["model_type"] == "deepseek_v2":
+        if FAMILIES[config["model_type"]].kv == "latent":
             return int(config["kv_lora_rank"] + config["qk_rope_head_dim"])
         num_heads = int(config.get("num_key_value_heads") or config["num_attention_heads"])
         return 2 * num_heads * _head_size(config)

@@ -69,7 +69,7 @@ def normalise_rope(config: dict[str, Any], family: Family) -> None:
             f"{_name(config)} of type {kind!r} is not served; served are {', '.join(ROPE_TYPES)}"
         )
     _check_keys(given, kind, config, family)
-    scaling = _make_scaling(given, kind, config)
+    scaling = _make_scaling(given, kind, config, family)
     for key in ("rope_parameters", "rope_scaling", "rope_theta", "original_max_position_embeddings"):
         config.pop(key, None)
     factor = config.pop("partial_rotary_factor", None)
@@ -141,7 +141,9 @@ def _check_keys(given: Mapping[str, Any], kind: str, config: Mapping[str, Any], 
             )
 
 
-def _make_scaling(given: Mapping[str, Any], kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def _make_scaling(
+    given: Mapping[str, Any], kind: str, config: Mapping[str, Any], family: Family
+) -> dict[str, Any]:
     """Return the scaling for mlx-lm: every key that the type follows, with transformers' defaults."""
     for key in _NEEDED.get(kind, ()):
         if key not in given:
@@ -150,13 +152,15 @@ def _make_scaling(given: Mapping[str, Any], kind: str, config: Mapping[str, Any]
     if "original_max_position_embeddings" in _FOLLOWED[kind]:
         scaling.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
     if kind == "yarn":
-        _complete_yarn(scaling, given, config)
+        _complete_yarn(scaling, given, config, has_latent=family.kv == "latent")
     if kind == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
         raise BadValue(f"low_freq_factor of {_name(config)} is not below its high_freq_factor")
     return {"type": kind, "rope_type": kind, **scaling}
 
 
-def _complete_yarn(scaling: dict[str, Any], given: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+def _complete_yarn(
+    scaling: dict[str, Any], given: Mapping[str, Any], config: Mapping[str, Any], *, has_latent: bool
+) -> None:
     """Set mscale and mscale_all_dim so that mlx-lm scales as transformers does.
 
     mlx-lm multiplies queries and keys by m(mscale) / m(mscale_all_dim), where m(s) = 0.1 s ln(factor) + 1,
@@ -168,7 +172,6 @@ def _complete_yarn(scaling: dict[str, Any], given: Mapping[str, Any], config: Ma
     for key in ("beta_fast", "beta_slow"):
         if not scaling.get(key):
             scaling.pop(key, None)
-    has_latent = config["model_type"] == "deepseek_v2"
     mscale, all_dim = scaling.get("mscale"), scaling.get("mscale_all_dim")
     wanted = given.get("attention_factor")
     if wanted is None:
