@@ -188,7 +188,8 @@ def _score_bytes(config: Mapping[str, Any]) -> int:
 def _kv_values(name: str, config: Mapping[str, Any]) -> int:
     """Return the values that a layer caches for a token: the latent, or keys and values of all KV heads."""
     try:
-        if FAMILIES[config["model_type"]].kv == "latent":
+        family = FAMILIES.get(config["model_type"])  # made-up models have none
+        if family is not None and family.kv == "latent":
             return int(config["kv_lora_rank"] + config["qk_rope_head_dim"])
         num_heads = int(config.get("num_key_value_heads") or config["num_attention_heads"])
         return 2 * num_heads * _head_size(config)
