@@ -60,18 +60,19 @@ def within_scores(budget: int, context: int, max_scores: int) -> int:
     return min(budget, max(MIN_SCORED_TOKENS, fitting))
 
 
-def best_fill(num_left: Items[int], budget: int) -> tuple[int, int]:
+def best_fill(num_left: Items[int], budget: int, *, is_level: bool = False) -> tuple[int, int]:
     """Return how many of the oldest prompts step together and in how many columns.
 
     Rows x columns is within `budget`; the choice has the largest share of real tokens in the step's cost.
 
     Args:
         num_left: tokens left to step, oldest prompt first; at least one prompt, each with at least one.
+        is_level: no row may be padded.
     """
     best, best_share = (1, min(num_left[0], budget)), 0.0
     for num_rows in range(1, min(len(num_left), budget) + 1):
         rows = num_left[:num_rows]
-        width = min(max(rows), budget // num_rows)
+        width = min(min(rows) if is_level else max(rows), budget // num_rows)
         share = sum(min(left, width) for left in rows) / (num_rows * width + _STEP_TOKENS)
         if share > best_share:
             best, best_share = (num_rows, width), share

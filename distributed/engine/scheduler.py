@@ -305,7 +305,8 @@ class Scheduler:
             budget = self._pace.budget(budget)
         context = max(len(each.token_ids) - left + min(left, budget) for each, _, left in candidates)
         budget = within_scores(budget, context, self.limits.max_chunk_scores)
-        num_rows, width = best_fill([left for _, _, left in candidates], budget)
+        has_states = self.limits.slots.has_states
+        num_rows, width = best_fill([left for _, _, left in candidates], budget, is_level=has_states)
         rows, copies = [], []
         for sequence, copy, num_left in candidates[:num_rows]:
             if copy is not None:
@@ -329,9 +330,10 @@ class Scheduler:
                 continue
             copy = self._find_copy(sequence)
             num_done = copy.num_tokens if copy else sequence.num_scheduled_tokens
-            if not sequence.is_careful and any(
-                could_copy(sequence, other, num_done) for other, _, _ in found
-            ):
+            waits = (
+                not sequence.is_careful and not self.limits.slots.has_states
+            )  # which will stand too far then
+            if waits and any(could_copy(sequence, other, num_done) for other, _, _ in found):
                 continue
             found.append((sequence, copy, len(sequence.token_ids) - num_done))
             if len(found) == MAX_CHUNK_ROWS:

@@ -55,15 +55,24 @@ def normalise(config: dict[str, Any]) -> dict[str, Any]:
     return normalise_config(json.loads(json.dumps(config)), "config.json")
 
 
-# What transformers calls minimax is another model; it knows the last two with a text_config only.
-UNKNOWN = ("iquestcoder", "mimo", "minimax", "xverse", "qwen2_5_vl", "qwen2_vl")
+# What transformers calls minimax is another model; it knows the last four with a text_config only.
+UNKNOWN = ("iquestcoder", "mimo", "minimax", "xverse", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe")
 COMPARED = [name for name in FAMILIES if name not in UNKNOWN]
 NEEDED: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": None},
     "deepseek_v2": {"num_experts_per_tok": 6},
     "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "glm4_moe": {"head_dim": 128},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 16},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 16},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
     "nemotron": {"num_key_value_heads": 8},
+    "nemotron_h": {
+        "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"],
+        "n_routed_experts": 8,
+        "time_step_min": 0.001,  # not read, as the next
+        "time_step_max": 0.1,
+    },
 }
 
 
@@ -75,8 +84,14 @@ def default_config(model_type: str) -> Any:
 
 def arguments_of(config: dict[str, Any]) -> Any:
     """What mlx-lm's class is made from."""
-    module = import_mlx_lm(f"models.{config['model_type']}")
-    return module.ModelArgs.from_dict({"tie_word_embeddings": False, **config})
+    return arguments_class(config["model_type"]).from_dict({"tie_word_embeddings": False, **config})
+
+
+def arguments_class(runs_as: str) -> Any:
+    """The class of what mlx-lm makes a text model from."""
+    if runs_as.startswith("qwen3_5"):
+        return import_mlx_lm("models.qwen3_5").TextModelArgs
+    return import_mlx_lm(f"models.{runs_as}").ModelArgs
 
 
 @pytest.mark.parametrize("model_type", COMPARED)
@@ -87,8 +102,8 @@ def test_what_transformers_writes_by_itself_is_accepted(model_type: str) -> None
     for key in ("num_key_value_heads", "max_position_embeddings", "hidden_size", "head_dim"):
         wanted = getattr(written, key, None)
         assert wanted is None or model_type == "deepseek_v2" or config[key] == wanted, key
-    theta = (config.get("rope_parameters") or config)["rope_theta"]
-    assert theta == written.rope_parameters["rope_theta"]
+    rope = getattr(written, "rope_parameters", None)  # nemotron_h has no positions
+    assert rope is None or (config.get("rope_parameters") or config)["rope_theta"] == rope["rope_theta"]
 
 
 @pytest.mark.parametrize("model_type", COMPARED)
@@ -183,6 +198,7 @@ def test_a_record_says_what_the_class_reads(model_type: str) -> None:
     implied = {
         "deepseek_v2": {"head_dim", "qk_head_dim"},
         "minimax": {"partial_rotary_factor"},  # rotary_dim
+        "nemotron_h": {"layers_block_type"},  # layer_types
         "smollm3": {"no_rope_layer_interval"},  # no_rope_layers
     }
     assert family.honoured - read == implied.get(family.runs_as, set())
@@ -192,17 +208,21 @@ def test_a_record_says_what_the_class_reads(model_type: str) -> None:
 def read_keys(model_type: str) -> set[str]:
     """The arguments that the class asks for while a tiny model is built and run."""
     config = CONFIGS[model_type]
-    module = import_mlx_lm(f"models.{FAMILIES[model_type].runs_as}")
+    runs_as = FAMILIES[model_type].runs_as
+    module = import_mlx_lm(f"models.{runs_as}")
     read: set[str] = set()
 
-    class Watched(module.ModelArgs):  # type: ignore[name-defined]
+    class Watched(arguments_class(runs_as)):  # type: ignore[misc]
         def __getattribute__(self, name: str) -> Any:
             read.add(name)
             return super().__getattribute__(name)
 
-    arguments = Watched.from_dict({**config, "model_type": FAMILIES[model_type].runs_as})
+    arguments = Watched.from_dict({**config, "model_type": runs_as})
     read.clear()
-    model = module.Model(arguments)
+    if issubclass(Watched, module.ModelArgs):
+        model = module.Model(arguments)
+    else:  # the text model within one that sees
+        model = import_mlx_lm("models.qwen3_5").TextModel(arguments)
     model(mx.array([[1, 2, 3]]))
     if hasattr(model, "sanitize"):
         with contextlib.suppress(KeyError):
@@ -575,7 +595,10 @@ def inverse_frequencies(rope: dict[str, Any], num_values: int) -> Any:
     return plain / factor * ramp + plain * (1 - ramp)
 
 
-@pytest.mark.parametrize("model_type", [name for name, record in FAMILIES.items() if record.runs_as == name])
+ROTATING = [name for name, record in FAMILIES.items() if record.runs_as == name != "nemotron_h"]
+
+
+@pytest.mark.parametrize("model_type", ROTATING)
 def test_a_stage_rotates_by_the_angles_of_the_config(tmp_path: Path, model_type: str) -> None:
     """Every kind of scaling that is served, in every type, against the formulas in NumPy."""
     folder = make_model_folder(tmp_path, CONFIGS[model_type])
@@ -586,7 +609,8 @@ def test_a_stage_rotates_by_the_angles_of_the_config(tmp_path: Path, model_type:
             folder, "rope_theta", "rope_scaling", rope_parameters={**rope, "rope_theta": THETA, **partial}
         )
         read = read_config(folder)
-        module = open_stage(folder, range(1), is_first=True, is_last=False).inner.layers[0].self_attn.rope
+        layers = open_stage(folder, range(2), is_first=True, is_last=False).inner.layers
+        module = next(layer.self_attn.rope for layer in layers if "self_attn" in layer)
         if model_type == "deepseek_v2":
             width = read["qk_rope_head_dim"]
         num_values = width or int(read["head_dim"] * partial["partial_rotary_factor"])
