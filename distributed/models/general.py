@@ -9,6 +9,7 @@ structure.
 """
 
 from collections.abc import Callable, Collection, Mapping
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,8 @@ class GeneralProvider:
         matches = [match for match in map(LAYER.fullmatch, names) if match]
         own = {match[2]: weights[match[0]] for match in matches if match[0] in weights}
         others = {match[0]: match[2] for match in matches if int(match[1]) not in cut.layers}
-        return {name: own[rest] for name, rest in others.items() if rest in own}
+        # Copies of the handles, since a class may multiply in place (mlx_lm 0.32.2 falcon_h1.py, sanitize).
+        return {name: copy(own[rest]) for name, rest in others.items() if rest in own}
 
     def _build_whole(
         self,

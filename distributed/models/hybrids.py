@@ -61,8 +61,27 @@ class NemotronHProvider(GeneralProvider):
         return super()._assemble(whole, cut, config, named)
 
 
+class FalconH1Provider(GeneralProvider):
+    """Its class multiplies weights by all factors but two of attention (mlx_lm 0.32.2 falcon_h1.py)."""
+
+    def _assemble(
+        self, whole: Any, cut: StageCut, config: dict[str, Any], weights: Weights
+    ) -> tuple[Weights, Any]:
+        """Multiply keys and values of weights that lie as in torch; MLX's are multiplied already."""
+        convolution = next(array for name, array in weights.items() if name.endswith("conv1d.weight"))
+        if convolution.shape[-1] > convolution.shape[1]:
+            factors = {"k_proj": config["key_multiplier"], "v_proj": config["attention_in_multiplier"]}
+            for layer, (part, factor) in product(cut.layers, factors.items()):
+                name = f"model.layers.{layer}.self_attn.{part}.weight"
+                if name in weights:
+                    weights[name] = weights[name] * factor
+        return super()._assemble(whole, cut, config, weights)
+
+
 def hybrid_provider(model_type: str) -> GeneralProvider:
     """Return the provider of a type of which some layers have states."""
     if model_type in ("qwen3_5", "qwen3_5_moe"):
         return Qwen35Provider()
+    if model_type == "falcon_h1":
+        return FalconH1Provider()
     return NemotronHProvider() if model_type == "nemotron_h" else GeneralProvider()

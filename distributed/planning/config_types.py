@@ -17,8 +17,8 @@ _FROM_1 = (
     "no_rope_layer_interval conv_L_cache block_dim block_ff_dim block_multiple_of full_attention_interval "
     "linear_num_value_heads linear_num_key_heads linear_key_head_dim linear_value_head_dim "
     "linear_conv_kernel_dim mamba_num_heads mamba_head_dim ssm_state_size conv_kernel n_groups "
-    "mamba_n_heads mamba_d_head mamba_d_state mamba_d_conv mamba_n_groups moe_latent_size "
-    "moe_shared_expert_intermediate_size"
+    "mamba_n_heads mamba_d_head mamba_d_state mamba_d_conv mamba_n_groups mamba_d_ssm mamba_expand "
+    "moe_latent_size moe_shared_expert_intermediate_size"
 )
 _FROM_0 = (
     "sliding_window max_window_layers num_experts num_local_experts n_routed_experts n_shared_experts "
@@ -29,16 +29,17 @@ _INTEGERS = dict.fromkeys(_FROM_1.split(), 1) | dict.fromkeys(_FROM_0.split(), 0
 _NUMBERS = (
     "rms_norm_eps norm_eps layer_norm_eps rope_theta routed_scaling_factor partial_rotary_factor logit_scale "
     "embedding_multiplier attention_multiplier residual_multiplier logits_scaling "
-    "block_ffn_dim_multiplier"
+    "block_ffn_dim_multiplier attention_in_multiplier attention_out_multiplier key_multiplier "
+    "lm_head_multiplier ssm_in_multiplier ssm_out_multiplier"
 )
 _SWITCHES = (
     "tie_word_embeddings attention_bias attention_out_bias mlp_bias use_bias use_qkv_bias layer_norm_bias "
     "norm_topk_prob use_sliding_window rope_traditional use_qk_norm qk_layernorm use_parallel_residual "
     "conv_bias use_expert_bias block_auto_adjust_ff_dim mamba_proj_bias use_conv_bias "
-    "mamba_conv_bias"
+    "mamba_conv_bias mamba_rms_norm mamba_norm_before_gate"
 )
 _TEXTS = ("model_type", "topk_method", "hidden_act", "scoring_func", "model_file")
-_LISTS = ("time_step_limit",)
+_LISTS = ("time_step_limit", "mlp_multipliers", "ssm_multipliers")
 _OBJECTS = (
     "rope_scaling",
     "rope_parameters",

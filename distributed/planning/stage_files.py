@@ -25,7 +25,7 @@ SUMS_NAME = ".sums.json"  # cluster/hosts/remote_scripts/file_sums.py writes it
 _NOT_SERVED = ("vision_tower.", "multi_modal_projector.", "visual.", "mtp_layers.", "mtp.")
 # What the classes call the embeddings, and the norm behind the last layer.
 EMBEDDINGS = ("embed_tokens", "embeddings")
-NORMS = ("norm", "embedding_norm", "norm_f")
+NORMS = ("norm", "embedding_norm", "norm_f", "final_layernorm")
 
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.*)")
 

@@ -24,6 +24,7 @@ _KINDS: Mapping[str, tuple[CacheKind, ...]] = {
     "conv": ("state",),
     "mamba": ("state",),
     "attention": ("kv",),
+    "hybrid": ("state", "kv"),
     "mlp": (),
     "moe": (),
 }
@@ -32,6 +33,12 @@ _BLOCKS = {"M": "linear_attention", "*": _FULL, "-": "mlp", "E": "moe"}
 _BLOCKS |= {"mamba": "linear_attention", "attention": _FULL}
 # Granite's class knows these words alone.
 _GRANITE_BLOCKS = {"linear_attention": "mamba", _FULL: "attention"}
+_INFINITY = {"__float__": "Infinity"}  # as transformers writes it
+_FALCON_FACTORS = (
+    "attention_in_multiplier attention_out_multiplier embedding_multiplier key_multiplier lm_head_multiplier "
+    "ssm_in_multiplier ssm_out_multiplier"
+)
+_FALCON_UNITY: dict[str, Any] = dict.fromkeys(_FALCON_FACTORS.split(), 1.0)
 _DELTA = (
     "linear_num_value_heads linear_num_key_heads linear_key_head_dim linear_value_head_dim "
     "linear_conv_kernel_dim full_attention_interval"
@@ -81,6 +88,37 @@ _LFM2_SIZES: dict[str, Any] = {
 }
 
 STATEFUL: Mapping[str, Family] = {
+    "falcon_h1": make_family(
+        "falcon_h1",
+        f"{_FALCON_FACTORS} mlp_multipliers ssm_multipliers head_dim mamba_n_heads mamba_d_head "
+        "mamba_d_state mamba_d_conv mamba_n_groups mamba_d_ssm mamba_conv_bias mamba_rms_norm "
+        "mamba_norm_before_gate",
+        {
+            "mamba_proj_bias": (False,),
+            "projectors_bias": (False,),
+            "time_step_limit": (0, math.inf, _INFINITY),
+        },
+        kv="state",
+        rms_norm_eps=1e-5,
+        max_position_embeddings=8192,
+        num_key_value_heads=8,
+        attention_bias=False,
+        mlp_bias=False,
+        mamba_n_heads=128,
+        mamba_d_head=64,
+        mamba_d_state=256,
+        mamba_d_conv=4,
+        mamba_n_groups=1,
+        mamba_expand=2,
+        mamba_conv_bias=True,
+        mamba_proj_bias=False,
+        mamba_rms_norm=False,
+        mamba_norm_before_gate=True,
+        projectors_bias=False,
+        **_FALCON_UNITY,
+        mlp_multipliers=[1.0] * 2,
+        ssm_multipliers=[1.0] * 5,
+    ),
     "granitemoehybrid": make_family(
         "granitemoehybrid",
         f"{MULTIPLIERS} attention_bias num_local_experts num_experts_per_tok shared_intermediate_size "
@@ -281,16 +319,34 @@ def _as_granite_has_them(config: dict[str, Any], given: list[str] | None) -> lis
 
 
 def _fix_time_steps(config: dict[str, Any]) -> None:
-    """Transformers writes infinity as an object, others as JSON does not allow it."""
+    """Transformers writes infinity as an object, others write what JSON does not allow."""
     limit = config.get("time_step_limit")
     if limit is not None:
-        ends = [math.inf if end == {"__float__": "Infinity"} else end for end in limit]
+        ends = [math.inf if end == _INFINITY else end for end in limit]
         if len(ends) != 2 or not all(isinstance(end, int | float) for end in ends):
             raise BadValue(f"time_step_limit = {limit!r} is not two numbers")
         config["time_step_limit"] = ends
 
 
+def _both_in_each(config: dict[str, Any], given: list[str] | None) -> list[str]:
+    """Falcon-H1: every layer attends and has a state."""
+    inner = config["mamba_n_heads"] * config["mamba_d_head"]
+    if config.get("mamba_d_ssm") is None:
+        config["mamba_d_ssm"] = config["mamba_expand"] * config["hidden_size"]
+    if config["mamba_d_ssm"] != inner:
+        raise BadValue(f"mamba_d_ssm = {config['mamba_d_ssm']} is not mamba_n_heads x mamba_d_head = {inner}")
+    if config["mamba_rms_norm"] and config["mamba_n_groups"] > 1:
+        raise UnsupportedModel(
+            f"mamba_n_groups = {config['mamba_n_groups']} is not served with mamba_rms_norm"
+        )
+    for key, count in (("mlp_multipliers", 2), ("ssm_multipliers", 5)):
+        if len(config[key]) != count or not all(isinstance(each, int | float) for each in config[key]):
+            raise BadValue(f"{key} = {config[key]!r} is not {count} numbers")
+    return ["hybrid"] * config["num_hidden_layers"]
+
+
 _TYPES: Mapping[str, Callable[[dict[str, Any], list[str] | None], list[str]]] = {
+    "falcon_h1": _both_in_each,
     "granitemoehybrid": _as_granite_has_them,
     "lfm2": _as_listed,
     "lfm2_moe": _as_listed,

@@ -39,6 +39,32 @@ _LFM2 = {
 
 # What differs from COMMON.
 _BEYOND: dict[str, dict[str, Any]] = {
+    "falcon_h1": {
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "attention_bias": False,
+        "attention_in_multiplier": 0.9,
+        "attention_out_multiplier": 0.8,
+        "embedding_multiplier": 3.0,
+        "key_multiplier": 0.7,
+        "lm_head_multiplier": 0.6,
+        "mlp_multipliers": [0.9, 0.8],
+        "ssm_in_multiplier": 1.2,
+        "ssm_multipliers": [0.9, 0.8, 0.7, 0.6, 0.5],
+        "ssm_out_multiplier": 0.8,
+        "mamba_n_heads": 8,
+        "mamba_d_head": 16,
+        "mamba_d_ssm": 128,
+        "mamba_d_state": 12,
+        "mamba_d_conv": 4,
+        "mamba_n_groups": 1,
+        "mamba_conv_bias": True,
+        "mamba_proj_bias": False,
+        "mamba_rms_norm": True,
+        "mamba_norm_before_gate": False,
+        "projectors_bias": False,
+        "tie_word_embeddings": True,
+    },
     "granitemoehybrid": {
         **dict(zip(MULTIPLIERS.split(), (3.0, 0.3, 0.7, 0.5), strict=True)),
         "num_key_value_heads": 2,

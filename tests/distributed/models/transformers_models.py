@@ -184,6 +184,21 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {**_KV, **_SIGMOID_EXPERTS, "rope_parameters": _PLAIN, "first_k_dense_replace": 1, "head_dim": 32},
     ),
     "ernie4_5": ("ernie4_5", {**_KV, "rope_parameters": _PLAIN, "use_bias": True, "head_dim": 32}),
+    "falcon_h1": (
+        "falcon_h1",
+        {**_KV, "rope_parameters": _PLAIN, "head_dim": 32, "mamba_d_ssm": 128, "mamba_d_head": 16}
+        | {"mamba_n_heads": 8, "mamba_d_state": 12, "mamba_n_groups": 2, "pad_token_id": 0}
+        | {"attention_in_multiplier": 0.9, "attention_out_multiplier": 0.8, "key_multiplier": 0.7}
+        | {"embedding_multiplier": 3.0, "lm_head_multiplier": 0.6, "mlp_multipliers": [0.9, 0.8]}
+        | {"ssm_in_multiplier": 1.2, "ssm_out_multiplier": 0.8, "ssm_multipliers": [0.9, 0.8, 0.7, 0.6, 0.5]},
+    ),
+    "falcon_h1-norm": (
+        "falcon_h1",
+        {**_KV, "rope_parameters": _PLAIN, "head_dim": 32, "mamba_d_ssm": 128, "mamba_d_head": 16}
+        | {"mamba_n_heads": 8, "mamba_d_state": 12, "pad_token_id": 0, "mamba_rms_norm": True}
+        | {"mamba_norm_before_gate": False, "embedding_multiplier": 3.0, "lm_head_multiplier": 0.6}
+        | {"tie_word_embeddings": True},
+    ),
     "glm4": ("glm4", _GLM),
     "glm4_moe": (
         "glm4_moe",
