@@ -6,7 +6,6 @@ Knows nothing of the ring, the spool or how a rank starts.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 
 from config import Settings
@@ -21,7 +20,7 @@ from distributed.engine.status import RingStatus
 from distributed.planning.capacities import max_chunk_scores
 from distributed.planning.checkpoint import read_config
 from distributed.planning.family import count_experts
-from distributed.planning.kv_sizes import most_tokens, round_rows
+from distributed.planning.kv_sizes import RankKV, find_largest, most_tokens, round_rows
 from distributed.planning.state_families import CacheKind, layer_kinds
 
 logger = logging.getLogger(__name__)
@@ -108,13 +107,10 @@ def _limit_kv(
     Args:
         kinds: what each layer of the model caches.
     """
-    token_bytes = row_bytes = 0.0
+    ranks = []
     for info in status.ranks:
         own = kinds[info.first_layer : info.first_layer + info.num_layers]
-        num_kv, num_states = (max(1, sum(kind in each for each in own)) for kind in ("kv", "state"))
-        # While a table is resized, one of its layers is in memory twice.
-        token_bytes = max(token_bytes, info.kv_bytes_per_token * (1 + 1 / num_kv))
-        row_bytes = max(row_bytes, info.state_bytes_per_row * (1 + 1 / num_states))
-    token_bytes = max(1.0, token_bytes)
-    reserved = settings.kv_cache_reserved_memory_mb * 2**20
-    return int(reserved / token_bytes), math.ceil(row_bytes / token_bytes)
+        num_kv, num_states = (sum(kind in each for each in own) for kind in ("kv", "state"))
+        ranks.append(RankKV(info.kv_bytes_per_token, num_kv, info.state_bytes_per_row, num_states))
+    token_bytes, row_tokens = find_largest(ranks)
+    return settings.kv_cache_reserved_memory_mb * 2**20 // token_bytes, row_tokens
