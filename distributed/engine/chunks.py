@@ -91,10 +91,18 @@ def best_fill(num_left: Items[int], budget: int, *, is_level: bool = False) -> t
     return best
 
 
-def could_copy(sequence: Sequence, other: Sequence, num_done: int) -> bool:
-    """Whether a prompt not stepped yet could copy a longer prefix once `other` has been stepped."""
+def could_copy(sequence: Sequence, other: Sequence, num_done: int, *, has_states: bool = False) -> bool:
+    """Whether a prompt not stepped yet could copy a longer prefix once `other` has been stepped.
+
+    Args:
+        has_states: only where the other's states are copied as well.
+    """
     is_new = sequence.num_scheduled_tokens == sequence.num_reused_tokens
     if sequence.owner != other.owner or sequence.reads_prompt or not is_new:
         return False
-    end = num_done + MIN_REUSED_TOKENS
-    return end < len(sequence.token_ids) and sequence.token_ids[:end] == other.token_ids[:end]
+    ends = [num_done + MIN_REUSED_TOKENS]
+    if has_states:
+        ends = [place for place in other.snapshots if place >= max(*ends, other.num_scheduled_tokens)]
+    return any(
+        end < len(sequence.token_ids) and sequence.token_ids[:end] == other.token_ids[:end] for end in ends
+    )

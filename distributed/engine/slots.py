@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from distributed.engine.prefix_cache import PrefixCache
 from distributed.engine.sequence import Drawn, Row, Sequence, Slot, Table
 from distributed.planning.kv_sizes import next_tokens, round_rows, round_tokens
-from distributed.planning.step import Clear, Resize
+from distributed.planning.step import Clear, PrefixCopy, Resize
 
 # A match longer by this much is taken over in its own table, however full that is; a shorter one is copied.
 MIN_FOLLOWED_TOKENS = 64
@@ -93,7 +93,26 @@ class SlotTables:
         number, index, num_matching = place
         self._seat(sequence, number, index)
         sequence.begin_at(num_matching)
+        sequence.snapshots = self.prefix_cache.find_snapshots(sequence)
         return True
+
+    def snapshot(self, sequence: Sequence) -> PrefixCopy | None:
+        """Keep a copy of a running row in a free slot of its table, if it stands where it is to be copied."""
+        num_tokens, table = sequence.num_scheduled_tokens, self.tables[sequence.table]
+        if num_tokens not in sequence.snapshots or num_tokens == sequence.num_reused_tokens:
+            return None
+        index = self._free_slot(table)
+        shape = None if index is None else self._room(sequence.table, index + 1, table.num_tokens)
+        if index is None or shape is None:
+            return None
+        self._resize(sequence.table, *shape)
+        if index == len(table.slots):
+            table.slots.append(Slot())
+        slot = table.slots[index]
+        slot.owner = sequence.owner
+        self.prefix_cache.keep(slot, sequence.token_ids[:num_tokens])
+        slot.copied_from, slot.is_shared = sequence, num_tokens != sequence.snapshots[-1]
+        return PrefixCopy(sequence.table, sequence.slot, index, num_tokens)
 
     def extend(self, sequence: Sequence) -> bool:
         """Make room for all tokens of a running sequence, and for a step more if memory is free.

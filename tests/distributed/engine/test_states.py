@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from random import Random
 
+import mlx.core as mx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from distributed.backends.stage import Stage
 from distributed.engine.chunks import best_fill
-from distributed.self_test.seeded_models import make_model_folder
+from distributed.engine.prefix_cache import TAIL_TOKENS
+from distributed.self_test.seeded_models import make_model_folder, write_weights
+from tests.fakes.checkpoints import read_weights
 from tests.fakes.family_configs import CONFIGS
 from tests.services.local_ring import LocalRing, answer, load_stages
-from tests.services.scheduling import make_scheduler, make_sequence, run_all
+from tests.services.scheduling import give_back, make_scheduler, make_sequence, run_all, take
 
 ROW_TOKENS = 40
 
@@ -75,10 +79,68 @@ def test_a_chat_goes_on_where_its_state_stands(stages: list[Stage]) -> None:
         assert answer(each) == solo(stages, each.token_ids[: each.num_prompt_tokens], 10)
 
 
+def long_prompt(seed: int, num_tokens: int = 150) -> list[int]:
+    chance = Random(seed)
+    return [chance.randrange(250) for _ in range(num_tokens)]
+
+
+def test_a_prompt_is_kept_up_to_shortly_before_its_end(stages: list[Stage]) -> None:
+    """A template may leave the reasoning out that came before: the next turn begins with the prompt alone."""
+    ring = make_ring(stages, chunk=48, kept=4096)
+    first = ring.ask(long_prompt(1), 8)
+    ring.run()
+    told = first.token_ids[:147]
+    second = ring.ask([*told, 1, 2, 3], 8)
+    ring.run()
+    assert second.num_reused_tokens == 150 - TAIL_TOKENS
+    assert answer(second) == solo(stages, [*told, 1, 2, 3], 8)
+
+
+def test_a_common_beginning_is_stepped_twice_and_then_copied(stages: list[Stage]) -> None:
+    """The second chat with one system prompt keeps it where it parts; all later ones copy it."""
+    system = long_prompt(2, 100)
+    chats = [[*system, *long_prompt(seed, 70)] for seed in range(3, 8)]
+    ring = make_ring(stages, chunk=48, kept=4096)
+    asked = []
+    for chat in chats:
+        asked.append(ring.ask(chat, 8))
+        ring.run()
+    assert [each.num_reused_tokens for each in asked] == [0, 0, 64, 64, 64]
+    for each, chat in zip(asked, chats, strict=True):
+        assert answer(each) == solo(stages, chat, 8)
+
+
+def test_choices_of_one_prompt_step_it_once(stages: list[Stage]) -> None:
+    """The others wait until its state is copied, and step what comes behind."""
+    ring = make_ring(stages, chunk=48, kept=4096)
+    prompt = long_prompt(9)
+    asked = [ring.ask(prompt, 8) for _ in range(4)]
+    ring.run()
+    assert [each.num_reused_tokens for each in asked] == [0, *[150 - TAIL_TOKENS] * 3]
+    assert {tuple(answer(each)) for each in asked} == {tuple(solo(stages, prompt, 8))}
+
+
+def test_what_is_not_proven_finite_is_not_taken_over() -> None:
+    """A prompt is cancelled behind its copy: the next one steps all of it."""
+    scheduler = make_scheduler(num_tables=1, chunk=64, row_tokens=ROW_TOKENS)
+    first = make_sequence("a", num_prompt=150)
+    scheduler.add(first)
+    for _ in range(3):
+        give_back(scheduler, take(scheduler))
+    last = take(scheduler)
+    assert [copy.num_tokens for copy in last.copies] == [150 - TAIL_TOKENS]
+    scheduler.finish(first)
+    give_back(scheduler, last)
+    second = make_sequence("b", num_prompt=160)
+    scheduler.add(second)
+    scheduler.schedule()
+    assert second.slot != last.copies[0].to_slot
+
+
 def test_a_cancelled_row_leaves_nothing_behind(stages: list[Stage]) -> None:
     """Its state may be ahead of what is proven; the next one in the slot starts from zeros."""
     ring = make_ring(stages, chunk=16, kept=4096)
-    cancelled = ring.ask(prompts_of(1, seed=5)[0], 50)
+    cancelled = ring.ask(prompts_of(1, seed=5)[0][:60], 50)
     ring.run(num_steps=9)
     ring.scheduler.schedule()
     ring.scheduler.finish(cancelled)
@@ -86,6 +148,25 @@ def test_a_cancelled_row_leaves_nothing_behind(stages: list[Stage]) -> None:
     ring.run()
     assert after.num_reused_tokens == 0
     assert answer(after) == solo(stages, after.token_ids[: after.num_prompt_tokens], 10)
+
+
+def test_numbers_that_are_not_finite_stay_in_their_row(tmp_path: Path) -> None:
+    """A prompt that overflows fails alone, whatever was copied of it; rows beside and after it are sound."""
+    folder = make_model_folder(tmp_path / "poisoned", CONFIGS["qwen3_next"])
+    weights, name = read_weights(folder), "model.embed_tokens.weight"
+    weights[name] = mx.where(mx.arange(len(weights[name]))[:, None] == 255, mx.nan, weights[name])
+    write_weights(folder, weights)
+    stages = load_stages(folder, (1, 3))
+    ring = make_ring(stages, chunk=48, kept=4096, max_rows=4)
+    sound = [long_prompt(seed) for seed in (1, 2)]
+    poisoned = ring.ask([*sound[0][:70], 255, *sound[1][:70]], 8)
+    asked = [ring.ask(prompt, 8) for prompt in sound]
+    ring.run()
+    asked += [ring.ask(prompt, 8) for prompt in (*reversed(sound), long_prompt(3), sound[0][:100])]
+    ring.run()
+    assert ring.failed == [poisoned]
+    for each in asked:
+        assert answer(each) == solo(stages, each.token_ids[: each.num_prompt_tokens], 8)
 
 
 @given(st.lists(st.integers(1, 99), min_size=1, max_size=16), st.integers(1, 128))
