@@ -97,6 +97,7 @@ def describe(launch: Launch, stage: Stage, device: str, load_s: float) -> RankIn
         num_layers=len(layers),
         weights_bytes=stage.model.weights_bytes,
         kv_bytes_per_token=stage.kv_bytes_per_token,
+        state_bytes_per_row=stage.state_bytes_per_row,
         memory_bytes=launch.watchdog.memory_bytes,
         load_s=round(load_s, 3),
         device=device,

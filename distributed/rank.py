@@ -101,7 +101,7 @@ def _load(
     chunk = chunk_tokens(settings, backend)
     scheduler = make_scheduler(settings, status, chunk, stage.thread_gain)
     assert status.context is not None, "known since the scheduler was made"
-    has_drafts = settings.speculation != "off"
+    has_drafts = settings.speculation != "off" and not scheduler.limits.slots.has_states
     warm_up(launch, ring, stage, WarmUp(scheduler.limits, status.context.max_tokens, has_drafts))
     status.last_lap_unix = time.time()
     return stage, scheduler, make_facts(status, settings.model_dir, stage, finish_tokenizers())

@@ -15,7 +15,7 @@ from cluster.hosts.ring_plan import RingLayout
 from config import Settings
 from config.context_length import find_model_tokens, limit_context
 from distributed.planning.capacities import MIB, HostCapacity, KVReserve, attention_bytes
-from distributed.planning.kv_sizes import most_tokens
+from distributed.planning.kv_sizes import RankKV, find_largest, most_tokens
 from distributed.planning.layer_plan import needs_of
 
 MOST_TOKENS = 10_000_000  # of MAX_SEQUENCE_LENGTH
@@ -52,14 +52,16 @@ class PlanFigures:
 def compute_figures(settings: Settings, config: Mapping[str, Any], layout: RingLayout) -> PlanFigures:
     """Return the figures of a layout of a model with this config."""
     model_tokens = find_model_tokens(config)
-    reserve_tokens = settings.kv_cache_reserved_memory_mb * MIB // _kept_bytes(layout)
+    token_bytes, row_tokens = _find_largest(layout)
+    reserve_tokens = settings.kv_cache_reserved_memory_mb * MIB // token_bytes
     num_rows = 2 if settings.max_sequence_length == "auto" else 1
-    context = limit_context(settings, model_tokens, most_tokens(num_rows, reserve_tokens))
+    room = max(0, reserve_tokens - num_rows * row_tokens)
+    context = limit_context(settings, model_tokens, most_tokens(num_rows, room))
     longest = _find_longest(settings, layout, model_tokens or MOST_TOKENS)
     reads = _bytes_read(layout)
     alone, together = _speeds(layout, reads)
     return PlanFigures(
-        kv_bytes_per_token=layout.shape.num_layers * layout.shape.kv_bytes_per_token,
+        kv_bytes_per_token=sum(layout.shape.layer_kv_bytes),
         reserve_tokens=reserve_tokens,
         context_tokens=context.max_tokens,
         longest_context=longest,
@@ -71,13 +73,22 @@ def compute_figures(settings: Settings, config: Mapping[str, Any], layout: RingL
     )
 
 
-def _kept_bytes(layout: RingLayout) -> int:
-    """What the largest stage needs for a token: while a table grows, one layer is in memory twice."""
-    return layout.shape.kv_bytes_per_token * (max(layout.counts) + 1)
+def _find_largest(layout: RingLayout) -> tuple[int, int]:
+    """Return the bytes of a token where it takes most, and to how many tokens a row's states amount."""
+    ranks = []
+    for part in layout.ranges:
+        kv, states = (
+            [sizes[layer] for layer in part if sizes[layer]]
+            for sizes in (layout.shape.layer_kv_bytes, layout.shape.layer_state_bytes)
+        )
+        ranks.append(RankKV(sum(kv), len(kv), sum(states), len(states)))
+    return find_largest(ranks)
 
 
 def _reserve_mib(layout: RingLayout, num_tokens: int) -> int:
-    return -(-num_tokens * _kept_bytes(layout) // MIB)
+    """Return the reserve that one row of so many tokens needs; 0: none."""
+    token_bytes, row_tokens = _find_largest(layout)
+    return -(-(num_tokens + row_tokens) * token_bytes // MIB) if num_tokens else 0
 
 
 def _find_longest(settings: Settings, layout: RingLayout, most: int) -> int:

@@ -204,7 +204,7 @@ def _make_layout(
     *,
     dequantize: bool,
 ) -> RingLayout:
-    kv_layer_bytes = kv.layer_bytes(shape, max(len(part) for part in layers))
+    most = max(len(part) for part in layers)
     places = [room for room in rooms for _ in range(room.num_ranks)]
     costs = [shape.stage_cost(part, is_last=rank == 0) for rank, part in enumerate(layers)]
     shares = [
@@ -214,7 +214,7 @@ def _make_layout(
             first_layer=part.start,
             num_layers=len(part),
             weights_bytes=rank_weights_bytes(shape, layers, rank),
-            kv_bytes=len(part) * kv_layer_bytes,
+            kv_bytes=kv.ranks_bytes(shape, part, most),
             work_share=costs[rank] / sum(costs),
         )
         for rank, part in enumerate(layers)

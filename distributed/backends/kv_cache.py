@@ -13,6 +13,7 @@ unchanged: `offset`, `update_and_fetch`, `make_mask`."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -34,7 +35,7 @@ Submit = Callable[..., None]  # takes arrays, as StageRunner.submit
 
 
 @dataclass(frozen=True)
-class _View:
+class View:
     """How one step sees its table: the same for every layer."""
 
     step: StageStep
@@ -58,12 +59,12 @@ class _View:
         return self._heads[num]
 
 
-def _make_view(step: StageStep, shape: tuple[int, int], *, submits: bool) -> _View:
+def _make_view(step: StageStep, shape: tuple[int, int], *, submits: bool) -> View:
     slots, single = step.slots, step.num_rows == 1
     is_range = slots == tuple(range(slots[0], slots[0] + len(slots)))
     written = tuple(i for i, count in enumerate(step.counts) if count)
     scatters = step.num_tokens == 1 and len(written) >= _MIN_SCATTER_ROWS
-    return _View(
+    return View(
         step=step,
         offset=step.offsets[0] if single else mx.array(step.offsets, dtype=mx.int32),
         rows=slice(slots[0], slots[-1] + 1) if is_range else None,
@@ -96,7 +97,7 @@ def _make_mask(step: StageStep) -> mx.array:
 class LayerCache:
     """One layer's keys and values in a table, as a model layer sees them during a step."""
 
-    view: _View  # set by KVTable.begin
+    view: View  # set by KVTable.begin
 
     def __init__(self) -> None:
         self.keys: mx.array | None = None
@@ -109,8 +110,17 @@ class LayerCache:
         return self.view.offset
 
     @property
+    def held(self) -> tuple[mx.array | None, ...]:
+        """All that it has in memory."""
+        return self.keys, self.values
+
+    @held.setter
+    def held(self, arrays: tuple[mx.array | None, ...]) -> None:
+        self.keys, self.values = arrays
+
+    @property
     def num_bytes(self) -> int:
-        return sum(int(array.nbytes) for array in (self.keys, self.values) if array is not None)
+        return sum(int(array.nbytes) for array in self.held if array is not None)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write this step's keys and values, (B, H, T, D); return all of the rows', (B, H, S, D)."""
@@ -128,9 +138,10 @@ class LayerCache:
             self.values[slot, :, :num_tokens]
         )
 
-    def write_prefix(self, slot: int, keys: mx.array, values: mx.array) -> None:
-        """Write the first tokens of a row, (H, T, D), for which there is room."""
-        assert self.keys is not None and self.values is not None, "a prefix for a row that is not there"
+    def write_prefix(self, shape: tuple[int, int], slot: int, keys: mx.array, values: mx.array) -> None:
+        """Write the first tokens of a row, (H, T, D), of a table of `shape`."""
+        self.make_room(shape, keys, values)
+        assert self.keys is not None and self.values is not None
         self.keys[slot, :, : keys.shape[1]] = keys
         self.values[slot, :, : keys.shape[1]] = values
 
@@ -235,20 +246,25 @@ class KVTable(SlotTable[LayerCache]):
 
     def __init__(self, num_layers: int, submit: Submit | None = None) -> None:
         super().__init__(num_layers)
+        self.submit_by(submit)
+
+    def submit_by(self, submit: Submit | None) -> None:
+        """Have some layers start what has been built so far."""
         for layer in self.layers[1::SUBMITTED_LAYERS]:
             layer.submit = submit
 
     def begin_ahead(self, step: StageStep) -> tuple[list[LayerCache], Callable[[], None]]:
         """Begin a step that may never come and starts nothing; returns what takes it back, too.
 
-        Until that is dropped, the old keys and values are kept, so that nothing is written in their place.
+        Until that is dropped, the old keys and values are kept, so that nothing is written in their place: by
+        copies of MLX's handles, as writing into an array makes its handle stand for the result.
         """
-        shape, before = self.shape, [(layer.keys, layer.values) for layer in self.layers]
+        shape, before = self.shape, [tuple(map(copy, layer.held)) for layer in self.layers]
 
         def take_back() -> None:
             self.shape = shape
-            for layer, (keys, values) in zip(self.layers, before, strict=True):
-                layer.keys, layer.values = keys, values
+            for layer, held in zip(self.layers, before, strict=True):
+                layer.held = held
 
         return self.begin(step, submits=False), take_back
 
@@ -269,7 +285,6 @@ class KVTable(SlotTable[LayerCache]):
             parts = [layer.read_prefix(from_slot, num_tokens) for layer in others]
             # Evaluated apart, so that writing into the same table needs no second copy of it.
             mx.eval(parts)
-            for layer, (keys, values) in zip(layers, parts, strict=True):
-                layer.make_room(self.shape, keys, values)
-                layer.write_prefix(to_slot, keys, values)
-            mx.eval([(layer.keys, layer.values) for layer in layers])
+            for layer, part in zip(layers, parts, strict=True):
+                layer.write_prefix(self.shape, to_slot, *part)
+            mx.eval([layer.held for layer in layers])

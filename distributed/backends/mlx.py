@@ -15,8 +15,10 @@ import mlx.core as mx
 from distributed.backends.backend import Backend, Greedy, StageRunner
 from distributed.backends.keep_warm import touch_gpu
 from distributed.backends.kv_cache import KVTable
+from distributed.backends.state_cache import MixedTable
 from distributed.models.general import StageParts
 from distributed.planning.model_shape import ModelShape
+from distributed.planning.state_families import CacheKind
 from distributed.planning.step import StageStep
 from prompts.mlx_lm_import import import_mlx_lm
 
@@ -102,6 +104,15 @@ def greedy_on_gpu(logits: mx.array) -> mx.array:
     return mx.where(is_finite, mx.argmax(logits, axis=-1).astype(mx.int32), -1)
 
 
+def _by_kind(caches: list[Any], layers: range, kinds: tuple[tuple[CacheKind, ...], ...]) -> list[Any]:
+    """Return the caches of the places that have one; where layers pass through, an own one of that kind.
+
+    What a stage asks a cache of a kind for that it does not own, a mask, no layer of it uses.
+    """
+    own = {kinds[place]: caches[place] for place in layers}
+    return [caches[place] if place in layers else own.get(kind) for place, kind in enumerate(kinds) if kind]
+
+
 class MlxRunner(StageRunner):
     """The model's own layers and head."""
 
@@ -110,12 +121,17 @@ class MlxRunner(StageRunner):
     touch: Callable[[], None] | None = staticmethod(touch_gpu)
 
     def make_table(self) -> KVTable:
-        return KVTable(len(self.model.layers), self.submit)
+        layers, kinds = self.model.layers, self.model.kinds
+        if kinds is None:
+            return KVTable(len(layers), self.submit)
+        return MixedTable(kinds[layers.start : layers.stop], self.submit)
 
     def forward(self, x: mx.array, begun: Any) -> mx.array:
         layers, num_places = self.model.layers, len(self.model.inner.layers)
         # One cache a place; those that are passed through ask theirs for a mask at most.
         caches = [*begun[:1] * layers.start, *begun, *begun[:1] * (num_places - layers.stop)]
+        if self.model.kinds is not None:
+            caches = _by_kind(caches, layers, self.model.kinds)
         hidden: mx.array = self.model.inner(x, cache=caches)
         return hidden
 

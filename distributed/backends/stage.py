@@ -44,7 +44,7 @@ class Stage:
         self.thread_gain = self._threads.gain if runner.use_threads is not None else 1.0
         self._tables: dict[int, Any] = {}
         self._ahead: _Ahead | None = None
-        self.kv_bytes_per_token = 0
+        self.kv_bytes_per_token = self.state_bytes_per_row = 0
 
     @property
     def kv_num_bytes(self) -> int:
@@ -157,7 +157,8 @@ class Stage:
         inputs = mx.zeros((1, 1), mx.int32) if first else mx.zeros((1, 1, model.hidden_size), model.dtype)
         self.run(step, inputs)
         self.rest()
-        self.kv_bytes_per_token = self.kv_num_bytes // padded_tokens(1, 1)
+        self.state_bytes_per_row = getattr(self._table(0), "state_num_bytes", 0)
+        self.kv_bytes_per_token = (self.kv_num_bytes - self.state_bytes_per_row) // padded_tokens(1, 1)
         self.drop_tables()
 
     def drop_tables(self) -> None:

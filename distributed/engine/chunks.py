@@ -72,28 +72,37 @@ def within_scores(budget: int, context: int, max_scores: int) -> int:
     return min(budget, max(MIN_SCORED_TOKENS, fitting))
 
 
-def best_fill(num_left: Items[int], budget: int) -> tuple[int, int]:
+def best_fill(num_left: Items[int], budget: int, *, is_level: bool = False) -> tuple[int, int]:
     """Return how many of the oldest prompts step together and in how many columns.
 
     Rows x columns is within `budget`; the choice has the largest share of real tokens in the step's cost.
 
     Args:
         num_left: tokens left to step, oldest prompt first; at least one prompt, each with at least one.
+        is_level: no row may be padded.
     """
     best, best_share = (1, min(num_left[0], budget)), 0.0
     for num_rows in range(1, min(len(num_left), budget) + 1):
         rows = num_left[:num_rows]
-        width = min(max(rows), budget // num_rows)
+        width = min(min(rows) if is_level else max(rows), budget // num_rows)
         share = sum(min(left, width) for left in rows) / (num_rows * width + _STEP_TOKENS)
         if share > best_share:
             best, best_share = (num_rows, width), share
     return best
 
 
-def could_copy(sequence: Sequence, other: Sequence, num_done: int) -> bool:
-    """Whether a prompt not stepped yet could copy a longer prefix once `other` has been stepped."""
+def could_copy(sequence: Sequence, other: Sequence, num_done: int, *, has_states: bool = False) -> bool:
+    """Whether a prompt not stepped yet could copy a longer prefix once `other` has been stepped.
+
+    Args:
+        has_states: only where the other's states are copied as well.
+    """
     is_new = sequence.num_scheduled_tokens == sequence.num_reused_tokens
     if sequence.owner != other.owner or sequence.reads_prompt or not is_new:
         return False
-    end = num_done + MIN_REUSED_TOKENS
-    return end < len(sequence.token_ids) and sequence.token_ids[:end] == other.token_ids[:end]
+    ends = [num_done + MIN_REUSED_TOKENS]
+    if has_states:
+        ends = [place for place in other.snapshots if place >= max(*ends, other.num_scheduled_tokens)]
+    return any(
+        end < len(sequence.token_ids) and sequence.token_ids[:end] == other.token_ids[:end] for end in ends
+    )

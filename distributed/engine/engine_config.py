@@ -5,6 +5,9 @@ Knows nothing of the ring, the spool or how a rank starts.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+
 from config import Settings
 from config.context_length import limit_context, read_model_tokens
 from distributed.backends.backend import Backend
@@ -17,7 +20,10 @@ from distributed.engine.status import RingStatus
 from distributed.planning.capacities import max_chunk_scores
 from distributed.planning.checkpoint import read_config
 from distributed.planning.family import count_experts
-from distributed.planning.kv_sizes import most_tokens
+from distributed.planning.kv_sizes import RankKV, find_largest, most_tokens, round_rows
+from distributed.planning.state_families import CacheKind, layer_kinds
+
+logger = logging.getLogger(__name__)
 
 # A chunk takes at most this share of STEP_TIMEOUT in a stage, as far as earlier ones tell.
 CHUNK_SHARE = 0.2
@@ -55,24 +61,25 @@ def make_scheduler(settings: Settings, status: RingStatus, chunk: int, thread_ga
     """
     is_auto = settings.microbatches == "auto"
     num_tables = len(status.ranks) if is_auto else int(settings.microbatches)
-    # While a table is resized, one of its layers is in memory twice.
-    largest = max(info.kv_bytes_per_token * (1 + 1 / info.num_layers) for info in status.ranks)
-    max_kv_tokens = int(settings.kv_cache_reserved_memory_mb * 2**20 / max(1, largest))
+    config = read_config(settings.model_dir)
+    max_kv_tokens, row_tokens = _limit_kv(settings, status, layer_kinds(config))
     status.kv["max_tokens"] = max_kv_tokens
     # With `auto` a request of full length leaves room for a second one.
     num_rows = 2 if settings.max_sequence_length == "auto" else 1
+    room = max(0, max_kv_tokens - round_rows(num_rows) * row_tokens)
     status.context = limit_context(
-        settings, read_model_tokens(settings.model_dir), most_tokens(num_rows, max_kv_tokens)
+        settings, read_model_tokens(settings.model_dir), most_tokens(num_rows, room)
     )
     max_kept = settings.kv_cache_max_size
     if settings.max_sequence_length == "auto" and max_kept:  # for agents, whose prompts grow turn by turn
         max_kept = max(max_kept, num_rows * status.context.max_tokens)
-    has_experts = count_experts(read_config(settings.model_dir)) > 0
+    has_experts = count_experts(config) > 0
     slots = SlotLimits(
         num_tables=num_tables,
         max_rows=settings.max_rows_per_microbatch,
         max_kv_tokens=max_kv_tokens,
         max_kept_tokens=max_kept,
+        row_tokens=row_tokens,
     )
     limits = SchedulerLimits(
         max_in_flight=num_tables + 1,
@@ -86,4 +93,24 @@ def make_scheduler(settings: Settings, status: RingStatus, chunk: int, thread_ga
         # Stages with cores of their own cannot gain by one group, which is at least as much work, one by one.
         max_gathered=MAX_GATHERED if is_auto and thread_gain > 1 else 0,
     )
-    return Scheduler(limits, PromptLookup() if settings.speculation == "prompt-lookup" else None)
+    has_drafts = settings.speculation == "prompt-lookup"
+    if has_drafts and slots.has_states:
+        logger.info("SPECULATION is off: the model's layers keep states, which cannot be rolled back")
+    return Scheduler(limits, PromptLookup() if has_drafts and not slots.has_states else None)
+
+
+def _limit_kv(
+    settings: Settings, status: RingStatus, kinds: Sequence[tuple[CacheKind, ...]]
+) -> tuple[int, int]:
+    """Return the most tokens of KV, and to how many of them the states of one row amount.
+
+    Args:
+        kinds: what each layer of the model caches.
+    """
+    ranks = []
+    for info in status.ranks:
+        own = kinds[info.first_layer : info.first_layer + info.num_layers]
+        num_kv, num_states = (sum(kind in each for each in own) for kind in ("kv", "state"))
+        ranks.append(RankKV(info.kv_bytes_per_token, num_kv, info.state_bytes_per_row, num_states))
+    token_bytes, row_tokens = find_largest(ranks)
+    return settings.kv_cache_reserved_memory_mb * 2**20 // token_bytes, row_tokens

@@ -305,37 +305,43 @@ class Scheduler:
         budget = self.limits.max_chunk_tokens
         if self.limits.paces_chunks:
             budget = self._pace.budget(budget, is_waited_for=is_paced)
-        context = max(len(each.token_ids) - left + min(left, budget) for each, _, left in candidates)
+        context = max(end - left + min(left, budget) for _, _, end, left in candidates)
         budget = within_scores(budget, context, self.limits.max_chunk_scores)
-        num_rows, width = best_fill([left for _, _, left in candidates], budget)
-        rows, copies = [], []
-        for sequence, copy, num_left in candidates[:num_rows]:
+        has_states = self.limits.slots.has_states
+        num_rows, width = best_fill([left for *_, left in candidates], budget, is_level=has_states)
+        rows, copies, snapshots = [], [], []
+        for sequence, copy, _, num_left in candidates[:num_rows]:
             if copy is not None:
                 copies.append(copy)
-                source = self.slots.tables[copy.from_table].slots[copy.from_slot].sequence
-                sequence.is_on_trust = source is not None and copy.num_tokens > source.num_proven_tokens
+                source = self.slots.tables[copy.from_table].slots[copy.from_slot]
+                sequence.is_on_trust = not source.is_proven(copy.num_tokens)
+                self.slots.prefix_cache.note_use(source)
                 sequence.num_reused_tokens = sequence.num_stepped_tokens = copy.num_tokens
                 sequence.num_scheduled_tokens = sequence.num_cached_tokens = copy.num_tokens
+            elif (snapshot := self.slots.snapshot(sequence)) is not None:
+                snapshots.append(snapshot)
             rows.append(make_row(sequence, min(num_left, width)))
-        return rows, copies
+        return rows, copies + snapshots  # which may take the place of what was copied
 
-    def _candidates(self, prefilling: list[Sequence]) -> list[tuple[Sequence, PrefixCopy | None, int]]:
-        """Return the candidates for the next chunk: sequence, its prefix copy, tokens left to step.
+    def _candidates(self, prefilling: list[Sequence]) -> list[tuple[Sequence, PrefixCopy | None, int, int]]:
+        """Return the candidates for the next chunk: sequence, its prefix copy, its end, tokens left to step.
 
         A prompt that shares a prefix with an earlier one in the chunk waits for the next chunk and copies
         then.
         """
-        found: list[tuple[Sequence, PrefixCopy | None, int]] = []
+        found: list[tuple[Sequence, PrefixCopy | None, int, int]] = []
+        has_states = self.limits.slots.has_states
         for sequence in prefilling:
             if sequence.table != prefilling[0].table:
                 continue
             copy = self._find_copy(sequence)
             num_done = copy.num_tokens if copy else sequence.num_scheduled_tokens
             if not sequence.is_careful and any(
-                could_copy(sequence, other, num_done) for other, _, _ in found
+                could_copy(sequence, other, num_done, has_states=has_states) for other, *_ in found
             ):
                 continue
-            found.append((sequence, copy, len(sequence.token_ids) - num_done))
+            end = sequence.stop_after(num_done)
+            found.append((sequence, copy, end, end - num_done))
             if len(found) == MAX_CHUNK_ROWS:
                 break
         return found
@@ -359,7 +365,8 @@ class Scheduler:
             row.sequence.num_stepped_tokens = max(row.sequence.num_stepped_tokens, row.end)
             wants_logits |= row.sequence.num_unscheduled_tokens == 0 or len(row.read_places) > 0
         stepped = {row.sequence for row in rows}
-        resizes, clears = self.slots.take_orders(number, [row.slot for row in rows])
+        written = [*(row.slot for row in rows), *(copy.to_slot for copy in copies)]
+        resizes, clears = self.slots.take_orders(number, written)
         microbatch = Microbatch(
             number=self._num_microbatches,
             table=number,

@@ -45,6 +45,7 @@ class Sequence:
     is_on_trust: bool = False  # its prefix was copied from KV that is not proven finite
     is_careful: bool = False  # takes no drafts and no copies any more
     reads_prompt: bool = False  # the logits of its whole prompt are wanted, so no KV of it is reused
+    snapshots: tuple[int, ...] = ()  # at so many tokens its states are copied; in rising order
 
     @property
     def num_answer_tokens(self) -> int:
@@ -63,6 +64,10 @@ class Sequence:
         self.num_reused_tokens = self.num_scheduled_tokens = self.num_cached_tokens = num_tokens
         self.num_stepped_tokens = self.num_proven_tokens = num_tokens
         self.is_on_trust = False
+
+    def stop_after(self, num_tokens: int) -> int:
+        """Return where a chunk that begins at `num_tokens` ends at the latest."""
+        return next((place for place in self.snapshots if place > num_tokens), len(self.token_ids))
 
     @property
     def is_running(self) -> bool:
@@ -220,13 +225,21 @@ class Microbatch:
 class Slot:
     """One row of a KV table: used by a sequence, or keeping the tokens of a finished one for reuse.
 
-    `dirty`: the tokens whose KV may not be finite; it is cleared before the row is stepped again."""
+    `dirty`: the tokens whose KV may not be finite; it is cleared before the row is stepped again. What is
+    kept may be a copy, proven finite as far as the sequence `copied_from` is, and for more than one chat."""
 
     sequence: Sequence | None = None
     kept_token_ids: Items[int] = ()
     owner: str = ""
     last_used: int = 0
     dirty: range = range(0)
+    copied_from: Sequence | None = None
+    is_shared: bool = False
+
+    def is_proven(self, num_tokens: int) -> bool:
+        """Whether the KV of its first tokens is proven finite."""
+        prover = self.sequence or self.copied_from
+        return prover is None or num_tokens <= prover.num_proven_tokens
 
     @property
     def written_token_ids(self) -> Items[int]:

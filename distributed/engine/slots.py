@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
-from distributed.engine.prefix_cache import PrefixCache, num_reusable
+from distributed.engine.prefix_cache import PrefixCache
 from distributed.engine.sequence import Drawn, Row, Sequence, Slot, Table
 from distributed.planning.kv_sizes import next_tokens, round_rows, round_tokens
-from distributed.planning.step import Clear, Resize
+from distributed.planning.step import Clear, PrefixCopy, Resize
 
 # A match longer by this much is taken over in its own table, however full that is; a shorter one is copied.
 MIN_FOLLOWED_TOKENS = 64
@@ -27,12 +27,24 @@ SLACK_TOKENS, SLACK_SHARE = 512, 0.125
 
 @dataclass(frozen=True)
 class SlotLimits:
-    """Limits of the tables: `max_kv_tokens` includes padding, `max_kept_tokens` are kept for reuse."""
+    """Limits of the tables: `max_kv_tokens` includes padding, `max_kept_tokens` are kept for reuse.
+
+    `row_tokens`: the states of a row take as much memory as the KV of so many tokens; 0: there are none."""
 
     num_tables: int
     max_rows: int
     max_kv_tokens: int
     max_kept_tokens: int
+    row_tokens: int = 0
+
+    @property
+    def has_states(self) -> bool:
+        """Whether rows have states, which are neither rolled back nor cut to a prefix."""
+        return self.row_tokens > 0
+
+    def table_tokens(self, num_rows: int, num_tokens: int) -> int:
+        """Return what a table of this size takes of `max_kv_tokens`."""
+        return num_rows * (num_tokens + self.row_tokens)
 
 
 class SlotTables:
@@ -44,7 +56,7 @@ class SlotTables:
     def __init__(self, limits: SlotLimits) -> None:
         self.limits = limits
         self.tables = [Table() for _ in range(limits.num_tables)]
-        self.prefix_cache = PrefixCache(self.tables, limits.max_kept_tokens)
+        self.prefix_cache = PrefixCache(self.tables, limits.max_kept_tokens, is_whole=limits.has_states)
         # Not sent yet, in order; the flag: this one only adds rows or tokens.
         self._resizes: list[tuple[Resize, bool]] = []
         self._num_changes = 0  # releases and tightenings: a refused sequence may fit after one
@@ -52,8 +64,8 @@ class SlotTables:
 
     @property
     def num_kv_tokens(self) -> int:
-        """Tokens that the tables have memory for, padding included."""
-        return sum(table.num_rows * table.num_tokens for table in self.tables)
+        """Tokens that the tables have memory for, padding and states of rows included."""
+        return sum(self.limits.table_tokens(table.num_rows, table.num_tokens) for table in self.tables)
 
     def admit(self, sequence: Sequence, *, is_gathered: bool = False) -> bool:
         """Give the sequence a slot, reusing kept KV that matches; return False if it does not fit now.
@@ -81,7 +93,26 @@ class SlotTables:
         number, index, num_matching = place
         self._seat(sequence, number, index)
         sequence.begin_at(num_matching)
+        sequence.snapshots = self.prefix_cache.find_snapshots(sequence)
         return True
+
+    def snapshot(self, sequence: Sequence) -> PrefixCopy | None:
+        """Keep a copy of a running row in a free slot of its table, if it stands where it is to be copied."""
+        num_tokens, table = sequence.num_scheduled_tokens, self.tables[sequence.table]
+        if num_tokens not in sequence.snapshots or num_tokens == sequence.num_reused_tokens:
+            return None
+        index = self._free_slot(table)
+        shape = None if index is None else self._room(sequence.table, index + 1, table.num_tokens)
+        if index is None or shape is None:
+            return None
+        self._resize(sequence.table, *shape)
+        if index == len(table.slots):
+            table.slots.append(Slot())
+        slot = table.slots[index]
+        slot.owner = sequence.owner
+        self.prefix_cache.keep(slot, sequence.token_ids[:num_tokens])
+        slot.copied_from, slot.is_shared = sequence, num_tokens != sequence.snapshots[-1]
+        return PrefixCopy(sequence.table, sequence.slot, index, num_tokens)
 
     def extend(self, sequence: Sequence) -> bool:
         """Make room for all tokens of a running sequence, and for a step more if memory is free.
@@ -131,6 +162,8 @@ class SlotTables:
         slot.sequence = None
         slot.soil(sequence.num_proven_tokens, sequence.num_stepped_tokens)
         slot.owner = sequence.owner
+        if self.limits.has_states:  # they stand at what was scheduled last
+            keeps = keeps and sequence.num_proven_tokens == sequence.num_scheduled_tokens
         self.prefix_cache.keep(slot, sequence.token_ids[: sequence.num_proven_tokens if keeps else 0])
         self._num_changes += 1
 
@@ -173,7 +206,11 @@ class SlotTables:
             index = self._free_slot(table)
             if index is not None and self._fits(number, index, sequence):
                 is_new = index == len(table.slots)
-                return number, index, 0 if is_new else num_reusable(table.slots[index], sequence)
+                return (
+                    number,
+                    index,
+                    0 if is_new else self.prefix_cache.num_reusable(table.slots[index], sequence),
+                )
         return None
 
     def _free_slot(self, table: Table) -> int | None:
@@ -194,11 +231,11 @@ class SlotTables:
     def _room(self, number: int, num_rows: int, num_tokens: int) -> tuple[int, int] | None:
         """Return (rows, tokens) of a table with room for these; None: over the budget."""
         table = self.tables[number]
-        others = self.num_kv_tokens - table.num_rows * table.num_tokens
+        others = self.num_kv_tokens - self.limits.table_tokens(table.num_rows, table.num_tokens)
         tokens = max(table.num_tokens, round_tokens(num_tokens))
         for wanted in (min(round_rows(num_rows), self.limits.max_rows), num_rows):
             rows = max(table.num_rows, wanted)
-            if others + rows * tokens <= self.limits.max_kv_tokens:
+            if others + self.limits.table_tokens(rows, tokens) <= self.limits.max_kv_tokens:
                 return rows, tokens
         return None
 
@@ -208,7 +245,8 @@ class SlotTables:
         for other, table in enumerate(self.tables):
             running = [*table.running, sequence] if other == number else table.running
             rows = max(table.num_rows, num_rows) if other == number else table.num_rows
-            total += rows * max([table.num_tokens, *(round_tokens(_with_slack(each)) for each in running)])
+            tokens = max([table.num_tokens, *(round_tokens(_with_slack(each)) for each in running)])
+            total += self.limits.table_tokens(rows, tokens)
         return total <= self.limits.max_kv_tokens
 
     def _grow(self, sequence: Sequence, num_tokens: int) -> bool:
@@ -230,11 +268,12 @@ class SlotTables:
             [each for each in table.running if counts_yielding or not each.can_yield] for table in self.tables
         ]
         sizes = [(len(rows), max((round_tokens(wish(each)) for each in rows), default=0)) for rows in staying]
-        total = sum(rows * tokens for rows, tokens in sizes)
+        size = self.limits.table_tokens
+        total = sum(size(rows, tokens) for rows, tokens in sizes)
         own = round_tokens(wish(sequence))
         return any(
             rows < self.limits.max_rows
-            and total - rows * tokens + (rows + 1) * max(tokens, own) <= self.limits.max_kv_tokens
+            and total - size(rows, tokens) + size(rows + 1, max(tokens, own)) <= self.limits.max_kv_tokens
             for rows, tokens in sizes
         )
 
@@ -248,7 +287,8 @@ class SlotTables:
         wastes = []
         for number, table in enumerate(self.tables):
             rows, tokens = self._tight(table)
-            waste = table.num_rows * table.num_tokens - rows * tokens
+            size = self.limits.table_tokens
+            waste = size(table.num_rows, table.num_tokens) - size(rows, tokens)
             if waste:
                 wastes.append((rows > 0, -waste, number))
         return [number for _, _, number in sorted(wastes)]

@@ -30,7 +30,7 @@ MANY = (64, 128, 256, 512, 1024, 2048)
 TILE, UNEVEN = 64, 5  # tokens of a full tile; so many short of one
 # Attention takes another kernel from each of these contexts on.
 LONG_CONTEXTS = (1024, 4096, 8192, 16384, 32768, 65536)
-ORDERS_TOKENS = 1024  # that the tables of `_orders` have together
+ORDERS_TOKENS, ORDERS_ROWS = 1024, 8  # that the tables of `_orders` have together
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class WarmUp:
             step.num_kv_tokens <= self.max_tokens
             and max(step.slots) < self.max_rows
             and step.num_rows * step.num_tokens <= largest
-            and rows * tokens <= self.limits.slots.max_kv_tokens
+            and self.limits.slots.table_tokens(rows, tokens) <= self.limits.slots.max_kv_tokens
+            and (len({*step.counts} - {0}) == 1 or not self.limits.slots.has_states)
         )
 
 
@@ -66,7 +67,8 @@ def plan_warm_up(warm_up: WarmUp) -> list[StageStep]:
         steps.append(replace(step, resizes=(Resize(0, *wanted),) if wanted != size else ()))
         size = wanted
     orders = list(_orders())
-    if all(map(warm_up.fits, orders)) and warm_up.limits.slots.max_kv_tokens >= ORDERS_TOKENS:
+    rows_tokens = warm_up.limits.slots.table_tokens(ORDERS_ROWS, 0)
+    if all(map(warm_up.fits, orders)) and warm_up.limits.slots.max_kv_tokens >= ORDERS_TOKENS + rows_tokens:
         steps += orders
     return steps
 

@@ -22,6 +22,10 @@ __all__ = ["StageModel", "check_model", "open_stage", "provider_for"]
 
 def provider_for(config: dict[str, Any]) -> "GeneralProvider":
     """Return the provider of a config's model type, which `read_config` has found to be served."""
+    if FAMILIES[config["model_type"]].kv == "state":
+        from distributed.models.hybrids import hybrid_provider
+
+        return hybrid_provider(config["model_type"])
     if FAMILIES[config["model_type"]].kv == "latent":
         from distributed.models.deepseek import DeepseekV2Provider
 

@@ -9,6 +9,7 @@ structure.
 """
 
 from collections.abc import Callable, Collection, Mapping
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from distributed.models.stage_model import HEAD, PassThrough, StageModel
 from distributed.models.weights import Weights, fill, load_tensors, materialize, quantize_modules
 from distributed.planning.checkpoint import BadCheckpoint, TensorInfo, is_tied, tensor_files
 from distributed.planning.families import FAMILIES
-from distributed.planning.stage_files import LAYER, StageCut, check_tensors
+from distributed.planning.model_config import tensor_name
+from distributed.planning.stage_files import EMBEDDINGS, LAYER, NORMS, StageCut, check_tensors
+from distributed.planning.state_families import layer_kinds
 from prompts.mlx_lm_import import import_mlx_lm
 
 rope_utils = import_mlx_lm("models.rope_utils")
@@ -52,9 +55,10 @@ class GeneralProvider:
         Of the classes some ignore a scaling, some know one kind alone (mlx_lm 0.32.2).
         """
         module = import_mlx_lm(f"models.{config['model_type']}")
-        model = module.Model(module.ModelArgs.from_dict({**config, "rope_scaling": None}))
-        attentions = [layer.self_attn for layer in model.layers] if config.get("rope_scaling") else []
-        for attention in attentions:
+        plain = {"rope_parameters": None, **config, "rope_scaling": None}
+        model = module.Model(module.ModelArgs.from_dict(plain))
+        attentions = [layer.self_attn for layer in model.layers if "self_attn" in layer]
+        for attention in attentions if config.get("rope_scaling") else []:
             rope = attention.rope
             if hasattr(rope, "dims"):  # a layer may have no positions
                 is_traditional = getattr(rope, "traditional", False)
@@ -72,8 +76,20 @@ class GeneralProvider:
         names = tensor_files(folder)
         whole, cut = self._build_whole(str(folder), config, names, layers, is_first=is_first, is_last=is_last)
         weights = load_tensors(folder, lambda name: cut.local_name(name) is not None)
-        weights, modules = self._assemble(whole, cut, config, _with_stand_ins(weights, names, cut))
-        return StageParts(modules, whole, cut, config, _stored_dtype(weights))
+        weights |= self.stand_ins(folder, weights, names, cut)
+        weights, modules = self._assemble(whole, cut, config, weights)
+        return StageParts(modules, _text_of(whole), cut, config, _stored_dtype(weights))
+
+    def stand_ins(self, folder: Path, weights: Weights, names: Collection[str], cut: StageCut) -> Weights:
+        """Return arrays that are never read for tensors that other stages own.
+
+        A class may join experts in all layers if it finds them in the first (mlx_lm 0.32.2).
+        """
+        matches = [match for match in map(LAYER.fullmatch, names) if match]
+        own = {match[2]: weights[match[0]] for match in matches if match[0] in weights}
+        others = {match[0]: match[2] for match in matches if int(match[1]) not in cut.layers}
+        # Copies of the handles, since a class may multiply in place (mlx_lm 0.32.2 falcon_h1.py, sanitize).
+        return {name: copy(own[rest]) for name, rest in others.items() if rest in own}
 
     def _build_whole(
         self,
@@ -91,18 +107,18 @@ class GeneralProvider:
             whole = self.build({**config, "tie_word_embeddings": tied})
         except (TypeError, KeyError, ValueError, ArithmeticError) as error:
             raise BadCheckpoint(f"{name}: config.json does not describe a model: {error}") from error
-        return whole, StageCut(layers, is_first, is_last, is_tied=tied and "lm_head" not in whole)
+        return whole, StageCut(layers, is_first, is_last, is_tied=tied and "lm_head" not in _text_of(whole))
 
     def _assemble(
         self, whole: Any, cut: StageCut, config: dict[str, Any], weights: Weights
     ) -> tuple[Weights, Any]:
         """Put a stage's weights into its part of the model, lazily; returns both."""
         if hasattr(whole, "sanitize"):
-            weights = whole.sanitize(weights)
+            weights = {tensor_name(name): array for name, array in whole.sanitize(weights).items()}
         weights = {name: array for name, array in weights.items() if cut.local_name(name) is not None}
         weights = self.adapt(weights, config)
-        quantize_modules(whole, weights, config)
-        parts = _cut_parts(whole, cut, FAMILIES[config["model_type"]].embedding_factor)
+        quantize_modules(_text_of(whole), weights, config)
+        parts = _cut_parts(_text_of(whole), cut, FAMILIES[config["model_type"]].embedding_factor)
         fill(parts, {cut.local_name(name) or name: array for name, array in weights.items()})
         return weights, parts
 
@@ -118,37 +134,39 @@ def make_rope(config: dict[str, Any], num_values: int, *, is_traditional: bool) 
     )
 
 
-def _with_stand_ins(weights: Weights, names: Collection[str], cut: StageCut) -> Weights:
-    """Return the weights with arrays that are never read in the place of other stages' layers.
-
-    A class may join experts in all layers if it finds them in the first (mlx_lm 0.32.2).
-    """
-    matches = [match for match in map(LAYER.fullmatch, names) if match]
-    own = {match[2]: weights[match[0]] for match in matches if match[0] in weights}
-    others = {match[0]: match[2] for match in matches if int(match[1]) not in cut.layers}
-    return weights | {name: own[rest] for name, rest in others.items() if rest in own}
-
-
 def _stored_dtype(weights: Weights) -> Any:
     """Return the type that norms are stored in: a stage computes in it."""
-    return weights[min(name for name in weights if name.endswith("layernorm.weight"))].dtype
+    norms = [name for name in weights if name.endswith("norm.weight")]
+    return weights[min(norms, key=lambda name: (not name.endswith("layernorm.weight"), name))].dtype
+
+
+def _text_of(model: Any) -> Any:
+    """Return the part that is embed -> layers -> norm -> head of a model that may see as well."""
+    return model.language_model if "language_model" in model else model
+
+
+def _inner_name(model: Any) -> str:
+    """What a model calls its embed -> layers -> norm."""
+    return "backbone" if "backbone" in model else "model"
 
 
 def _cut_parts(model: Any, cut: StageCut, embedding_factor: str) -> nn.Module:
     """Return a module of `inner` (the cut inner model) and, where the stage has one of its own, `head`."""
-    parts, inner = nn.Module(), model.model
+    parts, inner = nn.Module(), model[_inner_name(model)]
     parts.inner = inner
+    (embeddings,) = (name for name in EMBEDDINGS if name in inner)
+    (norm,) = (name for name in NORMS if name in inner)
     if cut.has_own_head:
-        parts[HEAD] = inner.embed_tokens if cut.is_tied else model.lm_head
+        parts[HEAD] = inner[embeddings] if cut.is_tied else model.lm_head
     inner.layers = [
         layer if number in cut.layers else PassThrough(layer) for number, layer in enumerate(inner.layers)
     ]
     if not cut.is_first:
-        inner.embed_tokens = PassThrough(inner.embed_tokens)
+        setattr(inner, embeddings, PassThrough(inner[embeddings]))
         if embedding_factor:
             setattr(inner, embedding_factor, 1)  # applied by the first stage
     if not cut.is_last:
-        inner.norm = PassThrough(inner.norm)
+        setattr(inner, norm, PassThrough(inner[norm]))
     return parts
 
 
@@ -183,6 +201,7 @@ class StageParts:
         on_progress: Callable[[float], None] | None = None,
     ) -> StageModel:
         """Read the weights, floats cast to dtype; see `materialize`."""
+        kinds = layer_kinds(self.config)
         materialize(self.modules, dtype, dequantize=dequantize, on_module=on_module, on_progress=on_progress)
         return StageModel(
             inner=self.inner,
@@ -193,12 +212,13 @@ class StageParts:
             hidden_size=self.config["hidden_size"],
             vocab_size=self.config["vocab_size"],
             dtype=dtype,
+            kinds=None if all(each == ("kv",) for each in kinds) else kinds,
             weights_bytes=sum(array.nbytes for _, array in tree_flatten(self.modules.parameters())),
         )
 
     def _make_head(self) -> Any:
         """Return the model's own call, which takes hidden states for those of its inner model."""
-        self.whole.model = PassThrough(self.inner)
+        setattr(self.whole, _inner_name(self.whole), PassThrough(self.inner))
         if self.cut.is_tied:
             self.whole.model.embed_tokens = self.head
         else:

@@ -1,7 +1,7 @@
 """The part of a model that one rank has: layers; on the first stage embeddings, on the last norm and head.
 
-Knows nothing of ranks, of what caches hold, of files, or of what runs the layers. Everything is lazy: nothing
-here evaluates.
+Knows nothing of ranks, of caches but their kinds, of files, or of what runs the layers. Everything is lazy:
+nothing here evaluates.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +10,8 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+
+from distributed.planning.state_families import CacheKind
 
 HEAD = "head"  # the cut's part that is the last stage's own head
 
@@ -45,6 +47,8 @@ class StageModel:
     vocab_size: int
     dtype: Any  # mx.Dtype of the hidden states
     weights_bytes: int
+    # What the layers at all places cache; None: each has keys and values.
+    kinds: tuple[tuple[CacheKind, ...], ...] | None = None
 
     @property
     def own_layers(self) -> Sequence[Any]:

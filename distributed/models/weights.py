@@ -22,8 +22,8 @@ switch_layers = import_mlx_lm("models.switch_layers")
 
 Weights = dict[str, mx.array]
 
-# Rounded, they would choose other experts.
-_NEVER_CAST = ("e_score_correction_bias", "expert_bias")
+# Rounded, they would choose other experts, or forget faster or more slowly.
+_NEVER_ROUNDED = ("e_score_correction_bias", "expert_bias", "A_log")
 _UNPACK_VALUES = 1 << 16
 _PLAIN = {
     nn.QuantizedLinear: nn.Linear,
@@ -62,6 +62,7 @@ def quantize_modules(model: nn.Module, weights: Weights, config: dict[str, Any])
         return
 
     def predicate(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        path = tensor_name(path)
         if not hasattr(module, "to_quantized") or f"{path}.scales" not in weights:
             return False
         override = quantization.get(path)
@@ -158,7 +159,9 @@ def _own_bytes(module: nn.Module) -> int:
 
 def _materialize_own(module: nn.Module, dtype: Any) -> None:
     for key in _own_parameters(module):
-        if mx.issubdtype(module[key].dtype, mx.floating) and key not in _NEVER_CAST:
+        stored = module[key].dtype
+        is_rounded = dtype.size < stored.size
+        if mx.issubdtype(stored, mx.floating) and not (is_rounded and key in _NEVER_ROUNDED):
             module[key] = module[key].astype(dtype)
         mx.eval(module[key])
 

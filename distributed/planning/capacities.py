@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from config import Settings
 from config.context_length import MOST_AUTO_TOKENS
-from distributed.planning.kv_sizes import padded_tokens
+from distributed.planning.kv_sizes import padded_tokens, round_rows
 from distributed.planning.model_shape import ModelShape
 
 MIB = 1 << 20
@@ -36,10 +36,14 @@ class HostCapacity:
 
 @dataclass(frozen=True)
 class KVReserve:
-    """Memory for KV: `reserve_bytes` on the rank with the most layers, for at most `max_tokens` tokens."""
+    """Memory for KV: `reserve_bytes` on the rank with the most layers, for at most `max_tokens` tokens.
+
+    Where layers have states of rows, at most `max_rows` of them, rows and tokens share the reserve as they
+    come, and each rank may use all of it."""
 
     reserve_bytes: int = 0
     max_tokens: int | None = None
+    max_rows: int | None = None
 
     def num_tokens(self, shape: ModelShape, most_layers: int) -> int:
         """Return how many tokens fit if the largest stage has `most_layers`."""
@@ -49,6 +53,15 @@ class KVReserve:
     def layer_bytes(self, shape: ModelShape, most_layers: int) -> int:
         """Return the bytes of KV of one layer if the largest stage has `most_layers`."""
         return self.num_tokens(shape, most_layers) * shape.kv_bytes_per_token
+
+    def ranks_bytes(self, shape: ModelShape, layers: range, most_layers: int, num_ranks: int = 1) -> int:
+        """Return the most that ranks with these layers together need, if the largest has `most_layers`."""
+        if not shape.has_states:
+            return len(layers) * self.layer_bytes(shape, most_layers)
+        most = num_ranks * self.reserve_bytes
+        if self.max_tokens is None or self.max_rows is None:
+            return most
+        return min(most, shape.kv_bytes(layers, self.max_tokens, self.max_rows))
 
 
 @dataclass(frozen=True)
@@ -88,8 +101,9 @@ def attention_bytes(settings: Settings, shape: ModelShape, num_tokens: int | Non
 def make_reserve(settings: Settings, ring_size: int) -> KVReserve:
     """Return KV_CACHE_RESERVED_MEMORY_MB, and the most tokens that the tables can ever hold."""
     num_tables = ring_size if settings.microbatches == "auto" else int(settings.microbatches)
-    most = num_tables * padded_tokens(settings.max_rows_per_microbatch, _longest_context(settings))
-    return KVReserve(settings.kv_cache_reserved_memory_mb * MIB, most)
+    max_rows = settings.max_rows_per_microbatch
+    most = num_tables * padded_tokens(max_rows, _longest_context(settings))
+    return KVReserve(settings.kv_cache_reserved_memory_mb * MIB, most, num_tables * round_rows(max_rows))
 
 
 def _longest_context(settings: Settings) -> int:

@@ -124,6 +124,14 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
+def stored_format(path: Path) -> str | None:
+    """Return the format that a safetensors file's metadata name, such as pt or mlx."""
+    try:
+        return str(json.loads(read_raw_header(path)[8:])["__metadata__"]["format"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 def read_raw_header(path: Path) -> bytes:
     """Read a safetensors file up to its data; less of a file that is none. Raises: BadCheckpoint."""
     try:

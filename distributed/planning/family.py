@@ -53,7 +53,7 @@ EXPERT_COUNTS = ("num_experts", "n_routed_experts", "num_local_experts")
 
 
 Window = Literal["never", "always", "switched", "beyond"]
-KVKind = Literal["full", "latent"]
+KVKind = Literal["full", "latent", "state"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class Family:
         neutral: key -> values that match the behaviour of the class; of a list, each entry's.
         rope_keys: keys of rope_parameters that the class follows, beyond those of every model.
         embedding_factor: the attribute of mlx-lm's inner model that multiplies embeddings.
-        kv: what a layer caches of a token: keys and values of all KV heads, or one latent.
+        kv: what layers cache: of a token keys and values of all KV heads, or one latent; or some layers
+            that, and others one state a row (state_families.py).
     """
 
     runs_as: str

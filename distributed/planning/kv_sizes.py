@@ -5,6 +5,31 @@ Pure arithmetic; knows neither MLX nor sequences.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RankKV:
+    """Bytes of KV of a token and of states of a row on a rank, and in how many layers: in each as many."""
+
+    token_bytes: int
+    num_kv_layers: int
+    row_bytes: int = 0
+    num_state_layers: int = 0
+
+
+def find_largest(ranks: Iterable[RankKV]) -> tuple[int, int]:
+    """Return the bytes that a token takes where it takes most, and to how many tokens a row's states amount.
+
+    While a table is resized, one of its layers is in memory twice.
+    """
+    token_bytes, row_bytes = 1, 0
+    for rank in ranks:
+        token_bytes = max(token_bytes, rank.token_bytes + rank.token_bytes // max(1, rank.num_kv_layers))
+        row_bytes = max(row_bytes, rank.row_bytes + rank.row_bytes // max(1, rank.num_state_layers))
+    return token_bytes, -(-row_bytes // token_bytes)
+
 
 def round_rows(num_rows: int) -> int:
     """Return the rows allocated for `num_rows` slots: the next power of two."""

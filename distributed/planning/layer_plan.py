@@ -7,7 +7,7 @@ numbers always give the same plan.
 
 All ranks of a host share its memory. A rank needs its weights and its KV. The KV of all ranks holds the same
 number of tokens, which the rank with the most layers limits: it uses the whole reserve, each other rank a
-part in proportion to its layers (`KVReserve`).
+part in proportion to its layers. Of a model with states each rank may use the whole reserve (`KVReserve`).
 """
 
 from bisect import bisect_left
@@ -66,13 +66,14 @@ def needs_of(
     shape: ModelShape, hosts: Sequence[HostCapacity], layers: Sequence[range], kv: KVReserve = NO_KV
 ) -> tuple[HostNeed, ...]:
     """Return every host's memory and its need, with these layers by rank."""
-    kv_layer_bytes = kv.layer_bytes(shape, max(len(part) for part in layers))
+    most = max(len(part) for part in layers)
     needs, rank = [], 0
     for host in hosts:
         own = range(rank, rank + host.num_ranks)
         rank = own.stop
         weights = sum(rank_weights_bytes(shape, layers, one) for one in own)
-        kv_bytes = kv_layer_bytes * sum(len(layers[one]) for one in own)
+        held = range(layers[own[-1]].start, layers[own[0]].stop)
+        kv_bytes = kv.ranks_bytes(shape, held, most, host.num_ranks)
         needs.append(HostNeed(host.name, host.memory_bytes, weights, kv_bytes))
     return tuple(needs)
 

@@ -24,6 +24,7 @@ from distributed.planning.families import FAMILIES, SERVED_TYPES, WRAPPERS
 from distributed.planning.family import EXPERT_COUNTS, Family, count_experts
 from distributed.planning.model_errors import BadCheckpoint, UnsupportedModel
 from distributed.planning.rope_config import normalise_rope
+from distributed.planning.state_families import take_layer_types
 
 SIMULATED_TYPE = "simulated"  # distributed/backends/simulated.py: sleeps instead of computing
 SCRIPTED_TYPE = "scripted"  # distributed/backends/scripted.py: answers by a script
@@ -71,7 +72,7 @@ def normalise_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
         _join_expert_counts(config, family)
         _check_experts(config, family)
         _check_heads(config, family)
-        _check_window(config, family)
+        (take_layer_types if family.kv == "state" else _check_window)(config, family)
         _take_quantization(config)
         _check_keys(config, family)
         normalise_rope(config, family)
@@ -84,9 +85,10 @@ def normalise_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def tensor_name(stored: str) -> str:
-    """Return a tensor's name in a text-only model: models with a text_config add a prefix."""
-    if stored.startswith("model.language_model."):
-        return f"model.{stored.removeprefix('model.language_model.')}"
+    """Return a tensor's name in a text-only model: some have another prefix, those that see one more."""
+    for prefix in ("model.language_model.", "backbone."):
+        if stored.startswith(prefix):
+            return f"model.{stored.removeprefix(prefix)}"
     return stored.removeprefix("language_model.")
 
 
@@ -126,7 +128,7 @@ def _find_family(raw: Mapping[str, Any]) -> Family | None:
     if raw.get("text_config"):
         raise UnsupportedModel(f"a text_config within a model of type {model_type!r} is not served")
     for key in NEEDED_KEYS:
-        if raw.get(key) is None:
+        if raw.get(key) is None and not (key == "num_hidden_layers" and raw.get("layers_block_type")):
             raise BadValue(f"there is no {key}")
     return FAMILIES[model_type]
 
@@ -134,6 +136,8 @@ def _find_family(raw: Mapping[str, Any]) -> Family | None:
 def _with_defaults(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """Return the config with defaults for absent keys; a null head count or size follows from other keys."""
     config = dict(raw)
+    if config.get("layers_block_type"):  # transformers writes no number beside it
+        config.setdefault("num_hidden_layers", len(config["layers_block_type"]))
     for key, value in family.defaults.items():
         if key not in config:
             config[key] = value

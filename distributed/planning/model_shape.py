@@ -17,9 +17,10 @@ from distributed.planning.checkpoint import BadCheckpoint, TensorInfo, is_tied, 
 from distributed.planning.families import FAMILIES
 from distributed.planning.family import count_experts
 from distributed.planning.model_listing import check_config_listed, check_files_listed
-from distributed.planning.stage_files import LAYER, check_tensors
+from distributed.planning.stage_files import EMBEDDINGS, LAYER, NORMS, check_tensors
+from distributed.planning.state_families import CacheKind, layer_kinds, state_values
 
-_EXPERT = re.compile(r"\.(switch_mlp|experts|input_linear|output_linear)\.")
+_EXPERT = re.compile(r"\.(switch_mlp|experts|block_sparse_moe\.(input|output)_linear)\.")
 # Only the last token of a prompt passes the head, and its one large product runs closer to the machine's peak
 # than a layer does.
 HEAD_COST_SHARE = 0.75
@@ -37,7 +38,8 @@ class ModelShape:
     embed_bytes: int
     head_bytes: int  # the final norm, and the head or, where tied, the embeddings again
     tied: bool
-    kv_bytes_per_token: int  # of one layer
+    layer_kv_bytes: tuple[int, ...]  # of one token
+    layer_state_bytes: tuple[int, ...]  # of one row, however long
     score_bytes: int  # of one token's attention to another in a prefill chunk on a GPU, all heads of a layer
     layer_costs: tuple[float, ...]
     head_cost: float
@@ -49,6 +51,34 @@ class ModelShape:
     @cached_property
     def _costs_before(self) -> list[float]:
         return [0.0, *accumulate(self.layer_costs)]
+
+    @cached_property
+    def kv_bytes_per_token(self) -> int:
+        """The bytes of KV of a token in a layer that has KV; all such layers have as much."""
+        return max(self.layer_kv_bytes)
+
+    @cached_property
+    def has_states(self) -> bool:
+        """Whether layers keep states of rows, beside KV of tokens or in its place."""
+        return any(self.layer_state_bytes)
+
+    @cached_property
+    def _kv_before(self) -> list[tuple[int, int]]:
+        """Bytes of KV of a token, and of states of a row, in all layers before each place."""
+        return list(
+            zip(
+                accumulate(self.layer_kv_bytes, initial=0),
+                accumulate(self.layer_state_bytes, initial=0),
+                strict=True,
+            )
+        )
+
+    def kv_bytes(self, layers: range, num_tokens: int, num_rows: int) -> int:
+        """Return the bytes of KV and states of these layers."""
+        (tokens_before, rows_before), (tokens, rows) = (
+            self._kv_before[end] for end in (layers.start, layers.stop)
+        )
+        return (tokens - tokens_before) * num_tokens + (rows - rows_before) * num_rows
 
     @property
     def weights_bytes(self) -> int:
@@ -125,15 +155,20 @@ def make_shape(
     if 0 in layer_bytes:
         raise BadCheckpoint(f"{name} has no weights of layer {layer_bytes.index(0)}")
     tied = is_tied(config, tensors)
-    embed_bytes = _sum_under(sizes, "model.embed_tokens.")
-    head_bytes = (embed_bytes if tied else _sum_under(sizes, "lm_head.")) + _sum_under(sizes, "model.norm.")
+    embed_bytes = sum(_sum_under(sizes, f"model.{part}.") for part in EMBEDDINGS)
+    head_bytes = (embed_bytes if tied else _sum_under(sizes, "lm_head.")) + sum(
+        _sum_under(sizes, f"model.{norm}.") for norm in NORMS
+    )
+    kv_bytes = _kv_values(name, config) * (float_bytes or 2)  # names a key that is missing
+    kinds = layer_kinds(config)
     return ModelShape(
         num_layers=num_layers,
         layer_bytes=tuple(layer_bytes),
         embed_bytes=embed_bytes,
         head_bytes=head_bytes,
         tied=tied,
-        kv_bytes_per_token=_kv_values(name, config) * (float_bytes or 2),  # names a key that is missing
+        layer_kv_bytes=tuple(kv_bytes if "kv" in each else 0 for each in kinds),
+        layer_state_bytes=_state_bytes(config, kinds, float_bytes or 2),
         score_bytes=_score_bytes(config),
         layer_costs=tuple(layer_costs),
         head_cost=HEAD_COST_SHARE * head_bytes,
@@ -172,6 +207,16 @@ def _active_share(config: Mapping[str, Any]) -> float:
     """Return the share of a layer's routed experts that one token uses."""
     num_experts = count_experts(config)
     return config["num_experts_per_tok"] / num_experts if num_experts else 1.0
+
+
+def _state_bytes(
+    config: Mapping[str, Any], kinds: tuple[tuple[CacheKind, ...], ...], float_bytes: int
+) -> tuple[int, ...]:
+    """Return the bytes of each layer's state of one row."""
+    if not any("state" in each for each in kinds):
+        return (0,) * len(kinds)
+    narrow, wide = state_values(config)
+    return tuple(narrow * float_bytes + wide * 4 if "state" in each else 0 for each in kinds)
 
 
 def _head_size(config: Mapping[str, Any]) -> int:

@@ -35,7 +35,6 @@ class _Bounds:
     """Bounds of every stage: at most `most` layers, and no longer than `longest`."""
 
     most: int
-    kv_layer_bytes: int
     is_reached: bool  # some stage must have `most` layers
     longest: float = _UNLIMITED
 
@@ -72,11 +71,11 @@ class Splitter:
     def _all_bounds(self) -> Iterator[_Bounds]:
         """Yield bounds for each possible number of layers of the largest stage."""
         num_layers = self._shape.num_layers
-        if not self._has_limits or not self._kv.reserve_bytes:
-            yield _Bounds(num_layers, 0, is_reached=False)
+        if not self._has_limits or not self._kv.reserve_bytes or self._shape.has_states:
+            yield _Bounds(num_layers, is_reached=False)
             return
         for most in range(-(-num_layers // self._num_ranks), num_layers - self._num_ranks + 2):
-            yield _Bounds(most, self._kv.layer_bytes(self._shape, most), is_reached=True)
+            yield _Bounds(most, is_reached=True)
 
     @cached_property
     def _times(self) -> list[float]:
@@ -135,21 +134,24 @@ class Splitter:
             return range(0)
         kind = ground.kind(number)
         most = min(bisect_right(self._rows[kind][at], bounds.longest), bounds.most)
-        stop = min(at + most, self._last_stop(ground, host_start, bounds.kv_layer_bytes))
+        stop = min(at + most, self._last_stop(ground, host_start, bounds.most))
         if kind[1]:  # the model's last stage
             return range(num_layers, stop + 1)
         return range(at + 1, stop + 1)
 
-    def _last_stop(self, ground: _Ground, start: int, kv_layer_bytes: int) -> int:
+    def _last_stop(self, ground: _Ground, start: int, most_layers: int) -> int:
         """Return the furthest end of a host's layers from `start` on; at most `start` if it holds none."""
         shape, memory = self._shape, ground.host.memory_bytes
         if memory is None:
             return shape.num_layers
-        room = memory - ground.ends_bytes
+        room, num_ranks = memory - ground.ends_bytes, ground.host.num_ranks
+
+        def needed(num_layers: int) -> int:
+            layers = range(start, start + num_layers)
+            return shape.layers_bytes(layers) + self._kv.ranks_bytes(shape, layers, most_layers, num_ranks)
+
         lengths = range(1, shape.num_layers - start + 1)
-        return start + bisect_right(
-            lengths, room, key=lambda n: shape.layers_bytes(range(start, start + n)) + n * kv_layer_bytes
-        )
+        return start + bisect_right(lengths, room, key=needed)
 
     def _most_even(self, bounds: _Bounds) -> tuple[range, ...]:
         """Return, by rank, the split within the bounds with the least sum of squared stage times."""

@@ -22,7 +22,10 @@ STORED_TYPES = ("F32", "F16", "BF16", "U32", "U8")
 SUMS_NAME = ".sums.json"  # cluster/hosts/remote_scripts/file_sums.py writes it
 
 # What sees images, and layers that predict more than the next token.
-_NOT_SERVED = ("vision_tower.", "multi_modal_projector.", "visual.", "mtp_layers.")
+_NOT_SERVED = ("vision_tower.", "multi_modal_projector.", "visual.", "mtp_layers.", "mtp.")
+# What the classes call the embeddings, and the norm behind the last layer.
+EMBEDDINGS = ("embed_tokens", "embeddings")
+NORMS = ("norm", "embedding_norm", "norm_f", "final_layernorm")
 
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.*)")
 
@@ -46,11 +49,11 @@ class StageCut:
         if match := LAYER.fullmatch(name):
             return f"inner.layers.{match[1]}.{match[2]}" if int(match[1]) in self.layers else None
         place, _, rest = name.removeprefix("model.").partition(".")
-        if place == "embed_tokens" and self.is_first:
-            return f"inner.embed_tokens.{rest}"
-        if place == ("embed_tokens" if self.is_tied else "lm_head") and self.is_last:
+        if place in EMBEDDINGS and self.is_first:
+            return f"inner.{place}.{rest}"
+        if self.is_last and place in (EMBEDDINGS if self.is_tied else ("lm_head",)):
             return f"head.{rest}"
-        return f"inner.norm.{rest}" if place == "norm" and self.is_last else None
+        return f"inner.{place}.{rest}" if place in NORMS and self.is_last else None
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,10 @@ def check_tensors(name: str, config: Mapping[str, Any], tensors: Mapping[str, Te
     present = {int(match[1]) for match in map(LAYER.fullmatch, tensors) if match}
     if lost := set(cut.layers) - present:
         raise BadCheckpoint(f"{name} has no weights of layer {min(lost)}")
-    ends = ("model.embed_tokens.weight", "model.norm.weight", *(() if cut.is_tied else ("lm_head.weight",)))
-    if missing := [tensor for tensor in ends if tensor not in tensors]:
-        raise BadCheckpoint(f"{name} has no tensor {missing[0]}")
+    ends = [[f"model.{part}.weight" for part in names] for names in (EMBEDDINGS, NORMS)]
+    for names in (*ends, *([] if cut.is_tied else [["lm_head.weight"]])):
+        if tensors.keys().isdisjoint(names):
+            raise BadCheckpoint(f"{name} has no tensor {names[0]}")
 
 
 def _is_unused(tensor: str, cut: StageCut) -> bool:

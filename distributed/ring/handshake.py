@@ -57,7 +57,7 @@ class RingPlan:
 
 @dataclass(frozen=True)
 class RankInfo:
-    """A rank's line of lap two; `kv_bytes_per_token` is of all its layers."""
+    """A rank's line of lap two; bytes of KV and of states are of all its layers."""
 
     rank: int
     host: str
@@ -69,6 +69,7 @@ class RankInfo:
     memory_bytes: int
     load_s: float
     device: str
+    state_bytes_per_row: int = 0
 
 
 def sign(secret: str, body: Any) -> str:

@@ -20,6 +20,7 @@ from mlx.utils import tree_flatten
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from distributed.planning.families import FAMILIES
+from distributed.planning.stage_files import NORMS
 from prompts.mlx_lm_import import import_mlx_lm
 
 VOCAB_SIZE = 320
@@ -126,7 +127,9 @@ def make_model_folder(
     mx.random.seed(seed)
     model = make_model(config)
     model.apply(_rescaled)
-    model.model.norm.weight = 4 * model.model.norm.weight  # sets logits apart
+    inner = model.backbone if "backbone" in model else model.model
+    norm = next(inner[name] for name in NORMS if name in inner)
+    norm.weight = 4 * norm.weight  # sets logits apart
     model.set_dtype(dtype)
     if bits:
         quantization = _pack(model, bits, mode, finer)

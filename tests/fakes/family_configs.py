@@ -10,6 +10,7 @@ from typing import Any
 
 from distributed.planning.families import FAMILIES
 from distributed.self_test.seeded_models import COMMON, FAMILY_CONFIGS
+from tests.fakes.state_configs import STATEFUL_CONFIGS
 
 _KV = {"num_key_value_heads": 2}
 _BIASES = {"attention_bias": True, "mlp_bias": True}
@@ -94,7 +95,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     **{name: {**COMMON, **_KV, **beyond, "model_type": name} for name, beyond in _BEYOND.items()},
 }
 # Types that are others under another name.
-CONFIGS |= {
+CONFIGS |= STATEFUL_CONFIGS | {
     name: {**CONFIGS[like], "model_type": name}
     for name, like in {
         "iquestcoder": "llama",

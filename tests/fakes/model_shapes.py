@@ -10,6 +10,8 @@ def make_model_shape(
     head_bytes: int = 0,
     tied: bool = False,
     kv_bytes_per_token: int = 1,
+    layer_kv_bytes: tuple[int, ...] = (),
+    layer_state_bytes: tuple[int, ...] = (),
 ) -> ModelShape:
     """Make a shape whose costs are its bytes."""
     return ModelShape(
@@ -18,7 +20,8 @@ def make_model_shape(
         embed_bytes=embed_bytes,
         head_bytes=head_bytes,
         tied=tied,
-        kv_bytes_per_token=kv_bytes_per_token,
+        layer_kv_bytes=layer_kv_bytes or (kv_bytes_per_token,) * len(layer_bytes),
+        layer_state_bytes=layer_state_bytes or (0,) * len(layer_bytes),
         score_bytes=0,
         layer_costs=tuple(float(size) for size in layer_bytes),
         head_cost=float(head_bytes),

@@ -74,7 +74,7 @@ class LocalRing:
         for stage in self.stages:
             hidden = stage.run(step, hidden)
             limit = self.scheduler.slots.limits.max_kv_tokens
-            assert stage.kv_num_bytes <= limit * stage.kv_bytes_per_token
+            assert stage.kv_num_bytes <= limit * max(each.kv_bytes_per_token for each in self.stages)
         drawn: dict[Sequence, Drawn] = {}
         for i, row in enumerate(microbatch.rows):
             sequence = row.sequence

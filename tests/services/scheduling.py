@@ -20,9 +20,14 @@ def make_scheduler(
     chunk: int = 64,
     drafter: Drafter | None = None,
     max_gathered: int = 0,
+    row_tokens: int = 0,
 ) -> Scheduler:
     slots = SlotLimits(
-        num_tables=num_tables, max_rows=max_rows, max_kv_tokens=max_kv_tokens, max_kept_tokens=kept
+        num_tables=num_tables,
+        max_rows=max_rows,
+        max_kv_tokens=max_kv_tokens,
+        max_kept_tokens=kept,
+        row_tokens=row_tokens,
     )
     limits = SchedulerLimits(
         max_in_flight=num_tables, max_chunk_tokens=chunk, slots=slots, max_gathered=max_gathered

@@ -138,3 +138,15 @@ def test_one_layer_at_a_time_is_in_memory_twice() -> None:
     taken = 2 * 1536 * token  # of the rows that stay, before they are in their new place
     assert peak_of(lambda: table.resize(Resize(0, 2, 1024, (3, 1)))) <= 2 * 1024 * token + taken + slack
     assert table.num_bytes == 2 * 1024 * token * num_layers
+
+
+def test_a_step_that_was_built_ahead_is_taken_back() -> None:
+    """The arrays are those of before, though what was built writes into the same ones."""
+    table, keys = KVTable(1), mx.ones((1, H, 1, D))
+    (layer,) = table.begin(make_step({0: (0, 1)}))
+    layer.update_and_fetch(keys, keys)
+    begun, take_back = table.begin_ahead(make_step({0: (1, 1)}))
+    begun[0].update_and_fetch(5 * keys, 5 * keys)
+    take_back()
+    assert layer.keys is not None
+    assert layer.keys[0, 0, :3, 0].tolist() == [1, 0, 0]

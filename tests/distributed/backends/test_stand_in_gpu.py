@@ -15,9 +15,11 @@ import mlx.core as mx
 import pytest
 
 from distributed.ring.watchdog import EXIT_RING_LOST
+from distributed.self_test.seeded_models import make_model_folder
 from spool import Request
 from tests.fakes.checkpoints import cast_weights, make_checkpoint, reference_model
 from tests.fakes.stand_in_gpu import StandInDevice, StandInGpu, StandInRunner
+from tests.fakes.state_configs import STATEFUL_CONFIGS
 from tests.services.local_ring import LocalRing, answer, load_stages
 from tests.services.ring_service import ROOT, RingService
 from tests.services.stages import load_chain, make_step, reference_logits, reference_tokens
@@ -90,11 +92,16 @@ def never(num_rows: int, num_tokens: int) -> None:
 
 
 @pytest.mark.parametrize("comes", [True, False])
-def test_a_step_that_was_built_ahead(folder: Path, comes: bool) -> None:
-    """It gives what it gives otherwise; one that does not come leaves no trace."""
+@pytest.mark.parametrize("variant", ["qwen3_moe-8bit", "qwen3_next", "falcon_h1"])
+def test_a_step_that_was_built_ahead(folder: Path, variant: str, comes: bool) -> None:
+    """It gives what it gives otherwise; one that does not come leaves no trace, in states neither."""
     outputs = []
+    if variant in STATEFUL_CONFIGS:
+        model = make_model_folder(folder / variant, STATEFUL_CONFIGS[variant], bits=8, dtype=mx.bfloat16)
+    else:
+        model = folder_of(variant, folder)
     for is_ahead in (False, True):
-        stage = load_stages(folder_of("qwen3_moe-8bit", folder), (4,), StandInGpu())[0]
+        stage = load_stages(model, (4,), StandInGpu())[0]
         stage.run(make_step({0: (0, 4), 1: (0, 4)}), mx.array([[1, 2, 3, 4], [5, 6, 7, 8]]))
         if is_ahead:
             expected = replace(make_step({0: (4, 1), 1: (4, 1)}), is_alone=True)

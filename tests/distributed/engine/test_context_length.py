@@ -16,7 +16,9 @@ from distributed.engine.engine_config import make_scheduler
 from distributed.engine.status import RingStatus
 from distributed.planning.kv_sizes import most_tokens, padded_tokens
 from distributed.ring.handshake import RankInfo
+from distributed.self_test.seeded_models import make_model_folder
 from tests.fakes.checkpoints import make_checkpoint
+from tests.fakes.family_configs import CONFIGS
 
 
 def make_settings(folder: Path, length: str) -> Settings:
@@ -146,3 +148,23 @@ def test_rank_0_counts_by_the_rank_where_a_token_takes_most(tmp_path: Path) -> N
         status.publish()
         context = ContextLength.from_json(json.loads((tmp_path / "ring.json").read_text())["context"])
         assert context == ContextLength(*wanted, model_tokens=2048)  # type: ignore[arg-type]
+
+
+def test_states_of_rows_count_as_tokens(tmp_path: Path) -> None:
+    """By the rank with most of each; one may have states alone."""
+    folder = make_model_folder(tmp_path / "model", CONFIGS["qwen3_next"])
+    settings = load_settings(
+        {"MODEL_REPO": str(folder), "KV_CACHE_RESERVED_MEMORY_MB": "2"}, root=tmp_path, environ={}
+    )
+    status = RingStatus(tmp_path / "ring.json", epoch=1, ring_size=2, model="m", settings=settings.public())
+    info = RankInfo(
+        rank=0, host="a", pid=1, first_layer=1, num_layers=3, weights_bytes=1, kv_bytes_per_token=1024,
+        memory_bytes=1, load_s=0.0, device="cpu", state_bytes_per_row=48 * 1024,
+    )  # fmt: skip
+    alone = replace(info, rank=1, first_layer=0, num_layers=1, kv_bytes_per_token=0)
+    status.ranks = (info, alone)
+    slots = make_scheduler(settings, status, 512, 1.0).limits.slots
+    # A layer of each is in memory twice while a table grows: 1.5 KiB a token, 96 KiB a row.
+    assert (slots.max_kv_tokens, slots.row_tokens) == (2048 * 2 // 3, 64)
+    assert status.context is not None
+    assert status.context.max_tokens == 1024

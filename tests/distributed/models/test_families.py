@@ -109,11 +109,12 @@ def check_sizes(chain: StageChain, shape: ModelShape, model: Any, config: dict[s
         assert planned == held.weights_bytes
         stage.drop_tables()
         stage.measure_kv()
-        assert stage.kv_bytes_per_token == shape.kv_bytes_per_token * len(held.layers)
+        assert stage.kv_bytes_per_token == sum(shape.layer_kv_bytes[i] for i in held.layers)
+        assert stage.state_bytes_per_row == sum(shape.layer_state_bytes[i] for i in held.layers)
     for layer, cost in zip(model.layers, shape.layer_costs, strict=True):
-        arrays = [array for _, array in tree_flatten(layer.parameters())]
-        every = sum(array.nbytes for array in arrays)
-        experts = [array for array in arrays if array.ndim == 3]  # nothing else is stacked
+        arrays = dict(tree_flatten(layer.parameters()))
+        every = sum(array.nbytes for array in arrays.values())
+        experts = [array for path, array in arrays.items() if array.ndim == 3 and "conv" not in path]
         idle = sum(array.nbytes * (1 - config["num_experts_per_tok"] / len(array)) for array in experts)
         assert cost == pytest.approx(every - idle)
 

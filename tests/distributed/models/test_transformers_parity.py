@@ -20,6 +20,8 @@ from tests.services.stages import load_chain
 NUM_PROMPT_TOKENS = 200
 CHUNK_TOKENS = 96
 TOLERANCE = 5e-4
+# Of the delta rule, whose recurrence carries the rounding of float32 on.
+LOOSE, LOOSE_TOLERANCE = ("qwen3_5", "qwen3_next"), 4e-3
 
 pytestmark = pytest.mark.long
 
@@ -53,4 +55,5 @@ def test_saved_models_give_the_logits_of_transformers(
         chain = load_chain(folders / variant, counts, CpuBackend(products))
         parts = [chain.prefill(IDS[:NUM_PROMPT_TOKENS], chunk=CHUNK_TOKENS)]
         parts += [chain.run([[IDS[i]]], [0], [i])[0] for i in range(NUM_PROMPT_TOKENS, len(IDS))]
-        assert np.abs(np.array(mx.concatenate(parts)) - expected).max() < TOLERANCE, counts
+        tolerance = LOOSE_TOLERANCE if variant.startswith(LOOSE) else TOLERANCE
+        assert np.abs(np.array(mx.concatenate(parts)) - expected).max() < tolerance, counts

@@ -97,6 +97,31 @@ _SEES: dict[str, dict[str, Any]] = {
     "qwen2_vl": {"vision_config": {"depth": 1, "embed_dim": 32, "num_heads": 2, "hidden_size": 64}},
     "qwen2_5_vl": _QWEN_VISION,
     "qwen3_vl": _QWEN_VISION,
+    "qwen3_5": _QWEN_VISION,
+    "qwen3_5_moe": _QWEN_VISION,
+}
+_DELTA = {
+    **_KV,
+    "head_dim": 32,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 24,
+    "linear_value_head_dim": 16,
+    "rope_parameters": {**_PLAIN, "partial_rotary_factor": 0.5},
+}
+_DELTA_EXPERTS = {
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 48,
+    "shared_expert_intermediate_size": 40,
+}
+_LFM2 = {
+    **_KV,
+    "layer_types": ["conv", "full_attention", "conv", "conv"],
+    "conv_L_cache": 4,
+    "conv_bias": True,
+    "rope_parameters": _PLAIN,
 }
 _SECTIONS = {"rope_parameters": {**_PLAIN, "mrope_section": [4, 2, 2]}}
 _WIDE_SECTIONS = {
@@ -159,6 +184,21 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {**_KV, **_SIGMOID_EXPERTS, "rope_parameters": _PLAIN, "first_k_dense_replace": 1, "head_dim": 32},
     ),
     "ernie4_5": ("ernie4_5", {**_KV, "rope_parameters": _PLAIN, "use_bias": True, "head_dim": 32}),
+    "falcon_h1": (
+        "falcon_h1",
+        {**_KV, "rope_parameters": _PLAIN, "head_dim": 32, "mamba_d_ssm": 128, "mamba_d_head": 16}
+        | {"mamba_n_heads": 8, "mamba_d_state": 12, "mamba_n_groups": 2, "pad_token_id": 0}
+        | {"attention_in_multiplier": 0.9, "attention_out_multiplier": 0.8, "key_multiplier": 0.7}
+        | {"embedding_multiplier": 3.0, "lm_head_multiplier": 0.6, "mlp_multipliers": [0.9, 0.8]}
+        | {"ssm_in_multiplier": 1.2, "ssm_out_multiplier": 0.8, "ssm_multipliers": [0.9, 0.8, 0.7, 0.6, 0.5]},
+    ),
+    "falcon_h1-norm": (
+        "falcon_h1",
+        {**_KV, "rope_parameters": _PLAIN, "head_dim": 32, "mamba_d_ssm": 128, "mamba_d_head": 16}
+        | {"mamba_n_heads": 8, "mamba_d_state": 12, "pad_token_id": 0, "mamba_rms_norm": True}
+        | {"mamba_norm_before_gate": False, "embedding_multiplier": 3.0, "lm_head_multiplier": 0.6}
+        | {"tie_word_embeddings": True},
+    ),
     "glm4": ("glm4", _GLM),
     "glm4_moe": (
         "glm4_moe",
@@ -173,6 +213,20 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {**_KV, **_MULTIPLIERS, "rope_parameters": _PLAIN, "attention_bias": True, "mlp_bias": True},
     ),
     "granitemoe": ("granitemoe", {**_KV, **_MULTIPLIERS, **_LOCAL_EXPERTS, "rope_parameters": _PLAIN}),
+    "granitemoehybrid": (
+        "granitemoehybrid",
+        {**_KV, **_MULTIPLIERS, **_LOCAL_EXPERTS, "rope_parameters": _PLAIN, "mamba_proj_bias": True}
+        | {"layer_types": ["mamba", "attention", "mamba", "mamba"], "shared_intermediate_size": 40}
+        | {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 12}
+        | {"position_embedding_type": "rope"},
+    ),
+    "granitemoehybrid-dense": (
+        "granitemoehybrid",
+        {**_KV, **_MULTIPLIERS, "num_local_experts": 0, "tie_word_embeddings": True}
+        | {"layer_types": ["mamba", "attention"] * 2, "shared_intermediate_size": 40}
+        | {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 12}
+        | {"position_embedding_type": None},
+    ),
     "helium": ("helium", {**_KV, "rope_parameters": _PLAIN, "head_dim": 16}),
     "hunyuan_v1_dense": (
         "hunyuan_v1_dense",
@@ -181,8 +235,20 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "hunyuan_v1_dense-yarn": ("hunyuan_v1_dense", {**_KV, "head_dim": 32, "rope_parameters": _YARN}),
     "minimax_m2": ("minimax_m2", {**_KV, **_LOCAL_EXPERTS, **_HALF, "head_dim": 32}),
+    "lfm2": ("lfm2", {**_LFM2, "block_multiple_of": 32, "block_ffn_dim_multiplier": 1.5}),
+    "lfm2_moe": (
+        "lfm2_moe",
+        {**_LFM2, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 48}
+        | {"num_dense_layers": 1, "routed_scaling_factor": 1.5},
+    ),
     "mixtral": ("mixtral", {**_KV, **_LOCAL_EXPERTS, "rope_parameters": _PLAIN}),
     "mixtral-yarn": ("mixtral", {**_KV, **_LOCAL_EXPERTS, "rope_parameters": _YARN, "head_dim": 16}),
+    "nemotron_h": (
+        "nemotron_h",
+        {**_KV, **_SIGMOID_EXPERTS, "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"]}
+        | {"mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 12, "n_groups": 2, "head_dim": 32}
+        | {"moe_shared_expert_intermediate_size": 40, "pad_token_id": 0},
+    ),
     "nemotron": ("nemotron", {**_KV, **_HALF, "head_dim": 32}),
     "olmo2": ("olmo2", {**_KV, "rope_parameters": _PLAIN}),
     "olmoe": (
@@ -203,6 +269,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_vl-text": ("qwen2_vl_text", {**_KV, **_SECTIONS}),
     "qwen2_5_vl-text": ("qwen2_5_vl_text", {**_KV, **_SECTIONS}),
     "qwen3_vl-text": ("qwen3_vl_text", {**_KV, **_WIDE_SECTIONS}),
+    "qwen3_5-text": ("qwen3_5_text", {**_DELTA, "attention_bias": True}),
+    "qwen3_5_moe-text": ("qwen3_5_moe_text", {**_DELTA, **_DELTA_EXPERTS}),
+    "qwen3_next": ("qwen3_next", {**_DELTA, **_DELTA_EXPERTS}),
     "seed_oss": (
         "seed_oss",
         {**_KV, "rope_parameters": _PLAIN, "head_dim": 32, "attention_out_bias": True, "mlp_bias": True},

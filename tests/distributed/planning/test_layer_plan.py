@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -72,13 +73,25 @@ def try_plan(
 
 def shapes(max_layers: int) -> st.SearchStrategy[ModelShape]:
     """Draw shapes of uneven layers."""
+    layer = st.tuples(st.integers(1, 9), st.booleans())
+
+    def build(layers: list[tuple[int, bool]], kv_bytes: int, state_bytes: int, **ends: Any) -> ModelShape:
+        """Where states take no bytes, all layers have KV."""
+        return make_model_shape(
+            tuple(size for size, _ in layers),
+            layer_kv_bytes=tuple(0 if state_bytes and has_state else kv_bytes for _, has_state in layers),
+            layer_state_bytes=tuple(state_bytes * has_state for _, has_state in layers),
+            **ends,
+        )
+
     return st.builds(
-        make_model_shape,
-        st.lists(st.integers(1, 9), min_size=1, max_size=max_layers).map(tuple),
+        build,
+        st.lists(layer, min_size=1, max_size=max_layers),
+        kv_bytes=st.integers(1, 3),
+        state_bytes=st.sampled_from([0, 0, 5]),
         embed_bytes=st.integers(0, 20),
         head_bytes=st.integers(20, 30),
         tied=st.booleans(),
-        kv_bytes_per_token=st.integers(1, 3),
     )
 
 
@@ -97,7 +110,10 @@ def rings(max_ranks: int, max_memory: int) -> st.SearchStrategy[list[HostCapacit
 
 
 reserves = st.builds(
-    KVReserve, reserve_bytes=st.sampled_from([0, 10, 40]), max_tokens=st.none() | st.integers(0, 9)
+    KVReserve,
+    reserve_bytes=st.sampled_from([0, 10, 40]),
+    max_tokens=st.none() | st.integers(0, 9),
+    max_rows=st.none() | st.integers(0, 4),
 )
 
 
@@ -217,6 +233,16 @@ def test_a_reserve_for_more_tokens_than_can_ever_run_is_not_counted() -> None:
     """KV is at most what all rows of all tables can hold."""
     kv = KVReserve(10 * MIB, max_tokens=100)
     assert kv.layer_bytes(make_model_shape((1, 1), kv_bytes_per_token=16), 2) == 1600
+
+
+def test_ranks_with_states_may_each_use_the_whole_reserve() -> None:
+    """Rows and tokens share it as they come; less is counted where all rows and tokens take less."""
+    shape = make_model_shape((1,) * 4, layer_kv_bytes=(0, 0, 0, 10), layer_state_bytes=(50, 50, 50, 0))
+    kv = KVReserve(1000, max_tokens=90, max_rows=4)
+    needs = needs_of(
+        shape, alone(None, None), split_layers(4, (2, 2)), kv
+    )  # rank 0 has the layer that attends
+    assert [need.kv_bytes for need in needs] == [1000, 400]
 
 
 def test_tied_embeddings_count_once_on_a_ring_of_one() -> None:

@@ -55,15 +55,25 @@ def normalise(config: dict[str, Any]) -> dict[str, Any]:
     return normalise_config(json.loads(json.dumps(config)), "config.json")
 
 
-# What transformers calls minimax is another model; it knows the last two with a text_config only.
-UNKNOWN = ("iquestcoder", "mimo", "minimax", "xverse", "qwen2_5_vl", "qwen2_vl")
+# What transformers calls minimax is another model; it knows the last four with a text_config only.
+UNKNOWN = ("iquestcoder", "mimo", "minimax", "xverse", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe")
 COMPARED = [name for name in FAMILIES if name not in UNKNOWN]
 NEEDED: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": None},
     "deepseek_v2": {"num_experts_per_tok": 6},
     "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "glm4_moe": {"head_dim": 128},
+    "falcon_h1": {"mamba_d_ssm": 1024, "mamba_d_head": 8, "mamba_chunk_size": 256},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 16},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 16},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
     "nemotron": {"num_key_value_heads": 8},
+    "nemotron_h": {
+        "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"],
+        "n_routed_experts": 8,
+        "time_step_min": 0.001,  # not read, as the next
+        "time_step_max": 0.1,
+    },
 }
 
 
@@ -75,8 +85,14 @@ def default_config(model_type: str) -> Any:
 
 def arguments_of(config: dict[str, Any]) -> Any:
     """What mlx-lm's class is made from."""
-    module = import_mlx_lm(f"models.{config['model_type']}")
-    return module.ModelArgs.from_dict({"tie_word_embeddings": False, **config})
+    return arguments_class(config["model_type"]).from_dict({"tie_word_embeddings": False, **config})
+
+
+def arguments_class(runs_as: str) -> Any:
+    """The class of what mlx-lm makes a text model from."""
+    if runs_as.startswith("qwen3_5"):
+        return import_mlx_lm("models.qwen3_5").TextModelArgs
+    return import_mlx_lm(f"models.{runs_as}").ModelArgs
 
 
 @pytest.mark.parametrize("model_type", COMPARED)
@@ -87,8 +103,8 @@ def test_what_transformers_writes_by_itself_is_accepted(model_type: str) -> None
     for key in ("num_key_value_heads", "max_position_embeddings", "hidden_size", "head_dim"):
         wanted = getattr(written, key, None)
         assert wanted is None or model_type == "deepseek_v2" or config[key] == wanted, key
-    theta = (config.get("rope_parameters") or config)["rope_theta"]
-    assert theta == written.rope_parameters["rope_theta"]
+    rope = getattr(written, "rope_parameters", None)  # nemotron_h has no positions
+    assert rope is None or (config.get("rope_parameters") or config)["rope_theta"] == rope["rope_theta"]
 
 
 @pytest.mark.parametrize("model_type", COMPARED)
@@ -127,6 +143,70 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "norm_topk_prob": True,
         "routed_scaling_factor": 1.0,
         "num_nextn_predict_layers": 1,
+    },
+    "lfm2": {
+        "block_auto_adjust_ff_dim": True,
+        "block_dim": 64,
+        "block_ff_dim": 96,
+        "block_mlp_init_scale": 1.0,
+        "block_norm_eps": 1e-5,
+        "block_out_init_scale": 1.0,
+        "block_use_swiglu": True,
+        "conv_L_cache": 3,
+        "conv_dim": 64,
+        "conv_use_xavier_init": True,
+        "full_attn_idxs": [2],
+        "num_heads": 4,
+        "rope_theta": 1000000.0,
+        "use_pos_enc": True,
+    },
+    "nemotron_h": {
+        "attention_head_dim": 128,
+        "chunk_size": 128,
+        "conv_kernel": 4,
+        "expand": 2,
+        "hybrid_override_pattern": "M-*-",
+        "layer_norm_epsilon": 1e-5,
+        "mamba_head_dim": 64,
+        "mamba_hidden_act": "silu",
+        "mamba_num_heads": 128,
+        "mamba_proj_bias": False,
+        "mlp_hidden_act": "relu2",
+        "n_groups": 8,
+        "rescale_prenorm_residual": True,
+        "residual_in_fp32": False,
+        "sliding_window": None,
+        "ssm_state_size": 128,
+        "time_step_limit": [0.0, math.inf],
+        "time_step_rank": 256,
+        "use_bias": False,
+        "use_conv_bias": True,
+    },
+    "qwen3_5_text": {
+        "attn_output_gate": True,
+        "full_attention_interval": 4,
+        "layer_types": [*["linear_attention"] * 3, "full_attention"],
+        "mamba_ssm_dtype": "float32",
+        "mlp_only_layers": [],
+        "mtp_num_hidden_layers": 1,
+        "rope_parameters": {
+            "mrope_interleaved": True,
+            "mrope_section": [11, 11, 10],
+            "partial_rotary_factor": 0.25,
+            "rope_theta": 10000000,
+            "rope_type": "default",
+        },
+    },
+    "qwen3_next": {
+        "decoder_sparse_step": 1,
+        "full_attention_interval": 4,
+        "mlp_only_layers": [],
+        "norm_topk_prob": True,
+        "num_experts": 512,
+        "num_experts_per_tok": 10,
+        "partial_rotary_factor": 0.25,
+        "rope_scaling": None,
+        "shared_expert_intermediate_size": 512,
     },
     "minimax_m2": {
         "attn_type_list": [1, 1, 1, 1],
@@ -182,7 +262,10 @@ def test_a_record_says_what_the_class_reads(model_type: str) -> None:
     family, read = FAMILIES[model_type], read_keys(model_type)
     implied = {
         "deepseek_v2": {"head_dim", "qk_head_dim"},
+        # Weights have been multiplied by the factors, unless torch wrote them.
+        "falcon_h1": {key for key in family.honoured if "multiplier" in key} - read,
         "minimax": {"partial_rotary_factor"},  # rotary_dim
+        "nemotron_h": {"layers_block_type"},  # layer_types
         "smollm3": {"no_rope_layer_interval"},  # no_rope_layers
     }
     assert family.honoured - read == implied.get(family.runs_as, set())
@@ -192,17 +275,21 @@ def test_a_record_says_what_the_class_reads(model_type: str) -> None:
 def read_keys(model_type: str) -> set[str]:
     """The arguments that the class asks for while a tiny model is built and run."""
     config = CONFIGS[model_type]
-    module = import_mlx_lm(f"models.{FAMILIES[model_type].runs_as}")
+    runs_as = FAMILIES[model_type].runs_as
+    module = import_mlx_lm(f"models.{runs_as}")
     read: set[str] = set()
 
-    class Watched(module.ModelArgs):  # type: ignore[name-defined]
+    class Watched(arguments_class(runs_as)):  # type: ignore[misc]
         def __getattribute__(self, name: str) -> Any:
             read.add(name)
             return super().__getattribute__(name)
 
-    arguments = Watched.from_dict({**config, "model_type": FAMILIES[model_type].runs_as})
+    arguments = Watched.from_dict({**config, "model_type": runs_as})
     read.clear()
-    model = module.Model(arguments)
+    if issubclass(Watched, module.ModelArgs):
+        model = module.Model(arguments)
+    else:  # the text model within one that sees
+        model = import_mlx_lm("models.qwen3_5").TextModel(arguments)
     model(mx.array([[1, 2, 3]]))
     if hasattr(model, "sanitize"):
         with contextlib.suppress(KeyError):
@@ -372,6 +459,29 @@ REFUSED = [
     ("qwen2", {"head_dim": 32}, r"head_dim = 32"),
     ("qwen3", {"attention_bias": True}, r"attention_bias = True.*False is"),
     ("qwen3_moe", {"scoring_func": "sigmoid"}, "sigmoid"),
+    (
+        "qwen3_next",
+        {"layer_types": ["full_attention", "linear_attention"] * 2},
+        "full_attention_interval = 1",
+    ),
+    ("qwen3_next", {"mlp_only_layers": [1]}, r"mlp_only_layers = \[1\]"),
+    ("qwen3_next", {"full_attention_interval": 5}, "no layer attends"),
+    ("lfm2", {"layer_types": ["conv"] * 4}, "no layer attends"),
+    ("lfm2", {"layer_types": ["conv", "sliding_attention"] * 2}, "sliding_attention"),
+    ("lfm2", {"full_attn_idxs": [1], "block_dim": 32}, "block_dim = 32"),
+    ("lfm2", {"full_attn_idxs": [1], "sliding_window": 32}, "sliding_window = 32"),
+    ("nemotron_h", {"hybrid_override_pattern": "M*X-"}, "'X'"),
+    (
+        "nemotron_h",
+        {"hybrid_override_pattern": "M*M-", "rope_scaling": {"type": "yarn", **YARN}},
+        "rope_scaling",
+    ),
+    (
+        "granitemoehybrid",
+        {"layer_types": ["mamba", "attention"] * 2, "mamba_n_groups": 2},
+        "mamba_n_groups = 2",
+    ),
+    ("falcon_h1", {"mamba_d_ssm": 8192, "mamba_rms_norm": True, "mamba_n_groups": 2}, "mamba_rms_norm"),
     ("deepseek_v2", {"norm_topk_prob": True}, "norm_topk_prob"),
     ("deepseek_v2", {"rope_interleave": False}, "rope_interleave"),
     ("deepseek_v2", {"tie_word_embeddings": True}, "tie_word_embeddings"),
@@ -581,7 +691,10 @@ def inverse_frequencies(rope: dict[str, Any], num_values: int) -> Any:
     return plain / factor * ramp + plain * (1 - ramp)
 
 
-@pytest.mark.parametrize("model_type", [name for name, record in FAMILIES.items() if record.runs_as == name])
+ROTATING = [name for name, record in FAMILIES.items() if record.runs_as == name != "nemotron_h"]
+
+
+@pytest.mark.parametrize("model_type", ROTATING)
 def test_a_stage_rotates_by_the_angles_of_the_config(tmp_path: Path, model_type: str) -> None:
     """Every kind of scaling that is served, in every type, against the formulas in NumPy."""
     folder = make_model_folder(tmp_path, CONFIGS[model_type])
@@ -592,7 +705,8 @@ def test_a_stage_rotates_by_the_angles_of_the_config(tmp_path: Path, model_type:
             folder, "rope_theta", "rope_scaling", rope_parameters={**rope, "rope_theta": THETA, **partial}
         )
         read = read_config(folder)
-        module = open_stage(folder, range(1), is_first=True, is_last=False).inner.layers[0].self_attn.rope
+        layers = open_stage(folder, range(2), is_first=True, is_last=False).inner.layers
+        module = next(layer.self_attn.rope for layer in layers if "self_attn" in layer)
         if model_type == "deepseek_v2":
             width = read["qk_rope_head_dim"]
         num_values = width or int(read["head_dim"] * partial["partial_rotary_factor"])
