@@ -108,6 +108,10 @@ class LayerCache:
         """Tokens already cached: an int for one row, else (B,) int32."""
         return self.view.offset
 
+    def __getitem__(self, number: int) -> LayerCache:
+        """Return itself: classes with two caches a layer ask one of them for the mask (indexed_attention)."""
+        return self
+
     @property
     def num_bytes(self) -> int:
         return sum(int(array.nbytes) for array in (self.keys, self.values) if array is not None)
@@ -167,7 +171,7 @@ class LayerCache:
         assert window_size is None, "sliding windows are not served by this cache"
         view = self.view
         assert view.step.num_tokens == N, "a mask of another step"
-        if view.mask is None and return_array:
+        if view.mask is None and return_array and N > 1:
             return _make_mask(view.step)
         return view.mask if view.mask is not None or N == 1 else "causal"
 

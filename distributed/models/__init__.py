@@ -23,9 +23,9 @@ __all__ = ["StageModel", "check_model", "open_stage", "provider_for"]
 def provider_for(config: dict[str, Any]) -> "GeneralProvider":
     """Return the provider of a config's model type, which `read_config` has found to be served."""
     if FAMILIES[config["model_type"]].kv == "latent":
-        from distributed.models.deepseek import DeepseekV2Provider
+        from distributed.models.deepseek import LatentProvider
 
-        return DeepseekV2Provider()
+        return LatentProvider()
     from distributed.models.general import GeneralProvider
 
     return GeneralProvider()

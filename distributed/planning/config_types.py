@@ -13,7 +13,8 @@ _FROM_1 = (
     "hidden_size vocab_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size "
     "head_dim max_position_embeddings original_max_position_embeddings kv_lora_rank q_lora_rank "
     "qk_nope_head_dim qk_rope_head_dim v_head_dim num_experts_per_tok moe_intermediate_size moe_layer_freq "
-    "n_group topk_group decoder_sparse_step shared_expert_intermediate_size rotary_dim no_rope_layer_interval"
+    "n_group topk_group decoder_sparse_step shared_expert_intermediate_size rotary_dim "
+    "no_rope_layer_interval index_head_dim index_n_heads index_topk"
 )
 _FROM_0 = (
     "sliding_window max_window_layers num_experts num_local_experts n_routed_experts n_shared_experts "
@@ -26,9 +27,10 @@ _NUMBERS = (
 )
 _SWITCHES = (
     "tie_word_embeddings attention_bias attention_out_bias mlp_bias use_bias use_qkv_bias layer_norm_bias "
-    "norm_topk_prob use_sliding_window rope_traditional use_qk_norm qk_layernorm use_parallel_residual"
+    "norm_topk_prob use_sliding_window rope_traditional use_qk_norm qk_layernorm use_parallel_residual "
+    "indexer_rope_interleave"
 )
-_TEXTS = ("model_type", "topk_method", "hidden_act", "scoring_func", "model_file")
+_TEXTS = ("model_type", "topk_method", "hidden_act", "scoring_func", "model_file", "index_topk_pattern")
 _OBJECTS = (
     "rope_scaling",
     "rope_parameters",
@@ -59,7 +61,8 @@ def check_types(config: Mapping[str, Any]) -> None:
         _check(config, key, str, "text")
     for key in _OBJECTS:
         _check(config, key, dict, "an object")
-    _check_list(config, "layer_types", str, "names of kinds of layers")
+    for key in ("layer_types", "mlp_layer_types", "indexer_types"):
+        _check_list(config, key, str, "names of kinds of layers")
     _check_list(config, "mlp_only_layers", int, "numbers of layers")
     _check_list(config, "no_rope_layers", int, "0 and 1")
 

@@ -16,7 +16,7 @@ from distributed.backends.stage import Stage
 from distributed.planning.step import PrefixCopy, StageStep
 from prompts.mlx_lm_import import import_mlx_lm
 
-KVCache = import_mlx_lm("models.cache").KVCache
+make_prompt_cache = import_mlx_lm("models.cache").make_prompt_cache
 
 
 def make_step(
@@ -99,12 +99,12 @@ def greedy_tokens(chain: StageChain, ids: Sequence[int], num_tokens: int, chunk:
 
 def reference_logits(model: Any, ids: Sequence[int]) -> mx.array:
     """Return mlx-lm's logits (T, V) of a prompt."""
-    return model(mx.array([list(ids)]), cache=[KVCache() for _ in model.layers])[0]
+    return model(mx.array([list(ids)]), cache=make_prompt_cache(model))[0]
 
 
 def reference_tokens(model: Any, ids: Sequence[int], num_tokens: int) -> tuple[list[int], list[float]]:
     """Generate greedily with mlx-lm's model; return the tokens and their leads over the second best."""
-    cache = [KVCache() for _ in model.layers]
+    cache = make_prompt_cache(model)
     x, out, gaps = mx.array([list(ids)]), [], []
     for _ in range(num_tokens):
         logits = model(x, cache=cache)[0, -1]

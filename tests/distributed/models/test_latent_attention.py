@@ -12,8 +12,8 @@ import pytest
 from distributed.backends.cpu.attention import softmax_in_place
 from distributed.backends.cpu.latents import place_latents
 from distributed.backends.kv_cache import KVTable
-from distributed.models import deepseek as deepseek_v2
-from distributed.models.deepseek import LatentAttention
+from distributed.models import latent_attention
+from distributed.models.latent_attention import LatentAttention
 from distributed.planning.capacities import NUM_SCORE_ARRAYS
 from distributed.planning.step import StageStep
 from prompts.mlx_lm_import import import_mlx_lm
@@ -80,8 +80,8 @@ def test_both_ways_give_the_same(kind: str, is_quantized: bool) -> None:
 
 def test_a_chunk_is_expanded_from_where_that_is_less_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """DeepSeek-V2-Lite: 512 wide latents, keys and values of 128 each, break even at 171 tokens."""
-    assert 170 < deepseek_v2._break_even(512, 256) < 171
-    assert deepseek_v2._break_even(64, 256) == float("inf")
+    assert 170 < latent_attention._break_even(512, 256) < 171
+    assert latent_attention._break_even(64, 256) == float("inf")
     attention, _ = make_attention()
     asked: list[str] = []
     for name in ("_attend_absorbed", "_attend_expanded"):
