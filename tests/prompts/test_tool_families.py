@@ -8,6 +8,7 @@ from typing import Any, get_args
 import pytest
 
 from config import Settings
+from prompts import deepseek_v32_template
 from prompts.answer_parts import Tool
 from prompts.tokenizer import PromptTokenizer
 from prompts.tool_families import FORMATS
@@ -62,6 +63,11 @@ GLM = """{% if tools %}{{ tools | tojson }}{% endif %}
 {{- v | tojson if v is not string else v }}{{- '</arg_value>\\n' }}{% endfor %}
 {{- '</tool_call>' }}{% endfor %}{% endfor %}<|assistant|>
 {%- if enable_thinking is defined and not enable_thinking %}{{ '\\n<think></think>' }}{% endif %}"""
+GLM47 = (
+    GLM.replace("+ tc.name + '\\n'", "+ tc.name")
+    .replace("'</arg_key>\\n<arg_value>'", "'</arg_key><arg_value>'")
+    .replace("'</arg_value>\\n'", "'</arg_value>'")
+)
 MINIMAX = """{% if tools %}{{ tools | tojson }}{% endif %}{%- set begin = '<minimax:tool_call>' %}
 {%- for message in messages %}{{- ']~b]' + message.role + '\\n' + (message.content or '') }}
 {%- if message.tool_calls %}{{- '\\n' + begin + '\\n' }}
@@ -141,10 +147,12 @@ TEMPLATES = {
     "hermes": HERMES,
     "qwen3_coder": QWEN3_CODER,
     "glm": GLM,
+    "glm47": GLM47,
     "minimax_m2": MINIMAX,
     "kimi_k2": KIMI,
     "deepseek_v3": DEEPSEEK_V3,
     "deepseek_v31": DEEPSEEK_V31,
+    "deepseek_v32": deepseek_v32_template.TEMPLATE,
     "mistral_v3": MISTRAL_V3,
     "mistral": MISTRAL,
     "llama3": LLAMA3,
@@ -217,6 +225,8 @@ def test_ids_of_calls_are_those_that_the_model_knows(tmp_path: Path) -> None:
         ("deepseek_v3", {}, True),
         ("deepseek_v31", {"thinking": True}, True),
         ("deepseek_v31", {}, False),
+        ("deepseek_v32", {}, True),
+        ("deepseek_v32", {"enable_thinking": False}, False),
         ("glm", {"enable_thinking": False}, False),
         ("harmony", {}, False),
     ],
