@@ -105,6 +105,14 @@ DEEPSEEK_V3 = """{{ bos_token }}{%- for message in messages %}
 {%- if message['role'] == 'tool' %}{{ '<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>' + message['content'] + \
 '<｜tool▁output▁end｜><｜tool▁outputs▁end｜>' }}{% endif %}
 {%- endfor %}{{ '<｜Assistant｜><think>\\n' }}"""
+# Coder-V2 and V2-Chat; Kimi-K2-Thinking's is Kimi-K2's with reasoning.
+DEEPSEEK_V2 = """{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}
+{{- 'User: ' + message['content'] + '\n\n' }}{% elif message['role'] == 'assistant' %}
+{{- 'Assistant: ' + message['content'] + eos_token }}{% elif message['role'] == 'system' %}
+{{- message['content'] + '\n\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"""
+KIMI_THINKING = KIMI.replace(
+    "{{ message.content or '' }}", "<think>{{ message.reasoning_content }}</think>{{ message.content or '' }}"
+)
 DEEPSEEK_V31 = """{% if tools %}{{ tools | tojson }}{% endif %}{% for message in messages %}
 {%- if message['tool_calls'] %}{{ '<｜Assistant｜></think>' }}{%- for tool in message['tool_calls'] %}
 {%- set arguments = tool['function']['arguments'] | tojson %}
@@ -207,6 +215,18 @@ def test_tools_of_a_template_that_writes_calls_but_lists_none(tmp_path: Path) ->
     assert f"weather\n```json\n{json.dumps(PARIS)}\n```<｜tool▁call▁end｜>" in text
 
 
+def test_deepseek_v2_has_no_form_of_its_own(tmp_path: Path) -> None:
+    """Tools are described in the generic form, and calls and results become text; it does not reason."""
+    tokenizer = load(tmp_path, DEEPSEEK_V2)
+    assert tokenizer.formats.tool_format.name == "generic"
+    assert tokenizer.formats.reasoning is None
+    text = tokenizer.render([ASKED, CALLED, RESULT], tools=TOOLS).text
+    assert "# Tools" in text
+    assert "<tool_call>" in text
+    assert "rain" in text
+    assert text.endswith("Assistant:")
+
+
 def test_ids_of_calls_are_those_that_the_model_knows(tmp_path: Path) -> None:
     """Kimi models name the function in an id; Mistral's templates refuse ids of another length than nine."""
     history: list[dict[str, Any]] = [ASKED, CALLED, RESULT, ASKED, CALLED, RESULT]
@@ -222,6 +242,7 @@ def test_ids_of_calls_are_those_that_the_model_knows(tmp_path: Path) -> None:
     ("name", "variables", "is_thinking"),
     [
         ("minimax_m2", {}, True),
+        ("kimi_thinking", {}, False),
         ("deepseek_v3", {}, True),
         ("deepseek_v31", {"thinking": True}, True),
         ("deepseek_v31", {}, False),
@@ -235,7 +256,7 @@ def test_reasoning_is_found_by_the_template(
     tmp_path: Path, name: str, variables: dict[str, Any], is_thinking: bool
 ) -> None:
     """The prompt says whether the answer begins inside it."""
-    tokenizer = load(tmp_path, TEMPLATES[name])
+    tokenizer = load(tmp_path, {**TEMPLATES, "kimi_thinking": KIMI_THINKING}[name])
     assert tokenizer.formats.reasoning is not None
     assert tokenizer.render([ASKED], variables=variables).is_thinking == is_thinking
 

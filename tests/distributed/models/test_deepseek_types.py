@@ -14,8 +14,9 @@ from distributed.backends.cpu.backend import CpuBackend
 from distributed.models import check_model
 from distributed.models.general import _above_zero
 from distributed.planning.layer_plan import split_layers
-from distributed.planning.model_shape import make_shape, read_model_files
+from distributed.planning.model_shape import make_shape, read_model_files, read_shape
 from distributed.planning.stage_files import needed_files
+from distributed.planning.step import PrefixCopy
 from distributed.self_test.seeded_models import make_model_folder, write_weights
 from tests.fakes.checkpoints import read_weights, reference_model
 from tests.fakes.family_configs import CONFIGS
@@ -71,6 +72,22 @@ def test_each_row_is_as_it_is_alone(tmp_path: Path, name: str) -> None:
         for got, slot in zip(logits, order, strict=True):
             rows[slot] = [*rows[slot], token]
             assert near(got[0], reference_logits(model, rows[slot])[-1]), (number, slot)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_a_copied_beginning_is_as_if_computed(tmp_path: Path, name: str) -> None:
+    """What an indexer caches is copied with the rest, within a table and from one to another."""
+    folder = make_folder(tmp_path, name)
+    model, chain = reference_model(folder), load_chain(folder, (1, 3))
+    chain.prefill(PROMPT[:40])
+    for slot in (1, 5):  # the second makes the table grow
+        copies = (PrefixCopy(0, 0, slot, 33),)
+        logits = chain.run([PROMPT[33:50]], [slot], [33], copies)[0]
+        assert near(logits, reference_logits(model, PROMPT[:50])[33:]), slot
+    for stage in chain.stages:
+        per_token = stage.kv_num_bytes // (8 * 64)  # rows and tokens of the table
+        shape = read_shape(folder, float_bytes=4)
+        assert per_token == shape.kv_bytes_per_token * len(stage.model.layers)
 
 
 @pytest.mark.parametrize("name", ["deepseek_v32", "glm_moe_dsa"])
