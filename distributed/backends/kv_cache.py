@@ -109,6 +109,10 @@ class LayerCache:
         """Tokens already cached: an int for one row, else (B,) int32."""
         return self.view.offset
 
+    def __getitem__(self, number: int) -> LayerCache:
+        """Return itself: classes with two caches a layer ask one of them for the mask (indexed_attention)."""
+        return self
+
     @property
     def held(self) -> tuple[mx.array | None, ...]:
         """All that it has in memory."""
@@ -178,7 +182,7 @@ class LayerCache:
         assert window_size is None, "sliding windows are not served by this cache"
         view = self.view
         assert view.step.num_tokens == N, "a mask of another step"
-        if view.mask is None and return_array:
+        if view.mask is None and return_array and N > 1:
             return _make_mask(view.step)
         return view.mask if view.mask is not None or N == 1 else "causal"
 

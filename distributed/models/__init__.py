@@ -27,9 +27,9 @@ def provider_for(config: dict[str, Any]) -> "GeneralProvider":
 
         return hybrid_provider(config["model_type"])
     if FAMILIES[config["model_type"]].kv == "latent":
-        from distributed.models.deepseek import DeepseekV2Provider
+        from distributed.models.deepseek import LatentProvider
 
-        return DeepseekV2Provider()
+        return LatentProvider()
     from distributed.models.general import GeneralProvider
 
     return GeneralProvider()

@@ -29,6 +29,7 @@ from prompts.mlx_lm_import import import_mlx_lm
 
 rope_utils = import_mlx_lm("models.rope_utils")
 
+_CORRECTION = ".e_score_correction_bias"
 _DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16, "U32": mx.uint32, "U8": mx.uint8}
 
 
@@ -65,9 +66,10 @@ class GeneralProvider:
                 attention.rope = make_rope(config, rope.dims, is_traditional=is_traditional)
         return model
 
-    def adapt(self, weights: Weights, config: dict[str, Any]) -> Weights:
+    def adapt(self, model: Any, weights: Weights, config: dict[str, Any]) -> Weights:
         """Rename or reshape tensors from the checkpoint's form to the model's, lazily."""
-        return weights
+        adapted: Weights = model.sanitize(weights) if hasattr(model, "sanitize") else weights
+        return adapted
 
     def open(
         self, folder: Path, config: dict[str, Any], layers: range, *, is_first: bool, is_last: bool
@@ -113,10 +115,11 @@ class GeneralProvider:
         self, whole: Any, cut: StageCut, config: dict[str, Any], weights: Weights
     ) -> tuple[Weights, Any]:
         """Put a stage's weights into its part of the model, lazily; returns both."""
-        if hasattr(whole, "sanitize"):
-            weights = {tensor_name(name): array for name, array in whole.sanitize(weights).items()}
+        adapted = self.adapt(whole, weights, config)
+        weights = {tensor_name(name): array for name, array in adapted.items()}
         weights = {name: array for name, array in weights.items() if cut.local_name(name) is not None}
-        weights = self.adapt(weights, config)
+        if (config.get("n_group") or 1) > 1:
+            weights |= {name: _above_zero(weights[name]) for name in weights if name.endswith(_CORRECTION)}
         quantize_modules(_text_of(whole), weights, config)
         parts = _cut_parts(_text_of(whole), cut, FAMILIES[config["model_type"]].embedding_factor)
         fill(parts, {cut.local_name(name) or name: array for name, array in weights.items()})
@@ -132,6 +135,16 @@ def make_rope(config: dict[str, Any], num_values: int, *, is_traditional: bool) 
         config["rope_scaling"],
         config["max_position_embeddings"],
     )
+
+
+def _above_zero(correction: mx.array) -> mx.array:
+    """Raise the corrections of an expert's score by the same, so that none is negative.
+
+    mlx-lm hides the experts of groups that were not chosen behind a score of 0, where DeepSeek's own code has
+    minus infinity (mlx_lm 0.32.2 models/deepseek_v3.py, group_expert_select).
+    """
+    correction = correction.astype(mx.float32)
+    return correction - mx.minimum(correction.min(), 0)
 
 
 def _stored_dtype(weights: Weights) -> Any:

@@ -18,7 +18,7 @@ _FROM_1 = (
     "linear_num_value_heads linear_num_key_heads linear_key_head_dim linear_value_head_dim "
     "linear_conv_kernel_dim mamba_num_heads mamba_head_dim ssm_state_size conv_kernel n_groups "
     "mamba_n_heads mamba_d_head mamba_d_state mamba_d_conv mamba_n_groups mamba_d_ssm mamba_expand "
-    "moe_latent_size moe_shared_expert_intermediate_size"
+    "moe_latent_size moe_shared_expert_intermediate_size index_head_dim index_n_heads index_topk"
 )
 _FROM_0 = (
     "sliding_window max_window_layers num_experts num_local_experts n_routed_experts n_shared_experts "
@@ -36,9 +36,9 @@ _SWITCHES = (
     "tie_word_embeddings attention_bias attention_out_bias mlp_bias use_bias use_qkv_bias layer_norm_bias "
     "norm_topk_prob use_sliding_window rope_traditional use_qk_norm qk_layernorm use_parallel_residual "
     "conv_bias use_expert_bias block_auto_adjust_ff_dim mamba_proj_bias use_conv_bias "
-    "mamba_conv_bias mamba_rms_norm mamba_norm_before_gate"
+    "mamba_conv_bias mamba_rms_norm mamba_norm_before_gate indexer_rope_interleave"
 )
-_TEXTS = ("model_type", "topk_method", "hidden_act", "scoring_func", "model_file")
+_TEXTS = ("model_type", "topk_method", "hidden_act", "scoring_func", "model_file", "index_topk_pattern")
 _LISTS = ("time_step_limit", "mlp_multipliers", "ssm_multipliers")
 _OBJECTS = (
     "rope_scaling",
@@ -72,7 +72,8 @@ def check_types(config: Mapping[str, Any]) -> None:
         _check(config, key, dict, "an object")
     for key in _LISTS:
         _check(config, key, list, "a list")
-    _check_list(config, "layer_types", str, "names of kinds of layers")
+    for key in ("layer_types", "mlp_layer_types", "indexer_types"):
+        _check_list(config, key, str, "names of kinds of layers")
     _check_list(config, "mlp_only_layers", int, "numbers of layers")
     _check_list(config, "no_rope_layers", int, "0 and 1")
     _check_list(config, "full_attn_idxs", int, "numbers of layers")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from distributed.planning.deepseek_families import DEEPSEEKS
 from distributed.planning.family import MULTIPLIERS, QWEN, SECTIONS, TIED, UNITY, UNTIED, Family, make_family
 from distributed.planning.mixture_families import MIXTURES
 from distributed.planning.state_families import STATEFUL
@@ -205,10 +206,13 @@ _DENSE = {
     ),
     "xverse": _LLAMA,
 }
-FAMILIES: Mapping[str, Family] = MappingProxyType(dict(sorted({**_DENSE, **MIXTURES, **STATEFUL}.items())))
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    dict(sorted({**_DENSE, **MIXTURES, **DEEPSEEKS, **STATEFUL}.items()))
+)
 # Multimodal models whose text_config is of a served type; they are served with text only.
 WRAPPERS = (
-    "llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe",
-)  # fmt: skip
+    *("kimi_k25", "kimi_vl", "llava", "mistral3", "qwen2_5_vl", "qwen2_vl"),
+    *("qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe"),
+)
 # Named in messages; a type of a text_config is known by its wrapper.
 SERVED_TYPES = tuple(sorted(name for name in {*FAMILIES, *WRAPPERS} if not name.endswith("_text")))

@@ -39,17 +39,6 @@ _MINIMAX = make_family(
 )
 
 MIXTURES: Mapping[str, Family] = {
-    "deepseek_v2": make_family(
-        "deepseek_v2",
-        f"{_DEEPSEEK_EXPERTS} head_dim qk_head_dim attention_bias kv_lora_rank q_lora_rank qk_nope_head_dim "
-        "qk_rope_head_dim v_head_dim moe_layer_freq topk_method",
-        {**UNTIED, "norm_topk_prob": (False,), "rope_interleave": (True,)},
-        kv="latent",
-        max_position_embeddings=2048,
-        routed_scaling_factor=1.0,
-        first_k_dense_replace=0,
-        topk_method="greedy",
-    ),
     "dots1": make_family(
         "dots1",
         f"{_DEEPSEEK_EXPERTS} head_dim mlp_bias norm_topk_prob",

@@ -20,8 +20,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from distributed.planning.config_types import BadValue, check_types
+from distributed.planning.expert_config import check_experts, join_expert_counts, place_dense_layers
 from distributed.planning.families import FAMILIES, SERVED_TYPES, WRAPPERS
-from distributed.planning.family import EXPERT_COUNTS, Family, count_experts
+from distributed.planning.family import Family
 from distributed.planning.model_errors import BadCheckpoint, UnsupportedModel
 from distributed.planning.rope_config import normalise_rope
 from distributed.planning.state_families import take_layer_types
@@ -31,13 +32,14 @@ SCRIPTED_TYPE = "scripted"  # distributed/backends/scripted.py: answers by a scr
 MADE_UP_TYPES = (SIMULATED_TYPE, SCRIPTED_TYPE)
 NEEDED_KEYS = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads")
 LATENT_KEYS = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-TOPK_METHODS = ("greedy", "group_limited_greedy")
 QUANTIZATION_MODES = {
     "affine": ((32, 64, 128), (2, 3, 4, 5, 6, 8)),
     "mxfp4": ((32,), (4,)),
     "mxfp8": ((32,), (8,)),
     "nvfp4": ((16,), (4,)),
 }
+# mlx_lm 0.32.2: classes whose `sanitize` unpacks fp8 blocks.
+_READS_FP8 = ("deepseek_v3", "deepseek_v32", "minimax")
 _FOREIGN_PACKINGS = ("quantization_config", "compression_config")
 # Words in a key that suggest that it changes numbers, and words in keys that never do.
 _NUMBER_WORDS = re.compile(
@@ -69,11 +71,13 @@ def normalise_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
         if family is None:
             return dict(raw)
         config = _with_defaults(raw, family)
-        _join_expert_counts(config, family)
-        _check_experts(config, family)
+        join_expert_counts(config, family)
+        check_experts(config, family)
+        place_dense_layers(config, family)
+        _check_indexers(config, family)
         _check_heads(config, family)
         (take_layer_types if family.kv == "state" else _check_window)(config, family)
-        _take_quantization(config)
+        _take_quantization(config, family)
         _check_keys(config, family)
         normalise_rope(config, family)
     except BadValue as error:
@@ -152,52 +156,6 @@ def _with_defaults(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
     return config
 
 
-def _join_expert_counts(config: dict[str, Any], family: Family) -> None:
-    """Keep the number of routed experts under the key that the class reads."""
-    name = family.expert_count
-    if name is None:
-        return
-    is_default = config.get(name) == family.defaults.get(name)
-    for other in EXPERT_COUNTS:
-        if other == name or config.get(other) is None:
-            continue
-        count = config.pop(other)
-        if not is_default and config.get(name) not in (None, count):
-            raise BadValue(f"{name} = {config[name]} and {other} = {count} contradict each other")
-        config[name] = count
-    for key in (name, "n_shared_experts"):
-        if config.get(key) == 0 and name == "n_routed_experts":
-            config[key] = None  # mlx_lm 0.32.2 deepseek_v2: None is none, 0 is a layer of width 0
-
-
-def _check_experts(config: dict[str, Any], family: Family) -> None:
-    count = count_experts(config)
-    if not count or family.expert_count is None:
-        return
-    if config.get("num_experts_per_tok") is None:
-        raise BadValue(f"there is no num_experts_per_tok, but there are {count} experts")
-    if config["num_experts_per_tok"] > count:
-        raise BadValue(
-            f"num_experts_per_tok = {config['num_experts_per_tok']}, but there are {count} experts"
-        )
-    groups, chosen = config.get("n_group"), config.get("topk_group")
-    if "topk_method" in family.honoured:
-        method = config.get("topk_method")
-        if method not in TOPK_METHODS:
-            raise UnsupportedModel(
-                f"topk_method = {method!r} is not served; served are {', '.join(TOPK_METHODS)}"
-            )
-        if method == "group_limited_greedy" and groups == chosen:
-            config["topk_method"] = method = "greedy"  # every group is chosen
-        has_groups = method == "group_limited_greedy"
-    else:
-        has_groups = "n_group" in family.honoured
-    if has_groups and (not groups or not chosen or count % groups or chosen > groups):
-        raise BadValue(
-            f"n_group = {groups} does not divide {count} experts, or topk_group = {chosen} is not up to it"
-        )
-
-
 def _check_heads(config: dict[str, Any], family: Family) -> None:
     """Check that heads divide evenly and rotated sizes are even."""
     width, num_heads = config["hidden_size"], config["num_attention_heads"]
@@ -224,6 +182,21 @@ def _check_heads(config: dict[str, Any], family: Family) -> None:
             )
     if rotated % 2:
         raise BadValue(f"{name} = {rotated} is odd: rotary embedding turns pairs of values")
+
+
+def _check_indexers(config: dict[str, Any], family: Family) -> None:
+    """Refuse layers that attend to what another layer's indexer selected: it would cross a cut."""
+    if "index_topk" not in family.honoured:
+        return
+    key = next((key for key in ("indexer_types", "index_topk_pattern") if config.get(key)), "index_topk_freq")
+    value = config.get(key)
+    kinds = value if isinstance(value, str | list) else [value]
+    if any(kind not in ("full", "F", None, 0, 1) for kind in kinds):
+        raise UnsupportedModel(f"{key} = {_shorten(value)} is not served; an indexer in each layer is")
+    for key in ("indexer_types", "index_topk_pattern", "index_topk_freq", "index_skip_topk_offset"):
+        config.pop(key, None)
+    if set(config.get("layer_types") or ()) == {"indexed_attention"}:
+        del config["layer_types"]
 
 
 def _check_window(config: dict[str, Any], family: Family) -> None:
@@ -282,7 +255,7 @@ def _changes_numbers(key: str, value: Any) -> bool:
     return not (_UNITY_WORDS.search(name) and value == 1)
 
 
-def _take_quantization(config: dict[str, Any]) -> None:
+def _take_quantization(config: dict[str, Any], family: Family) -> None:
     """Keep MLX's own packing under `quantization`; refuse any other by name."""
     own = config.get("quantization")
     foreign = next((config[key] for key in _FOREIGN_PACKINGS if config.get(key)), None)
@@ -290,9 +263,10 @@ def _take_quantization(config: dict[str, Any]) -> None:
         own = foreign if "quant_method" not in foreign else None
     if not own and foreign:
         method = foreign.get("quant_method") or foreign.get("quant_algo") or "another program"
+        origin = "these" if method == "fp8" and family.runs_as in _READS_FP8 else "plain weights"
         raise UnsupportedModel(
             f"weights packed by {method} (quantization_config) are not served; served are plain weights and "
-            "MLX's own packing (quantization), which mlx_lm.convert makes from plain weights"
+            f"MLX's own packing (quantization), which `mlx_lm.convert --hf-path … -q` makes from {origin}"
         )
     for key in ("quantization", *_FOREIGN_PACKINGS):
         config.pop(key, None)

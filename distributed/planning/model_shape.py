@@ -233,9 +233,10 @@ def _score_bytes(config: Mapping[str, Any]) -> int:
 def _kv_values(name: str, config: Mapping[str, Any]) -> int:
     """Return the values that a layer caches for a token: the latent, or keys and values of all KV heads."""
     try:
-        family = FAMILIES.get(config["model_type"])  # made-up models have none
+        family = FAMILIES.get(config["model_type"])  # a made-up model has none
         if family is not None and family.kv == "latent":
-            return int(config["kv_lora_rank"] + config["qk_rope_head_dim"])
+            indexed = config["index_head_dim"] if "index_topk" in family.honoured else 0
+            return int(config["kv_lora_rank"] + config["qk_rope_head_dim"] + indexed)
         num_heads = int(config.get("num_key_value_heads") or config["num_attention_heads"])
         return 2 * num_heads * _head_size(config)
     except KeyError as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 from distributed.planning.families import FAMILIES
 from distributed.self_test.seeded_models import COMMON, FAMILY_CONFIGS
+from tests.fakes.deepseek_configs import DEEPSEEK_CONFIGS
 from tests.fakes.state_configs import STATEFUL_CONFIGS
 
 _KV = {"num_key_value_heads": 2}
@@ -92,6 +93,7 @@ _BEYOND: dict[str, dict[str, Any]] = {
 }
 CONFIGS: dict[str, dict[str, Any]] = {
     **FAMILY_CONFIGS,
+    **DEEPSEEK_CONFIGS,
     **{name: {**COMMON, **_KV, **beyond, "model_type": name} for name, beyond in _BEYOND.items()},
 }
 # Types that are others under another name.

@@ -49,6 +49,19 @@ _DEEPSEEK = {
     "moe_intermediate_size": 48,
     "first_k_dense_replace": 1,
 }
+_V3 = {
+    **_DEEPSEEK,
+    "num_key_value_heads": 4,
+    "n_shared_experts": 1,
+    "q_lora_rank": 40,
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 2.5,
+    "rope_parameters": {**_YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+}
+# transformers takes 1e-6 for the norms of latents, whatever rms_norm_eps is
+_LITE = {**_V3, "rope_parameters": _PLAIN, "rms_norm_eps": 1e-6, "attention_bias": True}
+_INDEXED = {**_V3, "index_topk": 48, "index_head_dim": 32, "index_n_heads": 16}
 _BETA = {"llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 64}
 
 _MULTIPLIERS = {
@@ -177,6 +190,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {**_DEEPSEEK, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}
         | {"routed_scaling_factor": 2.5, "rope_parameters": _PLAIN},
     ),
+    "deepseek_v3": ("deepseek_v3", _V3),
+    "deepseek_v3-plain": (
+        "deepseek_v3",
+        {**_V3, "rope_parameters": _PLAIN, "norm_topk_prob": False, "q_lora_rank": None, "n_group": 1}
+        | {"topk_group": 1, "attention_bias": True},
+    ),
+    "deepseek_v32": ("deepseek_v32", _INDEXED),
+    "glm4_moe_lite": ("glm4_moe_lite", _LITE),
+    "glm_moe_dsa": ("glm_moe_dsa", {**_INDEXED, "rope_parameters": _PLAIN, "n_group": 1, "topk_group": 1}),
     "apertus": ("apertus", {**_KV, "rope_parameters": _LLAMA3}),
     "cohere": ("cohere", {**_KV, "rope_parameters": _PLAIN, "logit_scale": 0.25, "use_qk_norm": True}),
     "dots1": (
@@ -301,6 +323,9 @@ def make_all(root: Path) -> None:
             for parameter in model.parameters():
                 mean, deviation = (0.7, 0.1) if parameter.ndim == 1 else (0.0, 0.3)
                 parameter.copy_(torch.randn_like(parameter) * deviation + mean)
+            for place, buffer in model.named_buffers():
+                if place.endswith("e_score_correction_bias"):
+                    buffer.copy_(torch.randn_like(buffer) * 0.3 - 0.5)  # negative, too
             logits = model(input_ids=torch.tensor([IDS])).logits[0]
         model.save_pretrained(root / name)
         np.save(root / name / "logits.npy", logits.numpy())

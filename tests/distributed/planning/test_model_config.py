@@ -31,6 +31,7 @@ SIZES = {
     "rms_norm_eps": 1e-6,
 }
 LATENT = {"kv_lora_rank": 48, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 24}
+LATENT_TYPES = [name for name, record in FAMILIES.items() if record.kv == "latent"]
 PLAIN = {"rope_theta": 500000.0, "rope_scaling": None}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 1024}
 LLAMA3 = {
@@ -44,7 +45,7 @@ LLAMA3 = {
 def make_config(model_type: str, **changes: Any) -> dict[str, Any]:
     """A config of the type with nothing beyond sizes and rotation."""
     experts = {"num_experts": 8, "num_experts_per_tok": 2} if model_type == "qwen3_moe" else {}
-    sizes = SIZES | (LATENT if model_type == "deepseek_v2" else {}) | experts
+    sizes = SIZES | (LATENT if model_type in LATENT_TYPES else {}) | experts
     rope: dict[str, Any] = {"rope_theta": 10000.0, "rope_type": "default"}
     window = {"sliding_window": None} if model_type == "mistral" else {}
     return {"model_type": model_type, **sizes, **window, "rope_parameters": rope, **changes}
@@ -56,7 +57,10 @@ def normalise(config: dict[str, Any]) -> dict[str, Any]:
 
 
 # What transformers calls minimax is another model; it knows the last four with a text_config only.
-UNKNOWN = ("iquestcoder", "mimo", "minimax", "xverse", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe")
+UNKNOWN = (
+    *("deepseek", "iquestcoder", "joyai_llm_flash", "kimi_k2", "mimo", "minimax", "xverse"),
+    *("qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe"),
+)
 COMPARED = [name for name in FAMILIES if name not in UNKNOWN]
 NEEDED: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": None},
@@ -102,7 +106,7 @@ def test_what_transformers_writes_by_itself_is_accepted(model_type: str) -> None
     config = normalise(written.to_dict())
     for key in ("num_key_value_heads", "max_position_embeddings", "hidden_size", "head_dim"):
         wanted = getattr(written, key, None)
-        assert wanted is None or model_type == "deepseek_v2" or config[key] == wanted, key
+        assert wanted is None or model_type in LATENT_TYPES or config[key] == wanted, key
     rope = getattr(written, "rope_parameters", None)  # nemotron_h has no positions
     assert rope is None or (config.get("rope_parameters") or config)["rope_theta"] == rope["rope_theta"]
 
@@ -112,7 +116,7 @@ def test_absent_keys_mean_what_they_mean_to_transformers(model_type: str) -> Non
     """Defaults are those of transformers' classes, not those of mlx-lm's."""
     full = default_config(model_type).to_dict()
     kept = {*NEEDED_KEYS, *NEEDED.get(model_type, {}), "intermediate_size", "tie_word_embeddings"}
-    kept |= {*LATENT, "moe_intermediate_size"} if model_type == "deepseek_v2" else set()
+    kept |= {*LATENT, "moe_intermediate_size"} if model_type in LATENT_TYPES else set()
     kept |= {"moe_intermediate_size"} if model_type == "dots1" else set()
     short = {key: value for key, value in full.items() if key in kept}
     if model_type == "deepseek_v2":
@@ -261,7 +265,7 @@ def test_a_record_says_what_the_class_reads(model_type: str) -> None:
     """A key is called honoured only where mlx-lm's class asks for it."""
     family, read = FAMILIES[model_type], read_keys(model_type)
     implied = {
-        "deepseek_v2": {"head_dim", "qk_head_dim"},
+        **{name: {"head_dim", "qk_head_dim"} for name in LATENT_TYPES},
         # Weights have been multiplied by the factors, unless torch wrote them.
         "falcon_h1": {key for key in family.honoured if "multiplier" in key} - read,
         "minimax": {"partial_rotary_factor"},  # rotary_dim
@@ -425,7 +429,8 @@ REFUSED = [
     ("llama", {"attention_chunk_size": 8192}, "attention_chunk_size"),
     ("llama", {"is_causal": False}, "is_causal"),
     ("llama", {"quantize_activations": True}, "quantize_activations"),
-    ("llama", {"quantization_config": {"quant_method": "fp8"}}, r"fp8.*mlx_lm\.convert"),
+    ("llama", {"quantization_config": {"quant_method": "fp8"}}, r"fp8.*mlx_lm\.convert .* plain weights"),
+    ("deepseek_v3", {"quantization_config": {"quant_method": "fp8"}}, r"fp8.*mlx_lm\.convert .* these"),
     ("llama", {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}, "gptq"),
     ("llama", {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128}}, "awq"),
     (
@@ -707,10 +712,10 @@ def test_a_stage_rotates_by_the_angles_of_the_config(tmp_path: Path, model_type:
         read = read_config(folder)
         layers = open_stage(folder, range(2), is_first=True, is_last=False).inner.layers
         module = next(layer.self_attn.rope for layer in layers if "self_attn" in layer)
-        if model_type == "deepseek_v2":
+        if model_type in LATENT_TYPES:
             width = read["qk_rope_head_dim"]
         num_values = width or int(read["head_dim"] * partial["partial_rotary_factor"])
-        is_traditional = model_type in ("cohere", "deepseek_v2", "ernie4_5", "glm4", "helium")
+        is_traditional = model_type in ("cohere", "ernie4_5", "glm4", "helium", *LATENT_TYPES)
         check_angles(module, num_values, is_traditional, factor, inverse_frequencies(rope, num_values))
 
 

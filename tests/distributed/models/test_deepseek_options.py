@@ -1,0 +1,149 @@
+"""Every option of DeepSeek's config.json, by type: followed as mlx-lm does, without effect, or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from distributed.planning.checkpoint import BadCheckpoint, UnsupportedModel, read_config
+from distributed.planning.model_config import normalise_config
+from distributed.self_test.seeded_models import YARN, make_model_folder
+from tests.fakes.checkpoints import reference_model
+from tests.fakes.family_configs import CONFIGS
+from tests.services.stages import load_chain, reference_logits
+
+PROMPT = [(11 * i + 5) % 250 for i in range(30)]
+TOLERANCE = 5e-4
+
+V2, V3 = ("deepseek_v2",), ("deepseek_v3", "glm4_moe_lite")
+INDEXED = ("deepseek_v32", "glm_moe_dsa")
+SIGMOID = (*V3, *INDEXED)
+ALL = (*V2, *SIGMOID)
+
+# (types, option, value)
+FOLLOWED: list[tuple[tuple[str, ...], str, Any]] = [
+    (V2, "topk_method", "greedy"),
+    (V2, "topk_method", {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}),
+    (V2, "n_group = topk_group", {"topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 2}),
+    (SIGMOID, "n_group", {"n_group": 1, "topk_group": 1}),
+    (SIGMOID, "n_group", {"n_group": 2, "topk_group": 1}),
+    (SIGMOID, "n_group = topk_group", {"n_group": 4, "topk_group": 4}),
+    (SIGMOID, "norm_topk_prob", False),
+    (SIGMOID, "norm_topk_prob", True),
+    (ALL, "routed_scaling_factor", 1.0),
+    (ALL, "routed_scaling_factor", 2.5),
+    (ALL, "num_experts_per_tok", 1),
+    (ALL, "first_k_dense_replace", 0),
+    (ALL, "first_k_dense_replace", 3),
+    (ALL, "moe_layer_freq", 2),
+    (V2, "n_shared_experts", None),
+    (ALL, "n_shared_experts", 2),
+    (ALL, "attention_bias", True),
+    (ALL, "attention_bias", False),
+    ((*V2, *V3), "q_lora_rank", None),
+    (ALL, "q_lora_rank", 64),
+    (ALL, "rope_scaling", {"rope_scaling": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}}),
+    (ALL, "rope_scaling", {"rope_scaling": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.5}}),
+    (ALL, "rope_scaling", {"rope_scaling": {**YARN, "factor": 4, "beta_fast": 1.0}}),
+    (SIGMOID, "rope_scaling", None),
+    (ALL, "rope_theta", 500000.0),
+    (INDEXED, "index_topk", 20),
+    (INDEXED, "index_topk", 4096),
+    (INDEXED, "index_n_heads", 8),
+    (INDEXED, "indexer_rope_interleave", True),
+    (INDEXED, "indexer_rope_interleave", False),
+]
+WITHOUT_EFFECT: list[tuple[tuple[str, ...], str, Any]] = [
+    (V2, "scoring_func", "softmax"),
+    (V2, "norm_topk_prob", False),
+    (SIGMOID, "scoring_func", "sigmoid"),
+    (SIGMOID, "topk_method", "noaux_tc"),
+    (ALL, "rope_interleave", True),
+    (ALL, "tie_word_embeddings", False),
+    (ALL, "hidden_act", "silu"),
+    (ALL, "num_nextn_predict_layers", 1),
+    (ALL, "ep_size", 8),
+    (ALL, "pretraining_tp", 1),
+    (ALL, "aux_loss_alpha", 0.001),
+    (ALL, "seq_aux", True),
+    (ALL, "attention_dropout", 0.1),
+    (ALL, "partial_rotary_factor", 1.0),
+    (ALL, "mlp_layer_types", ["dense", "sparse", "sparse", "sparse"]),
+    (INDEXED, "layer_types", ["indexed_attention"] * 4),
+    (INDEXED, "indexer_types", ["full"] * 4),
+    (INDEXED, "index_topk_pattern", "FFFF"),
+    (INDEXED, "index_topk_freq", {"index_topk_freq": 1, "index_skip_topk_offset": 3}),
+]
+REFUSED: list[tuple[tuple[str, ...], str, Any]] = [
+    (V2, "topk_method", "noaux_tc"),
+    (V2, "scoring_func", "sigmoid"),
+    (V2, "norm_topk_prob", True),
+    (SIGMOID, "topk_method", "greedy"),
+    (SIGMOID, "topk_method", "group_limited_greedy"),
+    (SIGMOID, "scoring_func", "softmax"),
+    (SIGMOID, "n_group", 3),
+    (SIGMOID, "n_group", 8),
+    (SIGMOID, "topk_group", 5),
+    (SIGMOID, "topk_group", {"topk_group": 1}),
+    (ALL, "num_experts_per_tok", 9),
+    (ALL, "rope_interleave", False),
+    (ALL, "tie_word_embeddings", True),
+    (ALL, "hidden_act", "gelu"),
+    (ALL, "partial_rotary_factor", 0.5),
+    (ALL, "mscale", {"rope_scaling": {**YARN, "mscale": 0.7, "mscale_all_dim": 0}}),
+    (ALL, "dynamic", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
+    (ALL, "mlp_layer_types", ["dense", "sparse", "dense", "sparse"]),
+    (ALL, "mlp_layer_types", ["sparse"] * 3),
+    (ALL, "sliding_attention", {"layer_types": ["full_attention", "sliding_attention"] * 2}),
+    (ALL, "fp8", {"quantization_config": {"quant_method": "fp8", "fmt": "e4m3"}}),
+    (ALL, "kv_lora_rank", None),
+    (INDEXED, "indexer_types", ["full", "shared", "shared", "full"]),
+    (INDEXED, "index_topk_pattern", "FSSS"),
+    (INDEXED, "index_topk_freq", 4),
+    (V3, "index_topk", 64),
+]
+
+
+def one_each(table: list[tuple[tuple[str, ...], str, Any]]) -> list[Any]:
+    return [
+        pytest.param(
+            name, value if isinstance(value, dict) else {key: value}, key, id=f"{name}-{key}={value}"
+        )
+        for names, key, value in table
+        for name in names
+    ]
+
+
+@pytest.mark.parametrize(("name", "change", "key"), one_each(FOLLOWED))
+def test_an_option_is_followed(tmp_path: Path, name: str, change: dict[str, Any], key: str) -> None:
+    """The numbers are those of mlx-lm with the same option."""
+    folder = make_model_folder(tmp_path / "tiny", {**CONFIGS[name], **change})
+    wanted = reference_logits(reference_model(folder), PROMPT)
+    logits = load_chain(folder, (1, 3)).prefill(PROMPT, chunk=7)
+    assert mx.allclose(logits, wanted, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("name", "change", "key"), one_each(WITHOUT_EFFECT))
+def test_an_option_has_no_effect(name: str, change: dict[str, Any], key: str) -> None:
+    """What the class is made of is the same without it."""
+    plain, changed = (normalise_config({**CONFIGS[name], **extra}, "config.json") for extra in ({}, change))
+    for config in (plain, changed):
+        for option in change:
+            config.pop(option, None)
+    assert plain == changed
+
+
+@pytest.mark.parametrize(("name", "change", "key"), one_each(REFUSED))
+def test_an_option_is_refused(name: str, change: dict[str, Any], key: str) -> None:
+    """By its name, before weights are read."""
+    with pytest.raises((UnsupportedModel, BadCheckpoint), match=key):
+        normalise_config({**CONFIGS[name], **change}, "config.json")
+
+
+def test_a_config_of_transformers_names_its_dense_layers(tmp_path: Path) -> None:
+    """A list of kinds of layers in the place of first_k_dense_replace."""
+    config = {**CONFIGS["glm4_moe_lite"], "mlp_layer_types": ["dense", "dense", "sparse", "sparse"]}
+    assert read_config(make_model_folder(tmp_path, config))["first_k_dense_replace"] == 2
