@@ -111,11 +111,11 @@ def reference_model(folder: Path, dtype: mx.Dtype = mx.float32, *, is_sanitized:
         )
     model.load_weights(list(weights.items()))
     model.set_dtype(dtype)
-    for layer in model.layers if config.get("n_group", 1) > 1 else ():
-        if "e_score_correction_bias" in layer.mlp.get("gate", {}):
+    for module in model.modules() if config.get("n_group", 1) > 1 else ():
+        if "e_score_correction_bias" in module:
             # mlx-lm hides experts of other groups behind 0; where all scores are above it, it is right
-            bias = layer.mlp.gate.e_score_correction_bias.astype(mx.float32)
-            layer.mlp.gate.e_score_correction_bias = bias - mx.minimum(bias.min(), 0)
+            bias = module.e_score_correction_bias.astype(mx.float32)
+            module.e_score_correction_bias = bias - mx.minimum(bias.min(), 0)
     return model
 
 
