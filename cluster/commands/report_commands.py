@@ -109,7 +109,8 @@ def _add_plan_flags(parser: argparse.ArgumentParser) -> None:
         "--hosts",
         metavar="NAME:MEMORY,…",
         help="plan for these hosts instead of the settings' hosts, as in mac1:64GB,mac2:16GB; MEMORY is the "
-        "host's total (GB 10^9, GiB 2^30 bytes), and :2 after it gives the host two ranks",
+        "host's total (GB 10^9, GiB 2^30 bytes), @400GB/s after it is its bandwidth, for an upper bound of "
+        "tokens/s, and :2 at the end gives the host two ranks",
     )
     parser.add_argument(
         "--cpu", action="store_true", help="the hosts of --hosts have no GPU; without it they count as Macs"

@@ -62,6 +62,7 @@ class HostRoom:
     usable_bytes: int  # for weights and KV of its ranks: from free memory, on a Mac from the GPU's
     speed: float  # of each of its ranks
     has_gpu: bool
+    bandwidth: float | None = None  # GB/s by which the whole machine reads memory; None: unknown
 
 
 def measure_rooms(
@@ -95,6 +96,7 @@ def measure_rooms(
                 gpu_limit_bytes=gpu_limit if has_metal else None,
                 num_ranks_there=num_ranks,
                 speed=speed,
+                bandwidth=bandwidth,
                 has_gpu=has_metal or any(name.startswith("mlx-cuda") for name in known.versions),
             )
         )
@@ -117,6 +119,7 @@ def make_room(
     gpu_limit_bytes: int | None,
     num_ranks_there: int | None = None,
     speed: float = 1.0,
+    bandwidth: float | None = None,
     has_gpu: bool = False,
 ) -> HostRoom:
     """One place in the ring; a machine's ranks share its memory and its speed.
@@ -128,7 +131,9 @@ def make_room(
     num_ranks_there = num_ranks_there or num_ranks
     usable = free_bytes if gpu_limit_bytes is None else gpu_limit_bytes
     part = (usable - RANK_BYTES * num_ranks_there) * num_ranks // num_ranks_there
-    return HostRoom(name, num_ranks, total_bytes, free_bytes, part, speed / num_ranks_there, has_gpu)
+    return HostRoom(
+        name, num_ranks, total_bytes, free_bytes, part, speed / num_ranks_there, has_gpu, bandwidth
+    )
 
 
 def mac_gpu_bytes(total_bytes: int) -> int:

@@ -1,7 +1,8 @@
 """Reads a model's config and the headers of its weights, before it is loaded or even downloaded.
 
 From its folder, or from the Hub if it is not on this machine: config.json, the index, and the headers of the
-safetensors files. Fetches no weights.
+safetensors files. Fetches no weights. For a plan alone the sizes of some published models ship with the code
+(distributed/planning/published.py).
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import Any
 
 from cluster.errors import ClusterError
 from config import ModelNotReady, Settings
-from config.model_path import is_folder_name, missing_files
+from config.model_path import is_folder_name, is_hub_name, missing_files
 from distributed.planning.checkpoint import TensorInfo
 from distributed.planning.hub_model import HubSilent, read_hub_model
 from distributed.planning.model_errors import ModelError
 from distributed.planning.model_shape import ModelShape, make_shape, read_model_files
+from distributed.planning.published import find_published, list_published, read_published
 
 
 class ModelUnknown(ClusterError):
@@ -34,12 +36,18 @@ class ModelRefused(ClusterError):
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model's config and headers; `folder` is None if the model is not on this machine."""
+    """A model's config and headers.
+
+    Args:
+        folder: None if the model is not on this machine.
+        is_from_class: no file was read: the tensors are those of the model's class.
+    """
 
     name: str
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
     folder: Path | None
+    is_from_class: bool = False
 
     @property
     def is_packed(self) -> bool:
@@ -82,3 +90,27 @@ def read_source(settings: Settings) -> ModelSource:
     except ModelError as error:
         raise ModelRefused(str(error)) from error
     return ModelSource(repo.rpartition("/")[2], found.config, found.tensors, None)
+
+
+def read_source_to_plan(settings: Settings) -> ModelSource:
+    """Read config and headers; if the Hub is out of reach, the config and sizes that ship with the code.
+
+    With a published model's name without its owner, nobody is asked.
+
+    Raises:
+        HubOutOfReach: no sizes of it ship with the code; the message lists the models that have them.
+        ModelUnknown, ModelRefused: as `read_source` does.
+    """
+    repo = settings.model_repo
+    name = find_published(repo) if is_hub_name(repo, settings.root) else None
+    if name is None or "/" in repo:
+        try:
+            return read_source(settings)
+        except HubOutOfReach as error:
+            if name is None:
+                known = ", ".join(list_published())
+                raise HubOutOfReach(f"{error}. Planned without either: {known}") from error
+    try:
+        return ModelSource(name, *read_published(name), None, is_from_class=True)
+    except ModelError as error:
+        raise ModelRefused(str(error)) from error

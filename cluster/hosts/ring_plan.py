@@ -74,6 +74,7 @@ class RingLayout:
     dequantize: bool
     rooms: tuple[HostRoom, ...]
     ranks: tuple[RankShare, ...]
+    shape: ModelShape
     attention_bytes: int = 0  # of each rank beside weights and KV; what rooms can use is without it
 
     @property
@@ -218,7 +219,7 @@ def _make_layout(
         )
         for rank, part in enumerate(layers)
     ]
-    return RingLayout(name, dequantize, tuple(rooms), tuple(shares))
+    return RingLayout(name, dequantize, tuple(rooms), tuple(shares), shape)
 
 
 def _longest(shape: ModelShape, layout: RingLayout) -> float:

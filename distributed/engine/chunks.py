@@ -13,6 +13,8 @@ from distributed.planning.capacities import MIN_SCORED_TOKENS
 MAX_CHUNK_ROWS = 16
 # A chunk delays decode rows by about this, however slow the machine and long the prompt.
 MAX_WAIT_US = 200_000.0
+# A ring whose speed is not known yet begins with a chunk of at most so many tokens.
+FIRST_TOKENS = 32
 MIN_PACED_TOKENS = 16
 NUM_PACED_CHUNKS = 3  # whose median counts, as one may have stalled; later chunks of a prompt are slower
 # The fixed cost of a step, in tokens.
@@ -20,15 +22,20 @@ _STEP_TOKENS = 32
 
 
 class ChunkPace:
-    """How large a chunk may be while decode rows wait, from the measured time of earlier chunks.
+    """How large a chunk may be for the time that it may take, from the measured time of earlier chunks.
 
     A size's first chunk does not count, since kernels may have been compiled for it; only the very first of
     all does until there is another, since on a slow machine a chunk may take minutes.
     """
 
-    def __init__(self, min_tokens: int = MIN_PACED_TOKENS) -> None:
-        """Args: min_tokens: a chunk is never made smaller than this."""
-        self._min_tokens = min_tokens
+    def __init__(self, min_tokens: int = MIN_PACED_TOKENS, longest_us: float | None = None) -> None:
+        """Make the pace of a ring.
+
+        Args:
+            min_tokens: while decode rows wait, a chunk is never made smaller than this.
+            longest_us: the most that a chunk may take in a stage even if nothing waits; None: no limit.
+        """
+        self._min_tokens, self._longest_us = min_tokens, longest_us
         self._us_per_token: deque[float] = deque(maxlen=NUM_PACED_CHUNKS)
         self._sizes: set[int] = set()  # measured, as powers of two
 
@@ -41,12 +48,17 @@ class ChunkPace:
                 return
         self._us_per_token.append(measured)
 
-    def budget(self, most: int) -> int:
-        """Return the tokens that take about MAX_WAIT_US, at most `most`."""
+    def budget(self, most: int, *, is_waited_for: bool = True) -> int:
+        """Return the tokens of a chunk, at most `most`; if decode rows wait, it takes about MAX_WAIT_US."""
         if not self._us_per_token:
-            return most
-        tokens = int(MAX_WAIT_US / low_median(self._us_per_token)) - _STEP_TOKENS
-        return min(most, max(self._min_tokens, tokens // MIN_PACED_TOKENS * MIN_PACED_TOKENS))
+            return most if self._longest_us is None else min(most, FIRST_TOKENS)
+        if self._longest_us is not None:
+            most = min(most, self._num_tokens(self._longest_us, MIN_PACED_TOKENS))
+        return min(most, self._num_tokens(MAX_WAIT_US, self._min_tokens)) if is_waited_for else most
+
+    def _num_tokens(self, us: float, least: int) -> int:
+        tokens = int(us / low_median(self._us_per_token)) - _STEP_TOKENS
+        return max(least, tokens // MIN_PACED_TOKENS * MIN_PACED_TOKENS)
 
 
 def within_scores(budget: int, context: int, max_scores: int) -> int:

@@ -19,6 +19,8 @@ from distributed.planning.checkpoint import read_config
 from distributed.planning.family import count_experts
 from distributed.planning.kv_sizes import most_tokens
 
+# A chunk takes at most this share of STEP_TIMEOUT in a stage, as far as earlier ones tell.
+CHUNK_SHARE = 0.2
 MIN_MIXTURE_CHUNK_TOKENS = 64  # also beside answers that wait: a step reads about every expert
 # So few rows are one decode group where the stage that works may use the cores of those that wait: every
 # group pays for its own read of the weights. More rows lose by it where others use the cores, too.
@@ -79,6 +81,7 @@ def make_scheduler(settings: Settings, status: RingStatus, chunk: int, thread_ga
         slots=slots,
         paces_chunks=settings.prefill_chunk_tokens == "auto",
         max_chunk_scores=max_chunk_scores(settings),
+        max_chunk_us=settings.step_timeout * 1e6 * CHUNK_SHARE,
         min_paced_tokens=MIN_MIXTURE_CHUNK_TOKENS if has_experts else MIN_PACED_TOKENS,
         # Stages with cores of their own cannot gain by one group, which is at least as much work, one by one.
         max_gathered=MAX_GATHERED if is_auto and thread_gain > 1 else 0,

@@ -36,9 +36,10 @@ class SchedulerLimits:
 
     `max_chunk_tokens` bounds rows x columns of a chunk. With `paces_chunks` a chunk has fewer tokens where
     one takes long, but never fewer than `min_paced_tokens`: a step that reads all experts for a few tokens
-    wastes its time. `max_chunk_scores` bounds rows x columns x context, the scores that attention holds in
-    memory. Up to `max_gathered` open sequences share one table. What yields stays within
-    `max_yielding_in_flight`, since a new prompt waits for all that is in flight.
+    wastes its time; `max_chunk_us` bounds its time in a stage even if no other row waits. `max_chunk_scores`
+    bounds rows x columns x context, the scores that attention holds in memory. Up to `max_gathered` open
+    sequences share one table. What yields stays within `max_yielding_in_flight`, since a new prompt waits for
+    all that is in flight.
     """
 
     max_in_flight: int
@@ -46,6 +47,7 @@ class SchedulerLimits:
     slots: SlotLimits
     paces_chunks: bool = False
     min_paced_tokens: int = MIN_PACED_TOKENS
+    max_chunk_us: float | None = None
     max_chunk_scores: int = 1 << 40
     max_gathered: int = 0
     max_yielding_in_flight: int = 1 << 10
@@ -61,7 +63,7 @@ class Scheduler:
         """Args: drafter: proposes draft tokens; None: no drafts."""
         self.limits = limits
         self._max_ahead = limits.slots.num_tables * limits.max_chunk_tokens  # a chunk for each table
-        self._pace = ChunkPace(limits.min_paced_tokens)
+        self._pace = ChunkPace(limits.min_paced_tokens, limits.max_chunk_us)
         self._drafter = drafter or NoDrafter()
         self.slots = SlotTables(limits.slots)
         self.waiting: deque[Sequence] = deque()
@@ -301,8 +303,8 @@ class Scheduler:
         """
         candidates = self._candidates(prefilling)
         budget = self.limits.max_chunk_tokens
-        if self.limits.paces_chunks and is_paced:
-            budget = self._pace.budget(budget)
+        if self.limits.paces_chunks:
+            budget = self._pace.budget(budget, is_waited_for=is_paced)
         context = max(len(each.token_ids) - left + min(left, budget) for each, _, left in candidates)
         budget = within_scores(budget, context, self.limits.max_chunk_scores)
         num_rows, width = best_fill([left for _, _, left in candidates], budget)

@@ -78,9 +78,10 @@ def max_chunk_scores(settings: Settings) -> int:
     return max(FULL_CHUNK_TOKENS, 0 if chunk == "auto" else int(chunk)) * FULL_CHUNK_CONTEXT
 
 
-def attention_bytes(settings: Settings, shape: ModelShape) -> int:
-    """Return what attention takes on a rank beside weights and KV, at the longest context."""
-    scores = max(max_chunk_scores(settings), MIN_SCORED_TOKENS * _longest_context(settings))
+def attention_bytes(settings: Settings, shape: ModelShape, num_tokens: int | None = None) -> int:
+    """Return what attention takes on a rank beside weights and KV, at a context; None: the longest one."""
+    num_tokens = num_tokens or _longest_context(settings)
+    scores = max(max_chunk_scores(settings), MIN_SCORED_TOKENS * num_tokens)
     return NUM_SCORE_ARRAYS * scores * shape.score_bytes
 
 

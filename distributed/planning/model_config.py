@@ -275,7 +275,7 @@ def _take_quantization(config: dict[str, Any], family: Family) -> None:
 
 def _check_packing(path: str, entry: Mapping[str, Any], whole: Mapping[str, Any]) -> None:
     """Check bits and group size of the whole model or of one module."""
-    mode = str(entry.get("mode", whole.get("mode", "affine")))
+    mode = str(entry.get("mode", "affine"))  # a module's entry inherits none (mlx 0.32.4 nn.quantize)
     if mode not in QUANTIZATION_MODES:
         raise UnsupportedModel(
             f"quantization mode {mode!r} ({path}) is not served; served are {', '.join(QUANTIZATION_MODES)}"

@@ -7,6 +7,7 @@ apart. FAMILY_CONFIGS has a tiny model of the commonest types. Knows no stages.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -107,6 +108,8 @@ def make_model_folder(
     config: dict[str, Any],
     *,
     bits: int | None = None,
+    mode: str = "affine",
+    finer: str = "",
     dtype: Any = mx.float32,
     seed: int = 0,
     num_files: int = 1,
@@ -115,6 +118,8 @@ def make_model_folder(
 
     Args:
         bits: of packed weights; None: plain.
+        mode: of packing, as MLX names it.
+        finer: pattern of the paths of modules that are packed with 8 bits instead, and listed in the config.
         dtype: of the floats, scales of packed weights included.
         num_files: safetensors files to spread the tensors over.
     """
@@ -124,8 +129,7 @@ def make_model_folder(
     model.model.norm.weight = 4 * model.model.norm.weight  # sets logits apart
     model.set_dtype(dtype)
     if bits:
-        nn.quantize(model, group_size=GROUP_SIZE, bits=bits)
-        quantization = {"group_size": GROUP_SIZE, "bits": bits, "mode": "affine"}
+        quantization = _pack(model, bits, mode, finer)
         config = {**config, "quantization": quantization, "quantization_config": quantization}
     weights = dict(tree_flatten(model.parameters()))
     for array in weights.values():  # one by one: what a tensor is made of is larger than itself
@@ -137,6 +141,21 @@ def make_model_folder(
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def _pack(model: nn.Module, bits: int, mode: str, finer: str) -> dict[str, Any]:
+    """Pack a model's weights, lazily; return what mlx-lm writes into the config about it."""
+    common = {"group_size": GROUP_SIZE, "bits": bits, "mode": mode}
+    entries: dict[str, dict[str, Any]] = {}
+
+    def choose(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        if hasattr(module, "to_quantized") and finer and re.search(finer, path):
+            entries[path] = {"group_size": GROUP_SIZE, "bits": 8}
+            return dict(entries[path])
+        return hasattr(module, "to_quantized")
+
+    nn.quantize(model, **common, class_predicate=choose)
+    return {**common, **entries}
 
 
 def make_model(config: dict[str, Any]) -> Any:

@@ -106,6 +106,7 @@ def reference_model(folder: Path, dtype: mx.Dtype = mx.float32, *, is_sanitized:
             model,
             packing["group_size"],
             packing["bits"],
+            mode=packing.get("mode", "affine"),
             class_predicate=lambda path, _: packing.get(path, f"{path}.scales" in weights),
         )
     model.load_weights(list(weights.items()))

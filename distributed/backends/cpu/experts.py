@@ -2,7 +2,8 @@
 
 MLX's CPU build multiplies each token with each of its experts alone, so that an expert's weights are read
 once a token (mlx 0.32.4, gather_mm). With few tokens most experts have one at most, and there is nothing to
-gain. Only float32, only on weights as MLX has loaded them, and never with a GPU.
+gain. Only float32, plain or packed with 4 or 8 bits, on weights as MLX has loaded them, and never with a GPU.
+A packed expert is unpacked for the chunk: MLX's product with packed weights takes several times as long.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from distributed.backends.cpu.compiling import Float32Array
 from distributed.backends.cpu.operations import Operations
-from distributed.backends.cpu.products import Blas, Linear, NoBlas, on_blas, view
+from distributed.backends.cpu.products import Blas, NoBlas, Product, on_blas, view
 from prompts.mlx_lm_import import import_mlx_lm
 
 MIN_TOKENS = 32  # fewer are left to MLX, whose steps need no change of threads in their midst
+
+_WIDTHS = (4, 8)  # bits of packed weights that are unpacked here
 
 switch_layers = import_mlx_lm("models.switch_layers")
 
@@ -47,13 +51,46 @@ def place_experts(inner: Any) -> bool:
 
 
 def _can_run(mixture: Any) -> bool:
-    """Whether these are gated units of plain float32 weights, without biases."""
+    """Whether these are gated units of plain or packed float32 weights, without biases."""
     parts = [mixture[name] for name in ("gate_proj", "up_proj", "down_proj")]
-    is_plain = all(
-        type(part) is switch_layers.SwitchLinear and part["weight"].dtype == mx.float32 for part in parts
-    )
     is_gated = type(mixture.activation) is switch_layers.SwiGLU
-    return is_plain and is_gated and not any("bias" in part for part in parts)
+    return is_gated and all(_is_plain(part) or _is_packed(part) for part in parts)
+
+
+def _is_plain(part: Any) -> bool:
+    is_plain = type(part) is switch_layers.SwitchLinear and "bias" not in part
+    return is_plain and part["weight"].dtype == mx.float32
+
+
+def _is_packed(part: Any) -> bool:
+    return (
+        type(part) is switch_layers.QuantizedSwitchLinear
+        and (part.mode, part["scales"].dtype) == ("affine", mx.float32)
+        and part.bits in _WIDTHS
+        and "bias" not in part
+    )
+
+
+def _make_products(blas: Blas, part: Any) -> list[Product]:
+    """Return each expert's product."""
+    if _is_plain(part):
+        return [on_blas(blas, weight) for weight in view(part["weight"])]
+    weights = np.asarray(part["weight"]).view(np.uint8)
+    scales, biases = view(part["scales"]), view(part["biases"])
+    return [_on_packed(blas, *arrays, part.bits) for arrays in zip(weights, scales, biases, strict=True)]
+
+
+def _on_packed(blas: Blas, packed: Any, scales: Float32Array, biases: Float32Array, bits: int) -> Product:
+    """Return the product with a weight (N, K): bytes (N, K * bits / 8), scales and biases (N, groups)."""
+
+    def multiply(x: Float32Array) -> Float32Array:
+        values = packed if bits == 8 else np.stack([packed & 15, packed >> 4], axis=-1)
+        weight = values.reshape(*scales.shape, -1).astype(np.float32)
+        weight *= scales[..., None]
+        weight += biases[..., None]
+        return on_blas(blas, weight.reshape(len(scales), -1))(x)
+
+    return multiply
 
 
 class Experts:
@@ -62,8 +99,7 @@ class Experts:
     def __init__(self, blas: Any, mixture: Any) -> None:
         self._mixture = mixture
         self._gates, self._ups, self._downs = (
-            [Linear(on_blas(blas, weight), len(weight), None) for weight in view(mixture[name]["weight"])]
-            for name in ("gate_proj", "up_proj", "down_proj")
+            _make_products(blas, mixture[name]) for name in ("gate_proj", "up_proj", "down_proj")
         )
         self._operations = Operations()
 

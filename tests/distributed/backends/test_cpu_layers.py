@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
@@ -17,7 +18,7 @@ from distributed.backends.backend import StageRunner
 from distributed.backends.cpu.backend import CpuBackend
 from distributed.backends.cpu.compiling import count_lanes
 from distributed.backends.cpu.dense import DenseLayers
-from distributed.backends.cpu.experts import Experts, switch_layers
+from distributed.backends.cpu.experts import Experts, place_experts, switch_layers
 from distributed.backends.cpu.kernel_code import MAX_BLOCK_ROWS
 from distributed.backends.cpu.kernels import Kernels
 from distributed.backends.cpu.products import (
@@ -168,13 +169,20 @@ def test_of_a_mixture_the_experts_alone_leave_mlx(variant: str) -> None:
     assert len(sizes) == 1
 
 
-@pytest.mark.parametrize("variant", ["qwen3_moe-8bit", "deepseek_v2-8bit"])
-def test_quantized_experts_stay_with_mlx_unless_they_are_unpacked(variant: str) -> None:
-    """An 8-bit mixture is run by MLX; dequantized it is one like any other."""
-    for dequantize in (False, True):
-        runner = load(shared_checkpoint(variant), "auto", dequantize=dequantize)
-        kind = Experts if dequantize else switch_layers.SwitchGLU
-        assert isinstance(runner.model.inner.layers[-1].mlp.switch_mlp, kind)
+@pytest.mark.parametrize(("bits", "mode"), [(4, "affine"), (6, "affine"), (8, "affine"), (4, "mxfp4")])
+@pytest.mark.parametrize("num_tokens", [5, 40])
+def test_packed_experts_give_the_numbers_of_mlx(bits: int, mode: str, num_tokens: int) -> None:
+    """Those of 4 and 8 bits are unpacked for a chunk; MLX runs short steps, and every other packing."""
+    mx.random.seed(bits)
+    layer = nn.Module()
+    layer.mlp = switch_layers.SwitchGLU(64, 96, 8)
+    nn.quantize(layer, group_size=32, bits=bits, mode=mode)
+    mx.eval(layer.parameters())
+    mixture = layer.mlp
+    assert place_experts(layer) == isinstance(layer.mlp, Experts) == (mode == "affine" and bits != 6)
+    x = mx.random.normal((2, num_tokens, 64))
+    indices = mx.random.randint(0, 8, (2, num_tokens, 3)).astype(mx.uint32)
+    assert mx.allclose(layer.mlp(x, indices), mixture(x, indices), atol=1e-5)
 
 
 def test_packed_and_half_precision_weights_stay_with_mlx() -> None:
@@ -191,8 +199,6 @@ def test_packed_and_half_precision_weights_stay_with_mlx() -> None:
 @pytest.mark.parametrize("num_rows", [1, 2, 5])
 def test_products_of_the_blas(num_rows: int, width: int) -> None:
     """One row takes another routine than several, wide ones go in blocks: it is MLX's product."""
-    import mlx.nn as nn
-
     module = nn.Linear(24, width)
     mx.eval(module.parameters())
     x = mx.random.normal((num_rows, 24), key=mx.random.key(num_rows))

@@ -34,7 +34,9 @@ def test_drafts_save_laps_and_change_no_token(
     monkeypatch.setattr("distributed.engine.engine.Draws", given_draws({77: quoted}))
     results = {}
     for speculation in ("off", "prompt-lookup"):
-        with EngineInProcess(tmp_path / speculation, llama, 2, speculation=speculation) as service:
+        with EngineInProcess(
+            tmp_path / speculation, llama, 2, speculation=speculation, prefill_chunk_tokens=64
+        ) as service:
             quoting = service.request([*quoted, 3, 1, 4], max_tokens=40, seed=77)
             free = service.request(PROMPTS[3] * 3, max_tokens=40)
             results[speculation] = service.ask(quoting, free)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config import load_settings
-from distributed.engine.chunks import ChunkPace, best_fill, within_scores
+from distributed.engine.chunks import NUM_PACED_CHUNKS, ChunkPace, best_fill, within_scores
 from distributed.engine.scheduler import Scheduler, SchedulerLimits
 from distributed.engine.sequence import Advance, Sequence, Status
 from distributed.engine.slots import SlotLimits, SlotTables
@@ -466,6 +466,18 @@ def test_chunks_never_shrink_to_nothing() -> None:
     pace.note(128, 1e9)
     assert pace.budget(128) == 16
     assert pace.budget(8) == 8
+
+
+def test_a_chunk_stays_within_its_time_even_if_nothing_waits() -> None:
+    """Else a slow machine lets a long prompt run into STEP_TIMEOUT, at each new try."""
+    pace = ChunkPace(64, longest_us=12e6)
+    assert pace.budget(256, is_waited_for=False) == 32
+    pace.note(32, 6.4e6)  # 0.1 s a token
+    assert pace.budget(256, is_waited_for=False) == 80
+    for _ in range(NUM_PACED_CHUNKS):
+        pace.note(32, 64e6)
+    assert pace.budget(256, is_waited_for=False) == pace.budget(256) == 16
+    assert ChunkPace().budget(256, is_waited_for=False) == 256
 
 
 def test_a_stall_or_a_first_chunk_does_not_shrink_the_next_ones() -> None:

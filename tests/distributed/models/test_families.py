@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,25 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("families")
 
 
+@dataclass(frozen=True)
+class Packing:
+    """How a folder's weights are packed; modules whose path matches `finer` take 8 bits, affine."""
+
+    bits: int | None = None
+    mode: str = "affine"
+    finer: str = ""
+
+
+PLAIN, BITS_8, BITS_6, BITS_4 = (Packing(bits) for bits in (None, 8, 6, 4))
+MXFP4 = Packing(4, "mxfp4")
+MIXED = Packing(4, finer=r"embed_tokens|lm_head|v_proj|down_proj|layers\.1\.")
+MXFP4_MIXED = Packing(4, "mxfp4", r"embed_tokens|lm_head|self_attn")  # as gpt-oss is published
+
+
 @cache
-def folder_of(root: Path, name: str, bits: int | None = None, dtype: Any = mx.float32) -> Path:
-    return make_model_folder(root / f"{name}-{bits}-{dtype}", CONFIGS[name], bits=bits, dtype=dtype)
+def folder_of(root: Path, name: str, packing: Packing = PLAIN, dtype: Any = mx.float32) -> Path:
+    folder = root / f"{name}-{list(asdict(packing).values())}-{dtype}".replace("|", "").replace("\\", "")
+    return make_model_folder(folder, CONFIGS[name], **asdict(packing), dtype=dtype)
 
 
 @cache
@@ -126,14 +143,15 @@ def check_sizes(chain: StageChain, shape: ModelShape, model: Any, config: dict[s
 @pytest.mark.parametrize("name", NEW)
 def test_two_stages_as_on_a_gpu_give_the_tokens_of_mlx_lm(root: Path, name: str) -> None:
     """In bfloat16 with products of 4 bits: bit for bit the same work."""
-    folder = folder_of(root, name, 4, mx.bfloat16)
+    folder = folder_of(root, name, BITS_4, mx.bfloat16)
     check_half(load_chain(folder, (1, 3), StandInGpu()), folder)
 
 
-WAYS: list[tuple[Backend, Any, tuple[int | None, ...]]] = [
-    (CpuBackend(None), mx.float32, (None, 8, 6, 4)),
-    (CpuBackend("auto"), mx.float32, (None,)),
-    (StandInGpu(), mx.bfloat16, (8, 6, 4)),
+PACKINGS = (BITS_8, BITS_6, BITS_4, MXFP4, MIXED, MXFP4_MIXED)
+WAYS: list[tuple[Backend, Any, tuple[Packing, ...]]] = [
+    (CpuBackend(None), mx.float32, (PLAIN, *PACKINGS)),
+    (CpuBackend("auto"), mx.float32, (PLAIN, MIXED)),
+    (StandInGpu(), mx.bfloat16, PACKINGS),
 ]
 
 
@@ -142,9 +160,9 @@ WAYS: list[tuple[Backend, Any, tuple[int | None, ...]]] = [
 @pytest.mark.parametrize("name", [name for name, record in FAMILIES.items() if record.runs_as == name])
 def test_every_cut_gives_the_tokens_of_mlx_lm(root: Path, name: str, counts: tuple[int, ...]) -> None:
     """Float32 and bfloat16, plain and packed, a prompt whole, in chunks and token by token."""
-    for backend, dtype, widths in WAYS:
-        for bits in widths:
-            folder = folder_of(root, name, bits, dtype)
+    for backend, dtype, packings in WAYS:
+        for packing in packings:
+            folder = folder_of(root, name, packing, dtype)
             chain = load_chain(folder, counts, backend)
             if dtype == mx.float32:
                 for chunk in (1, 5, len(PROMPT)):

@@ -268,6 +268,12 @@ def test_expert_counts_have_one_name() -> None:
         assert normalise(make_config("deepseek_v2", **moe, **{name: 16}))["n_routed_experts"] == 16
 
 
+def test_a_module_inherits_no_mode_of_packing() -> None:
+    """Of a model with mxfp4 experts, as gpt-oss is published, the other modules are packed with 8 bits."""
+    packed = {"group_size": 32, "bits": 4, "mode": "mxfp4", "lm_head": {"group_size": 64, "bits": 8}}
+    assert normalise(make_config("llama", quantization=packed))["quantization"] == packed
+
+
 def test_mistral_runs_as_llama() -> None:
     """mlx-lm has no class of its own for it; without a window it is a llama."""
     assert normalise(make_config("mistral"))["model_type"] == "llama"
