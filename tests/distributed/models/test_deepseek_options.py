@@ -107,6 +107,68 @@ REFUSED: list[tuple[tuple[str, ...], str, Any]] = [
 ]
 
 
+_V3_SIZES: dict[str, Any] = {
+    "vocab_size": 129280,
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 128,
+    "kv_lora_rank": 512,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "first_k_dense_replace": 3,
+    "moe_layer_freq": 1,
+    "n_group": 8,
+    "topk_group": 4,
+    "topk_method": "noaux_tc",
+    "scoring_func": "sigmoid",
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
+    "num_nextn_predict_layers": 1,
+    "max_position_embeddings": 163840,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "ep_size": 1,
+    "pretraining_tp": 1,
+    "aux_loss_alpha": 0.001,
+    "seq_aux": True,
+    "auto_map": {"AutoModelForCausalLM": "modeling_deepseek.DeepseekV3ForCausalLM"},
+    "rope_scaling": {**YARN, "original_max_position_embeddings": 4096, "mscale": 1.0, "mscale_all_dim": 1.0},
+}
+_ONE_GROUP = {"n_group": 1, "topk_group": 1, "rope_scaling": None}
+# Keys as published that are no other sizes; fp8 as it is once unpacked.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "deepseek_v3": _V3_SIZES,
+    "kimi_k2": {**_V3_SIZES, "n_group": 1, "topk_group": 1, "n_routed_experts": 384, "rope_theta": 50000.0}
+    | {"rope_scaling": {**_V3_SIZES["rope_scaling"], "factor": 64.0, "beta_fast": 1.0, "beta_slow": 1.0}}
+    | {"num_attention_heads": 64, "num_key_value_heads": 64, "first_k_dense_replace": 1},
+    "deepseek_v32": {**_V3_SIZES, "index_head_dim": 128, "index_n_heads": 64, "index_topk": 2048},
+    "glm4_moe_lite": {**_V3_SIZES, **_ONE_GROUP, "partial_rotary_factor": 1.0, "attention_dropout": 0.0},
+    "glm_moe_dsa": {**_V3_SIZES, **_ONE_GROUP, "head_dim": 64, "qk_head_dim": 256, "rope_interleave": True}
+    | {"index_head_dim": 128, "index_n_heads": 32, "index_topk": 2048, "indexer_rope_interleave": True}
+    | {"rope_theta": None, "rope_parameters": {"rope_theta": 1000000, "rope_type": "default"}},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_is_published_is_accepted(name: str) -> None:
+    """At full size; what an option means stands in the tables above."""
+    config = normalise_config({"model_type": name, **PUBLISHED[name]}, "config.json")
+    assert config["num_hidden_layers"] == 61
+    assert (config["rope_scaling"] or {"factor": None})["factor"] in (None, 40, 64.0)
+    assert config.get("indexer_rope_interleave", False) == (name == "glm_moe_dsa")
+
+
 def one_each(table: list[tuple[tuple[str, ...], str, Any]]) -> list[Any]:
     return [
         pytest.param(
