@@ -93,6 +93,8 @@ def test_a_killed_front_door_is_replaced_alone_and_no_connection_is_refused(runn
     after = running.wait_until(lambda service: service.state == "ready")
     assert after.supervisor["epoch"] == before.supervisor["epoch"]
     assert after.processes["rank 1"] == before.processes["rank 1"]
+    log = (running.settings.log_dir / "supervisor.log").read_text()
+    assert "the front door was killed by SIGKILL; the front door starts again" in log
 
 
 def test_the_trial_proves_that_every_rank_took_part(running: Bench) -> None:
