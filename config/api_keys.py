@@ -81,8 +81,10 @@ def read_api_keys(path: Path) -> list[ApiKey]:
         KeysUnreadable: unreadable, no key, or a line that is not allowed.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise KeysUnreadable(f"API_KEYS_FILE: {path} is not UTF-8 text") from None
+    except OSError as error:
         raise KeysUnreadable(f"API_KEYS_FILE: {error}") from error
     keys: dict[str, tuple[int, ApiKey]] = {}  # by digest, and by name
     for number, line in enumerate(lines, start=1):
