@@ -103,6 +103,16 @@ def read_api_keys(path: Path) -> list[ApiKey]:
     return list(dict.fromkeys(key for _, key in keys.values()))
 
 
+def find_keys_trouble(path: Path | None) -> str | None:
+    """Why a running service does not follow its file; None where it does, or needs no keys."""
+    try:
+        if path is not None:
+            read_api_keys(path)
+    except KeysUnreadable as error:
+        return f"{error}; until this is right, the running front door keeps the earlier keys"
+    return None
+
+
 def _parse(words: list[str]) -> ApiKey:
     """Read a line. Raises ValueError without any of its words."""
     is_hashed = words[0].startswith(HASHED)
