@@ -7,6 +7,7 @@ is attended to.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from distributed.planning.family import UNTIED, Family, make_family
 
@@ -19,23 +20,36 @@ _ROUTED = f"{_EXPERTS} {_LATENT} n_group topk_group norm_topk_prob routed_scalin
 _INDEXED = f"{_ROUTED} index_head_dim index_n_heads index_topk indexer_rope_interleave"
 _SIGMOID = {**UNTIED, "topk_method": ("noaux_tc",), "scoring_func": ("sigmoid",), "rope_interleave": (True,)}
 
+_NUMBERS: dict[str, Any] = {
+    "max_position_embeddings": 163840,
+    "moe_intermediate_size": 2048,
+    "n_shared_experts": 1,
+    "n_routed_experts": 256,
+    "num_experts_per_tok": 8,
+    "n_group": 8,
+    "topk_group": 4,
+    "routed_scaling_factor": 2.5,
+    "norm_topk_prob": True,
+    "first_k_dense_replace": 3,
+    "moe_layer_freq": 1,
+    "topk_method": "noaux_tc",
+}
+_INDEXER = {
+    "q_lora_rank": 1536,
+    "index_head_dim": 128,
+    "index_n_heads": 64,
+    "index_topk": 2048,
+    "indexer_rope_interleave": False,
+}
+_GLM = {"rms_norm_eps": 1e-5, "max_position_embeddings": 202752, "n_group": 1, "topk_group": 1}
+_LITE = {"moe_intermediate_size": 1536, "n_routed_experts": 64, "num_experts_per_tok": 4} | {
+    "routed_scaling_factor": 1.8,
+    "first_k_dense_replace": 1,
+}
+_GLM_INDEXER = {"q_lora_rank": 2048, "index_n_heads": 32, "indexer_rope_interleave": True}
+
 _V3 = make_family(
-    "deepseek_v3",
-    _ROUTED,
-    _SIGMOID,
-    kv="latent",
-    max_position_embeddings=4096,
-    moe_intermediate_size=2048,
-    n_shared_experts=1,
-    n_routed_experts=256,
-    num_experts_per_tok=8,
-    n_group=8,
-    topk_group=4,
-    routed_scaling_factor=2.5,
-    norm_topk_prob=True,
-    first_k_dense_replace=3,
-    moe_layer_freq=1,
-    topk_method="noaux_tc",
+    "deepseek_v3", _ROUTED, _SIGMOID, kv="latent", **{**_NUMBERS, "max_position_embeddings": 4096}
 )
 
 DEEPSEEKS: Mapping[str, Family] = {
@@ -58,71 +72,12 @@ DEEPSEEKS: Mapping[str, Family] = {
         topk_method="greedy",
     ),
     "deepseek_v3": _V3,
-    "deepseek_v32": make_family(
-        "deepseek_v32",
-        _INDEXED,
-        _SIGMOID,
-        kv="latent",
-        max_position_embeddings=163840,
-        q_lora_rank=1536,
-        moe_intermediate_size=2048,
-        n_shared_experts=1,
-        n_routed_experts=256,
-        num_experts_per_tok=8,
-        n_group=8,
-        topk_group=4,
-        routed_scaling_factor=2.5,
-        norm_topk_prob=True,
-        first_k_dense_replace=3,
-        moe_layer_freq=1,
-        topk_method="noaux_tc",
-        index_head_dim=128,
-        index_n_heads=64,
-        index_topk=2048,
-        indexer_rope_interleave=False,
-    ),
+    "deepseek_v32": make_family("deepseek_v32", _INDEXED, _SIGMOID, kv="latent", **{**_NUMBERS, **_INDEXER}),
     "glm4_moe_lite": make_family(
-        "glm4_moe_lite",
-        _ROUTED,
-        _SIGMOID,
-        kv="latent",
-        rms_norm_eps=1e-5,
-        max_position_embeddings=202752,
-        moe_intermediate_size=1536,
-        n_shared_experts=1,
-        n_routed_experts=64,
-        num_experts_per_tok=4,
-        n_group=1,
-        topk_group=1,
-        routed_scaling_factor=1.8,
-        norm_topk_prob=True,
-        first_k_dense_replace=1,
-        moe_layer_freq=1,
-        topk_method="noaux_tc",
+        "glm4_moe_lite", _ROUTED, _SIGMOID, kv="latent", **{**_NUMBERS, **_GLM, **_LITE}
     ),
     "glm_moe_dsa": make_family(
-        "deepseek_v32",
-        _INDEXED,
-        _SIGMOID,
-        kv="latent",
-        rms_norm_eps=1e-5,
-        max_position_embeddings=202752,
-        q_lora_rank=2048,
-        moe_intermediate_size=2048,
-        n_shared_experts=1,
-        n_routed_experts=256,
-        num_experts_per_tok=8,
-        n_group=1,
-        topk_group=1,
-        routed_scaling_factor=2.5,
-        norm_topk_prob=True,
-        first_k_dense_replace=3,
-        moe_layer_freq=1,
-        topk_method="noaux_tc",
-        index_head_dim=128,
-        index_n_heads=32,
-        index_topk=2048,
-        indexer_rope_interleave=True,
+        "deepseek_v32", _INDEXED, _SIGMOID, kv="latent", **{**_NUMBERS, **_INDEXER, **_GLM, **_GLM_INDEXER}
     ),
     "joyai_llm_flash": _V3,
     "kimi_k2": _V3,
