@@ -114,7 +114,10 @@ class GeneralProvider:
     ) -> tuple[Weights, Any]:
         """Put a stage's weights into its part of the model, lazily; returns both."""
         if hasattr(whole, "sanitize"):
-            weights = {tensor_name(name): array for name, array in whole.sanitize(weights).items()}
+            try:
+                weights = {tensor_name(name): array for name, array in whole.sanitize(weights).items()}
+            except KeyError as error:
+                raise BadCheckpoint(f"the checkpoint lacks {error.args[0]}") from None
         weights = {name: array for name, array in weights.items() if cut.local_name(name) is not None}
         weights = self.adapt(weights, config)
         quantize_modules(_text_of(whole), weights, config)
