@@ -54,15 +54,17 @@ class WarmUp:
             and max(step.slots) < self.max_rows
             and step.num_rows * step.num_tokens <= largest
             and self.limits.slots.table_tokens(rows, tokens) <= self.limits.slots.max_kv_tokens
-            and (len({*step.counts} - {0}) == 1 or not self.limits.slots.has_states)
         )
 
 
 def plan_warm_up(warm_up: WarmUp) -> list[StageStep]:
     """Return the steps, small tables first, each with the size of its table; the caller drops the KV."""
     plans = (_chunks(warm_up), _decode(warm_up), _drafts(warm_up), _long_contexts(warm_up))
+    planned: Iterator[StageStep] = chain(*plans)
+    if warm_up.limits.slots.has_states:
+        planned = map(_without_padding, planned)
     steps, size = [], (0, 0)
-    for step in filter(warm_up.fits, chain(*plans)):
+    for step in filter(warm_up.fits, planned):
         wanted = _table_size(step)
         steps.append(replace(step, resizes=(Resize(0, *wanted),) if wanted != size else ()))
         size = wanted
@@ -71,6 +73,11 @@ def plan_warm_up(warm_up: WarmUp) -> list[StageStep]:
     if all(map(warm_up.fits, orders)) and warm_up.limits.slots.max_kv_tokens >= ORDERS_TOKENS + rows_tokens:
         steps += orders
     return steps
+
+
+def _without_padding(step: StageStep) -> StageStep:
+    """Return the step with as many tokens in every row."""
+    return replace(step, counts=tuple(step.num_tokens if count else 0 for count in step.counts))
 
 
 def _table_size(step: StageStep) -> tuple[int, int]:

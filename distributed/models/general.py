@@ -115,7 +115,10 @@ class GeneralProvider:
         self, whole: Any, cut: StageCut, config: dict[str, Any], weights: Weights
     ) -> tuple[Weights, Any]:
         """Put a stage's weights into its part of the model, lazily; returns both."""
-        adapted = self.adapt(whole, weights, config)
+        try:
+            adapted = self.adapt(whole, weights, config)
+        except KeyError as error:
+            raise BadCheckpoint(f"the checkpoint lacks {error.args[0]}") from None
         weights = {tensor_name(name): array for name, array in adapted.items()}
         weights = {name: array for name, array in weights.items() if cut.local_name(name) is not None}
         if (config.get("n_group") or 1) > 1:

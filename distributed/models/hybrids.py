@@ -68,8 +68,8 @@ class FalconH1Provider(GeneralProvider):
         self, whole: Any, cut: StageCut, config: dict[str, Any], weights: Weights
     ) -> tuple[Weights, Any]:
         """Multiply keys and values of weights that lie as in torch; MLX's are multiplied already."""
-        convolution = next(array for name, array in weights.items() if name.endswith("conv1d.weight"))
-        if convolution.shape[-1] > convolution.shape[1]:
+        convolutions = [array for name, array in weights.items() if name.endswith("conv1d.weight")]
+        if any(array.shape[-1] > array.shape[1] for array in convolutions):
             factors = {"k_proj": config["key_multiplier"], "v_proj": config["attention_in_multiplier"]}
             for layer, (part, factor) in product(cut.layers, factors.items()):
                 name = f"model.layers.{layer}.self_attn.{part}.weight"

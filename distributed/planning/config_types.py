@@ -14,29 +14,37 @@ _FROM_1 = (
     "head_dim max_position_embeddings original_max_position_embeddings kv_lora_rank q_lora_rank "
     "qk_nope_head_dim qk_rope_head_dim v_head_dim num_experts_per_tok moe_intermediate_size moe_layer_freq "
     "n_group topk_group decoder_sparse_step shared_expert_intermediate_size rotary_dim "
-    "no_rope_layer_interval conv_L_cache block_dim block_ff_dim block_multiple_of full_attention_interval "
-    "linear_num_value_heads linear_num_key_heads linear_key_head_dim linear_value_head_dim "
-    "linear_conv_kernel_dim mamba_num_heads mamba_head_dim ssm_state_size conv_kernel n_groups "
-    "mamba_n_heads mamba_d_head mamba_d_state mamba_d_conv mamba_n_groups mamba_d_ssm mamba_expand "
-    "moe_latent_size moe_shared_expert_intermediate_size index_head_dim index_n_heads index_topk"
+    "no_rope_layer_interval index_head_dim index_n_heads index_topk"
 )
 _FROM_0 = (
     "sliding_window max_window_layers num_experts num_local_experts n_routed_experts n_shared_experts "
-    "first_k_dense_replace num_nextn_predict_layers shared_intermediate_size "
-    "num_dense_layers"
+    "first_k_dense_replace num_nextn_predict_layers shared_intermediate_size"
 )
-_INTEGERS = dict.fromkeys(_FROM_1.split(), 1) | dict.fromkeys(_FROM_0.split(), 0)
-_NUMBERS = (
-    "rms_norm_eps norm_eps layer_norm_eps rope_theta routed_scaling_factor partial_rotary_factor logit_scale "
-    "embedding_multiplier attention_multiplier residual_multiplier logits_scaling "
+_HYBRID_INTEGERS = (
+    "conv_L_cache block_dim block_ff_dim block_multiple_of full_attention_interval linear_num_value_heads "
+    "linear_num_key_heads linear_key_head_dim linear_value_head_dim linear_conv_kernel_dim mamba_num_heads "
+    "mamba_head_dim ssm_state_size conv_kernel n_groups mamba_n_heads mamba_d_head mamba_d_state "
+    "mamba_d_conv mamba_n_groups mamba_d_ssm mamba_expand moe_latent_size attention_head_dim "
+    "moe_shared_expert_intermediate_size"
+)
+_HYBRID_NUMBERS = (
     "block_ffn_dim_multiplier attention_in_multiplier attention_out_multiplier key_multiplier "
     "lm_head_multiplier ssm_in_multiplier ssm_out_multiplier"
+)
+_HYBRID_SWITCHES = (
+    "conv_bias use_expert_bias block_auto_adjust_ff_dim mamba_proj_bias use_conv_bias mamba_conv_bias "
+    "mamba_rms_norm mamba_norm_before_gate"
+)
+_INTEGERS = dict.fromkeys(_FROM_1.split(), 1) | dict.fromkeys(_FROM_0.split(), 0)
+_INTEGERS |= dict.fromkeys(_HYBRID_INTEGERS.split(), 1) | {"num_dense_layers": 0}
+_NUMBERS = (
+    "rms_norm_eps norm_eps layer_norm_eps rope_theta routed_scaling_factor partial_rotary_factor logit_scale "
+    "embedding_multiplier attention_multiplier residual_multiplier logits_scaling"
 )
 _SWITCHES = (
     "tie_word_embeddings attention_bias attention_out_bias mlp_bias use_bias use_qkv_bias layer_norm_bias "
     "norm_topk_prob use_sliding_window rope_traditional use_qk_norm qk_layernorm use_parallel_residual "
-    "conv_bias use_expert_bias block_auto_adjust_ff_dim mamba_proj_bias use_conv_bias "
-    "mamba_conv_bias mamba_rms_norm mamba_norm_before_gate indexer_rope_interleave"
+    "indexer_rope_interleave"
 )
 _TEXTS = ("model_type", "topk_method", "hidden_act", "scoring_func", "model_file", "index_topk_pattern")
 _LISTS = ("time_step_limit", "mlp_multipliers", "ssm_multipliers")
@@ -62,9 +70,9 @@ def check_types(config: Mapping[str, Any]) -> None:
     """
     for key, least in _INTEGERS.items():
         check_integer(key, config.get(key), least, MAX_LAYERS if key == "num_hidden_layers" else MAX_INTEGER)
-    for key in _NUMBERS.split():
+    for key in (*_NUMBERS.split(), *_HYBRID_NUMBERS.split()):
         check_number(key, config.get(key))
-    for key in _SWITCHES.split():
+    for key in (*_SWITCHES.split(), *_HYBRID_SWITCHES.split()):
         _check(config, key, bool, "true or false")
     for key in _TEXTS:
         _check(config, key, str, "text")
@@ -72,12 +80,11 @@ def check_types(config: Mapping[str, Any]) -> None:
         _check(config, key, dict, "an object")
     for key in _LISTS:
         _check(config, key, list, "a list")
-    for key in ("layer_types", "mlp_layer_types", "indexer_types"):
+    _check_list(config, "full_attn_idxs", int, "numbers of layers")
+    for key in ("layer_types", "layers_block_type", "mlp_layer_types", "indexer_types"):
         _check_list(config, key, str, "names of kinds of layers")
     _check_list(config, "mlp_only_layers", int, "numbers of layers")
     _check_list(config, "no_rope_layers", int, "0 and 1")
-    _check_list(config, "full_attn_idxs", int, "numbers of layers")
-    _check_list(config, "layers_block_type", str, "names of kinds of layers")
 
 
 def check_integer(key: str, value: Any, least: int, most: int = MAX_INTEGER) -> None:

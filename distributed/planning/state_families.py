@@ -302,8 +302,8 @@ def _as_patterned(config: dict[str, Any], given: list[str] | None) -> list[str]:
         raise BadValue("there is no hybrid_override_pattern, and no layers_block_type")
     if any(each != spelled[0] for each in spelled):
         raise BadValue("hybrid_override_pattern and layers_block_type contradict each other")
-    if "attention_head_dim" in config:
-        config["head_dim"] = config.pop("attention_head_dim")
+    if (width := config.pop("attention_head_dim", None)) is not None:
+        config["head_dim"] = width
     return spelled[0]
 
 

@@ -6,6 +6,7 @@ import json
 import random
 import time
 from collections.abc import Sequence as Items
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,8 +25,10 @@ from distributed.engine.warm_up import WarmUp, plan_draws, plan_warm_up
 from distributed.joining import Launch
 from distributed.ring.ring import LoopbackRing
 from distributed.ring.watchdog import RankStart, Watchdog
+from distributed.self_test.seeded_models import make_model_folder
 from distributed.warming import warm_up
 from tests.fakes.checkpoints import cast_weights, make_checkpoint
+from tests.fakes.family_configs import CONFIGS
 from tests.fakes.stand_in_gpu import StandInDevice, StandInGpu
 from tests.services.kernel_classes import KernelClass, recorded
 from tests.services.local_ring import GREEDY, WARM, LocalRing, load_stages
@@ -65,7 +68,8 @@ def served(stage: Stage, plan: WarmUp, seed: int) -> set[KernelClass]:
         chunk=limits.max_chunk_tokens,
         max_rows=plan.max_rows,
         max_kv_tokens=limits.slots.max_kv_tokens,
-        drafter=EagerLookup(),
+        row_tokens=limits.slots.row_tokens,
+        drafter=EagerLookup() if plan.has_drafts else None,
     )
     shared = tokens(chance, 70)
     num_asked = 0
@@ -144,6 +148,21 @@ def test_every_kernel_class_of_serving_has_run_before_ready(
     for seed in seeds:
         assert sorted(map(str, served(stage, plan, seed) - before_ready)) == []
     assert device.stalls_ns == stalls != []
+
+
+@pytest.mark.slow
+def test_every_kernel_class_of_a_hybrid_has_run_before_ready(tmp_path: Path) -> None:
+    """Rows that begin beside others that go on, copies of states, tables that take another size."""
+    folder = make_model_folder(tmp_path / "model", CONFIGS["nemotron_h"], bits=8, dtype=mx.bfloat16)
+    (stage,) = load_stages(folder, (4,), StandInGpu())
+    row_tokens = -(-stage.state_bytes_per_row // stage.kv_bytes_per_token)
+    plan = make_plan(max_kv_tokens=6000 + 8 * row_tokens)
+    slots = replace(plan.limits.slots, row_tokens=row_tokens)
+    plan = replace(plan, limits=replace(plan.limits, slots=slots), has_drafts=False)
+    # Where a GPU compiles nothing, no more than a short prompt is run before READY.
+    stage.runner.compiles_kernels = True
+    before_ready = warmed(tmp_path, stage, plan)
+    assert sorted(map(str, served(stage, plan, 1) - before_ready)) == []
 
 
 @pytest.mark.slow
