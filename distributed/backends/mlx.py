@@ -110,7 +110,7 @@ class MlxRunner(StageRunner):
     touch: Callable[[], None] | None = staticmethod(touch_gpu)
 
     def make_table(self) -> KVTable:
-        return KVTable(len(self.model.layers), self.submit)
+        return KVTable(len(self.model.layers), self.submit, self.model.windows)
 
     def forward(self, x: mx.array, begun: Any) -> mx.array:
         layers, num_places = self.model.layers, len(self.model.inner.layers)

@@ -26,6 +26,10 @@ def provider_for(config: dict[str, Any]) -> "GeneralProvider":
         from distributed.models.deepseek import DeepseekV2Provider
 
         return DeepseekV2Provider()
+    if config["model_type"] == "gpt_oss":
+        from distributed.models.gpt_oss import GptOssProvider
+
+        return GptOssProvider()
     from distributed.models.general import GeneralProvider
 
     return GeneralProvider()

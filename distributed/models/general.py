@@ -8,6 +8,8 @@ tensors read. Which model types may be cut this way is decided by the records in
 structure.
 """
 
+import copy
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +19,12 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from distributed.models.stage_model import HEAD, PassThrough, StageModel
+from distributed.models.stage_model import HEAD, PassThrough, StageModel, drop_head
 from distributed.models.weights import Weights, fill, load_tensors, materialize, quantize_modules
 from distributed.planning.checkpoint import BadCheckpoint, TensorInfo, is_tied, tensor_files
 from distributed.planning.families import FAMILIES
 from distributed.planning.stage_files import LAYER, StageCut, check_tensors
+from distributed.planning.window_config import FULL, layer_windows
 from prompts.mlx_lm_import import import_mlx_lm
 
 rope_utils = import_mlx_lm("models.rope_utils")
@@ -53,12 +56,13 @@ class GeneralProvider:
         """
         module = import_mlx_lm(f"models.{config['model_type']}")
         model = module.Model(module.ModelArgs.from_dict({**config, "rope_scaling": None}))
-        attentions = [layer.self_attn for layer in model.layers] if config.get("rope_scaling") else []
-        for attention in attentions:
-            rope = attention.rope
-            if hasattr(rope, "dims"):  # a layer may have no positions
-                is_traditional = getattr(rope, "traditional", False)
-                attention.rope = make_rope(config, rope.dims, is_traditional=is_traditional)
+        if config.get("rope_scaling"):
+            _scale_ropes(model, config)
+        if not FAMILIES[config["model_type"]].masks_windows:
+            for layer, window in zip(model.layers, layer_windows(config), strict=False):
+                _put_window(layer.self_attn, window)
+        if config["tie_word_embeddings"]:
+            drop_head(model)
         return model
 
     def adapt(self, weights: Weights, config: dict[str, Any]) -> Weights:
@@ -107,15 +111,65 @@ class GeneralProvider:
         return weights, parts
 
 
+def _scale_ropes(model: Any, config: dict[str, Any]) -> None:
+    """Put the config's rotary embedding in the place of those that are scaled."""
+    kinds = config.get("layer_types") if FAMILIES[config["model_type"]].local_theta else None
+    for i, layer in enumerate(model.layers):
+        rope: Any = getattr(layer.self_attn, "rope", None)
+        # A layer may have no positions.
+        if hasattr(rope, "dims") and (kinds is None or kinds[i] == FULL):
+            is_traditional = getattr(rope, "traditional", False)
+            layer.self_attn.rope = make_rope(config, rope.dims, is_traditional=is_traditional)
+
+
+def _put_window(attention: Any, window: int | None) -> None:
+    """Let attention see a window, or all tokens, where its class has one mask for all layers."""
+    # gemma2's are (B, KV heads, queries of each, T, S).
+    has_own_scores = hasattr(attention, "attn_logit_softcapping")
+
+    class Windowed(type(attention)):  # type: ignore[misc]
+        def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+            num = x.shape[1]
+            mask = cache.make_mask(num, return_array=has_own_scores and num > 1, window_size=window)
+            if has_own_scores and mask is not None and self.repeats > 1:
+                mask = mask[:, None]
+            out: mx.array = super().__call__(x, mask, cache)
+            return out
+
+    attention.__class__ = Windowed
+
+
 def make_rope(config: dict[str, Any], num_values: int, *, is_traditional: bool) -> Any:
     """Make the rotary embedding of a config as `read_config` returns it."""
-    return rope_utils.initialize_rope(
-        num_values,
-        config["rope_theta"],
-        is_traditional,
-        config["rope_scaling"],
-        config["max_position_embeddings"],
+    scaling = config["rope_scaling"]
+    rope = rope_utils.initialize_rope(
+        num_values, config["rope_theta"], is_traditional, scaling, config["max_position_embeddings"]
     )
+    if scaling and scaling.get("truncate") is False:
+        rope._freqs = _yarn_periods(num_values, config["rope_theta"], **scaling)
+    return rope
+
+
+def _yarn_periods(
+    num_values: int,
+    theta: float,
+    *,
+    factor: float,
+    original_max_position_embeddings: int,
+    beta_fast: float = 32,
+    beta_slow: float = 1,
+    **_: Any,
+) -> mx.array:
+    """Return each pair's period by yarn with a ramp between fractions of pairs (transformers 5.24
+    modeling_rope_utils.py); mlx-lm's class rounds its ends to whole pairs."""
+    turns = original_max_position_embeddings / (2 * math.pi)
+    first, last = (
+        num_values * math.log(turns / beta) / (2 * math.log(theta)) for beta in (beta_fast, beta_slow)
+    )
+    first, last = max(first, 0), min(last, num_values - 1)
+    ramp = mx.clip((mx.arange(num_values // 2) - first) / max(last - first, 0.001), 0, 1)
+    plain = theta ** (mx.arange(0, num_values, 2, dtype=mx.float32) / num_values)
+    return 1 / (ramp / (factor * plain) + (1 - ramp) / plain)
 
 
 def _with_stand_ins(weights: Weights, names: Collection[str], cut: StageCut) -> Weights:
@@ -145,11 +199,28 @@ def _cut_parts(model: Any, cut: StageCut, embedding_factor: str) -> nn.Module:
     ]
     if not cut.is_first:
         inner.embed_tokens = PassThrough(inner.embed_tokens)
-        if embedding_factor:
-            setattr(inner, embedding_factor, 1)  # applied by the first stage
+        if embedding_factor:  # applied by the first stage
+            inner.embed_tokens = _Handed(inner.embed_tokens)
+            _set_to_one(inner, embedding_factor)
     if not cut.is_last:
         inner.norm = PassThrough(inner.norm)
     return parts
+
+
+class _Handed(PassThrough):
+    """Hands on another array of the same values: a class may multiply what it gets in its place."""
+
+    def __call__(self, inputs: mx.array, *_: Any, **__: Any) -> mx.array:
+        return mx.array(inputs)
+
+
+def _set_to_one(module: Any, path: str) -> None:
+    """Set an attribute, dotted if it lies deeper, of this module alone."""
+    *places, name = path.split(".")
+    for place in places:
+        setattr(module, place, copy.copy(getattr(module, place)))
+        module = getattr(module, place)
+    setattr(module, name, 1)
 
 
 @dataclass(frozen=True)
@@ -194,6 +265,7 @@ class StageParts:
             vocab_size=self.config["vocab_size"],
             dtype=dtype,
             weights_bytes=sum(array.nbytes for _, array in tree_flatten(self.modules.parameters())),
+            windows=layer_windows(self.config)[self.cut.layers.start : self.cut.layers.stop],
         )
 
     def _make_head(self) -> Any:

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from distributed.planning.family import MULTIPLIERS, QWEN, SECTIONS, TIED, UNITY, UNTIED, Family, make_family
 from distributed.planning.mixture_families import MIXTURES
+from distributed.planning.window_families import WINDOWED
 
 _LLAMA = make_family(
     "llama",
@@ -204,8 +205,8 @@ _DENSE = {
     ),
     "xverse": _LLAMA,
 }
-FAMILIES: Mapping[str, Family] = MappingProxyType(dict(sorted({**_DENSE, **MIXTURES}.items())))
+FAMILIES: Mapping[str, Family] = MappingProxyType(dict(sorted({**_DENSE, **MIXTURES, **WINDOWED}.items())))
 # Multimodal models whose text_config is of a served type; they are served with text only.
-WRAPPERS = ("llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe")
+WRAPPERS = ("gemma3", "llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe")
 # Named in messages; a type of a text_config is known by its wrapper.
 SERVED_TYPES = tuple(sorted(name for name in {*FAMILIES, *WRAPPERS} if not name.endswith("_text")))

@@ -7,6 +7,7 @@ silently uses its own default for a missing key. So every reader of a config use
     rope_theta         a number, and rope_scaling a dict or None (rope_config.py); ministral3: rope_parameters
     num_key_value_heads, head_dim, num_experts: numbers, never absent where a type has them
     quantization       MLX's own packing or absent
+    layer_types        and sliding_window where a layer has one, else neither (window_config.py)
     tie_word_embeddings   true, false, or absent: then the weights decide (checkpoint.is_tied)
 
 A key that changes numbers and that the served class ignores is refused by name. Knows nothing of MLX or
@@ -24,6 +25,7 @@ from distributed.planning.families import FAMILIES, SERVED_TYPES, WRAPPERS
 from distributed.planning.family import EXPERT_COUNTS, Family, count_experts
 from distributed.planning.model_errors import BadCheckpoint, UnsupportedModel
 from distributed.planning.rope_config import normalise_rope
+from distributed.planning.window_config import normalise_window
 
 SIMULATED_TYPE = "simulated"  # distributed/backends/simulated.py: sleeps instead of computing
 SCRIPTED_TYPE = "scripted"  # distributed/backends/scripted.py: answers by a script
@@ -71,8 +73,8 @@ def normalise_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
         _join_expert_counts(config, family)
         _check_experts(config, family)
         _check_heads(config, family)
-        _check_window(config, family)
-        _take_quantization(config)
+        normalise_window(config, family)
+        _take_quantization(config, family)
         _check_keys(config, family)
         normalise_rope(config, family)
     except BadValue as error:
@@ -125,10 +127,11 @@ def _find_family(raw: Mapping[str, Any]) -> Family | None:
         )
     if raw.get("text_config"):
         raise UnsupportedModel(f"a text_config within a model of type {model_type!r} is not served")
+    family = FAMILIES[model_type]
     for key in NEEDED_KEYS:
-        if raw.get(key) is None:
+        if raw.get(key) is None and family.defaults.get(key) is None:
             raise BadValue(f"there is no {key}")
-    return FAMILIES[model_type]
+    return family
 
 
 def _with_defaults(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
@@ -222,34 +225,6 @@ def _check_heads(config: dict[str, Any], family: Family) -> None:
         raise BadValue(f"{name} = {rotated} is odd: rotary embedding turns pairs of values")
 
 
-def _check_window(config: dict[str, Any], family: Family) -> None:
-    """Refuse sliding-window layers; drop the keys if there are none."""
-    types = config.get("layer_types") or []
-    if len(types) not in (0, config["num_hidden_layers"]):
-        raise BadValue(
-            f"layer_types names {len(types)} layers, num_hidden_layers is {config['num_hidden_layers']}"
-        )
-    others = [kind for kind in types if kind != "full_attention"]
-    if others:
-        raise UnsupportedModel(f"layer_types holds {others[0]!r}; only full_attention is served")
-    window = config.get("sliding_window")
-    is_meant = family.window == "always" or (
-        (
-            family.window == "beyond"
-            or (family.window == "switched" and bool(config.get("use_sliding_window")))
-        )
-        and not types
-        and config["max_window_layers"] < config["num_hidden_layers"]
-    )
-    if is_meant and window and window < config["max_position_embeddings"]:
-        raise UnsupportedModel(
-            f"sliding_window = {window} is not served; only attention over the whole context is "
-            f"(max_position_embeddings = {config['max_position_embeddings']})"
-        )
-    for key in ("layer_types", "sliding_window", "use_sliding_window", "max_window_layers"):
-        config.pop(key, None)
-
-
 def _check_keys(config: Mapping[str, Any], family: Family) -> None:
     """Refuse keys that change numbers and that the served class ignores."""
     for key, value in config.items():
@@ -278,12 +253,14 @@ def _changes_numbers(key: str, value: Any) -> bool:
     return not (_UNITY_WORDS.search(name) and value == 1)
 
 
-def _take_quantization(config: dict[str, Any]) -> None:
+def _take_quantization(config: dict[str, Any], family: Family) -> None:
     """Keep MLX's own packing under `quantization`; refuse any other by name."""
     own = config.get("quantization")
     foreign = next((config[key] for key in _FOREIGN_PACKINGS if config.get(key)), None)
     if not own and isinstance(foreign, Mapping) and {"group_size", "bits"} <= foreign.keys():
         own = foreign if "quant_method" not in foreign else None
+    if not own and isinstance(foreign, Mapping) and foreign.get("quant_method") in family.packings:
+        own = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
     if not own and foreign:
         method = foreign.get("quant_method") or foreign.get("quant_algo") or "another program"
         raise UnsupportedModel(
@@ -301,7 +278,7 @@ def _take_quantization(config: dict[str, Any]) -> None:
 
 def _check_packing(path: str, entry: Mapping[str, Any], whole: Mapping[str, Any]) -> None:
     """Check bits and group size of the whole model or of one module."""
-    mode = str(entry.get("mode", whole.get("mode", "affine")))
+    mode = str(entry.get("mode", "affine"))  # of a module, too: MLX takes it for affine
     if mode not in QUANTIZATION_MODES:
         raise UnsupportedModel(
             f"quantization mode {mode!r} ({path}) is not served; served are {', '.join(QUANTIZATION_MODES)}"

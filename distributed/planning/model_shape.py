@@ -155,6 +155,8 @@ def _loaded_bytes(
         if scales and dequantize and leaf in ("weight", "scales", "biases"):
             values = scales.num_values * _group_size(path, config) if leaf == "weight" else 0
             sizes[name] = values * (float_bytes or 4)
+        elif dequantize and name.endswith(("_blocks", "_scales")):  # two values a byte of mxfp4
+            sizes[name] = 2 * info.num_values * (float_bytes or 4) if name.endswith("_blocks") else 0
         elif float_bytes and info.dtype in _FLOATS:
             sizes[name] = info.num_values * float_bytes
         else:
@@ -180,7 +182,8 @@ def _head_size(config: Mapping[str, Any]) -> int:
 
 def _score_bytes(config: Mapping[str, Any]) -> int:
     """Return the bytes of one score of all heads; 0 where a GPU keeps none."""
-    if "kv_lora_rank" not in config and _head_size(config) in _FUSED_HEADS:
+    has_own_scores = "kv_lora_rank" in config or bool(config.get("attn_logit_softcapping"))
+    if not has_own_scores and _head_size(config) in _FUSED_HEADS:
         return 0
     return 2 * int(config["num_attention_heads"])
 

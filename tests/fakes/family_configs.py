@@ -10,6 +10,7 @@ from typing import Any
 
 from distributed.planning.families import FAMILIES
 from distributed.self_test.seeded_models import COMMON, FAMILY_CONFIGS
+from tests.fakes.window_configs import WINDOW_BEYOND
 
 _KV = {"num_key_value_heads": 2}
 _BIASES = {"attention_bias": True, "mlp_bias": True}
@@ -45,6 +46,7 @@ _MINIMAX = {**_LOCAL_EXPERTS, "head_dim": 32, "rotary_dim": 16, "use_qk_norm": T
 
 # What differs from COMMON and from two KV heads.
 _BEYOND: dict[str, dict[str, Any]] = {
+    **WINDOW_BEYOND,
     "apertus": {
         **_BIASES,
         "attention_bias": False,

@@ -139,7 +139,7 @@ class StandInRunner(MlxRunner):
         self.compiles_kernels = device.shape_ms > 0
 
     def make_table(self) -> KVTable:
-        return CountedTable(self.device, len(self.model.layers), self.submit)
+        return CountedTable(self.device, len(self.model.layers), self.submit, self.model.windows)
 
     def submit(self, *arrays: mx.array) -> None:
         self.device.submit()

@@ -94,9 +94,10 @@ def check_sizes(chain: StageChain, shape: ModelShape, model: Any, config: dict[s
         stage.measure_kv()
         assert stage.kv_bytes_per_token == shape.kv_bytes_per_token * len(held.layers)
     for layer, cost in zip(model.layers, shape.layer_costs, strict=True):
-        arrays = [array for _, array in tree_flatten(layer.parameters())]
-        every = sum(array.nbytes for array in arrays)
-        experts = [array for array in arrays if array.ndim == 3]  # nothing else is stacked
+        arrays = tree_flatten(layer.parameters())
+        every = sum(array.nbytes for _, array in arrays)
+        # Nothing else is stacked, but for biases.
+        experts = [array for name, array in arrays if array.ndim == 3 or ".experts." in name]
         idle = sum(array.nbytes * (1 - config["num_experts_per_tok"] / len(array)) for array in experts)
         assert cost == pytest.approx(every - idle)
 

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.distributed.models.window_variants import WINDOW_VARIANTS
+
 VOCAB_SIZE = 320
 NUM_TOKENS = 212
 IDS = [10 + (37 * i * i + 11 * i + 5) % (VOCAB_SIZE - 10) for i in range(NUM_TOKENS)]
@@ -82,6 +84,17 @@ _QWEN_VISION = {
     },
 }
 _SEES: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        "vision_config": {
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        "mm_tokens_per_image": 4,
+    },
     "mistral3": {
         "vision_config": {
             "model_type": "pixtral",
@@ -106,6 +119,7 @@ _WIDE_SECTIONS = {
 
 # name: (model type, what its config differs in)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    **WINDOW_VARIANTS,
     "llama": ("llama", {**_KV, "rope_parameters": _PLAIN, "attention_bias": True, "mlp_bias": True}),
     "llama-tied": ("llama", {**_KV, "tie_word_embeddings": True, "head_dim": 32}),
     "llama-llama3": ("llama", {**_KV, "rope_parameters": _LLAMA3}),

@@ -1,0 +1,111 @@
+"""The records of models with layers that see a window of tokens; see families.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from distributed.planning.family import TIED, UNTIED, Family, make_family
+
+_GELU = {"hidden_act": ("gelu_pytorch_tanh",), "hidden_activation": ("gelu_pytorch_tanh",)}
+_GEMMA: dict[str, Any] = {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+}
+
+WINDOWED: Mapping[str, Family] = {
+    "cohere2": make_family(
+        "cohere2",
+        "head_dim layer_norm_eps logit_scale attention_bias layer_norm_bias sliding_window_pattern",
+        {
+            **TIED,
+            "order_of_interleaved_layers": ("local_attn_first",),
+            "position_embedding_type": ("rope_gptj",),
+            "rope_traditional": (True,),
+            "rotary_pct": (1.0,),
+            "use_gated_activation": (True,),
+            "use_parallel_block": (True,),
+            "use_parallel_embedding": (True, False),
+        },
+        window="listed",
+        masks_windows=True,
+        max_position_embeddings=8192,
+        layer_norm_eps=1e-5,
+        logit_scale=0.0625,
+        attention_bias=False,
+        sliding_window=4096,
+        sliding_window_pattern=4,
+    ),
+    "exaone4": make_family(
+        "exaone4",
+        "head_dim sliding_window_pattern",
+        window="listed",
+        masks_windows=True,
+        rms_norm_eps=1e-5,
+        max_position_embeddings=2048,
+        num_key_value_heads=32,
+        sliding_window=4096,
+        sliding_window_pattern=4,
+    ),
+    "gemma2": make_family(
+        "gemma2",
+        "head_dim query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping rope_traditional",
+        {**TIED, **_GELU},
+        window="listed",
+        embedding_factor="args.hidden_size",
+        max_position_embeddings=8192,
+        attn_logit_softcapping=50.0,
+        final_logit_softcapping=30.0,
+        sliding_window=4096,
+        sliding_window_pattern=2,
+        **_GEMMA,
+    ),
+    "gemma3_text": make_family(
+        "gemma3_text",
+        "head_dim query_pre_attn_scalar rope_local_base_freq sliding_window_pattern",
+        {"tie_word_embeddings": (True, False), **_GELU},
+        window="listed",
+        masks_windows=True,
+        local_theta="rope_local_base_freq",
+        embedding_factor="args.hidden_size",
+        rope_theta=1e6,
+        rope_local_base_freq=10000.0,
+        vocab_size=262208,
+        max_position_embeddings=131072,
+        sliding_window=4096,
+        sliding_window_pattern=6,
+        **_GEMMA,
+    ),
+    "gpt_oss": make_family(
+        "gpt_oss",
+        "head_dim num_local_experts num_experts_per_tok",
+        {**UNTIED, "attention_bias": (True,), "swiglu_alpha": (1.702,), "swiglu_limit": (7.0,)},
+        window="listed",
+        masks_windows=True,
+        packings=("mxfp4",),
+        rms_norm_eps=1e-5,
+        rope_theta=150000.0,
+        max_position_embeddings=131072,
+        num_key_value_heads=8,
+        head_dim=64,
+        num_local_experts=128,
+        num_experts_per_tok=4,
+        sliding_window=128,
+        sliding_window_pattern=2,
+    ),
+    "olmo3": make_family(
+        "olmo3",
+        "head_dim attention_bias",
+        window="listed",
+        masks_windows=True,
+        local_theta="rope_theta",
+        rms_norm_eps=1e-5,
+        rope_theta=500000.0,
+        max_position_embeddings=2048,
+        attention_bias=False,
+        sliding_window=4096,
+        sliding_window_pattern=4,
+    ),
+}

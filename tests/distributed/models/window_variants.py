@@ -1,0 +1,55 @@
+"""Variants of transformers_models.py with windows that are shorter than its prompt and its chunks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_KV = {"num_key_value_heads": 2}
+_WINDOW = {**_KV, "sliding_window": 37}
+_PLAIN = {"rope_type": "default", "rope_theta": 500000.0}
+_YARN = {"rope_type": "yarn", "rope_theta": 500000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_GPT_OSS = {**_WINDOW, "head_dim": 32, "num_local_experts": 8, "num_experts_per_tok": 3}
+_GEMMA = {**_WINDOW, "head_dim": 32, "query_pre_attn_scalar": 40, "pad_token_id": 0}
+_GEMMA3 = {
+    **_GEMMA,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
+    },
+}
+_BY_TYPE = {"full_attention": _YARN, "sliding_attention": _PLAIN}
+
+# name: (model type, what its config differs in)
+WINDOW_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "cohere2": (
+        "cohere2",
+        {**_WINDOW, "rope_parameters": _PLAIN, "logit_scale": 0.25, "attention_bias": True}
+        | {"layer_types": ["sliding_attention", "full_attention"] * 2},
+    ),
+    "exaone4": ("exaone4", {**_WINDOW, "head_dim": 32, "rope_parameters": _LLAMA3}),
+    "exaone4-full": (
+        "exaone4",
+        {**_KV, "head_dim": 32, "rope_parameters": _LLAMA3, "sliding_window": None}
+        | {"layer_types": ["full_attention"] * 4, "tie_word_embeddings": True},
+    ),
+    "gemma2": (
+        "gemma2",
+        {**_GEMMA, "rope_parameters": _PLAIN, "attn_logit_softcapping": 20.0, "final_logit_softcapping": 9.0},
+    ),
+    "gemma3-text": ("gemma3_text", {**_GEMMA3, "layer_types": ["sliding_attention", "full_attention"] * 2}),
+    "gemma3_text": (
+        "gemma3_text",
+        {**_GEMMA3, "layer_types": ["sliding_attention"] * 3 + ["full_attention"]},
+    ),
+    "gpt_oss": ("gpt_oss", {**_GPT_OSS, "rope_parameters": {**_YARN, "truncate": False}}),
+    "gpt_oss-plain": ("gpt_oss", {**_GPT_OSS, "rope_parameters": _PLAIN}),
+    "olmo3": ("olmo3", {**_WINDOW, "rope_parameters": _BY_TYPE}),
+}
