@@ -26,6 +26,10 @@ def provider_for(config: dict[str, Any]) -> "GeneralProvider":
         from distributed.models.deepseek import DeepseekV2Provider
 
         return DeepseekV2Provider()
+    if config["model_type"] == "step3p5":
+        from distributed.models.step import StepProvider
+
+        return StepProvider()
     if config["model_type"] == "gpt_oss":
         from distributed.models.gpt_oss import GptOssProvider
 

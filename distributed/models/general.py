@@ -55,7 +55,8 @@ class GeneralProvider:
         Of the classes some ignore a scaling, some know one kind alone (mlx_lm 0.32.2).
         """
         module = import_mlx_lm(f"models.{config['model_type']}")
-        model = module.Model(module.ModelArgs.from_dict({**config, "rope_scaling": None}))
+        arguments = {**config, "rope_scaling": None, **self.arguments(config)}
+        model = module.Model(module.ModelArgs.from_dict(arguments))
         if config.get("rope_scaling"):
             _scale_ropes(model, config)
         if not FAMILIES[config["model_type"]].masks_windows:
@@ -64,6 +65,10 @@ class GeneralProvider:
         if config["tie_word_embeddings"]:
             drop_head(model)
         return model
+
+    def arguments(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Return what the class reads in another form than `read_config` gives it."""
+        return {}
 
     def adapt(self, weights: Weights, config: dict[str, Any]) -> Weights:
         """Rename or reshape tensors from the checkpoint's form to the model's, lazily."""

@@ -23,7 +23,7 @@ switch_layers = import_mlx_lm("models.switch_layers")
 Weights = dict[str, mx.array]
 
 # Rounded, they would choose other experts.
-_NEVER_CAST = ("e_score_correction_bias", "expert_bias")
+_NEVER_CAST = ("e_score_correction_bias", "expert_bias", "router_bias")
 _UNPACK_VALUES = 1 << 16
 _PLAIN = {
     nn.QuantizedLinear: nn.Linear,

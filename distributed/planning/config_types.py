@@ -22,7 +22,8 @@ _FROM_0 = (
 _INTEGERS = dict.fromkeys(_FROM_1.split(), 1) | dict.fromkeys(_FROM_0.split(), 0)
 _NUMBERS = (
     "rms_norm_eps norm_eps layer_norm_eps rope_theta routed_scaling_factor partial_rotary_factor logit_scale "
-    "query_pre_attn_scalar rope_local_base_freq attn_logit_softcapping final_logit_softcapping "
+    "query_pre_attn_scalar rope_local_base_freq local_rope_theta "
+    "attn_logit_softcapping final_logit_softcapping "
     "embedding_multiplier attention_multiplier residual_multiplier logits_scaling"
 )
 _SWITCHES = (
@@ -53,7 +54,10 @@ def check_types(config: Mapping[str, Any]) -> None:
     for key, least in _INTEGERS.items():
         check_integer(key, config.get(key), least, MAX_LAYERS if key == "num_hidden_layers" else MAX_INTEGER)
     for key in _NUMBERS.split():
-        check_number(key, config.get(key))
+        if key != "rope_theta" or not isinstance(
+            config.get(key), list
+        ):  # step_config.py, else rope_config.py
+            check_number(key, config.get(key))
     for key in _SWITCHES.split():
         _check(config, key, bool, "true or false")
     for key in _TEXTS:

@@ -8,7 +8,7 @@ that it changes numbers. families.py has the records. Knows nothing of MLX, file
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -38,6 +38,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "num_experts": (0,),
         "num_local_experts": (0,),
         "n_routed_experts": (0,),
+        "moe_num_experts": (0,),
     }
 )
 # Keys that look as if they changed numbers but are for training, for sampling or for other programs.
@@ -49,7 +50,7 @@ HARMLESS = _keys(
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 # The names that classes have for the number of routed experts of a layer.
-EXPERT_COUNTS = ("num_experts", "n_routed_experts", "num_local_experts")
+EXPERT_COUNTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
 
 
 Window = Literal["never", "always", "switched", "beyond", "listed"]
@@ -72,6 +73,7 @@ class Family:
         rope_keys: keys of rope_parameters that the class follows, beyond those of every model.
         local_theta: where rotations are never scaled in sliding layers, the key of their rope_theta:
             "rope_theta" if it is that of the others. None: all layers rotate alike.
+        spellings: a key that the class reads -> the usual key of the same value, which others read.
         packings: names that quantization_config has for weights that the class takes as MLX's mxfp4.
         embedding_factor: the attribute of mlx-lm's inner model that multiplies embeddings, dotted if it lies
             deeper.
@@ -87,6 +89,7 @@ class Family:
     masks_windows: bool = False
     rope_keys: frozenset[str] = frozenset()
     local_theta: str | None = None
+    spellings: Mapping[str, str] = field(default_factory=dict)
     packings: tuple[str, ...] = ()
     embedding_factor: str = ""
     kv: KVKind = "full"
@@ -97,7 +100,8 @@ class Family:
 
     def is_known(self, key: str) -> bool:
         """Whether the key is followed or changes no numbers."""
-        return key in _HONOURED or key in self.honoured or key in HARMLESS
+        own = (self.honoured, self.spellings, (self.local_theta,))
+        return any(key in keys for keys in (_HONOURED, HARMLESS, *own))
 
     @property
     def expert_count(self) -> str | None:
@@ -116,6 +120,7 @@ def make_family(
     serves_windows: bool = False,
     masks_windows: bool = False,
     local_theta: str | None = None,
+    spellings: Mapping[str, str] | None = None,
     packings: tuple[str, ...] = (),
     embedding_factor: str = "",
     **defaults: Any,
@@ -133,6 +138,7 @@ def make_family(
         serves_windows=serves_windows,
         masks_windows=masks_windows,
         local_theta=local_theta,
+        spellings=spellings or {},
         packings=packings,
         embedding_factor=embedding_factor,
     )

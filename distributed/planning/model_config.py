@@ -25,6 +25,7 @@ from distributed.planning.families import FAMILIES, SERVED_TYPES, WRAPPERS
 from distributed.planning.family import EXPERT_COUNTS, Family, count_experts
 from distributed.planning.model_errors import BadCheckpoint, UnsupportedModel
 from distributed.planning.rope_config import normalise_rope
+from distributed.planning.step_config import unfold_layers
 from distributed.planning.window_config import normalise_window
 
 SIMULATED_TYPE = "simulated"  # distributed/backends/simulated.py: sleeps instead of computing
@@ -73,6 +74,8 @@ def normalise_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
         _join_expert_counts(config, family)
         _check_experts(config, family)
         _check_heads(config, family)
+        if family.runs_as == "step3p5":
+            unfold_layers(config)
         normalise_window(config, family)
         _take_quantization(config, family)
         _check_keys(config, family)
@@ -137,6 +140,12 @@ def _find_family(raw: Mapping[str, Any]) -> Family | None:
 def _with_defaults(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """Return the config with defaults for absent keys; a null head count or size follows from other keys."""
     config = dict(raw)
+    for own, usual in family.spellings.items():
+        value = config.get(usual) if config.get(own) is None else config[own]
+        if config.get(usual) not in (None, value):
+            raise BadValue(f"{own} = {value} and {usual} = {config[usual]} contradict each other")
+        if value is not None or own in family.defaults:
+            config[own] = config[usual] = family.defaults[own] if value is None else value
     for key, value in family.defaults.items():
         if key not in config:
             config[key] = value

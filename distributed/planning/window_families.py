@@ -108,4 +108,32 @@ WINDOWED: Mapping[str, Family] = {
         sliding_window=4096,
         sliding_window_pattern=4,
     ),
+    "step3p5": make_family(
+        "step3p5",
+        "head_dim num_attention_groups attention_other_setting partial_rotary_factors "
+        "use_head_wise_attn_gate "
+        "moe_num_experts moe_top_k moe_intermediate_size moe_layers_enum moe_router_scaling_factor "
+        "norm_expert_weight share_expert_dim swiglu_limits swiglu_limits_shared yarn_only_types",
+        {
+            **UNTIED,
+            "att_impl_type": ("GQA",),
+            "moe_router_activation": ("sigmoid",),
+            "need_fp32_gate": (True, False),
+            "sink": (False,),
+            "use_moe": (True,),
+            "use_moe_router_bias": (True,),
+            "use_qk_norm": (True,),
+            "use_rope_layers": (),
+            "zero_centered": (True,),
+        },
+        window="listed",
+        masks_windows=True,
+        local_theta="local_rope_theta",
+        spellings={"num_attention_groups": "num_key_value_heads", "moe_top_k": "num_experts_per_tok"},
+        rms_norm_eps=1e-5,
+        max_position_embeddings=262144,
+        moe_num_experts=288,
+        moe_top_k=8,
+        sliding_window=512,
+    ),
 }

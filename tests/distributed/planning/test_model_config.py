@@ -56,7 +56,7 @@ def normalise(config: dict[str, Any]) -> dict[str, Any]:
 
 
 # What transformers calls minimax is another model; it knows the last two with a text_config only.
-UNKNOWN = ("iquestcoder", "mimo", "minimax", "xverse", "qwen2_5_vl", "qwen2_vl")
+UNKNOWN = ("iquestcoder", "mimo", "minimax", "step3p5", "xverse", "qwen2_5_vl", "qwen2_vl")
 COMPARED = [name for name in FAMILIES if name not in UNKNOWN]
 NEEDED: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": None},
@@ -302,6 +302,11 @@ def test_yarn_factors_are_those_of_transformers() -> None:
         assert factors[0] / factors[1] == pytest.approx(expected)
 
 
+SLIDING, FULL = "sliding_attention", "full_attention"
+BY_TYPE = {FULL: {"rope_theta": 1e4, "rope_type": "yarn", **YARN}, SLIDING: {"rope_theta": 1e4}}
+STEP = {"layer_types": [FULL, SLIDING] * 2}
+PAIRS = {"sliding_window_pattern": 2}
+
 REFUSED = [
     ("gemma3n", {}, r"gemma3n.*served are .*deepseek_v2, .*llama"),
     ("idefics3", {"text_config": {"model_type": "llama"}}, r"idefics3.*text_config.*llama.*served are"),
@@ -365,6 +370,27 @@ REFUSED = [
     ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 128}, r"sliding_window = 128"),
     ("mistral", {"sliding_window": 128}, r"sliding_window = 128"),
     ("ministral3", {"sliding_window": 128}, r"sliding_window = 128"),
+    ("gpt_oss", {"swiglu_limit": 5.0}, r"swiglu_limit = 5\.0.*7\.0 is"),
+    ("gpt_oss", {"layer_types": [SLIDING] * 4}, "layers of one type alone"),
+    ("gpt_oss", {"layer_types": [SLIDING, "chunked_attention"] * 2}, "chunked_attention"),
+    ("gemma3_text", {"layer_types": [SLIDING, FULL, FULL, SLIDING]}, "does not repeat"),
+    ("gemma3_text", {**PAIRS, "attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+    ("gemma3_text", {**PAIRS, "use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    ("gemma3_text", {**PAIRS, "rope_parameters": BY_TYPE | {SLIDING: {"rope_type": "yarn"}}}, "scaled"),
+    ("olmo3", {"rope_parameters": BY_TYPE | {SLIDING: {"rope_theta": 2e4}}}, "rope_theta for each type"),
+    (
+        "olmo3",
+        {"rope_parameters": BY_TYPE | {"chunked_attention": {}}},
+        "chunked_attention in rope_parameters",
+    ),
+    ("exaone4", {"layer_types": [FULL] * 4}, "sliding_window = 4096 without a layer"),
+    ("step3p5", {**STEP, "yarn_only_types": [SLIDING]}, "yarn_only_types"),
+    (
+        "step3p5",
+        {**STEP, "rope_theta": [1e4, 1e4, 2e4, 1e4]},
+        "layers of type 'full_attention' with rope_theta",
+    ),
+    ("step3p5", {**STEP, "attention_other_setting": {"num_attention_groups": 1}}, "num_attention_groups = 1"),
     ("qwen2", {"head_dim": 32}, r"head_dim = 32"),
     ("qwen3", {"attention_bias": True}, r"attention_bias = True.*False is"),
     ("qwen3_moe", {"scoring_func": "sigmoid"}, "sigmoid"),
@@ -449,6 +475,12 @@ def test_what_changes_no_numbers_is_accepted(model_type: str, change: dict[str, 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
+        ({"model_type": "gemma2", "sliding_window": None}, "no sliding_window"),
+        ({"model_type": "cohere2", "sliding_window_pattern": 0}, "sliding_window_pattern = 0"),
+        ({"model_type": "exaone4", "sliding_window_pattern": "LLX"}, "sliding_window_pattern = 'LLX'"),
+        ({"model_type": "step3p5"}, "no layer_types"),
+        ({"model_type": "step3p5", "layer_types": [FULL]}, "layer_types names 1 layers"),
+        ({"rope_theta": [1e4] * 4, "rope_parameters": None}, "rope_theta = "),
         ({"num_hidden_layers": "27"}, r"num_hidden_layers = '27' is not a whole number from 1"),
         ({"num_hidden_layers": -1}, r"num_hidden_layers = -1"),
         ({"num_hidden_layers": 10**12}, r"num_hidden_layers = 1000000000000"),
@@ -602,7 +634,8 @@ def test_a_stage_rotates_by_the_angles_of_the_config(tmp_path: Path, model_type:
         module = layer.self_attn.rope
         if model_type == "deepseek_v2":
             width = read["qk_rope_head_dim"]
-        num_values = width or int(read["head_dim"] * partial["partial_rotary_factor"])
+        shares = read.get("partial_rotary_factors") or [partial["partial_rotary_factor"]] * 4
+        num_values = width or int(read["head_dim"] * shares[number])
         is_traditional = model_type in ("cohere", "cohere2", "deepseek_v2", "ernie4_5", "glm4", "helium")
         check_angles(module, num_values, is_traditional, factor, inverse_frequencies(rope, num_values))
 
