@@ -55,13 +55,15 @@ class GeneralProvider:
         Of the classes some ignore a scaling, some know one kind alone (mlx_lm 0.32.2).
         """
         module = import_mlx_lm(f"models.{config['model_type']}")
-        arguments = {**config, "rope_scaling": None, **self.arguments(config)}
-        model = module.Model(module.ModelArgs.from_dict(arguments))
+        has_masks = FAMILIES[config["model_type"]].masks_windows
+        read = {**config, "rope_scaling": None, **self.arguments(config)}
+        if not has_masks:
+            read |= {"layer_types": None, "sliding_window": None}
+        model = module.Model(module.ModelArgs.from_dict(read))
         if config.get("rope_scaling"):
             _scale_ropes(model, config)
-        if not FAMILIES[config["model_type"]].masks_windows:
-            for layer, window in zip(model.layers, layer_windows(config), strict=False):
-                _put_window(layer.self_attn, window)
+        for layer, window in zip(model.layers, () if has_masks else layer_windows(config), strict=False):
+            _put_window(layer.self_attn, window)
         if config["tie_word_embeddings"]:
             drop_head(model)
         return model

@@ -16,6 +16,30 @@ _GEMMA: dict[str, Any] = {
 }
 
 WINDOWED: Mapping[str, Family] = {
+    "afmoe": make_family(
+        "afmoe",
+        "head_dim mup_enabled num_dense_layers num_experts num_experts_per_tok num_shared_experts "
+        "moe_intermediate_size n_group topk_group route_norm route_scale score_func",
+        {"num_expert_groups": (1,), "num_limited_groups": (1,)},
+        window="listed",
+        masks_windows=True,
+        spellings={"global_attn_every_n_layers": "sliding_window_pattern"},
+        embedding_factor="hidden_size",
+        rms_norm_eps=1e-5,
+        max_position_embeddings=16384,
+        head_dim=128,
+        mup_enabled=False,
+        num_dense_layers=1,
+        num_experts=64,
+        num_experts_per_tok=6,
+        num_shared_experts=2,
+        moe_intermediate_size=1408,
+        route_scale=1.0,
+        n_group=1,
+        topk_group=1,
+        sliding_window=1024,
+        global_attn_every_n_layers=4,
+    ),
     "cohere2": make_family(
         "cohere2",
         "head_dim layer_norm_eps logit_scale attention_bias layer_norm_bias sliding_window_pattern",

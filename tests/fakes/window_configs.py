@@ -11,6 +11,22 @@ _SCALED = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings
 _SOFTCAPS = {"attn_logit_softcapping": 20.0, "final_logit_softcapping": 10.0}
 
 WINDOW_BEYOND: dict[str, dict[str, Any]] = {
+    "afmoe": {
+        **WINDOW,
+        "layer_types": [SLIDING, FULL, SLIDING, FULL],
+        "head_dim": 32,
+        "mup_enabled": True,
+        "num_dense_layers": 1,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "num_shared_experts": 2,
+        "moe_intermediate_size": 32,
+        "n_group": 4,
+        "topk_group": 2,
+        "route_norm": True,
+        "route_scale": 1.5,
+        "score_func": "sigmoid",
+    },
     "cohere2": {
         **WINDOW,
         "sliding_window_pattern": 2,

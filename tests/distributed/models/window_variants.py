@@ -25,10 +25,17 @@ _GEMMA3 = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
     },
 }
+_BETA = {**_PLAIN, "llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 64}
+_SWITCHED = {"use_sliding_window": True, "max_window_layers": 2}
 _BY_TYPE = {"full_attention": _YARN, "sliding_attention": _PLAIN}
 
 # name: (model type, what its config differs in)
 WINDOW_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "afmoe": (
+        "afmoe",
+        {**_WINDOW, "rope_parameters": _YARN, "head_dim": 32, "num_experts": 8, "num_experts_per_tok": 3}
+        | {"num_shared_experts": 2, "moe_intermediate_size": 48, "route_scale": 1.5, "mup_enabled": True},
+    ),
     "cohere2": (
         "cohere2",
         {**_WINDOW, "rope_parameters": _PLAIN, "logit_scale": 0.25, "attention_bias": True}
@@ -51,5 +58,14 @@ WINDOW_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gpt_oss": ("gpt_oss", {**_GPT_OSS, "rope_parameters": {**_YARN, "truncate": False}}),
     "gpt_oss-plain": ("gpt_oss", {**_GPT_OSS, "rope_parameters": _PLAIN}),
+    "ministral3-window": ("ministral3", {**_WINDOW, "head_dim": 16, "rope_parameters": _BETA}),
+    "mistral-window": ("mistral", {**_WINDOW, "rope_parameters": _PLAIN}),
+    "mixtral-window": (
+        "mixtral",
+        {**_WINDOW, "rope_parameters": _PLAIN, "num_local_experts": 8, "num_experts_per_tok": 3},
+    ),
     "olmo3": ("olmo3", {**_WINDOW, "rope_parameters": _BY_TYPE}),
+    "phi3-window": ("phi3", {**_WINDOW, "rope_parameters": _PLAIN, "pad_token_id": 0}),
+    "qwen2-window": ("qwen2", {**_WINDOW, **_SWITCHED, "rope_parameters": _YARN}),
+    "qwen3-window": ("qwen3", {**_WINDOW, **_SWITCHED, "head_dim": 32, "rope_parameters": _PLAIN}),
 }

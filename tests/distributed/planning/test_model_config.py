@@ -15,6 +15,7 @@ from distributed.models import open_stage
 from distributed.planning.checkpoint import BadCheckpoint, UnsupportedModel, read_config
 from distributed.planning.families import FAMILIES
 from distributed.planning.model_config import NEEDED_KEYS, normalise_config
+from distributed.planning.window_config import layer_windows
 from distributed.self_test.seeded_models import make_model_folder
 from prompts.mlx_lm_import import import_mlx_lm
 from tests.fakes.checkpoints import VARIANTS, edit_config, make_checkpoint
@@ -255,6 +256,33 @@ def test_two_spellings_are_one_model(model_type: str, one: dict[str, Any], other
     assert first == second
 
 
+SWITCHED = {"use_sliding_window": True, "sliding_window": 128}
+WINDOWS = [
+    ("mistral", {"sliding_window": 128}, [128] * 4),
+    ("ministral3", {"sliding_window": 128}, [128] * 4),
+    ("qwen2", {"sliding_window": 128, "max_window_layers": 2}, []),
+    (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 128, "max_window_layers": 2},
+        [None, None, 128, 128],
+    ),
+    ("qwen3", {**SWITCHED, "layer_types": ["full_attention"] * 4}, []),
+    ("gemma2", {"sliding_window": 128}, [128, None] * 2),
+    ("gemma3_text", {"sliding_window": 128, "_sliding_window_pattern": 3}, [128, 128, None, 128]),
+    ("exaone4", {"sliding_window": 128, "sliding_window_pattern": "LLG"}, [128, 128, None, 128]),
+    ("exaone4", {"sliding_window": None}, []),
+    ("gpt_oss", {"sliding_window": 8192}, [8192, None] * 2),
+]
+
+
+@pytest.mark.parametrize(("model_type", "change", "windows"), WINDOWS)
+def test_each_layer_has_the_window_that_transformers_gives_it(
+    model_type: str, change: dict[str, Any], windows: list[int | None]
+) -> None:
+    """By layer_types, else by a pattern or by the number of the layer."""
+    assert layer_windows(normalise(make_config(model_type, **change))) == tuple(windows)
+
+
 def test_expert_counts_have_one_name() -> None:
     """num_local_experts, num_experts and n_routed_experts are the same number."""
     moe = {"num_experts_per_tok": 2}
@@ -357,19 +385,13 @@ REFUSED = [
     ("granite", {"residual_multipliers": 0.5}, "residual_multipliers"),
     ("llama", {"rope_scaling": {"type": "mrope", "mrope_section": [4, 2, 2]}}, "'mrope'"),
     ("llama", {"quantization": {"group_size": 64, "bits": 4, "mode": "new"}}, "'new'"),
+    ("qwen3_moe", SWITCHED, r"sliding_window = 128"),
     (
-        "qwen2",
+        "qwen2_moe",
         {"use_sliding_window": True, "sliding_window": 128, "max_window_layers": 2},
-        r"sliding_window = 128",
+        "window = 128",
     ),
-    (
-        "qwen3",
-        {"use_sliding_window": True, "sliding_window": 128, "max_window_layers": 2},
-        r"sliding_window = 128",
-    ),
-    ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 128}, r"sliding_window = 128"),
-    ("mistral", {"sliding_window": 128}, r"sliding_window = 128"),
-    ("ministral3", {"sliding_window": 128}, r"sliding_window = 128"),
+    ("minimax_m2", {"sliding_window": 128}, r"sliding_window = 128"),
     ("gpt_oss", {"swiglu_limit": 5.0}, r"swiglu_limit = 5\.0.*7\.0 is"),
     ("gpt_oss", {"layer_types": [SLIDING] * 4}, "layers of one type alone"),
     ("gpt_oss", {"layer_types": [SLIDING, "chunked_attention"] * 2}, "chunked_attention"),
