@@ -30,6 +30,10 @@ def provider_for(config: dict[str, Any]) -> "GeneralProvider":
         from distributed.models.step import StepProvider
 
         return StepProvider()
+    if config["model_type"] == "gemma4_text":
+        from distributed.models.gemma4 import Gemma4Provider
+
+        return Gemma4Provider()
     if config["model_type"] == "gpt_oss":
         from distributed.models.gpt_oss import GptOssProvider
 

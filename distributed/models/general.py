@@ -33,7 +33,9 @@ _DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16, "U32": mx.
 
 
 class GeneralProvider:
-    """Cuts models of one type into stages; a family that needs more overrides `build` or `adapt`."""
+    """Cuts models of one type into stages; a family that needs more overrides what differs."""
+
+    passed_layer = PassThrough  # in the place of other stages' layers
 
     def check(self, name: str, config: dict[str, Any], tensors: Mapping[str, TensorInfo]) -> None:
         """Fill the whole model with tensors that are never made; see models.check_model."""
@@ -113,7 +115,8 @@ class GeneralProvider:
         weights = {name: array for name, array in weights.items() if cut.local_name(name) is not None}
         weights = self.adapt(weights, config)
         quantize_modules(whole, weights, config)
-        parts = _cut_parts(whole, cut, FAMILIES[config["model_type"]].embedding_factor)
+        factor = FAMILIES[config["model_type"]].embedding_factor
+        parts = _cut_parts(whole, cut, factor, self.passed_layer)
         fill(parts, {cut.local_name(name) or name: array for name, array in weights.items()})
         return weights, parts
 
@@ -135,12 +138,13 @@ def _put_window(attention: Any, window: int | None) -> None:
     has_own_scores = hasattr(attention, "attn_logit_softcapping")
 
     class Windowed(type(attention)):  # type: ignore[misc]
-        def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+        def __call__(self, x: mx.array, *others: Any) -> mx.array:
+            *scales, _, cache = others  # ministral3 has a scale before the mask
             num = x.shape[1]
             mask = cache.make_mask(num, return_array=has_own_scores and num > 1, window_size=window)
             if has_own_scores and mask is not None and self.repeats > 1:
                 mask = mask[:, None]
-            out: mx.array = super().__call__(x, mask, cache)
+            out: mx.array = super().__call__(x, *scales, mask, cache)
             return out
 
     attention.__class__ = Windowed
@@ -195,14 +199,16 @@ def _stored_dtype(weights: Weights) -> Any:
     return weights[min(name for name in weights if name.endswith("layernorm.weight"))].dtype
 
 
-def _cut_parts(model: Any, cut: StageCut, embedding_factor: str) -> nn.Module:
+def _cut_parts(
+    model: Any, cut: StageCut, embedding_factor: str, passed_layer: type[PassThrough]
+) -> nn.Module:
     """Return a module of `inner` (the cut inner model) and, where the stage has one of its own, `head`."""
     parts, inner = nn.Module(), model.model
     parts.inner = inner
     if cut.has_own_head:
         parts[HEAD] = inner.embed_tokens if cut.is_tied else model.lm_head
     inner.layers = [
-        layer if number in cut.layers else PassThrough(layer) for number, layer in enumerate(inner.layers)
+        layer if number in cut.layers else passed_layer(layer) for number, layer in enumerate(inner.layers)
     ]
     if not cut.is_first:
         inner.embed_tokens = PassThrough(inner.embed_tokens)

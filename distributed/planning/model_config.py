@@ -7,6 +7,7 @@ silently uses its own default for a missing key. So every reader of a config use
     rope_theta         a number, and rope_scaling a dict or None (rope_config.py); ministral3: rope_parameters
     num_key_value_heads, head_dim, num_experts: numbers, never absent where a type has them
     quantization       MLX's own packing or absent
+    layer_kv_values    what each layer caches of a token, where layers differ in it
     layer_types        and sliding_window where a layer has one, else neither (window_config.py)
     tie_word_embeddings   true, false, or absent: then the weights decide (checkpoint.is_tied)
 
@@ -23,6 +24,7 @@ from typing import Any
 from distributed.planning.config_types import BadValue, check_types
 from distributed.planning.families import FAMILIES, SERVED_TYPES, WRAPPERS
 from distributed.planning.family import EXPERT_COUNTS, Family, count_experts
+from distributed.planning.gemma4_config import normalise_gemma4
 from distributed.planning.model_errors import BadCheckpoint, UnsupportedModel
 from distributed.planning.rope_config import normalise_rope
 from distributed.planning.step_config import unfold_layers
@@ -78,8 +80,11 @@ def normalise_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
             unfold_layers(config)
         normalise_window(config, family)
         _take_quantization(config, family)
+        if family.runs_as == "gemma4_text":
+            normalise_gemma4(config)
         _check_keys(config, family)
-        normalise_rope(config, family)
+        if family.runs_as != "gemma4_text":
+            normalise_rope(config, family)
     except BadValue as error:
         raise BadCheckpoint(f"{where}: {error}") from None
     except UnsupportedModel as error:
@@ -140,6 +145,7 @@ def _find_family(raw: Mapping[str, Any]) -> Family | None:
 def _with_defaults(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """Return the config with defaults for absent keys; a null head count or size follows from other keys."""
     config = dict(raw)
+    config.pop("layer_kv_values", None)  # follows from other keys
     for own, usual in family.spellings.items():
         value = config.get(usual) if config.get(own) is None else config[own]
         if config.get(usual) not in (None, value):

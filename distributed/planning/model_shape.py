@@ -37,7 +37,7 @@ class ModelShape:
     embed_bytes: int
     head_bytes: int  # the final norm, and the head or, where tied, the embeddings again
     tied: bool
-    kv_bytes_per_token: int  # of one layer
+    layer_kv_bytes: tuple[int, ...]  # of one token
     score_bytes: int  # of one token's attention to another in a prefill chunk on a GPU, all heads of a layer
     layer_costs: tuple[float, ...]
     head_cost: float
@@ -49,6 +49,11 @@ class ModelShape:
     @cached_property
     def _costs_before(self) -> list[float]:
         return [0.0, *accumulate(self.layer_costs)]
+
+    @cached_property
+    def kv_bytes_per_token(self) -> int:
+        """The bytes of KV of a token in the layer that has the most; in most models all have as much."""
+        return max(self.layer_kv_bytes)
 
     @property
     def weights_bytes(self) -> int:
@@ -133,7 +138,7 @@ def make_shape(
         embed_bytes=embed_bytes,
         head_bytes=head_bytes,
         tied=tied,
-        kv_bytes_per_token=_kv_values(name, config) * (float_bytes or 2),  # names a key that is missing
+        layer_kv_bytes=tuple(values * (float_bytes or 2) for values in _kv_values(name, config)),
         score_bytes=_score_bytes(config),
         layer_costs=tuple(layer_costs),
         head_cost=HEAD_COST_SHARE * head_bytes,
@@ -183,17 +188,21 @@ def _head_size(config: Mapping[str, Any]) -> int:
 def _score_bytes(config: Mapping[str, Any]) -> int:
     """Return the bytes of one score of all heads; 0 where a GPU keeps none."""
     has_own_scores = "kv_lora_rank" in config or bool(config.get("attn_logit_softcapping"))
-    if not has_own_scores and _head_size(config) in _FUSED_HEADS:
+    widths = {_head_size(config), int(config.get("global_head_dim") or _head_size(config))}
+    if not has_own_scores and widths <= {*_FUSED_HEADS}:
         return 0
     return 2 * int(config["num_attention_heads"])
 
 
-def _kv_values(name: str, config: Mapping[str, Any]) -> int:
-    """Return the values that a layer caches for a token: the latent, or keys and values of all KV heads."""
+def _kv_values(name: str, config: Mapping[str, Any]) -> list[int]:
+    """Return the values that each layer caches of a token: the latent, or keys and values of all KV heads."""
+    num_layers = int(config["num_hidden_layers"])
     try:
+        if "layer_kv_values" in config:
+            return list(config["layer_kv_values"])
         if FAMILIES[config["model_type"]].kv == "latent":
-            return int(config["kv_lora_rank"] + config["qk_rope_head_dim"])
+            return [int(config["kv_lora_rank"] + config["qk_rope_head_dim"])] * num_layers
         num_heads = int(config.get("num_key_value_heads") or config["num_attention_heads"])
-        return 2 * num_heads * _head_size(config)
+        return [2 * num_heads * _head_size(config)] * num_layers
     except KeyError as error:
         raise BadCheckpoint(f"the config of {name} has no {error.args[0]}") from error

@@ -22,7 +22,10 @@ STORED_TYPES = ("F32", "F16", "BF16", "U32", "U8")
 SUMS_NAME = ".sums.json"  # cluster/hosts/remote_scripts/file_sums.py writes it
 
 # What sees images, and layers that predict more than the next token.
-_NOT_SERVED = ("vision_tower.", "multi_modal_projector.", "visual.", "mtp_layers.")
+_NOT_SERVED = (
+    "vision_tower.", "multi_modal_projector.", "visual.", "mtp_layers.",
+    "audio_tower.", "embed_audio.", "embed_vision.", "vision_embedder.",
+)  # fmt: skip
 
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.*)")
 

@@ -102,6 +102,35 @@ WINDOWED: Mapping[str, Family] = {
         sliding_window_pattern=6,
         **_GEMMA,
     ),
+    "gemma4_text": make_family(
+        "gemma4_text",
+        "head_dim global_head_dim num_global_key_value_heads attention_k_eq_v final_logit_softcapping "
+        "enable_moe_block num_experts top_k_experts moe_intermediate_size rope_traditional "
+        "use_double_wide_mlp "
+        "tie_word_embeddings",
+        {
+            **_GELU,
+            "hidden_size_per_layer_input": (0,),
+            "num_kv_shared_layers": (0,),
+            "use_bidirectional_attention": ("vision",),
+        },
+        window="listed",
+        masks_windows=True,
+        spellings={"top_k_experts": "num_experts_per_tok"},
+        embedding_factor="embed_scale",
+        max_position_embeddings=131072,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=256,
+        hidden_size_per_layer_input=256,
+        num_kv_shared_layers=0,
+        attention_k_eq_v=False,
+        enable_moe_block=False,
+        use_double_wide_mlp=False,
+        final_logit_softcapping=None,
+        sliding_window=512,
+        sliding_window_pattern=6,
+    ),
     "gpt_oss": make_family(
         "gpt_oss",
         "head_dim num_local_experts num_experts_per_tok",

@@ -18,7 +18,7 @@ def make_model_shape(
         embed_bytes=embed_bytes,
         head_bytes=head_bytes,
         tied=tied,
-        kv_bytes_per_token=kv_bytes_per_token,
+        layer_kv_bytes=(kv_bytes_per_token,) * len(layer_bytes),
         score_bytes=0,
         layer_costs=tuple(float(size) for size in layer_bytes),
         head_cost=float(head_bytes),

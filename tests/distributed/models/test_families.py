@@ -92,7 +92,7 @@ def check_sizes(chain: StageChain, shape: ModelShape, model: Any, config: dict[s
         assert planned == held.weights_bytes
         stage.drop_tables()
         stage.measure_kv()
-        assert stage.kv_bytes_per_token == shape.kv_bytes_per_token * len(held.layers)
+        assert stage.kv_bytes_per_token == sum(shape.layer_kv_bytes[i] for i in held.layers)
     for layer, cost in zip(model.layers, shape.layer_costs, strict=True):
         arrays = tree_flatten(layer.parameters())
         every = sum(array.nbytes for _, array in arrays)

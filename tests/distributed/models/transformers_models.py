@@ -95,6 +95,16 @@ _SEES: dict[str, dict[str, Any]] = {
         },
         "mm_tokens_per_image": 4,
     },
+    "gemma4": {
+        "vision_config": {
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+        },
+    },
     "mistral3": {
         "vision_config": {
             "model_type": "pixtral",

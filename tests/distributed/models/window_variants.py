@@ -27,6 +27,14 @@ _GEMMA3 = {
 }
 _BETA = {**_PLAIN, "llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 64}
 _SWITCHED = {"use_sliding_window": True, "max_window_layers": 2}
+_GEMMA4 = {
+    **_WINDOW,
+    "head_dim": 32,
+    "global_head_dim": 64,
+    "pad_token_id": 0,
+    "hidden_size_per_layer_input": 0,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}
 _BY_TYPE = {"full_attention": _YARN, "sliding_attention": _PLAIN}
 
 # name: (model type, what its config differs in)
@@ -55,6 +63,12 @@ WINDOW_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3_text": (
         "gemma3_text",
         {**_GEMMA3, "layer_types": ["sliding_attention"] * 3 + ["full_attention"]},
+    ),
+    "gemma4-text": ("gemma4_text", {**_GEMMA4, "num_global_key_value_heads": 1, "attention_k_eq_v": True}),
+    "gemma4_text": (
+        "gemma4_text",
+        {**_GEMMA4, "enable_moe_block": True, "num_experts": 8, "top_k_experts": 3}
+        | {"moe_intermediate_size": 48, "final_logit_softcapping": 9.0},
     ),
     "gpt_oss": ("gpt_oss", {**_GPT_OSS, "rope_parameters": {**_YARN, "truncate": False}}),
     "gpt_oss-plain": ("gpt_oss", {**_GPT_OSS, "rope_parameters": _PLAIN}),

@@ -64,6 +64,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_experts_per_tok": 6},
     "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "glm4_moe": {"head_dim": 128},
+    "gemma4_text": {"hidden_size_per_layer_input": 0},
     "nemotron": {"num_key_value_heads": 8},
 }
 
@@ -86,11 +87,13 @@ def test_what_transformers_writes_by_itself_is_accepted(model_type: str) -> None
     written = default_config(model_type)
     config = normalise(written.to_dict())
     for key in ("num_key_value_heads", "max_position_embeddings", "hidden_size", "head_dim"):
-        wanted = getattr(written, key, None)
+        wanted = written.to_dict().get(key)
         assert wanted is None or model_type == "deepseek_v2" or config[key] == wanted, key
-    theta = (config.get("rope_parameters") or config)["rope_theta"]
-    rope = written.rope_parameters
-    assert theta == rope.get("full_attention", rope)["rope_theta"]
+    thetas = [
+        rope.get("full_attention", rope)["rope_theta"]
+        for rope in (config.get("rope_parameters") or config, written.rope_parameters)
+    ]
+    assert thetas[0] == thetas[1]
 
 
 @pytest.mark.parametrize("model_type", COMPARED)
@@ -637,7 +640,10 @@ def inverse_frequencies(rope: dict[str, Any], num_values: int) -> Any:
     return plain / factor * ramp + plain * (1 - ramp)
 
 
-@pytest.mark.parametrize("model_type", [name for name, record in FAMILIES.items() if record.runs_as == name])
+ROTATING = [name for name, record in FAMILIES.items() if record.runs_as == name and name != "gemma4_text"]
+
+
+@pytest.mark.parametrize("model_type", ROTATING)
 def test_a_stage_rotates_by_the_angles_of_the_config(tmp_path: Path, model_type: str) -> None:
     """Every kind of scaling that is served, in every type, against the formulas in NumPy."""
     folder = make_model_folder(tmp_path, CONFIGS[model_type])
