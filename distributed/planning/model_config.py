@@ -25,6 +25,7 @@ from distributed.planning.config_types import BadValue, check_types
 from distributed.planning.families import FAMILIES, SERVED_TYPES, WRAPPERS
 from distributed.planning.family import EXPERT_COUNTS, Family, count_experts
 from distributed.planning.gemma4_config import normalise_gemma4
+from distributed.planning.mimo_config import unfold_mimo
 from distributed.planning.model_errors import BadCheckpoint, UnsupportedModel
 from distributed.planning.rope_config import normalise_rope
 from distributed.planning.step_config import unfold_layers
@@ -78,6 +79,8 @@ def normalise_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
         _check_heads(config, family)
         if family.runs_as == "step3p5":
             unfold_layers(config)
+        if family.runs_as == "mimo_v2_flash":
+            unfold_mimo(config)
         normalise_window(config, family)
         _take_quantization(config, family)
         if family.runs_as == "gemma4_text":

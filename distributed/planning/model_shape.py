@@ -187,9 +187,9 @@ def _head_size(config: Mapping[str, Any]) -> int:
 
 def _score_bytes(config: Mapping[str, Any]) -> int:
     """Return the bytes of one score of all heads; 0 where a GPU keeps none."""
-    has_own_scores = "kv_lora_rank" in config or bool(config.get("attn_logit_softcapping"))
-    widths = {_head_size(config), int(config.get("global_head_dim") or _head_size(config))}
-    if not has_own_scores and widths <= {*_FUSED_HEADS}:
+    has_own_scores = any(config.get(key) for key in ("kv_lora_rank", "attn_logit_softcapping", "v_head_dim"))
+    width = _head_size(config)
+    if not has_own_scores and {width, config.get("global_head_dim") or width} <= {*_FUSED_HEADS}:
         return 0
     return 2 * int(config["num_attention_heads"])
 

@@ -106,6 +106,8 @@ def _take_apart(config: dict[str, Any], local_theta: str) -> None:
     if local.pop("rope_type", "default") != "default":
         raise UnsupportedModel(f"scaled rotations in layers of type {SLIDING!r} are not served")
     theta = local.pop("rope_theta", config[local_theta])
+    if local.get("partial_rotary_factor") == given[FULL].get("partial_rotary_factor"):
+        local.pop("partial_rotary_factor", None)
     check_number("rope_theta", theta)
     if local or given.keys() - KINDS:
         raise UnsupportedModel(f"{min(local.keys() | given.keys() - KINDS)} in rope_parameters is not served")

@@ -148,6 +148,39 @@ WINDOWED: Mapping[str, Family] = {
         sliding_window=128,
         sliding_window_pattern=2,
     ),
+    "mimo_v2_flash": make_family(
+        "mimo_v2_flash",
+        "add_full_attention_sink_bias add_swa_attention_sink_bias attention_value_scale head_dim "
+        "hybrid_layer_pattern layernorm_epsilon moe_intermediate_size moe_layer_freq n_group "
+        "n_routed_experts n_shared_experts norm_topk_prob num_experts_per_tok partial_rotary_factor "
+        "routed_scaling_factor "
+        "sliding_window_size swa_head_dim swa_num_attention_heads swa_num_key_value_heads swa_rope_theta "
+        "swa_v_head_dim topk_group v_head_dim",
+        {
+            **UNTIED,
+            "attention_projection_layout": ("split",),
+            "scoring_func": ("sigmoid",),
+            "topk_method": ("noaux_tc",),
+        },
+        window="listed",
+        masks_windows=True,
+        local_theta="swa_rope_theta",
+        spellings={"layernorm_epsilon": "rms_norm_eps", "sliding_window_size": "sliding_window"},
+        rope_theta=5e6,
+        swa_rope_theta=10000.0,
+        layernorm_epsilon=1e-5,
+        max_position_embeddings=262144,
+        topk_method="noaux_tc",
+        scoring_func="sigmoid",
+        n_group=1,
+        topk_group=1,
+        n_shared_experts=None,
+        norm_topk_prob=True,
+        routed_scaling_factor=1.0,
+        partial_rotary_factor=0.334,
+        add_full_attention_sink_bias=False,
+        add_swa_attention_sink_bias=True,
+    ),
     "olmo3": make_family(
         "olmo3",
         "head_dim attention_bias",

@@ -57,7 +57,7 @@ def normalise(config: dict[str, Any]) -> dict[str, Any]:
 
 
 # What transformers calls minimax is another model; it knows the last two with a text_config only.
-UNKNOWN = ("iquestcoder", "mimo", "minimax", "step3p5", "xverse", "qwen2_5_vl", "qwen2_vl")
+UNKNOWN = ("iquestcoder", "mimo", "mimo_v2_flash", "minimax", "step3p5", "xverse", "qwen2_5_vl", "qwen2_vl")
 COMPARED = [name for name in FAMILIES if name not in UNKNOWN]
 NEEDED: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": None},
