@@ -317,6 +317,19 @@ def test_a_text_config_is_the_model_within_one_that_sees() -> None:
         normalise({**outer, "text_config": {**inner, "hidden_size": "64"}})
 
 
+def test_a_text_config_may_leave_out_what_is_usual() -> None:
+    """As Gemma 3 4B is published: heads and vocabulary are those of transformers' class."""
+    sizes = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "sliding_window": 1024}
+    rope = {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
+    config = normalise(
+        {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", **sizes, **rope}}
+    )
+    heads = [config[key] for key in ("num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")]
+    assert heads == [8, 4, 256, 262208]
+    assert layer_windows(config)[4:7] == (1024, None, 1024)
+    assert (config["rope_theta"], config["rope_local_base_freq"]) == (1e6, 1e4)
+
+
 def test_yarn_factors_are_those_of_transformers() -> None:
     """attention_factor, and mscale with and without mscale_all_dim, in the words of mlx-lm's class."""
     for given, expected in (
