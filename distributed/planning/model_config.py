@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distributed.planning.config_types import BadValue, check_types
+from distributed.planning.exaone_config import place_experts
 from distributed.planning.families import FAMILIES, SERVED_TYPES, WRAPPERS
 from distributed.planning.family import EXPERT_COUNTS, Family, count_experts
 from distributed.planning.gemma4_config import normalise_gemma4
@@ -43,6 +44,8 @@ QUANTIZATION_MODES = {
     "mxfp8": ((32,), (8,)),
     "nvfp4": ((16,), (4,)),
 }
+# What brings keys of single layers into a common form.
+_UNFOLD = {"exaone_moe": place_experts, "mimo_v2_flash": unfold_mimo, "step3p5": unfold_layers}
 _FOREIGN_PACKINGS = ("quantization_config", "compression_config")
 # Words in a key that suggest that it changes numbers, and words in keys that never do.
 _NUMBER_WORDS = re.compile(
@@ -77,10 +80,8 @@ def normalise_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
         _join_expert_counts(config, family)
         _check_experts(config, family)
         _check_heads(config, family)
-        if family.runs_as == "step3p5":
-            unfold_layers(config)
-        if family.runs_as == "mimo_v2_flash":
-            unfold_mimo(config)
+        if family.runs_as in _UNFOLD:
+            _UNFOLD[family.runs_as](config)
         normalise_window(config, family)
         _take_quantization(config, family)
         if family.runs_as == "gemma4_text":

@@ -50,6 +50,11 @@ WINDOW_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"layer_types": ["sliding_attention", "full_attention"] * 2},
     ),
     "exaone4": ("exaone4", {**_WINDOW, "head_dim": 32, "rope_parameters": _LLAMA3}),
+    "exaone_moe": (
+        "exaone_moe",
+        {**_WINDOW, "head_dim": 32, "rope_parameters": _PLAIN, "num_experts": 8, "num_experts_per_tok": 3}
+        | {"num_shared_experts": 2, "moe_intermediate_size": 48, "n_group": 4, "topk_group": 2},
+    ),
     "exaone4-full": (
         "exaone4",
         {**_KV, "head_dim": 32, "rope_parameters": _LLAMA3, "sliding_window": None}

@@ -187,6 +187,7 @@ def test_a_record_says_what_the_class_reads(model_type: str) -> None:
     family, read = FAMILIES[model_type], read_keys(model_type)
     implied = {
         "deepseek_v2": {"head_dim", "qk_head_dim"},
+        "exaone_moe": {"first_k_dense_replace"},  # is_moe_layer
         "minimax": {"partial_rotary_factor"},  # rotary_dim
         "smollm3": {"no_rope_layer_interval"},  # no_rope_layers
     }
