@@ -34,6 +34,10 @@ def provider_for(config: dict[str, Any]) -> "GeneralProvider":
         from distributed.models.gemma4 import Gemma4Provider
 
         return Gemma4Provider()
+    if config["model_type"] == "muse_glimmer":
+        from distributed.models.glimmer import GlimmerProvider
+
+        return GlimmerProvider()
     if config["model_type"] == "gpt_oss":
         from distributed.models.gpt_oss import GptOssProvider
 

@@ -115,10 +115,32 @@ class GeneralProvider:
         weights = {name: array for name, array in weights.items() if cut.local_name(name) is not None}
         weights = self.adapt(weights, config)
         quantize_modules(whole, weights, config)
-        factor = FAMILIES[config["model_type"]].embedding_factor
-        parts = _cut_parts(whole, cut, factor, self.passed_layer)
+        parts = self._cut_parts(whole, cut)
+        if not cut.is_first:
+            self.pass_embeddings(parts.inner)
+            if factor := FAMILIES[config["model_type"]].embedding_factor:
+                parts.inner.embed_tokens = _Handed(parts.inner.embed_tokens)
+                _set_to_one(parts.inner, factor)  # applied by the first stage
         fill(parts, {cut.local_name(name) or name: array for name, array in weights.items()})
         return weights, parts
+
+    def _cut_parts(self, model: Any, cut: StageCut) -> nn.Module:
+        """Return a module of `inner` (the cut inner model) and, where the stage has its own, `head`."""
+        parts, inner = nn.Module(), model.model
+        parts.inner = inner
+        if cut.has_own_head:
+            parts[HEAD] = inner.embed_tokens if cut.is_tied else model.lm_head
+        inner.layers = [
+            layer if number in cut.layers else self.passed_layer(layer)
+            for number, layer in enumerate(inner.layers)
+        ]
+        if not cut.is_last:
+            inner.norm = PassThrough(inner.norm)
+        return parts
+
+    def pass_embeddings(self, inner: Any) -> None:
+        """Let a later stage's inner model take hidden states in the place of ids."""
+        inner.embed_tokens = PassThrough(inner.embed_tokens)
 
 
 def _scale_ropes(model: Any, config: dict[str, Any]) -> None:
@@ -197,27 +219,6 @@ def _with_stand_ins(weights: Weights, names: Collection[str], cut: StageCut) -> 
 def _stored_dtype(weights: Weights) -> Any:
     """Return the type that norms are stored in: a stage computes in it."""
     return weights[min(name for name in weights if name.endswith("layernorm.weight"))].dtype
-
-
-def _cut_parts(
-    model: Any, cut: StageCut, embedding_factor: str, passed_layer: type[PassThrough]
-) -> nn.Module:
-    """Return a module of `inner` (the cut inner model) and, where the stage has one of its own, `head`."""
-    parts, inner = nn.Module(), model.model
-    parts.inner = inner
-    if cut.has_own_head:
-        parts[HEAD] = inner.embed_tokens if cut.is_tied else model.lm_head
-    inner.layers = [
-        layer if number in cut.layers else passed_layer(layer) for number, layer in enumerate(inner.layers)
-    ]
-    if not cut.is_first:
-        inner.embed_tokens = PassThrough(inner.embed_tokens)
-        if embedding_factor:  # applied by the first stage
-            inner.embed_tokens = _Handed(inner.embed_tokens)
-            _set_to_one(inner, embedding_factor)
-    if not cut.is_last:
-        inner.norm = PassThrough(inner.norm)
-    return parts
 
 
 class _Handed(PassThrough):

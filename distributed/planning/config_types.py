@@ -22,7 +22,7 @@ _FROM_0 = (
 _INTEGERS = dict.fromkeys(_FROM_1.split(), 1) | dict.fromkeys(_FROM_0.split(), 0)
 _NUMBERS = (
     "rms_norm_eps norm_eps layer_norm_eps rope_theta routed_scaling_factor partial_rotary_factor logit_scale "
-    "query_pre_attn_scalar rope_local_base_freq local_rope_theta swa_rope_theta "
+    "query_pre_attn_scalar rope_local_base_freq local_rope_theta local_partial_rotary_factor swa_rope_theta "
     "attn_logit_softcapping final_logit_softcapping "
     "embedding_multiplier attention_multiplier residual_multiplier logits_scaling"
 )

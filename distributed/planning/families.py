@@ -217,6 +217,16 @@ _DENSE = {
 }
 FAMILIES: Mapping[str, Family] = MappingProxyType(dict(sorted({**_DENSE, **MIXTURES, **WINDOWED}.items())))
 # Multimodal models whose text_config is of a served type; they are served with text only.
-WRAPPERS = ("gemma3", "gemma4", "llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe")
+WRAPPERS = (
+    "gemma3",
+    "gemma4",
+    "llava",
+    "mistral3",
+    "muse_glimmer",
+    "qwen2_5_vl",
+    "qwen2_vl",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+)
 # Named in messages; a type of a text_config is known by its wrapper.
 SERVED_TYPES = tuple(sorted(name for name in {*FAMILIES, *WRAPPERS} if not name.endswith("_text")))

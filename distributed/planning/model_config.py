@@ -26,6 +26,8 @@ from distributed.planning.exaone_config import place_experts
 from distributed.planning.families import FAMILIES, SERVED_TYPES, WRAPPERS
 from distributed.planning.family import EXPERT_COUNTS, Family, count_experts
 from distributed.planning.gemma4_config import normalise_gemma4
+from distributed.planning.glimmer_config import unfold_glimmer
+from distributed.planning.laguna_config import unfold_laguna
 from distributed.planning.mimo_config import unfold_mimo
 from distributed.planning.model_errors import BadCheckpoint, UnsupportedModel
 from distributed.planning.rope_config import normalise_rope
@@ -45,7 +47,13 @@ QUANTIZATION_MODES = {
     "nvfp4": ((16,), (4,)),
 }
 # What brings keys of single layers into a common form.
-_UNFOLD = {"exaone_moe": place_experts, "mimo_v2_flash": unfold_mimo, "step3p5": unfold_layers}
+_UNFOLD = {
+    "exaone_moe": place_experts,
+    "laguna": unfold_laguna,
+    "mimo_v2_flash": unfold_mimo,
+    "muse_glimmer": unfold_glimmer,
+    "step3p5": unfold_layers,
+}
 _FOREIGN_PACKINGS = ("quantization_config", "compression_config")
 # Words in a key that suggest that it changes numbers, and words in keys that never do.
 _NUMBER_WORDS = re.compile(

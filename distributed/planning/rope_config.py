@@ -50,6 +50,10 @@ _NEUTRAL: Mapping[str, tuple[Any, ...] | None] = {
 }
 
 
+_REPLACED = ("rope_parameters", "rope_scaling", "rope_theta", "original_max_position_embeddings")
+_LOCAL_SHARE = "local_partial_rotary_factor"
+
+
 def normalise_rope(config: dict[str, Any], family: Family) -> None:
     """Replace the config's keys of the rotary embedding by the form above.
 
@@ -58,7 +62,7 @@ def normalise_rope(config: dict[str, Any], family: Family) -> None:
         UnsupportedModel: the served classes do not follow a type of scaling, or one of its keys.
     """
     if family.local_theta is not None:
-        _take_apart(config, family.local_theta)
+        _take_apart(config, family.local_theta, has_own_share=_LOCAL_SHARE in family.honoured)
     given = _collect(config)
     theta = given.get("rope_theta") or config["rope_theta"]
     check_number("rope_theta", theta)
@@ -75,11 +79,11 @@ def normalise_rope(config: dict[str, Any], family: Family) -> None:
         )
     _check_keys(given, kind, config, family)
     scaling = _make_scaling(given, kind, config, family)
-    for key in ("rope_parameters", "rope_scaling", "rope_theta", "original_max_position_embeddings"):
+    factor = given.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    for key in (*_REPLACED, "partial_rotary_factor"):
         config.pop(key, None)
-    factor = config.pop("partial_rotary_factor", None)
     if "partial_rotary_factor" in family.honoured:
-        config["partial_rotary_factor"] = given.get("partial_rotary_factor", factor)
+        config["partial_rotary_factor"] = factor
     if "rotary_dim" in family.honoured and config.get("rotary_dim") is None:
         config["rotary_dim"] = int(config["head_dim"] * config["partial_rotary_factor"])
     if family.runs_as == "ministral3":
@@ -92,12 +96,18 @@ def normalise_rope(config: dict[str, Any], family: Family) -> None:
             "llama_4_scaling_beta": float(given.get("llama_4_scaling_beta") or 0.0),
             "original_max_position_embeddings": original or config["max_position_embeddings"],
         }
-    else:
-        config["rope_theta"] = float(theta)
-        config["rope_scaling"] = scaling if kind != "default" else None
+        return
+    config["rope_theta"] = float(theta)
+    config["rope_scaling"] = scaling if kind != "default" else None
+    if _LOCAL_SHARE in family.honoured:
+        keys = ("rope_theta", "partial_rotary_factor")
+        config["rope_parameters"] = {
+            FULL: {key: config[key] for key in keys},
+            SLIDING: {key: config[f"local_{key}"] for key in keys},
+        }
 
 
-def _take_apart(config: dict[str, Any], local_theta: str) -> None:
+def _take_apart(config: dict[str, Any], local_theta: str, *, has_own_share: bool) -> None:
     """Leave the rope_parameters of full layers; those of sliding layers are a theta."""
     given = config.get("rope_parameters") or {}
     if not isinstance(given.get(FULL), Mapping) or not isinstance(given.get(SLIDING, {}), Mapping):
@@ -106,8 +116,11 @@ def _take_apart(config: dict[str, Any], local_theta: str) -> None:
     if local.pop("rope_type", "default") != "default":
         raise UnsupportedModel(f"scaled rotations in layers of type {SLIDING!r} are not served")
     theta = local.pop("rope_theta", config[local_theta])
-    if local.get("partial_rotary_factor") == given[FULL].get("partial_rotary_factor"):
-        local.pop("partial_rotary_factor", None)
+    share = local.pop("partial_rotary_factor", None)
+    if has_own_share:
+        config[_LOCAL_SHARE] = share or 1.0
+    elif share != given[FULL].get("partial_rotary_factor"):
+        raise UnsupportedModel("a partial_rotary_factor for each type of layer is not served")
     check_number("rope_theta", theta)
     if local or given.keys() - KINDS:
         raise UnsupportedModel(f"{min(local.keys() | given.keys() - KINDS)} in rope_parameters is not served")

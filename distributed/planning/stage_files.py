@@ -25,6 +25,7 @@ SUMS_NAME = ".sums.json"  # cluster/hosts/remote_scripts/file_sums.py writes it
 _NOT_SERVED = (
     "vision_tower.", "multi_modal_projector.", "visual.", "mtp_layers.",
     "audio_tower.", "embed_audio.", "embed_vision.", "vision_embedder.",
+    "vision_adapter.", "vision_projection.",
 )  # fmt: skip
 
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.*)")

@@ -15,6 +15,23 @@ _GEMMA: dict[str, Any] = {
     "query_pre_attn_scalar": 256,
 }
 
+_GLIMMER = make_family(
+    "muse_glimmer",
+    "head_dim final_logit_softcapping output_multiplier post_norm_eps qk_scale_factor layer_rope_theta "
+    "tie_word_embeddings",
+    window="listed",
+    masks_windows=True,
+    rms_norm_eps=1e-5,
+    post_norm_eps=1e-8,
+    max_position_embeddings=131072,
+    num_key_value_heads=2,
+    head_dim=128,
+    final_logit_softcapping=20.0,
+    qk_scale_factor=3.87,
+    output_multiplier=0.19611613513818404,
+    sliding_window=2048,
+)
+
 WINDOWED: Mapping[str, Family] = {
     "afmoe": make_family(
         "afmoe",
@@ -172,6 +189,38 @@ WINDOWED: Mapping[str, Family] = {
         sliding_window=128,
         sliding_window_pattern=2,
     ),
+    "laguna": make_family(
+        "laguna",
+        "head_dim attention_bias qkv_bias mlp_layer_types num_attention_heads_per_layer num_experts "
+        "num_experts_per_tok moe_intermediate_size shared_expert_intermediate_size moe_routed_scaling_factor "
+        "moe_router_logit_softcapping moe_router_score_func partial_rotary_factor "
+        "local_partial_rotary_factor",
+        {
+            "gating": (True, False, "per-head"),
+            "gating_types": ("per_head",),
+            "moe_apply_router_weight_on_input": (False,),
+            "norm_topk_prob": (True,),
+            "decoder_sparse_step": (1,),
+            "swa_attention_sink_enabled": (False,),
+        },
+        window="listed",
+        masks_windows=True,
+        local_theta="local_rope_theta",
+        rope_theta=500000.0,
+        local_rope_theta=10000.0,
+        partial_rotary_factor=0.5,
+        local_partial_rotary_factor=1.0,
+        max_position_embeddings=131072,
+        num_key_value_heads=8,
+        head_dim=128,
+        num_experts=256,
+        num_experts_per_tok=8,
+        moe_intermediate_size=512,
+        shared_expert_intermediate_size=512,
+        moe_routed_scaling_factor=1.0,
+        sliding_window=512,
+        sliding_window_pattern=1,
+    ),
     "mimo_v2_flash": make_family(
         "mimo_v2_flash",
         "add_full_attention_sink_bias add_swa_attention_sink_bias attention_value_scale head_dim "
@@ -205,6 +254,8 @@ WINDOWED: Mapping[str, Family] = {
         add_full_attention_sink_bias=False,
         add_swa_attention_sink_bias=True,
     ),
+    "muse_glimmer": _GLIMMER,
+    "muse_glimmer_text": _GLIMMER,
     "olmo3": make_family(
         "olmo3",
         "head_dim attention_bias",

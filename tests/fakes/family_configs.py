@@ -101,6 +101,7 @@ CONFIGS |= {
     for name, like in {
         "iquestcoder": "llama",
         "minimax": "minimax_m2",
+        "muse_glimmer_text": "muse_glimmer",
         "qwen2_5_vl": "qwen2",
         "qwen2_5_vl_text": "qwen2",
         "qwen2_vl": "qwen2",

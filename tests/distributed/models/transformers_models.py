@@ -117,6 +117,16 @@ _SEES: dict[str, dict[str, Any]] = {
         },
         "image_token_index": 7,
     },
+    "muse_glimmer": {
+        "vision_config": {
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        },
+        "out_hidden_size": 128,
+        "projector_hidden_size": 64,
+    },
     "qwen2_vl": {"vision_config": {"depth": 1, "embed_dim": 32, "num_heads": 2, "hidden_size": 64}},
     "qwen2_5_vl": _QWEN_VISION,
     "qwen3_vl": _QWEN_VISION,

@@ -35,6 +35,10 @@ _GEMMA4 = {
     "hidden_size_per_layer_input": 0,
     "layer_types": ["sliding_attention", "full_attention"] * 2,
 }
+_LAGUNA = {
+    "full_attention": {**_YARN, "partial_rotary_factor": 0.5, "attention_factor": 1.3},
+    "sliding_attention": {**_PLAIN, "partial_rotary_factor": 1.0},
+}
 _BY_TYPE = {"full_attention": _YARN, "sliding_attention": _PLAIN}
 
 # name: (model type, what its config differs in)
@@ -77,11 +81,22 @@ WINDOW_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gpt_oss": ("gpt_oss", {**_GPT_OSS, "rope_parameters": {**_YARN, "truncate": False}}),
     "gpt_oss-plain": ("gpt_oss", {**_GPT_OSS, "rope_parameters": _PLAIN}),
+    "laguna": (
+        "laguna",
+        {**_WINDOW, "head_dim": 32, "layer_types": ["full_attention", "sliding_attention"] * 2}
+        | {"num_attention_heads_per_layer": [4, 6, 4, 6], "num_experts": 8, "num_experts_per_tok": 3}
+        | {"moe_intermediate_size": 48, "shared_expert_intermediate_size": 48}
+        | {"rope_parameters": _LAGUNA, "moe_routed_scaling_factor": 1.5},
+    ),
     "ministral3-window": ("ministral3", {**_WINDOW, "head_dim": 16, "rope_parameters": _BETA}),
     "mistral-window": ("mistral", {**_WINDOW, "rope_parameters": _PLAIN}),
     "mixtral-window": (
         "mixtral",
         {**_WINDOW, "rope_parameters": _PLAIN, "num_local_experts": 8, "num_experts_per_tok": 3},
+    ),
+    "muse_glimmer-text": (
+        "muse_glimmer_text",
+        {**_WINDOW, "head_dim": 32, "rope_parameters": _YARN, "qk_scale_factor": 2.5},
     ),
     "olmo3": ("olmo3", {**_WINDOW, "rope_parameters": _BY_TYPE}),
     "phi3-window": ("phi3", {**_WINDOW, "rope_parameters": _PLAIN, "pad_token_id": 0}),

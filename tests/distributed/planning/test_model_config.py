@@ -57,7 +57,10 @@ def normalise(config: dict[str, Any]) -> dict[str, Any]:
 
 
 # What transformers calls minimax is another model; it knows the last two with a text_config only.
-UNKNOWN = ("iquestcoder", "mimo", "mimo_v2_flash", "minimax", "step3p5", "xverse", "qwen2_5_vl", "qwen2_vl")
+UNKNOWN = (
+    "iquestcoder", "mimo", "mimo_v2_flash", "minimax", "muse_glimmer", "step3p5", "xverse",
+    "qwen2_5_vl", "qwen2_vl",
+)  # fmt: skip
 COMPARED = [name for name in FAMILIES if name not in UNKNOWN]
 NEEDED: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": None},
@@ -188,6 +191,7 @@ def test_a_record_says_what_the_class_reads(model_type: str) -> None:
     implied = {
         "deepseek_v2": {"head_dim", "qk_head_dim"},
         "exaone_moe": {"first_k_dense_replace"},  # is_moe_layer
+        "laguna": {"local_partial_rotary_factor"},  # rope_parameters
         "minimax": {"partial_rotary_factor"},  # rotary_dim
         "smollm3": {"no_rope_layer_interval"},  # no_rope_layers
     }
@@ -351,6 +355,7 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 BY_TYPE = {FULL: {"rope_theta": 1e4, "rope_type": "yarn", **YARN}, SLIDING: {"rope_theta": 1e4}}
 STEP = {"layer_types": [FULL, SLIDING] * 2}
 PAIRS = {"sliding_window_pattern": 2}
+PLAIN_GEMMA4 = {**PAIRS, "hidden_size_per_layer_input": 0, "rope_parameters": None}
 
 REFUSED = [
     ("gemma3n", {}, r"gemma3n.*served are .*deepseek_v2, .*llama"),
@@ -430,6 +435,18 @@ REFUSED = [
         "layers of type 'full_attention' with rope_theta",
     ),
     ("step3p5", {**STEP, "attention_other_setting": {"num_attention_groups": 1}}, "num_attention_groups = 1"),
+    ("gemma4_text", {**PLAIN_GEMMA4, "num_kv_shared_layers": 2}, "num_kv_shared_layers = 2"),
+    ("gemma4_text", {**PAIRS, "rope_parameters": None}, r"hidden_size_per_layer_input = 256.*0 is"),
+    ("gemma4_text", {**PLAIN_GEMMA4, "use_bidirectional_attention": "all"}, "use_bidirectional_attention"),
+    ("gemma4_text", {**PLAIN_GEMMA4, "per_layer_config": {"0": {"head_dim": 8}}}, "between layers of one"),
+    ("gemma4_text", {**PLAIN_GEMMA4, "per_layer_config": {"1": {"a": 8}, "3": {"a": 8}}}, "a in per_layer"),
+    (
+        "gemma4_text",
+        {**PLAIN_GEMMA4, "rope_parameters": {FULL: {"rope_type": "yarn"}, SLIDING: {}}},
+        "'yarn' of full_attention",
+    ),
+    ("laguna", {"gating": "per-element"}, "gating = 'per-element'"),
+    ("laguna", {"moe_apply_router_weight_on_input": True}, "moe_apply_router_weight_on_input"),
     ("qwen2", {"head_dim": 32}, r"head_dim = 32"),
     ("qwen3", {"attention_bias": True}, r"attention_bias = True.*False is"),
     ("qwen3_moe", {"scoring_func": "sigmoid"}, "sigmoid"),
@@ -517,6 +534,12 @@ def test_what_changes_no_numbers_is_accepted(model_type: str, change: dict[str, 
         ({"model_type": "gemma2", "sliding_window": None}, "no sliding_window"),
         ({"model_type": "cohere2", "sliding_window_pattern": 0}, "sliding_window_pattern = 0"),
         ({"model_type": "exaone4", "sliding_window_pattern": "LLX"}, "sliding_window_pattern = 'LLX'"),
+        ({"model_type": "exaone_moe", "is_moe_layer": [True]}, "is_moe_layer = "),
+        ({"model_type": "exaone_moe", "mlp_layer_types": ["thick"] * 4}, "mlp_layer_types = "),
+        ({"model_type": "gemma4_text", "sliding_window_pattern": 2}, "no full_attention"),
+        ({"model_type": "laguna", "num_attention_heads_per_layer": [3] * 4}, "multiples of 2"),
+        ({"model_type": "laguna", "mlp_layer_types": ["dense"] * 4, "mlp_only_layers": [0]}, "contradicts"),
+        ({"model_type": "mimo_v2_flash"}, "hybrid_layer_pattern = None"),
         ({"model_type": "step3p5"}, "no layer_types"),
         ({"model_type": "step3p5", "layer_types": [FULL]}, "layer_types names 1 layers"),
         ({"rope_theta": [1e4] * 4, "rope_parameters": None}, "rope_theta = "),
