@@ -26,25 +26,10 @@ def provider_for(config: dict[str, Any]) -> "GeneralProvider":
         from distributed.models.deepseek import DeepseekV2Provider
 
         return DeepseekV2Provider()
-    if config["model_type"] == "step3p5":
-        from distributed.models.step import StepProvider
-
-        return StepProvider()
-    if config["model_type"] == "gemma4_text":
-        from distributed.models.gemma4 import Gemma4Provider
-
-        return Gemma4Provider()
-    if config["model_type"] == "muse_glimmer":
-        from distributed.models.glimmer import GlimmerProvider
-
-        return GlimmerProvider()
-    if config["model_type"] == "gpt_oss":
-        from distributed.models.gpt_oss import GptOssProvider
-
-        return GptOssProvider()
     from distributed.models.general import GeneralProvider
+    from distributed.models.windowed import PROVIDERS
 
-    return GeneralProvider()
+    return PROVIDERS.get(config["model_type"], GeneralProvider)()
 
 
 def check_model(name: str, config: dict[str, Any], tensors: Mapping[str, TensorInfo]) -> None:

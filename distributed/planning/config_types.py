@@ -52,7 +52,7 @@ def check_types(config: Mapping[str, Any]) -> None:
         BadValue: names the key, its value and the allowed values.
     """
     for key, least in _INTEGERS.items():
-        if key == "moe_layer_freq" and isinstance(config.get(key), list):  # of layers: mimo_config.py
+        if key == "moe_layer_freq" and isinstance(config.get(key), list):  # of layers: layer_config.py
             continue
         check_integer(key, config.get(key), least, MAX_LAYERS if key == "num_hidden_layers" else MAX_INTEGER)
     for key in _NUMBERS.split():

@@ -22,16 +22,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from distributed.planning.config_types import BadValue, check_types
-from distributed.planning.exaone_config import place_experts
 from distributed.planning.families import FAMILIES, SERVED_TYPES, WRAPPERS
 from distributed.planning.family import EXPERT_COUNTS, Family, count_experts
 from distributed.planning.gemma4_config import normalise_gemma4
-from distributed.planning.glimmer_config import unfold_glimmer
-from distributed.planning.laguna_config import unfold_laguna
-from distributed.planning.mimo_config import unfold_mimo
+from distributed.planning.layer_config import UNFOLD
 from distributed.planning.model_errors import BadCheckpoint, UnsupportedModel
 from distributed.planning.rope_config import normalise_rope
-from distributed.planning.step_config import unfold_layers
 from distributed.planning.window_config import normalise_window
 
 SIMULATED_TYPE = "simulated"  # distributed/backends/simulated.py: sleeps instead of computing
@@ -45,14 +41,6 @@ QUANTIZATION_MODES = {
     "mxfp4": ((32,), (4,)),
     "mxfp8": ((32,), (8,)),
     "nvfp4": ((16,), (4,)),
-}
-# What brings keys of single layers into a common form.
-_UNFOLD = {
-    "exaone_moe": place_experts,
-    "laguna": unfold_laguna,
-    "mimo_v2_flash": unfold_mimo,
-    "muse_glimmer": unfold_glimmer,
-    "step3p5": unfold_layers,
 }
 _FOREIGN_PACKINGS = ("quantization_config", "compression_config")
 # Words in a key that suggest that it changes numbers, and words in keys that never do.
@@ -88,8 +76,8 @@ def normalise_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
         _join_expert_counts(config, family)
         _check_experts(config, family)
         _check_heads(config, family)
-        if family.runs_as in _UNFOLD:
-            _UNFOLD[family.runs_as](config)
+        if family.runs_as in UNFOLD:
+            UNFOLD[family.runs_as](config)
         normalise_window(config, family)
         _take_quantization(config, family)
         if family.runs_as == "gemma4_text":

@@ -15,7 +15,7 @@ from distributed.planning.window_config import FULL, SLIDING
 _LISTS = ("layer_types", "partial_rotary_factors", "rope_theta")
 
 
-def unfold_layers(config: dict[str, Any]) -> None:
+def unfold_step(config: dict[str, Any]) -> None:
     """Shorten lists to the layers, and name one theta for each kind of layer.
 
     Raises:

@@ -212,3 +212,19 @@ def test_an_answer_goes_on_after_a_kill(ring: RingService) -> None:
     ring.start()
     assert list(ring.wait_for(kept.id).token_ids) == expected
     assert ring.stop() == [0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gemma3_text", "gpt_oss"])
+def test_layers_with_windows_on_two_ranks(tmp_path: Path, name: str) -> None:
+    """Alone, and with rows of unlike length at once: what mlx-lm answers."""
+    model = make_model_folder(tmp_path / name, CONFIGS[name], bits=8, dtype=mx.bfloat16)
+    prompts = (PROMPT, *OTHERS, [*PROMPT, 1, 2, 3], [*PROMPT[:20], 9, 9])
+    theirs = reference_model(model, mx.bfloat16)
+    expected = [reference_tokens(theirs, prompt, NUM_TOKENS)[0] for prompt in prompts]
+    ring = RingService(tmp_path / "ring", model, 2, layer_split="1,3")
+    ring.program = ROOT / "tests/services/stand_in_rank.py"
+    with ring:
+        assert [ask(ring, prompt) for prompt in prompts] == expected
+        results = ring.ask(*(request(ring, prompt) for prompt in prompts))
+        assert [list(result.token_ids) for result in results] == expected
