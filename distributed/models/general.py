@@ -102,7 +102,7 @@ class GeneralProvider:
         tied = is_tied(config, tensors)
         try:
             whole = self.build({**config, "tie_word_embeddings": tied})
-        except (TypeError, KeyError, ValueError, ArithmeticError) as error:
+        except (TypeError, LookupError, ValueError, ArithmeticError, AttributeError) as error:
             raise BadCheckpoint(f"{name}: config.json does not describe a model: {error}") from error
         return whole, StageCut(layers, is_first, is_last, is_tied=tied and "lm_head" not in whole)
 

@@ -99,8 +99,8 @@ def normalise_rope(config: dict[str, Any], family: Family) -> None:
         return
     config["rope_theta"] = float(theta)
     config["rope_scaling"] = scaling if kind != "default" else None
-    if _LOCAL_SHARE in family.honoured:
-        keys = ("rope_theta", "partial_rotary_factor")
+    if "rope_parameters" in family.honoured:  # by type of layer
+        keys = [key for key in ("rope_theta", "partial_rotary_factor") if f"local_{key}" in config]
         config["rope_parameters"] = {
             FULL: {key: config[key] for key in keys},
             SLIDING: {key: config[f"local_{key}"] for key in keys},
@@ -117,6 +117,7 @@ def _take_apart(config: dict[str, Any], local_theta: str, *, has_own_share: bool
         raise UnsupportedModel(f"scaled rotations in layers of type {SLIDING!r} are not served")
     theta = local.pop("rope_theta", config[local_theta])
     share = local.pop("partial_rotary_factor", None)
+    check_number("partial_rotary_factor", share)
     if has_own_share:
         config[_LOCAL_SHARE] = share or 1.0
     elif share != given[FULL].get("partial_rotary_factor"):

@@ -91,7 +91,8 @@ def _keep_listed(config: dict[str, Any], family: Family, kinds: list[str], windo
         return
     if not window:
         raise BadValue(f"there is no sliding_window, but layers of type {SLIDING!r}")
-    if name != "laguna" and set(kinds) != set(KINDS):
+    needed = {FULL} if name in ("laguna", "mellum") else {*KINDS}
+    if not needed <= {*kinds}:
         raise UnsupportedModel(f"layers of one type alone ({kinds[0]!r}) are not served for {name}")
     config |= {"layer_types": kinds, "sliding_window": window}
     if name == "exaone4":

@@ -194,7 +194,7 @@ WINDOWED: Mapping[str, Family] = {
         "head_dim attention_bias qkv_bias mlp_layer_types num_attention_heads_per_layer num_experts "
         "num_experts_per_tok moe_intermediate_size shared_expert_intermediate_size moe_routed_scaling_factor "
         "moe_router_logit_softcapping moe_router_score_func partial_rotary_factor "
-        "local_partial_rotary_factor",
+        "local_partial_rotary_factor rope_parameters",
         {
             "gating": (True, False, "per-head"),
             "gating_types": ("per_head",),
@@ -219,6 +219,25 @@ WINDOWED: Mapping[str, Family] = {
         shared_expert_intermediate_size=512,
         moe_routed_scaling_factor=1.0,
         sliding_window=512,
+        sliding_window_pattern=1,
+    ),
+    "mellum": make_family(
+        "mellum",
+        "head_dim moe_intermediate_size norm_topk_prob num_experts num_experts_per_tok rope_parameters",
+        {"mlp_layer_types": ("sparse",)},
+        window="listed",
+        masks_windows=True,
+        local_theta="local_rope_theta",
+        rope_theta=500000.0,
+        local_rope_theta=10000.0,
+        max_position_embeddings=131072,
+        num_key_value_heads=4,
+        head_dim=128,
+        moe_intermediate_size=896,
+        norm_topk_prob=True,
+        num_experts=64,
+        num_experts_per_tok=8,
+        sliding_window=1024,
         sliding_window_pattern=1,
     ),
     "mimo_v2_flash": make_family(

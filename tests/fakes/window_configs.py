@@ -123,6 +123,19 @@ WINDOW_BEYOND: dict[str, dict[str, Any]] = {
             SLIDING: {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 1.0},
         },
     },
+    "mellum": {
+        **WINDOW,
+        "layer_types": [SLIDING, FULL, SLIDING, FULL],
+        "head_dim": 32,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 32,
+        "norm_topk_prob": True,
+        "rope_parameters": {
+            FULL: {"rope_type": "default", "rope_theta": 50000.0},
+            SLIDING: {"rope_type": "default", "rope_theta": 5000.0},
+        },
+    },
     "mimo_v2_flash": {
         **WINDOW,
         "sliding_window_size": 5,

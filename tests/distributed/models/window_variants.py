@@ -88,6 +88,12 @@ WINDOW_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"moe_intermediate_size": 48, "shared_expert_intermediate_size": 48}
         | {"rope_parameters": _LAGUNA, "moe_routed_scaling_factor": 1.5},
     ),
+    "mellum": (
+        "mellum",
+        {**_WINDOW, "head_dim": 32, "layer_types": ["full_attention", "sliding_attention"] * 2}
+        | {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 48}
+        | {"rope_parameters": {"full_attention": _YARN, "sliding_attention": _PLAIN}},
+    ),
     "ministral3-window": ("ministral3", {**_WINDOW, "head_dim": 16, "rope_parameters": _BETA}),
     "mistral-window": ("mistral", {**_WINDOW, "rope_parameters": _PLAIN}),
     "mixtral-window": (

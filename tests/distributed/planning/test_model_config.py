@@ -445,6 +445,7 @@ REFUSED = [
         {**PLAIN_GEMMA4, "rope_parameters": {FULL: {"rope_type": "yarn"}, SLIDING: {}}},
         "'yarn' of full_attention",
     ),
+    ("mellum", {"layer_types": [SLIDING] * 4}, "layers of one type alone"),
     ("laguna", {"gating": "per-element"}, "gating = 'per-element'"),
     ("laguna", {"moe_apply_router_weight_on_input": True}, "moe_apply_router_weight_on_input"),
     ("qwen2", {"head_dim": 32}, r"head_dim = 32"),
