@@ -31,8 +31,9 @@ def provider_for(config: dict[str, Any]) -> "GeneralProvider":
 
         return LatentProvider()
     from distributed.models.general import GeneralProvider
+    from distributed.models.windowed import PROVIDERS
 
-    return GeneralProvider()
+    return PROVIDERS.get(config["model_type"], GeneralProvider)()
 
 
 def check_model(name: str, config: dict[str, Any], tensors: Mapping[str, TensorInfo]) -> None:

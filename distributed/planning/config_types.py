@@ -39,6 +39,8 @@ _INTEGERS = dict.fromkeys(_FROM_1.split(), 1) | dict.fromkeys(_FROM_0.split(), 0
 _INTEGERS |= dict.fromkeys(_HYBRID_INTEGERS.split(), 1) | {"num_dense_layers": 0}
 _NUMBERS = (
     "rms_norm_eps norm_eps layer_norm_eps rope_theta routed_scaling_factor partial_rotary_factor logit_scale "
+    "query_pre_attn_scalar rope_local_base_freq local_rope_theta local_partial_rotary_factor swa_rope_theta "
+    "attn_logit_softcapping final_logit_softcapping "
     "embedding_multiplier attention_multiplier residual_multiplier logits_scaling"
 )
 _SWITCHES = (
@@ -69,9 +71,14 @@ def check_types(config: Mapping[str, Any]) -> None:
         BadValue: names the key, its value and the allowed values.
     """
     for key, least in _INTEGERS.items():
+        if key == "moe_layer_freq" and isinstance(config.get(key), list):  # of layers: layer_config.py
+            continue
         check_integer(key, config.get(key), least, MAX_LAYERS if key == "num_hidden_layers" else MAX_INTEGER)
     for key in (*_NUMBERS.split(), *_HYBRID_NUMBERS.split()):
-        check_number(key, config.get(key))
+        if key != "rope_theta" or not isinstance(
+            config.get(key), list
+        ):  # step_config.py, else rope_config.py
+            check_number(key, config.get(key))
     for key in (*_SWITCHES.split(), *_HYBRID_SWITCHES.split()):
         _check(config, key, bool, "true or false")
     for key in _TEXTS:

@@ -90,6 +90,7 @@ MIXTURES: Mapping[str, Family] = {
         "mixtral",
         "num_local_experts num_experts_per_tok",
         window="always",
+        serves_windows=True,
         rms_norm_eps=1e-5,
         rope_theta=1e6,
         max_position_embeddings=131072,

@@ -7,6 +7,8 @@ silently uses its own default for a missing key. So every reader of a config use
     rope_theta         a number, and rope_scaling a dict or None (rope_config.py); ministral3: rope_parameters
     num_key_value_heads, head_dim, num_experts: numbers, never absent where a type has them
     quantization       MLX's own packing or absent
+    layer_kv_values    what each layer caches of a token, where layers differ in it
+    layer_types        and sliding_window where a layer has one, else neither (window_config.py)
     tie_word_embeddings   true, false, or absent: then the weights decide (checkpoint.is_tied)
 
 A key that changes numbers and that the served class ignores is refused by name. Knows nothing of MLX or
@@ -23,9 +25,12 @@ from distributed.planning.config_types import BadValue, check_types
 from distributed.planning.expert_config import check_experts, join_expert_counts, place_dense_layers
 from distributed.planning.families import FAMILIES, SERVED_TYPES, WRAPPERS
 from distributed.planning.family import Family
+from distributed.planning.gemma4_config import normalise_gemma4
+from distributed.planning.layer_config import UNFOLD
 from distributed.planning.model_errors import BadCheckpoint, UnsupportedModel
 from distributed.planning.rope_config import normalise_rope
 from distributed.planning.state_families import take_layer_types
+from distributed.planning.window_config import normalise_window
 
 SIMULATED_TYPE = "simulated"  # distributed/backends/simulated.py: sleeps instead of computing
 SCRIPTED_TYPE = "scripted"  # distributed/backends/scripted.py: answers by a script
@@ -73,13 +78,19 @@ def normalise_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
         config = _with_defaults(raw, family)
         join_expert_counts(config, family)
         check_experts(config, family)
-        place_dense_layers(config, family)
+        if family.runs_as not in UNFOLD:
+            place_dense_layers(config, family)
         _check_indexers(config, family)
         _check_heads(config, family)
-        (take_layer_types if family.kv == "state" else _check_window)(config, family)
+        if family.runs_as in UNFOLD:
+            UNFOLD[family.runs_as](config)
+        (take_layer_types if family.kv == "state" else normalise_window)(config, family)
         _take_quantization(config, family)
+        if family.runs_as == "gemma4_text":
+            normalise_gemma4(config)
         _check_keys(config, family)
-        normalise_rope(config, family)
+        if family.runs_as != "gemma4_text":
+            normalise_rope(config, family)
     except BadValue as error:
         raise BadCheckpoint(f"{where}: {error}") from None
     except UnsupportedModel as error:
@@ -131,10 +142,22 @@ def _find_family(raw: Mapping[str, Any]) -> Family | None:
         )
     if raw.get("text_config"):
         raise UnsupportedModel(f"a text_config within a model of type {model_type!r} is not served")
+    family = FAMILIES[model_type]
     for key in NEEDED_KEYS:
-        if raw.get(key) is None and not (key == "num_hidden_layers" and raw.get("layers_block_type")):
+        is_listed = key == "num_hidden_layers" and raw.get("layers_block_type")
+        if raw.get(key) is None and family.defaults.get(key) is None and not is_listed:
             raise BadValue(f"there is no {key}")
-    return FAMILIES[model_type]
+    return family
+
+
+def _join_spellings(config: dict[str, Any], family: Family) -> None:
+    """Give each key that has two names its value under both."""
+    for own, usual in family.spellings.items():
+        value = config.get(usual) if config.get(own) is None else config[own]
+        if config.get(usual) not in (None, value):
+            raise BadValue(f"{own} = {value} and {usual} = {config[usual]} contradict each other")
+        if value is not None or own in family.defaults:
+            config[own] = config[usual] = family.defaults[own] if value is None else value
 
 
 def _with_defaults(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
@@ -142,6 +165,8 @@ def _with_defaults(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
     config = dict(raw)
     if config.get("layers_block_type"):  # transformers writes no number beside it
         config.setdefault("num_hidden_layers", len(config["layers_block_type"]))
+    config.pop("layer_kv_values", None)  # follows from other keys
+    _join_spellings(config, family)
     for key, value in family.defaults.items():
         if key not in config:
             config[key] = value
@@ -199,34 +224,6 @@ def _check_indexers(config: dict[str, Any], family: Family) -> None:
         del config["layer_types"]
 
 
-def _check_window(config: dict[str, Any], family: Family) -> None:
-    """Refuse sliding-window layers; drop the keys if there are none."""
-    types = config.get("layer_types") or []
-    if len(types) not in (0, config["num_hidden_layers"]):
-        raise BadValue(
-            f"layer_types names {len(types)} layers, num_hidden_layers is {config['num_hidden_layers']}"
-        )
-    others = [kind for kind in types if kind != "full_attention"]
-    if others:
-        raise UnsupportedModel(f"layer_types holds {others[0]!r}; only full_attention is served")
-    window = config.get("sliding_window")
-    is_meant = family.window == "always" or (
-        (
-            family.window == "beyond"
-            or (family.window == "switched" and bool(config.get("use_sliding_window")))
-        )
-        and not types
-        and config["max_window_layers"] < config["num_hidden_layers"]
-    )
-    if is_meant and window and window < config["max_position_embeddings"]:
-        raise UnsupportedModel(
-            f"sliding_window = {window} is not served; only attention over the whole context is "
-            f"(max_position_embeddings = {config['max_position_embeddings']})"
-        )
-    for key in ("layer_types", "sliding_window", "use_sliding_window", "max_window_layers"):
-        config.pop(key, None)
-
-
 def _check_keys(config: Mapping[str, Any], family: Family) -> None:
     """Refuse keys that change numbers and that the served class ignores."""
     for key, value in config.items():
@@ -261,6 +258,8 @@ def _take_quantization(config: dict[str, Any], family: Family) -> None:
     foreign = next((config[key] for key in _FOREIGN_PACKINGS if config.get(key)), None)
     if not own and isinstance(foreign, Mapping) and {"group_size", "bits"} <= foreign.keys():
         own = foreign if "quant_method" not in foreign else None
+    if not own and isinstance(foreign, Mapping) and foreign.get("quant_method") in family.packings:
+        own = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
     if not own and foreign:
         method = foreign.get("quant_method") or foreign.get("quant_algo") or "another program"
         origin = "these" if method == "fp8" and family.runs_as in _READS_FP8 else "plain weights"

@@ -135,11 +135,11 @@ def check_sizes(chain: StageChain, shape: ModelShape, model: Any, config: dict[s
     for layer, cost in zip(model.layers, shape.layer_costs, strict=True):
         arrays = dict(tree_flatten(layer.parameters()))
         every = sum(array.nbytes for array in arrays.values())
-        # beside them heads and convolutions are stacked
+        # beside them, and their biases, heads and convolutions are stacked
         experts = [
             array
             for path, array in arrays.items()
-            if array.ndim == 3 and "conv" not in path and "self_attn" not in path
+            if ".experts." in path or (array.ndim == 3 and "conv" not in path and "self_attn" not in path)
         ]
         idle = sum(array.nbytes * (1 - config["num_experts_per_tok"] / len(array)) for array in experts)
         assert cost == pytest.approx(every - idle)

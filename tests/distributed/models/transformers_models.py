@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.distributed.models.window_variants import WINDOW_VARIANTS
+
 VOCAB_SIZE = 320
 NUM_TOKENS = 212
 IDS = [10 + (37 * i * i + 11 * i + 5) % (VOCAB_SIZE - 10) for i in range(NUM_TOKENS)]
@@ -95,6 +97,27 @@ _QWEN_VISION = {
     },
 }
 _SEES: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        "vision_config": {
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        "mm_tokens_per_image": 4,
+    },
+    "gemma4": {
+        "vision_config": {
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+        },
+    },
     "mistral3": {
         "vision_config": {
             "model_type": "pixtral",
@@ -106,6 +129,16 @@ _SEES: dict[str, dict[str, Any]] = {
             "patch_size": 14,
         },
         "image_token_index": 7,
+    },
+    "muse_glimmer": {
+        "vision_config": {
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        },
+        "out_hidden_size": 128,
+        "projector_hidden_size": 64,
     },
     "qwen2_vl": {"vision_config": {"depth": 1, "embed_dim": 32, "num_heads": 2, "hidden_size": 64}},
     "qwen2_5_vl": _QWEN_VISION,
@@ -144,6 +177,7 @@ _WIDE_SECTIONS = {
 
 # name: (model type, what its config differs in)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    **WINDOW_VARIANTS,
     "llama": ("llama", {**_KV, "rope_parameters": _PLAIN, "attention_bias": True, "mlp_bias": True}),
     "llama-tied": ("llama", {**_KV, "tie_word_embeddings": True, "head_dim": 32}),
     "llama-llama3": ("llama", {**_KV, "rope_parameters": _LLAMA3}),
