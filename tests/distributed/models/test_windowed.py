@@ -1,4 +1,4 @@
-"""gpt-oss with experts in mxfp4, as MLX and OpenAI store them."""
+"""gpt-oss with experts in mxfp4, as MLX and OpenAI store them; Step 3.5 in its own layout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 
 from distributed.backends.cpu.backend import CpuBackend
 from distributed.models import check_model
-from distributed.planning.checkpoint import read_config, read_tensors
+from distributed.planning.checkpoint import UnsupportedModel, read_config, read_tensors
 from distributed.planning.model_shape import read_shape
 from distributed.self_test.seeded_models import make_model_folder
 from tests.fakes.checkpoints import edit_config, reference_model, write_weights
@@ -110,3 +110,13 @@ def as_published(weights: dict[str, mx.array]) -> dict[str, mx.array]:
             rows = rows.view(mx.uint8).reshape(*rows.shape[:2], -1, 16)
         parts[f"{path}.experts.{module}{stored}"] = rows
     return parts
+
+
+def test_step_as_published_is_refused(tmp_path: Path) -> None:
+    """mlx-lm's class would add 1 to the norms of those stages alone that have experts."""
+    folder = make_model_folder(tmp_path / "tiny", CONFIGS["step3p5"])
+    config, tensors = read_config(folder), read_tensors(folder)
+    check_model("step", config, tensors)
+    tensors["model.layers.1.moe.gate.weight"] = tensors.pop("model.layers.1.mlp.gate.gate.weight")
+    with pytest.raises(UnsupportedModel, match=r"step: .*mlx_lm\.convert"):
+        check_model("step", config, tensors)
