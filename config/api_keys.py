@@ -81,8 +81,10 @@ def read_api_keys(path: Path) -> list[ApiKey]:
         KeysUnreadable: unreadable, no key, or a line that is not allowed.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise KeysUnreadable(f"API_KEYS_FILE: {path} is not UTF-8 text") from None
+    except OSError as error:
         raise KeysUnreadable(f"API_KEYS_FILE: {error}") from error
     keys: dict[str, tuple[int, ApiKey]] = {}  # by digest, and by name
     for number, line in enumerate(lines, start=1):
@@ -99,6 +101,16 @@ def read_api_keys(path: Path) -> list[ApiKey]:
     if not keys:
         raise KeysUnreadable(f"API_KEYS_FILE: {path} holds no key; write one key a line")
     return list(dict.fromkeys(key for _, key in keys.values()))
+
+
+def find_keys_trouble(path: Path | None) -> str | None:
+    """Why a running service does not follow its file; None where it does, or needs no keys."""
+    try:
+        if path is not None:
+            read_api_keys(path)
+    except KeysUnreadable as error:
+        return f"{error}; until this is right, the running front door keeps the earlier keys"
+    return None
 
 
 def _parse(words: list[str]) -> ApiKey:

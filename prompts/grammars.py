@@ -16,7 +16,7 @@ from tokenizers import AddedToken
 from prompts.answer_parts import Tool
 from prompts.json_schemas import rewrite
 from prompts.reasoning import ReasoningTags
-from prompts.tool_formats import NAME, NUMBER, ToolFormat
+from prompts.tool_formats import IS_TEXT, NAME, NUMBER, ToolFormat
 
 _HEAD = "%llguidance {}\n"
 _SHARED = ("$defs", "definitions", "x-guidance")  # what the parts of a schema need of the whole
@@ -175,24 +175,31 @@ class CallGrammar:
         schema = _tool_schema(tool)
         arguments = replace(tool, parameters=schema).arguments
         if not arguments:
-            start, end = before.split(NAME)
-            any_argument = f"any_{place}: {self.literal(start)} KEY {self.literal(end)} value_{place}\n"
-            return f"any_{place}*", any_argument + self._until(f"value_{place}", after)
+            return f"any_{place}*", self._any_argument(place, before, after)
         names, rules = [], []
         required = _listed(schema.get("required"))
         for number, (key, part) in enumerate(arguments.items()):
             rule = f"argument_{place}_{number}"
             names.append(rule if key in required else f"{rule}?")
-            rules.append(f"{rule}: {self.literal(before.replace(NAME, key))} value_{place}_{number}\n")
+            begun = before.replace(NAME, key).replace(IS_TEXT, "true" if _may_be_text(part) else "false")
+            rules.append(f"{rule}: {self.literal(begun)} value_{place}_{number}\n")
             rules.append(self._value(f"value_{place}_{number}", part, schema, after))
         return " ".join(names), "".join(rules)
 
+    def _any_argument(self, place: int, before: str, after: str) -> str:
+        """Return the rule for an argument of any name, with text or, where that is told apart, JSON."""
+        start, end = before.replace(IS_TEXT, "true").split(NAME)
+        rules = f"any_{place}: {self.literal(start)} KEY {self.literal(end)} value_{place}"
+        if IS_TEXT in before:
+            end = before.replace(IS_TEXT, "false").split(NAME)[1]
+            rules += f" | {self.literal(start)} KEY {self.literal(end)} %json {{}} {self.literal(after)}"
+        return f"{rules}\n{self._until(f'value_{place}', after)}"
+
     def _value(self, rule: str, part: dict[str, Any], whole: Mapping[str, Any], after: str) -> str:
-        kinds = _listed(part.get("type"))
-        listed = [part["const"]] if "const" in part else _listed(part.get("enum"))
+        listed = _listed_values(part)
         if listed and all(isinstance(value, str) for value in listed):
             return f"{rule}: ({' | '.join(map(_json, listed))}) {self.literal(after)}\n"
-        if (not kinds and not listed) or "string" in kinds:
+        if _may_be_text(part):
             return self._until(rule, after)
         shared = {key: whole[key] for key in _SHARED if key in whole}
         return f"{rule}: %json {_json({**shared, **part})} {self.literal(after)}\n"
@@ -219,6 +226,17 @@ def _listed(value: object) -> list[Any]:
     if isinstance(value, list):
         return value
     return [value] if isinstance(value, str) else []
+
+
+def _listed_values(part: Mapping[str, Any]) -> list[Any]:
+    return [part["const"]] if "const" in part else _listed(part.get("enum"))
+
+
+def _may_be_text(part: Mapping[str, Any]) -> bool:
+    """Whether an argument's schema allows text."""
+    kinds, listed = _listed(part.get("type")), _listed_values(part)
+    is_listed_text = bool(listed) and all(isinstance(value, str) for value in listed)
+    return is_listed_text or (not kinds and not listed) or "string" in kinds
 
 
 def _json(value: object) -> str:

@@ -2,7 +2,8 @@
 
 Templates are found as transformers 5.24 finds them: chat_template.jinja is the default one and
 additional_chat_templates/*.jinja are named by their files; without these, tokenizer_config.json has one, or a
-list of named ones, or else chat_template.json, which processors of pictures read. Knows no tokens.
+list of named ones, or else chat_template.json, which processors of pictures read. DeepSeek-V3.2 has none, so
+it is here. Knows no tokens.
 """
 
 import hashlib
@@ -10,6 +11,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from prompts import deepseek_v32_template
 
 DEFAULT, TOOL_USE = "default", "tool_use"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -54,7 +57,14 @@ def read_templates(folder: Path) -> dict[str, str]:
         raise TokenizerUnusable(f"cannot read a chat template of {folder}: {error}") from error
     for name in (TOKENIZER_CONFIG, "chat_template.json"):
         found = found or _named_templates(read_config(folder / name).get("chat_template"))
-    return found
+    return found or _template_in_code(folder)
+
+
+def _template_in_code(folder: Path) -> dict[str, str]:
+    """Return the template of a model that is published with code in its place, known by name or type."""
+    named = read_config(folder / TOKENIZER_CONFIG).get("chat_template_type")
+    kind = named or read_config(folder / "config.json").get("model_type")
+    return {DEFAULT: deepseek_v32_template.TEMPLATE} if kind == deepseek_v32_template.NAME else {}
 
 
 def _named_templates(value: object) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The tool formats of model families, and how to find a model's by its chat template. Data only."""
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from prompts.answer_parts import Tool
 from prompts.mlx_lm_import import import_mlx_lm
 from prompts.tool_formats import (
+    IS_TEXT,
     NAME,
     NO_CALL,
     NUMBER,
@@ -43,6 +45,27 @@ def _parse_by(module: Callable[[], Any], sign: str) -> Parse:
     return parse
 
 
+_DSML_NAME = re.compile(r'\s*name="([^"]+)"\s*>')
+_DSML_ARGUMENT = re.compile(
+    r'<｜DSML｜parameter\s+name="([^"]+)"\s+string="(true|false)"\s*>(.*?)</｜DSML｜parameter>', re.DOTALL
+)
+
+
+def _parse_dsml(body: str, tools: Sequence[Tool]) -> list[Call]:
+    """Read a call of DeepSeek-V3.2: its arguments say whether they are text or JSON."""
+    named = _DSML_NAME.match(body)
+    if named is None:
+        return []
+    try:
+        arguments = {
+            key: value if is_text == "true" else json.loads(value)
+            for key, is_text, value in _DSML_ARGUMENT.findall(body)
+        }
+    except ValueError:
+        return []
+    return [make_call(named[1], arguments)]
+
+
 def _json_header(start: str = "") -> re.Pattern[str]:
     name = r'\{\s*"name"\s*:\s*"([^"\\<>]+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
     return re.compile(rf"\s*{start}{name}")
@@ -58,6 +81,18 @@ def _hermes(name: str) -> ToolFormat:
         begins="{",
         header=_json_header(),
         parse=parse_json_calls,
+    )
+
+
+def _glm(name: str, line_end: str) -> ToolFormat:
+    return ToolFormat(
+        name,
+        "<tool_call>",
+        "</tool_call>",
+        before=f"<tool_call>{NAME}{line_end}",
+        after="</tool_call>",
+        parse=_parse_by(lambda: import_mlx_lm("tool_parsers.glm47"), "<arg_key>"),
+        argument=(f"<arg_key>{NAME}</arg_key>{line_end}<arg_value>", f"</arg_value>{line_end}"),
     )
 
 
@@ -78,15 +113,8 @@ FORMATS = (
         parse=_parse_by(lambda: import_mlx_lm("tool_parsers.qwen3_coder"), "<function="),
         argument=(f"<parameter={NAME}>\n", "\n</parameter>\n"),
     ),
-    ToolFormat(
-        "glm",
-        "<tool_call>",
-        "</tool_call>",
-        before=f"<tool_call>{NAME}\n",
-        after="</tool_call>",
-        parse=_parse_by(lambda: import_mlx_lm("tool_parsers.glm47"), "<arg_key>"),
-        argument=(f"<arg_key>{NAME}</arg_key>\n<arg_value>", "</arg_value>\n"),
-    ),
+    _glm("glm", "\n"),
+    _glm("glm47", ""),
     ToolFormat(
         "minimax_m2",
         "<minimax:tool_call>",
@@ -130,6 +158,22 @@ FORMATS = (
         section=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
         between="",
         dropped=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
+    ),
+    ToolFormat(
+        "deepseek_v32",
+        "<｜DSML｜invoke",
+        "</｜DSML｜invoke>",
+        before=f'<｜DSML｜invoke name="{NAME}">\n',
+        after="</｜DSML｜invoke>",
+        begins='name="',
+        parse=_parse_dsml,
+        argument=(
+            f'<｜DSML｜parameter name="{NAME}" string="{IS_TEXT}">',
+            "</｜DSML｜parameter>\n",
+        ),
+        section=("<｜DSML｜function_calls>\n", "\n</｜DSML｜function_calls>"),
+        between="\n",
+        dropped=("<｜DSML｜function_calls>", "</｜DSML｜function_calls>"),
     ),
     ToolFormat(
         "mistral",
@@ -199,9 +243,11 @@ def named_format(name: str) -> ToolFormat:
 
 _SIGNS = (
     ("minimax_m2", ("<minimax:tool_call>",)),
+    ("glm47", ("</arg_key><arg_value>",)),
     ("glm", ("<arg_key>",)),
     ("qwen3_coder", ("<tool_call>", "<function=", "<parameter=")),
     ("kimi_k2", ("<|tool_calls_section_begin|>",)),
+    ("deepseek_v32", ("<｜DSML｜function_calls>",)),
     ("deepseek_v3", ("<｜tool▁calls▁begin｜>", "```json")),
     ("deepseek_v31", ("<｜tool▁calls▁begin｜>",)),
     ("mistral", ("[TOOL_CALLS]", "[ARGS]")),

@@ -16,6 +16,7 @@ from prompts.answer_parts import Tool
 
 NAME = "\0name\0"  # stands for the tool's name, or an argument's, in the texts of a format
 NUMBER = "\0number\0"  # stands for any number
+IS_TEXT = "\0text\0"  # stands for true before an argument that is text, for false before one that is JSON
 
 _KEYS = ("name", "arguments", "parameters", "id", "type", "function")
 _FIRST_KEY = re.compile(r'\s*\{\s*"([^"]*)("?)')
@@ -100,6 +101,7 @@ class ToolFormat:
         arguments = "<args-json-object>"
         if self.argument is not None:
             arguments = "<argument-value>".join(self.argument).replace(NAME, "<argument-name>")
+            arguments = arguments.replace(IS_TEXT, "true|false")
         before = self.before.replace(f'"{NAME}"', "<function-name>").replace(NAME, "<function-name>")
         text = self.section[0] + before + arguments + self.after + self.section[1]
         return text.replace(NUMBER, "0")

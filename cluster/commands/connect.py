@@ -117,7 +117,7 @@ def describe_target(target: Target, recipe: Recipe) -> list[str]:
     elif target.host.startswith(LOOPBACK):
         lines.append("Address: for this machine only; API_HOST opens it to others (docs/security.md)")
     if file := target.settings.api_keys_file:
-        lines.append(f"Key: put a line of {file} into {recipe.key_name}, in place of YOUR_KEY")
+        lines.append(f"Key: put a key of {file} into {recipe.key_name}, in place of YOUR_KEY")
     else:
         lines.append(f"Key: the service needs none; {recipe.key_name} may be any word")
     return [*lines, _describe_context(target.context, recipe)]

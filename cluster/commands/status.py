@@ -1,6 +1,7 @@
 """`status`: shows the running service, for people and for programs.
 
-Exit codes: 0 ready, 1 degraded (or starting, stopping, failed), 3 stopped. Reads the status files only.
+Exit codes: 0 ready, 1 degraded (or starting, stopping, failed), 3 stopped. Reads the status files, and
+API_KEYS_FILE for a wrong edit.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from cluster.supervisor.heartbeats import PHASES_WITH_PROGRESS
 from cluster.supervisor.service import Service, read_service
 from cluster.terminal import Terminal, format_bytes, format_duration, make_table
 from config import Settings
+from config.api_keys import find_keys_trouble
 from config.run_files import mapping, number
 
 WATCH_INTERVAL_S = 1.0
@@ -22,12 +24,15 @@ _COLORS = {"ready": "green", "stopped": "dim", "failed": "red"}
 
 def show_status(settings: Settings, terminal: Terminal, *, as_json: bool = False) -> int:
     """Print the status once; the exit code for the state."""
-    service = read_service(settings)
+    service, keys_trouble = read_service(settings), find_keys_trouble(settings.api_keys_file)
     if as_json:
-        terminal.line(json.dumps(make_report(service), indent=2, ensure_ascii=False))
+        report = {**make_report(service), "keys_trouble": keys_trouble}
+        terminal.line(json.dumps(report, indent=2, ensure_ascii=False))
     else:
         for line in describe(service, terminal):
             terminal.line(line)
+        if keys_trouble and service.holder:
+            terminal.line(terminal.colored(f"trouble: {keys_trouble}", "yellow"))
     return service.exit_code
 
 

@@ -239,4 +239,5 @@ def _describe_end(child: Child) -> str:
 
 
 def _last_line(child: Child) -> str:
-    return f": {child.log.last_words}" if child.log.last_words else ""
+    is_killed = (child.exit_code or 0) < 0  # its last line is of its work, then
+    return f": {child.log.last_words}" if child.log.last_words and not is_killed else ""

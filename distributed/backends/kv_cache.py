@@ -2,7 +2,8 @@
 
 Knows arrays and slots, nothing of requests, rings or budgets: rank 0 decides who has which slot and when a
 table is dropped. A prefill writes straight into its row, a sequence that joins or leaves copies nobody else's
-KV, and rolling back is not advancing. Full and latent (one head, two widths) caches share this code.
+KV, and rolling back is not advancing. Full and latent (one head, two widths) caches share this code. A layer
+with a sliding window keeps all tokens, too, and reads no more than its rows see.
 
     keys, values of a layer: (rows, H, capacity, D). Frames say how large a table is (Resize); a step that
     finds no room grows it in the steps of `round_rows`, `round_tokens`
@@ -51,6 +52,19 @@ class View:
     mask: mx.array | None  # (B, 1, T, S), only where rows are uneven
     submits: bool  # whether layers start what has been built
     _heads: dict[int, mx.array] = field(default_factory=dict)
+    _window_masks: dict[int, mx.array] = field(default_factory=dict)
+
+    def first_seen(self, window: int) -> int:
+        """Return the first token that a row sees through a window: from there on, layers read."""
+        step = self.step
+        written = [offset for offset, count in zip(step.offsets, step.counts, strict=True) if count]
+        return max(0, min(written, default=0) + 1 - window)
+
+    def window_mask(self, window: int) -> mx.array:
+        """Return the mask of layers with a window, bool (B, 1, T, S - first_seen)."""
+        if window not in self._window_masks:
+            self._window_masks[window] = _make_mask(self.step, window, self.first_seen(window))
+        return self._window_masks[window]
 
     def heads(self, num: int) -> mx.array:
         """Return the third index of a scatter, (1, H)."""
@@ -89,9 +103,14 @@ def _is_level(step: StageStep) -> bool:
     return all(offset + step.num_tokens == step.num_kv_tokens for offset in step.offsets)
 
 
-def _make_mask(step: StageStep) -> mx.array:
-    last_seen = mx.array(step.offsets)[:, None] + mx.arange(step.num_tokens)[None]
-    return (mx.arange(step.num_kv_tokens) <= last_seen[..., None])[:, None]
+def _make_mask(step: StageStep, window: int | None = None, first: int = 0) -> mx.array:
+    last_seen = (mx.array(step.offsets)[:, None] + mx.arange(step.num_tokens)[None])[..., None]
+    keys = mx.arange(first, step.num_kv_tokens)
+    if window is None:
+        return (keys <= last_seen)[:, None]
+    # Padding and holes see a token, too: what sees nothing may be no number.
+    last_seen = mx.clip(last_seen, first, step.num_kv_tokens - 1)
+    return ((keys <= last_seen) & (keys > last_seen - window))[:, None]
 
 
 class LayerCache:
@@ -103,11 +122,16 @@ class LayerCache:
         self.keys: mx.array | None = None
         self.values: mx.array | None = None
         self.submit: Submit | None = None  # starts what this layer wrote, and with it all layers before
+        self.window: int | None = None  # how many tokens the layer sees, the newest among them; None: all
 
     @property
     def offset(self) -> int | mx.array:
         """Tokens already cached: an int for one row, else (B,) int32."""
         return self.view.offset
+
+    def __getitem__(self, number: int) -> LayerCache:
+        """Return itself: classes with two caches a layer ask one of them for the mask (indexed_attention)."""
+        return self
 
     @property
     def held(self) -> tuple[mx.array | None, ...]:
@@ -123,7 +147,7 @@ class LayerCache:
         return sum(int(array.nbytes) for array in self.held if array is not None)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Write this step's keys and values, (B, H, T, D); return all of the rows', (B, H, S, D)."""
+        """Write this step's keys and values, (B, H, T, D); return all that the rows see, (B, H, S, D)."""
         self.make_room(self.view.shape, keys, values)
         self.keys = self._write(self.keys, keys)
         self.values = self._write(self.values, values)
@@ -173,12 +197,15 @@ class LayerCache:
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """Return None, "causal" or a bool array (B, 1, T, S).
 
-        Column t of row b sees key s if s <= offset_b + t.
+        Column t of row b sees key s if s <= offset_b + t, and s > offset_b + t - window_size if there is a
+        window; the mask then begins where layers with this window read.
         """
-        assert window_size is None, "sliding windows are not served by this cache"
         view = self.view
         assert view.step.num_tokens == N, "a mask of another step"
-        if view.mask is None and return_array:
+        if window_size is not None and view.num_kv_tokens > window_size:
+            sees_all_read = N == 1 and view.mask is None
+            return None if sees_all_read and not return_array else view.window_mask(window_size)
+        if view.mask is None and return_array and N > 1:
             return _make_mask(view.step)
         return view.mask if view.mask is not None or N == 1 else "causal"
 
@@ -196,9 +223,10 @@ class LayerCache:
 
     def _read(self, buffer: mx.array) -> mx.array:
         view = self.view
+        first = 0 if self.window is None else view.first_seen(self.window)
         if view.rows is not None:
-            return buffer[view.rows, :, : view.num_kv_tokens]
-        return mx.take(buffer[:, :, : view.num_kv_tokens], view.slots, axis=0)
+            return buffer[view.rows, :, first : view.num_kv_tokens]
+        return mx.take(buffer[:, :, first : view.num_kv_tokens], view.slots, axis=0)
 
 
 def _shaped(old: mx.array | None, shape: tuple[int, int], like: mx.array) -> mx.array:
@@ -244,8 +272,13 @@ class KVTable(SlotTable[LayerCache]):
 
     make_layer = LayerCache
 
-    def __init__(self, num_layers: int, submit: Submit | None = None) -> None:
+    def __init__(
+        self, num_layers: int, submit: Submit | None = None, windows: Sequence[int | None] = ()
+    ) -> None:
+        """Args: windows: of each layer; none: every layer sees all tokens."""
         super().__init__(num_layers)
+        for layer, window in zip(self.layers, windows, strict=False):
+            layer.window = window
         self.submit_by(submit)
 
     def submit_by(self, submit: Submit | None) -> None:

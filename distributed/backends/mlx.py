@@ -123,7 +123,7 @@ class MlxRunner(StageRunner):
     def make_table(self) -> KVTable:
         layers, kinds = self.model.layers, self.model.kinds
         if kinds is None:
-            return KVTable(len(layers), self.submit)
+            return KVTable(len(layers), self.submit, self.model.windows)
         return MixedTable(kinds[layers.start : layers.stop], self.submit)
 
     def forward(self, x: mx.array, begun: Any) -> mx.array:

@@ -27,12 +27,13 @@ def provider_for(config: dict[str, Any]) -> "GeneralProvider":
 
         return hybrid_provider(config["model_type"])
     if FAMILIES[config["model_type"]].kv == "latent":
-        from distributed.models.deepseek import DeepseekV2Provider
+        from distributed.models.deepseek import LatentProvider
 
-        return DeepseekV2Provider()
+        return LatentProvider()
     from distributed.models.general import GeneralProvider
+    from distributed.models.windowed import PROVIDERS
 
-    return GeneralProvider()
+    return PROVIDERS.get(config["model_type"], GeneralProvider)()
 
 
 def check_model(name: str, config: dict[str, Any], tensors: Mapping[str, TensorInfo]) -> None:

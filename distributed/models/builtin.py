@@ -2,9 +2,8 @@
 
 No download: the package (Apache-2.0, 93 MB) is installed with the requirements, found on disk and never
 imported (its __init__ wants more packages). MLX reads the GGUF and its metadata, `tokenizers` rebuilds the
-tokenizer. The folder says `model_type: ministral3` with an attention scaling of 0, which is a plain llama.
-Written are float32 weights where there is no GPU (packed products are slow on a CPU), else the packed 4-bit
-ones with float16 scales.
+tokenizer. Written are float32 weights where there is no GPU (packed products are slow on a CPU), else the
+packed 4-bit ones with float16 scales.
 
 The folder appears whole: it is made beside its place and renamed, under a lock. builtin.json in it says how
 it was made. Knows nothing of stages or settings.
@@ -205,26 +204,19 @@ def _config(
     def get(key: str) -> Any:
         return meta[key].item()
 
-    rope_theta, context = get("llama.rope.freq_base"), get("llama.context_length")
     config = {
-        "architectures": ["Ministral3ForCausalLM"],
-        "model_type": "ministral3",
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
         "hidden_size": get("llama.embedding_length"),
         "intermediate_size": get("llama.feed_forward_length"),
         "num_hidden_layers": get("llama.block_count"),
         "num_attention_heads": get("llama.attention.head_count"),
         "num_key_value_heads": get("llama.attention.head_count_kv"),
         "vocab_size": get("llama.vocab_size"),
-        "max_position_embeddings": context,
+        "max_position_embeddings": get("llama.context_length"),
         "hidden_act": "silu",
         "rms_norm_eps": round(get("llama.attention.layer_norm_rms_epsilon"), 9),
-        "rope_theta": rope_theta,
-        "rope_parameters": {  # beta 0 makes ministral3's attention scaling 1
-            "rope_type": "default",
-            "rope_theta": rope_theta,
-            "llama_4_scaling_beta": 0.0,
-            "original_max_position_embeddings": context,
-        },
+        "rope_theta": get("llama.rope.freq_base"),
         "tie_word_embeddings": is_tied,
         "bos_token_id": get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": get("tokenizer.ggml.eos_token_id"),

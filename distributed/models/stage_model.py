@@ -19,16 +19,27 @@ HEAD = "head"  # the cut's part that is the last stage's own head
 class PassThrough(nn.Module):
     """Stands in the place of a part that a stage does not own: what comes in goes out.
 
-    It keeps the part's plain attributes, which the model around it may ask for: the kind of a layer, a scale.
+    It keeps the plain attributes of the part and of parts within it, which the model around it may ask for:
+    the kind of a layer, a scale.
     """
 
     def __init__(self, part: nn.Module) -> None:
         super().__init__()
         plain = {name: value for name, value in vars(part).items() if not name.startswith("_")}
         self.__dict__.update(plain)
+        for name, child in part.items():
+            if isinstance(child, nn.Module):
+                self[name] = PassThrough(child)
 
     def __call__(self, inputs: mx.array, *_: Any, **__: Any) -> mx.array:
         return inputs
+
+
+def drop_head(model: Any) -> None:
+    """Take away the head of a tied model whose class has one until it sees that the weights have none."""
+    if "lm_head" in model:
+        model.sanitize({})
+        model.sanitize = lambda weights: weights
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,7 @@ class StageModel:
     weights_bytes: int
     # What the layers at all places cache; None: each has keys and values.
     kinds: tuple[tuple[CacheKind, ...], ...] | None = None
+    windows: tuple[int | None, ...] = ()  # of the stage's layers; none: each sees all tokens
 
     @property
     def own_layers(self) -> Sequence[Any]:

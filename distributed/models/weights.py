@@ -23,7 +23,7 @@ switch_layers = import_mlx_lm("models.switch_layers")
 Weights = dict[str, mx.array]
 
 # Rounded, they would choose other experts, or forget faster or more slowly.
-_NEVER_ROUNDED = ("e_score_correction_bias", "expert_bias", "A_log")
+_NEVER_ROUNDED = ("e_score_correction_bias", "expert_bias", "router_bias", "A_log")
 _UNPACK_VALUES = 1 << 16
 _PLAIN = {
     nn.QuantizedLinear: nn.Linear,

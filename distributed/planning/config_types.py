@@ -13,7 +13,8 @@ _FROM_1 = (
     "hidden_size vocab_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size "
     "head_dim max_position_embeddings original_max_position_embeddings kv_lora_rank q_lora_rank "
     "qk_nope_head_dim qk_rope_head_dim v_head_dim num_experts_per_tok moe_intermediate_size moe_layer_freq "
-    "n_group topk_group decoder_sparse_step shared_expert_intermediate_size rotary_dim no_rope_layer_interval"
+    "n_group topk_group decoder_sparse_step shared_expert_intermediate_size rotary_dim "
+    "no_rope_layer_interval index_head_dim index_n_heads index_topk"
 )
 _FROM_0 = (
     "sliding_window max_window_layers num_experts num_local_experts n_routed_experts n_shared_experts "
@@ -38,13 +39,16 @@ _INTEGERS = dict.fromkeys(_FROM_1.split(), 1) | dict.fromkeys(_FROM_0.split(), 0
 _INTEGERS |= dict.fromkeys(_HYBRID_INTEGERS.split(), 1) | {"num_dense_layers": 0}
 _NUMBERS = (
     "rms_norm_eps norm_eps layer_norm_eps rope_theta routed_scaling_factor partial_rotary_factor logit_scale "
+    "query_pre_attn_scalar rope_local_base_freq local_rope_theta local_partial_rotary_factor swa_rope_theta "
+    "attn_logit_softcapping final_logit_softcapping "
     "embedding_multiplier attention_multiplier residual_multiplier logits_scaling"
 )
 _SWITCHES = (
     "tie_word_embeddings attention_bias attention_out_bias mlp_bias use_bias use_qkv_bias layer_norm_bias "
-    "norm_topk_prob use_sliding_window rope_traditional use_qk_norm qk_layernorm use_parallel_residual"
+    "norm_topk_prob use_sliding_window rope_traditional use_qk_norm qk_layernorm use_parallel_residual "
+    "indexer_rope_interleave"
 )
-_TEXTS = ("model_type", "topk_method", "hidden_act", "scoring_func", "model_file")
+_TEXTS = ("model_type", "topk_method", "hidden_act", "scoring_func", "model_file", "index_topk_pattern")
 _LISTS = ("time_step_limit", "mlp_multipliers", "ssm_multipliers")
 _OBJECTS = (
     "rope_scaling",
@@ -67,9 +71,14 @@ def check_types(config: Mapping[str, Any]) -> None:
         BadValue: names the key, its value and the allowed values.
     """
     for key, least in _INTEGERS.items():
+        if key == "moe_layer_freq" and isinstance(config.get(key), list):  # of layers: layer_config.py
+            continue
         check_integer(key, config.get(key), least, MAX_LAYERS if key == "num_hidden_layers" else MAX_INTEGER)
     for key in (*_NUMBERS.split(), *_HYBRID_NUMBERS.split()):
-        check_number(key, config.get(key))
+        if key != "rope_theta" or not isinstance(
+            config.get(key), list
+        ):  # step_config.py, else rope_config.py
+            check_number(key, config.get(key))
     for key in (*_SWITCHES.split(), *_HYBRID_SWITCHES.split()):
         _check(config, key, bool, "true or false")
     for key in _TEXTS:
@@ -78,9 +87,9 @@ def check_types(config: Mapping[str, Any]) -> None:
         _check(config, key, dict, "an object")
     for key in _LISTS:
         _check(config, key, list, "a list")
-    _check_list(config, "layers_block_type", str, "names of kinds of layers")
     _check_list(config, "full_attn_idxs", int, "numbers of layers")
-    _check_list(config, "layer_types", str, "names of kinds of layers")
+    for key in ("layer_types", "layers_block_type", "mlp_layer_types", "indexer_types"):
+        _check_list(config, key, str, "names of kinds of layers")
     _check_list(config, "mlp_only_layers", int, "numbers of layers")
     _check_list(config, "no_rope_layers", int, "0 and 1")
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from distributed.planning.deepseek_families import DEEPSEEKS
 from distributed.planning.family import MULTIPLIERS, QWEN, SECTIONS, TIED, UNITY, UNTIED, Family, make_family
 from distributed.planning.mixture_families import MIXTURES
 from distributed.planning.state_families import STATEFUL
+from distributed.planning.window_families import WINDOWED
 
 _LLAMA = make_family(
     "llama",
@@ -123,6 +125,7 @@ _DENSE = {
         "ministral3",
         "head_dim",
         window="always",
+        serves_windows=True,
         rope_keys="llama_4_scaling_beta",
         rms_norm_eps=1e-5,
         max_position_embeddings=262144,
@@ -132,6 +135,7 @@ _DENSE = {
         "llama",
         "head_dim",
         window="always",
+        serves_windows=True,
         max_position_embeddings=131072,
         num_key_value_heads=8,
         sliding_window=4096,
@@ -156,12 +160,20 @@ _DENSE = {
         "phi3",
         "partial_rotary_factor",
         window="always",
+        serves_windows=True,
         rms_norm_eps=1e-5,
         max_position_embeddings=4096,
         partial_rotary_factor=1.0,
     ),
-    "qwen2": make_family("qwen2", "rope_traditional", {"attention_bias": (True,)}, window="switched", **QWEN),
-    "qwen3": make_family("qwen3", "head_dim", window="switched", **QWEN, head_dim=128),
+    "qwen2": make_family(
+        "qwen2",
+        "rope_traditional",
+        {"attention_bias": (True,)},
+        window="switched",
+        serves_windows=True,
+        **QWEN,
+    ),
+    "qwen3": make_family("qwen3", "head_dim", window="switched", serves_windows=True, **QWEN, head_dim=128),
     "qwen2_5_vl": _QWEN2_VL,
     "qwen2_5_vl_text": _QWEN2_VL,
     "qwen2_vl": _QWEN2_VL,
@@ -205,10 +217,13 @@ _DENSE = {
     ),
     "xverse": _LLAMA,
 }
-FAMILIES: Mapping[str, Family] = MappingProxyType(dict(sorted({**_DENSE, **MIXTURES, **STATEFUL}.items())))
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    dict(sorted({**_DENSE, **MIXTURES, **DEEPSEEKS, **STATEFUL, **WINDOWED}.items()))
+)
 # Multimodal models whose text_config is of a served type; they are served with text only.
 WRAPPERS = (
-    "llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe",
-)  # fmt: skip
+    *("gemma3", "gemma4", "kimi_k25", "kimi_vl", "llava", "mistral3", "muse_glimmer"),
+    *("qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe"),
+)
 # Named in messages; a type of a text_config is known by its wrapper.
 SERVED_TYPES = tuple(sorted(name for name in {*FAMILIES, *WRAPPERS} if not name.endswith("_text")))

@@ -8,7 +8,7 @@ that it changes numbers. families.py has the records. Knows nothing of MLX, file
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -38,6 +38,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "num_experts": (0,),
         "num_local_experts": (0,),
         "n_routed_experts": (0,),
+        "moe_num_experts": (0,),
     }
 )
 # Keys that look as if they changed numbers but are for training, for sampling or for other programs.
@@ -49,10 +50,10 @@ HARMLESS = _keys(
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 # The names that classes have for the number of routed experts of a layer.
-EXPERT_COUNTS = ("num_experts", "n_routed_experts", "num_local_experts")
+EXPERT_COUNTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
 
 
-Window = Literal["never", "always", "switched", "beyond"]
+Window = Literal["never", "always", "switched", "beyond", "listed"]
 KVKind = Literal["full", "latent", "state"]
 
 
@@ -63,12 +64,19 @@ class Family:
     Args:
         runs_as: the type whose mlx-lm class runs it.
         honoured: keys that the class follows, beyond those of every model.
-        window: when sliding_window is meant: never, always, in the layers beyond max_window_layers, or there
-            where use_sliding_window is set.
+        window: when sliding_window is meant: never, always, in the layers beyond max_window_layers, there
+            where use_sliding_window is set, or in the layers that layer_types lists.
+        serves_windows: whether windows that are shorter than the context are served.
+        masks_windows: whether the class makes masks for layers with windows; else each layer makes its own.
         defaults: what an absent key means.
         neutral: key -> values that match the behaviour of the class; of a list, each entry's.
         rope_keys: keys of rope_parameters that the class follows, beyond those of every model.
-        embedding_factor: the attribute of mlx-lm's inner model that multiplies embeddings.
+        local_theta: where rotations are never scaled in sliding layers, the key of their rope_theta:
+            "rope_theta" if it is that of the others. None: all layers rotate alike.
+        spellings: a key that the class reads -> the usual key of the same value, which others read.
+        packings: names that quantization_config has for weights that the class takes as MLX's mxfp4.
+        embedding_factor: the attribute of mlx-lm's inner model that multiplies embeddings, dotted if it lies
+            deeper.
         kv: what layers cache: of a token keys and values of all KV heads, or one latent; or some layers
             that, and others one state a row (state_families.py).
     """
@@ -78,7 +86,12 @@ class Family:
     window: Window
     defaults: Mapping[str, Any]
     neutral: Mapping[str, tuple[Any, ...]]
+    serves_windows: bool = False
+    masks_windows: bool = False
     rope_keys: frozenset[str] = frozenset()
+    local_theta: str | None = None
+    spellings: Mapping[str, str] = field(default_factory=dict)
+    packings: tuple[str, ...] = ()
     embedding_factor: str = ""
     kv: KVKind = "full"
 
@@ -88,7 +101,8 @@ class Family:
 
     def is_known(self, key: str) -> bool:
         """Whether the key is followed or changes no numbers."""
-        return key in _HONOURED or key in self.honoured or key in HARMLESS
+        own = (self.honoured, self.spellings, (self.local_theta,))
+        return any(key in keys for keys in (_HONOURED, HARMLESS, *own))
 
     @property
     def expert_count(self) -> str | None:
@@ -103,14 +117,31 @@ def make_family(
     *,
     window: Window = "never",
     rope_keys: str = "",
-    embedding_factor: str = "",
     kv: KVKind = "full",
+    serves_windows: bool = False,
+    masks_windows: bool = False,
+    local_theta: str | None = None,
+    spellings: Mapping[str, str] | None = None,
+    packings: tuple[str, ...] = (),
+    embedding_factor: str = "",
     **defaults: Any,
 ) -> Family:
     """Make a record; `defaults` on top of the commonest ones."""
     defaults = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, **defaults}
     return Family(
-        runs_as, _keys(honoured), window, defaults, neutral or {}, _keys(rope_keys), embedding_factor, kv
+        runs_as=runs_as,
+        honoured=_keys(honoured),
+        window=window,
+        defaults=defaults,
+        neutral=neutral or {},
+        rope_keys=_keys(rope_keys),
+        kv=kv,
+        serves_windows=serves_windows,
+        masks_windows=masks_windows,
+        local_theta=local_theta,
+        spellings=spellings or {},
+        packings=packings,
+        embedding_factor=embedding_factor,
     )
 
 

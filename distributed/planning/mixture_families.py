@@ -39,17 +39,6 @@ _MINIMAX = make_family(
 )
 
 MIXTURES: Mapping[str, Family] = {
-    "deepseek_v2": make_family(
-        "deepseek_v2",
-        f"{_DEEPSEEK_EXPERTS} head_dim qk_head_dim attention_bias kv_lora_rank q_lora_rank qk_nope_head_dim "
-        "qk_rope_head_dim v_head_dim moe_layer_freq topk_method",
-        {**UNTIED, "norm_topk_prob": (False,), "rope_interleave": (True,)},
-        kv="latent",
-        max_position_embeddings=2048,
-        routed_scaling_factor=1.0,
-        first_k_dense_replace=0,
-        topk_method="greedy",
-    ),
     "dots1": make_family(
         "dots1",
         f"{_DEEPSEEK_EXPERTS} head_dim mlp_bias norm_topk_prob",
@@ -101,6 +90,7 @@ MIXTURES: Mapping[str, Family] = {
         "mixtral",
         "num_local_experts num_experts_per_tok",
         window="always",
+        serves_windows=True,
         rms_norm_eps=1e-5,
         rope_theta=1e6,
         max_position_embeddings=131072,

@@ -7,6 +7,8 @@ silently uses its own default for a missing key. So every reader of a config use
     rope_theta         a number, and rope_scaling a dict or None (rope_config.py); ministral3: rope_parameters
     num_key_value_heads, head_dim, num_experts: numbers, never absent where a type has them
     quantization       MLX's own packing or absent
+    layer_kv_values    what each layer caches of a token, where layers differ in it
+    layer_types        and sliding_window where a layer has one, else neither (window_config.py)
     tie_word_embeddings   true, false, or absent: then the weights decide (checkpoint.is_tied)
 
 A key that changes numbers and that the served class ignores is refused by name. Knows nothing of MLX or
@@ -20,24 +22,29 @@ from collections.abc import Mapping
 from typing import Any
 
 from distributed.planning.config_types import BadValue, check_types
+from distributed.planning.expert_config import check_experts, join_expert_counts, place_dense_layers
 from distributed.planning.families import FAMILIES, SERVED_TYPES, WRAPPERS
-from distributed.planning.family import EXPERT_COUNTS, Family, count_experts
+from distributed.planning.family import Family
+from distributed.planning.gemma4_config import normalise_gemma4
+from distributed.planning.layer_config import UNFOLD
 from distributed.planning.model_errors import BadCheckpoint, UnsupportedModel
 from distributed.planning.rope_config import normalise_rope
 from distributed.planning.state_families import take_layer_types
+from distributed.planning.window_config import normalise_window
 
 SIMULATED_TYPE = "simulated"  # distributed/backends/simulated.py: sleeps instead of computing
 SCRIPTED_TYPE = "scripted"  # distributed/backends/scripted.py: answers by a script
 MADE_UP_TYPES = (SIMULATED_TYPE, SCRIPTED_TYPE)
 NEEDED_KEYS = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads")
 LATENT_KEYS = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-TOPK_METHODS = ("greedy", "group_limited_greedy")
 QUANTIZATION_MODES = {
     "affine": ((32, 64, 128), (2, 3, 4, 5, 6, 8)),
     "mxfp4": ((32,), (4,)),
     "mxfp8": ((32,), (8,)),
     "nvfp4": ((16,), (4,)),
 }
+# mlx_lm 0.32.2: classes whose `sanitize` unpacks fp8 blocks.
+_READS_FP8 = ("deepseek_v3", "deepseek_v32", "minimax")
 _FOREIGN_PACKINGS = ("quantization_config", "compression_config")
 # Words in a key that suggest that it changes numbers, and words in keys that never do.
 _NUMBER_WORDS = re.compile(
@@ -69,13 +76,21 @@ def normalise_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
         if family is None:
             return dict(raw)
         config = _with_defaults(raw, family)
-        _join_expert_counts(config, family)
-        _check_experts(config, family)
+        join_expert_counts(config, family)
+        check_experts(config, family)
+        if family.runs_as not in UNFOLD:
+            place_dense_layers(config, family)
+        _check_indexers(config, family)
         _check_heads(config, family)
-        (take_layer_types if family.kv == "state" else _check_window)(config, family)
-        _take_quantization(config)
+        if family.runs_as in UNFOLD:
+            UNFOLD[family.runs_as](config)
+        (take_layer_types if family.kv == "state" else normalise_window)(config, family)
+        _take_quantization(config, family)
+        if family.runs_as == "gemma4_text":
+            normalise_gemma4(config)
         _check_keys(config, family)
-        normalise_rope(config, family)
+        if family.runs_as != "gemma4_text":
+            normalise_rope(config, family)
     except BadValue as error:
         raise BadCheckpoint(f"{where}: {error}") from None
     except UnsupportedModel as error:
@@ -134,15 +149,28 @@ def _find_family(raw: Mapping[str, Any]) -> Family | None:
         )
     if raw.get("text_config"):
         raise UnsupportedModel(f"a text_config within a model of type {model_type!r} is not served")
+    family = FAMILIES[model_type]
     for key in NEEDED_KEYS:
-        if raw.get(key) is None:
+        if raw.get(key) is None and family.defaults.get(key) is None:
             raise BadValue(f"there is no {key}")
-    return FAMILIES[model_type]
+    return family
+
+
+def _join_spellings(config: dict[str, Any], family: Family) -> None:
+    """Give each key that has two names its value under both."""
+    for own, usual in family.spellings.items():
+        value = config.get(usual) if config.get(own) is None else config[own]
+        if config.get(usual) not in (None, value):
+            raise BadValue(f"{own} = {value} and {usual} = {config[usual]} contradict each other")
+        if value is not None or own in family.defaults:
+            config[own] = config[usual] = family.defaults[own] if value is None else value
 
 
 def _with_defaults(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """Return the config with defaults for absent keys; a null head count or size follows from other keys."""
     config = dict(raw)
+    config.pop("layer_kv_values", None)  # follows from other keys
+    _join_spellings(config, family)
     for key, value in family.defaults.items():
         if key not in config:
             config[key] = value
@@ -155,52 +183,6 @@ def _with_defaults(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
     if config.get("num_key_value_heads") is None:
         config["num_key_value_heads"] = config["num_attention_heads"]
     return config
-
-
-def _join_expert_counts(config: dict[str, Any], family: Family) -> None:
-    """Keep the number of routed experts under the key that the class reads."""
-    name = family.expert_count
-    if name is None:
-        return
-    is_default = config.get(name) == family.defaults.get(name)
-    for other in EXPERT_COUNTS:
-        if other == name or config.get(other) is None:
-            continue
-        count = config.pop(other)
-        if not is_default and config.get(name) not in (None, count):
-            raise BadValue(f"{name} = {config[name]} and {other} = {count} contradict each other")
-        config[name] = count
-    for key in (name, "n_shared_experts"):
-        if config.get(key) == 0 and name == "n_routed_experts":
-            config[key] = None  # mlx_lm 0.32.2 deepseek_v2: None is none, 0 is a layer of width 0
-
-
-def _check_experts(config: dict[str, Any], family: Family) -> None:
-    count = count_experts(config)
-    if not count or family.expert_count is None:
-        return
-    if config.get("num_experts_per_tok") is None:
-        raise BadValue(f"there is no num_experts_per_tok, but there are {count} experts")
-    if config["num_experts_per_tok"] > count:
-        raise BadValue(
-            f"num_experts_per_tok = {config['num_experts_per_tok']}, but there are {count} experts"
-        )
-    groups, chosen = config.get("n_group"), config.get("topk_group")
-    if "topk_method" in family.honoured:
-        method = config.get("topk_method")
-        if method not in TOPK_METHODS:
-            raise UnsupportedModel(
-                f"topk_method = {method!r} is not served; served are {', '.join(TOPK_METHODS)}"
-            )
-        if method == "group_limited_greedy" and groups == chosen:
-            config["topk_method"] = method = "greedy"  # every group is chosen
-        has_groups = method == "group_limited_greedy"
-    else:
-        has_groups = "n_group" in family.honoured
-    if has_groups and (not groups or not chosen or count % groups or chosen > groups):
-        raise BadValue(
-            f"n_group = {groups} does not divide {count} experts, or topk_group = {chosen} is not up to it"
-        )
 
 
 def _check_heads(config: dict[str, Any], family: Family) -> None:
@@ -231,32 +213,19 @@ def _check_heads(config: dict[str, Any], family: Family) -> None:
         raise BadValue(f"{name} = {rotated} is odd: rotary embedding turns pairs of values")
 
 
-def _check_window(config: dict[str, Any], family: Family) -> None:
-    """Refuse sliding-window layers; drop the keys if there are none."""
-    types = config.get("layer_types") or []
-    if len(types) not in (0, config["num_hidden_layers"]):
-        raise BadValue(
-            f"layer_types names {len(types)} layers, num_hidden_layers is {config['num_hidden_layers']}"
-        )
-    others = [kind for kind in types if kind != "full_attention"]
-    if others:
-        raise UnsupportedModel(f"layer_types holds {others[0]!r}; only full_attention is served")
-    window = config.get("sliding_window")
-    is_meant = family.window == "always" or (
-        (
-            family.window == "beyond"
-            or (family.window == "switched" and bool(config.get("use_sliding_window")))
-        )
-        and not types
-        and config["max_window_layers"] < config["num_hidden_layers"]
-    )
-    if is_meant and window and window < config["max_position_embeddings"]:
-        raise UnsupportedModel(
-            f"sliding_window = {window} is not served; only attention over the whole context is "
-            f"(max_position_embeddings = {config['max_position_embeddings']})"
-        )
-    for key in ("layer_types", "sliding_window", "use_sliding_window", "max_window_layers"):
+def _check_indexers(config: dict[str, Any], family: Family) -> None:
+    """Refuse layers that attend to what another layer's indexer selected: it would cross a cut."""
+    if "index_topk" not in family.honoured:
+        return
+    key = next((key for key in ("indexer_types", "index_topk_pattern") if config.get(key)), "index_topk_freq")
+    value = config.get(key)
+    kinds = value if isinstance(value, str | list) else [value]
+    if any(kind not in ("full", "F", None, 0, 1) for kind in kinds):
+        raise UnsupportedModel(f"{key} = {_shorten(value)} is not served; an indexer in each layer is")
+    for key in ("indexer_types", "index_topk_pattern", "index_topk_freq", "index_skip_topk_offset"):
         config.pop(key, None)
+    if set(config.get("layer_types") or ()) == {"indexed_attention"}:
+        del config["layer_types"]
 
 
 def _check_keys(config: Mapping[str, Any], family: Family) -> None:
@@ -287,17 +256,20 @@ def _changes_numbers(key: str, value: Any) -> bool:
     return not (_UNITY_WORDS.search(name) and value == 1)
 
 
-def _take_quantization(config: dict[str, Any]) -> None:
+def _take_quantization(config: dict[str, Any], family: Family) -> None:
     """Keep MLX's own packing under `quantization`; refuse any other by name."""
     own = config.get("quantization")
     foreign = next((config[key] for key in _FOREIGN_PACKINGS if config.get(key)), None)
     if not own and isinstance(foreign, Mapping) and {"group_size", "bits"} <= foreign.keys():
         own = foreign if "quant_method" not in foreign else None
+    if not own and isinstance(foreign, Mapping) and foreign.get("quant_method") in family.packings:
+        own = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
     if not own and foreign:
         method = foreign.get("quant_method") or foreign.get("quant_algo") or "another program"
+        origin = "these" if method == "fp8" and family.runs_as in _READS_FP8 else "plain weights"
         raise UnsupportedModel(
             f"weights packed by {method} (quantization_config) are not served; served are plain weights and "
-            "MLX's own packing (quantization), which mlx_lm.convert makes from plain weights"
+            f"MLX's own packing (quantization), which `mlx_lm.convert --hf-path … -q` makes from {origin}"
         )
     for key in ("quantization", *_FOREIGN_PACKINGS):
         config.pop(key, None)

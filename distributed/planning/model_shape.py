@@ -54,7 +54,7 @@ class ModelShape:
 
     @cached_property
     def kv_bytes_per_token(self) -> int:
-        """The bytes of KV of a token in a layer that has KV; all such layers have as much."""
+        """The bytes of KV of a token in the layer that has the most; in most models all have as much."""
         return max(self.layer_kv_bytes)
 
     @cached_property
@@ -159,7 +159,6 @@ def make_shape(
     head_bytes = (embed_bytes if tied else _sum_under(sizes, "lm_head.")) + sum(
         _sum_under(sizes, f"model.{norm}.") for norm in NORMS
     )
-    kv_bytes = _kv_values(name, config) * (float_bytes or 2)  # names a key that is missing
     kinds = layer_kinds(config)
     return ModelShape(
         num_layers=num_layers,
@@ -167,7 +166,10 @@ def make_shape(
         embed_bytes=embed_bytes,
         head_bytes=head_bytes,
         tied=tied,
-        layer_kv_bytes=tuple(kv_bytes if "kv" in each else 0 for each in kinds),
+        layer_kv_bytes=tuple(
+            values * (float_bytes or 2) if "kv" in kind else 0
+            for values, kind in zip(_kv_values(name, config), kinds, strict=True)
+        ),
         layer_state_bytes=_state_bytes(config, kinds, float_bytes or 2),
         score_bytes=_score_bytes(config),
         layer_costs=tuple(layer_costs),
@@ -190,6 +192,8 @@ def _loaded_bytes(
         if scales and dequantize and leaf in ("weight", "scales", "biases"):
             values = scales.num_values * _group_size(path, config) if leaf == "weight" else 0
             sizes[name] = values * (float_bytes or 4)
+        elif dequantize and name.endswith(("_blocks", "_scales")):  # two values a byte of mxfp4
+            sizes[name] = 2 * info.num_values * (float_bytes or 4) if name.endswith("_blocks") else 0
         elif float_bytes and info.dtype in _FLOATS:
             sizes[name] = info.num_values * float_bytes
         else:
@@ -225,18 +229,24 @@ def _head_size(config: Mapping[str, Any]) -> int:
 
 def _score_bytes(config: Mapping[str, Any]) -> int:
     """Return the bytes of one score of all heads; 0 where a GPU keeps none."""
-    if "kv_lora_rank" not in config and _head_size(config) in _FUSED_HEADS:
+    has_own_scores = any(config.get(key) for key in ("kv_lora_rank", "attn_logit_softcapping", "v_head_dim"))
+    width = _head_size(config)
+    if not has_own_scores and {width, config.get("global_head_dim") or width} <= {*_FUSED_HEADS}:
         return 0
     return 2 * int(config["num_attention_heads"])
 
 
-def _kv_values(name: str, config: Mapping[str, Any]) -> int:
-    """Return the values that a layer caches for a token: the latent, or keys and values of all KV heads."""
+def _kv_values(name: str, config: Mapping[str, Any]) -> list[int]:
+    """Return the values that each layer caches of a token: the latent, or keys and values of all KV heads."""
+    num_layers = int(config["num_hidden_layers"])
     try:
-        family = FAMILIES.get(config["model_type"])  # made-up models have none
+        if "layer_kv_values" in config:
+            return list(config["layer_kv_values"])
+        family = FAMILIES.get(config["model_type"])  # a made-up model has none
         if family is not None and family.kv == "latent":
-            return int(config["kv_lora_rank"] + config["qk_rope_head_dim"])
+            indexed = config["index_head_dim"] if "index_topk" in family.honoured else 0
+            return [int(config["kv_lora_rank"] + config["qk_rope_head_dim"] + indexed)] * num_layers
         num_heads = int(config.get("num_key_value_heads") or config["num_attention_heads"])
-        return 2 * num_heads * _head_size(config)
+        return [2 * num_heads * _head_size(config)] * num_layers
     except KeyError as error:
         raise BadCheckpoint(f"the config of {name} has no {error.args[0]}") from error

@@ -2,8 +2,9 @@
 
 Transformers 5 writes `rope_parameters {rope_theta, rope_type, …}`, transformers 4 and mlx-lm `rope_theta` and
 `rope_scaling {type or rope_type, …}`. The result is `rope_theta` and `rope_scaling`, which is None for plain
-RoPE; for ministral3, whose class reads nothing else, `rope_parameters`. The meaning of each key is that
-of transformers 5.24 modeling_rope_utils.py. Knows nothing of MLX.
+RoPE; for ministral3, whose class reads nothing else, `rope_parameters`. A family whose sliding layers rotate
+by themselves may have rope_parameters for each type of layer: `rope_scaling` is then that of the others. The
+meaning of each key is that of transformers 5.24 modeling_rope_utils.py. Knows nothing of MLX.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from typing import Any
 from distributed.planning.config_types import BadValue, check_integer, check_number
 from distributed.planning.family import ROPE_TYPES, Family
 from distributed.planning.model_errors import UnsupportedModel
+from distributed.planning.window_config import FULL, KINDS, SLIDING
 
-# rope type -> keys beyond rope_theta that mlx-lm's rope_utils follows (mlx_lm 0.32.2).
+# rope type -> keys beyond rope_theta that mlx-lm's rope_utils follows (mlx_lm 0.32.2), and truncate, which
+# models/general.py does.
 _FOLLOWED = {
     "default": (),
     "linear": ("factor",),
@@ -28,6 +31,7 @@ _FOLLOWED = {
         "beta_slow",
         "mscale",
         "mscale_all_dim",
+        "truncate",
     ),
 }
 _SCALING_KEYS = {key for keys in _FOLLOWED.values() for key in keys}
@@ -39,12 +43,15 @@ _NEUTRAL: Mapping[str, tuple[Any, ...] | None] = {
     "max_position_embeddings": None,
     "finetuned": None,
     "partial_rotary_factor": (1.0,),
-    "truncate": (True,),
     "llama_4_scaling_beta": (0,),
     "attention_factor": (1.0,),
     "extrapolation_factor": (1.0,),
     "attn_factor": (1.0,),
 }
+
+
+_REPLACED = ("rope_parameters", "rope_scaling", "rope_theta", "original_max_position_embeddings")
+_LOCAL_SHARE = "local_partial_rotary_factor"
 
 
 def normalise_rope(config: dict[str, Any], family: Family) -> None:
@@ -54,6 +61,8 @@ def normalise_rope(config: dict[str, Any], family: Family) -> None:
         BadValue: values are missing or contradict each other.
         UnsupportedModel: the served classes do not follow a type of scaling, or one of its keys.
     """
+    if family.local_theta is not None:
+        _take_apart(config, family.local_theta, has_own_share=_LOCAL_SHARE in family.honoured)
     given = _collect(config)
     theta = given.get("rope_theta") or config["rope_theta"]
     check_number("rope_theta", theta)
@@ -70,11 +79,11 @@ def normalise_rope(config: dict[str, Any], family: Family) -> None:
         )
     _check_keys(given, kind, config, family)
     scaling = _make_scaling(given, kind, config, family)
-    for key in ("rope_parameters", "rope_scaling", "rope_theta", "original_max_position_embeddings"):
+    factor = given.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    for key in (*_REPLACED, "partial_rotary_factor"):
         config.pop(key, None)
-    factor = config.pop("partial_rotary_factor", None)
     if "partial_rotary_factor" in family.honoured:
-        config["partial_rotary_factor"] = given.get("partial_rotary_factor", factor)
+        config["partial_rotary_factor"] = factor
     if "rotary_dim" in family.honoured and config.get("rotary_dim") is None:
         config["rotary_dim"] = int(config["head_dim"] * config["partial_rotary_factor"])
     if family.runs_as == "ministral3":
@@ -87,14 +96,47 @@ def normalise_rope(config: dict[str, Any], family: Family) -> None:
             "llama_4_scaling_beta": float(given.get("llama_4_scaling_beta") or 0.0),
             "original_max_position_embeddings": original or config["max_position_embeddings"],
         }
+        return
+    config["rope_theta"] = float(theta)
+    config["rope_scaling"] = scaling if kind != "default" else None
+    if "rope_parameters" in family.honoured:  # by type of layer
+        keys = [key for key in ("rope_theta", "partial_rotary_factor") if f"local_{key}" in config]
+        config["rope_parameters"] = {
+            FULL: {key: config[key] for key in keys},
+            SLIDING: {key: config[f"local_{key}"] for key in keys},
+        }
+
+
+def _take_apart(config: dict[str, Any], local_theta: str, *, has_own_share: bool) -> None:
+    """Leave the rope_parameters of full layers; those of sliding layers are a theta."""
+    given = config.get("rope_parameters") or {}
+    if not isinstance(given.get(FULL), Mapping) or not isinstance(given.get(SLIDING, {}), Mapping):
+        return
+    local = {key: value for key, value in given.get(SLIDING, {}).items() if value is not None}
+    if local.pop("rope_type", "default") != "default":
+        raise UnsupportedModel(f"scaled rotations in layers of type {SLIDING!r} are not served")
+    theta = local.pop("rope_theta", config[local_theta])
+    share = local.pop("partial_rotary_factor", None)
+    check_number("partial_rotary_factor", share)
+    if has_own_share:
+        config[_LOCAL_SHARE] = share or 1.0
+    elif share != given[FULL].get("partial_rotary_factor"):
+        raise UnsupportedModel("a partial_rotary_factor for each type of layer is not served")
+    check_number("rope_theta", theta)
+    if local or given.keys() - KINDS:
+        raise UnsupportedModel(f"{min(local.keys() | given.keys() - KINDS)} in rope_parameters is not served")
+    config["rope_parameters"] = dict(given[FULL])
+    if local_theta == "rope_theta":
+        config["rope_parameters"].setdefault("rope_theta", config["rope_theta"])
+        if config["rope_parameters"]["rope_theta"] != theta:
+            raise UnsupportedModel("a rope_theta for each type of layer is not served")
     else:
-        config["rope_theta"] = float(theta)
-        config["rope_scaling"] = scaling if kind != "default" else None
+        config[local_theta] = theta
 
 
 def _collect(config: Mapping[str, Any]) -> dict[str, Any]:
     """Collect all keys of the rotary embedding in one dict; null means absent."""
-    if config["model_type"] == "ministral3" and not (
+    if config["model_type"] in ("gpt_oss", "ministral3") and not (
         config.get("rope_parameters") or config.get("rope_scaling")
     ):
         raise BadValue("there are no rope_parameters")
@@ -130,6 +172,8 @@ def _check_keys(given: Mapping[str, Any], kind: str, config: Mapping[str, Any], 
             check_number(key, value or None)
         elif key.endswith("factor"):
             check_number(key, value)
+        elif key == "truncate" and value is not True and (value or family.runs_as == "ministral3"):
+            raise UnsupportedModel(f"truncate = {value!r} of {_name(config)} is not served; True is")
         # Plain RoPE ignores the keys of a scaling.
         if key in followed or (kind == "default" and key in _SCALING_KEYS):
             continue
@@ -172,6 +216,8 @@ def _complete_yarn(
     for key in ("beta_fast", "beta_slow"):
         if not scaling.get(key):
             scaling.pop(key, None)
+    if scaling.get("truncate"):
+        del scaling["truncate"]
     mscale, all_dim = scaling.get("mscale"), scaling.get("mscale_all_dim")
     wanted = given.get("attention_factor")
     if wanted is None:

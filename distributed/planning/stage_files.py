@@ -22,7 +22,11 @@ STORED_TYPES = ("F32", "F16", "BF16", "U32", "U8")
 SUMS_NAME = ".sums.json"  # cluster/hosts/remote_scripts/file_sums.py writes it
 
 # What sees images, and layers that predict more than the next token.
-_NOT_SERVED = ("vision_tower.", "multi_modal_projector.", "visual.", "mtp_layers.", "mtp.")
+_NOT_SERVED = (
+    *("vision_tower.", "multi_modal_projector.", "mm_projector.", "visual.", "mtp_layers.", "mtp."),
+    *("audio_tower.", "embed_audio.", "embed_vision.", "vision_embedder."),
+    *("vision_adapter.", "vision_projection."),
+)
 # What the classes call the embeddings, and the norm behind the last layer.
 EMBEDDINGS = ("embed_tokens", "embeddings")
 NORMS = ("norm", "embedding_norm", "norm_f", "final_layernorm")

@@ -19,6 +19,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from distributed.models.stage_model import drop_head
 from distributed.planning.families import FAMILIES
 from distributed.planning.stage_files import NORMS
 from prompts.mlx_lm_import import import_mlx_lm
@@ -165,7 +166,10 @@ def make_model(config: dict[str, Any]) -> Any:
     """Make mlx-lm's own model of a config, lazily."""
     runs_as = FAMILIES[config["model_type"]].runs_as
     module = import_mlx_lm(f"models.{runs_as}")
-    return module.Model(module.ModelArgs.from_dict(config))
+    model = module.Model(module.ModelArgs.from_dict(config))
+    if config.get("tie_word_embeddings"):
+        drop_head(model)
+    return model
 
 
 def write_weights(folder: Path, weights: dict[str, mx.array], num_files: int = 1) -> None:

@@ -198,7 +198,7 @@ def _report_pause(stepper: Stepper, name: str, naps_s: Sequence[float], report: 
 
 
 def _report_latents(task: Task, report: Report) -> None:
-    """Time a chunk behind a long context with both ways of latent attention (models/deepseek.py)."""
+    """Time a chunk behind a long context with both ways of latent attention (models/latent_attention.py)."""
     if read_config(task.model)["model_type"] != "deepseek_v2":
         report.line("latents", "only models of type deepseek_v2 have them")
         return

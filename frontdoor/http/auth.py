@@ -51,10 +51,12 @@ class Keys:
             return ""
         self._follow(self._path)
         scheme, _, bearer = (authorization or "").partition(" ")
-        given = [key.strip() for key in (bearer if scheme.lower() == "bearer" else "", api_key or "")]
+        given = [key.strip(" \t") for key in (bearer if scheme.lower() == "bearer" else "", api_key or "")]
         if not any(given):
             raise Unauthorized("an API key is required: send the header Authorization: Bearer KEY")
-        for digest in (hash_key(key) for key in given if key):
+        # Clients send other letters than ASCII's as UTF-8 (curl) or as Latin-1 (Python's).
+        given += [key.encode("latin-1").decode("utf-8", "replace") for key in given]
+        for digest in map(hash_key, filter(None, given)):
             # A client cannot choose a digest, so the time of the look-up teaches it nothing of another key.
             key = self._by_owner.get(digest[:OWNER_LENGTH])
             if key is not None and hmac.compare_digest(key.digest, digest):

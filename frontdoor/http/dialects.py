@@ -1,6 +1,7 @@
 """Maps a path to its API, and writes errors in that API's form.
 
     /v1/messages     Anthropic   {"type": "error", "error": {"type", "message"}}
+    /messages        the same      a connection refuses before the path is canonical (paths.py)
     /api             Ollama      {"error": "…"}
     all else         OpenAI      {"error": {"message", "type", "param", "code"}}
 
@@ -9,9 +10,8 @@ Clients misread errors in another API's form. Pure: knows paths, nothing of rout
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
-Value = TypeVar("Value")
 ErrorWriter = Callable[[int, Mapping[str, Any]], dict[str, Any]]
 
 
@@ -59,18 +59,18 @@ _ANTHROPIC_WORDS = [
 
 def error_body(path: str, status: int, body: Mapping[str, Any]) -> Mapping[str, Any]:
     """Write an error in the form of this path's API; `body` is the OpenAI form, which most APIs use."""
-    write = _of_path(path, _WRITERS)
+    _, write = _form_of(path)
     return body if write is None else write(status, body["error"])
 
 
 def error_schema(path: str) -> str:
     """Return the name of the schema of this path's errors."""
-    return _of_path(path, _SCHEMAS) or "OpenAIError"
+    return _form_of(path)[0]
 
 
-def _of_path(path: str, by_prefix: Mapping[str, Value]) -> Value | None:
-    found = (value for prefix, value in by_prefix.items() if f"{path}/".startswith(f"{prefix}/"))
-    return next(found, None)
+def _form_of(path: str) -> tuple[str, ErrorWriter | None]:
+    found = (form for prefix, form in _FORMS.items() if f"{path}/".startswith(f"{prefix}/"))
+    return next(found, ("OpenAIError", None))
 
 
 def _as_anthropic(status: int, error: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,5 +92,8 @@ def _as_ollama(_status: int, error: Mapping[str, Any]) -> dict[str, Any]:
     return {"error": error["message"]}
 
 
-_WRITERS: Mapping[str, ErrorWriter] = {"/v1/messages": _as_anthropic, "/api": _as_ollama}
-_SCHEMAS = {"/v1/messages": "AnthropicError", "/api": "OllamaError"}
+_FORMS: Mapping[str, tuple[str, ErrorWriter]] = {
+    "/v1/messages": ("AnthropicError", _as_anthropic),
+    "/messages": ("AnthropicError", _as_anthropic),
+    "/api": ("OllamaError", _as_ollama),
+}

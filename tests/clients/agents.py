@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -38,7 +39,7 @@ def fill_recipe(name: str, url: str, model: str) -> Recipe:
 
 @dataclass(frozen=True)
 class Agent:
-    """One agent. The texts of its tools' arguments may hold $file.
+    """One agent. The texts of its tools' arguments may hold $file and $final, the answer.
 
     Args:
         name: of its program.
@@ -47,6 +48,7 @@ class Agent:
         arguments: more of the recipe's last command; the task follows.
         settings: a file in its home folder beside the recipe's, and what it says, as JSON.
         reads, edits: its tools, and their arguments; an agent without tools writes `edits` as text.
+        ends: the call with which it ends; else it says the answer.
         num_turns_before: assistant turns in its first prompt.
         asides: the answers to what it asks beside the task, by text of those prompts.
     """
@@ -57,6 +59,7 @@ class Agent:
     arguments: Sequence[str]
     edits: tuple[str, Any]
     reads: tuple[str, Any] | None = None
+    ends: tuple[str, Any] | None = None
     settings: tuple[str, Any] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     num_turns_before: int = 0
@@ -65,7 +68,8 @@ class Agent:
     def install(self) -> Path:
         """Return the agent's program; skip the test where it cannot be installed."""
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = cache / "mlx-ring-service" / "clients" / self.package.replace("/", "-").lstrip("@")
+        named = re.sub("[/=]+", "-", self.package).lstrip("@")  # mini-swe-agent misreads a path with =
+        folder = cache / "mlx-ring-service" / "clients" / named
         program = folder / ("bin" if self._is_python else "node_modules/.bin") / self.name
         if not program.exists():
             self._install_into(folder)
@@ -214,7 +218,25 @@ CODEX = Agent(
         },
     ),
 )
-AGENTS = (OPENCODE, QWEN_CODE, CONTINUE, CLINE, AIDER, CLAUDE_CODE, CODEX)
+PI = Agent(
+    name="pi",
+    package="@mariozechner/pi-coding-agent@0.73.1",
+    recipe="pi",
+    arguments=("--offline", "--print"),
+    reads=("read", {"path": "$file"}),
+    edits=("edit", {"path": "$file", "edits": [{"oldText": "'hi'", "newText": "'hello'"}]}),
+)
+MINI_SWE_AGENT = Agent(
+    name="mini",
+    package="mini-swe-agent==2.4.6",
+    recipe="mini-swe-agent",
+    arguments=("--yolo", "--exit-immediately", "--task"),
+    environment={"LITELLM_LOCAL_MODEL_COST_MAP": "true"},
+    reads=("bash", {"command": "cat $file"}),
+    edits=("bash", {"command": "sed -i.bak s/hi/hello/ $file"}),
+    ends=("bash", {"command": "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT; echo $final"}),
+)
+AGENTS = (OPENCODE, QWEN_CODE, CONTINUE, CLINE, PI, AIDER, MINI_SWE_AGENT, CLAUDE_CODE, CODEX)
 
 
 def make_rules(agent: Agent, file: Path, task: str, final: str) -> list[dict[str, Any]]:
@@ -223,15 +245,15 @@ def make_rules(agent: Agent, file: Path, task: str, final: str) -> list[dict[str
     first = agent.num_turns_before
     if agent.reads is None:
         return [*rules, {"when": task, "after": first, "say": agent.edits[1]}]
+
+    def call(tool: str, arguments: Any) -> str:
+        """Write a call in the form that a model without tools of its own is asked for."""
+        text = Template(json.dumps({"name": tool, "arguments": arguments})).substitute(file=file, final=final)
+        return f"<tool_call>\n{text}\n</tool_call>"
+
     return [
         *rules,
-        {"when": task, "after": first, "say": _write_call(*agent.reads, file)},
-        {"when": "hi", "after": first + 1, "say": _write_call(*agent.edits, file)},
-        {"after": first + 2, "say": final},
+        {"when": task, "after": first, "say": call(*agent.reads)},
+        {"when": "hi", "after": first + 1, "say": call(*agent.edits)},
+        {"after": first + 2, "say": call(*agent.ends) if agent.ends else final},
     ]
-
-
-def _write_call(tool: str, arguments: Any, file: Path) -> str:
-    """Write a call in the form that a model without tools of its own is asked for."""
-    call = Template(json.dumps({"name": tool, "arguments": arguments})).substitute(file=file)
-    return f"<tool_call>\n{call}\n</tool_call>"

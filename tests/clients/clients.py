@@ -118,7 +118,8 @@ class Client:
 
     def _install(self) -> Path:
         """Return the client's environment; make it where it is missing."""
-        folder, wanted = ROOT / ".venv" / "clients" / self.name, "\n".join(self.packages)
+        # Resolved: scripts of an environment name its folder, and .venv may be a link.
+        folder, wanted = (ROOT / ".venv" / "clients" / self.name).resolve(), "\n".join(self.packages)
         installed = folder / "packages.installed"
         if not installed.exists() or installed.read_text("utf-8") != wanted:
             shutil.rmtree(folder, ignore_errors=True)
@@ -155,9 +156,11 @@ CLIENTS = (
     Client("ai_sdk_js.mjs", ("ai@^6.0.326", "@ai-sdk/openai-compatible@^2.0.92", "zod@>=4"), "ai-sdk"),
     Client("ai_sdk_openai_js.mjs", ("ai@^6.0.326", "@ai-sdk/openai@^3.0.141", "zod@>=4")),
     Client("anthropic_py.py", ("anthropic>=2.14", "pydantic>=2.12")),
+    Client("anthropic_js.mjs", ("@anthropic-ai/sdk@>=1.14", "zod@>=4")),
     Client("ai_sdk_anthropic_js.mjs", ("ai@^6.0.326", "@ai-sdk/anthropic@^3.0.140", "zod@>=4")),
     Client("langchain_anthropic_py.py", ("langchain-anthropic>=1.7", "langchain>=1.5")),
     Client("langchain_py.py", ("langchain-openai>=1.7.4", "langchain>=1.5", "langgraph>=1.2")),
+    Client("langchain_js.mjs", ("@langchain/openai@>=1.5.8", "langchain@>=1.5", "zod@>=4")),
     Client("litellm_py.py", ("litellm>=1.108.7",)),
     Client("litellm_proxy.py", ("litellm[proxy]>=1.108.7",)),
     Client("instructor_py.py", ("instructor>=1.17",)),
@@ -165,6 +168,7 @@ CLIENTS = (
     Client("guidance_py.py", ("guidance>=0.3.1", "openai>=3.57")),
     Client("pydantic_ai_py.py", ("pydantic-ai-slim[openai]>=2.68",)),
     Client("openai_agents_py.py", ("openai-agents>=0.24",)),
+    Client("openai_agents_js.mjs", ("@openai/agents@>=0.20", "openai@>=6.49", "zod@>=4")),
     Client("smolagents_py.py", ("smolagents[openai]>=1.26",)),
     Client("llama_index_py.py", ("llama-index-llms-openai-like>=0.8.1",)),
     Client("dspy_py.py", ("dspy>=3.4.1",)),

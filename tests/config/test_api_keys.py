@@ -68,8 +68,14 @@ def test_a_file_without_a_readable_key_is_refused(tmp_path: Path, text: bytes) -
     path = tmp_path / "keys"
     path.write_bytes(text)
     for file in (path, tmp_path / "missing"):
-        with pytest.raises(KeysUnreadable, match="API_KEYS_FILE"):
+        with pytest.raises(KeysUnreadable, match=f"API_KEYS_FILE: .*{file}"):
             read_api_keys(file)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
+    """Editors of Windows write one, as before the lines of .env."""
+    (tmp_path / "keys").write_bytes(b"\xef\xbb\xbfsk-abc\r\nsk-def name=x\r\n")
+    assert [key.text for key in read_api_keys(tmp_path / "keys")] == ["sk-abc", "sk-def"]
 
 
 def test_a_key_does_not_appear_in_its_repr() -> None:

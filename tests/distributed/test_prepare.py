@@ -163,8 +163,8 @@ def _without(folder: Path, name: str, other: str) -> None:
 # What is done to a model folder, and what is said of it.
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "type": (
-        lambda folder: edit_config(folder, model_type="gemma3"),
-        r"'gemma3' is not served; served are .*deepseek",
+        lambda folder: edit_config(folder, model_type="gemma3n"),
+        r"'gemma3n' is not served; served are .*deepseek",
     ),
     "images": (
         lambda folder: edit_config(folder, model_type="idefics3", text_config={"model_type": "llama"}),

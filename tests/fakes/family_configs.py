@@ -10,7 +10,9 @@ from typing import Any
 
 from distributed.planning.families import FAMILIES
 from distributed.self_test.seeded_models import COMMON, FAMILY_CONFIGS
+from tests.fakes.deepseek_configs import DEEPSEEK_CONFIGS
 from tests.fakes.state_configs import STATEFUL_CONFIGS
+from tests.fakes.window_configs import WINDOW_BEYOND
 
 _KV = {"num_key_value_heads": 2}
 _BIASES = {"attention_bias": True, "mlp_bias": True}
@@ -46,6 +48,7 @@ _MINIMAX = {**_LOCAL_EXPERTS, "head_dim": 32, "rotary_dim": 16, "use_qk_norm": T
 
 # What differs from COMMON and from two KV heads.
 _BEYOND: dict[str, dict[str, Any]] = {
+    **WINDOW_BEYOND,
     "apertus": {
         **_BIASES,
         "attention_bias": False,
@@ -92,6 +95,7 @@ _BEYOND: dict[str, dict[str, Any]] = {
 }
 CONFIGS: dict[str, dict[str, Any]] = {
     **FAMILY_CONFIGS,
+    **DEEPSEEK_CONFIGS,
     **{name: {**COMMON, **_KV, **beyond, "model_type": name} for name, beyond in _BEYOND.items()},
 }
 # Types that are others under another name.
@@ -100,6 +104,7 @@ CONFIGS |= STATEFUL_CONFIGS | {
     for name, like in {
         "iquestcoder": "llama",
         "minimax": "minimax_m2",
+        "muse_glimmer_text": "muse_glimmer",
         "qwen2_5_vl": "qwen2",
         "qwen2_5_vl_text": "qwen2",
         "qwen2_vl": "qwen2",

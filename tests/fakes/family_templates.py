@@ -5,6 +5,8 @@ Written from memory and shortened: not the families' files. tests/prompts/test_t
 that are about the form of tool calls.
 """
 
+from prompts.deepseek_v32_template import TEMPLATE
+
 QWEN3 = """{%- if messages[0].role == 'system' %}{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}{%- endif %}
 {%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}
 {%- for message in messages[::-1] %}
@@ -254,6 +256,7 @@ FAMILY_TEMPLATES = {
     "llama3": LLAMA3,
     "devstral": DEVSTRAL,
     "deepseek_v31": DEEPSEEK_V31,
+    "deepseek_v32": TEMPLATE,
     "kimi_k2": KIMI_K2,
     "minimax_m2": MINIMAX_M2,
     "smollm3": SMOLLM3,

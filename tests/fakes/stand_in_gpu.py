@@ -141,7 +141,7 @@ class StandInRunner(MlxRunner):
     def make_table(self) -> KVTable:
         if self.model.kinds is not None:
             return super().make_table()
-        return CountedTable(self.device, len(self.model.layers), self.submit)
+        return CountedTable(self.device, len(self.model.layers), self.submit, self.model.windows)
 
     def submit(self, *arrays: mx.array) -> None:
         self.device.submit()

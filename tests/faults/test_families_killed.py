@@ -19,8 +19,9 @@ from tests.services.ring_service import RingService
 pytestmark = pytest.mark.long
 
 TYPES = (
-    "apertus", "cohere", "dots1", "glm4", "glm4_moe", "granite", "lfm2", "minimax_m2", "mixtral",
-    "nemotron_h", "olmo2", "phi3", "qwen2_moe", "qwen3_5_moe", "qwen3_next", "seed_oss", "smollm3",
+    "apertus", "cohere", "deepseek_v3", "deepseek_v32", "dots1", "gemma3_text", "glm4", "glm4_moe", "gpt_oss",
+    "granite", "lfm2", "minimax_m2", "mixtral", "nemotron_h", "olmo2", "phi3", "qwen2_moe", "qwen3_5_moe",
+    "qwen3_next", "seed_oss", "smollm3",
 )  # fmt: skip
 NUM_CLIENTS = 8
 NUM_TOKENS = 200

@@ -76,7 +76,8 @@ TYPES = {
 def test_anthropics_types_follow_the_status(status: int, kind: str) -> None:
     """Its clients distinguish errors by status and type."""
     said = {"error": {"message": "no", "type": "x", "param": None, "code": "y"}}
-    assert check_anthropic(dict(error_body("/v1/messages", status, said)), kind) == "no"
+    for path in ("/v1/messages", "/messages/count_tokens"):
+        assert check_anthropic(dict(error_body(path, status, said)), kind) == "no"
     assert error_body("/api/chat", status, said) == {"error": "no"}
     assert error_body("/v1/chat/completions", status, said) == said
 

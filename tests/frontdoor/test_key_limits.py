@@ -4,7 +4,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,10 @@ import httpx2
 import openai
 import pytest
 
+from config.api_keys import hash_key
 from frontdoor.app import make_app
+from frontdoor.http.auth import Keys
+from frontdoor.http.errors import Unauthorized
 from frontdoor.key_limits import RateWindow
 from frontdoor.supervised import LiveSettings
 from tests.services.frontdoor_service import (
@@ -178,6 +181,15 @@ def test_a_hash_in_the_file_accepts_its_key_only(service: Service) -> None:
     digest = hashlib.sha256(b"hashed").hexdigest()
     for wrong in (digest, f"sha256:{digest}", "hashe"):
         assert post(service, wrong).status_code == 401
+
+
+@pytest.mark.parametrize(("encoding", "is_known"), [("utf-8", True), ("latin-1", True), ("cp437", False)])
+def test_a_key_may_have_any_letters(tmp_path: Path, encoding: str, is_known: bool) -> None:
+    """curl sends them as UTF-8, Python's clients as Latin-1."""
+    (tmp_path / "keys").write_text("sk-größà\n", encoding="utf-8")
+    keys, sent = Keys(tmp_path / "keys"), "Bearer sk-größà".encode(encoding).decode("latin-1")
+    with nullcontext() if is_known else pytest.raises(Unauthorized):
+        assert keys.owner(sent) == hash_key("sk-größà")[:16]
 
 
 def test_the_settings_are_the_defaults_of_all_keys(tmp_path: Path) -> None:

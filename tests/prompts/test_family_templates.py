@@ -1,12 +1,18 @@
 """The chat templates that families ship render as transformers renders them."""
 
+import json
 from datetime import datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from prompts import deepseek_v32_template
 from prompts.answer_parts import Tool
+from prompts.chat_template import ChatTemplate
+from prompts.mlx_lm_import import import_mlx_lm
+from prompts.model_files import read_templates
 from prompts.tokenizer import PromptTokenizer
 from tests.fakes.family_templates import FAMILY_TEMPLATES
 from tests.services.frontdoor_service import make_model_folder
@@ -93,3 +99,33 @@ def test_texts_equal_those_of_transformers(family: tuple[str, Path]) -> None:
         if name == "devstral":  # Mistral's ids have nine digits
             turns = [*TURNS, {**CALLED[-2], "tool_calls": [{**CALL, "id": "000000000"}]}, CALLED[-1]]
         assert ours.render(CALLED, tools=TOOLS).text == render(turns, has_tools=True)
+
+
+@pytest.mark.slow
+def test_the_template_in_the_place_of_code_writes_what_mlx_lm_writes() -> None:
+    """DeepSeek-V3.2, with and without tools, calls, results and thinking."""
+    theirs = import_mlx_lm(f"chat_templates.{deepseek_v32_template.NAME}").apply_chat_template
+    arguments = json.dumps(ARGUMENTS, ensure_ascii=False)
+    as_text = {**CALL, "function": {"name": "weather", "arguments": arguments}}
+    ours, answered = ChatTemplate(deepseek_v32_template.TEMPLATE), {"role": "assistant", "content": "ok"}
+
+    def chat(call: dict[str, Any], num_calls: int, *more: dict[str, Any]) -> list[dict[str, Any]]:
+        called = [{**CALLED[-2], "tool_calls": [call] * num_calls}, *[CALLED[-1]] * num_calls]
+        return [*TURNS, *(called if num_calls else ()), *more]
+
+    for is_thinking, num_calls, more in product((False, True), (0, 1, 2), ((), (answered, USER))):
+        for tools in (None, [tool.for_template() for tool in TOOLS] * 2):
+            text = ours.render(chat(CALL, num_calls, *more), {"enable_thinking": is_thinking}, tools)
+            options = {"enable_thinking": is_thinking, "tools": tools, "add_generation_prompt": True}
+            assert text == theirs(chat(as_text, num_calls, *more), **options)
+
+
+@pytest.mark.parametrize("files", [{"tokenizer_config.json": {"chat_template_type": "deepseek_v32"}}, {}])
+def test_a_model_that_has_code_in_the_place_of_a_template(tmp_path: Path, files: dict[str, Any]) -> None:
+    """It is known by the name that mlx-lm's conversions give the code, or by its type."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "other" if files else "deepseek_v32"}))
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert read_templates(tmp_path) == {"default": deepseek_v32_template.TEMPLATE}
+    (tmp_path / "chat_template.jinja").write_text("own")
+    assert read_templates(tmp_path) == {"default": "own"}

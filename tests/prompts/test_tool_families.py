@@ -8,6 +8,7 @@ from typing import Any, get_args
 import pytest
 
 from config import Settings
+from prompts import deepseek_v32_template
 from prompts.answer_parts import Tool
 from prompts.tokenizer import PromptTokenizer
 from prompts.tool_families import FORMATS
@@ -62,6 +63,11 @@ GLM = """{% if tools %}{{ tools | tojson }}{% endif %}
 {{- v | tojson if v is not string else v }}{{- '</arg_value>\\n' }}{% endfor %}
 {{- '</tool_call>' }}{% endfor %}{% endfor %}<|assistant|>
 {%- if enable_thinking is defined and not enable_thinking %}{{ '\\n<think></think>' }}{% endif %}"""
+GLM47 = (
+    GLM.replace("+ tc.name + '\\n'", "+ tc.name")
+    .replace("'</arg_key>\\n<arg_value>'", "'</arg_key><arg_value>'")
+    .replace("'</arg_value>\\n'", "'</arg_value>'")
+)
 MINIMAX = """{% if tools %}{{ tools | tojson }}{% endif %}{%- set begin = '<minimax:tool_call>' %}
 {%- for message in messages %}{{- ']~b]' + message.role + '\\n' + (message.content or '') }}
 {%- if message.tool_calls %}{{- '\\n' + begin + '\\n' }}
@@ -99,6 +105,14 @@ DEEPSEEK_V3 = """{{ bos_token }}{%- for message in messages %}
 {%- if message['role'] == 'tool' %}{{ '<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>' + message['content'] + \
 '<｜tool▁output▁end｜><｜tool▁outputs▁end｜>' }}{% endif %}
 {%- endfor %}{{ '<｜Assistant｜><think>\\n' }}"""
+# Coder-V2 and V2-Chat; Kimi-K2-Thinking's is Kimi-K2's with reasoning.
+DEEPSEEK_V2 = """{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}
+{{- 'User: ' + message['content'] + '\n\n' }}{% elif message['role'] == 'assistant' %}
+{{- 'Assistant: ' + message['content'] + eos_token }}{% elif message['role'] == 'system' %}
+{{- message['content'] + '\n\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"""
+KIMI_THINKING = KIMI.replace(
+    "{{ message.content or '' }}", "<think>{{ message.reasoning_content }}</think>{{ message.content or '' }}"
+)
 DEEPSEEK_V31 = """{% if tools %}{{ tools | tojson }}{% endif %}{% for message in messages %}
 {%- if message['tool_calls'] %}{{ '<｜Assistant｜></think>' }}{%- for tool in message['tool_calls'] %}
 {%- set arguments = tool['function']['arguments'] | tojson %}
@@ -141,10 +155,12 @@ TEMPLATES = {
     "hermes": HERMES,
     "qwen3_coder": QWEN3_CODER,
     "glm": GLM,
+    "glm47": GLM47,
     "minimax_m2": MINIMAX,
     "kimi_k2": KIMI,
     "deepseek_v3": DEEPSEEK_V3,
     "deepseek_v31": DEEPSEEK_V31,
+    "deepseek_v32": deepseek_v32_template.TEMPLATE,
     "mistral_v3": MISTRAL_V3,
     "mistral": MISTRAL,
     "llama3": LLAMA3,
@@ -199,6 +215,18 @@ def test_tools_of_a_template_that_writes_calls_but_lists_none(tmp_path: Path) ->
     assert f"weather\n```json\n{json.dumps(PARIS)}\n```<｜tool▁call▁end｜>" in text
 
 
+def test_deepseek_v2_has_no_form_of_its_own(tmp_path: Path) -> None:
+    """Tools are described in the generic form, and calls and results become text; it does not reason."""
+    tokenizer = load(tmp_path, DEEPSEEK_V2)
+    assert tokenizer.formats.tool_format.name == "generic"
+    assert tokenizer.formats.reasoning is None
+    text = tokenizer.render([ASKED, CALLED, RESULT], tools=TOOLS).text
+    assert "# Tools" in text
+    assert "<tool_call>" in text
+    assert "rain" in text
+    assert text.endswith("Assistant:")
+
+
 def test_ids_of_calls_are_those_that_the_model_knows(tmp_path: Path) -> None:
     """Kimi models name the function in an id; Mistral's templates refuse ids of another length than nine."""
     history: list[dict[str, Any]] = [ASKED, CALLED, RESULT, ASKED, CALLED, RESULT]
@@ -214,9 +242,12 @@ def test_ids_of_calls_are_those_that_the_model_knows(tmp_path: Path) -> None:
     ("name", "variables", "is_thinking"),
     [
         ("minimax_m2", {}, True),
+        ("kimi_thinking", {}, False),
         ("deepseek_v3", {}, True),
         ("deepseek_v31", {"thinking": True}, True),
         ("deepseek_v31", {}, False),
+        ("deepseek_v32", {}, True),
+        ("deepseek_v32", {"enable_thinking": False}, False),
         ("glm", {"enable_thinking": False}, False),
         ("harmony", {}, False),
     ],
@@ -225,7 +256,7 @@ def test_reasoning_is_found_by_the_template(
     tmp_path: Path, name: str, variables: dict[str, Any], is_thinking: bool
 ) -> None:
     """The prompt says whether the answer begins inside it."""
-    tokenizer = load(tmp_path, TEMPLATES[name])
+    tokenizer = load(tmp_path, {**TEMPLATES, "kimi_thinking": KIMI_THINKING}[name])
     assert tokenizer.formats.reasoning is not None
     assert tokenizer.render([ASKED], variables=variables).is_thinking == is_thinking
 

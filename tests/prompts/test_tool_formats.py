@@ -19,7 +19,7 @@ from prompts.grammars import is_special, json_schema_grammar
 from prompts.reasoning import ReasoningTags
 from prompts.tokenizer import PromptTokenizer
 from prompts.tool_families import FORMATS, named_format
-from prompts.tool_formats import NAME, NUMBER, ToolFormat
+from prompts.tool_formats import IS_TEXT, NAME, NUMBER, ToolFormat
 from tests.prompts.answers import content_of, read, read_calls
 from tests.services.frontdoor_service import make_model_folder
 
@@ -72,6 +72,14 @@ MINIMAX = """<minimax:tool_call>
 <parameter name="tags">["a"]</parameter>
 </invoke>
 </minimax:tool_call>"""
+DSML = """<｜DSML｜function_calls>
+<｜DSML｜invoke name="weather">
+<｜DSML｜parameter name="city" string="true">Paris</｜DSML｜parameter>
+<｜DSML｜parameter name="days" string="false">3</｜DSML｜parameter>
+<｜DSML｜parameter name="at" string="false">{"x": 1.5}</｜DSML｜parameter>
+<｜DSML｜parameter name="tags" string="false">["a"]</｜DSML｜parameter>
+</｜DSML｜invoke>
+</｜DSML｜function_calls>"""
 PARIS = {"city": "Paris", "days": 3, "at": {"x": 1.5}, "tags": ["a"]}
 JSON = json.dumps(PARIS)
 # One call as the family's own template writes it.
@@ -80,6 +88,7 @@ CALLS = {
     "hermes": f'<tool_call>\n{{"name": "weather", "arguments": {JSON}}}\n</tool_call>',
     "qwen3_coder": QWEN3_CODER,
     "glm": GLM,
+    "glm47": GLM.replace("\n", ""),
     "minimax_m2": MINIMAX,
     "kimi_k2": "<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0"
     f"<|tool_call_argument_begin|>{JSON}<|tool_call_end|><|tool_calls_section_end|>",
@@ -87,6 +96,7 @@ CALLS = {
     f"```json\n{JSON}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
     "deepseek_v31": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>"
     f"{JSON}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+    "deepseek_v32": DSML,
     "mistral": f"[TOOL_CALLS]weather[ARGS]{JSON}",
     "mistral_v3": f'[TOOL_CALLS] [{{"name": "weather", "arguments": {JSON}}}]',
     "llama3": f'{{"name": "weather", "parameters": {JSON}}}',
@@ -97,6 +107,7 @@ SEVERAL = {
     "hermes": "{0}\n{0}",
     "qwen3_coder": "{0}\n{0}",
     "glm": "{0}\n{0}",
+    "glm47": "{0}{0}",
     "minimax_m2": "{0}\n{0}",
     "mistral": "{0}{0}",
     "llama3": "{0}; {0}",
@@ -233,7 +244,7 @@ def test_a_call_or_constrained_content(tokenizer: Tokenizer, name: str) -> None:
     assert not guide.accepts(CALLS[name], is_thinking=True)
 
 
-@pytest.mark.parametrize("name", ["qwen3_coder", "glm", "minimax_m2"])
+@pytest.mark.parametrize("name", ["qwen3_coder", "glm", "glm47", "minimax_m2", "deepseek_v32"])
 def test_values_in_tags_are_constrained_by_their_type(tokenizer: Tokenizer, name: str) -> None:
     """JSON for numbers and lists, one of the listed strings, and free text where a string is allowed."""
     form = named_format(name)
@@ -244,7 +255,8 @@ def test_values_in_tags_are_constrained_by_their_type(tokenizer: Tokenizer, name
         before, after = form.argument or ("", "")
         call = form.named(form.before, "time") + before.replace(NAME, "at") + value + after + form.after
         tool = Tool("time", "", {"properties": {"at": part}, "required": ["at"]})
-        return guide.accepts(call, tools=[tool])
+        call = form.section[0] + call + form.section[1]
+        return any(guide.accepts(call.replace(IS_TEXT, said), tools=[tool]) for said in ("true", "false"))
 
     assert accepts({"type": "boolean"}, "true")
     assert not accepts({"type": "boolean"}, "maybe")

@@ -23,7 +23,7 @@ from distributed.planning.family import count_experts
 from distributed.planning.model_shape import ModelShape
 
 CHUNK_TOKENS = 128
-MIXTURE_CHUNK_TOKENS = 256  # an expert gets a share of them; latents gain, too (models/deepseek.py)
+MIXTURE_CHUNK_TOKENS = 256  # an expert gets a share of them; latents gain, too (models/latent_attention.py)
 # Share of free memory that unpacked weights may take.
 MAX_DEQUANTIZED_SHARE = 0.6
 

@@ -47,7 +47,7 @@ def plan_dense_layers(parts: StageParts, *, dtype: Any, dequantize: bool, produc
         NoPackedProducts: what was asked for by name cannot be used.
     """
     config = parts.config
-    if config["model_type"] not in SERVED_TYPES or dtype != mx.float32:
+    if config["model_type"] not in SERVED_TYPES or config.get("layer_types") or dtype != mx.float32:
         return None
     if not dequantize and not _is_plain(parts.inner, parts.head):
         return None

@@ -19,7 +19,7 @@ mla = import_mlx_lm("models.mla")
 
 
 def place_latents(inner: Any, dtype: Any) -> None:
-    """Let latent attention (models/deepseek.py) of float32 use what is faster here.
+    """Let latent attention (models/latent_attention.py) of float32 use what is faster here.
 
     Args:
         inner: mlx-lm's inner model, its weights read.

@@ -76,7 +76,7 @@ def test_a_key_of_the_file_is_never_printed(tmp_path: Path) -> None:
     printed = show(tmp_path, "claude-code", API_KEYS_FILE=str(tmp_path / "keys"))
     assert "very-secret" not in printed
     assert "export ANTHROPIC_AUTH_TOKEN=YOUR_KEY\n" in printed
-    assert f"a line of {tmp_path / 'keys'} into ANTHROPIC_AUTH_TOKEN" in printed
+    assert f"a key of {tmp_path / 'keys'} into ANTHROPIC_AUTH_TOKEN" in printed
 
 
 @pytest.mark.parametrize(

@@ -380,12 +380,12 @@ def test_every_command_refuses_a_hub_model_that_is_not_served(
 ) -> None:
     """By its config.json, with the types that are; of the weights not even a header is asked for."""
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": "gemma3"}))
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "gemma3n"}))
     commands.patch.setenv("API_PORT", str(find_free_port()))
     with FakeHub(folder) as served:
         commands.serve(served)
         assert commands.run(*command.split()) == 1
-    assert "model type 'gemma3' is not served; served are " in commands.out + commands.err
+    assert "model type 'gemma3n' is not served; served are " in commands.out + commands.err
     assert not [name for name in served.sent_bytes if name.endswith(".safetensors")]
 
 

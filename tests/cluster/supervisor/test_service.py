@@ -18,12 +18,13 @@ from cluster import ports
 from cluster.commands.doctor.this_machine import check_this_machine
 from cluster.commands.requests.smoke_test import run_smoke_test
 from cluster.commands.start import prepare_foreground, start
-from cluster.commands.status import describe
+from cluster.commands.status import describe, show_status
 from cluster.errors import ClusterError, Interrupted, PortTaken, StartFailed
 from cluster.processes import identify
 from cluster.supervisor.leftovers import end_leftovers
 from cluster.supervisor.lock import SupervisorLock
 from cluster.supervisor.service import Service
+from config.live import load_for_looking
 from config.run_files import write_json
 from spool import Request, SamplingParams, Spool
 from tests.services.cluster_service import Bench, run_supervisor, supervisor_command
@@ -93,6 +94,21 @@ def test_a_killed_front_door_is_replaced_alone_and_no_connection_is_refused(runn
     after = running.wait_until(lambda service: service.state == "ready")
     assert after.supervisor["epoch"] == before.supervisor["epoch"]
     assert after.processes["rank 1"] == before.processes["rank 1"]
+    log = (running.settings.log_dir / "supervisor.log").read_text()
+    assert "the front door was killed by SIGKILL; the front door starts again" in log
+
+
+def test_status_names_a_wrong_edit_of_the_keys(running: Bench) -> None:
+    """The front door keeps the earlier keys, so a key that this edit should revoke is still accepted."""
+    keys = running.root / "keys"
+    settings = load_for_looking({**running.overrides, "API_KEYS_FILE": str(keys)}, running.root)
+    keys.write_text("sk-abc wrong\n")
+    assert show_status(settings, running.terminal) == 0
+    assert f"trouble: API_KEYS_FILE: {keys}:1: word 2 is not allowed" in running.output.getvalue()
+    running.output.truncate(0)
+    keys.write_text("sk-abc name=alice\n")
+    assert show_status(settings, running.terminal) == 0
+    assert "trouble" not in running.output.getvalue()
 
 
 def test_the_trial_proves_that_every_rank_took_part(running: Bench) -> None:

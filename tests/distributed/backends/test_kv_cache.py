@@ -103,6 +103,54 @@ def test_uneven_rows_see_their_own_past_only() -> None:
     assert mask[:, 0, 0].tolist() == [[True, True, True, False, False], [True] * 5]
 
 
+WINDOW = 4
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        make_step({0: (9, 1)}),
+        make_step({0: (1, 1)}),
+        make_step({0: (9, 7)}),
+        make_step({0: (0, 3)}),
+        make_step({0: (9, 1), 1: (9, 1)}),
+        make_step({0: (9, 1), 1: (2, 1), 3: (6, 1)}),
+        make_step({0: (9, 1), 1: (0, 0), 2: (12, 1)}),
+        make_step({0: (9, 5), 1: (2, 7), 2: (3, 1)}),
+    ],
+)
+def test_layers_with_a_window_read_what_their_rows_see(step: StageStep) -> None:
+    """Each new token sees WINDOW tokens with itself; holes and padding see some; nothing before is read."""
+    table = KVTable(2, windows=(None, WINDOW))
+    length = step.num_kv_tokens
+    keys = mx.broadcast_to(mx.arange(length)[None, None, :, None], (4, H, length, D)).astype(mx.float32)
+    for layer in table.begin(make_step(dict.fromkeys(range(4), (0, length)))):
+        layer.update_and_fetch(keys, -keys)
+    whole, seen = table.begin(step)
+    first_keys = keys[: step.num_rows, :, -step.num_tokens :]
+    first_keys = mx.stack(
+        [
+            mx.broadcast_to(mx.arange(offset, offset + step.num_tokens)[None, :, None], first_keys.shape[1:])
+            for offset in step.offsets
+        ]
+    ).astype(mx.float32)
+    assert whole.update_and_fetch(first_keys, -first_keys)[0].shape[2] == length
+    read = seen.update_and_fetch(first_keys, -first_keys)[0][0, 0, :, 0].tolist()
+    assert read[0] == max(0, min(o for o, n in zip(step.offsets, step.counts, strict=True) if n) + 1 - WINDOW)
+    mask = whole.make_mask(step.num_tokens, window_size=WINDOW)
+    if length <= WINDOW:
+        assert mask in (None, "causal")
+        return
+    if mask is None:
+        mask = mx.ones((step.num_rows, 1, 1, len(read)), mx.bool_)
+    for row, (offset, count) in enumerate(zip(step.offsets, step.counts, strict=True)):
+        for column in range(step.num_tokens):
+            got = [key for key, is_seen in zip(read, mask[row, 0, column].tolist(), strict=True) if is_seen]
+            if column < count:
+                assert got == list(range(max(0, offset + column + 1 - WINDOW), offset + column + 1))
+            assert got
+
+
 def test_memory_is_what_the_budget_counts() -> None:
     """Rank 0's padded size is the stages' real size."""
     mirror = Mirror()

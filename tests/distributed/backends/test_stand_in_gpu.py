@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from distributed.ring.watchdog import EXIT_RING_LOST
 from distributed.self_test.seeded_models import make_model_folder
 from spool import Request
 from tests.fakes.checkpoints import cast_weights, make_checkpoint, reference_model
+from tests.fakes.family_configs import CONFIGS
 from tests.fakes.stand_in_gpu import StandInDevice, StandInGpu, StandInRunner
 from tests.fakes.state_configs import STATEFUL_CONFIGS
 from tests.services.local_ring import LocalRing, answer, load_stages
@@ -114,6 +116,28 @@ def test_a_step_that_was_built_ahead(folder: Path, variant: str, comes: bool) ->
     assert outputs[0] == outputs[1]
 
 
+@pytest.mark.parametrize("name", ["gemma2", "gemma3_text", "gemma4_text", "gpt_oss", "qwen3"])
+def test_a_later_stage_builds_ahead_on_what_has_not_arrived(tmp_path: Path, name: str) -> None:
+    """Beyond the window; the array that hidden states arrive in stays what it is, whatever the class does."""
+    model = make_model_folder(tmp_path / name, CONFIGS[name])
+    prompt = np.random.default_rng(0).normal(size=(1, 9, 64)).astype(np.float32)
+    arrived = mx.zeros((1, 1, 64))
+    mx.eval(arrived)
+    place, outputs = np.asarray(arrived), []
+    for is_ahead in (False, True):
+        stage = load_stages(model, (2, 2), StandInGpu())[1]
+        stage.run(make_step({0: (0, 9)}), mx.array(prompt))
+        for number in range(2):
+            step = replace(make_step({0: (9 + number, 1)}), is_alone=True)
+            place[:] = 0
+            if is_ahead:
+                stage.build_ahead(step, lambda *_: arrived)
+            place[:] = prompt[:, number]
+            outputs.append(np.array(stage.run(step, arrived)))
+            assert np.asarray(arrived).ctypes.data == place.ctypes.data
+    assert np.array_equal(outputs[:2], outputs[2:])
+
+
 def test_a_step_that_was_built_ahead_writes_in_place(folder: Path) -> None:
     """The old keys and values, which would bring it back, are gone when it starts."""
     stage = load_stages(folder_of("llama-8bit", folder), (4,), StandInGpu())[0]
@@ -194,3 +218,19 @@ def test_an_answer_goes_on_after_a_kill(ring: RingService) -> None:
     ring.start()
     assert list(ring.wait_for(kept.id).token_ids) == expected
     assert ring.stop() == [0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gemma3_text", "gpt_oss"])
+def test_layers_with_windows_on_two_ranks(tmp_path: Path, name: str) -> None:
+    """Alone, and with rows of unlike length at once: what mlx-lm answers."""
+    model = make_model_folder(tmp_path / name, CONFIGS[name], bits=8, dtype=mx.bfloat16)
+    prompts = (PROMPT, *OTHERS, [*PROMPT, 1, 2, 3], [*PROMPT[:20], 9, 9])
+    theirs = reference_model(model, mx.bfloat16)
+    expected = [reference_tokens(theirs, prompt, NUM_TOKENS)[0] for prompt in prompts]
+    ring = RingService(tmp_path / "ring", model, 2, layer_split="1,3")
+    ring.program = ROOT / "tests/services/stand_in_rank.py"
+    with ring:
+        assert [ask(ring, prompt) for prompt in prompts] == expected
+        results = ring.ask(*(request(ring, prompt) for prompt in prompts))
+        assert [list(result.token_ids) for result in results] == expected

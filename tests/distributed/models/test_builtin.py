@@ -84,8 +84,9 @@ def test_the_tokenizer_gives_back_any_text(folders: dict[bool, Path]) -> None:
 
 
 def test_the_folder_says_how_it_was_made(folders: dict[bool, Path]) -> None:
-    """The config and the stamp name the form; the end tokens are both of SmolLM2's."""
+    """The config and the stamp name the family and the form; the end tokens are both of SmolLM2's."""
     packed, plain = folders[True], folders[False]
+    assert read_config(plain)["model_type"] == "llama"
     assert "quantization" in read_config(packed)
     assert {info.dtype for info in read_tensors(plain).values()} == {"F32"}
     assert json.loads((plain / "generation_config.json").read_text()) == {"eos_token_id": [2, 0]}

@@ -12,8 +12,9 @@ import pytest
 from distributed.backends.cpu.attention import softmax_in_place
 from distributed.backends.cpu.latents import place_latents
 from distributed.backends.kv_cache import KVTable
-from distributed.models import deepseek as deepseek_v2
-from distributed.models.deepseek import LatentAttention
+from distributed.models import latent_attention
+from distributed.models.indexed_attention import IndexedAttention
+from distributed.models.latent_attention import LatentAttention
 from distributed.planning.capacities import NUM_SCORE_ARRAYS
 from distributed.planning.step import StageStep
 from prompts.mlx_lm_import import import_mlx_lm
@@ -80,8 +81,8 @@ def test_both_ways_give_the_same(kind: str, is_quantized: bool) -> None:
 
 def test_a_chunk_is_expanded_from_where_that_is_less_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """DeepSeek-V2-Lite: 512 wide latents, keys and values of 128 each, break even at 171 tokens."""
-    assert 170 < deepseek_v2._break_even(512, 256) < 171
-    assert deepseek_v2._break_even(64, 256) == float("inf")
+    assert 170 < latent_attention._break_even(512, 256) < 171
+    assert latent_attention._break_even(64, 256) == float("inf")
     attention, _ = make_attention()
     asked: list[str] = []
     for name in ("_attend_absorbed", "_attend_expanded"):
@@ -98,24 +99,34 @@ def test_a_chunk_is_expanded_from_where_that_is_less_work(monkeypatch: pytest.Mo
     assert asked == ["_attend_absorbed", "_attend_absorbed", "_attend_expanded"]
 
 
+@pytest.mark.parametrize("is_indexed", [False, True])
 @pytest.mark.parametrize(("num_tokens", "num_seen"), [(512, 4096), (192, 10_240), (64, 32_768)])
-def test_a_chunk_takes_no_more_memory_than_the_plan_counts(num_tokens: int, num_seen: int) -> None:
-    """Of the default model's widths, at both ways' longest contexts; measured where MLX runs here."""
+def test_a_chunk_takes_no_more_memory_than_the_plan_counts(
+    num_tokens: int, num_seen: int, is_indexed: bool
+) -> None:
+    """Of the default model's widths, at both ways' longest contexts; measured where MLX runs here.
+
+    An indexer has half as many heads as attention, as published.
+    """
     config = {"hidden_size": 64, "num_attention_heads": 4, "kv_lora_rank": 512, "q_lora_rank": None}
     heads = {"qk_rope_head_dim": 64, "v_head_dim": 128, "qk_nope_head_dim": 128}
-    args = import_mlx_lm("models.deepseek_v2").ModelArgs.from_dict(
-        {"model_type": "deepseek_v2", "rope_scaling": {"factor": 1.0}, **config, **heads}
-    )
-    attention = LatentAttention(args, nn.RoPE(64, traditional=True))
+    rope, plain = nn.RoPE(64, traditional=True), {"rope_scaling": {"factor": 1.0}, **config, **heads}
+    if is_indexed:
+        plain |= {"q_lora_rank": 128, "index_n_heads": 2, "index_head_dim": 128, "index_topk": 2048}
+        args = import_mlx_lm("models.deepseek_v32").ModelArgs.from_dict(plain)
+        attention: LatentAttention = IndexedAttention(nn.RoPE(64), args, rope, 1e-6)
+    else:
+        attention = LatentAttention(import_mlx_lm("models.deepseek_v2").ModelArgs.from_dict(plain), rope)
     attention.set_dtype(mx.bfloat16)
     step = StageStep(0, (0,), (num_seen - num_tokens,), (num_tokens,), num_tokens)
     (cache,) = KVTable(1).begin(step)
-    cache.make_room(
-        (1, num_seen), mx.zeros((1, 1, 1, 512), mx.bfloat16), mx.zeros((1, 1, 1, 64), mx.bfloat16)
-    )
+    widths = (512, 64 + 128 * is_indexed)
+    cache.make_room((1, num_seen), *(mx.zeros((1, 1, 1, width), mx.bfloat16) for width in widths))
     x = mx.zeros((1, num_tokens, 64), mx.bfloat16)
     mx.eval(x, attention.parameters(), cache.keys, cache.values)
     mx.reset_peak_memory()
     held = mx.get_active_memory()
     mx.eval(attention(x, cache.make_mask(num_tokens), cache))
-    assert mx.get_peak_memory() - held < NUM_SCORE_ARRAYS * num_tokens * num_seen * 4 * 2
+    # Published indexers stand beside 64 or 128 heads, which leave room for what their choice takes.
+    num_bytes = NUM_SCORE_ARRAYS * 4 * 2 + 16 * is_indexed
+    assert mx.get_peak_memory() - held < num_tokens * num_seen * num_bytes

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.distributed.models.window_variants import WINDOW_VARIANTS
+
 VOCAB_SIZE = 320
 NUM_TOKENS = 212
 IDS = [10 + (37 * i * i + 11 * i + 5) % (VOCAB_SIZE - 10) for i in range(NUM_TOKENS)]
@@ -49,6 +51,19 @@ _DEEPSEEK = {
     "moe_intermediate_size": 48,
     "first_k_dense_replace": 1,
 }
+_V3 = {
+    **_DEEPSEEK,
+    "num_key_value_heads": 4,
+    "n_shared_experts": 1,
+    "q_lora_rank": 40,
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 2.5,
+    "rope_parameters": {**_YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+}
+# transformers takes 1e-6 for the norms of latents, whatever rms_norm_eps is
+_LITE = {**_V3, "rope_parameters": _PLAIN, "rms_norm_eps": 1e-6, "attention_bias": True}
+_INDEXED = {**_V3, "index_topk": 48, "index_head_dim": 32, "index_n_heads": 16}
 _BETA = {"llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 64}
 
 _MULTIPLIERS = {
@@ -82,6 +97,27 @@ _QWEN_VISION = {
     },
 }
 _SEES: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        "vision_config": {
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        "mm_tokens_per_image": 4,
+    },
+    "gemma4": {
+        "vision_config": {
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+        },
+    },
     "mistral3": {
         "vision_config": {
             "model_type": "pixtral",
@@ -93,6 +129,16 @@ _SEES: dict[str, dict[str, Any]] = {
             "patch_size": 14,
         },
         "image_token_index": 7,
+    },
+    "muse_glimmer": {
+        "vision_config": {
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        },
+        "out_hidden_size": 128,
+        "projector_hidden_size": 64,
     },
     "qwen2_vl": {"vision_config": {"depth": 1, "embed_dim": 32, "num_heads": 2, "hidden_size": 64}},
     "qwen2_5_vl": _QWEN_VISION,
@@ -131,6 +177,7 @@ _WIDE_SECTIONS = {
 
 # name: (model type, what its config differs in)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    **WINDOW_VARIANTS,
     "llama": ("llama", {**_KV, "rope_parameters": _PLAIN, "attention_bias": True, "mlp_bias": True}),
     "llama-tied": ("llama", {**_KV, "tie_word_embeddings": True, "head_dim": 32}),
     "llama-llama3": ("llama", {**_KV, "rope_parameters": _LLAMA3}),
@@ -177,6 +224,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {**_DEEPSEEK, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}
         | {"routed_scaling_factor": 2.5, "rope_parameters": _PLAIN},
     ),
+    "deepseek_v3": ("deepseek_v3", _V3),
+    "deepseek_v3-plain": (
+        "deepseek_v3",
+        {**_V3, "rope_parameters": _PLAIN, "norm_topk_prob": False, "q_lora_rank": None, "n_group": 1}
+        | {"topk_group": 1, "attention_bias": True},
+    ),
+    "deepseek_v32": ("deepseek_v32", _INDEXED),
+    "glm4_moe_lite": ("glm4_moe_lite", _LITE),
+    "glm_moe_dsa": ("glm_moe_dsa", {**_INDEXED, "rope_parameters": _PLAIN, "n_group": 1, "topk_group": 1}),
     "apertus": ("apertus", {**_KV, "rope_parameters": _LLAMA3}),
     "cohere": ("cohere", {**_KV, "rope_parameters": _PLAIN, "logit_scale": 0.25, "use_qk_norm": True}),
     "dots1": (
@@ -301,6 +357,9 @@ def make_all(root: Path) -> None:
             for parameter in model.parameters():
                 mean, deviation = (0.7, 0.1) if parameter.ndim == 1 else (0.0, 0.3)
                 parameter.copy_(torch.randn_like(parameter) * deviation + mean)
+            for place, buffer in model.named_buffers():
+                if place.endswith("e_score_correction_bias"):
+                    buffer.copy_(torch.randn_like(buffer) * 0.3 - 0.5)  # negative, too
             logits = model(input_ids=torch.tensor([IDS])).logits[0]
         model.save_pretrained(root / name)
         np.save(root / name / "logits.npy", logits.numpy())
