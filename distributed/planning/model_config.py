@@ -71,7 +71,7 @@ def normalise_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     """
     try:
         check_types(raw)
-        raw = _take_text_config(raw)
+        raw = _count_layers(_take_text_config(raw))
         family = _find_family(raw)
         if family is None:
             return dict(raw)
@@ -123,6 +123,13 @@ def _take_text_config(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     return config
 
 
+def _count_layers(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the config with the number of layers, which transformers does not write beside their kinds."""
+    listed = raw.get("layers_block_type") or []
+    is_missing = listed and raw.get("num_hidden_layers") is None
+    return {**raw, "num_hidden_layers": len(listed)} if is_missing else raw
+
+
 def _find_family(raw: Mapping[str, Any]) -> Family | None:
     """Return the record of the model type; None for made-up models."""
     if raw.get("model_type") is None:
@@ -144,8 +151,7 @@ def _find_family(raw: Mapping[str, Any]) -> Family | None:
         raise UnsupportedModel(f"a text_config within a model of type {model_type!r} is not served")
     family = FAMILIES[model_type]
     for key in NEEDED_KEYS:
-        is_listed = key == "num_hidden_layers" and raw.get("layers_block_type")
-        if raw.get(key) is None and family.defaults.get(key) is None and not is_listed:
+        if raw.get(key) is None and family.defaults.get(key) is None:
             raise BadValue(f"there is no {key}")
     return family
 
@@ -163,8 +169,6 @@ def _join_spellings(config: dict[str, Any], family: Family) -> None:
 def _with_defaults(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """Return the config with defaults for absent keys; a null head count or size follows from other keys."""
     config = dict(raw)
-    if config.get("layers_block_type"):  # transformers writes no number beside it
-        config.setdefault("num_hidden_layers", len(config["layers_block_type"]))
     config.pop("layer_kv_values", None)  # follows from other keys
     _join_spellings(config, family)
     for key, value in family.defaults.items():

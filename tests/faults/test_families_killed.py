@@ -20,8 +20,8 @@ pytestmark = pytest.mark.long
 
 TYPES = (
     "apertus", "cohere", "deepseek_v3", "deepseek_v32", "dots1", "gemma3_text", "glm4", "glm4_moe", "gpt_oss",
-    "granite", "lfm2", "minimax_m2", "mixtral", "olmo2", "phi3", "qwen2_moe", "qwen3_5_moe", "qwen3_next",
-    "seed_oss", "smollm3",
+    "granite", "lfm2", "minimax_m2", "mixtral", "nemotron_h", "olmo2", "phi3", "qwen2_moe", "qwen3_5_moe",
+    "qwen3_next", "seed_oss", "smollm3",
 )  # fmt: skip
 NUM_CLIENTS = 8
 NUM_TOKENS = 200
