@@ -9,7 +9,7 @@ import mlx.core as mx
 from config import Settings
 from distributed.backends.backend import Backend
 from distributed.planning.checkpoint import read_config
-from distributed.planning.model_config import SCRIPTED_TYPE, SIMULATED_TYPE
+from distributed.planning.families.model_config import SCRIPTED_TYPE, SIMULATED_TYPE
 
 
 def choose_products(settings: Settings) -> str | None:

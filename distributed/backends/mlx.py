@@ -17,8 +17,8 @@ from distributed.backends.keep_warm import touch_gpu
 from distributed.backends.kv_cache import KVTable
 from distributed.backends.state_cache import MixedTable
 from distributed.models.general import StageParts
+from distributed.planning.families.hybrids import CacheKind
 from distributed.planning.model_shape import ModelShape
-from distributed.planning.state_families import CacheKind
 from distributed.planning.step import StageStep
 from prompts.mlx_lm_import import import_mlx_lm
 

@@ -17,7 +17,7 @@ import mlx.core as mx
 from distributed.backends.kv_cache import KVTable, LayerCache, Submit, View
 
 if TYPE_CHECKING:
-    from distributed.planning.state_families import CacheKind
+    from distributed.planning.families.hybrids import CacheKind
     from distributed.planning.step import StageStep
 
 

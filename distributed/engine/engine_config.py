@@ -19,9 +19,9 @@ from distributed.engine.slots import SlotLimits
 from distributed.engine.status import RingStatus
 from distributed.planning.capacities import max_chunk_scores
 from distributed.planning.checkpoint import read_config
-from distributed.planning.family import count_experts
+from distributed.planning.families.family import count_experts
+from distributed.planning.families.hybrids import CacheKind, layer_kinds
 from distributed.planning.kv_sizes import RankKV, find_largest, most_tokens, round_rows
-from distributed.planning.state_families import CacheKind, layer_kinds
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,5 @@
-"""Model families and how each is cut into stages, by the allow-list of `distributed/planning/families.py`.
+"""Model families and how each is cut into stages, by the allow-list of
+`distributed/planning/families/served.py`.
 
 A type is on the list only with a parity test; nothing is guessed from a model's structure, and no code from a
 model folder is ever run. mlx-lm's modules are imported when a stage is loaded.
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from distributed.models.stage_model import StageModel
 from distributed.planning.checkpoint import TensorInfo, read_config
-from distributed.planning.families import FAMILIES
+from distributed.planning.families.served import FAMILIES
 
 if TYPE_CHECKING:
     from distributed.models.general import GeneralProvider, StageParts

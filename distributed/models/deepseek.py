@@ -14,7 +14,7 @@ from distributed.models.general import GeneralProvider, make_rope
 from distributed.models.indexed_attention import IndexedAttention
 from distributed.models.latent_attention import LatentAttention
 from distributed.models.weights import Weights
-from distributed.planning.families import FAMILIES
+from distributed.planning.families.served import FAMILIES
 from prompts.mlx_lm_import import import_mlx_lm
 
 _KV_B = ".self_attn.kv_b_proj."

@@ -4,7 +4,7 @@ The whole model is built lazily with its published class (its random initial wei
 packed modules are set up, and the model is cut: what other stages own passes through. So every layer keeps
 its place, and what a model decides by a layer's number comes right. The head is the model's own call around
 an inner model that passes through, with every scale and cap that the call applies. Only then are this stage's
-tensors read. Which model types may be cut this way is decided by the records in families.py, never by
+tensors read. Which model types may be cut this way is decided by the records in planning/families/, never by
 structure.
 """
 
@@ -22,11 +22,11 @@ from mlx.utils import tree_flatten
 from distributed.models.stage_model import HEAD, PassThrough, StageModel, drop_head
 from distributed.models.weights import Weights, fill, load_tensors, materialize, quantize_modules
 from distributed.planning.checkpoint import BadCheckpoint, TensorInfo, is_tied, tensor_files
-from distributed.planning.families import FAMILIES
-from distributed.planning.model_config import tensor_name
+from distributed.planning.families.hybrids import layer_kinds
+from distributed.planning.families.model_config import tensor_name
+from distributed.planning.families.served import FAMILIES
+from distributed.planning.families.window_config import FULL, layer_windows
 from distributed.planning.stage_files import EMBEDDINGS, LAYER, NORMS, StageCut, check_tensors
-from distributed.planning.state_families import layer_kinds
-from distributed.planning.window_config import FULL, layer_windows
 from prompts.mlx_lm_import import import_mlx_lm
 
 rope_utils = import_mlx_lm("models.rope_utils")

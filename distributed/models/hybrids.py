@@ -10,7 +10,7 @@ import mlx.core as mx
 from distributed.models.general import GeneralProvider
 from distributed.models.weights import Weights
 from distributed.planning.checkpoint import BadCheckpoint, stored_format, tensor_files
-from distributed.planning.family import count_experts
+from distributed.planning.families.family import count_experts
 from distributed.planning.stage_files import StageCut
 
 _CONVOLUTION = ".linear_attn.conv1d.weight"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from distributed.models.builtin import write_builtin_tokenizer
 from distributed.models.simulated import write_placeholders
-from distributed.planning.model_config import SCRIPTED_TYPE
+from distributed.planning.families.model_config import SCRIPTED_TYPE
 
 SCRIPT_NAME = "script.json"
 NUM_LAYERS = 32  # so many ranks are possible

@@ -16,7 +16,7 @@ import mlx.core as mx
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from config.simulated import SimulatedModel
-from distributed.planning.model_config import SIMULATED_TYPE
+from distributed.planning.families.model_config import SIMULATED_TYPE
 
 CONFIG_KEY = "simulated_model_repo"
 END_TOKEN = "<|end|>"

@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from distributed.planning.state_families import CacheKind
+from distributed.planning.families.hybrids import CacheKind
 
 HEAD = "head"  # the cut's part that is the last stage's own head
 

@@ -14,7 +14,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from distributed.planning.checkpoint import BadCheckpoint, UnsupportedModel, read_header, tensor_files
-from distributed.planning.model_config import QUANTIZATION_MODES, tensor_name
+from distributed.planning.families.model_config import QUANTIZATION_MODES, tensor_name
 from prompts.mlx_lm_import import import_mlx_lm
 
 mla = import_mlx_lm("models.mla")

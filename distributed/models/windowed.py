@@ -10,8 +10,8 @@ from distributed.models.general import GeneralProvider
 from distributed.models.stage_model import PassThrough
 from distributed.models.weights import Weights
 from distributed.planning.checkpoint import UnsupportedModel
+from distributed.planning.families.window_config import FULL
 from distributed.planning.stage_files import StageCut
-from distributed.planning.window_config import FULL
 
 _AS_PUBLISHED = re.compile(r"model\.layers\.\d+\.(moe|share_expert)\.")
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distributed.planning.model_config import normalise_config, tensor_name
+from distributed.planning.families.model_config import normalise_config, tensor_name
 from distributed.planning.model_errors import BadCheckpoint as BadCheckpoint
 from distributed.planning.model_errors import ModelError as ModelError
 from distributed.planning.model_errors import UnsupportedModel as UnsupportedModel

@@ -16,7 +16,7 @@ from typing import Any
 
 from config.model_path import WEIGHTS_INDEX, WEIGHTS_PATTERN
 from distributed.planning.checkpoint import TensorInfo, parse_config, parse_index
-from distributed.planning.model_config import tensor_name
+from distributed.planning.families.model_config import tensor_name
 from distributed.planning.model_errors import BadCheckpoint, ModelError
 from distributed.planning.model_listing import check_config_listed, check_files_listed
 from distributed.planning.stage_files import check_tensors

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from distributed.planning.checkpoint import BadCheckpoint, TensorInfo, is_tied, read_config, read_tensors
-from distributed.planning.families import FAMILIES
-from distributed.planning.family import count_experts
+from distributed.planning.families.family import count_experts
+from distributed.planning.families.hybrids import CacheKind, layer_kinds, state_values
+from distributed.planning.families.served import FAMILIES
 from distributed.planning.model_listing import check_config_listed, check_files_listed
 from distributed.planning.stage_files import EMBEDDINGS, LAYER, NORMS, check_tensors
-from distributed.planning.state_families import CacheKind, layer_kinds, state_values
 
 _EXPERT = re.compile(r"\.(switch_mlp|experts|block_sparse_moe\.(input|output)_linear)\.")
 # Only the last token of a prompt passes the head, and its one large product runs closer to the machine's peak

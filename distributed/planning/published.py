@@ -19,8 +19,8 @@ from types import MappingProxyType
 from typing import Any
 
 from distributed.planning.checkpoint import TensorInfo
-from distributed.planning.families import FAMILIES
-from distributed.planning.model_config import normalise_config
+from distributed.planning.families.model_config import normalise_config
+from distributed.planning.families.served import FAMILIES
 
 SIZES_PATH = Path(__file__).with_name("published_sizes.json")
 ENDS = "ends"  # embeddings, last norm and head

@@ -14,7 +14,7 @@ from typing import Any
 
 from config.model_path import SMALL_PATTERNS
 from distributed.planning.checkpoint import TensorInfo, is_tied, read_config, read_raw_header, tensor_files
-from distributed.planning.model_config import MADE_UP_TYPES
+from distributed.planning.families.model_config import MADE_UP_TYPES
 from distributed.planning.model_errors import BadCheckpoint, UnsupportedModel
 
 # Types of stored tensors; the last two are MLX's packed weights and their scales.

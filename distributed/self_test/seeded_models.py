@@ -20,7 +20,7 @@ from mlx.utils import tree_flatten
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from distributed.models.stage_model import drop_head
-from distributed.planning.families import FAMILIES
+from distributed.planning.families.served import FAMILIES
 from distributed.planning.stage_files import NORMS
 from prompts.mlx_lm_import import import_mlx_lm
 

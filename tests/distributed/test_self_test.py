@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from distributed.planning.families import FAMILIES
+from distributed.planning.families.served import FAMILIES
 from distributed.self_test import parity, steps
 from distributed.self_test.parity import Answer
 from distributed.self_test.reporting import Report, Task

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from distributed.planning.families import FAMILIES
+from distributed.planning.families.served import FAMILIES
 from distributed.self_test.seeded_models import COMMON, FAMILY_CONFIGS
 from tests.fakes.deepseek_configs import DEEPSEEK_CONFIGS
 from tests.fakes.state_configs import STATEFUL_CONFIGS

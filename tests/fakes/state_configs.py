@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from distributed.planning.family import MULTIPLIERS
+from distributed.planning.families.family import MULTIPLIERS
 from distributed.self_test.seeded_models import COMMON
 
 _DELTA = {

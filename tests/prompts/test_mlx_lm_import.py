@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from config import REPOSITORY_ROOT as ROOT
-from distributed.planning.families import FAMILIES
+from distributed.planning.families.served import FAMILIES
 from tests.fakes.checkpoints import make_checkpoint
 
 FOLDERS = ("config", "spool", "prompts", "frontdoor", "distributed", "cluster", "bench", "chaos", "tests")

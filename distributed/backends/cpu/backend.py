@@ -19,7 +19,7 @@ from distributed.backends.memory import free_bytes
 from distributed.backends.mlx import MlxRunner
 from distributed.models import StageModel
 from distributed.models.general import StageParts
-from distributed.planning.family import count_experts
+from distributed.planning.families.family import count_experts
 from distributed.planning.model_shape import ModelShape
 
 CHUNK_TOKENS = 128

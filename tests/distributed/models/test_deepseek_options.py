@@ -9,7 +9,7 @@ import mlx.core as mx
 import pytest
 
 from distributed.planning.checkpoint import BadCheckpoint, UnsupportedModel, read_config
-from distributed.planning.model_config import normalise_config
+from distributed.planning.families.model_config import normalise_config
 from distributed.self_test.seeded_models import YARN, make_model_folder
 from tests.fakes.checkpoints import reference_model
 from tests.fakes.family_configs import CONFIGS

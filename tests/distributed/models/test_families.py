@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 from config import REPOSITORY_ROOT
 from distributed.backends.backend import Backend
 from distributed.backends.cpu.backend import CpuBackend
-from distributed.planning.families import FAMILIES, WRAPPERS
+from distributed.planning.families.served import FAMILIES, WRAPPERS
 from distributed.planning.model_shape import ModelShape, read_shape
 from distributed.self_test.seeded_models import make_model_folder
 from tests.distributed.models.transformers_models import VARIANTS

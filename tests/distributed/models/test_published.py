@@ -13,8 +13,8 @@ from mlx.utils import tree_flatten
 
 from distributed.models.published import build_published, main, measure
 from distributed.planning.checkpoint import TensorInfo, read_tensors
-from distributed.planning.families import FAMILIES
-from distributed.planning.model_config import normalise_config
+from distributed.planning.families.model_config import normalise_config
+from distributed.planning.families.served import FAMILIES
 from distributed.planning.model_shape import make_shape
 from distributed.planning.published import (
     CONFIGS,

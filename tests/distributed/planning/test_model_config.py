@@ -13,9 +13,9 @@ import pytest
 
 from distributed.models import open_stage
 from distributed.planning.checkpoint import BadCheckpoint, UnsupportedModel, read_config
-from distributed.planning.families import FAMILIES
-from distributed.planning.model_config import NEEDED_KEYS, normalise_config
-from distributed.planning.window_config import layer_windows
+from distributed.planning.families.model_config import NEEDED_KEYS, normalise_config
+from distributed.planning.families.served import FAMILIES
+from distributed.planning.families.window_config import layer_windows
 from distributed.self_test.seeded_models import make_model_folder
 from prompts.mlx_lm_import import import_mlx_lm
 from tests.fakes.checkpoints import VARIANTS, edit_config, make_checkpoint

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from distributed.planning.family import UNTIED, Family, make_family
+from distributed.planning.families.family import UNTIED, Family, make_family
 
 _EXPERTS = (
     "n_routed_experts n_shared_experts num_experts_per_tok moe_intermediate_size first_k_dense_replace "

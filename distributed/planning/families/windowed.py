@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from distributed.planning.family import TIED, UNTIED, Family, make_family
+from distributed.planning.families.family import TIED, UNTIED, Family, make_family
 
 _GELU = {"hidden_act": ("gelu_pytorch_tanh",), "hidden_activation": ("gelu_pytorch_tanh",)}
 _GEMMA: dict[str, Any] = {

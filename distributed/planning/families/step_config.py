@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from distributed.planning.config_types import BadValue, check_number
+from distributed.planning.families.config_types import BadValue, check_number
+from distributed.planning.families.window_config import FULL, SLIDING
 from distributed.planning.model_errors import UnsupportedModel
-from distributed.planning.window_config import FULL, SLIDING
 
 _LISTS = ("layer_types", "partial_rotary_factors", "rope_theta")
 

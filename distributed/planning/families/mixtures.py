@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from distributed.planning.family import MULTIPLIERS, QWEN, SECTIONS, UNITY, UNTIED, Family, make_family
+from distributed.planning.families.family import (
+    MULTIPLIERS,
+    QWEN,
+    SECTIONS,
+    UNITY,
+    UNTIED,
+    Family,
+    make_family,
+)
 
 _SIGMOID = {"scoring_func": ("sigmoid",)}
 _DEEPSEEK_EXPERTS = (

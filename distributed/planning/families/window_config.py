@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from distributed.planning.config_types import BadValue
-from distributed.planning.family import Family
+from distributed.planning.families.config_types import BadValue
+from distributed.planning.families.family import Family
 from distributed.planning.model_errors import UnsupportedModel
 
 KINDS = FULL, SLIDING = "full_attention", "sliding_attention"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from distributed.planning.config_types import BadValue
-from distributed.planning.family import EXPERT_COUNTS, Family, count_experts
+from distributed.planning.families.config_types import BadValue
+from distributed.planning.families.family import EXPERT_COUNTS, Family, count_experts
 from distributed.planning.model_errors import UnsupportedModel
 
 TOPK_METHODS = ("greedy", "group_limited_greedy")

@@ -9,11 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from distributed.planning.deepseek_families import DEEPSEEKS
-from distributed.planning.family import MULTIPLIERS, QWEN, SECTIONS, TIED, UNITY, UNTIED, Family, make_family
-from distributed.planning.mixture_families import MIXTURES
-from distributed.planning.state_families import STATEFUL
-from distributed.planning.window_families import WINDOWED
+from distributed.planning.families.deepseek import DEEPSEEKS
+from distributed.planning.families.family import (
+    MULTIPLIERS,
+    QWEN,
+    SECTIONS,
+    TIED,
+    UNITY,
+    UNTIED,
+    Family,
+    make_family,
+)
+from distributed.planning.families.hybrids import STATEFUL
+from distributed.planning.families.mixtures import MIXTURES
+from distributed.planning.families.windowed import WINDOWED
 
 _LLAMA = make_family(
     "llama",

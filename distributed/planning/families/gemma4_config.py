@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from distributed.planning.config_types import BadValue, check_integer, check_number
+from distributed.planning.families.config_types import BadValue, check_integer, check_number
+from distributed.planning.families.window_config import FULL, KINDS, SLIDING
 from distributed.planning.model_errors import UnsupportedModel
-from distributed.planning.window_config import FULL, KINDS, SLIDING
 
 _DEFAULT_ROPES = {
     SLIDING: {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},

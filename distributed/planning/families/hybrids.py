@@ -11,8 +11,16 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from distributed.planning.config_types import BadValue
-from distributed.planning.family import MULTIPLIERS, SECTIONS, TIED, UNITY, UNTIED, Family, make_family
+from distributed.planning.families.config_types import BadValue
+from distributed.planning.families.family import (
+    MULTIPLIERS,
+    SECTIONS,
+    TIED,
+    UNITY,
+    UNTIED,
+    Family,
+    make_family,
+)
 from distributed.planning.model_errors import UnsupportedModel
 
 CacheKind = Literal["kv", "state"]

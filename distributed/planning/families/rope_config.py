@@ -13,10 +13,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from distributed.planning.config_types import BadValue, check_integer, check_number
-from distributed.planning.family import ROPE_TYPES, Family
+from distributed.planning.families.config_types import BadValue, check_integer, check_number
+from distributed.planning.families.family import ROPE_TYPES, Family
+from distributed.planning.families.window_config import FULL, KINDS, SLIDING
 from distributed.planning.model_errors import UnsupportedModel
-from distributed.planning.window_config import FULL, KINDS, SLIDING
 
 # rope type -> keys beyond rope_theta that mlx-lm's rope_utils follows (mlx_lm 0.32.2), and truncate, which
 # models/general.py does.

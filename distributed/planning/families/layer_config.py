@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from distributed.planning.config_types import BadValue, check_integer
+from distributed.planning.families.config_types import BadValue, check_integer
+from distributed.planning.families.step_config import unfold_step
+from distributed.planning.families.window_config import FULL, SLIDING
 from distributed.planning.model_errors import UnsupportedModel
-from distributed.planning.step_config import unfold_step
-from distributed.planning.window_config import FULL, SLIDING
 
 _FEEDS = DENSE, SPARSE = "dense", "sparse"
 # MiMo's keys of full layers; those of sliding layers begin with swa_.

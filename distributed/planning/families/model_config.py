@@ -21,16 +21,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from distributed.planning.config_types import BadValue, check_types
-from distributed.planning.expert_config import check_experts, join_expert_counts, place_dense_layers
-from distributed.planning.families import FAMILIES, SERVED_TYPES, WRAPPERS
-from distributed.planning.family import Family
-from distributed.planning.gemma4_config import normalise_gemma4
-from distributed.planning.layer_config import UNFOLD
+from distributed.planning.families.config_types import BadValue, check_types
+from distributed.planning.families.expert_config import check_experts, join_expert_counts, place_dense_layers
+from distributed.planning.families.family import Family
+from distributed.planning.families.gemma4_config import normalise_gemma4
+from distributed.planning.families.hybrids import take_layer_types
+from distributed.planning.families.layer_config import UNFOLD
+from distributed.planning.families.rope_config import normalise_rope
+from distributed.planning.families.served import FAMILIES, SERVED_TYPES, WRAPPERS
+from distributed.planning.families.window_config import normalise_window
 from distributed.planning.model_errors import BadCheckpoint, UnsupportedModel
-from distributed.planning.rope_config import normalise_rope
-from distributed.planning.state_families import take_layer_types
-from distributed.planning.window_config import normalise_window
 
 SIMULATED_TYPE = "simulated"  # distributed/backends/simulated.py: sleeps instead of computing
 SCRIPTED_TYPE = "scripted"  # distributed/backends/scripted.py: answers by a script
