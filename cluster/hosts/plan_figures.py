@@ -78,10 +78,10 @@ def _find_largest(layout: RingLayout) -> tuple[int, int]:
     ranks = []
     for part in layout.ranges:
         kv, states = (
-            [sizes[layer] for layer in part if sizes[layer]]
+            sizes[part.start : part.stop]
             for sizes in (layout.shape.layer_kv_bytes, layout.shape.layer_state_bytes)
         )
-        ranks.append(RankKV(sum(kv), len(kv), sum(states), len(states)))
+        ranks.append(RankKV(sum(kv), max(kv), sum(states), max(states)))
     return find_largest(ranks)
 
 

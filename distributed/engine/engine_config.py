@@ -6,7 +6,8 @@ Knows nothing of the ring, the spool or how a rank starts.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 from config import Settings
 from config.context_length import limit_context, read_model_tokens
@@ -20,8 +21,9 @@ from distributed.engine.status import RingStatus
 from distributed.planning.capacities import max_chunk_scores
 from distributed.planning.checkpoint import read_config
 from distributed.planning.families.family import count_experts
-from distributed.planning.families.hybrids import CacheKind, layer_kinds
+from distributed.planning.families.hybrids import layer_kinds
 from distributed.planning.kv_sizes import RankKV, find_largest, most_tokens, round_rows
+from distributed.planning.model_shape import layer_kv_values
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ def make_scheduler(settings: Settings, status: RingStatus, chunk: int, thread_ga
     is_auto = settings.microbatches == "auto"
     num_tables = len(status.ranks) if is_auto else int(settings.microbatches)
     config = read_config(settings.model_dir)
-    max_kv_tokens, row_tokens = _limit_kv(settings, status, layer_kinds(config))
+    max_kv_tokens, row_tokens = _limit_kv(settings, status, config)
     status.kv["max_tokens"] = max_kv_tokens
     # With `auto` a request of full length leaves room for a second one.
     num_rows = 2 if settings.max_sequence_length == "auto" else 1
@@ -99,18 +101,15 @@ def make_scheduler(settings: Settings, status: RingStatus, chunk: int, thread_ga
     return Scheduler(limits, PromptLookup() if has_drafts and not slots.has_states else None)
 
 
-def _limit_kv(
-    settings: Settings, status: RingStatus, kinds: Sequence[tuple[CacheKind, ...]]
-) -> tuple[int, int]:
-    """Return the most tokens of KV, and to how many of them the states of one row amount.
-
-    Args:
-        kinds: what each layer of the model caches.
-    """
+def _limit_kv(settings: Settings, status: RingStatus, config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the most tokens of KV, and to how many of them the states of one row amount."""
+    values = layer_kv_values(str(settings.model_dir), config)
+    has_state = ["state" in kind for kind in layer_kinds(config)]
     ranks = []
     for info in status.ranks:
-        own = kinds[info.first_layer : info.first_layer + info.num_layers]
-        num_kv, num_states = (sum(kind in each for each in own) for kind in ("kv", "state"))
-        ranks.append(RankKV(info.kv_bytes_per_token, num_kv, info.state_bytes_per_row, num_states))
+        own = slice(info.first_layer, info.first_layer + info.num_layers)
+        largest = info.kv_bytes_per_token * max(values[own]) // max(1, sum(values[own]))
+        largest_state = info.state_bytes_per_row // max(1, sum(has_state[own]))
+        ranks.append(RankKV(info.kv_bytes_per_token, largest, info.state_bytes_per_row, largest_state))
     token_bytes, row_tokens = find_largest(ranks)
     return settings.kv_cache_reserved_memory_mb * 2**20 // token_bytes, row_tokens

@@ -38,8 +38,8 @@ class HostCapacity:
 class KVReserve:
     """Memory for KV: `reserve_bytes` on the rank with the most layers, for at most `max_tokens` tokens.
 
-    Where layers have states of rows, at most `max_rows` of them, rows and tokens share the reserve as they
-    come, and each rank may use all of it."""
+    Where layers differ in their KV, or have states of rows, at most `max_rows` of them, each rank may use all
+    of the reserve; rows and tokens share it as they come."""
 
     reserve_bytes: int = 0
     max_tokens: int | None = None
@@ -56,7 +56,7 @@ class KVReserve:
 
     def ranks_bytes(self, shape: ModelShape, layers: range, most_layers: int, num_ranks: int = 1) -> int:
         """Return the most that ranks with these layers together need, if the largest has `most_layers`."""
-        if not shape.has_states:
+        if not shape.has_unlike_layers:
             return len(layers) * self.layer_bytes(shape, most_layers)
         most = num_ranks * self.reserve_bytes
         if self.max_tokens is None or self.max_rows is None:

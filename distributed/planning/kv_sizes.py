@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RankKV:
-    """Bytes of KV of a token and of states of a row on a rank, and in how many layers: in each as many."""
+    """Bytes of KV of a token and of states of a row: in all layers of a rank, and in the largest of them."""
 
     token_bytes: int
-    num_kv_layers: int
+    layer_token_bytes: int
     row_bytes: int = 0
-    num_state_layers: int = 0
+    layer_row_bytes: int = 0
 
 
 def find_largest(ranks: Iterable[RankKV]) -> tuple[int, int]:
@@ -26,8 +26,8 @@ def find_largest(ranks: Iterable[RankKV]) -> tuple[int, int]:
     """
     token_bytes, row_bytes = 1, 0
     for rank in ranks:
-        token_bytes = max(token_bytes, rank.token_bytes + rank.token_bytes // max(1, rank.num_kv_layers))
-        row_bytes = max(row_bytes, rank.row_bytes + rank.row_bytes // max(1, rank.num_state_layers))
+        token_bytes = max(token_bytes, rank.token_bytes + rank.layer_token_bytes)
+        row_bytes = max(row_bytes, rank.row_bytes + rank.layer_row_bytes)
     return token_bytes, -(-row_bytes // token_bytes)
 
 

@@ -58,9 +58,9 @@ class ModelShape:
         return max(self.layer_kv_bytes)
 
     @cached_property
-    def has_states(self) -> bool:
-        """Whether layers keep states of rows, beside KV of tokens or in its place."""
-        return any(self.layer_state_bytes)
+    def has_unlike_layers(self) -> bool:
+        """Whether layers differ in their KV, or keep states of rows."""
+        return any(self.layer_state_bytes) or len(set(self.layer_kv_bytes)) > 1
 
     @cached_property
     def _kv_before(self) -> list[tuple[int, int]]:
@@ -160,16 +160,14 @@ def make_shape(
         _sum_under(sizes, f"model.{norm}.") for norm in NORMS
     )
     kinds = layer_kinds(config)
+    kv_values = layer_kv_values(name, config)  # names a key that is missing
     return ModelShape(
         num_layers=num_layers,
         layer_bytes=tuple(layer_bytes),
         embed_bytes=embed_bytes,
         head_bytes=head_bytes,
         tied=tied,
-        layer_kv_bytes=tuple(
-            values * (float_bytes or 2) if "kv" in kind else 0
-            for values, kind in zip(_kv_values(name, config), kinds, strict=True)
-        ),
+        layer_kv_bytes=tuple(values * (float_bytes or 2) for values in kv_values),
         layer_state_bytes=_state_bytes(config, kinds, float_bytes or 2),
         score_bytes=_score_bytes(config),
         layer_costs=tuple(layer_costs),
@@ -236,8 +234,21 @@ def _score_bytes(config: Mapping[str, Any]) -> int:
     return 2 * int(config["num_attention_heads"])
 
 
+def layer_kv_values(name: str, config: Mapping[str, Any]) -> list[int]:
+    """Return the values that each layer caches of a token; 0 where it keeps a state of a row instead.
+
+    Args:
+        name: of the model, for error messages.
+
+    Raises:
+        BadCheckpoint: the config lacks what a layer's KV needs.
+    """
+    kinds = layer_kinds(config)
+    return [n if "kv" in kind else 0 for n, kind in zip(_kv_values(name, config), kinds, strict=True)]
+
+
 def _kv_values(name: str, config: Mapping[str, Any]) -> list[int]:
-    """Return the values that each layer caches of a token: the latent, or keys and values of all KV heads."""
+    """Return the values of a token in each layer: the latent, or keys and values of all KV heads."""
     num_layers = int(config["num_hidden_layers"])
     try:
         if "layer_kv_values" in config:

@@ -71,7 +71,7 @@ class Splitter:
     def _all_bounds(self) -> Iterator[_Bounds]:
         """Yield bounds for each possible number of layers of the largest stage."""
         num_layers = self._shape.num_layers
-        if not self._has_limits or not self._kv.reserve_bytes or self._shape.has_states:
+        if not self._has_limits or not self._kv.reserve_bytes or self._shape.has_unlike_layers:
             yield _Bounds(num_layers, is_reached=False)
             return
         for most in range(-(-num_layers // self._num_ranks), num_layers - self._num_ranks + 2):

@@ -245,6 +245,14 @@ def test_ranks_with_states_may_each_use_the_whole_reserve() -> None:
     assert [need.kv_bytes for need in needs] == [1000, 400]
 
 
+def test_a_rank_whose_layers_cache_more_than_others_has_room_for_its_kv() -> None:
+    """As in Gemma 4: rank 0 holds what the reserve has, rank 1 never more than all tokens take."""
+    shape = make_model_shape((1,) * 4, layer_kv_bytes=(2, 2, 2, 8))
+    kv = KVReserve(1000, max_tokens=200, max_rows=4)
+    needs = needs_of(shape, alone(None, None), split_layers(4, (2, 2)), kv)
+    assert [need.kv_bytes for need in needs] == [1000, 800]
+
+
 def test_tied_embeddings_count_once_on_a_ring_of_one() -> None:
     """One process holds one copy; two ends of a ring hold two."""
     shape = make_model_shape((10, 10), embed_bytes=30, head_bytes=31, tied=True)
