@@ -12,13 +12,14 @@ MAX_NUMBER = 1e30
 _FROM_1 = (
     "hidden_size vocab_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size "
     "head_dim max_position_embeddings original_max_position_embeddings kv_lora_rank q_lora_rank "
-    "qk_nope_head_dim qk_rope_head_dim v_head_dim num_experts_per_tok moe_intermediate_size moe_layer_freq "
-    "n_group topk_group decoder_sparse_step shared_expert_intermediate_size rotary_dim "
+    "qk_nope_head_dim qk_rope_head_dim v_head_dim moe_intermediate_size moe_layer_freq "
+    "n_group topk_group decoder_sparse_step rotary_dim "
     "no_rope_layer_interval index_head_dim index_n_heads index_topk"
 )
 _FROM_0 = (
     "sliding_window max_window_layers num_experts num_local_experts n_routed_experts n_shared_experts "
-    "first_k_dense_replace num_nextn_predict_layers shared_intermediate_size"
+    "first_k_dense_replace num_nextn_predict_layers shared_intermediate_size num_experts_per_tok "
+    "shared_expert_intermediate_size"
 )
 _HYBRID_INTEGERS = (
     "conv_L_cache block_dim block_ff_dim block_multiple_of full_attention_interval linear_num_value_heads "
@@ -39,7 +40,7 @@ _INTEGERS = dict.fromkeys(_FROM_1.split(), 1) | dict.fromkeys(_FROM_0.split(), 0
 _INTEGERS |= dict.fromkeys(_HYBRID_INTEGERS.split(), 1) | {"num_dense_layers": 0}
 _NUMBERS = (
     "rms_norm_eps norm_eps layer_norm_eps rope_theta routed_scaling_factor partial_rotary_factor logit_scale "
-    "query_pre_attn_scalar rope_local_base_freq local_rope_theta local_partial_rotary_factor swa_rope_theta "
+    "query_pre_attn_scalar rope_local_base_freq local_rope_theta local_partial_rotary_factor "
     "attn_logit_softcapping final_logit_softcapping "
     "embedding_multiplier attention_multiplier residual_multiplier logits_scaling"
 )

@@ -39,7 +39,7 @@ def check_experts(config: dict[str, Any], family: Family) -> None:
     if not count or family.expert_count is None:
         return
     chosen = config.get("num_experts_per_tok")
-    if chosen is None:
+    if not chosen:
         raise BadValue(f"there is no num_experts_per_tok, but there are {count} experts")
     if chosen > count:
         raise BadValue(f"num_experts_per_tok = {chosen}, but there are {count} experts")

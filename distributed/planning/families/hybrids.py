@@ -67,7 +67,7 @@ _DELTA_SIZES: dict[str, Any] = {
 _QWEN3_5 = make_family(
     "qwen3_5",
     f"{_DELTA} head_dim attention_bias partial_rotary_factor",
-    {"attn_output_gate": (True,)},
+    {"attn_output_gate": (True,), "output_gate_type": ("swish",)},
     rope_keys=SECTIONS,
     kv="state",
     **_DELTA_SIZES,
@@ -75,7 +75,7 @@ _QWEN3_5 = make_family(
 _QWEN3_5_MOE = make_family(
     "qwen3_5_moe",
     f"{_DELTA} {_QWEN_EXPERTS} head_dim attention_bias partial_rotary_factor",
-    {"attn_output_gate": (True,), "norm_topk_prob": (True,)},
+    {"attn_output_gate": (True,), "norm_topk_prob": (True,), "output_gate_type": ("swish",)},
     rope_keys=SECTIONS,
     kv="state",
     **{**_DELTA_SIZES, "num_key_value_heads": 2},
@@ -103,6 +103,7 @@ STATEFUL: Mapping[str, Family] = {
         "mamba_norm_before_gate",
         {
             "mamba_proj_bias": (False,),
+            "mlp_expansion_factor": (8,),
             "projectors_bias": (False,),
             "time_step_limit": (0, math.inf, _INFINITY),
         },

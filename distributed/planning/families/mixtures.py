@@ -33,6 +33,7 @@ _MINIMAX = make_family(
         "layernorm_mlp_beta": (1,),
         "qk_norm_type": ("per_layer",),
         "shared_intermediate_size": (0,),
+        "swa_rope_theta": (-1,),
         "use_routing_bias": (True,),
     },
     window="always",
@@ -50,7 +51,12 @@ MIXTURES: Mapping[str, Family] = {
     "dots1": make_family(
         "dots1",
         f"{_DEEPSEEK_EXPERTS} head_dim mlp_bias norm_topk_prob",
-        {**_SIGMOID, "use_qk_norm": (True,), "topk_method": ("noaux_tc",), "moe_layer_freq": (1,)},
+        {
+            "scoring_func": ("noaux_tc", "sigmoid"),
+            "use_qk_norm": (True,),
+            "topk_method": ("noaux_tc",),
+            "moe_layer_freq": (1,),
+        },
         window="beyond",
         max_position_embeddings=2048,
         num_key_value_heads=32,
@@ -135,6 +141,7 @@ MIXTURES: Mapping[str, Family] = {
     "qwen3_moe": make_family(
         "qwen3_moe",
         f"{_QWEN_EXPERTS} head_dim",
+        {"use_qk_norm": (True,)},
         window="switched",
         **{**QWEN, "num_key_value_heads": 4, "max_window_layers": 0},
         num_experts=128,

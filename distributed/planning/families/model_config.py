@@ -44,7 +44,7 @@ QUANTIZATION_MODES = {
     "nvfp4": ((16,), (4,)),
 }
 # mlx_lm 0.32.2: classes whose `sanitize` unpacks fp8 blocks.
-_READS_FP8 = ("deepseek_v3", "deepseek_v32", "minimax")
+_READS_FP8 = ("deepseek_v3", "deepseek_v32", "mimo_v2_flash", "minimax", "ministral3")
 _FOREIGN_PACKINGS = ("quantization_config", "compression_config")
 # Words in a key that suggest that it changes numbers, and words in keys that never do.
 _NUMBER_WORDS = re.compile(
@@ -53,8 +53,8 @@ _NUMBER_WORDS = re.compile(
     r"interleave|causal|quantize|kv_shared|(^|_)mup"
 )
 _HARMLESS_WORDS = re.compile(
-    r"dropout|pdrop|drop_?prob|(^|_)loss|jitter|flash|implementation|token_id|logits_to_keep|_range$|^output_|"
-    r"^transformers"
+    r"dropout|pdrop|drop_?prob|(^|_)loss|jitter|flash|implementation|token_id|_ids?$|logits_to_keep|_range$|"
+    r"^output_(router_logits|attentions|hidden_states|scores|logits)$|^transformers"
 )
 _UNITY_WORDS = re.compile(r"scal|factor|multiplier|temper")
 

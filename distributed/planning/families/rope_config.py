@@ -62,6 +62,7 @@ def normalise_rope(config: dict[str, Any], family: Family) -> None:
         UnsupportedModel: the served classes do not follow a type of scaling, or one of its keys.
     """
     if family.local_theta is not None:
+        check_number(family.local_theta, config.get(family.local_theta))
         _take_apart(config, family.local_theta, has_own_share=_LOCAL_SHARE in family.honoured)
     given = _collect(config)
     theta = given.get("rope_theta") or config["rope_theta"]

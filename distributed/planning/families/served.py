@@ -168,6 +168,7 @@ _DENSE = {
     "phi3": make_family(
         "phi3",
         "partial_rotary_factor",
+        {"full_attn_mod": (1,)},
         window="always",
         serves_windows=True,
         rms_norm_eps=1e-5,
