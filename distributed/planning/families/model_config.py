@@ -43,8 +43,11 @@ QUANTIZATION_MODES = {
     "mxfp8": ((32,), (8,)),
     "nvfp4": ((16,), (4,)),
 }
-# mlx_lm 0.32.2: classes whose `sanitize` unpacks fp8 blocks.
-_READS_FP8 = ("deepseek_v3", "deepseek_v32", "mimo_v2_flash", "minimax", "ministral3")
+# mlx_lm 0.32.2: a packing, and the classes whose `sanitize` unpacks it.
+_UNPACKED_BY: Mapping[str, tuple[str, ...]] = {
+    "fp8": ("deepseek_v3", "deepseek_v32", "mimo_v2_flash", "minimax", "ministral3"),
+    "compressed-tensors": ("deepseek_v3",),
+}
 _FOREIGN_PACKINGS = ("quantization_config", "compression_config")
 # Words in a key that suggest that it changes numbers, and words in keys that never do.
 _NUMBER_WORDS = re.compile(
@@ -266,7 +269,7 @@ def _take_quantization(config: dict[str, Any], family: Family) -> None:
         own = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
     if not own and foreign:
         method = foreign.get("quant_method") or foreign.get("quant_algo") or "another program"
-        origin = "these" if method == "fp8" and family.runs_as in _READS_FP8 else "plain weights"
+        origin = "these" if family.runs_as in _UNPACKED_BY.get(str(method), ()) else "plain weights"
         raise UnsupportedModel(
             f"weights packed by {method} (quantization_config) are not served; served are plain weights and "
             f"MLX's own packing (quantization), which `mlx_lm.convert --hf-path … -q` makes from {origin}"

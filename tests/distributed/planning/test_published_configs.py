@@ -11,6 +11,7 @@ from distributed.models import check_model
 from distributed.planning.checkpoint import TensorInfo, UnsupportedModel
 from distributed.planning.families.model_config import normalise_config, tensor_name
 from distributed.planning.model_shape import make_shape
+from distributed.planning.published import CONFIGS
 from prompts.mlx_lm_import import import_mlx_lm
 
 QWEN3_CODER = """
@@ -150,8 +151,16 @@ def test_a_key_of_what_comes_out_may_change_numbers(change: dict[str, Any]) -> N
         normalise_config(read(QWEN3_6_27B, **change), "config.json")
 
 
-@pytest.mark.parametrize("text", [MIMO_V2_FLASH, MINIMAX_M2])
-def test_what_is_published_in_fp8_alone_is_converted_from_it(text: str) -> None:
+@pytest.mark.parametrize(
+    ("config", "method"),
+    [
+        (read(MIMO_V2_FLASH), "fp8"),
+        (read(MINIMAX_M2), "fp8"),
+        ({**CONFIGS["Kimi-K2-Instruct-4bit"], "quantization": None}, "compressed-tensors"),
+    ],
+    ids=["MiMo-V2-Flash", "MiniMax-M2", "Kimi-K2-Thinking"],
+)
+def test_what_is_published_packed_alone_is_converted_from_that(config: dict[str, Any], method: str) -> None:
     """The class of mlx-lm reads it, and there are no plain weights."""
-    with pytest.raises(UnsupportedModel, match="makes from these"):
-        normalise_config(read(text, quantization_config={"quant_method": "fp8"}), "config.json")
+    with pytest.raises(UnsupportedModel, match=f"{method} .*makes from these"):
+        normalise_config({**config, "quantization_config": {"quant_method": method}}, "config.json")
