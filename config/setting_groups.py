@@ -91,6 +91,7 @@ class ModelSettings(RootedSettings):
         "generic",
         "hermes",
         "qwen3_coder",
+        "seed_oss",
         "glm",
         "glm47",
         "minimax_m2",
@@ -100,6 +101,10 @@ class ModelSettings(RootedSettings):
         "deepseek_v32",
         "mistral",
         "mistral_v3",
+        "nemotron_v2",
+        "lfm2",
+        "cohere",
+        "gemma4",
         "llama3",
         "harmony",
     ] = _model(

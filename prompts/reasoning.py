@@ -22,6 +22,7 @@ _TAGS = (
     ReasoningTags("<longcat_think>", "</longcat_think>"),
     ReasoningTags("<|think:start|>", "<|think:end|>"),
     ReasoningTags("<|channel>thought", "<channel|>"),
+    ReasoningTags("<|START_THINKING|>", "<|END_THINKING|>"),
     ReasoningTags("<|channel|>analysis<|message|>", "<|end|><|start|>assistant"),
 )
 

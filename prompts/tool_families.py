@@ -66,6 +66,36 @@ def _parse_dsml(body: str, tools: Sequence[Tool]) -> list[Call]:
     return [make_call(named[1], arguments)]
 
 
+_GEMMA4_HEADER = re.compile(r"\s*call:([\w.-]+)\s*(?=\{)")
+_parse_gemma4_text = _parse_by(lambda: import_mlx_lm("tool_parsers.gemma4"), "call:")
+_parse_python = _parse_by(lambda: import_mlx_lm("tool_parsers.pythonic"), "(")
+
+
+def _parse_gemma4(body: str, tools: Sequence[Tool]) -> list[Call]:
+    """Read a call of Gemma 4: its arguments are in a form of its own, or JSON where that was demanded."""
+    named = _GEMMA4_HEADER.match(body)
+    if named is None:
+        return []
+    try:
+        return [make_call(named[1], json.loads(body[named.end() :]))]
+    except NO_CALL:
+        return _parse_gemma4_text(body, tools)
+
+
+def _parse_lfm2(body: str, tools: Sequence[Tool]) -> list[Call]:
+    """Read a list of calls of LFM2: Python, or JSON where that was demanded."""
+    return parse_json_calls(body, tools) or _parse_python(body, tools)
+
+
+def _parse_cohere(body: str, tools: Sequence[Tool]) -> list[Call]:
+    """Read a list of calls of Command R7B and Command A."""
+    try:
+        found = json.loads(body)
+        return [make_call(item["tool_name"], item["parameters"]) for item in found]
+    except NO_CALL:
+        return []
+
+
 def _json_header(start: str = "") -> re.Pattern[str]:
     name = r'\{\s*"name"\s*:\s*"([^"\\<>]+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
     return re.compile(rf"\s*{start}{name}")
@@ -81,6 +111,20 @@ def _hermes(name: str) -> ToolFormat:
         begins="{",
         header=_json_header(),
         parse=parse_json_calls,
+    )
+
+
+def _json_list(name: str, opening: str, closing: str, parse: Parse) -> ToolFormat:
+    return ToolFormat(
+        name,
+        opening,
+        closing,
+        before=f'{{"name": "{NAME}", "arguments": ',
+        after="}",
+        begins="[",
+        parse=parse,
+        section=(f"{opening}[", f"]{closing}"),
+        between=", ",
     )
 
 
@@ -112,6 +156,16 @@ FORMATS = (
         begins="<function=",
         parse=_parse_by(lambda: import_mlx_lm("tool_parsers.qwen3_coder"), "<function="),
         argument=(f"<parameter={NAME}>\n", "\n</parameter>\n"),
+    ),
+    ToolFormat(
+        "seed_oss",
+        "<seed:tool_call>",
+        "</seed:tool_call>",
+        before=f"<seed:tool_call>\n<function={NAME}>\n",
+        after="</function>\n</seed:tool_call>",
+        begins="<function=",
+        parse=_parse_by(lambda: import_mlx_lm("tool_parsers.qwen3_coder"), "<function="),
+        argument=(f"<parameter={NAME}>", "</parameter>\n"),
     ),
     _glm("glm", "\n"),
     _glm("glm47", ""),
@@ -197,6 +251,30 @@ FORMATS = (
         between=", ",
         call_id="{number:09}",
     ),
+    _json_list("nemotron_v2", "<TOOLCALL>", "</TOOLCALL>", parse_json_calls),
+    _json_list("lfm2", "<|tool_call_start|>", "<|tool_call_end|>", _parse_lfm2),
+    ToolFormat(
+        "cohere",
+        "<|START_ACTION|>",
+        "<|END_ACTION|>",
+        before=f'{{"tool_call_id": "{NUMBER}", "tool_name": "{NAME}", "parameters": ',
+        after="}",
+        begins="[",
+        parse=_parse_cohere,
+        section=("<|START_ACTION|>[", "]<|END_ACTION|>"),
+        between=", ",
+        dropped=("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+        answer="<|START_RESPONSE|>",
+    ),
+    ToolFormat(
+        "gemma4",
+        "<|tool_call>",
+        "<tool_call|>",
+        before=f"<|tool_call>call:{NAME}",
+        after="<tool_call|>",
+        begins="call:",
+        parse=_parse_gemma4,
+    ),
     ToolFormat(
         "llama3",
         "<|python_tag|>",
@@ -243,6 +321,12 @@ def named_format(name: str) -> ToolFormat:
 
 _SIGNS = (
     ("minimax_m2", ("<minimax:tool_call>",)),
+    ("seed_oss", ("<seed:tool_call>",)),
+    ("nemotron_v2", ("<TOOLCALL>",)),
+    ("lfm2", ("<|tool_call_start|>",)),
+    ("lfm2", ("List of tools: ",)),
+    ("cohere", ("<|START_ACTION|>", "<|START_RESPONSE|>")),
+    ("gemma4", ("<|tool_call>", "<tool_call|>")),
     ("glm47", ("</arg_key><arg_value>",)),
     ("glm", ("<arg_key>",)),
     ("qwen3_coder", ("<tool_call>", "<function=", "<parameter=")),

@@ -9,10 +9,10 @@ import pytest
 
 from config import Settings
 from prompts import deepseek_v32_template
-from prompts.answer_parts import Tool
+from prompts.answer_parts import Content, Reasoning, Tool
 from prompts.tokenizer import PromptTokenizer
 from prompts.tool_families import FORMATS
-from tests.prompts.answers import read_calls
+from tests.prompts.answers import read, read_calls
 from tests.services.frontdoor_service import make_model_folder
 
 # The parts of the families' templates that are about tools, shortened where they repeat.
@@ -55,6 +55,48 @@ value_1\\n</parameter>\\n</function>\\n</tool_call>' }}{% endif %}
 {%- endfor %}
 {{- '</function>\\n</tool_call>' }}
 {%- endfor %}{{- '<|im_end|>\\n' }}{% endfor %}"""
+SEED_OSS = """{% if tools %}{{- tools | tojson }}
+{{- '\\nFormat:\\n<seed:tool_call>\\n<function=example_function_name>\\n<parameter=example_parameter_1>value_1</parameter>\\n\
+</function>\\n</seed:tool_call>\\n' }}{% endif %}
+{%- for message in messages %}{{- '<seed:bos>' + message.role + '\\n' + (message.content or '') }}
+{%- for tool_call in message.tool_calls %}{%- set tool_call = tool_call.function %}
+{{- "\\n<seed:tool_call>\\n<function=" + tool_call.name + ">\\n" }}
+{%- for arg_name, arg_value in tool_call.arguments | items %}
+{{- "<parameter=" + arg_name + ">" }}{{- (arg_value if arg_value is string else arg_value | string) + "</parameter>\\n" }}
+{%- endfor %}{{- "</function>\\n</seed:tool_call>" }}
+{%- endfor %}{{- '<seed:eos>' }}{% endfor %}<seed:bos>assistant\n"""
+NEMOTRON_V2 = """{% if tools %}<AVAILABLE_TOOLS>{{ tools | tojson }}</AVAILABLE_TOOLS>{% endif %}
+{%- for message in messages %}{{- '<SPECIAL_11>' + message.role + '\\n' + (message.content or '') }}
+{%- if message.tool_calls %}{{- '<TOOLCALL>[' }}{%- for call in message.tool_calls %}{%- set fn = call.function %}
+{{- '{"name": "' + fn.name + '", "arguments": ' }}{{- fn.arguments | tojson }}{{- '}' + (', ' if not loop.last else '') }}
+{%- endfor %}{{- ']</TOOLCALL>' }}{% endif %}{{- '\\n<SPECIAL_12>\\n' }}{% endfor %}
+{{- '<SPECIAL_11>Assistant\\n<think>\\n' }}"""
+LFM2 = """{% if tools %}{{- 'List of tools: ' }}{{ tools | tojson }}{% endif %}
+{%- macro value(v) %}{{ "'" + v + "'" if v is string else v | tojson }}{% endmacro %}
+{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' + (message.content or '') }}
+{%- for tool_call in message.tool_calls %}{%- set tool_call = tool_call.function %}
+{{- '<|tool_call_start|>[' + tool_call.name + '(' }}
+{%- for k, v in tool_call.arguments.items() %}{{- k + '=' + value(v) }}{{- ', ' if not loop.last }}{% endfor %}
+{{- ')]<|tool_call_end|>' }}{% endfor %}{{- '<|im_end|>\\n' }}{% endfor %}{{- '<|im_start|>assistant\\n' }}"""
+COHERE = """{% if tools %}# Available Tools\n{{ tools | tojson }}{% endif %}
+{%- for message in messages %}{% if message.tool_calls %}<|CHATBOT_TOKEN|><|START_THINKING|>{{ message.tool_plan }}<|END_THINKING|>
+{{- '<|START_ACTION|>[' }}{% for tc in message.tool_calls %}
+    {"tool_call_id": "{{ loop.index0 }}", "tool_name": {{ tc['function']['name'] | tojson }}, "parameters": \
+{{ tc['function']['arguments'] | tojson }}}{{ ',' if not loop.last }}{% endfor %}
+{{ ']<|END_ACTION|>' }}<|END_OF_TURN_TOKEN|>
+{%- elif message.role == 'assistant' %}<|CHATBOT_TOKEN|><|START_RESPONSE|>{{ message.content }}<|END_RESPONSE|>
+{%- else %}<|{{ message.role }}|>{{ message.content }}{% endif %}{% endfor %}<|CHATBOT_TOKEN|>
+{%- if not enable_thinking %}<|START_THINKING|><|END_THINKING|>{% endif %}"""
+GEMMA4 = """{%- macro value(v) -%}
+{%- if v is string %}{{ '<|"|>' + v + '<|"|>' }}
+{%- elif v is sequence %}[{% for item in v %}{{ value(item) }}{{ ',' if not loop.last }}{% endfor %}]
+{%- else %}{{ v }}{% endif %}{% endmacro %}
+{%- if tools %}<|tool>{{ tools | tojson }}<tool|>{% endif %}
+{%- for message in messages %}{{- '<|turn>' + message.role + '\\n' + (message.content or '') }}
+{%- for tool_call in message['tool_calls'] %}{%- set function = tool_call['function'] %}
+{{- '<|tool_call>call:' + function['name'] + '{' }}
+{%- for k, v in function['arguments'] | dictsort %}{{- k }}:{{- value(v) }}{{- ',' if not loop.last }}{% endfor %}
+{{- '}<tool_call|>' }}{% endfor %}{{- '<turn|>\\n' }}{% endfor %}{{- '<|turn>model\\n' }}"""
 GLM = """{% if tools %}{{ tools | tojson }}{% endif %}
 {%- for message in messages %}{{- '<|' + message.role + '|>\\n' + (message.content or '') }}
 {%- for tc in message.tool_calls %}{%- set tc = tc.function %}
@@ -154,6 +196,7 @@ HARMONY = """{% if tools %}<|start|>developer<|message|>{{ tools | tojson }}<|en
 TEMPLATES = {
     "hermes": HERMES,
     "qwen3_coder": QWEN3_CODER,
+    "seed_oss": SEED_OSS,
     "glm": GLM,
     "glm47": GLM47,
     "minimax_m2": MINIMAX,
@@ -163,6 +206,10 @@ TEMPLATES = {
     "deepseek_v32": deepseek_v32_template.TEMPLATE,
     "mistral_v3": MISTRAL_V3,
     "mistral": MISTRAL,
+    "nemotron_v2": NEMOTRON_V2,
+    "lfm2": LFM2,
+    "cohere": COHERE,
+    "gemma4": GEMMA4,
     "llama3": LLAMA3,
     "harmony": HARMONY,
 }
@@ -250,6 +297,7 @@ def test_ids_of_calls_are_those_that_the_model_knows(tmp_path: Path) -> None:
         ("deepseek_v32", {"enable_thinking": False}, False),
         ("glm", {"enable_thinking": False}, False),
         ("harmony", {}, False),
+        ("cohere", {"enable_thinking": True}, False),
     ],
 )
 def test_reasoning_is_found_by_the_template(
@@ -259,6 +307,14 @@ def test_reasoning_is_found_by_the_template(
     tokenizer = load(tmp_path, {**TEMPLATES, "kimi_thinking": KIMI_THINKING}[name])
     assert tokenizer.formats.reasoning is not None
     assert tokenizer.render([ASKED], variables=variables).is_thinking == is_thinking
+
+
+@pytest.mark.parametrize("tools", [(), TOOLS])
+def test_an_answer_of_command_a_has_no_tags(tmp_path: Path, tools: tuple[Tool, ...]) -> None:
+    """Neither with tools nor without."""
+    reader = load(tmp_path, COHERE).formats.reader(tools, is_thinking=False)
+    answer = "<|START_THINKING|>hm<|END_THINKING|><|START_RESPONSE|>Hi [there]<|END_RESPONSE|>"
+    assert read(reader, answer) == [Reasoning("hm"), Content("Hi [there]")]
 
 
 def test_the_setting_overrides_the_template(tmp_path: Path) -> None:

@@ -87,6 +87,12 @@ CALLS = {
     "generic": f'<tool_call>\n{{"name": "weather", "arguments": {JSON}}}\n</tool_call>',
     "hermes": f'<tool_call>\n{{"name": "weather", "arguments": {JSON}}}\n</tool_call>',
     "qwen3_coder": QWEN3_CODER,
+    "seed_oss": QWEN3_CODER.replace("tool_call", "seed:tool_call")
+    .replace("\n</parameter>", "</parameter>")
+    .replace(">\nParis", ">Paris")
+    .replace(">\n3", ">3")
+    .replace(">\n{", ">{")
+    .replace(">\n[", ">["),
     "glm": GLM,
     "glm47": GLM.replace("\n", ""),
     "minimax_m2": MINIMAX,
@@ -99,6 +105,11 @@ CALLS = {
     "deepseek_v32": DSML,
     "mistral": f"[TOOL_CALLS]weather[ARGS]{JSON}",
     "mistral_v3": f'[TOOL_CALLS] [{{"name": "weather", "arguments": {JSON}}}]',
+    "nemotron_v2": f'<TOOLCALL>[{{"name": "weather", "arguments": {JSON}}}]</TOOLCALL>',
+    "lfm2": f'<|tool_call_start|>[{{"name": "weather", "arguments": {JSON}}}]<|tool_call_end|>',
+    "cohere": '<|START_ACTION|>[{"tool_call_id": "0", "tool_name": "weather", "parameters": '
+    f"{JSON}}}]<|END_ACTION|>",
+    "gemma4": f"<|tool_call>call:weather{JSON}<tool_call|>",
     "llama3": f'{{"name": "weather", "parameters": {JSON}}}',
     "harmony": f"<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{JSON}",
 }
@@ -106,6 +117,8 @@ SEVERAL = {
     "generic": "{0}\n{0}",
     "hermes": "{0}\n{0}",
     "qwen3_coder": "{0}\n{0}",
+    "seed_oss": "{0}\n{0}",
+    "gemma4": "{0}{0}",
     "glm": "{0}\n{0}",
     "glm47": "{0}{0}",
     "minimax_m2": "{0}\n{0}",
@@ -129,7 +142,13 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         tags += ["[TOOL_CALLS]", "[ARGS]", "<|python_tag|>"]
         tags += [f"<|{name}|>" for name in ("channel", "message", "constrain", "end", "call", "return")]
         tags += [f"<|tool_call{name}|>" for name in ("s_section_begin", "s_section_end", "_begin", "_end")]
-        tags += ["<|tool_call_argument_begin|>", "<｜tool▁sep｜>"]
+        tags += [
+            "<|tool_call_argument_begin|>",
+            "<｜tool▁sep｜>",
+            "<|tool_call_start|>",
+            "<|tool_call>",
+            "<tool_call|>",
+        ]
         tags += [f"<｜tool▁call{name}｜>" for name in ("s▁begin", "s▁end", "▁begin", "▁end")]
         made.add_special_tokens(tags)
     return made
@@ -194,9 +213,11 @@ def test_several_calls_are_read(tokenizer: Tokenizer, name: str) -> None:
     assert read_calls(named_format(name), TOOLS, f"{text}\n") == [("weather", PARIS)] * 2
 
 
-@pytest.mark.parametrize("name", ["kimi_k2", "deepseek_v3", "deepseek_v31", "mistral_v3"])
+@pytest.mark.parametrize(
+    "name", ["kimi_k2", "deepseek_v3", "deepseek_v31", "mistral_v3", "nemotron_v2", "lfm2"]
+)
 def test_several_calls_share_a_section(tokenizer: Tokenizer, name: str) -> None:
-    """Kimi, DeepSeek and older Mistral models write tags around all calls."""
+    """Kimi, DeepSeek, older Mistral models and others write tags around all calls."""
     form = named_format(name)
     begin, end = form.section
     inner = CALLS[name].removeprefix(begin).removesuffix(end)
@@ -244,7 +265,7 @@ def test_a_call_or_constrained_content(tokenizer: Tokenizer, name: str) -> None:
     assert not guide.accepts(CALLS[name], is_thinking=True)
 
 
-@pytest.mark.parametrize("name", ["qwen3_coder", "glm", "glm47", "minimax_m2", "deepseek_v32"])
+@pytest.mark.parametrize("name", ["qwen3_coder", "seed_oss", "glm", "glm47", "minimax_m2", "deepseek_v32"])
 def test_values_in_tags_are_constrained_by_their_type(tokenizer: Tokenizer, name: str) -> None:
     """JSON for numbers and lists, one of the listed strings, and free text where a string is allowed."""
     form = named_format(name)
