@@ -10,6 +10,7 @@ from mlx.utils import tree_flatten
 from distributed.models import check_model
 from distributed.planning.checkpoint import TensorInfo, UnsupportedModel
 from distributed.planning.families.model_config import normalise_config, tensor_name
+from distributed.planning.families.served import FAMILIES
 from distributed.planning.model_shape import make_shape
 from distributed.planning.published import CONFIGS
 from prompts.mlx_lm_import import import_mlx_lm
@@ -136,8 +137,8 @@ def test_a_published_config_is_accepted_with_its_numbers(name: str) -> None:
 
 def make_headers(raw: dict[str, Any]) -> dict[str, TensorInfo]:
     """Make the tensors of mlx-lm's model of a config, in 16 bits, as headers of files would name them."""
-    model_class, arguments_class = import_mlx_lm("utils")._get_classes(raw)
-    parameters: Any = tree_flatten(model_class(arguments_class.from_dict(raw)).parameters())
+    module = import_mlx_lm(f"models.{FAMILIES[raw['model_type']].runs_as}")
+    parameters: Any = tree_flatten(module.Model(module.ModelArgs.from_dict(raw)).parameters())
     return {
         tensor_name(name): TensorInfo("", "BF16", tuple(array.shape), 2 * math.prod(array.shape))
         for name, array in parameters
