@@ -234,6 +234,7 @@ class Slot:
     last_used: int = 0
     dirty: range = range(0)
     copied_from: Sequence | None = None
+    num_copied: int = 0  # tokens, also after what is kept was dropped
     is_shared: bool = False
 
     def is_proven(self, num_tokens: int) -> bool:
@@ -247,6 +248,12 @@ class Slot:
         if self.sequence is None:
             return self.kept_token_ids
         return self.sequence.token_ids[: self.sequence.num_scheduled_tokens]
+
+    def forget_copy(self) -> None:
+        """Note that a copy's KV may not be finite beyond what its source proves; its place is wanted."""
+        if self.copied_from is not None:
+            self.soil(self.copied_from.num_proven_tokens, self.num_copied)
+        self.copied_from = None
 
     def soil(self, start: int, end: int) -> None:
         """Note that these tokens' KV may not be finite."""

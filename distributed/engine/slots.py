@@ -109,9 +109,11 @@ class SlotTables:
         if index == len(table.slots):
             table.slots.append(Slot())
         slot = table.slots[index]
+        slot.forget_copy()
         slot.owner = sequence.owner
         self.prefix_cache.keep(slot, sequence.token_ids[:num_tokens])
-        slot.copied_from, slot.is_shared = sequence, num_tokens != sequence.snapshots[-1]
+        slot.copied_from, slot.num_copied = sequence, num_tokens
+        slot.is_shared = num_tokens != sequence.snapshots[-1]
         return PrefixCopy(sequence.table, sequence.slot, index, num_tokens)
 
     def extend(self, sequence: Sequence) -> bool:
@@ -324,6 +326,7 @@ class SlotTables:
         if index == len(table.slots):
             table.slots.append(Slot())
         slot = table.slots[index]
+        slot.forget_copy()
         slot.sequence, slot.kept_token_ids, slot.owner = sequence, (), sequence.owner
         sequence.table, sequence.slot = number, index
 

@@ -111,10 +111,22 @@ def check_tensors(name: str, config: Mapping[str, Any], tensors: Mapping[str, Te
     present = {int(match[1]) for match in map(LAYER.fullmatch, tensors) if match}
     if lost := set(cut.layers) - present:
         raise BadCheckpoint(f"{name} has no weights of layer {min(lost)}")
+    _check_layers_beyond(name, tensors, cut)
     ends = [[f"model.{part}.weight" for part in names] for names in (EMBEDDINGS, NORMS)]
     for names in (*ends, *([] if cut.is_tied else [["lm_head.weight"]])):
         if tensors.keys().isdisjoint(names):
             raise BadCheckpoint(f"{name} has no tensor {names[0]}")
+
+
+def _check_layers_beyond(name: str, tensors: Collection[str], cut: StageCut) -> None:
+    """Refuse a layer behind the last one; layers that predict more tokens have tensors that no other has."""
+    matches = [match for match in map(LAYER.fullmatch, tensors) if match]
+    usual = {match[2] for match in matches if int(match[1]) in cut.layers}
+    others = {int(match[1]) for match in matches if match[2] not in usual}
+    if beyond := {int(match[1]) for match in matches} - others - set(cut.layers):
+        raise BadCheckpoint(
+            f"{name} has weights of layer {min(beyond)}, but num_hidden_layers is {len(cut.layers)}"
+        )
 
 
 def _is_unused(tensor: str, cut: StageCut) -> bool:

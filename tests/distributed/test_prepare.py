@@ -193,6 +193,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: _without(folder, "tokenizer.json", "tiktoken.model"),
         r"no tokenizer\.json \(tiktoken\.model alone",
     ),
+    "a layer more": (
+        lambda folder: edit_config(folder, num_hidden_layers=3),
+        r"layer 3, but num_hidden_layers is 3",
+    ),
     "no layer": (lambda folder: edit_config(folder, num_hidden_layers=5), r"no weights of layer 4"),
     "shape": (lambda folder: edit_config(folder, intermediate_size=96), r"shape"),
     "format": (lambda folder: _retype(folder, "I32"), r"is stored as I32, which is not served"),

@@ -12,14 +12,15 @@ MAX_NUMBER = 1e30
 _FROM_1 = (
     "hidden_size vocab_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size "
     "head_dim max_position_embeddings original_max_position_embeddings kv_lora_rank q_lora_rank "
-    "qk_nope_head_dim qk_rope_head_dim v_head_dim moe_intermediate_size moe_layer_freq "
-    "n_group topk_group decoder_sparse_step rotary_dim "
-    "no_rope_layer_interval index_head_dim index_n_heads index_topk"
+    "qk_nope_head_dim qk_rope_head_dim v_head_dim moe_intermediate_size moe_layer_freq n_group topk_group "
+    "decoder_sparse_step rotary_dim no_rope_layer_interval index_head_dim index_n_heads index_topk "
+    "global_head_dim num_global_key_value_heads top_k_experts num_attention_groups moe_top_k "
+    "share_expert_dim swa_head_dim swa_v_head_dim swa_num_attention_heads swa_num_key_value_heads"
 )
 _FROM_0 = (
     "sliding_window max_window_layers num_experts num_local_experts n_routed_experts n_shared_experts "
     "first_k_dense_replace num_nextn_predict_layers shared_intermediate_size num_experts_per_tok "
-    "shared_expert_intermediate_size"
+    "shared_expert_intermediate_size moe_num_experts num_shared_experts sliding_window_size"
 )
 _HYBRID_INTEGERS = (
     "conv_L_cache block_dim block_ff_dim block_multiple_of full_attention_interval linear_num_value_heads "
@@ -42,7 +43,9 @@ _NUMBERS = (
     "rms_norm_eps norm_eps layer_norm_eps rope_theta routed_scaling_factor partial_rotary_factor logit_scale "
     "query_pre_attn_scalar rope_local_base_freq local_rope_theta local_partial_rotary_factor "
     "attn_logit_softcapping final_logit_softcapping "
-    "embedding_multiplier attention_multiplier residual_multiplier logits_scaling"
+    "embedding_multiplier attention_multiplier residual_multiplier logits_scaling attention_value_scale "
+    "moe_router_scaling_factor moe_routed_scaling_factor route_scale output_multiplier qk_scale_factor "
+    "post_norm_eps layer_norm_epsilon layernorm_epsilon"
 )
 _SWITCHES = (
     "tie_word_embeddings attention_bias attention_out_bias mlp_bias use_bias use_qkv_bias layer_norm_bias "
@@ -110,6 +113,15 @@ def check_number(key: str, value: Any) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not 0 < value <= MAX_NUMBER:
         raise BadValue(f"{key} = {value!r} is not a number above 0")
+
+
+def check_share(key: str, share: float, num_values: int) -> None:
+    """Check that a share of a head's values can be rotated, pair by pair. Raises: BadValue."""
+    num_rotated = int(num_values * share)
+    if not 2 <= num_rotated <= num_values or num_rotated % 2:
+        raise BadValue(
+            f"{key} = {share} rotates {num_rotated} of a head's {num_values} values, not pairs of them"
+        )
 
 
 def _check(config: Mapping[str, Any], key: str, kind: type, what: str) -> None:

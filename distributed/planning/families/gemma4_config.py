@@ -27,7 +27,8 @@ def normalise_gemma4(config: dict[str, Any]) -> None:
         UnsupportedModel: layers of one kind differ, or rotate in another way.
     """
     _take_layers(config)
-    config.setdefault("global_head_dim", 512)
+    if config.get("global_head_dim") is None:
+        config["global_head_dim"] = 512
     for key in ("global_head_dim", "num_global_key_value_heads"):
         check_integer(key, config.get(key), 1)
     given = config.get("rope_parameters") or _DEFAULT_ROPES

@@ -306,6 +306,8 @@ def _as_listed(config: dict[str, Any], given: list[str] | None) -> list[str]:
 def _as_patterned(config: dict[str, Any], given: list[str] | None) -> list[str]:
     """Nemotron-H: a letter or a word for each layer."""
     pattern, listed = config.pop("hybrid_override_pattern", None), config.pop("layers_block_type", None)
+    if not isinstance(pattern, str | list | None) or not all(isinstance(kind, str) for kind in pattern or ()):
+        raise BadValue(f"hybrid_override_pattern = {pattern!r} is not text")
     spelled = [[_BLOCKS.get(kind, kind) for kind in each] for each in (pattern, listed, given) if each]
     if not spelled:
         raise BadValue("there is no hybrid_override_pattern, and no layers_block_type")

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from distributed.planning.families.config_types import BadValue, check_integer, check_number
+from distributed.planning.families.config_types import BadValue, check_integer, check_number, check_share
 from distributed.planning.families.family import ROPE_TYPES, Family
 from distributed.planning.families.window_config import FULL, KINDS, SLIDING
 from distributed.planning.model_errors import UnsupportedModel
@@ -80,10 +80,11 @@ def normalise_rope(config: dict[str, Any], family: Family) -> None:
         )
     _check_keys(given, kind, config, family)
     scaling = _make_scaling(given, kind, config, family)
-    factor = given.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    factor = given.get("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0)
     for key in (*_REPLACED, "partial_rotary_factor"):
         config.pop(key, None)
     if "partial_rotary_factor" in family.honoured:
+        check_share("partial_rotary_factor", factor, config["head_dim"])
         config["partial_rotary_factor"] = factor
     if "rotary_dim" in family.honoured and config.get("rotary_dim") is None:
         config["rotary_dim"] = int(config["head_dim"] * config["partial_rotary_factor"])
@@ -121,6 +122,7 @@ def _take_apart(config: dict[str, Any], local_theta: str, *, has_own_share: bool
     check_number("partial_rotary_factor", share)
     if has_own_share:
         config[_LOCAL_SHARE] = share or 1.0
+        check_share("partial_rotary_factor", config[_LOCAL_SHARE], config["head_dim"])
     elif share != given[FULL].get("partial_rotary_factor"):
         raise UnsupportedModel("a partial_rotary_factor for each type of layer is not served")
     check_number("rope_theta", theta)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from distributed.planning.families.config_types import BadValue, check_number
+from distributed.planning.families.config_types import BadValue, check_number, check_share
 from distributed.planning.families.window_config import FULL, SLIDING
 from distributed.planning.model_errors import UnsupportedModel
 
@@ -32,10 +32,7 @@ def unfold_step(config: dict[str, Any]) -> None:
     kinds = config.get("layer_types")
     if not kinds:
         raise BadValue("there are no layer_types")
-    for key in ("partial_rotary_factors", "rope_theta"):
-        values = config.get(key)
-        for value in values if isinstance(values, list) else []:
-            check_number(key, value)
+    _check_rotations(config)
     theta = config["rope_theta"]
     if isinstance(theta, list):
         config["local_rope_theta"] = _common(theta, kinds, SLIDING)
@@ -46,6 +43,18 @@ def unfold_step(config: dict[str, Any]) -> None:
     if scaled not in (None, [], [FULL]) or (not scaled and has_scaling):
         raise UnsupportedModel(f"yarn_only_types = {scaled!r} is not served; {[FULL]} is")
     _check_other_heads(config)
+
+
+def _check_rotations(config: dict[str, Any]) -> None:
+    """Check each layer's theta, and its share of rotated values."""
+    for key in ("partial_rotary_factors", "rope_theta"):
+        values = config.get(key)
+        for value in values if isinstance(values, list) else []:
+            if value is None:
+                raise BadValue(f"{key} = {values} has no number for a layer")
+            check_number(key, value)
+            if key == "partial_rotary_factors":
+                check_share(key, value, config["head_dim"])
 
 
 def _common(values: list[float], kinds: list[str], kind: str) -> float:

@@ -319,6 +319,7 @@ WINDOWED: Mapping[str, Family] = {
         max_position_embeddings=262144,
         moe_num_experts=288,
         moe_top_k=8,
+        moe_router_scaling_factor=3.0,
         sliding_window=512,
     ),
 }

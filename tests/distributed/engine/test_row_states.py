@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from distributed.backends.stage import Stage
 from distributed.engine.chunks import best_fill
 from distributed.engine.prefix_cache import TAIL_TOKENS
+from distributed.planning.step import Clear
 from distributed.self_test.seeded_models import make_model_folder, write_weights
 from tests.fakes.checkpoints import read_weights
 from tests.fakes.family_configs import CONFIGS
@@ -135,6 +136,23 @@ def test_what_is_not_proven_finite_is_not_taken_over() -> None:
     scheduler.add(second)
     scheduler.schedule()
     assert second.slot != last.copies[0].to_slot
+
+
+def test_a_copy_that_is_not_proven_is_cleared_where_its_place_is_taken() -> None:
+    """A mask hides the KV after a short row's end, but 0 x NaN is NaN."""
+    scheduler = make_scheduler(num_tables=1, max_rows=2, chunk=64, row_tokens=ROW_TOKENS)
+    scheduler.add(make_sequence("a", num_prompt=150))
+    for _ in range(3):
+        give_back(scheduler, take(scheduler))
+    last = take(scheduler)
+    (copy,) = last.copies
+    second = make_sequence("b", first=500)
+    scheduler.add(second)
+    assert scheduler.schedule() is None and second.slot == copy.to_slot
+    give_back(scheduler, last)
+    while second not in (microbatch := take(scheduler)).sequences:
+        give_back(scheduler, microbatch)
+    assert microbatch.clears == (Clear(copy.to_slot, 0, copy.num_tokens),)
 
 
 def test_a_cancelled_row_leaves_nothing_behind(stages: list[Stage]) -> None:

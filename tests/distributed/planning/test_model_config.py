@@ -674,6 +674,13 @@ def test_what_changes_no_numbers_is_accepted(model_type: str, change: dict[str, 
         ({"num_attention_heads": 3, "num_key_value_heads": 2}, "no multiple of num_key_value_heads"),
         ({"num_attention_heads": 3, "num_key_value_heads": 3}, "no multiple of num_attention_heads"),
         ({"head_dim": 15}, r"head_dim = 15 is odd"),
+        ({"model_type": "glm4", "head_dim": 32, "partial_rotary_factor": 1.1}, "rotates 35 of a head's 32"),
+        ({"model_type": "glm4", "head_dim": 32, "partial_rotary_factor": 0.1}, "rotates 3 of a head's 32"),
+        ({**CONFIGS["step3p5"], "partial_rotary_factors": [2] * 5}, "rotates 64 of a head's 32"),
+        ({**CONFIGS["step3p5"], "rope_theta": [None] * 5}, "no number for a layer"),
+        ({**CONFIGS["step3p5"], "moe_num_experts": [8]}, r"moe_num_experts = \[8\]"),
+        ({**CONFIGS["mimo_v2_flash"], "attention_value_scale": "x"}, "attention_value_scale = 'x'"),
+        ({**CONFIGS["nemotron_h"], "hybrid_override_pattern": 1}, "hybrid_override_pattern = 1 is not text"),
         ({"model_type": 7}, r"model_type = 7 is not text"),
         ({"model_type": None}, "no model_type"),
         ({"rms_norm_eps": "1e-6"}, r"rms_norm_eps = '1e-6' is not a number above 0"),
@@ -738,6 +745,7 @@ def test_no_value_of_any_key_ends_in_a_traceback(model_type: str) -> None:
     base = make_config(
         model_type, num_experts_per_tok=2, topk_method="greedy", layer_types=None, sliding_window=None
     )
+    tiny = CONFIGS[model_type]
     yarn = {"rope_type": "yarn", "rope_theta": 1e4, **YARN}
     packing = {"group_size": 64, "bits": 4, "mode": "affine", "lm_head": {"bits": 8}}
     for value in ODD_VALUES:
@@ -747,6 +755,7 @@ def test_no_value_of_any_key_ends_in_a_traceback(model_type: str) -> None:
         changed += [base | {"rope_parameters": yarn | {key: value}} for key in ROPE_KEYS]
         changed += [base | {"quantization": packing | {key: value}} for key in packing]
         changed += [{"model_type": "mistral3", "text_config": base | {key: value}} for key in base]
+        changed += [tiny | {key: each} for key in tiny for each in (value, [value] * 5)]
         for config in changed:
             with contextlib.suppress(BadCheckpoint, UnsupportedModel):
                 normalise_config(config, "config.json")
