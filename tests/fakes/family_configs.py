@@ -69,6 +69,7 @@ _BEYOND: dict[str, dict[str, Any]] = {
         "head_dim": 32,
         "rope_scaling": {"type": "dynamic", "alpha": 50.0, "factor": 1.0},
     },
+    "internlm3": {"bias": True, "qkv_bias": True},
     "mimo": {"num_nextn_predict_layers": 1},
     "minimax_m2": _MINIMAX,
     "mixtral": _LOCAL_EXPERTS,

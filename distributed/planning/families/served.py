@@ -120,6 +120,13 @@ _DENSE = {
         rms_norm_eps=1e-5,
         max_position_embeddings=2048,
     ),
+    "internlm3": make_family(
+        "internlm3",
+        "bias qkv_bias rope_traditional",
+        rms_norm_eps=1e-5,
+        max_position_embeddings=32768,
+        num_key_value_heads=2,
+    ),
     "iquestcoder": _LLAMA,
     "llama": _LLAMA,
     "mimo": make_family(

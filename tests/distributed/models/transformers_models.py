@@ -306,6 +306,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"moe_shared_expert_intermediate_size": 40, "pad_token_id": 0},
     ),
     "nemotron": ("nemotron", {**_KV, **_HALF, "head_dim": 32}),
+    "internlm3": ("internlm3", {**_KV, "head_dim": 16, "rope_parameters": _PLAIN}),
     "olmo2": ("olmo2", {**_KV, "rope_parameters": _PLAIN}),
     "olmoe": (
         "olmoe",
