@@ -107,7 +107,8 @@ class EngineSettings(RootedSettings):
     speculation: Literal["prompt-lookup", "off"] = _engine(
         "prompt-lookup",
         "Guess the next tokens from the text so far and verify several of them in one lap, where "
-        "measured costs predict a gain. The text stays the same. Never for hybrid models.",
+        "measured costs predict a gain. The text stays the same. Never for hybrid models, nor where layers "
+        "keep their windows alone.",
     )
     kv_cache_max_size: int = _engine(
         8192,

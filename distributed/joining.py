@@ -73,6 +73,7 @@ def load_own_stage(launch: Launch, ring: AnyRing, plan: RingPlan, backend: Backe
         layers=plan.ranges,
         backend=backend,
         dequantize=plan.dequantize,
+        keeps_windows=plan.keeps_windows,
         on_progress=watchdog.progress,
     )
     stage = Stage(runner, threads)

@@ -31,10 +31,10 @@ from distributed.engine.status import RingStatus
 from distributed.engine.token_writer import TokenWriter
 from distributed.engine.warm_up import WarmUp
 from distributed.joining import ROOT, AnyRing, Launch, join_ring, load_own_stage, receive
-from distributed.planning.capacities import HostCapacity
+from distributed.planning.capacities import HostCapacity, longest_context
 from distributed.planning.checkpoint import BadCheckpoint, read_config
 from distributed.planning.layer_plan import plan_layers, split_layers, weights_hash
-from distributed.planning.model_shape import read_shape
+from distributed.planning.model_shape import read_shape, settle_windows
 from distributed.planning.stage_files import WeightsMark, local_sums_file, mark_weights
 from distributed.ring import handshake
 from distributed.ring.frame import FLAG_READY
@@ -158,11 +158,11 @@ def open_spool(settings: Settings) -> SpoolOwner:
 def _make_plan(launch: Launch, ring: AnyRing, backend: Backend, products: str | None) -> RingPlan:
     """Take the supervisor's plan where it has one, as files lie on other hosts by it; else plan here."""
     start, settings, folder = launch.start, launch.settings, launch.settings.model_dir
-    dequantize = start.dequantize
+    dequantize, config = start.dequantize, read_config(folder)
     if dequantize is None:
         dequantize = backend.should_dequantize(read_shape(folder, dequantize=True, float_bytes=4))
     if start.layers is not None:
-        layers = split_layers(int(read_config(folder)["num_hidden_layers"]), start.layers)
+        layers = split_layers(int(config["num_hidden_layers"]), start.layers)
     else:
         layers = plan_here(settings, ring.size, backend, dequantize=dequantize)
     return RingPlan(
@@ -176,6 +176,7 @@ def _make_plan(launch: Launch, ring: AnyRing, backend: Backend, products: str | 
         dequantize=dequantize,
         products=products,
         weights_marks=_mark_all(folder, layers, local_sums_file(folder, settings.state_dir)),
+        keeps_windows=settle_windows(str(folder), config, longest_context(settings, config))["keeps_windows"],
         step_timeout_seconds=settings.step_timeout,
         load_timeout_seconds=settings.load_timeout,
     )
@@ -198,7 +199,9 @@ def plan_here(settings: Settings, num_ranks: int, backend: Backend, *, dequantiz
     Raises:
         DoesNotFit: with the numbers.
     """
-    shape = read_shape(settings.model_dir, dequantize=dequantize, float_bytes=backend.float_bytes)
+    folder = settings.model_dir
+    num_tokens = longest_context(settings, read_config(folder))
+    shape = read_shape(folder, dequantize=dequantize, float_bytes=backend.float_bytes, num_tokens=num_tokens)
     counts = settings.layer_counts
     if counts is not None:
         layers = split_layers(shape.num_layers, counts)

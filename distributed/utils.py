@@ -30,6 +30,7 @@ def shard_and_load(
     backend: Backend | None = None,
     dequantize: bool = False,
     dtype: str | None = None,
+    keeps_windows: bool = False,
     on_progress: Callable[[float], None] | None = None,
 ) -> StageRunner:
     """Load the layers of one rank of a ring; rank 0 has the last ones.
@@ -39,6 +40,7 @@ def shard_and_load(
         backend: what runs them; None: what this machine has, with MLX's own layers.
         dequantize: unpack quantized weights (faster on a CPU, where they fit).
         dtype: float32, float16 or bfloat16; None: what the backend computes in.
+        keeps_windows: layers with a window keep no more than it.
         on_progress: called with the share that is loaded, 0 to 1.
 
     Raises:
@@ -58,6 +60,7 @@ def shard_and_load(
         on_progress=on_progress,
         dequantize=dequantize,
         dtype=dtype,
+        keeps_windows=keeps_windows,
     )
 
 

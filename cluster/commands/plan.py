@@ -55,7 +55,7 @@ def show_plan(
     rooms = read_hosts(hosts, has_gpu=has_gpu) if hosts else asyncio.run(_ask_hosts(settings))
     source = read_source_to_plan(settings)
     layout = choose_layout(settings, source, rooms)
-    figures = compute_figures(settings, source.config, layout)
+    figures = compute_figures(settings, source, layout)
     if as_json:
         sizes = {"is_from_class": source.is_from_class, "figures": asdict(figures)}
         terminal.line(json.dumps(describe(layout) | sizes, indent=2))

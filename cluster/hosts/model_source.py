@@ -18,7 +18,7 @@ from config.model_path import is_folder_name, is_hub_name, missing_files
 from distributed.planning.checkpoint import TensorInfo
 from distributed.planning.hub_model import HubSilent, read_hub_model
 from distributed.planning.model_errors import ModelError
-from distributed.planning.model_shape import ModelShape, make_shape, read_model_files
+from distributed.planning.model_shape import ModelShape, make_shape, read_model_files, settle_windows
 from distributed.planning.published import find_published, list_published, read_published
 
 
@@ -54,12 +54,11 @@ class ModelSource:
         """Weights are quantized."""
         return any(name.endswith(".scales") for name in self.tensors)
 
-    def shape(self, *, dequantize: bool, float_bytes: int | None) -> ModelShape:
-        """Its sizes once loaded. Raises: ModelRefused."""
+    def shape(self, *, dequantize: bool, float_bytes: int | None, num_tokens: int) -> ModelShape:
+        """Its sizes once loaded, with contexts of up to so many tokens. Raises: ModelRefused."""
         try:
-            return make_shape(
-                self.name, self.config, self.tensors, dequantize=dequantize, float_bytes=float_bytes
-            )
+            config = settle_windows(self.name, self.config, num_tokens)
+            return make_shape(self.name, config, self.tensors, dequantize=dequantize, float_bytes=float_bytes)
         except ModelError as error:
             raise ModelRefused(str(error)) from error
 

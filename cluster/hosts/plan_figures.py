@@ -7,10 +7,9 @@ active ones, at the bandwidth of each host's memory; time for KV, arithmetic and
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
+from cluster.hosts.model_source import ModelSource
 from cluster.hosts.ring_plan import RingLayout
 from config import Settings
 from config.context_length import find_model_tokens, limit_context
@@ -49,15 +48,15 @@ class PlanFigures:
     together_per_second: float | None
 
 
-def compute_figures(settings: Settings, config: Mapping[str, Any], layout: RingLayout) -> PlanFigures:
-    """Return the figures of a layout of a model with this config."""
-    model_tokens = find_model_tokens(config)
+def compute_figures(settings: Settings, source: ModelSource, layout: RingLayout) -> PlanFigures:
+    """Return the figures of a layout of a model."""
+    model_tokens = find_model_tokens(source.config)
     token_bytes, row_tokens = _find_largest(layout)
     reserve_tokens = settings.kv_cache_reserved_memory_mb * MIB // token_bytes
     num_rows = 2 if settings.max_sequence_length == "auto" else 1
     room = max(0, reserve_tokens - num_rows * row_tokens)
     context = limit_context(settings, model_tokens, most_tokens(num_rows, room))
-    longest = _find_longest(settings, layout, model_tokens or MOST_TOKENS)
+    longest, reserve_mib = _find_longest(settings, source, layout, model_tokens or MOST_TOKENS)
     reads = _bytes_read(layout)
     alone, together = _speeds(layout, reads)
     return PlanFigures(
@@ -65,7 +64,7 @@ def compute_figures(settings: Settings, config: Mapping[str, Any], layout: RingL
         reserve_tokens=reserve_tokens,
         context_tokens=context.max_tokens,
         longest_context=longest,
-        longest_reserve_mib=_reserve_mib(layout, longest),
+        longest_reserve_mib=reserve_mib,
         model_tokens=model_tokens,
         token_bytes=sum(reads.values()),
         alone_per_second=alone,
@@ -91,8 +90,24 @@ def _reserve_mib(layout: RingLayout, num_tokens: int) -> int:
     return -(-(num_tokens + row_tokens) * token_bytes // MIB) if num_tokens else 0
 
 
-def _find_longest(settings: Settings, layout: RingLayout, most: int) -> int:
-    """Return the longest context that these layers leave room for, at most `most`."""
+def _find_longest(settings: Settings, source: ModelSource, layout: RingLayout, most: int) -> tuple[int, int]:
+    """Return the longest context that these layers leave room for, at most `most`, and its reserve in MiB."""
+    float_bytes = None if layout.rooms[0].has_gpu else 4
+
+    def with_contexts(num_tokens: int) -> RingLayout:
+        shape = source.shape(dequantize=layout.dequantize, float_bytes=float_bytes, num_tokens=num_tokens)
+        return replace(layout, shape=shape)
+
+    layout = with_contexts(most)
+    longest = _most_tokens(settings, layout, most)
+    if with_contexts(longest).shape != layout.shape:
+        layout = with_contexts(longest)
+        longest = _most_tokens(settings, layout, most)
+    return longest, _reserve_mib(layout, longest)
+
+
+def _most_tokens(settings: Settings, layout: RingLayout, most: int) -> int:
+    """Return the longest context by the memory of the hosts, at most `most`."""
 
     def is_too_long(num_steps: int) -> bool:
         num_tokens = num_steps * TOKENS_STEP

@@ -28,6 +28,7 @@ from distributed.planning.capacities import (
     HostCapacity,
     KVReserve,
     attention_bytes,
+    longest_context,
     make_reserve,
 )
 from distributed.planning.layer_plan import (
@@ -128,8 +129,9 @@ def choose_layout(settings: Settings, source: ModelSource, rooms: Sequence[HostR
             "form one ring; leave one kind out of WORKER_HOSTS"
         )
     kv = make_reserve(settings, sum(room.num_ranks for room in rooms))
+    num_tokens = longest_context(settings, source.config)
     if not num_gpus:
-        unpacked = source.shape(dequantize=True, float_bytes=4)
+        unpacked = source.shape(dequantize=True, float_bytes=4, num_tokens=num_tokens)
         if unpacked.weights_bytes <= MAX_DEQUANTIZED_SHARE * sum(
             room.free_bytes for room in _machines(rooms)
         ):
@@ -138,7 +140,7 @@ def choose_layout(settings: Settings, source: ModelSource, rooms: Sequence[HostR
             except PlanRefused:
                 if not source.is_packed:
                     raise
-    packed = source.shape(dequantize=False, float_bytes=None if num_gpus else 4)
+    packed = source.shape(dequantize=False, float_bytes=None if num_gpus else 4, num_tokens=num_tokens)
     return _lay_out(settings, source, packed, rooms, kv, dequantize=False)
 
 

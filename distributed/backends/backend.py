@@ -107,6 +107,7 @@ class Backend(ABC):
         is_last: bool,
         dequantize: bool = False,
         dtype: str | None = None,
+        keeps_windows: bool = False,
         on_progress: Callable[[float], None] | None = None,
     ) -> StageRunner:
         """Load one stage of the model in a folder, reading only its own tensors.
@@ -115,12 +116,13 @@ class Backend(ABC):
             layers: the stage's layers, numbered over the whole model; not empty.
             dequantize: unpack quantized weights to dtype.
             dtype: float32, float16 or bfloat16; None: what this machine computes in.
+            keeps_windows: layers with a window keep no more than it.
             on_progress: called with the share of the stage that is loaded, 0 to 1.
 
         Raises:
             ModelError: the folder cannot be served; the start stops with its sentence.
         """
-        parts = open_stage(folder, layers, is_first=is_first, is_last=is_last)
+        parts = open_stage(folder, layers, is_first=is_first, is_last=is_last, keeps_windows=keeps_windows)
         computed = getattr(mx, dtype) if dtype else self.dtype(parts.stored_dtype)
         return self.plan(parts, computed, dequantize=dequantize, on_progress=on_progress)
 

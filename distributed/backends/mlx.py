@@ -107,10 +107,13 @@ def greedy_on_gpu(logits: mx.array) -> mx.array:
 def _by_kind(caches: list[Any], layers: range, kinds: tuple[tuple[CacheKind, ...], ...]) -> list[Any]:
     """Return the caches of the places that have one; where layers pass through, an own one of that kind.
 
-    What a stage asks a cache of a kind for that it does not own, a mask, no layer of it uses.
+    What a stage asks a cache of a kind for that it does not own, a mask, no layer of it uses: any will do.
     """
     own = {kinds[place]: caches[place] for place in layers}
-    return [caches[place] if place in layers else own.get(kind) for place, kind in enumerate(kinds) if kind]
+    spare = next((cache for cache in caches if cache is not None), None)
+    return [
+        caches[place] if place in layers else own.get(kind, spare) for place, kind in enumerate(kinds) if kind
+    ]
 
 
 class MlxRunner(StageRunner):
@@ -124,7 +127,7 @@ class MlxRunner(StageRunner):
         layers, kinds = self.model.layers, self.model.kinds
         if kinds is None:
             return KVTable(len(layers), self.submit, self.model.windows)
-        return MixedTable(kinds[layers.start : layers.stop], self.submit)
+        return MixedTable(kinds[layers.start : layers.stop], self.submit, self.model.windows)
 
     def forward(self, x: mx.array, begun: Any) -> mx.array:
         layers, num_places = self.model.layers, len(self.model.inner.layers)

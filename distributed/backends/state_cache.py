@@ -9,12 +9,13 @@ Nothing is cleared either: a row whose first token is stepped starts from zeros,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
 from distributed.backends.kv_cache import KVTable, LayerCache, Submit, View
+from distributed.backends.window_cache import Ring, WindowCache
 
 if TYPE_CHECKING:
     from distributed.planning.families.hybrids import CacheKind
@@ -120,9 +121,22 @@ def _with_rows(old: mx.array, num_rows: int) -> mx.array:
 class MixedTable(KVTable):
     """The KV and states of layers of several kinds, for the rows of one table."""
 
-    def __init__(self, kinds: Sequence[tuple[CacheKind, ...]], submit: Submit | None = None) -> None:
-        """Args: kinds: what each layer caches, in the order in which it takes its caches."""
-        self._by_layer = [tuple(_MAKERS[kind]() for kind in each) for each in kinds]
+    def __init__(
+        self,
+        kinds: Sequence[tuple[CacheKind, ...]],
+        submit: Submit | None = None,
+        windows: Sequence[int | None] = (),
+    ) -> None:
+        """Make a table without rows.
+
+        Args:
+            kinds: what each layer caches, in the order in which it takes its caches.
+            windows: of each layer; none: no layer keeps a window.
+        """
+        self._by_layer = [
+            tuple(_make_cache(kind, window) for kind in each)
+            for each, window in zip(kinds, windows or [None] * len(kinds), strict=True)
+        ]
         super().__init__(0)
         self.layers = [cache for caches in self._by_layer for cache in caches]
         self.submit_by(submit)
@@ -139,15 +153,25 @@ class MixedTable(KVTable):
             not offset and bool(count) for offset, count in zip(step.offsets, step.counts, strict=True)
         ]
         starts = mx.array(is_start) if any(is_start) else None
+        rings: dict[int, Ring] = {}
         for cache in self.layers:
             if isinstance(cache, StateCache):
                 cache.starts, cache.is_new = starts, all(is_start)
+            elif isinstance(cache, WindowCache):
+                if cache.size not in rings:
+                    rings[cache.size] = Ring(cache.view, cache.size)
+                cache.ring = rings[cache.size]
+                cache.view = cache.ring.view
         return [caches[0] if len(caches) == 1 else caches or None for caches in self._by_layer]
 
     @property
     def state_num_bytes(self) -> int:
         """Bytes of what every row has, however long it is."""
-        return sum(cache.num_bytes for cache in self.layers if isinstance(cache, StateCache))
+        return sum(cache.num_bytes for cache in self.layers if isinstance(cache, StateCache | WindowCache))
 
 
-_MAKERS: dict[CacheKind, Callable[[], Any]] = {"kv": LayerCache, "state": StateCache}
+def _make_cache(kind: CacheKind, window: int | None) -> Any:
+    if kind == "window":
+        assert window is not None, "a window of no tokens"
+        return WindowCache(window)
+    return LayerCache() if kind == "kv" else StateCache()

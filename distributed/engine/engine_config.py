@@ -18,12 +18,11 @@ from distributed.engine.engine import EngineLimits
 from distributed.engine.scheduler import Scheduler, SchedulerLimits
 from distributed.engine.slots import SlotLimits
 from distributed.engine.status import RingStatus
-from distributed.planning.capacities import max_chunk_scores
+from distributed.planning.capacities import longest_context, max_chunk_scores
 from distributed.planning.checkpoint import read_config
 from distributed.planning.families.family import count_experts
-from distributed.planning.families.hybrids import layer_kinds
 from distributed.planning.kv_sizes import RankKV, find_largest, most_tokens, round_rows
-from distributed.planning.model_shape import layer_kv_values
+from distributed.planning.model_shape import layer_kv_values, layer_state_values, settle_windows
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +63,7 @@ def make_scheduler(settings: Settings, status: RingStatus, chunk: int, thread_ga
     is_auto = settings.microbatches == "auto"
     num_tables = len(status.ranks) if is_auto else int(settings.microbatches)
     config = read_config(settings.model_dir)
+    config = settle_windows(settings.model_name, config, longest_context(settings, config))
     max_kv_tokens, row_tokens = _limit_kv(settings, status, config)
     status.kv["max_tokens"] = max_kv_tokens
     # With `auto` a request of full length leaves room for a second one.
@@ -97,19 +97,20 @@ def make_scheduler(settings: Settings, status: RingStatus, chunk: int, thread_ga
     )
     has_drafts = settings.speculation == "prompt-lookup"
     if has_drafts and slots.has_states:
-        logger.info("SPECULATION is off: the model's layers keep states, which cannot be rolled back")
+        kept = "windows" if config["keeps_windows"] else "states"
+        logger.info("SPECULATION is off: the model's layers keep %s, which cannot be rolled back", kept)
     return Scheduler(limits, PromptLookup() if has_drafts and not slots.has_states else None)
 
 
 def _limit_kv(settings: Settings, status: RingStatus, config: Mapping[str, Any]) -> tuple[int, int]:
     """Return the most tokens of KV, and to how many of them the states of one row amount."""
-    values = layer_kv_values(str(settings.model_dir), config)
-    has_state = ["state" in kind for kind in layer_kinds(config)]
+    values = layer_kv_values(settings.model_name, config)
+    states = [sum(each) for each in layer_state_values(settings.model_name, config)]
     ranks = []
     for info in status.ranks:
         own = slice(info.first_layer, info.first_layer + info.num_layers)
         largest = info.kv_bytes_per_token * max(values[own]) // max(1, sum(values[own]))
-        largest_state = info.state_bytes_per_row // max(1, sum(has_state[own]))
+        largest_state = info.state_bytes_per_row * max(states[own]) // max(1, sum(states[own]))
         ranks.append(RankKV(info.kv_bytes_per_token, largest, info.state_bytes_per_row, largest_state))
     token_bytes, row_tokens = find_largest(ranks)
     return settings.kv_cache_reserved_memory_mb * 2**20 // token_bytes, row_tokens

@@ -49,15 +49,18 @@ def check_model(name: str, config: dict[str, Any], tensors: Mapping[str, TensorI
     provider_for(config).check(name, config, tensors)
 
 
-def open_stage(folder: Path, layers: range, *, is_first: bool, is_last: bool) -> "StageParts":
+def open_stage(
+    folder: Path, layers: range, *, is_first: bool, is_last: bool, keeps_windows: bool = False
+) -> "StageParts":
     """Build one stage of the model in a folder; its own tensors, and no others, are read by `read`.
 
     Args:
         layers: the stage's layers, numbered over the whole model; not empty.
+        keeps_windows: layers with a window keep no more than it.
 
     Raises:
         ModelError: the folder cannot be served; the start stops with its sentence.
     """
-    config = read_config(folder)
+    config = {**read_config(folder), "keeps_windows": keeps_windows}
     assert 0 <= layers.start < layers.stop <= config["num_hidden_layers"] and layers.step == 1, layers
     return provider_for(config).open(folder, config, layers, is_first=is_first, is_last=is_last)

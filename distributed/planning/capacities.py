@@ -1,9 +1,11 @@
 """Hosts as data: memory, speed, the reserve for KV, and the needs of a plan. No MLX."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from config import Settings
-from config.context_length import MOST_AUTO_TOKENS
+from config.context_length import MOST_AUTO_TOKENS, find_model_tokens, limit_context
 from distributed.planning.kv_sizes import padded_tokens, round_rows
 from distributed.planning.model_shape import ModelShape
 
@@ -96,6 +98,11 @@ def attention_bytes(settings: Settings, shape: ModelShape, num_tokens: int | Non
     num_tokens = num_tokens or _longest_context(settings)
     scores = max(max_chunk_scores(settings), MIN_SCORED_TOKENS * num_tokens)
     return NUM_SCORE_ARRAYS * scores * shape.score_bytes
+
+
+def longest_context(settings: Settings, config: Mapping[str, Any]) -> int:
+    """Return the longest context by the settings and a model's config."""
+    return limit_context(settings, find_model_tokens(config)).max_tokens
 
 
 def make_reserve(settings: Settings, ring_size: int) -> KVReserve:

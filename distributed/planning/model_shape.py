@@ -15,8 +15,9 @@ from typing import Any
 
 from distributed.planning.checkpoint import BadCheckpoint, TensorInfo, is_tied, read_config, read_tensors
 from distributed.planning.families.family import count_experts
-from distributed.planning.families.hybrids import CacheKind, layer_kinds, state_values
+from distributed.planning.families.hybrids import layer_kinds, state_values
 from distributed.planning.families.served import FAMILIES
+from distributed.planning.families.window_config import layer_windows
 from distributed.planning.model_listing import check_config_listed, check_files_listed
 from distributed.planning.stage_files import EMBEDDINGS, LAYER, NORMS, check_tensors
 
@@ -27,6 +28,9 @@ HEAD_COST_SHARE = 0.75
 # Widths of a head for which Metal keeps no scores in memory (mlx 0.32, scaled_dot_product_attention.cpp).
 _FUSED_HEADS = (64, 72, 80, 96, 128)
 _FLOATS = ("F32", "F16", "BF16")
+# A layer keeps its window alone where contexts are so long and rows take so many times as much without: such
+# rows have no drafts, and reuse no part of a prefix but where it was copied whole.
+MIN_RING_TOKENS, MIN_RING_SAVING = 8192, 1.5
 
 
 @dataclass(frozen=True)
@@ -116,13 +120,18 @@ def read_model_files(folder: Path) -> tuple[dict[str, Any], dict[str, TensorInfo
     return config, tensors
 
 
-def read_shape(folder: Path, *, dequantize: bool = False, float_bytes: int | None = None) -> ModelShape:
+def read_shape(
+    folder: Path, *, dequantize: bool = False, float_bytes: int | None = None, num_tokens: int = 0
+) -> ModelShape:
     """Read a model's shape from a folder that has all its files; see `make_shape`.
+
+    Args:
+        num_tokens: the longest context; 0: layers with a window keep the KV of all tokens.
 
     Raises:
         BadCheckpoint: files are missing or contradict each other.
     """
-    config, tensors = read_config(folder), read_tensors(folder)
+    config, tensors = settle_windows(str(folder), read_config(folder), num_tokens), read_tensors(folder)
     return make_shape(str(folder), config, tensors, dequantize=dequantize, float_bytes=float_bytes)
 
 
@@ -159,7 +168,6 @@ def make_shape(
     head_bytes = (embed_bytes if tied else _sum_under(sizes, "lm_head.")) + sum(
         _sum_under(sizes, f"model.{norm}.") for norm in NORMS
     )
-    kinds = layer_kinds(config)
     kv_values = layer_kv_values(name, config)  # names a key that is missing
     return ModelShape(
         num_layers=num_layers,
@@ -168,7 +176,9 @@ def make_shape(
         head_bytes=head_bytes,
         tied=tied,
         layer_kv_bytes=tuple(values * (float_bytes or 2) for values in kv_values),
-        layer_state_bytes=_state_bytes(config, kinds, float_bytes or 2),
+        layer_state_bytes=tuple(
+            narrow * (float_bytes or 2) + wide * 4 for narrow, wide in layer_state_values(name, config)
+        ),
         score_bytes=_score_bytes(config),
         layer_costs=tuple(layer_costs),
         head_cost=HEAD_COST_SHARE * head_bytes,
@@ -211,16 +221,6 @@ def _active_share(config: Mapping[str, Any]) -> float:
     return config["num_experts_per_tok"] / num_experts if num_experts else 1.0
 
 
-def _state_bytes(
-    config: Mapping[str, Any], kinds: tuple[tuple[CacheKind, ...], ...], float_bytes: int
-) -> tuple[int, ...]:
-    """Return the bytes of each layer's state of one row."""
-    if not any("state" in each for each in kinds):
-        return (0,) * len(kinds)
-    narrow, wide = state_values(config)
-    return tuple(narrow * float_bytes + wide * 4 if "state" in each else 0 for each in kinds)
-
-
 def _head_size(config: Mapping[str, Any]) -> int:
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
@@ -245,6 +245,40 @@ def layer_kv_values(name: str, config: Mapping[str, Any]) -> list[int]:
     """
     kinds = layer_kinds(config)
     return [n if "kv" in kind else 0 for n, kind in zip(_kv_values(name, config), kinds, strict=True)]
+
+
+def layer_state_values(name: str, config: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Return the values that each layer keeps of a row, however long: in the weights' type, and in float32.
+
+    A layer that keeps its window keeps the keys and values of so many tokens.
+
+    Raises:
+        BadCheckpoint: the config lacks what a layer's KV needs.
+    """
+    kinds, window = layer_kinds(config), config.get("sliding_window") or 0
+    state = state_values(config) if any("state" in kind for kind in kinds) else (0, 0)
+    return [
+        (window * values, 0) if "window" in kind else state if "state" in kind else (0, 0)
+        for values, kind in zip(_kv_values(name, config), kinds, strict=True)
+    ]
+
+
+def settle_windows(name: str, config: Mapping[str, Any], num_tokens: int) -> dict[str, Any]:
+    """Return the config with the decision whether layers with a window keep no more than it.
+
+    Args:
+        name: of the model, for error messages.
+        num_tokens: the longest context.
+
+    Raises:
+        BadCheckpoint: the config lacks what a layer's KV needs.
+    """
+    values, windows = _kv_values(name, config), layer_windows(config)
+    kept = sum(
+        each * min(window or num_tokens, num_tokens) for each, window in zip(values, windows, strict=False)
+    )
+    is_worth = num_tokens >= MIN_RING_TOKENS and MIN_RING_SAVING * kept <= num_tokens * sum(values)
+    return {**config, "keeps_windows": any(windows) and is_worth}
 
 
 def _kv_values(name: str, config: Mapping[str, Any]) -> list[int]:

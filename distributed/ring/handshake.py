@@ -48,6 +48,7 @@ class RingPlan:
     step_timeout_seconds: float
     load_timeout_seconds: float
     weights_marks: tuple[WeightsMark, ...] = ()  # by rank
+    keeps_windows: bool = False  # layers with a window keep no more than it
 
     @property
     def ranges(self) -> tuple[range, ...]:

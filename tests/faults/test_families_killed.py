@@ -23,16 +23,24 @@ TYPES = (
     "granite", "lfm2", "minimax_m2", "mixtral", "nemotron_h", "olmo2", "phi3", "qwen2_moe", "qwen3_5_moe",
     "qwen3_next", "seed_oss", "smollm3",
 )  # fmt: skip
+WINDOWED = ("gemma3_text", "gpt_oss", "gemma4_text")  # keep windows alone at long contexts
 NUM_CLIENTS = 8
 NUM_TOKENS = 200
 KILLED_AT = 60  # tokens of the first client's answer
 
 
-@pytest.mark.parametrize("model_type", TYPES)
-def test_answers_are_those_of_clients_alone(model_type: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model_type", "context"), [*((name, 4096) for name in TYPES), *((name, 8192) for name in WINDOWED)]
+)
+def test_answers_are_those_of_clients_alone(model_type: str, context: int, tmp_path: Path) -> None:
     """Prompts of unlike length; the answers continue from their logs on a new ring."""
     model = make_model_folder(tmp_path / "tiny", CONFIGS[model_type])
-    values = {"MODEL_REPO": str(model), "STATE_DIR": str(tmp_path / "state"), "SPOOL_DURABILITY": "process"}
+    values = {
+        "MODEL_REPO": str(model),
+        "STATE_DIR": str(tmp_path / "state"),
+        "SPOOL_DURABILITY": "process",
+        "MAX_SEQUENCE_LENGTH": str(context),
+    }
     numbers = random.Random(model_type)
     prompts = [[numbers.randrange(256) for _ in range(3 + 9 * client)] for client in range(NUM_CLIENTS)]
     with (
@@ -53,6 +61,7 @@ def test_answers_are_those_of_clients_alone(model_type: str, tmp_path: Path) -> 
 
         alone = [ask(client) for client in range(NUM_CLIENTS)]
         assert all(len(ids) == NUM_TOKENS for ids in alone)
+        assert ("layers keep windows" in ring.log(0)) == (context > 4096)
         running = [threads.submit(ask, client) for client in range(NUM_CLIENTS)]
         _wait_until_underway(ring)
         ring.kill()

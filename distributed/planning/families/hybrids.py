@@ -21,9 +21,10 @@ from distributed.planning.families.family import (
     Family,
     make_family,
 )
+from distributed.planning.families.window_config import SLIDING
 from distributed.planning.model_errors import UnsupportedModel
 
-CacheKind = Literal["kv", "state"]
+CacheKind = Literal["kv", "state", "window"]  # of all tokens, of a row, of a row's last tokens
 
 _FULL = "full_attention"
 # Kinds of layers that cache something else than keys and values alone.
@@ -371,7 +372,8 @@ _TYPES: Mapping[str, Callable[[dict[str, Any], list[str] | None], list[str]]] = 
 def layer_kinds(config: Mapping[str, Any]) -> tuple[tuple[CacheKind, ...], ...]:
     """Return what each layer caches, in the order in which its class takes the caches."""
     types = config.get("layer_types") or [_FULL] * config["num_hidden_layers"]
-    return tuple(_KINDS.get(kind, ("kv",)) for kind in types)
+    kinds = {**_KINDS, SLIDING: ("window",)} if config.get("keeps_windows") else _KINDS
+    return tuple(kinds.get(kind, ("kv",)) for kind in types)
 
 
 _MAMBA = ("mamba_n_heads", "mamba_d_head", "mamba_d_state", "mamba_n_groups", "mamba_d_conv")

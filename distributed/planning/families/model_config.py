@@ -8,6 +8,7 @@ silently uses its own default for a missing key. So every reader of a config use
     num_key_value_heads, head_dim, num_experts: numbers, never absent where a type has them
     quantization       MLX's own packing or absent
     layer_kv_values    what each layer caches of a token, where layers differ in it
+    keeps_windows      absent: model_shape.settle_windows decides it by the context that is served
     layer_types        and sliding_window where a layer has one, else neither (window_config.py)
     tie_word_embeddings   true, false, or absent: then the weights decide (checkpoint.is_tied)
 
@@ -172,7 +173,8 @@ def _join_spellings(config: dict[str, Any], family: Family) -> None:
 def _with_defaults(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """Return the config with defaults for absent keys; a null head count or size follows from other keys."""
     config = dict(raw)
-    config.pop("layer_kv_values", None)  # follows from other keys
+    for key in ("layer_kv_values", "keeps_windows"):  # follow from other keys
+        config.pop(key, None)
     _join_spellings(config, family)
     for key, value in family.defaults.items():
         if key not in config:

@@ -93,7 +93,7 @@ def test_the_hub_goes_before_the_class(run: Run, monkeypatch: pytest.MonkeyPatch
 def figures_of(settings: Settings, hosts: str, source: ModelSource | None = None) -> PlanFigures:
     """Return the figures of a plan; the model is of 40 equal layers of 1 GB."""
     source = source or make_source()
-    return compute_figures(settings, source.config, choose_layout(settings, source, read_hosts(hosts)))
+    return compute_figures(settings, source, choose_layout(settings, source, read_hosts(hosts)))
 
 
 @pytest.fixture
@@ -141,6 +141,8 @@ def test_a_bandwidth_is_of_all_hosts_or_of_none(text: str) -> None:
         (LITE, "a:16GB,b:24GB"),
         (GLM, "a:160GB,b:192GB"),
         (GLM, "a:512GB@819GB/s"),
+        ("gpt-oss-120b-MXFP4-Q8", "a:64GB,b:64GB"),
+        ("gpt-oss-120b-MXFP4-Q8", "a:94GB"),
     ],
 )
 def test_the_longest_context_fits_with_the_settings_that_are_named_and_no_longer_one_does(
@@ -153,7 +155,7 @@ def test_the_longest_context_fits_with_the_settings_that_are_named_and_no_longer
         texts = {key: str(value) for key, value in values.items()}
         settings = load_settings({"STATE_DIR": str(tmp_path), **texts}, root=tmp_path, environ={})
         layout = choose_layout(settings, source, rooms)
-        return compute_figures(settings, source.config, layout), layout
+        return compute_figures(settings, source, layout), layout
 
     first, layout = plan(KV_CACHE_RESERVED_MEMORY_MB=1)
     longest, reserve = first.longest_context, first.longest_reserve_mib

@@ -178,6 +178,7 @@ def test_a_rank_that_loads_on_a_gpu_limits_the_cache_and_counts_by_mlx(
         model_folder=str(make_checkpoint(tmp_path, "llama")),
         ranges=(range(4),),
         dequantize=False,
+        keeps_windows=False,
     )
     told = Watchdog(0, has_supervisor=False)
     settings: Any = SimpleNamespace(local_ranks=1)

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.distributed.models.transformers_models import VARIANTS
 from tests.fakes.checkpoints import reference_model
 from tests.fakes.family_configs import CONFIGS, NEW
 from tests.fakes.stand_in_gpu import StandInGpu
+from tests.fakes.window_configs import WINDOW_BEYOND
 from tests.services.stages import StageChain, load_chain, reference_logits, reference_tokens
 
 PROMPT = [(7 * i + 3) % 250 for i in range(13)]
@@ -109,17 +111,21 @@ def median_error(logits: mx.array, exact: mx.array) -> float:
     return float(np.median(np.sqrt(np.mean(np.array(logits.astype(mx.float32) - exact) ** 2, axis=-1))))
 
 
-@pytest.mark.parametrize("name", NEW)
-def test_three_uneven_stages_give_the_numbers_of_mlx_lm(root: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "keeps_windows"), [*((name, False) for name in NEW), *((name, True) for name in WINDOW_BEYOND)]
+)
+def test_three_uneven_stages_give_the_numbers_of_mlx_lm(root: Path, name: str, keeps_windows: bool) -> None:
     """A prompt in chunks, then rows of unlike length."""
     folder = folder_of(root, name)
-    model, chain = reference_of(folder)[0], load_chain(folder, (1, 2, 1))
+    model, chain = reference_of(folder)[0], load_chain(folder, (1, 2, 1), keeps_windows=keeps_windows)
     assert mx.allclose(
         chain.prefill(PROMPT, chunk=5), reference_logits(model, PROMPT), rtol=0, atol=TOLERANCE
     )
     check_tokens(chain, folder)
     check_rows(chain, model)
-    check_sizes(chain, read_shape(folder, float_bytes=4), model, CONFIGS[name])
+    shape = read_shape(folder, float_bytes=4, num_tokens=10**6 if keeps_windows else 0)
+    assert any(shape.layer_state_bytes) == (keeps_windows or FAMILIES[name].kv == "state")
+    check_sizes(chain, shape, model, CONFIGS[name])
 
 
 def check_sizes(chain: StageChain, shape: ModelShape, model: Any, config: dict[str, Any]) -> None:
@@ -166,9 +172,9 @@ WAYS: list[tuple[Backend, Any, tuple[Packing, ...]]] = [
 def test_every_cut_gives_the_tokens_of_mlx_lm(root: Path, name: str, counts: tuple[int, ...]) -> None:
     """Float32 and bfloat16, plain and packed, a prompt whole, in chunks and token by token."""
     for backend, dtype, packings in WAYS:
-        for packing in packings:
+        for packing, keeps_windows in product(packings, {False, name in WINDOW_BEYOND}):
             folder = folder_of(root, name, packing, dtype)
-            chain = load_chain(folder, counts, backend)
+            chain = load_chain(folder, counts, backend, keeps_windows=keeps_windows)
             if dtype == mx.float32:
                 for chunk in (1, 5, len(PROMPT)):
                     check_tokens(chain, folder, chunk=chunk)

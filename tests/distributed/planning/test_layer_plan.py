@@ -26,7 +26,9 @@ from distributed.planning.layer_plan import (
     weights_hash,
 )
 from distributed.planning.model_shape import ModelShape, read_shape
+from distributed.self_test.seeded_models import make_model_folder
 from tests.fakes.checkpoints import make_checkpoint
+from tests.fakes.family_configs import CONFIGS
 from tests.fakes.model_shapes import make_model_shape
 from tests.services.stages import load_runners
 
@@ -251,6 +253,25 @@ def test_a_rank_whose_layers_cache_more_than_others_has_room_for_its_kv() -> Non
     kv = KVReserve(1000, max_tokens=200, max_rows=4)
     needs = needs_of(shape, alone(None, None), split_layers(4, (2, 2)), kv)
     assert [need.kv_bytes for need in needs] == [1000, 800]
+
+
+@pytest.mark.parametrize(
+    ("window", "num_tokens", "row_bytes"),
+    [
+        (128, 4096, 4096 * 4),  # short enough
+        (128, 8192, 2 * (8192 + 128)),
+        (4096, 8192, 8192 * 4),  # too little to gain
+        (4096, 32768, 2 * (32768 + 4096)),
+    ],
+)
+def test_windows_are_kept_alone_where_that_saves_much(
+    tmp_path: Path, window: int, num_tokens: int, row_bytes: int
+) -> None:
+    """A row of a longest context, in units of a layer's KV of a token; every second layer has a window."""
+    config = CONFIGS["gpt_oss"] | {"sliding_window": window, "max_position_embeddings": 1 << 17}
+    shape = read_shape(make_model_folder(tmp_path, config), float_bytes=4, num_tokens=num_tokens)
+    of_a_token = 2 * config["num_key_value_heads"] * config["head_dim"] * 4
+    assert shape.kv_bytes(range(4), num_tokens, 1) == row_bytes * of_a_token
 
 
 def test_tied_embeddings_count_once_on_a_ring_of_one() -> None:
