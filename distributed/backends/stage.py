@@ -157,8 +157,10 @@ class Stage:
         inputs = mx.zeros((1, 1), mx.int32) if first else mx.zeros((1, 1, model.hidden_size), model.dtype)
         self.run(step, inputs)
         self.rest()
-        self.state_bytes_per_row = getattr(self._table(0), "state_num_bytes", 0)
-        self.kv_bytes_per_token = (self.kv_num_bytes - self.state_bytes_per_row) // padded_tokens(1, 1)
+        table = self._table(0)
+        self.state_bytes_per_row = getattr(table, "full_state_num_bytes", 0)
+        state_bytes = getattr(table, "state_num_bytes", 0)
+        self.kv_bytes_per_token = (self.kv_num_bytes - state_bytes) // padded_tokens(1, 1)
         self.drop_tables()
 
     def drop_tables(self) -> None:

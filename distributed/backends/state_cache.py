@@ -166,8 +166,15 @@ class MixedTable(KVTable):
 
     @property
     def state_num_bytes(self) -> int:
-        """Bytes of what every row has, however long it is."""
+        """Bytes of states and windows."""
         return sum(cache.num_bytes for cache in self.layers if isinstance(cache, StateCache | WindowCache))
+
+    @property
+    def full_state_num_bytes(self) -> int:
+        """Bytes of states and windows of long rows."""
+        return self.state_num_bytes + sum(
+            cache.full_num_bytes - cache.num_bytes for cache in self.layers if isinstance(cache, WindowCache)
+        )
 
 
 def _make_cache(kind: CacheKind, window: int | None) -> Any:

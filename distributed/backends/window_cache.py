@@ -4,7 +4,7 @@ A ring stands at exactly the tokens that were stepped, as a state does (state_ca
 padded, nothing is rolled back, and a row is copied whole or not at all. A row whose first token is stepped
 starts from zeros, so nothing is cleared either.
 
-    keys, values of a layer: (rows, H, window, D); the token at position p lies in column p modulo window
+    keys, values of a layer: (rows, H, window or less, D); token p lies in column p modulo window
 
 Positions are in the keys already, so attention does not care for the order of columns. A step of one token a
 row writes its column and reads the ring in place; a chunk reads the ring and its own tokens behind it.
@@ -106,11 +106,19 @@ class WindowCache(LayerCache):
         super().write_prefix(shape, slot, keys, values)
 
     def make_room(self, shape: tuple[int, int], keys: mx.array, values: mx.array) -> None:
-        """Have so many rows, as wide as `keys` and `values` (…, H, …, D)."""
-        super().make_room((shape[0], self.size), keys, values)
+        """Have so many rows, as wide as `keys` and `values` (…, H, …, D).
+
+        In a table of fewer tokens than the window no row has come to its end, so the rest is left out.
+        """
+        super().make_room((shape[0], min(self.size, shape[1])), keys, values)
 
     def clear(self, slot: int, start: int, end: int) -> None:
         """Nothing to do: a row whose numbers are not finite starts anew."""
+
+    @property
+    def full_num_bytes(self) -> int:
+        """Bytes of all rows once the table has as many tokens as the window."""
+        return 0 if self.keys is None else self.num_bytes * self.size // self.keys.shape[2]
 
     def _joined(self, buffer: mx.array, new: mx.array) -> mx.array:
         """Return what a chunk sees: the ring, and the chunk's own tokens behind it."""

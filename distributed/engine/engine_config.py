@@ -82,6 +82,7 @@ def make_scheduler(settings: Settings, status: RingStatus, chunk: int, thread_ga
         max_kv_tokens=max_kv_tokens,
         max_kept_tokens=max_kept,
         row_tokens=row_tokens,
+        window=config["sliding_window"] if config.get("keeps_windows") else 0,
     )
     limits = SchedulerLimits(
         max_in_flight=num_tables + 1,

@@ -29,13 +29,15 @@ SLACK_TOKENS, SLACK_SHARE = 512, 0.125
 class SlotLimits:
     """Limits of the tables: `max_kv_tokens` includes padding, `max_kept_tokens` are kept for reuse.
 
-    `row_tokens`: the states of a row take as much memory as the KV of so many tokens; 0: there are none."""
+    `row_tokens`: the states of a row take as much memory as the KV of so many tokens; 0: there are none. They
+    are windows of `window` tokens, which shorter rows do not fill; 0: they are states of one size."""
 
     num_tables: int
     max_rows: int
     max_kv_tokens: int
     max_kept_tokens: int
     row_tokens: int = 0
+    window: int = 0
 
     @property
     def has_states(self) -> bool:
@@ -44,7 +46,10 @@ class SlotLimits:
 
     def table_tokens(self, num_rows: int, num_tokens: int) -> int:
         """Return what a table of this size takes of `max_kv_tokens`."""
-        return num_rows * (num_tokens + self.row_tokens)
+        states = self.row_tokens
+        if num_tokens < self.window:
+            states = -(-states * num_tokens // self.window)
+        return num_rows * (num_tokens + states)
 
 
 class SlotTables:

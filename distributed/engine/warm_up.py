@@ -69,7 +69,7 @@ def plan_warm_up(warm_up: WarmUp) -> list[StageStep]:
         steps.append(replace(step, resizes=(Resize(0, *wanted),) if wanted != size else ()))
         size = wanted
     orders = list(_orders())
-    rows_tokens = warm_up.limits.slots.table_tokens(ORDERS_ROWS, 0)
+    rows_tokens = ORDERS_ROWS * warm_up.limits.slots.row_tokens
     if all(map(warm_up.fits, orders)) and warm_up.limits.slots.max_kv_tokens >= ORDERS_TOKENS + rows_tokens:
         steps += orders
     return steps

@@ -21,6 +21,7 @@ def make_scheduler(
     drafter: Drafter | None = None,
     max_gathered: int = 0,
     row_tokens: int = 0,
+    window: int = 0,
 ) -> Scheduler:
     slots = SlotLimits(
         num_tables=num_tables,
@@ -28,6 +29,7 @@ def make_scheduler(
         max_kv_tokens=max_kv_tokens,
         max_kept_tokens=kept,
         row_tokens=row_tokens,
+        window=window,
     )
     limits = SchedulerLimits(
         max_in_flight=num_tables, max_chunk_tokens=chunk, slots=slots, max_gathered=max_gathered

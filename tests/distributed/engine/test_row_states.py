@@ -52,6 +52,26 @@ def solo(stages: list[Stage], prompt: list[int], num_tokens: int) -> list[int]:
     return answer(sequence)
 
 
+def test_rows_shorter_than_a_window_take_less(tmp_path: Path) -> None:
+    """Many at once, within a budget that whole windows exceed, answer as with the KV of all tokens."""
+    window = 400
+    folder = make_model_folder(tmp_path / "tiny", {**CONFIGS["gemma3_text"], "sliding_window": window})
+    stages, whole = (load_stages(folder, (1, 3), keeps_windows=keeps) for keeps in (True, False))
+    prompts = prompts_of(4)
+    states = row_tokens(stages)
+    budget = 4 * (128 + states * 128 // window + 1)
+    assert budget < 4 * states
+    ring = LocalRing(stages, row_tokens=states, window=window, max_kv_tokens=budget, chunk=32)
+    asked = [ring.ask(prompt, 30) for prompt in prompts]
+    ring.run()
+    assert not ring.scheduler.num_preemptions
+    for sequence, prompt in zip(asked, prompts, strict=True):
+        alone = LocalRing(whole)
+        wanted = alone.ask(prompt, 30)
+        alone.run()
+        assert answer(sequence) == answer(wanted)
+
+
 def test_many_at_once_answer_as_alone(stages: list[Stage]) -> None:
     """Prompts of unlike length in chunks, rows that join and leave, and so little memory that some wait."""
     prompts = [*prompts_of(4), *[[(7 * i + 31 * j) % 250 for i in range(30 + 9 * j)] for j in range(4)]]
