@@ -27,7 +27,7 @@ from distributed.planning.model_shape import layer_kv_values, layer_state_values
 logger = logging.getLogger(__name__)
 
 # A chunk takes at most this share of STEP_TIMEOUT in a stage, as far as earlier ones tell.
-CHUNK_SHARE = 0.2
+CHUNK_SHARE = 0.4
 MIN_MIXTURE_CHUNK_TOKENS = 64  # also beside answers that wait: a step reads about every expert
 # So few rows are one decode group where the stage that works may use the cores of those that wait: every
 # group pays for its own read of the weights. More rows lose by it where others use the cores, too.
