@@ -1,6 +1,7 @@
 """Tools, reasoning and constrained answers over HTTP, some by the official client."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,9 @@ def roomy(tmp_path: Path) -> Any:
 
 
 @pytest.fixture
-def agent(roomy: Service) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{roomy.url}/v1", api_key="none", max_retries=0)
+def agent(roomy: Service) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{roomy.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
 
 
 def test_calls_come_whole_with_their_ids(agent: openai.OpenAI, roomy: Service) -> None:

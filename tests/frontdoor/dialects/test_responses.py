@@ -36,8 +36,9 @@ def roomy(shared: Service) -> Service:
 
 
 @pytest.fixture
-def client(roomy: Service) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{roomy.url}/v1", api_key="none", max_retries=0)
+def client(roomy: Service) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{roomy.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
 
 
 def post(service: Service, **fields: Any) -> dict[str, Any]:
