@@ -187,7 +187,7 @@ class CallGrammar:
         return " ".join(names), "".join(rules)
 
     def _any_argument(self, place: int, before: str, after: str) -> str:
-        """Return the rule for an argument of any name, with text or, where that is told apart, JSON."""
+        """Return the rule for an argument of any name, with text, or with JSON if the format marks it."""
         start, end = before.replace(IS_TEXT, "true").split(NAME)
         rules = f"any_{place}: {self.literal(start)} KEY {self.literal(end)} value_{place}"
         if IS_TEXT in before:

@@ -89,14 +89,9 @@ def normalise_rope(config: dict[str, Any], family: Family) -> None:
     if "rotary_dim" in family.honoured and config.get("rotary_dim") is None:
         config["rotary_dim"] = int(config["head_dim"] * config["partial_rotary_factor"])
     if family.runs_as == "ministral3":
-        original = scaling.get("original_max_position_embeddings") or given.get(
-            "original_max_position_embeddings"
-        )
         config["rope_parameters"] = {
-            **scaling,
+            **_parameters_of_ministral3(scaling, given, config),
             "rope_theta": float(theta),
-            "llama_4_scaling_beta": float(given.get("llama_4_scaling_beta") or 0.0),
-            "original_max_position_embeddings": original or config["max_position_embeddings"],
         }
         return
     config["rope_theta"] = float(theta)
@@ -107,6 +102,17 @@ def normalise_rope(config: dict[str, Any], family: Family) -> None:
             FULL: {key: config[key] for key in keys},
             SLIDING: {key: config[f"local_{key}"] for key in keys},
         }
+
+
+def _parameters_of_ministral3(
+    scaling: Mapping[str, Any], given: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    key = "original_max_position_embeddings"
+    return {
+        **scaling,
+        "llama_4_scaling_beta": float(given.get("llama_4_scaling_beta") or 0.0),
+        key: scaling.get(key) or given.get(key) or config["max_position_embeddings"],
+    }
 
 
 def _take_apart(config: dict[str, Any], local_theta: str, *, has_own_share: bool) -> None:
